@@ -1,0 +1,64 @@
+//! The `image` of a package, split into repository, tag and digest.
+//!
+//! Only the split: whether the parts are well-formed is the OCI client's to say. The reference implementation cuts at the
+//! first colon and so loses registry ports; here a tag is what follows the last colon after the last slash.
+
+/// An image split into its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageParts<'a> {
+    /// Registry and path, without tag or digest.
+    pub repository: &'a str,
+    pub tag: Option<&'a str>,
+    /// `sha256:…`, without the `@`.
+    pub digest: Option<&'a str>,
+}
+
+/// Splits an image reference.
+#[must_use]
+pub fn split(image: &str) -> ImageParts<'_> {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (image, None),
+    };
+    let path = name.rfind('/').map_or(0, |slash| slash + 1);
+    match name[path..].rfind(':') {
+        Some(colon) => ImageParts {
+            repository: &name[..path + colon],
+            tag: Some(&name[path + colon + 1..]),
+            digest,
+        },
+        None => ImageParts {
+            repository: name,
+            tag: None,
+            digest,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_digests_survive() {
+        for (image, repository, tag, digest) in [
+            ("ghcr.io/a/b", "ghcr.io/a/b", None, None),
+            ("ghcr.io/a/b:1.0", "ghcr.io/a/b", Some("1.0"), None),
+            ("localhost:5000/x", "localhost:5000/x", None, None),
+            ("localhost:5000/x:1", "localhost:5000/x", Some("1"), None),
+            ("r/x@sha256:ab", "r/x", None, Some("sha256:ab")),
+            ("r:1/x:2@sha256:ab", "r:1/x", Some("2"), Some("sha256:ab")),
+            ("busybox:latest", "busybox", Some("latest"), None),
+        ] {
+            assert_eq!(
+                split(image),
+                ImageParts {
+                    repository,
+                    tag,
+                    digest
+                },
+                "{image}"
+            );
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What a Node's annotations say of the packages on it: the record that other tools read and edit.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::package::PackageStatus;
+
+/// Package states by `name|version`.
+pub type PackageStates = BTreeMap<String, PackageStatus>;
+
+/// Where the package states of a Node came from (annotation [`crate::names::stamp`]).
+///
+/// A Node without it was registered anew, or is known from the reference implementation alone.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Stamp {
+    /// UID of the lease whose result is recorded.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub lease: String,
+    /// Revision that the result is of.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub revision: String,
+    #[serde(rename = "bootID", skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
+    pub machine_id: String,
+    /// UID of the lease under which the node is worked on now.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub granted: String,
+    /// Whether the node was Ready when that lease was granted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub was_ready: bool,
+    /// Digest of the package states that the coordinator wrote last: another digest means that somebody edited them.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub states: String,
+}
+
+impl Stamp {
+    /// True when the Node carries a result of ours.
+    #[must_use]
+    pub fn has_result(&self) -> bool {
+        !self.lease.is_empty()
+    }
+
+    /// Reads the annotation; one that cannot be read is treated as absent, since the stamp is ours alone.
+    #[must_use]
+    pub fn parse(annotation: Option<&str>) -> Option<Self> {
+        serde_json::from_str(annotation?).ok()
+    }
+
+    /// The annotation's value.
+    #[must_use]
+    pub fn render(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Who cordoned a Node (annotation [`crate::names::CORDON_OWNERS`]).
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CordonRecord {
+    /// Whether the node was unschedulable before the first of us came.
+    pub was_unschedulable: bool,
+    /// Skyhook to the UID of the lease that it cordoned under.
+    pub owners: BTreeMap<String, String>,
+}
+
+impl CordonRecord {
+    /// Reads the annotation; absent or unreadable means that nobody of ours holds a cordon.
+    #[must_use]
+    pub fn parse(annotation: Option<&str>) -> Self {
+        annotation
+            .and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
+    }
+
+    /// The annotation's value.
+    #[must_use]
+    pub fn render(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// A `nodeState_<skyhook>` annotation that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or mend it"
+)]
+pub struct MalformedState {
+    pub annotation: String,
+    pub problem: String,
+}
+
+/// Reads a `nodeState_<skyhook>` annotation.
+pub fn parse_states(
+    annotation: &str,
+    value: Option<&str>,
+) -> Result<PackageStates, MalformedState> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else {
+        return Ok(PackageStates::new());
+    };
+    serde_json::from_str(value).map_err(|e| MalformedState {
+        annotation: annotation.to_owned(),
+        problem: e.to_string(),
+    })
+}
+
+/// The annotation's value: compact JSON, keys sorted.
+#[must_use]
+pub fn render_states(states: &PackageStates) -> String {
+    serde_json::to_string(states).unwrap_or_default()
+}
+
+/// Digest of an annotation's value, for [`Stamp::states`].
+#[must_use]
+pub fn states_digest(value: &str) -> String {
+    hex(&Sha256::digest(value.as_bytes())[..8])
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATE: &str = r#"{"a|1.0.0":{"name":"a","version":"1.0.0","image":"r/a","stage":"config","state":"complete"}}"#;
+
+    #[test]
+    fn states_survive_a_round_trip_byte_for_byte() {
+        let states = parse_states("x", Some(STATE)).unwrap();
+        assert_eq!(render_states(&states), STATE);
+        assert_eq!(render_states(&PackageStates::new()), "{}");
+    }
+
+    #[test]
+    fn what_the_reference_wrote_is_read() {
+        for (value, entries) in [
+            (None, 0),
+            (Some(""), 0),
+            (Some("{}"), 0),
+            (
+                Some(
+                    r#"{"a|1":{"name":"a","version":"1","image":"i","containerSHA":"sha256:x","stage":"post-interrupt","state":"skipped","restarts":3,"future":1}}"#,
+                ),
+                1,
+            ),
+        ] {
+            assert_eq!(
+                parse_states("x", value).unwrap().len(),
+                entries,
+                "{value:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_states_name_the_annotation() {
+        let error = parse_states("skyhook.nvidia.com/nodeState_s", Some("{"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("skyhook.nvidia.com/nodeState_s"), "{error}");
+    }
+
+    #[test]
+    fn a_stamp_of_a_grant_is_not_a_result() {
+        let stamp = Stamp {
+            granted: "uid".into(),
+            ..Stamp::default()
+        };
+        assert_eq!(Stamp::parse(Some(&stamp.render())), Some(stamp.clone()));
+        assert!(!stamp.has_result());
+        assert_eq!(Stamp::parse(None), None);
+        assert_eq!(Stamp::parse(Some("not json")), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! The `InterruptionLease`: which node is being worked on now, for whom, and how far it is.
+//!
+//! One per Node and named after it. Creating it reserves a slot, `spec.granted` grants it, deleting it releases
+//! it. The coordinator writes `spec`, the agent of that node writes `status`. [`protocol`] has the rules.
+
+pub mod protocol;
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::installed::Stamp;
+use crate::package::PackageStatus;
+use crate::stage::{Stage, State};
+
+/// The right to work on one node, given by the coordinator out of the budget.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "skyhook.nvidia.com",
+    version = "v1alpha1",
+    kind = "InterruptionLease",
+    plural = "interruptionleases",
+    status = "InterruptionLeaseStatus",
+    derive = "PartialEq",
+    printcolumn(json_path = ".spec.skyhook.name", name = "Skyhook", type_ = "string"),
+    printcolumn(json_path = ".status.phase", name = "Phase", type_ = "string"),
+    printcolumn(json_path = ".status.package", name = "Package", type_ = "string"),
+    printcolumn(json_path = ".status.stage", name = "Stage", type_ = "string"),
+    printcolumn(json_path = ".status.state", name = "State", type_ = "string"),
+    printcolumn(json_path = ".status.since", name = "Since", type_ = "date"),
+    printcolumn(
+        json_path = ".spec.drain.state",
+        name = "Drain",
+        type_ = "string",
+        priority = 1
+    ),
+    printcolumn(
+        json_path = ".spec.stop.reason",
+        name = "Stop",
+        type_ = "string",
+        priority = 1
+    ),
+    printcolumn(
+        json_path = ".status.message",
+        name = "Message",
+        type_ = "string",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct InterruptionLeaseSpec {
+    /// The Node; an agent whose Node has another UID ignores the lease.
+    pub node: NodeRef,
+    /// The Skyhook that the node is worked on for.
+    pub skyhook: SkyhookRef,
+    /// Name of the ControllerRevision, in the namespace of the installation, that the node is brought to.
+    pub revision: String,
+    /// Package states on record at the Node when the lease was written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub installed: BTreeMap<String, PackageStatus>,
+    /// Where `installed` came from; unset for a Node that carries no result of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stamp: Option<Stamp>,
+    /// The part of the budget that the lease takes a slot of.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub compartment: String,
+    /// Set when the slot is granted; before that an agent does nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub granted: Option<Granted>,
+    /// How far the node's drain is.
+    #[serde(default)]
+    pub drain: Drain,
+    /// Set when the agent must stop at the next step boundary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+}
+
+/// A Node, by name and UID.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub struct NodeRef {
+    pub name: String,
+    pub uid: String,
+}
+
+/// A Skyhook, by name and UID.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub struct SkyhookRef {
+    pub name: String,
+    pub uid: String,
+    /// The generation that the revision was rendered from: host paths and step environment carry it.
+    #[serde(default)]
+    pub generation: i64,
+}
+
+/// By whom a slot was granted, and when (for display only).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    pub by: String,
+    pub at: String,
+}
+
+/// How far the drain of the node is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drain {
+    #[serde(default)]
+    pub state: DrainState,
+    /// Since when the state holds (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Pods that the drain waits for, and what keeps them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blockers: Vec<Blocker>,
+}
+
+/// States of a drain.
+#[derive(
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+)]
+pub enum DrainState {
+    /// Nothing was cordoned.
+    #[default]
+    NotRequested,
+    /// Cordoned; pods that must not be interrupted still run.
+    Waiting,
+    /// Pods are being evicted.
+    Draining,
+    /// No pod that has to leave is left: the agent may interrupt the host.
+    Drained,
+}
+
+/// A pod that has to leave, and why it is still there.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub struct Blocker {
+    /// `namespace/name`.
+    pub pod: String,
+    pub reason: String,
+}
+
+/// Why the agent must stop, and since when.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Stop {
+    pub reason: StopReason,
+    /// RFC 3339.
+    pub since: String,
+}
+
+/// Reasons to stop at the next step boundary.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum StopReason {
+    /// The Skyhook's packages changed.
+    NewRevision,
+    /// The agent holds: lease, slot and cordon stay.
+    Paused,
+    Disabled,
+    /// The Skyhook or the lease is being deleted, or the node left the selection.
+    Deleted,
+    /// Somebody edited the node's package states.
+    Edited,
+    DrainTimedOut,
+}
+
+/// What the agent reports.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InterruptionLeaseStatus {
+    /// Generation of the lease's spec that this status answers to.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// How far the agent is; unset until it has accepted the lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Whether an interrupt will be needed, known when the agent has read the revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_drain: Option<bool>,
+    /// Which packages want which interrupt.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub needs_drain_reason: String,
+    /// The host's boot ID (`/proc/sys/kernel/random/boot_id`).
+    #[serde(rename = "bootID", default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    /// The host's machine ID (`/etc/machine-id`).
+    #[serde(
+        rename = "machineID",
+        default,
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub machine_id: String,
+    /// Version of the agent that wrote this.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent_version: String,
+    /// Every package that is or was on the node, by `name|version`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub packages: BTreeMap<String, PackageReport>,
+    /// The package that is worked on, for display.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<Stage>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// Since when phase, package, stage and state are what they are (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// What the agent does or waits for, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// How far the agent is with a lease.
+///
+/// ```text
+/// Accepted ─► Preparing ─┬─► AwaitingDrain ─► Running ⇄ Erroring ─► Complete
+///                        └──────────────────► Running
+/// any of these, told to stop ─► Stopped
+/// ```
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum Phase {
+    /// The agent holds the lease; nothing was done yet.
+    Accepted,
+    /// Images are pulled and unpacked; packages that need no interrupt run.
+    Preparing,
+    /// Packages that need an interrupt wait until the node is drained.
+    AwaitingDrain,
+    /// A wave with an interrupt runs: it ends without asking again.
+    Running,
+    /// A package failed and is tried again.
+    Erroring,
+    /// Everything in the revision is done.
+    Complete,
+    /// The agent stopped as it was told to; it does nothing more under this lease.
+    Stopped,
+}
+
+impl Phase {
+    /// True when the agent does nothing more under the lease.
+    #[must_use]
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Complete | Self::Stopped)
+    }
+}
+
+/// What the agent reports of one package.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PackageReport {
+    pub name: String,
+    pub version: String,
+    pub image: String,
+    #[serde(
+        rename = "containerSHA",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub container_sha: Option<String>,
+    pub stage: Stage,
+    pub state: State,
+    #[serde(default)]
+    pub restarts: i32,
+    /// Digest of the manifest that was unpacked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
+    /// Why it is not further, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Since when stage and state are what they are (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+}
+
+impl PackageReport {
+    /// The part that goes to the Node's annotation and the Skyhook's status.
+    #[must_use]
+    pub fn status(&self) -> PackageStatus {
+        PackageStatus {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            image: self.image.clone(),
+            container_sha: self.container_sha.clone(),
+            stage: self.stage,
+            state: self.state,
+            restarts: self.restarts,
+        }
+    }
+}

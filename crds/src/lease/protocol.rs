@@ -1,0 +1,194 @@
+//! Which write to a lease is legal when. Pure, and the only place with these rules: the agent, the coordinator,
+//! the simulation and the model all call them. `design.md`, section "The lease", says why each exists.
+
+use super::{DrainState, InterruptionLease, Phase, StopReason};
+use crate::names;
+
+/// What an agent does about the lease with its node's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentDuty {
+    /// Leave it alone: it is not (or no longer) for this agent.
+    Ignore(IgnoreReason),
+    /// Take it, with the resource version it was read at as precondition; then read everything again.
+    Accept,
+    /// Go on.
+    Work,
+    /// Start no further step, keep what is running until it ends, go on when the stop is taken back.
+    Hold,
+    /// Start no further step; report `Stopped` once nothing runs.
+    Stop(StopReason),
+    /// Nothing more to do under this lease; keep the boot ID in its status current.
+    Finished,
+}
+
+/// Why a lease is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IgnoreReason {
+    NotGranted,
+    OtherNode,
+    /// Deleted or stopped before it was accepted: the coordinator withdraws it.
+    Withdrawn,
+}
+
+/// What the agent of the Node with UID `node_uid` does about `lease`.
+#[must_use]
+pub fn agent_duty(lease: &InterruptionLease, node_uid: &str) -> AgentDuty {
+    if lease.spec.node.uid != node_uid {
+        return AgentDuty::Ignore(IgnoreReason::OtherNode);
+    }
+    if lease.spec.granted.is_none() {
+        return AgentDuty::Ignore(IgnoreReason::NotGranted);
+    }
+    let deleting = lease.metadata.deletion_timestamp.is_some();
+    let stop = lease.spec.stop.as_ref().map(|stop| stop.reason);
+    match phase(lease) {
+        None if deleting || stop.is_some() => AgentDuty::Ignore(IgnoreReason::Withdrawn),
+        None => AgentDuty::Accept,
+        Some(phase) if phase.is_terminal() => AgentDuty::Finished,
+        Some(_) if deleting => AgentDuty::Stop(StopReason::Deleted),
+        Some(_) => match stop {
+            None => AgentDuty::Work,
+            Some(StopReason::Paused) => AgentDuty::Hold,
+            Some(
+                reason @ (StopReason::NewRevision
+                | StopReason::Disabled
+                | StopReason::Deleted
+                | StopReason::Edited
+                | StopReason::DrainTimedOut),
+            ) => AgentDuty::Stop(reason),
+        },
+    }
+}
+
+/// The phase that the agent has reported, if it has accepted the lease at all.
+#[must_use]
+pub fn phase(lease: &InterruptionLease) -> Option<Phase> {
+    lease.status.as_ref().and_then(|status| status.phase)
+}
+
+/// True once an agent has taken the lease.
+#[must_use]
+pub fn is_accepted(lease: &InterruptionLease) -> bool {
+    phase(lease).is_some()
+}
+
+/// True when the agent may write `phase: Running`, with this lease's resource version as precondition. Only when that
+/// write succeeds may anything disruptive start.
+#[must_use]
+pub fn may_run_disruptive(lease: &InterruptionLease, node_uid: &str) -> bool {
+    agent_duty(lease, node_uid) == AgentDuty::Work && lease.spec.drain.state == DrainState::Drained
+}
+
+/// True when the coordinator may take `Drained` back: until the agent has taken it.
+#[must_use]
+pub fn may_retract_drained(lease: &InterruptionLease) -> bool {
+    match phase(lease) {
+        None
+        | Some(Phase::Accepted | Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => true,
+        Some(Phase::Running | Phase::Complete | Phase::Stopped) => false,
+    }
+}
+
+/// True when the coordinator may start to drain the node: the agent holds the lease, has asked, and is not told to stop.
+#[must_use]
+pub fn wants_drain(lease: &InterruptionLease) -> bool {
+    let asked = lease
+        .status
+        .as_ref()
+        .and_then(|status| status.needs_drain)
+        .unwrap_or(false);
+    let open = match phase(lease) {
+        Some(Phase::Accepted | Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => true,
+        None | Some(Phase::Running | Phase::Complete | Phase::Stopped) => false,
+    };
+    asked && open && lease.spec.stop.is_none() && lease.metadata.deletion_timestamp.is_none()
+}
+
+/// What the coordinator knows of the lease's Node when it thinks about the result or the release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeFacts<'a> {
+    pub uid: &'a str,
+    /// `status.nodeInfo.bootID`.
+    pub boot_id: &'a str,
+    pub ready: bool,
+    /// Whether the node was Ready when the lease was granted.
+    pub was_ready: bool,
+    /// UID of the lease whose result the Node's stamp carries.
+    pub result_of: Option<&'a str>,
+}
+
+/// Whether a reported result may be written to the Node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResultDuty {
+    /// The agent still works.
+    NotYet,
+    /// Take it.
+    Take,
+    /// The kubelet has not reported the boot that the agent runs in.
+    AwaitBoot,
+    /// The node was Ready at the grant and is not yet again.
+    AwaitReady,
+    /// It is on the Node already.
+    Recorded,
+}
+
+/// Judges the result that the lease's status carries.
+#[must_use]
+pub fn result_duty(lease: &InterruptionLease, node: &NodeFacts<'_>) -> ResultDuty {
+    let Some(status) = lease
+        .status
+        .as_ref()
+        .filter(|s| s.phase.is_some_and(Phase::is_terminal))
+    else {
+        return ResultDuty::NotYet;
+    };
+    if node.result_of.is_some() && node.result_of == lease.metadata.uid.as_deref() {
+        ResultDuty::Recorded
+    } else if node.boot_id != status.boot_id {
+        ResultDuty::AwaitBoot
+    } else if node.was_ready && !node.ready {
+        ResultDuty::AwaitReady
+    } else {
+        ResultDuty::Take
+    }
+}
+
+/// Why a lease's finalizer may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseReason {
+    NeverAccepted,
+    ResultRecorded,
+    /// A live GET showed that the Node with that UID is gone.
+    NodeGone,
+    Forced,
+}
+
+/// Whether the finalizer of `lease` may be removed. `node` is `None` only when a live GET showed that no Node with
+/// the lease's UID exists.
+#[must_use]
+pub fn release_reason(
+    lease: &InterruptionLease,
+    node: Option<&NodeFacts<'_>>,
+) -> Option<ReleaseReason> {
+    let uid = lease.metadata.uid.as_deref()?;
+    if !is_accepted(lease) {
+        return Some(ReleaseReason::NeverAccepted);
+    }
+    if lease
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(names::FORCE_RELEASE))
+        .map(String::as_str)
+        == Some(uid)
+    {
+        return Some(ReleaseReason::Forced);
+    }
+    match node {
+        None => Some(ReleaseReason::NodeGone),
+        Some(node) => (node.result_of == Some(uid)).then_some(ReleaseReason::ResultRecorded),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! Names of labels, annotations, taints, finalizers, conditions and field managers.
+//!
+//! The prefix is the reference implementation's, because manifests, dashboards and other tools use it.
+
+/// API group of every custom resource, and prefix of every label and annotation.
+pub const GROUP: &str = "skyhook.nvidia.com";
+
+/// Finalizer of a Skyhook: its cordons are given back before it goes.
+pub const SKYHOOK_FINALIZER: &str = "skyhook.nvidia.com/skyhook";
+/// Finalizer of an `InterruptionLease`: a slot is free only when the node's result is on record.
+pub const LEASE_FINALIZER: &str = "skyhook.nvidia.com/interruption";
+
+/// Annotation on a Skyhook: `"true"` pauses it at the next step boundary.
+pub const PAUSE: &str = "skyhook.nvidia.com/pause";
+/// Annotation on a Skyhook: `"true"` takes it out of the roll-out.
+pub const DISABLE: &str = "skyhook.nvidia.com/disable";
+/// Annotation on a Skyhook: the coordinator's version when it first saw the object.
+pub const VERSION: &str = "skyhook.nvidia.com/version";
+/// Label on a Node: `"true"` keeps every Skyhook away from it.
+pub const IGNORE: &str = "skyhook.nvidia.com/ignore";
+/// Annotation on a lease, with the lease's UID as its value: an administrator gives the slot back by force.
+pub const FORCE_RELEASE: &str = "skyhook.nvidia.com/force-release";
+/// Annotation on a Node: who cordoned it, and what was there before (JSON, [`crate::installed::CordonRecord`]).
+pub const CORDON_OWNERS: &str = "skyhook.nvidia.com/cordon-owners";
+/// Label on ControllerRevisions: the Skyhook's name (hashed when it is too long for a label value).
+pub const REVISION_OF: &str = "skyhook.nvidia.com/name";
+
+/// Field manager of every write that the coordinator makes.
+pub const COORDINATOR: &str = "skyhook-coordinator";
+/// Field manager of every write that an agent makes.
+pub const AGENT: &str = "skyhook-agent";
+
+/// The label every control-plane node carries.
+pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+/// Taint of a cordoned node.
+pub const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
+
+/// Longest Skyhook name for which every annotation key stays within the 63 characters that a name part may have.
+pub const MAX_SKYHOOK_NAME: usize = 63 - "nodeState_".len();
+
+/// Annotation on a Node: package states, see [`crate::installed`].
+#[must_use]
+pub fn node_state(skyhook: &str) -> String {
+    format!("{GROUP}/nodeState_{skyhook}")
+}
+
+/// Annotation and label on a Node: status of the Skyhook there.
+#[must_use]
+pub fn status(skyhook: &str) -> String {
+    format!("{GROUP}/status_{skyhook}")
+}
+
+/// Annotation on a Node: `"true"` while the Skyhook holds a cordon.
+#[must_use]
+pub fn cordon(skyhook: &str) -> String {
+    format!("{GROUP}/cordon_{skyhook}")
+}
+
+/// Annotation on a Node: the coordinator's version at first touch.
+#[must_use]
+pub fn version(skyhook: &str) -> String {
+    format!("{GROUP}/version_{skyhook}")
+}
+
+/// Annotation on a Node: which lease and revision the package states come from ([`crate::installed::Stamp`]).
+#[must_use]
+pub fn stamp(skyhook: &str) -> String {
+    format!("{GROUP}/stamp_{skyhook}")
+}
+
+/// Type of the Node condition that says whether the Skyhook is complete there.
+#[must_use]
+pub fn not_ready_condition(skyhook: &str) -> String {
+    format!("{GROUP}/{skyhook}/NotReady")
+}
+
+/// Type of the Node condition that says whether a package of the Skyhook fails there.
+#[must_use]
+pub fn erroring_condition(skyhook: &str) -> String {
+    format!("{GROUP}/{skyhook}/Erroring")
+}

@@ -1,0 +1,323 @@
+//! A package of a Skyhook: its image, its configuration, and the interrupts it asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::EnvVar;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::duration::GoDuration;
+use crate::image;
+use crate::quantity::Quantity;
+use crate::stage::{Stage, State};
+use crate::version;
+
+/// One package. `image` carries no tag: the tag is the version.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Package {
+    /// Filled in from the key of `packages`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(regex(pattern = r"^[a-z][-a-z0-9]{0,41}[a-z]$"), length(max = 43))]
+    pub name: String,
+    /// Version of the package, a semantic version. It is also the image's tag ("+" is written "_" there).
+    pub version: String,
+    /// Image of the package, without tag.
+    pub image: String,
+    /// Digest that pins the image: `sha256:…`.
+    #[serde(
+        rename = "containerSHA",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub container_sha: Option<String>,
+    /// Accepted for compatibility: steps are run by the node's agent, whatever image this names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_image_override: Option<String>,
+    /// What the host needs after the package was applied or upgraded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupt: Option<Interrupt>,
+    /// What the host needs after a key of `configMap` changed: key or glob to interrupt.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config_interrupts: BTreeMap<String, Interrupt>,
+    /// Files that the package's steps find in `configmaps/`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config_map: BTreeMap<String, String>,
+    /// Packages, with their versions, that must be complete before this one starts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub depends_on: BTreeMap<String, String>,
+    /// Environment of the package's steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<EnvVar>,
+    /// CPU and memory of the package's steps; all four fields or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+    /// How long a step that is told to end may take: 30s when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graceful_shutdown: Option<GoDuration>,
+}
+
+/// CPU and memory of a package's steps.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_request: Option<Quantity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit: Option<Quantity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_request: Option<Quantity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<Quantity>,
+}
+
+/// What has to happen on the host for a change to take effect.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Interrupt {
+    /// Type of the interrupt.
+    #[serde(rename = "type")]
+    pub kind: InterruptType,
+    /// Units to restart, for the type `service`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+}
+
+/// Types of interrupts, strongest first.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum InterruptType {
+    Reboot,
+    RestartAllServices,
+    Service,
+    Noop,
+}
+
+/// State of one package on one node: an entry of the `nodeState_<skyhook>` annotation. The order of the fields is part
+/// of the contract, since tools compare bytes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PackageStatus {
+    pub name: String,
+    pub version: String,
+    pub image: String,
+    #[serde(
+        rename = "containerSHA",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub container_sha: Option<String>,
+    pub stage: Stage,
+    pub state: State,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: i32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(n: &i32) -> bool {
+    *n == 0
+}
+
+/// Key of a package's state: `name|version`.
+#[must_use]
+pub fn key(name: &str, version: &str) -> String {
+    format!("{name}|{version}")
+}
+
+/// Why a package of a stored Skyhook cannot be run. Admission refuses the same.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidPackage {
+    #[error(
+        "spec.packages[{0}]: package name [{0}] is not valid: 2 to 43 characters a-z, 0-9 and -, first and last a letter"
+    )]
+    Name(String),
+    #[error(
+        "spec.packages[{key}].name is {name:?}: name must not be set explicitly, or equal the key"
+    )]
+    NameDiffers { key: String, name: String },
+    #[error(
+        "spec.packages[{package}].version: error version string for {package} is invalid: {version}"
+    )]
+    Version { package: String, version: String },
+    #[error(
+        "spec.packages[{package}].image: the tag is the version, so leave out :{tag} or write it as version {version}"
+    )]
+    Tag {
+        package: String,
+        tag: String,
+        version: String,
+    },
+    #[error("spec.packages[{package}].image is empty")]
+    NoImage { package: String },
+    #[error("spec.packages[{package}].resources: {problem}")]
+    Resources { package: String, problem: String },
+    #[error("spec.packages[{package}].gracefulShutdown: {problem}")]
+    GracefulShutdown { package: String, problem: String },
+    #[error(
+        "spec.packages[{package}].image carries {in_image}, containerSHA says {container_sha}: leave one out"
+    )]
+    Digests {
+        package: String,
+        in_image: String,
+        container_sha: String,
+    },
+}
+
+/// True for a name that the API accepts: `^[a-z][-a-z0-9]{0,41}[a-z]$`.
+#[must_use]
+pub fn is_valid_name(name: &str) -> bool {
+    let letter = |c: Option<&u8>| c.is_some_and(u8::is_ascii_lowercase);
+    let bytes = name.as_bytes();
+    (2..=43).contains(&bytes.len())
+        && letter(bytes.first())
+        && letter(bytes.last())
+        && bytes
+            .iter()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == b'-')
+}
+
+impl Package {
+    /// The package as everything after decoding uses it: named by its key, its image without tag and digest.
+    pub fn normalised(&self, key: &str) -> Result<Self, InvalidPackage> {
+        let package = key.to_owned();
+        if !is_valid_name(key) {
+            return Err(InvalidPackage::Name(package));
+        }
+        if !self.name.is_empty() && self.name != key {
+            return Err(InvalidPackage::NameDiffers {
+                key: package,
+                name: self.name.clone(),
+            });
+        }
+        if version::parse(&self.version).is_err() {
+            return Err(InvalidPackage::Version {
+                package,
+                version: self.version.clone(),
+            });
+        }
+        let parts = image::split(&self.image);
+        if parts.repository.is_empty() {
+            return Err(InvalidPackage::NoImage { package });
+        }
+        if let Some(tag) = parts.tag
+            && tag != self.version
+            && tag != image_tag(&self.version)
+        {
+            return Err(InvalidPackage::Tag {
+                package,
+                tag: tag.to_owned(),
+                version: self.version.clone(),
+            });
+        }
+        let container_sha = match (
+            parts.digest,
+            self.container_sha.as_deref().filter(|sha| !sha.is_empty()),
+        ) {
+            (Some(in_image), Some(sha)) if in_image != sha => {
+                return Err(InvalidPackage::Digests {
+                    package,
+                    in_image: in_image.to_owned(),
+                    container_sha: sha.to_owned(),
+                });
+            }
+            (Some(digest), _) | (None, Some(digest)) => Some(digest.to_owned()),
+            (None, None) => None,
+        };
+        if let Some(resources) = &self.resources
+            && let Err(problem) = resources.validate()
+        {
+            return Err(InvalidPackage::Resources { package, problem });
+        }
+        if let Some(grace) = &self.graceful_shutdown
+            && let Err(problem) = grace.value()
+        {
+            return Err(InvalidPackage::GracefulShutdown {
+                package,
+                problem: problem.to_string(),
+            });
+        }
+        Ok(Self {
+            name: package,
+            image: parts.repository.to_owned(),
+            container_sha,
+            ..self.clone()
+        })
+    }
+
+    /// Key of the package's state.
+    #[must_use]
+    pub fn key(&self) -> String {
+        key(&self.name, &self.version)
+    }
+}
+
+/// The image tag of a version: `+` is not a tag character and is written `_`.
+#[must_use]
+pub fn image_tag(version: &str) -> String {
+    version.replace('+', "_")
+}
+
+impl Resources {
+    /// Says what is wrong: all four fields or none, all above zero, limits not below requests.
+    pub fn validate(&self) -> Result<(), String> {
+        let fields = [
+            ("cpuRequest", &self.cpu_request),
+            ("cpuLimit", &self.cpu_limit),
+            ("memoryRequest", &self.memory_request),
+            ("memoryLimit", &self.memory_limit),
+        ];
+        if fields.iter().all(|(_, value)| value.is_none()) {
+            return Ok(());
+        }
+        let mut values = Vec::new();
+        for (name, value) in fields {
+            let Some(value) = value else {
+                return Err(format!(
+                    "{name} is missing: set all four of cpuRequest, cpuLimit, memoryRequest, memoryLimit, or none"
+                ));
+            };
+            let milli = value.milli().map_err(|e| format!("{name}: {e}"))?;
+            if milli <= 0 {
+                return Err(format!("{name} is {value}: it must be above zero"));
+            }
+            values.push(milli);
+        }
+        if values[1] < values[0] {
+            return Err("cpuLimit is below cpuRequest".to_owned());
+        }
+        if values[3] < values[2] {
+            return Err("memoryLimit is below memoryRequest".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Interrupt {
+    /// The strongest of several interrupts; services of those that restart services are united and sorted.
+    #[must_use]
+    pub fn merge<'a>(all: impl IntoIterator<Item = &'a Self>) -> Option<Self> {
+        let all: Vec<&Self> = all.into_iter().collect();
+        let kind = all.iter().map(|i| i.kind).min()?;
+        let services: BTreeSet<&String> = match kind {
+            InterruptType::Service => all
+                .iter()
+                .filter(|i| i.kind == kind)
+                .flat_map(|i| &i.services)
+                .collect(),
+            InterruptType::Reboot | InterruptType::RestartAllServices | InterruptType::Noop => {
+                BTreeSet::new()
+            }
+        };
+        Some(Self {
+            kind,
+            services: services.into_iter().cloned().collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

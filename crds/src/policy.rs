@@ -1,0 +1,185 @@
+//! The DeploymentPolicy: how a roll-out is paced, by groups of nodes.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Paces the roll-outs that refer to it.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "skyhook.nvidia.com",
+    version = "v1alpha1",
+    kind = "DeploymentPolicy",
+    plural = "deploymentpolicies",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentPolicySpec {
+    /// For nodes that no compartment matches.
+    pub default: DefaultCompartment,
+    /// Groups of nodes with a pace of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compartments: Vec<Compartment>,
+    /// Start again with the first batch size when a roll-out is complete.
+    #[serde(default)]
+    pub reset_batch_state_on_completion: bool,
+}
+
+/// Budget and strategy for nodes that no compartment matches.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DefaultCompartment {
+    pub budget: Budget,
+    pub strategy: Strategy,
+}
+
+/// A group of nodes, picked by their labels.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Compartment {
+    #[schemars(length(min = 1))]
+    pub name: String,
+    pub selector: LabelSelector,
+    pub budget: Budget,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+}
+
+/// Ceiling of a compartment: exactly one of percent and count.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Budget {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub percent: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub count: Option<i32>,
+}
+
+/// How batches grow: exactly one of the three.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Strategy {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed: Option<FixedStrategy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linear: Option<LinearStrategy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exponential: Option<ExponentialStrategy>,
+}
+
+/// Every batch has the same size.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct FixedStrategy {
+    /// Nodes of a batch.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub initial_batch: i32,
+    /// Percent of a batch that must succeed.
+    #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 100))]
+    pub batch_threshold: i32,
+    /// Failed batches in a row that stop the roll-out; unset never stops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub failure_threshold: Option<i32>,
+    /// Percent of progress above which failures no longer slow or stop.
+    #[serde(default = "fifty")]
+    #[schemars(range(min = 1, max = 100))]
+    pub safety_limit: i32,
+}
+
+/// Batches grow by a number of nodes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct LinearStrategy {
+    /// Nodes of the first batch.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub initial_batch: i32,
+    /// Nodes added after a batch that succeeded, taken off after one that failed.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub delta: i32,
+    /// Percent of a batch that must succeed.
+    #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 100))]
+    pub batch_threshold: i32,
+    /// Failed batches in a row that stop the roll-out; unset never stops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub failure_threshold: Option<i32>,
+    /// Percent of progress above which failures no longer slow or stop.
+    #[serde(default = "fifty")]
+    #[schemars(range(min = 1, max = 100))]
+    pub safety_limit: i32,
+}
+
+/// Batches grow by a factor.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ExponentialStrategy {
+    /// Nodes of the first batch.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub initial_batch: i32,
+    /// Factor after a batch that succeeded, divisor after one that failed.
+    #[serde(default = "two")]
+    #[schemars(range(min = 2))]
+    pub growth_factor: i32,
+    /// Percent of a batch that must succeed.
+    #[serde(default = "hundred")]
+    #[schemars(range(min = 1, max = 100))]
+    pub batch_threshold: i32,
+    /// Failed batches in a row that stop the roll-out; unset never stops it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub failure_threshold: Option<i32>,
+    /// Percent of progress above which failures no longer slow or stop.
+    #[serde(default = "fifty")]
+    #[schemars(range(min = 1, max = 100))]
+    pub safety_limit: i32,
+}
+
+const fn one() -> i32 {
+    1
+}
+
+const fn two() -> i32 {
+    2
+}
+
+const fn fifty() -> i32 {
+    50
+}
+
+const fn hundred() -> i32 {
+    100
+}
+
+/// Where a compartment's roll-out stands. Zero fields are left out.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BatchState {
+    #[serde(skip_serializing_if = "is_default")]
+    pub current_batch: i32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub consecutive_failures: i32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub completed_nodes: i32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub failed_nodes: i32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub should_stop: bool,
+    #[serde(skip_serializing_if = "is_default")]
+    pub last_batch_size: i32,
+    #[serde(skip_serializing_if = "is_default")]
+    pub last_batch_failed: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

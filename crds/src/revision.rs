@@ -1,0 +1,114 @@
+//! Revisions: the part of a Skyhook's spec that hosts depend on, immutable and named by its content. Stored as the
+//! `data` of an `apps/v1 ControllerRevision` in the namespace of the installation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::installed::{PackageStates, hex};
+use crate::package::Package;
+use crate::stage::{Stage, State};
+
+/// What a revision holds: everything that an agent needs, and nothing that only paces the roll-out.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RevisionData {
+    /// Normalised packages, see [`Package::normalised`].
+    pub packages: BTreeMap<String, Package>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serial: bool,
+}
+
+/// Name of the revision of `data` for the Skyhook `skyhook` with UID `uid`.
+#[must_use]
+pub fn name(skyhook: &str, uid: &str, data: &RevisionData) -> String {
+    let mut hash = Sha256::new();
+    hash.update(uid.as_bytes());
+    hash.update([0]);
+    hash.update(serde_json::to_vec(data).unwrap_or_default());
+    format!("{skyhook}-{}", hex(&hash.finalize()[..5]))
+}
+
+/// Digests of a package's configuration, key by key: what the host compares to find added, changed and removed keys.
+#[must_use]
+pub fn config_digests(config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    config
+        .iter()
+        .map(|(key, value)| (key.clone(), hex(&Sha256::digest(value.as_bytes())[..16])))
+        .collect()
+}
+
+/// What has to be done on a node for one package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// It is not there, or did not get to the end.
+    Unfinished,
+    /// Another version is there.
+    Version,
+    /// It is there and no longer wanted.
+    Removed,
+    Config,
+    /// An interrupt was added that it has not had.
+    Interrupt,
+}
+
+/// What separates a node from a revision, by package. Empty: the node is complete.
+///
+/// `recorded` is the revision that the node's record was written at; without one (a node known from the reference
+/// implementation alone) a package that is complete at its version counts as configured.
+#[must_use]
+pub fn work(
+    states: &PackageStates,
+    recorded: Option<&RevisionData>,
+    wanted: &RevisionData,
+) -> BTreeMap<String, Work> {
+    let mut work = BTreeMap::new();
+    for (name, package) in &wanted.packages {
+        let there = states
+            .values()
+            .filter(|s| s.name == *name)
+            .collect::<Vec<_>>();
+        let found = match states.get(&package.key()) {
+            Some(state) if is_finished(state.stage, state.state) => recorded
+                .and_then(|data| data.packages.get(name))
+                .filter(|old| old.version == package.version)
+                .and_then(|old| change(old, package)),
+            Some(_) => Some(Work::Unfinished),
+            None if there.is_empty() => Some(Work::Unfinished),
+            None => Some(Work::Version),
+        };
+        if let Some(found) = found {
+            work.insert(name.clone(), found);
+        }
+    }
+    let wanted_keys: BTreeSet<String> = wanted.packages.values().map(Package::key).collect();
+    for (key, state) in states {
+        if !wanted_keys.contains(key) {
+            work.entry(state.name.clone()).or_insert(Work::Removed);
+        }
+    }
+    work
+}
+
+/// True when a package in this stage and state has been through its whole cycle. Config is an end as well: a change of
+/// configuration that matches no interrupt ends there even when the package has one.
+#[must_use]
+pub fn is_finished(stage: Stage, state: State) -> bool {
+    state == State::Complete && matches!(stage, Stage::Config | Stage::PostInterrupt)
+}
+
+/// What an edit of a package asks for on a node where it is complete; env, resources and image do not re-run it.
+#[must_use]
+pub fn change(old: &Package, new: &Package) -> Option<Work> {
+    if old.config_map != new.config_map {
+        Some(Work::Config)
+    } else if old.interrupt.is_none() && new.interrupt.is_some() {
+        Some(Work::Interrupt)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+#![expect(clippy::too_many_lines, reason = "one table, a row per case")]
+
+use super::*;
+use crate::package::{Interrupt, InterruptType, PackageStatus};
+
+fn package(name: &str, version: &str) -> Package {
+    Package {
+        name: name.into(),
+        version: version.into(),
+        image: format!("r/{name}"),
+        ..Package::default()
+    }
+}
+
+fn data<const N: usize>(packages: [&Package; N]) -> RevisionData {
+    RevisionData {
+        packages: packages
+            .into_iter()
+            .map(|p| (p.name.clone(), p.clone()))
+            .collect(),
+        serial: false,
+    }
+}
+
+fn states(entries: &[(&str, &str, Stage, State)]) -> PackageStates {
+    entries
+        .iter()
+        .map(|(name, version, stage, state)| {
+            let status = PackageStatus {
+                name: (*name).into(),
+                version: (*version).into(),
+                image: format!("r/{name}"),
+                container_sha: None,
+                stage: *stage,
+                state: *state,
+                restarts: 0,
+            };
+            (crate::package::key(name, version), status)
+        })
+        .collect()
+}
+
+#[test]
+fn work_of_a_node() {
+    let a1 = package("aa", "1.0.0");
+    let mut configured = a1.clone();
+    configured.config_map.insert("k".into(), "v".into());
+    let mut interrupting = a1.clone();
+    interrupting.interrupt = Some(Interrupt {
+        kind: InterruptType::Noop,
+        services: Vec::new(),
+    });
+    let mut with_env = a1.clone();
+    with_env.env.push(k8s_openapi::api::core::v1::EnvVar {
+        name: "X".into(),
+        ..Default::default()
+    });
+    let done = states(&[("aa", "1.0.0", Stage::Config, State::Complete)]);
+    let post = states(&[("aa", "1.0.0", Stage::PostInterrupt, State::Complete)]);
+    for (name, states, recorded, wanted, want) in [
+        (
+            "new node",
+            states(&[]),
+            None,
+            data([&a1]),
+            Some(Work::Unfinished),
+        ),
+        (
+            "complete",
+            done.clone(),
+            Some(data([&a1])),
+            data([&a1]),
+            None,
+        ),
+        ("adopted", done.clone(), None, data([&configured]), None),
+        (
+            "erroring",
+            states(&[("aa", "1.0.0", Stage::Apply, State::Erroring)]),
+            None,
+            data([&a1]),
+            Some(Work::Unfinished),
+        ),
+        (
+            "applied only",
+            states(&[("aa", "1.0.0", Stage::Apply, State::Complete)]),
+            None,
+            data([&a1]),
+            Some(Work::Unfinished),
+        ),
+        (
+            "new version",
+            done.clone(),
+            None,
+            data([&package("aa", "1.1.0")]),
+            Some(Work::Version),
+        ),
+        ("removed", done.clone(), None, data([]), Some(Work::Removed)),
+        (
+            "config added",
+            done.clone(),
+            Some(data([&a1])),
+            data([&configured]),
+            Some(Work::Config),
+        ),
+        (
+            "config removed",
+            done.clone(),
+            Some(data([&configured])),
+            data([&a1]),
+            Some(Work::Config),
+        ),
+        (
+            "interrupt added",
+            done.clone(),
+            Some(data([&a1])),
+            data([&interrupting]),
+            Some(Work::Interrupt),
+        ),
+        (
+            "interrupt removed",
+            post,
+            Some(data([&interrupting])),
+            data([&a1]),
+            None,
+        ),
+        (
+            "env changed",
+            done,
+            Some(data([&a1])),
+            data([&with_env]),
+            None,
+        ),
+    ] {
+        let got = work(&states, recorded.as_ref(), &wanted);
+        assert_eq!(got.get("aa").copied(), want, "{name}");
+        assert_eq!(got.len(), usize::from(want.is_some()), "{name}");
+    }
+}
+
+#[test]
+fn names_follow_the_content() {
+    let one = data([&package("aa", "1.0.0")]);
+    let two = data([&package("aa", "1.0.1")]);
+    assert_eq!(name("s", "uid", &one), name("s", "uid", &one.clone()));
+    assert_ne!(name("s", "uid", &one), name("s", "uid", &two));
+    assert_ne!(
+        name("s", "uid", &one),
+        name("s", "other", &one),
+        "a Skyhook made anew has revisions of its own"
+    );
+    assert_eq!(name("sample", "uid", &one).len(), "sample-".len() + 10);
+}

@@ -1,0 +1,322 @@
+//! The Skyhook: what administrators apply, and what they read back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::CustomResource;
+use kube::core::{Selector, labels::ParseExpressionError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::graph;
+use crate::names;
+use crate::package::{InvalidPackage, Package, PackageStatus};
+use crate::policy::BatchState;
+use crate::stage::Status;
+
+/// Packages for the nodes that a selector picks.
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "skyhook.nvidia.com",
+    version = "v1alpha1",
+    kind = "Skyhook",
+    plural = "skyhooks",
+    status = "SkyhookStatus",
+    derive = "PartialEq",
+    printcolumn(json_path = ".status.status", name = "Status", type_ = "string"),
+    printcolumn(json_path = ".spec.priority", name = "Priority", type_ = "integer"),
+    printcolumn(
+        json_path = ".metadata.creationTimestamp",
+        name = "Age",
+        type_ = "date"
+    ),
+    printcolumn(
+        json_path = ".status.nodesInProgress",
+        name = "Nodes In-Progress",
+        type_ = "integer"
+    ),
+    printcolumn(
+        json_path = ".status.completeNodes",
+        name = "Complete Nodes",
+        type_ = "string"
+    ),
+    printcolumn(json_path = ".status.packageList", name = "Packages", type_ = "string"),
+    printcolumn(
+        json_path = ".spec.deploymentPolicy",
+        name = "Policy",
+        type_ = "string"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SkyhookSpec {
+    /// One package at a time on a node, in dependency then name order.
+    #[serde(default)]
+    pub serial: bool,
+    /// Without effect, kept for manifests that set it: the annotation skyhook.nvidia.com/pause pauses.
+    #[serde(default)]
+    pub pause: bool,
+    /// Pods that are waited for before a node is interrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_non_interrupt_labels: Option<LabelSelector>,
+    /// Nodes that the packages are for; empty selects all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selectors: Option<LabelSelector>,
+    /// Name of the DeploymentPolicy that paces the roll-out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub deployment_policy: String,
+    /// Overrides of the policy for this Skyhook.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_policy_options: Option<DeploymentPolicyOptions>,
+    /// How many nodes may be worked on at once; not together with deploymentPolicy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interruption_budget: Option<InterruptionBudget>,
+    /// The packages, by name.
+    #[serde(default)]
+    pub packages: BTreeMap<String, Package>,
+    /// Taints that do not keep the packages off a node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additional_tolerations: Vec<Toleration>,
+    /// Nodes join with the runtime-required taint, which is taken off when all such Skyhooks are complete there.
+    #[serde(default)]
+    pub runtime_required: bool,
+    /// Put the runtime-required taint on nodes that no Skyhook has touched; only with runtimeRequired.
+    #[serde(default)]
+    pub auto_taint_new_nodes: bool,
+    /// Order among Skyhooks on a node: lower goes first.
+    #[serde(default = "default_priority")]
+    #[schemars(range(min = 1))]
+    pub priority: i32,
+}
+
+fn default_priority() -> i32 {
+    200
+}
+
+/// Overrides of a DeploymentPolicy.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct DeploymentPolicyOptions {
+    /// Start again with the first batch size when a roll-out is complete.
+    #[serde(default)]
+    pub reset_batch_state_on_completion: bool,
+}
+
+/// How many nodes may be worked on at once: percent or count, not both.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InterruptionBudget {
+    /// Percent of the selected nodes, rounded down but at least one; 0 starts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<i32>,
+    /// Number of nodes; 0 starts nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub count: Option<i32>,
+}
+
+impl InterruptionBudget {
+    /// Slots for `nodes` selected nodes. Percent rounds down, at least one; an explicit 0 gives none.
+    #[must_use]
+    pub fn slots(&self, nodes: usize) -> usize {
+        match (self.count, self.percent) {
+            (Some(count), _) => usize::try_from(count).unwrap_or(0).min(nodes),
+            (None, Some(percent)) => {
+                let percent = usize::try_from(percent).unwrap_or(0).min(100);
+                if percent == 0 {
+                    0
+                } else {
+                    (nodes * percent / 100).max(1).min(nodes)
+                }
+            }
+            (None, None) => nodes,
+        }
+    }
+}
+
+/// What the coordinator saw of a Skyhook.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SkyhookStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default)]
+    pub observed_generation: i64,
+    /// Package states by node; nodes that are complete are left out above 500 nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_state: BTreeMap<String, BTreeMap<String, PackageStatus>>,
+    /// Status by node; nodes that are complete are left out above 500 nodes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_status: BTreeMap<String, Status>,
+    /// Why a node does not move, and since when; nodes that are complete have no entry.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_reasons: BTreeMap<String, NodeReason>,
+    /// Boot IDs by node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_boot_ids: BTreeMap<String, String>,
+    /// When a node was first picked.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_priority: BTreeMap<String, String>,
+    /// Configuration keys that changed, by package.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config_updates: BTreeMap<String, Vec<String>>,
+    /// Progress by compartment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub compartment_statuses: BTreeMap<String, CompartmentStatus>,
+    /// Status over all selected nodes.
+    #[serde(default)]
+    pub status: Status,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Nodes that are in progress or erroring.
+    #[serde(default)]
+    pub nodes_in_progress: i32,
+    /// Complete nodes and selected nodes, as "2/3".
+    #[serde(default = "default_complete_nodes")]
+    pub complete_nodes: String,
+    /// Packages and versions, as "a:1.0.0,b:2.0.0".
+    #[serde(default)]
+    pub package_list: String,
+    /// The revision that is being rolled out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revision: String,
+}
+
+fn default_complete_nodes() -> String {
+    "0/0".to_owned()
+}
+
+impl Default for SkyhookStatus {
+    fn default() -> Self {
+        Self {
+            observed_generation: 0,
+            node_state: BTreeMap::new(),
+            node_status: BTreeMap::new(),
+            node_reasons: BTreeMap::new(),
+            node_boot_ids: BTreeMap::new(),
+            node_priority: BTreeMap::new(),
+            config_updates: BTreeMap::new(),
+            compartment_statuses: BTreeMap::new(),
+            status: Status::Unknown,
+            conditions: Vec::new(),
+            nodes_in_progress: 0,
+            complete_nodes: default_complete_nodes(),
+            package_list: String::new(),
+            revision: String::new(),
+        }
+    }
+}
+
+/// Why a node is where it is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeReason {
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Since when the reason holds (RFC 3339).
+    pub since: String,
+}
+
+/// Progress of one compartment.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CompartmentStatus {
+    pub matched: i32,
+    pub ceiling: i32,
+    pub in_progress: i32,
+    pub completed: i32,
+    pub progress_percent: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_state: Option<BatchState>,
+}
+
+/// Why a stored Skyhook cannot be rolled out. Only this Skyhook is parked; the others go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSkyhook {
+    #[error(transparent)]
+    Package(#[from] InvalidPackage),
+    #[error(transparent)]
+    Graph(#[from] graph::InvalidGraph),
+    #[error("spec.nodeSelectors: node selectors are not valid: {0}")]
+    NodeSelectors(String),
+    #[error("spec.podNonInterruptLabels: the selector is not valid: {0}")]
+    PodNonInterruptLabels(String),
+    #[error("spec.interruptionBudget: both percent and count can not be set at the same time")]
+    Budget,
+    #[error("spec.deploymentPolicy and spec.interruptionBudget are mutually exclusive")]
+    PolicyAndBudget,
+    #[error(
+        "metadata.name has {length} characters: above {max} the node annotations that carry the name are not valid",
+        max = names::MAX_SKYHOOK_NAME
+    )]
+    NameTooLong { length: usize },
+}
+
+/// A Skyhook's spec after the checks: what the roll-out works with.
+#[derive(Clone, Debug)]
+pub struct CheckedSkyhook {
+    pub packages: BTreeMap<String, Package>,
+    pub node_selector: Selector,
+    /// `None` when no pod has to be waited for.
+    pub pods_to_wait_for: Option<Selector>,
+}
+
+impl SkyhookSpec {
+    /// Checks everything that admission would, so that an object stored without admission is parked, not run.
+    pub fn check(&self, name: &str) -> Result<CheckedSkyhook, InvalidSkyhook> {
+        if name.len() > names::MAX_SKYHOOK_NAME {
+            return Err(InvalidSkyhook::NameTooLong { length: name.len() });
+        }
+        if let Some(budget) = &self.interruption_budget {
+            if budget.percent.is_some() && budget.count.is_some() {
+                return Err(InvalidSkyhook::Budget);
+            }
+            if !self.deployment_policy.is_empty()
+                && (budget.percent.is_some() || budget.count.is_some())
+            {
+                return Err(InvalidSkyhook::PolicyAndBudget);
+            }
+        }
+        let packages = self
+            .packages
+            .iter()
+            .map(|(key, package)| Ok((key.clone(), package.normalised(key)?)))
+            .collect::<Result<BTreeMap<_, _>, InvalidPackage>>()?;
+        graph::check(&packages)?;
+        let node_selector = selector(self.node_selectors.as_ref())
+            .map_err(|e| InvalidSkyhook::NodeSelectors(e.to_string()))?;
+        let pods = selector(self.pod_non_interrupt_labels.as_ref())
+            .map_err(|e| InvalidSkyhook::PodNonInterruptLabels(e.to_string()))?;
+        let pods_to_wait_for = (!pods.selects_all()).then_some(pods);
+        Ok(CheckedSkyhook {
+            packages,
+            node_selector,
+            pods_to_wait_for,
+        })
+    }
+
+    /// `a:1.0.0,b:2.0.0`, the order of names.
+    #[must_use]
+    pub fn package_list(&self) -> String {
+        let list: BTreeSet<String> = self
+            .packages
+            .iter()
+            .map(|(name, p)| format!("{name}:{}", p.version))
+            .collect();
+        list.into_iter().collect::<Vec<_>>().join(",")
+    }
+}
+
+fn selector(given: Option<&LabelSelector>) -> Result<Selector, ParseExpressionError> {
+    given.map_or_else(
+        || Ok(Selector::default()),
+        |selector| Selector::try_from(selector.clone()),
+    )
+}
+
+#[cfg(test)]
+mod tests;
