@@ -1,1 +1,19 @@
-//! placeholder
+//! Harness for tests, demo and benchmarks against the real thing: a real control plane, real hosts
+//! with systemd, a real registry. Which file to open:
+//!
+//! - [`run`], [`process`]: nothing that a run makes survives it, whatever way it ends
+//! - [`assets`], [`controlplane`]: etcd, kube-apiserver and their friends; request counters
+//! - [`network`]: one wire per host, so that it can be cut
+//! - [`rootfs`], [`host`]: systemd hosts: boot, reboot, power cut, freeze
+//! - [`node`]: the kubelet's part: Node objects that say what is true of the host
+//! - [`agent`], [`coordinator`]: our two programs, their command lines and tokens
+//! - [`registry`]: package folders to images in a registry
+//! - [`install`]: CRDs, RBAC and namespace
+//! - [`cluster`]: all of the above in one call
+#![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
+
+pub mod assets;
+pub mod controlplane;
+pub mod network;
+pub mod process;
+pub mod run;
