@@ -14,6 +14,9 @@
 
 pub mod assets;
 pub mod controlplane;
+pub mod host;
 pub mod network;
 pub mod process;
+pub mod rootfs;
 pub mod run;
+pub mod skip;

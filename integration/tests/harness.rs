@@ -1,12 +1,21 @@
 //! The harness itself: what tests rely on when they say "reboot" or "cut off".
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it prepares files of the harness"
+)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use skyhook_integration::controlplane::{ControlPlane, Options};
+use skyhook_integration::host::{Boot, Host, Power};
+use skyhook_integration::network::Network;
+use skyhook_integration::rootfs::Rootfs;
 use skyhook_integration::run::Run;
+use skyhook_integration::skip::hosts_can_run;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_starts_answers_counts_and_comes_back_with_its_data() -> Result<()> {
@@ -47,4 +56,125 @@ async fn an_api_server_starts_answers_counts_and_comes_back_with_its_data() -> R
     let version = plane.kubectl(&["version", "-o", "json"]).await?;
     assert!(version.contains("v1.36"), "{version}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_boot_reboot_freeze_lose_power_and_are_cut_off() -> Result<()> {
+    if !hosts_can_run("hosts_boot_reboot_freeze_lose_power_and_are_cut_off").await {
+        return Ok(());
+    }
+    let run = Arc::new(Run::start()?);
+    let network = Network::create(Arc::clone(&run)).await?;
+    let rootfs = Rootfs::locate().await?;
+    let bin = run.scratch().join("bin");
+    std::fs::create_dir_all(&bin)?;
+    std::fs::write(bin.join("marker"), "programs show up inside")?;
+    let host = async |index, name| {
+        Host::create(Arc::clone(&run), &network, &rootfs, index, name, &bin).await
+    };
+    let (one, two) = (host(0, "one").await?, host(1, "two").await?);
+    let (first, other) = tokio::try_join!(one.boot(), two.boot())?;
+    assert_ne!(first.id, other.id);
+    assert_eq!(
+        one.exec(["cat", "/etc/machine-id"]).await?.trim(),
+        one.machine_id()
+    );
+    assert_ne!(one.machine_id(), two.machine_id());
+    assert_eq!(one.exec(["hostname"]).await?.trim(), "one");
+    one.exec(["test", "-e", "/opt/skyhook/marker"]).await?;
+    // Each systemd owns its own units: stopping cron on one leaves the other's alone.
+    one.exec(["systemctl", "stop", "cron"]).await?;
+    two.exec(["systemctl", "is-active", "cron"]).await?;
+    // Limits on units are real ones where this machine's controllers can be had.
+    one.sh("systemd-run --unit=limited -p MemoryMax=64M sleep 600")
+        .await?;
+
+    reboot_and_power_cut(&one, &first).await?;
+    freeze(&two).await?;
+    network_cut(&two, &network).await?;
+
+    one.stop().await?;
+    assert_eq!(*one.power().borrow(), Power::Off);
+    Ok(())
+}
+
+async fn reboot_and_power_cut(host: &Host, first: &Boot) -> Result<()> {
+    host.sh("echo kept >/root/file; sync; echo gone >/run/file")
+        .await?;
+    let second = host.reboot().await?;
+    assert_eq!(second.count, 2);
+    assert_ne!(second.id, first.id);
+    assert_eq!(
+        host.exec(["cat", "/proc/sys/kernel/random/boot_id"])
+            .await?
+            .trim(),
+        second.id
+    );
+    assert_eq!(host.read("/root/file")?, "kept\n");
+    host.exec(["test", "!", "-e", "/run/file"]).await?;
+    host.kill().await?;
+    assert!(
+        host.exec(["true"]).await.is_err(),
+        "a host without power ran a program"
+    );
+    let third = host.boot().await?;
+    assert_ne!(third.id, second.id);
+    assert_eq!(host.read("/root/file")?, "kept\n");
+    Ok(())
+}
+
+async fn freeze(host: &Host) -> Result<()> {
+    host.sh(
+        "systemd-run --unit=ticker sh -c 'while :; do date +%s%N >>/root/ticks; sleep 0.1; done'",
+    )
+    .await?;
+    let ticks = || host.read("/root/ticks").map(|text| text.lines().count());
+    wait_until("the ticker ticks", || {
+        Ok(host.path("/root/ticks").exists() && ticks()? > 2)
+    })
+    .await?;
+    host.freeze()?;
+    let at_freeze = ticks()?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(ticks()? <= at_freeze + 1, "a frozen host went on");
+    host.thaw()?;
+    let at_thaw = ticks()?;
+    wait_until("the ticker goes on", || Ok(ticks()? > at_thaw + 2)).await
+}
+
+async fn network_cut(host: &Host, network: &Network) -> Result<()> {
+    let server = tokio::net::TcpListener::bind((network.gateway(), 0)).await?;
+    let port = server.local_addr()?.port();
+    tokio::spawn(async move { while server.accept().await.is_ok() {} });
+    let connect = format!(
+        "timeout 2 bash -c 'exec 3<>/dev/tcp/{}/{port}'",
+        network.gateway()
+    );
+    host.sh(&connect).await?;
+    host.cut_off().await?;
+    assert!(!host.is_reachable());
+    assert!(
+        host.sh(&connect).await.is_err(),
+        "a host that is cut off reached this machine"
+    );
+    host.reconnect().await?;
+    assert!(host.is_reachable());
+    for attempt in 0.. {
+        match host.sh(&connect).await {
+            Ok(_) => break,
+            Err(error) if attempt == 10 => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+    Ok(())
+}
+
+async fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    for _ in 0..100 {
+        if done()? {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("not within ten seconds: {what}")
 }
