@@ -1,1 +1,56 @@
-//! placeholder
+//! Package images: a reference becomes a resolved digest, verified layers, and only the package's
+//! files on disk. Knows nothing of Kubernetes.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use skyhook_oci::{Credentials, Puller, PullerConfig, Reference, Store, StoreConfig, Target, UnpackOptions};
+//!
+//! let store = Store::open("/var/lib/skyhook/images", StoreConfig::default())?;
+//! let puller = Puller::new(store.clone(), PullerConfig::default())?;
+//! let reference = Reference::for_package("ghcr.io/nvidia/skyhook-packages/tuning", "1.1.4", None)?;
+//! let secret = std::fs::read("/var/run/secrets/pull/.dockerconfigjson")?;
+//! let credentials = Credentials::from_docker_config(&secret)?;
+//! let pulled = puller.pull(&reference, &credentials).await?;
+//! store.pin("tuning|1.1.4", &pulled.manifest_digest)?;
+//! let target = Target::in_root("/host", "/var/lib/skyhook/s/tuning-1.1.4");
+//! store.unpack(&pulled.manifest_digest, &target, UnpackOptions::default()).await?;
+//! // Later, without the registry:
+//! let digest = store.lookup(&reference);
+//! # let _ = digest; Ok(())
+//! # }
+//! ```
+//!
+//! # Guarantees
+//! - Every byte that is used was hashed: manifest, config and layers by their digests, the
+//!   content of layers by their diff IDs. A blob or a target appears under its name complete or
+//!   not at all, also across a crash.
+//! - No entry of a layer can write, link or chmod outside the target.
+//! - A credential is sent to the registry it is for and to the token server that registry names,
+//!   and is in no log, error or Debug.
+//! - Errors have a `kind()` for metrics and say whether to try again: [`PullError::retry_class`],
+//!   [`StoreError::is_transient`].
+//!
+//! [`manifest`] reads a package's `config.json`.
+
+pub mod auth;
+pub mod digest;
+pub mod image;
+pub mod limits;
+pub mod manifest;
+pub mod progress;
+pub mod pull;
+pub mod reference;
+pub mod registry;
+pub mod store;
+pub mod unpack;
+
+pub use auth::{AuthError, Credentials};
+pub use digest::{Digest, DigestError};
+pub use image::{ImageError, Platform};
+pub use limits::Limits;
+pub use progress::{Event, Progress};
+pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass};
+pub use reference::{Reference, ReferenceError};
+pub use registry::RegistryError;
+pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
+pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked};

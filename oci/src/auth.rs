@@ -1,0 +1,132 @@
+//! Registry credentials: where they come from and which image they are for. A secret is never in
+//! Debug or an error.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+/// A user name and password, or a token that a registry's token server takes instead.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Login {
+    Basic {
+        username: String,
+        password: String,
+    },
+    /// An OAuth2 refresh token (`identitytoken` in a docker config).
+    IdentityToken(String),
+    /// A bearer token for the registry itself (`registrytoken`).
+    RegistryToken(String),
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Basic { .. } => "Basic(***)",
+            Self::IdentityToken(_) => "IdentityToken(***)",
+            Self::RegistryToken(_) => "RegistryToken(***)",
+        })
+    }
+}
+
+/// Logins by the registry or repository prefix they are for.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    entries: Vec<(String, Login)>,
+}
+
+/// Why a pull secret cannot be used. Says where, never what.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    #[error("the docker config is not valid JSON of its kind (line {line}, column {column})")]
+    Json { line: usize, column: usize },
+    #[error("auths[{key:?}].auth is not base64 of user:password")]
+    Auth { key: String },
+}
+
+impl Credentials {
+    pub fn anonymous() -> Self {
+        Self::default()
+    }
+
+    /// Reads a `.dockerconfigjson` (`{"auths": {…}}`) or a legacy `.dockercfg` (the map alone).
+    pub fn from_docker_config(bytes: &[u8]) -> Result<Self, AuthError> {
+        #[derive(Deserialize)]
+        struct Config {
+            auths: BTreeMap<String, Entry>,
+        }
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Entry {
+            auth: String,
+            username: String,
+            password: String,
+            identitytoken: String,
+            registrytoken: String,
+        }
+        let json = |error: serde_json::Error| AuthError::Json {
+            line: error.line(),
+            column: error.column(),
+        };
+        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(json)?;
+        let auths: BTreeMap<String, Entry> = match value.get("auths") {
+            Some(_) => serde_json::from_value::<Config>(value).map_err(json)?.auths,
+            None => serde_json::from_value(value).map_err(json)?,
+        };
+        let mut entries = Vec::new();
+        for (key, entry) in auths {
+            let login = if !entry.identitytoken.is_empty() {
+                Login::IdentityToken(entry.identitytoken)
+            } else if !entry.registrytoken.is_empty() {
+                Login::RegistryToken(entry.registrytoken)
+            } else if !entry.auth.is_empty() {
+                let decoded = STANDARD.decode(entry.auth.trim()).ok();
+                let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+                let pair = text.as_deref().and_then(|text| text.split_once(':'));
+                let Some((username, password)) = pair else {
+                    return Err(AuthError::Auth { key });
+                };
+                Login::Basic {
+                    username: username.into(),
+                    password: password.into(),
+                }
+            } else if !entry.username.is_empty() {
+                Login::Basic {
+                    username: entry.username,
+                    password: entry.password,
+                }
+            } else {
+                continue;
+            };
+            entries.push((key, login));
+        }
+        Ok(Self { entries })
+    }
+
+    /// These and, after them, those of another secret.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        self.entries.extend(other.entries);
+        self
+    }
+
+    /// Logins for `registry/repository`, the most specific first.
+    pub(crate) fn matching(&self, name: &str) -> Vec<&Login> {
+        let mut found: Vec<(usize, &Login)> = self
+            .entries
+            .iter()
+            .filter_map(|(key, login)| {
+                let key = key
+                    .trim_start_matches("https://")
+                    .trim_start_matches("http://");
+                let key = key.trim_end_matches('/');
+                let rest = name.strip_prefix(key)?;
+                (rest.is_empty() || rest.starts_with('/')).then_some((key.len(), login))
+            })
+            .collect();
+        found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        found.into_iter().map(|(_, login)| login).collect()
+    }
+}

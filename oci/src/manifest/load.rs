@@ -1,0 +1,44 @@
+//! Reading `config.json` from an unpacked package, without ever leaving its directory.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{Report, StepFile, check};
+
+const MAX_BYTES: u64 = 4 << 20;
+
+/// Reads and checks `config.json` in `package`. Only a failure to read is an error here.
+pub fn load(package: &Path) -> io::Result<Report> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+    let dir = rustix::fs::openat(CWD, package, flags, Mode::empty())?;
+    let mut text = Vec::new();
+    let file = File::from(open(&dir, Path::new("config.json"), OFlags::RDONLY)?);
+    if file.take(MAX_BYTES + 1).read_to_end(&mut text)? as u64 > MAX_BYTES {
+        let message = format!("config.json has more than {MAX_BYTES} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
+    Ok(check(&text, &|path| step_file(&dir, path)))
+}
+
+fn open(dir: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+fn step_file(dir: &OwnedFd, path: &str) -> StepFile {
+    match open(dir, &Path::new("skyhook_dir").join(path), OFlags::PATH) {
+        Ok(fd) => match rustix::fs::fstat(&fd) {
+            Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() => {
+                StepFile::Present
+            }
+            _ => StepFile::Missing,
+        },
+        Err(Errno::XDEV) => StepFile::Outside,
+        Err(_) => StepFile::Missing,
+    }
+}

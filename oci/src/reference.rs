@@ -1,0 +1,313 @@
+//! Image references, and the one a package's fields make.
+//!
+//! Parsing is the distribution grammar (registry with port, path, tag, digest; Docker Hub short
+//! names). A digest always wins over a tag when both are present.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::digest::{Digest, DigestError};
+
+/// A parsed image reference, complete: registry, repository, and a tag or a digest or both.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// Why a text, or a package's image fields, make no reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    #[error("image {image:?} is not a valid reference: {reason}")]
+    Grammar { image: String, reason: String },
+    #[error("image {image:?}: {source}")]
+    Digest { image: String, source: DigestError },
+    #[error(
+        "image {image:?} carries tag {tag:?}, but version is {version:?}: \
+         remove the tag or make both equal"
+    )]
+    TagIsNotVersion {
+        image: String,
+        tag: String,
+        version: String,
+    },
+    #[error(
+        "version {version:?} cannot be an image tag (letters, digits, '_', '.', '-', at most 128)"
+    )]
+    VersionIsNoTag { version: String },
+    #[error("containerSHA {text:?} is not a digest: {source}")]
+    ContainerSha { text: String, source: DigestError },
+    #[error("image {image:?} is pinned to {in_image}, but containerSHA is {container_sha}")]
+    TwoDigests {
+        image: String,
+        in_image: Digest,
+        container_sha: Digest,
+    },
+}
+
+impl ReferenceError {
+    /// A label for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Grammar { .. } => "reference_grammar",
+            Self::Digest { .. } => "reference_digest",
+            Self::TagIsNotVersion { .. } => "tag_is_not_version",
+            Self::VersionIsNoTag { .. } => "version_is_no_tag",
+            Self::ContainerSha { .. } => "container_sha",
+            Self::TwoDigests { .. } => "two_digests",
+        }
+    }
+}
+
+impl Reference {
+    /// The reference of a package: `image` as in the spec (it may carry a registry port, a tag or
+    /// a digest), `version`, and `containerSHA` where it is set.
+    ///
+    /// The tag is the version, with `+` written as `_`. A tag in `image` that says the same is
+    /// accepted, another is refused. A digest pins: it decides what is pulled, the tag is kept for
+    /// people only.
+    pub fn for_package(
+        image: &str,
+        version: &str,
+        container_sha: Option<&str>,
+    ) -> Result<Self, ReferenceError> {
+        let (mut reference, given_tag) = parse(image)?;
+        let tag = version.replace('+', "_");
+        if !is_tag(&tag) {
+            return Err(ReferenceError::VersionIsNoTag {
+                version: version.to_owned(),
+            });
+        }
+        if let Some(given) = given_tag
+            && given != tag
+        {
+            let (image, version) = (image.to_owned(), version.to_owned());
+            return Err(ReferenceError::TagIsNotVersion {
+                image,
+                tag: given,
+                version,
+            });
+        }
+        reference.tag = Some(tag);
+        let pinned = match container_sha.filter(|text| !text.is_empty()) {
+            None => None,
+            Some(text) => {
+                Some(
+                    text.parse::<Digest>()
+                        .map_err(|source| ReferenceError::ContainerSha {
+                            text: text.to_owned(),
+                            source,
+                        })?,
+                )
+            }
+        };
+        match (reference.digest, pinned) {
+            (Some(in_image), Some(container_sha)) if in_image != container_sha => {
+                let image = image.to_owned();
+                return Err(ReferenceError::TwoDigests {
+                    image,
+                    in_image,
+                    container_sha,
+                });
+            }
+            (in_image, pinned) => reference.digest = pinned.or(in_image),
+        }
+        Ok(reference)
+    }
+
+    /// Registry host as it is written, with its port: `docker.io`, `localhost:5000`.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// Path inside the registry: `library/busybox`.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    pub fn digest(&self) -> Option<Digest> {
+        self.digest
+    }
+
+    /// This reference, pinned to `digest`.
+    pub fn pinned(&self, digest: Digest) -> Self {
+        Self {
+            digest: Some(digest),
+            ..self.clone()
+        }
+    }
+
+    /// `registry/repository`, which is what pull secrets and credential providers are matched on.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
+    /// What to ask the registry for: the digest where there is one, else the tag.
+    pub(crate) fn manifest_selector(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.clone(),
+            (None, None) => "latest".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    /// Without tag and digest the tag is `latest`.
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let (mut reference, tag) = parse(text)?;
+        reference.tag = tag;
+        if reference.tag.is_none() && reference.digest.is_none() {
+            reference.tag = Some("latest".to_owned());
+        }
+        Ok(reference)
+    }
+}
+
+/// The reference without its tag, and the tag as it was written, if one was.
+fn parse(image: &str) -> Result<(Reference, Option<String>), ReferenceError> {
+    let grammar = |reason: &str| ReferenceError::Grammar {
+        image: image.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let (named, digest) = match image.split_once('@') {
+        None => (image, None),
+        Some((named, text)) => {
+            let digest = text.parse();
+            let wrong = |source| ReferenceError::Digest {
+                image: image.to_owned(),
+                source,
+            };
+            (named, Some(digest.map_err(wrong)?))
+        }
+    };
+    let path_start = named.rfind('/').map_or(0, |slash| slash + 1);
+    let (name, tag) = match named[path_start..].rfind(':') {
+        None => (named, None),
+        Some(colon) => {
+            let tag = &named[path_start + colon + 1..];
+            if !is_tag(tag) {
+                return Err(grammar(
+                    "the tag is not letters, digits, '_', '.', '-', at most 128",
+                ));
+            }
+            (&named[..path_start + colon], Some(tag.to_owned()))
+        }
+    };
+    let (registry, repository) = split_registry(name);
+    if !is_registry(registry) {
+        return Err(grammar(
+            "the registry is not a host name or address with an optional port",
+        ));
+    }
+    if repository.len() > 255 || !repository.split('/').all(is_path_component) {
+        return Err(grammar(
+            "the repository must be lower-case letters and digits in parts separated by '/', with \
+             single '.', '_', '__' or '-' inside a part",
+        ));
+    }
+    let repository = match (registry, repository.contains('/')) {
+        ("docker.io", false) => format!("library/{repository}"),
+        _ => repository.to_owned(),
+    };
+    let registry = registry.to_owned();
+    Ok((
+        Reference {
+            registry,
+            repository,
+            tag: None,
+            digest,
+        },
+        tag,
+    ))
+}
+
+/// The part before the first slash is a registry if it can be no path: `localhost`, or it has a
+/// dot, a port or a capital. All else is on Docker Hub.
+fn split_registry(name: &str) -> (&str, &str) {
+    match name.split_once('/') {
+        Some(("index.docker.io" | "registry-1.docker.io", rest)) => ("docker.io", rest),
+        Some((first, rest))
+            if first == "localhost"
+                || first.contains(['.', ':'])
+                || first.bytes().any(|byte| byte.is_ascii_uppercase()) =>
+        {
+            (first, rest)
+        }
+        _ => ("docker.io", name),
+    }
+}
+
+fn is_registry(text: &str) -> bool {
+    let is_port = |port: &str| {
+        port.len() <= 5 && port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())
+    };
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, rest)) = rest.split_once(']') else {
+                return false;
+            };
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return false;
+            }
+            return rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+        }
+        None => text
+            .split_once(':')
+            .map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    let is_label = |label: &str| {
+        let ends = label.starts_with('-') || label.ends_with('-');
+        !label.is_empty()
+            && !ends
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    host.len() <= 253 && host.split('.').all(is_label) && port.is_none_or(is_port)
+}
+
+fn is_path_component(part: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = part.as_bytes();
+    let ends = |end: Option<&u8>| end.is_some_and(|&byte| word(byte));
+    ends(bytes.first())
+        && ends(bytes.last())
+        && bytes.split(|&byte| word(byte)).all(|separator| {
+            matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|&b| b == b'-')
+        })
+}
+
+fn is_tag(text: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let bytes = text.as_bytes();
+    bytes.len() <= 128
+        && bytes.first().is_some_and(|&first| word(first))
+        && bytes
+            .iter()
+            .all(|&byte| word(byte) || byte == b'.' || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,487 @@
+//! Content-addressed blobs on disk, and the records of which images are there.
+//!
+//! ```text
+//! blobs/sha256/<hex>   manifests, configs and layers, exactly as the registry sent them
+//! images/<hex>         a complete image, by its manifest; its mtime is when it was last used
+//! refs/<hex>           which manifest a reference last resolved to
+//! pins/<hex>           an owner (an installed package) and the manifest it needs
+//! tmp/                 blobs in the making
+//! lock                 shared: the store is in use; exclusive: nobody uses it, things may be removed
+//! ```
+//!
+//! # Guarantees
+//! A blob gets its name only after its content was hashed to that name and flushed; whatever reads
+//! one hashes it again, and one that does not match is removed and reported as damaged, to be
+//! fetched again. Nothing that is pinned or in use is ever collected.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this file is the shell that keeps blobs on disk"
+)]
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FlockOperation;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::image::{self, Document, ImageError, Layer};
+use crate::limits::Limits;
+use crate::reference::Reference;
+use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
+
+mod blob;
+mod gc;
+
+pub use gc::Collected;
+
+/// What a store may hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    pub limits: Limits,
+    /// Bytes of blobs to keep for images that nobody pins.
+    pub max_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            max_bytes: 4 << 30,
+        }
+    }
+}
+
+/// The store. Cloning gives another handle to the same one; other processes may use it too.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: Arc<PathBuf>,
+    config: Arc<StoreConfig>,
+}
+
+/// Why the store cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("image {0} is not in the store")]
+    NoImage(Digest),
+    #[error("blob {0} in the store is damaged or gone; it has to be fetched again")]
+    Damaged(Digest),
+    #[error("{want} was announced, the content is {got}")]
+    WrongDigest { want: Digest, got: Digest },
+    #[error("blob {digest} was announced with {want} bytes, {got} came")]
+    WrongSize { digest: Digest, want: u64, got: u64 },
+    #[error("image {digest}")]
+    Image { digest: Digest, source: ImageError },
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+}
+
+impl StoreError {
+    /// A label for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Io { .. } => "io",
+            Self::NoImage(_) => "no_image",
+            Self::Damaged(_) => "blob_damaged",
+            Self::WrongDigest { .. } => "wrong_digest",
+            Self::WrongSize { .. } => "wrong_size",
+            Self::Image { .. } => "image",
+            Self::Unpack(error) => error.kind(),
+        }
+    }
+
+    /// Whether a later try, after another pull, may succeed.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::NoImage(_) | Self::Damaged(_) => true,
+            Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Image { .. } => false,
+            Self::Unpack(error) => error.is_transient(),
+        }
+    }
+}
+
+/// An image that is complete in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    pub manifest: Digest,
+    pub layers: Vec<Layer>,
+    pub diff_ids: Vec<Digest>,
+    config: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RefRecord {
+    reference: String,
+    manifest: Digest,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PinRecord {
+    owner: String,
+    manifest: Digest,
+}
+
+/// While this lives nothing is removed from the store.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in `dir`, making it if need be, and removes what an interrupted pull left.
+    pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
+        let dir = dir.as_ref().to_path_buf();
+        for part in ["blobs/sha256", "images", "refs", "pins", "tmp"] {
+            let path = dir.join(part);
+            fs::create_dir_all(&path).map_err(|source| failed("create", &path, source))?;
+        }
+        let store = Self {
+            dir: Arc::new(dir),
+            config: Arc::new(config),
+        };
+        if let Some(_alone) = store.lock_exclusively()? {
+            let tmp = store.dir.join("tmp");
+            for path in list(&tmp)? {
+                fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+            }
+        }
+        Ok(store)
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
+    /// The manifest that this reference last resolved to, if that image is still complete.
+    pub fn lookup(&self, reference: &Reference) -> Option<Digest> {
+        let record: RefRecord = read_record(&self.record("refs", &reference.to_string()))?;
+        (record.reference == reference.to_string() && self.image(&record.manifest).is_ok())
+            .then_some(record.manifest)
+    }
+
+    /// The image with this manifest, if all of it is there. Layers are checked by size here and by
+    /// content when they are unpacked.
+    pub fn image(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {
+        if !self.dir.join("images").join(manifest.hex()).exists() {
+            return Err(StoreError::NoImage(*manifest));
+        }
+        self.assemble(manifest)
+    }
+
+    /// Unpacks the package of an image that is in the store; no registry is needed.
+    pub async fn unpack(
+        &self,
+        manifest: &Digest,
+        target: &Target,
+        options: UnpackOptions,
+    ) -> Result<Unpacked, StoreError> {
+        let (store, manifest, target) = (self.clone(), *manifest, target.clone());
+        blocking(move || store.unpack_blocking(&manifest, &target, options)).await
+    }
+
+    /// As [`Store::unpack`], on this thread.
+    pub fn unpack_blocking(
+        &self,
+        manifest: &Digest,
+        target: &Target,
+        options: UnpackOptions,
+    ) -> Result<Unpacked, StoreError> {
+        let _hold = self.hold()?;
+        let image = self.image(manifest)?;
+        self.touch(manifest);
+        let mut sources = Vec::with_capacity(image.layers.len());
+        for (layer, diff_id) in image.layers.into_iter().zip(image.diff_ids) {
+            let blob = File::open(self.blob(&layer.digest))
+                .map_err(|_| StoreError::Damaged(layer.digest))?;
+            sources.push(Source {
+                layer,
+                diff_id,
+                blob,
+            });
+        }
+        let result = unpack::unpack(sources, target, options, &self.config.limits);
+        if let Err(UnpackError::Damaged(digest)) = &result {
+            self.remove_damaged(digest);
+        }
+        Ok(result?)
+    }
+
+    /// Reads every blob of an image. A damaged one is removed, so that the next pull fetches it.
+    pub fn verify(&self, manifest: &Digest) -> Result<(), StoreError> {
+        let _hold = self.hold()?;
+        let image = self.image(manifest)?;
+        let mut first = None;
+        for layer in &image.layers {
+            let digest = self.open_blob(&layer.digest).and_then(|file| {
+                let mut reader = crate::digest::HashingReader::new(file);
+                io::copy(&mut reader, &mut io::sink())
+                    .map_err(|source| failed("read", &self.blob(&layer.digest), source))?;
+                Ok(reader.finish())
+            });
+            if digest.is_ok_and(|digest| digest == layer.digest) {
+                continue;
+            }
+            self.remove_damaged(&layer.digest);
+            first.get_or_insert(layer.digest);
+        }
+        first.map_or(Ok(()), |digest| Err(StoreError::Damaged(digest)))
+    }
+
+    pub(crate) fn remove_damaged(&self, digest: &Digest) {
+        tracing::warn!(%digest, "a blob in the store is damaged: removed, to be fetched again");
+        if let Err(error) = fs::remove_file(self.blob(digest))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::error!(%digest, %error, "a damaged blob cannot be removed");
+        }
+    }
+
+    /// Keeps the store as it is while the result lives.
+    pub(crate) fn hold(&self) -> Result<Hold, StoreError> {
+        self.lock(FlockOperation::LockShared)
+            .map(|lock| Hold { _lock: lock })
+    }
+
+    fn lock_exclusively(&self) -> Result<Option<File>, StoreError> {
+        match self.lock(FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<File, StoreError> {
+        let path = self.dir.join("lock");
+        File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .and_then(|file| {
+                rustix::fs::flock(&file, operation)
+                    .map(|()| file)
+                    .map_err(Into::into)
+            })
+            .map_err(|source| failed("lock", &path, source))
+    }
+
+    /// Whether a blob of this size is there. Its content is checked when it is read.
+    pub(crate) fn contains(&self, digest: &Digest, size: u64) -> bool {
+        let metadata = fs::metadata(self.blob(digest));
+        metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+    }
+
+    /// A manifest or config, checked.
+    pub(crate) fn document(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
+        let limit = self.config.limits.manifest_bytes;
+        let mut bytes = Vec::new();
+        let read = self
+            .open_blob(digest)?
+            .take(limit + 1)
+            .read_to_end(&mut bytes);
+        read.map_err(|source| failed("read", &self.blob(digest), source))?;
+        if Digest::of(&bytes) != *digest {
+            self.remove_damaged(digest);
+            return Err(StoreError::Damaged(*digest));
+        }
+        Ok(bytes)
+    }
+
+    /// Stores a small document under its digest.
+    pub(crate) fn put_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.contains(digest, bytes.len() as u64) && self.document(digest).is_ok() {
+            return Ok(());
+        }
+        let mut writer = self.writer(*digest, bytes.len() as u64)?;
+        writer.write(bytes)?;
+        writer.commit()
+    }
+
+    /// Says that all blobs of this image are here, and what resolved to it.
+    pub(crate) fn record_image(
+        &self,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Result<StoredImage, StoreError> {
+        let image = self.assemble(manifest)?;
+        self.write_record(&self.dir.join("images").join(manifest.hex()), &())?;
+        self.record_reference(reference, manifest)?;
+        Ok(image)
+    }
+
+    pub(crate) fn record_reference(
+        &self,
+        reference: &Reference,
+        manifest: &Digest,
+    ) -> Result<(), StoreError> {
+        let reference = reference.to_string();
+        let path = self.record("refs", &reference);
+        self.write_record(
+            &path,
+            &RefRecord {
+                reference,
+                manifest: *manifest,
+            },
+        )?;
+        self.touch(manifest);
+        Ok(())
+    }
+
+    /// Keeps an image for `owner` (one image per owner) until it is unpinned.
+    pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
+        let _hold = self.hold()?;
+        self.image(manifest)?;
+        let record = PinRecord {
+            owner: owner.to_owned(),
+            manifest: *manifest,
+        };
+        self.write_record(&self.record("pins", owner), &record)
+    }
+
+    /// Gives up what `owner` pinned, if anything.
+    pub fn unpin(&self, owner: &str) -> Result<(), StoreError> {
+        remove_if_there(&self.record("pins", owner))
+    }
+
+    /// Owners and the images they pin.
+    pub fn pins(&self) -> Result<Vec<(String, Digest)>, StoreError> {
+        let mut pins: Vec<_> = list(&self.dir.join("pins"))?
+            .iter()
+            .filter_map(|path| read_record::<PinRecord>(path))
+            .map(|record| (record.owner, record.manifest))
+            .collect();
+        pins.sort();
+        Ok(pins)
+    }
+
+    fn assemble(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {
+        let wrong = |source| StoreError::Image {
+            digest: *manifest,
+            source,
+        };
+        let document = image::decode(&self.document(manifest)?, None, &self.config.limits);
+        let Document::Image(decoded) = document.map_err(wrong)? else {
+            return Err(StoreError::NoImage(*manifest));
+        };
+        for layer in &decoded.layers {
+            if !self.contains(&layer.digest, layer.size) {
+                return Err(StoreError::Damaged(layer.digest));
+            }
+        }
+        let (config, _) = decoded.config;
+        let bytes = self.document(&config)?;
+        let diff_ids = image::diff_ids(&bytes, decoded.layers.len(), None).map_err(wrong)?;
+        Ok(StoredImage {
+            manifest: *manifest,
+            layers: decoded.layers,
+            diff_ids,
+            config,
+        })
+    }
+
+    /// Marks the image as used now.
+    fn touch(&self, manifest: &Digest) {
+        let path = self.dir.join("images").join(manifest.hex());
+        let now = rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW.into(),
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        let flags = rustix::fs::AtFlags::empty();
+        if let Err(errno) = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, flags) {
+            tracing::debug!(%errno, %manifest, "last use not recorded");
+        }
+    }
+
+    fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
+        let path = self.blob(digest);
+        File::open(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => StoreError::Damaged(*digest),
+            _ => failed("open", &path, source),
+        })
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn record(&self, kind: &str, name: &str) -> PathBuf {
+        self.dir.join(kind).join(Digest::of(name.as_bytes()).hex())
+    }
+
+    fn write_record(&self, path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
+        let tmp = self.dir.join("tmp");
+        let text =
+            serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
+        let mut file = tempfile::NamedTempFile::new_in(&tmp)
+            .map_err(|source| failed("create a file in", &tmp, source))?;
+        file.write_all(&text)
+            .and_then(|()| file.as_file().sync_data())
+            .map_err(|source| failed("write", path, source))?;
+        file.persist(path)
+            .map_err(|error| failed("write", path, error.error))?;
+        sync_parent(path)
+    }
+}
+
+/// Runs file work off the async threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io {
+        what,
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = fs::read_dir(dir).map_err(|source| failed("list", dir, source))?;
+    entries
+        .map(|entry| {
+            entry
+                .map(|entry| entry.path())
+                .map_err(|source| failed("list", dir, source))
+        })
+        .collect()
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(failed("remove", path, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn sync_parent(path: &Path) -> Result<(), StoreError> {
+    let parent = path.parent().unwrap_or(path);
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|source| failed("flush", parent, source))
+}

@@ -1,0 +1,101 @@
+//! A blob in the making: hashed while it is written, named only when it is proved.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this file is the shell that writes blobs"
+)]
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use super::{Store, StoreError, failed, sync_parent};
+use crate::digest::{Digest, Hasher};
+
+/// A blob in the making; dropped without `commit` it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct BlobWriter {
+    digest: Digest,
+    size: u64,
+    path: PathBuf,
+    file: tempfile::NamedTempFile,
+    hasher: Hasher,
+    written: u64,
+}
+
+impl BlobWriter {
+    /// Refuses what goes past the announced size before it is written.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let got = self.written + bytes.len() as u64;
+        if got > self.size {
+            return Err(StoreError::WrongSize {
+                digest: self.digest,
+                want: self.size,
+                got,
+            });
+        }
+        self.file
+            .write_all(bytes)
+            .map_err(|source| failed("write", self.file.path(), source))?;
+        self.hasher.update(bytes);
+        self.written = got;
+        Ok(())
+    }
+
+    /// Starts again from the first byte.
+    pub(crate) fn restart(&mut self) -> Result<(), StoreError> {
+        let file = self.file.as_file();
+        file.set_len(0)
+            .and_then(|()| io::Seek::rewind(&mut &*file))
+            .map_err(|source| failed("truncate", self.file.path(), source))?;
+        self.hasher = Hasher::new();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Proves the content, flushes it, and gives it its name.
+    pub(crate) fn commit(self) -> Result<(), StoreError> {
+        let Self {
+            digest,
+            size,
+            path,
+            file,
+            hasher,
+            written,
+        } = self;
+        if written != size {
+            return Err(StoreError::WrongSize {
+                digest,
+                want: size,
+                got: written,
+            });
+        }
+        let got = hasher.finish();
+        if got != digest {
+            return Err(StoreError::WrongDigest { want: digest, got });
+        }
+        file.as_file()
+            .sync_data()
+            .map_err(|source| failed("flush", file.path(), source))?;
+        file.persist(&path)
+            .map_err(|error| failed("name", &path, error.error))?;
+        sync_parent(&path)
+    }
+}
+
+impl Store {
+    /// Starts a blob that must turn out to have this digest and size.
+    pub(crate) fn writer(&self, digest: Digest, size: u64) -> Result<BlobWriter, StoreError> {
+        let tmp = self.dir.join("tmp");
+        let file = tempfile::NamedTempFile::new_in(&tmp)
+            .map_err(|source| failed("create a file in", &tmp, source))?;
+        let path = self.blob(&digest);
+        Ok(BlobWriter {
+            digest,
+            size,
+            path,
+            file,
+            hasher: Hasher::new(),
+            written: 0,
+        })
+    }
+}

@@ -1,0 +1,322 @@
+//! From verified layers to the package's directory on disk.
+//!
+//! Layers are decompressed in parallel and proved by blob digest and diff ID while only the
+//! package's files are staged, in a hidden directory beside the target. Then the layers are merged
+//! in memory by the image rules (whiteouts, opaque directories, hard links, last entry wins), and
+//! only a tree that passed all of it is put in place. Whatever fails before that leaves the target
+//! as it was and the stage removed.
+
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{FlockOperation, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use crate::digest::{Digest, HashingReader};
+use crate::image::Layer;
+use crate::limits::{Budget, Limits};
+
+mod error;
+pub(crate) mod layer;
+pub(crate) mod name;
+mod place;
+mod target;
+pub(crate) mod tree;
+mod window;
+
+pub use error::{EntryError, LayerError, UnpackError};
+pub use target::Target;
+
+use error::lossy;
+
+/// What was unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unpacked {
+    pub path: PathBuf,
+    pub entries: u64,
+}
+
+/// One layer with what proves its content, and its blob.
+pub(crate) struct Source {
+    pub(crate) layer: Layer,
+    pub(crate) diff_id: Digest,
+    pub(crate) blob: File,
+}
+
+/// How to unpack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnpackOptions {
+    /// Put the package over a directory that exists: its entries replace those of the same name,
+    /// others stay. Without it the target must not exist and appears at once, complete.
+    pub overlay: bool,
+    /// Flush the target's file system before returning, so that a journal may say it is there.
+    pub durable: bool,
+    /// Layers that are decompressed at once.
+    pub threads: usize,
+}
+
+impl Default for UnpackOptions {
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            overlay: false,
+            durable: true,
+            threads,
+        }
+    }
+}
+
+/// Unpacks `sources`, lowest layer first, into `target`. Blocks.
+pub(crate) fn unpack(
+    sources: Vec<Source>,
+    target: &Target,
+    options: UnpackOptions,
+    limits: &Limits,
+) -> Result<Unpacked, UnpackError> {
+    let place = target.open()?;
+    let io = |what| {
+        let path = target.display_path();
+        move |errno: Errno| UnpackError::Io {
+            what,
+            path,
+            source: errno.into(),
+        }
+    };
+    let stage = Stage::create(&place.parent, &place.name, target)?;
+    let layers: Vec<OwnedFd> = (0..sources.len())
+        .map(|index| stage.subdir(&format!("layer{index}")))
+        .collect::<Result<_, _>>()
+        .map_err(io("create a stage for"))?;
+    let root = merge(
+        stage_all(sources, &layers, options.threads, limits)?,
+        limits,
+    )?;
+    let root = root.ok_or(UnpackError::NoPackage)?;
+    let staged = place::Staged::new(stage.fd.as_fd(), &layers, &root);
+    let failed = |(name, source): (Vec<u8>, io::Error)| UnpackError::Io {
+        what: "write",
+        path: target.display_path().join(lossy(&name)),
+        source,
+    };
+    if options.overlay {
+        let existing = match rustix::fs::mkdirat(&place.parent, &*place.name, Mode::RWXU) {
+            Ok(()) => false,
+            Err(Errno::EXIST) => true,
+            Err(errno) => return Err(io("create")(errno)),
+        };
+        let at = place::open_dir(&place.parent, &place.name).map_err(io("open"))?;
+        place::fill(&staged, &at, &root, existing).map_err(failed)?;
+        flush(&at, options).map_err(io("flush"))?;
+    } else {
+        let at = stage.subdir("root").map_err(io("create a stage for"))?;
+        place::fill(&staged, &at, &root, false).map_err(failed)?;
+        flush(&at, options).map_err(io("flush"))?;
+        let name = &*place.name;
+        let flags = RenameFlags::NOREPLACE;
+        match rustix::fs::renameat_with(&stage.fd, "root", &place.parent, name, flags) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => return Err(UnpackError::TargetExists(target.display_path())),
+            Err(errno) => return Err(io("rename")(errno)),
+        }
+        if options.durable {
+            rustix::fs::fsync(&place.parent).map_err(io("flush"))?;
+        }
+    }
+    Ok(Unpacked {
+        path: target.display_path(),
+        entries: count(&root),
+    })
+}
+
+fn flush(at: &OwnedFd, options: UnpackOptions) -> rustix::io::Result<()> {
+    if options.durable {
+        rustix::fs::syncfs(at)
+    } else {
+        Ok(())
+    }
+}
+
+fn count(dir: &tree::Dir) -> u64 {
+    let below = |node: &tree::Node| match node {
+        tree::Node::Dir(dir) => count(dir),
+        tree::Node::File(_) | tree::Node::Symlink { .. } | tree::Node::Special { .. } => 1,
+    };
+    1 + dir.children.values().map(below).sum::<u64>()
+}
+
+type StagedLayer = (Digest, Vec<layer::Entry>);
+
+/// Stages every layer, `threads` at once; the first failure by position is the one reported.
+fn stage_all(
+    sources: Vec<Source>,
+    layers: &[OwnedFd],
+    threads: usize,
+    limits: &Limits,
+) -> Result<Vec<StagedLayer>, UnpackError> {
+    let budget = Budget::new(limits);
+    let next = AtomicUsize::new(0);
+    let results: Vec<Mutex<Option<Result<StagedLayer, UnpackError>>>> =
+        sources.iter().map(|_| Mutex::new(None)).collect();
+    let work = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(source) = sources.get(index) else {
+                return;
+            };
+            let result = stage_one(index, source, &layers[index], &budget);
+            if result.is_err() {
+                next.store(sources.len(), Ordering::Relaxed);
+            }
+            *results[index]
+                .lock()
+                .unwrap_or_else(|poison| poison.into_inner()) = Some(result);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.clamp(1, sources.len().max(1)) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let results: Vec<_> = results
+        .into_iter()
+        .map(|slot| {
+            slot.into_inner()
+                .unwrap_or_else(|poison| poison.into_inner())
+        })
+        .collect();
+    let count = results.len();
+    let staged: Vec<StagedLayer> = results.into_iter().flatten().collect::<Result<_, _>>()?;
+    debug_assert_eq!(
+        staged.len(),
+        count,
+        "a layer is only left out after a failure"
+    );
+    Ok(staged)
+}
+
+fn stage_one(
+    index: usize,
+    source: &Source,
+    stage: &OwnedFd,
+    budget: &Budget<'_>,
+) -> Result<StagedLayer, UnpackError> {
+    let Source {
+        layer,
+        diff_id,
+        blob,
+    } = source;
+    let position = u32::try_from(index).unwrap_or(u32::MAX);
+    let reader = blob.try_clone().map_err(|source| UnpackError::Io {
+        what: "read the blob",
+        path: layer.digest.hex().into(),
+        source,
+    })?;
+    match layer::stage(position, layer, *diff_id, reader, stage, budget) {
+        Ok(entries) => Ok((layer.digest, entries)),
+        // What a damaged blob says about itself means nothing.
+        Err(error) if error.is_transient() => match error {
+            LayerError::Damaged => Err(UnpackError::Damaged(layer.digest)),
+            source => Err(UnpackError::Layer {
+                layer: layer.digest,
+                entry: None,
+                source,
+            }),
+        },
+        Err(source) if is_intact(blob, layer) => Err(UnpackError::Layer {
+            layer: layer.digest,
+            entry: None,
+            source,
+        }),
+        Err(_) => Err(UnpackError::Damaged(layer.digest)),
+    }
+}
+
+/// Whether the blob still has its digest.
+fn is_intact(mut blob: &File, layer: &Layer) -> bool {
+    let mut reader = HashingReader::new(blob);
+    let read = blob
+        .rewind()
+        .and_then(|()| io::copy(&mut reader, &mut io::sink()));
+    read.is_ok() && reader.finish() == layer.digest
+}
+
+/// The package's directory as all layers make it.
+fn merge(layers: Vec<StagedLayer>, limits: &Limits) -> Result<Option<tree::Dir>, UnpackError> {
+    let mut tree = tree::Tree::new(limits);
+    for (layer, entries) in layers {
+        tree.apply(entries)
+            .map_err(|(path, error)| UnpackError::Layer {
+                layer,
+                entry: None,
+                source: error.at(&path),
+            })?;
+    }
+    Ok(tree.into_root())
+}
+
+/// The hidden directory beside the target, removed when dropped.
+struct Stage<'a> {
+    parent: &'a OwnedFd,
+    name: Vec<u8>,
+    fd: OwnedFd,
+}
+
+impl<'a> Stage<'a> {
+    /// One unpack per target at a time; what an earlier one left behind is removed.
+    fn create(parent: &'a OwnedFd, name: &[u8], target: &Target) -> Result<Self, UnpackError> {
+        let io = |what| {
+            let path = target.display_path();
+            move |errno: Errno| UnpackError::Io {
+                what,
+                path,
+                source: errno.into(),
+            }
+        };
+        let name = [b".", name, b".unpacking"].concat();
+        match rustix::fs::mkdirat(parent, &*name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(io("create a stage beside")(errno)),
+        }
+        let fd = place::open_dir(parent, &name).map_err(io("open the stage beside"))?;
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(UnpackError::TargetBusy(target.display_path())),
+            Err(errno) => return Err(io("lock the stage beside")(errno)),
+        }
+        let stage = Self { parent, name, fd };
+        stage.clear().map_err(io("clear the stage beside"))?;
+        Ok(stage)
+    }
+
+    fn subdir(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        rustix::fs::mkdirat(&self.fd, name, Mode::RWXU)?;
+        place::open_dir(&self.fd, name.as_bytes())
+    }
+
+    fn clear(&self) -> rustix::io::Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            match entry.file_name().to_bytes() {
+                b"." | b".." => {}
+                name => place::remove_tree(&self.fd, name)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        if let Err(errno) = place::remove_tree(self.parent, &self.name) {
+            tracing::warn!(%errno, "a stage could not be removed; the next unpack will");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,372 @@
+//! One layer: parsed, filtered to the package's entries, whose file contents are staged, and proved
+//! by both its digests.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
+use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
+use tar_core::{EntryType, PaxExtensions, SparseEntry};
+
+use super::name::{self, Place};
+use super::tree::{FileId, SpecialKind};
+use super::window::{Decoder, Window};
+use super::{EntryError, LayerError};
+use crate::digest::{Digest, HashingReader};
+use crate::image::Layer;
+use crate::limits::{Budget, Limit, LimitExceeded};
+
+/// Mode bits and modification time (seconds, nanoseconds).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Meta {
+    pub(crate) mode: u32,
+    pub(crate) mtime: (i64, u32),
+}
+
+impl Meta {
+    /// Access time is now: the package is being used.
+    pub(crate) fn timestamps(self) -> Timestamps {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW.into(),
+        };
+        let (tv_sec, nanoseconds) = self.mtime;
+        let last_modification = Timespec {
+            tv_sec,
+            tv_nsec: nanoseconds.into(),
+        };
+        Timestamps {
+            last_access: now,
+            last_modification,
+        }
+    }
+}
+
+/// One entry of a layer that concerns the package.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
+    pub(crate) meta: Meta,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Dir,
+    File(FileId),
+    Symlink(Vec<u8>),
+    /// Path below the package's directory.
+    Hardlink(Vec<u8>),
+    Special(SpecialKind),
+    Whiteout,
+    Opaque,
+}
+
+/// What a header says, out of the parser's hands.
+struct Header {
+    /// None for what is not the package's.
+    entry: Option<Entry>,
+    /// Bytes that follow in the archive.
+    stored: u64,
+    /// Bytes of the file; more than are stored if it is sparse.
+    size: u64,
+    sparse: Option<Vec<SparseEntry>>,
+}
+
+/// Stages one layer into `stage`, an empty directory of its own.
+///
+/// When this returns entries, blob and content are what their digests say.
+pub(super) fn stage(
+    position: u32,
+    layer: &Layer,
+    diff_id: Digest,
+    blob: File,
+    stage: &OwnedFd,
+    budget: &Budget<'_>,
+) -> Result<Vec<Entry>, LayerError> {
+    let decoder = Decoder::new(HashingReader::new(blob), layer.compression)
+        .map_err(LayerError::Decompress)?;
+    let mut window = Window::new(decoder, layer.size, budget);
+    let entries = filter(position, &mut window, stage, budget)?;
+    let (blob_digest, got) = window.finish()?;
+    if blob_digest != layer.digest {
+        return Err(LayerError::Damaged);
+    }
+    if got != diff_id {
+        return Err(LayerError::DiffId { want: diff_id, got });
+    }
+    Ok(entries)
+}
+
+fn filter(
+    position: u32,
+    window: &mut Window<'_>,
+    stage: &OwnedFd,
+    budget: &Budget<'_>,
+) -> Result<Vec<Entry>, LayerError> {
+    let limits = budget.limits;
+    let mut parser = Parser::new(tar_core::parse::Limits {
+        max_metadata_size: u32::try_from(limits.metadata_bytes).unwrap_or(u32::MAX),
+        max_path_len: Some(u32::try_from(limits.path_bytes).unwrap_or(u32::MAX)),
+        ..tar_core::parse::Limits::default()
+    });
+    let mut entries = Vec::new();
+    let mut files = 0;
+    while let Some(header) = next(&mut parser, window, budget)? {
+        let padding = header.stored.next_multiple_of(512) - header.stored;
+        match &header.entry {
+            Some(Entry {
+                kind: Kind::File(_),
+                path,
+                meta,
+            }) => {
+                budget.take_package_bytes(header.size)?;
+                write_file(stage, files, *meta, &header, window).map_err(|error| error.at(path))?;
+            }
+            Some(_) | None => window.pass(header.stored, |_| Ok(()))?,
+        }
+        window.pass(padding, |_| Ok(()))?;
+        if let Some(mut entry) = header.entry {
+            if let Kind::File(id) = &mut entry.kind {
+                *id = (position, files);
+                files += 1;
+            }
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// The next header; None at the end of the archive.
+fn next(
+    parser: &mut Parser,
+    window: &mut Window<'_>,
+    budget: &Budget<'_>,
+) -> Result<Option<Header>, LayerError> {
+    loop {
+        let (consumed, header) = match parser.parse(window.data()).map_err(tar_error(budget))? {
+            ParseEvent::NeedData { min_bytes } => {
+                // A chain of extension blocks asks for ever more: no entry may need this much.
+                let allowed = budget.limits.metadata_bytes;
+                if min_bytes as u64 > allowed.saturating_mul(2) {
+                    let limit = Limit::MetadataBytes;
+                    return Err(LimitExceeded { limit, allowed }.into());
+                }
+                let empty = window.data().is_empty();
+                match window.fill()? {
+                    true => continue,
+                    // Writers exist that leave the end marker out.
+                    false if empty => return Ok(None),
+                    false => return Err(LayerError::Truncated),
+                }
+            }
+            ParseEvent::Entry { consumed, entry } => (consumed, header(&entry, None, budget)?),
+            ParseEvent::SparseEntry {
+                consumed,
+                entry,
+                sparse_map,
+                real_size,
+            } => (
+                consumed,
+                header(&entry, Some((sparse_map, real_size)), budget)?,
+            ),
+            ParseEvent::GlobalExtensions { consumed, .. } => {
+                window.consume(consumed);
+                continue;
+            }
+            ParseEvent::End { .. } => return Ok(None),
+        };
+        window.consume(consumed);
+        return Ok(Some(header));
+    }
+}
+
+/// The parser's own limits are ours; the error names them as ours.
+fn tar_error(budget: &Budget<'_>) -> impl Fn(tar_core::parse::ParseError) -> LayerError {
+    use tar_core::parse::ParseError;
+    let (path_bytes, metadata_bytes) = (budget.limits.path_bytes, budget.limits.metadata_bytes);
+    move |error| match error {
+        ParseError::PathTooLong { .. } => LimitExceeded {
+            limit: Limit::PathBytes,
+            allowed: path_bytes,
+        }
+        .into(),
+        ParseError::MetadataTooLarge { .. } => LimitExceeded {
+            limit: Limit::MetadataBytes,
+            allowed: metadata_bytes,
+        }
+        .into(),
+        other => LayerError::Tar(other),
+    }
+}
+
+/// Reads a header as Go's archive/tar does, which container runtimes use: links, directories and
+/// devices have no content whatever their size field says.
+fn header(
+    parsed: &ParsedEntry<'_>,
+    sparse: Option<(Vec<SparseEntry>, u64)>,
+    budget: &Budget<'_>,
+) -> Result<Header, LayerError> {
+    budget.take_scanned_entry()?;
+    let has_content = match parsed.entry_type {
+        EntryType::Regular => !parsed.path.ends_with(b"/"),
+        EntryType::Continuous | EntryType::GnuSparse => true,
+        EntryType::Link
+        | EntryType::Symlink
+        | EntryType::Char
+        | EntryType::Block
+        | EntryType::Directory
+        | EntryType::Fifo => false,
+        _ => true,
+    };
+    let stored = if has_content { parsed.size } else { 0 };
+    let size = sparse.as_ref().map_or(stored, |(_, real_size)| *real_size);
+    let place = name::place(&parsed.path).map_err(|error| error.at(&parsed.path))?;
+    let entry = match place {
+        Place::Outside => None,
+        Place::Whiteout(path) => Some(Entry {
+            path,
+            kind: Kind::Whiteout,
+            meta: meta(parsed),
+        }),
+        Place::Opaque(path) => Some(Entry {
+            path,
+            kind: Kind::Opaque,
+            meta: meta(parsed),
+        }),
+        Place::Inside(path) => {
+            let allow_special = budget.limits.allow_special;
+            let kind =
+                kind(parsed, has_content, allow_special).map_err(|error| error.at(&parsed.path))?;
+            Some(Entry {
+                path,
+                kind,
+                meta: meta(parsed),
+            })
+        }
+    };
+    if let Some(entry) = &entry {
+        budget.take_package_entry()?;
+        budget
+            .limits
+            .check(Limit::PathBytes, entry.path.len() as u64)?;
+    }
+    Ok(Header {
+        entry,
+        stored,
+        size,
+        sparse: sparse.map(|(map, _)| map),
+    })
+}
+
+fn kind(
+    parsed: &ParsedEntry<'_>,
+    has_content: bool,
+    allow_special: bool,
+) -> Result<Kind, EntryError> {
+    let target = || parsed.link_target.as_deref().unwrap_or_default();
+    let device = || {
+        let (major, minor) = (parsed.dev_major.unwrap_or(0), parsed.dev_minor.unwrap_or(0));
+        rustix::fs::makedev(major, minor)
+    };
+    let special = |kind, what| match allow_special {
+        true => Ok(Kind::Special(kind)),
+        false => Err(EntryError::Special(what)),
+    };
+    match parsed.entry_type {
+        EntryType::Directory => Ok(Kind::Dir),
+        EntryType::Regular if !has_content => Ok(Kind::Dir),
+        EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => {
+            if parsed.mode & 0o6000 != 0 && !allow_special {
+                return Err(EntryError::SetId);
+            }
+            Ok(Kind::File((0, 0)))
+        }
+        EntryType::Symlink => match target() {
+            b"" => Err(EntryError::EmptyTarget),
+            target if target.contains(&0) => Err(EntryError::Nul),
+            target => Ok(Kind::Symlink(target.to_vec())),
+        },
+        EntryType::Link => name::link_target(target()).map(Kind::Hardlink),
+        EntryType::Char => special(SpecialKind::Char(device()), "a character device"),
+        EntryType::Block => special(SpecialKind::Block(device()), "a block device"),
+        EntryType::Fifo => special(SpecialKind::Fifo, "a FIFO"),
+        other => Err(EntryError::UnknownType(other.to_byte())),
+    }
+}
+
+fn meta(parsed: &ParsedEntry<'_>) -> Meta {
+    let nanoseconds = parsed.pax.and_then(fraction).unwrap_or(0);
+    let seconds = i64::try_from(parsed.mtime).unwrap_or(0);
+    Meta {
+        mode: parsed.mode & 0o7777,
+        mtime: (seconds, nanoseconds),
+    }
+}
+
+/// Nanoseconds of the PAX `mtime`, which the parser cuts off.
+fn fraction(pax: &[u8]) -> Option<u32> {
+    let extensions = PaxExtensions::new(pax).filter_map(Result::ok);
+    let last = extensions
+        .filter(|extension| extension.key() == Ok("mtime"))
+        .last()?;
+    let (_, digits) = last.value().ok()?.split_once('.')?;
+    let digits = digits.get(..9).unwrap_or(digits);
+    let value: u32 = digits.parse().ok()?;
+    Some(value * 10u32.pow(9 - u32::try_from(digits.len()).ok()?))
+}
+
+fn write_file(
+    stage: &OwnedFd,
+    name: u32,
+    meta: Meta,
+    header: &Header,
+    window: &mut Window<'_>,
+) -> Result<(), LayerError> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = rustix::fs::openat(stage, name.to_string(), flags, Mode::from_raw_mode(0o600))
+        .map_err(|error| LayerError::Write(error.into()))?;
+    let mut file = File::from(file);
+    match &header.sparse {
+        None => window.pass(header.stored, |piece| {
+            file.write_all(piece).map_err(LayerError::Write)
+        })?,
+        Some(map) => write_sparse(&file, map, header, window)?,
+    }
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(meta.mode))
+        .and_then(|()| rustix::fs::futimens(&file, &meta.timestamps()))
+        .map_err(|error| LayerError::Write(error.into()))
+}
+
+/// Writes the regions of a sparse file; its holes stay holes.
+fn write_sparse(
+    file: &File,
+    map: &[SparseEntry],
+    header: &Header,
+    window: &mut Window<'_>,
+) -> Result<(), LayerError> {
+    let mut stored = 0u64;
+    let mut end = 0u64;
+    for region in map {
+        let region_end = region.offset.checked_add(region.length);
+        let fits = region_end.is_some_and(|region_end| region_end <= header.size);
+        stored = stored.saturating_add(region.length);
+        if region.offset < end || !fits || stored > header.stored {
+            return Err(LayerError::SparseMap);
+        }
+        end = region.offset + region.length;
+        let mut offset = region.offset;
+        window.pass(region.length, |piece| {
+            file.write_all_at(piece, offset)
+                .map_err(LayerError::Write)?;
+            offset += piece.len() as u64;
+            Ok(())
+        })?;
+    }
+    if stored != header.stored {
+        return Err(LayerError::SparseMap);
+    }
+    file.set_len(header.size).map_err(LayerError::Write)
+}

@@ -1,0 +1,168 @@
+//! Names in a layer: what they mean, and which are refused. Pure.
+//!
+//! A layer's names are relative to the image's root; a leading `/` and `.` components mean
+//! nothing. `..` is refused wherever it stands: no builder writes it, and what it means depends on
+//! who reads it.
+
+use super::EntryError;
+
+/// The only directory that is taken from an image.
+pub(crate) const PACKAGE_DIR: &[u8] = b"skyhook-package";
+
+const WHITEOUT: &[u8] = b".wh.";
+const WHITEOUT_META: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// Where an entry of a layer belongs, as seen from the package's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Not the package's: skipped.
+    Outside,
+    /// This path below the package's directory, components joined by `/`; empty for itself.
+    Inside(Vec<u8>),
+    /// What lower layers have at this path is gone; empty for the whole package.
+    Whiteout(Vec<u8>),
+    /// What lower layers have below this path is gone.
+    Opaque(Vec<u8>),
+}
+
+/// Reads the name of an entry.
+pub(crate) fn place(name: &[u8]) -> Result<Place, EntryError> {
+    let parts = components(name)?;
+    let Some((first, rest)) = parts.split_first() else {
+        return Ok(Place::Outside);
+    };
+    if *first != PACKAGE_DIR {
+        return Ok(at_image_root(first, rest.is_empty()));
+    }
+    let Some((last, parents)) = rest.split_last() else {
+        return Ok(Place::Inside(Vec::new()));
+    };
+    if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
+        return Err(EntryError::BelowWhiteout);
+    }
+    if *last == OPAQUE {
+        return Ok(Place::Opaque(parents.join(&b'/')));
+    }
+    if last.starts_with(WHITEOUT_META) {
+        return Ok(Place::Outside);
+    }
+    match last.strip_prefix(WHITEOUT) {
+        None => Ok(Place::Inside(rest.join(&b'/'))),
+        Some(b"" | b"." | b"..") => Err(EntryError::EmptyWhiteout),
+        Some(hidden) => {
+            let mut parts = parents.to_vec();
+            parts.push(hidden);
+            Ok(Place::Whiteout(parts.join(&b'/')))
+        }
+    }
+}
+
+/// The two entries in the image's own root that concern the package.
+fn at_image_root(first: &[u8], alone: bool) -> Place {
+    let hides_all = first == OPAQUE || first.strip_prefix(WHITEOUT) == Some(PACKAGE_DIR);
+    if alone && hides_all {
+        Place::Whiteout(Vec::new())
+    } else {
+        Place::Outside
+    }
+}
+
+/// The path below the package's directory that a hard link points to.
+pub(crate) fn link_target(name: &[u8]) -> Result<Vec<u8>, EntryError> {
+    match place(name)? {
+        Place::Inside(path) if !path.is_empty() => Ok(path),
+        Place::Inside(_) | Place::Outside | Place::Whiteout(_) | Place::Opaque(_) => {
+            Err(EntryError::LinkOutside {
+                target: super::lossy(name),
+            })
+        }
+    }
+}
+
+/// The components of a name, without `.` and empty ones.
+fn components(name: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
+    if name.contains(&0) {
+        return Err(EntryError::Nul);
+    }
+    let mut parts = Vec::new();
+    for part in name.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(EntryError::DotDot),
+            _ if part.len() > 255 => return Err(EntryError::ComponentTooLong),
+            _ => parts.push(part),
+        }
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn names_are_placed() {
+        let inside = |path: &str| Ok(Place::Inside(path.into()));
+        let whiteout = |path: &str| Ok(Place::Whiteout(path.into()));
+        let opaque = |path: &str| Ok(Place::Opaque(path.into()));
+        let table = [
+            ("", Ok(Place::Outside)),
+            ("./", Ok(Place::Outside)),
+            ("bin/sh", Ok(Place::Outside)),
+            ("skyhook-package-2/x", Ok(Place::Outside)),
+            ("skyhook-package", inside("")),
+            ("./skyhook-package/", inside("")),
+            ("/skyhook-package//a/./b", inside("a/b")),
+            ("skyhook-package/a/.wh.b", whiteout("a/b")),
+            (".wh.skyhook-package", whiteout("")),
+            (".wh..wh..opq", whiteout("")),
+            ("bin/.wh..wh..opq", Ok(Place::Outside)),
+            (".wh.bin", Ok(Place::Outside)),
+            ("skyhook-package/.wh..wh..opq", opaque("")),
+            ("skyhook-package/a/.wh..wh..opq", opaque("a")),
+            ("skyhook-package/.wh..wh.plnk", Ok(Place::Outside)),
+            ("skyhook-package/.wh.", Err(EntryError::EmptyWhiteout)),
+            ("skyhook-package/.wh...", Err(EntryError::EmptyWhiteout)),
+            ("skyhook-package/.wh.a/b", Err(EntryError::BelowWhiteout)),
+            ("skyhook-package/../etc/passwd", Err(EntryError::DotDot)),
+            ("../../etc/passwd", Err(EntryError::DotDot)),
+            ("bin/../skyhook-package/x", Err(EntryError::DotDot)),
+            ("skyhook-package/a\0b", Err(EntryError::Nul)),
+        ];
+        for (name, want) in table {
+            assert_eq!(place(name.as_bytes()), want, "{name:?}");
+        }
+        let long = format!("skyhook-package/{}", "x".repeat(256));
+        assert_eq!(place(long.as_bytes()), Err(EntryError::ComponentTooLong));
+    }
+
+    #[test]
+    fn hard_links_point_into_the_package() {
+        assert_eq!(link_target(b"/skyhook-package/a"), Ok(b"a".to_vec()));
+        assert_eq!(
+            link_target(b"skyhook-package/../a"),
+            Err(EntryError::DotDot)
+        );
+        for target in ["etc/passwd", "skyhook-package", "skyhook-package/.wh.a", ""] {
+            let want = EntryError::LinkOutside {
+                target: target.to_owned(),
+            };
+            assert_eq!(link_target(target.as_bytes()), Err(want));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_leads_outside(name in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let mut full = b"skyhook-package/".to_vec();
+            full.extend(name);
+            if let Ok(Place::Inside(path) | Place::Whiteout(path) | Place::Opaque(path)) = place(&full) {
+                prop_assert!(!path.starts_with(b"/") && !path.contains(&0));
+                prop_assert!(path.split(|&b| b == b'/').all(|part| part != b".." && part != b"."));
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Puts a finished tree on the disk. Nothing here resolves a path: every step goes from the open
+//! descriptor of a directory to one name in it, and never through a symlink. A directory that is
+//! swapped for a link while this runs is an error, not a way out.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::tree::{Dir, FileId, Node, SpecialKind};
+
+/// Where the staged files are: one directory per layer.
+pub(super) struct Staged<'a> {
+    pub(super) stage: BorrowedFd<'a>,
+    pub(super) layers: &'a [OwnedFd],
+    /// How often each file that has hard links is still to be placed.
+    pub(super) links: BTreeMap<FileId, u32>,
+}
+
+impl<'a> Staged<'a> {
+    pub(super) fn new(stage: BorrowedFd<'a>, layers: &'a [OwnedFd], root: &Dir) -> Self {
+        let mut counts = BTreeMap::new();
+        count(root, &mut counts);
+        counts.retain(|_, count| *count > 1);
+        Self {
+            stage,
+            layers,
+            links: counts,
+        }
+    }
+}
+
+fn count(dir: &Dir, counts: &mut BTreeMap<FileId, u32>) {
+    for node in dir.children.values() {
+        match node {
+            Node::Dir(dir) => count(dir, counts),
+            Node::File(id) => *counts.entry(*id).or_default() += 1,
+            Node::Symlink { .. } | Node::Special { .. } => {}
+        }
+    }
+}
+
+/// Opens the directory `name` in `dir`, itself and not what a link of that name points to.
+pub(super) fn open_dir(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    rustix::fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// Fills `at` with the directory's children and then sets its mode and time. With `over`, what is
+/// there already is replaced where it differs, and what the tree does not have stays.
+pub(super) fn fill(
+    staged: &Staged<'_>,
+    at: &OwnedFd,
+    dir: &Dir,
+    over: bool,
+) -> Result<(), (Vec<u8>, io::Error)> {
+    for (name, node) in &dir.children {
+        let failed = |errno: Errno| (name.clone(), io::Error::from(errno));
+        match node {
+            Node::Dir(child) => {
+                let (fd, existed) = make_dir(at, name, over).map_err(failed)?;
+                fill(staged, &fd, child, over && existed)
+                    .map_err(|(below, error)| ([name.as_slice(), &below].join(&b'/'), error))?;
+            }
+            Node::File(id) => file(staged, at, name, *id, over).map_err(failed)?,
+            Node::Symlink { target, meta } => {
+                replacing(staged, at, name, over, |dir, name| {
+                    rustix::fs::symlinkat(target.as_slice(), dir, name)
+                })
+                .and_then(|()| {
+                    let flags = AtFlags::SYMLINK_NOFOLLOW;
+                    rustix::fs::utimensat(at, name.as_slice(), &meta.timestamps(), flags)
+                })
+                .map_err(failed)?;
+            }
+            Node::Special { kind, meta } => {
+                let (file_type, device) = match kind {
+                    SpecialKind::Char(device) => (FileType::CharacterDevice, *device),
+                    SpecialKind::Block(device) => (FileType::BlockDevice, *device),
+                    SpecialKind::Fifo => (FileType::Fifo, 0),
+                };
+                replacing(staged, at, name, over, |dir, name| {
+                    let mode = Mode::from_raw_mode(meta.mode);
+                    rustix::fs::mknodat(dir, name, file_type, mode, device)
+                })
+                .map_err(failed)?;
+            }
+        }
+    }
+    rustix::fs::fchmod(at, Mode::from_raw_mode(dir.meta.mode))
+        .and_then(|()| rustix::fs::futimens(at, &dir.meta.timestamps()))
+        .map_err(|errno| (Vec::new(), errno.into()))
+}
+
+/// The directory, made if it is not there; whether it was.
+fn make_dir(at: &OwnedFd, name: &[u8], over: bool) -> rustix::io::Result<(OwnedFd, bool)> {
+    let make = || rustix::fs::mkdirat(at, name, Mode::RWXU);
+    match make() {
+        Ok(()) => Ok((open_dir(at, name)?, false)),
+        Err(Errno::EXIST) if over => match open_dir(at, name) {
+            Ok(fd) => Ok((fd, true)),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                rustix::fs::unlinkat(at, name, AtFlags::empty())?;
+                make()?;
+                Ok((open_dir(at, name)?, false))
+            }
+            Err(errno) => Err(errno),
+        },
+        Err(errno) => Err(errno),
+    }
+}
+
+fn file(
+    staged: &Staged<'_>,
+    at: &OwnedFd,
+    name: &[u8],
+    (layer, index): FileId,
+    over: bool,
+) -> rustix::io::Result<()> {
+    let from = &staged.layers[layer as usize];
+    let index_name = index.to_string();
+    if staged.links.contains_key(&(layer, index)) {
+        return replacing(staged, at, name, over, |dir, name| {
+            rustix::fs::linkat(from, index_name.as_str(), dir, name, AtFlags::empty())
+        });
+    }
+    match rename(from, index_name.as_bytes(), at, name, over) {
+        Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) if over => {
+            remove_tree(at, name)?;
+            rename(from, index_name.as_bytes(), at, name, false)
+        }
+        result => result,
+    }
+}
+
+fn rename(
+    from: impl AsFd,
+    old: &[u8],
+    to: impl AsFd,
+    new: &[u8],
+    over: bool,
+) -> rustix::io::Result<()> {
+    // A plain rename over a fresh directory is the same, and some file systems lack NOREPLACE.
+    let flags = if over {
+        RenameFlags::empty()
+    } else {
+        RenameFlags::NOREPLACE
+    };
+    match rustix::fs::renameat_with(&from, old, &to, new, flags) {
+        Err(Errno::INVAL) if !over => rustix::fs::renameat(from, old, to, new),
+        result => result,
+    }
+}
+
+/// Makes `name` in `at`; with `over` it is made in the stage first and takes the place of what is
+/// there in one rename.
+fn replacing(
+    staged: &Staged<'_>,
+    at: &OwnedFd,
+    name: &[u8],
+    over: bool,
+    make: impl Fn(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<()>,
+) -> rustix::io::Result<()> {
+    const NEW: &[u8] = b"new";
+    match make(at.as_fd(), name) {
+        Err(Errno::EXIST) if over => {}
+        result => return result,
+    }
+    make(staged.stage, NEW)?;
+    match rustix::fs::renameat(staged.stage, NEW, at, name) {
+        Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
+            remove_tree(at, name)?;
+            rustix::fs::renameat(staged.stage, NEW, at, name)?;
+        }
+        result => result?,
+    }
+    // Renaming a link onto another link of the same file leaves both names.
+    match rustix::fs::unlinkat(staged.stage, NEW, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Removes `name` and everything below it, following no link. What is gone already is fine.
+pub(super) fn remove_tree(at: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
+    let fd = match open_dir(&at, name) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return rustix::fs::unlinkat(at, name, AtFlags::empty());
+        }
+        Err(errno) => return Err(errno),
+    };
+    // A package directory without write permission still has to go when not running as root.
+    rustix::fs::fchmod(&fd, Mode::RWXU)?;
+    for entry in rustix::fs::Dir::read_from(&fd)? {
+        let entry = entry?;
+        let child = entry.file_name().to_bytes();
+        if child == b"." || child == b".." {
+            continue;
+        }
+        match entry.file_type() {
+            FileType::Directory | FileType::Unknown => remove_tree(&fd, child)?,
+            _ => rustix::fs::unlinkat(&fd, child, AtFlags::empty())?,
+        }
+    }
+    rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)
+}

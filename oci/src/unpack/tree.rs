@@ -1,0 +1,274 @@
+//! The package's directory as the layers make it, in memory. Pure: what the last layer leaves is
+//! known, and every rule has been applied, before anything is put in place.
+//!
+//! A path whose parent is a symlink is resolved as a container runtime does, inside the image; one
+//! that leaves the package's directory is refused.
+
+use std::collections::BTreeMap;
+
+use super::EntryError;
+use super::layer::{Entry, Kind, Meta};
+use super::name::PACKAGE_DIR;
+use crate::limits::{Limit, Limits};
+
+/// A staged file: the layer's position and the file's in it.
+pub(crate) type FileId = (u32, u32);
+
+const MAX_SYMLINKS: u32 = 40;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Node {
+    Dir(Dir),
+    File(FileId),
+    Symlink { target: Vec<u8>, meta: Meta },
+    Special { kind: SpecialKind, meta: Meta },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SpecialKind {
+    Char(u64),
+    Block(u64),
+    Fifo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dir {
+    pub(crate) meta: Meta,
+    pub(crate) children: BTreeMap<Vec<u8>, Node>,
+}
+
+impl Dir {
+    fn implied() -> Self {
+        Self {
+            meta: Meta {
+                mode: 0o755,
+                mtime: (0, 0),
+            },
+            children: BTreeMap::new(),
+        }
+    }
+}
+
+/// The package's directory; None until a layer has it.
+#[derive(Debug, Default)]
+pub(crate) struct Tree {
+    root: Option<Dir>,
+    max_depth: u64,
+}
+
+impl Tree {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            root: None,
+            max_depth: limits.depth,
+        }
+    }
+
+    pub(crate) fn into_root(self) -> Option<Dir> {
+        self.root
+    }
+
+    /// Puts a layer on top. Its whiteouts act on lower layers only, wherever in the layer they
+    /// stand; of entries with one path the last one counts.
+    pub(crate) fn apply(&mut self, entries: Vec<Entry>) -> Result<(), (Vec<u8>, EntryError)> {
+        let (hides, adds): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|entry| matches!(entry.kind, Kind::Whiteout | Kind::Opaque));
+        for entry in hides {
+            let opaque = matches!(entry.kind, Kind::Opaque);
+            self.hide(&entry.path, opaque)
+                .map_err(|error| (entry.path, error))?;
+        }
+        for entry in adds {
+            let path = entry.path.clone();
+            self.add(entry).map_err(|error| (path, error))?;
+        }
+        Ok(())
+    }
+
+    fn hide(&mut self, path: &[u8], opaque: bool) -> Result<(), EntryError> {
+        if path.is_empty() && !opaque {
+            self.root = None;
+            return Ok(());
+        }
+        if opaque {
+            let at = self.resolve(&split(path))?;
+            if let Some(dir) = self.existing_dir(&at) {
+                dir.children.clear();
+            }
+            return Ok(());
+        }
+        let parts = split(path);
+        let Some((name, parents)) = parts.split_last() else {
+            return Ok(());
+        };
+        let at = self.resolve(parents)?;
+        if let Some(dir) = self.existing_dir(&at) {
+            dir.children.remove(*name);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), EntryError> {
+        let parts = split(&entry.path);
+        let Some((name, parents)) = parts.split_last() else {
+            let Kind::Dir = entry.kind else {
+                return Err(EntryError::PackageNotDirectory);
+            };
+            self.root.get_or_insert_with(Dir::implied).meta = entry.meta;
+            return Ok(());
+        };
+        let at = self.resolve(parents)?;
+        if at.len() as u64 + 1 > self.max_depth {
+            return Err(EntryError::limit(Limit::Depth, self.max_depth));
+        }
+        let node = match entry.kind {
+            Kind::Dir => Node::Dir(Dir {
+                meta: entry.meta,
+                children: BTreeMap::new(),
+            }),
+            Kind::File(id) => Node::File(id),
+            Kind::Symlink(target) => Node::Symlink {
+                target,
+                meta: entry.meta,
+            },
+            Kind::Special(kind) => Node::Special {
+                kind,
+                meta: entry.meta,
+            },
+            Kind::Hardlink(target) => self.linked(&target)?,
+            Kind::Whiteout | Kind::Opaque => return Ok(()),
+        };
+        let dir = self.make_dir(&at)?;
+        match (dir.children.get_mut(*name), node) {
+            (Some(Node::Dir(old)), Node::Dir(new)) => old.meta = new.meta,
+            (_, node) => {
+                dir.children.insert(name.to_vec(), node);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a hard link to `target` shares.
+    fn linked(&self, target: &[u8]) -> Result<Node, EntryError> {
+        let missing = || EntryError::LinkMissing {
+            target: super::lossy(target),
+        };
+        let parts = split(target);
+        let (name, parents) = parts.split_last().ok_or_else(missing)?;
+        let at = self.resolve(parents)?;
+        let mut dir = self.root.as_ref().ok_or_else(missing)?;
+        for part in &at {
+            match dir.children.get(part) {
+                Some(Node::Dir(next)) => dir = next,
+                _ => return Err(missing()),
+            }
+        }
+        match dir.children.get(*name) {
+            Some(Node::Dir(_)) => Err(EntryError::LinkToDirectory {
+                target: super::lossy(target),
+            }),
+            Some(node) => Ok(node.clone()),
+            None => Err(missing()),
+        }
+    }
+
+    /// The real path of a directory: symlinks on the way are followed inside the package. Parts
+    /// that do not exist stay as they are.
+    fn resolve(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, EntryError> {
+        let mut real: Vec<Vec<u8>> = Vec::new();
+        let mut pending: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
+        let mut links = 0;
+        while let Some(part) = pending.pop() {
+            match part.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    real.pop().ok_or(EntryError::ParentEscapes)?;
+                    continue;
+                }
+                _ => {}
+            }
+            match self.node(&real, &part) {
+                None | Some(Node::Dir(_)) => real.push(part),
+                Some(Node::Symlink { target, .. }) => {
+                    links += 1;
+                    if links > MAX_SYMLINKS {
+                        return Err(EntryError::TooManySymlinks);
+                    }
+                    let target = relative_target(target, &mut real)?;
+                    pending.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
+                }
+                Some(Node::File(_) | Node::Special { .. }) => {
+                    return Err(EntryError::ParentNotDirectory);
+                }
+            }
+            if real.len() as u64 > self.max_depth {
+                return Err(EntryError::limit(Limit::Depth, self.max_depth));
+            }
+        }
+        Ok(real)
+    }
+
+    fn node(&self, at: &[Vec<u8>], name: &[u8]) -> Option<&Node> {
+        let mut dir = self.root.as_ref()?;
+        for part in at {
+            match dir.children.get(part) {
+                Some(Node::Dir(next)) => dir = next,
+                _ => return None,
+            }
+        }
+        dir.children.get(name)
+    }
+
+    fn existing_dir(&mut self, at: &[Vec<u8>]) -> Option<&mut Dir> {
+        let mut dir = self.root.as_mut()?;
+        for part in at {
+            match dir.children.get_mut(part) {
+                Some(Node::Dir(next)) => dir = next,
+                _ => return None,
+            }
+        }
+        Some(dir)
+    }
+
+    fn make_dir(&mut self, at: &[Vec<u8>]) -> Result<&mut Dir, EntryError> {
+        let mut dir = self.root.get_or_insert_with(Dir::implied);
+        for part in at {
+            let next = dir
+                .children
+                .entry(part.clone())
+                .or_insert_with(|| Node::Dir(Dir::implied()));
+            match next {
+                Node::Dir(next) => dir = next,
+                Node::File(_) | Node::Symlink { .. } | Node::Special { .. } => {
+                    return Err(EntryError::ParentNotDirectory);
+                }
+            }
+        }
+        Ok(dir)
+    }
+}
+
+/// The target as parts to walk from `real`, which becomes the package's directory for an absolute
+/// one.
+fn relative_target<'a>(target: &'a [u8], real: &mut Vec<Vec<u8>>) -> Result<&'a [u8], EntryError> {
+    let Some(absolute) = target.strip_prefix(b"/") else {
+        return Ok(target);
+    };
+    match absolute.strip_prefix(PACKAGE_DIR) {
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => {
+            real.clear();
+            Ok(rest)
+        }
+        _ => Err(EntryError::ParentEscapes),
+    }
+}
+
+fn split(path: &[u8]) -> Vec<&[u8]> {
+    path.split(|&byte| byte == b'/')
+        .filter(|part| !part.is_empty())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! The crate from outside: against Debian's docker-registry with images made by umoci and skopeo,
+//! and against a registry that lies.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests build images and look at what is on disk"
+)]
+
+mod real;
+mod support;

@@ -1,0 +1,222 @@
+//! A real registry and real images for tests: docker-registry, umoci and skopeo as processes.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Whether these programs are there. Without them a test is skipped, loudly; in CI it fails.
+pub(crate) fn tools(names: &[&str]) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let missing: Vec<_> = names
+        .iter()
+        .filter(|name| {
+            !path
+                .split(':')
+                .any(|dir| Path::new(dir).join(name).exists())
+        })
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "CI must have {missing:?}"
+    );
+    eprintln!("SKIPPED: {missing:?} not found (apt-get install docker-registry skopeo umoci)");
+    false
+}
+
+pub(crate) fn run(program: &str, args: &[&str]) {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A docker-registry process on a free port of loopback; ends when dropped.
+pub(crate) struct Registry {
+    child: Child,
+    pub(crate) port: u16,
+    _dir: TempDir,
+}
+
+impl Registry {
+    /// `extra` is YAML below `http:` (tls) and beside it (auth).
+    pub(crate) fn start(http: &str, beside: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let port = free_port();
+        let root = dir.path().join("data");
+        let config = format!(
+            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\n\
+             storage:\n  filesystem:\n    rootdirectory: {}\n\
+             http:\n  addr: 127.0.0.1:{port}\n{http}{beside}",
+            root.display()
+        );
+        let path = dir.path().join("config.yml");
+        fs::write(&path, config).expect("config");
+        let child = Command::new("docker-registry")
+            .args(["serve", path.to_str().expect("utf-8")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry starts");
+        let registry = Self {
+            child,
+            port,
+            _dir: dir,
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < deadline, "docker-registry does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        registry
+    }
+
+    pub(crate) fn plain() -> Self {
+        Self::start("", "")
+    }
+
+    pub(crate) fn host(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        if self.child.kill().is_ok() {
+            self.child.wait().expect("a killed child ends");
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// An OCI layout in which umoci builds images, layer by layer.
+pub(crate) struct Layout {
+    dir: TempDir,
+}
+
+impl Layout {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layout = Self { dir };
+        run("umoci", &["init", "--layout", &layout.path()]);
+        layout
+    }
+
+    pub(crate) fn path(&self) -> String {
+        self.dir
+            .path()
+            .join("oci")
+            .to_str()
+            .expect("utf-8")
+            .to_owned()
+    }
+
+    pub(crate) fn image(&self, tag: &str) -> String {
+        format!("{}:{tag}", self.path())
+    }
+
+    pub(crate) fn new_image(&self, tag: &str, architecture: &str) {
+        let image = self.image(tag);
+        run("umoci", &["new", "--image", &image]);
+        run(
+            "umoci",
+            &[
+                "config",
+                "--image",
+                &image,
+                "--os",
+                "linux",
+                "--architecture",
+                architecture,
+            ],
+        );
+    }
+
+    /// Unpacks, lets `change` edit the root file system, and packs the difference as a layer.
+    pub(crate) fn layer(&self, tag: &str, change: impl FnOnce(&Path)) {
+        let bundle = tempfile::tempdir().expect("a directory");
+        let bundle = bundle.path().join("b");
+        let (image, text) = (self.image(tag), bundle.to_str().expect("utf-8").to_owned());
+        let rootless: &[&str] = if rustix::process::geteuid().is_root() {
+            &[]
+        } else {
+            &["--rootless"]
+        };
+        run(
+            "umoci",
+            &[&["unpack"], rootless, &["--image", &image, &text]].concat(),
+        );
+        change(&bundle.join("rootfs"));
+        run("umoci", &["repack", "--image", &image, &text]);
+    }
+
+    pub(crate) fn push(&self, tag: &str, to: &str, extra: &[&str]) {
+        let (from, to) = (format!("oci:{}", self.image(tag)), format!("docker://{to}"));
+        run(
+            "skopeo",
+            &[
+                &["copy", "-q", "--dest-tls-verify=false"],
+                extra,
+                &[&from, &to],
+            ]
+            .concat(),
+        );
+    }
+}
+
+pub(crate) fn file(root: &Path, path: &str, content: &str, mode: u32) -> PathBuf {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().expect("a parent")).expect("parents");
+    fs::write(&path, content).expect("a file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("a mode");
+    path
+}
+
+/// Every path below `dir` with what it is: mode, content or target. Sorted, for comparing whole.
+pub(crate) fn listing(dir: &Path) -> Vec<String> {
+    fn walk(dir: &Path, below: &str, lines: &mut Vec<String>) {
+        let mut entries: Vec<_> = fs::read_dir(dir)
+            .expect("a directory")
+            .map(Result::unwrap)
+            .collect();
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = format!("{below}{}", entry.file_name().to_string_lossy());
+            let (path, kind) = (entry.path(), entry.file_type().expect("a type"));
+            let mode = entry.metadata().expect("metadata").permissions().mode() & 0o7777;
+            if kind.is_symlink() {
+                lines.push(format!(
+                    "{name} -> {}",
+                    fs::read_link(path).expect("a target").display()
+                ));
+            } else if kind.is_dir() {
+                lines.push(format!("{name}/ {mode:o}"));
+                walk(&path, &format!("{name}/"), lines);
+            } else {
+                let text = fs::read(&path).expect("content");
+                let text = String::from_utf8_lossy(text.get(..40).unwrap_or(&text)).into_owned();
+                lines.push(format!("{name} {mode:o} {text}"));
+            }
+        }
+    }
+    let mut lines = Vec::new();
+    walk(dir, "", &mut lines);
+    lines
+}
