@@ -6,17 +6,25 @@
 //! - [`network`]: one wire per host, so that it can be cut
 //! - [`rootfs`], [`host`]: systemd hosts: boot, reboot, power cut, freeze
 //! - [`node`]: the kubelet's part: Node objects that say what is true of the host
-//! - [`agent`], [`coordinator`]: our two programs, their command lines and tokens
+//! - [`programs`]: our two programs' command lines; [`agent`], [`coordinator`]: running them
 //! - [`registry`]: package folders to images in a registry
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
+//! - [`skip`]: what a test says when it cannot run
 #![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
 
+pub mod agent;
 pub mod assets;
+pub mod cluster;
 pub mod controlplane;
+pub mod coordinator;
 pub mod host;
+pub mod install;
 pub mod network;
+pub mod node;
 pub mod process;
+pub mod programs;
+pub mod registry;
 pub mod rootfs;
 pub mod run;
 pub mod skip;

@@ -4,15 +4,24 @@
     reason = "it prepares files of the harness"
 )]
 
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::Api;
+use kube::api::PostParams;
+use skyhook_integration::agent::token;
 use skyhook_integration::controlplane::{ControlPlane, Options};
 use skyhook_integration::host::{Boot, Host, Power};
+use skyhook_integration::install::install;
 use skyhook_integration::network::Network;
+use skyhook_integration::process::sh;
+use skyhook_integration::registry::Registry;
 use skyhook_integration::rootfs::Rootfs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::hosts_can_run;
@@ -34,9 +43,7 @@ async fn an_api_server_starts_answers_counts_and_comes_back_with_its_data() -> R
         },
         ..Default::default()
     };
-    namespaces
-        .create(&kube::api::PostParams::default(), &mine)
-        .await?;
+    namespaces.create(&PostParams::default(), &mine).await?;
     let key = ("POST".to_owned(), "namespaces".to_owned());
     let made = plane.request_counts().await?.since(&before);
     assert_eq!(made.0.get(&key), Some(&1), "{made:?}");
@@ -177,4 +184,83 @@ async fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Resul
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     anyhow::bail!("not within ten seconds: {what}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_folder_becomes_an_image_that_a_registry_serves() -> Result<()> {
+    let run = Arc::new(Run::start()?);
+    let registry = Registry::start(Arc::clone(&run), Ipv4Addr::LOCALHOST).await?;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/packages/shellscript");
+    let image = registry.push_package(&folder).await?;
+    assert_eq!(image.version, "1.1.1");
+    assert_eq!(
+        registry.push_package(&folder).await?,
+        image,
+        "the digest is reproducible"
+    );
+
+    let target = run.scratch().join("pulled");
+    let from = format!("docker://{}@{}", image.repository, image.digest);
+    let to = format!("oci:{}:pulled", target.display());
+    let copy = [
+        "--insecure-policy",
+        "--override-arch=arm64",
+        "copy",
+        "--src-tls-verify=false",
+    ];
+    sh("skopeo", [copy[0], copy[1], copy[2], copy[3], &from, &to]).await?;
+    let bundle = run.scratch().join("bundle");
+    let layout = format!("{}:pulled", target.display());
+    sh(
+        "umoci",
+        ["unpack", "--image", &layout, &bundle.to_string_lossy()],
+    )
+    .await?;
+    let script = "rootfs/skyhook-package/skyhook_dir/shellscript_run.sh";
+    assert_eq!(
+        std::fs::read(bundle.join(script))?,
+        std::fs::read(folder.join("skyhook_dir/shellscript_run.sh"))?
+    );
+    assert_eq!(
+        std::fs::metadata(bundle.join(script))?.permissions().mode() & 0o777,
+        0o755
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_token_carries_its_node_and_may_do_little() -> Result<()> {
+    let run = Arc::new(Run::start()?);
+    let plane = ControlPlane::start(run, &Options::default()).await?;
+    install(&plane).await?;
+    let node = serde_json::json!({"metadata": {"name": "worker-1"}});
+    let nodes: Api<Node> = Api::all(plane.client());
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(node)?)
+        .await?;
+    let agent = plane.client_for(&token(&plane, "worker-1").await?).await?;
+    let review: Api<SelfSubjectReview> = Api::all(agent.clone());
+    let who = review
+        .create(&PostParams::default(), &SelfSubjectReview::default())
+        .await?;
+    let user = who
+        .status
+        .and_then(|status| status.user_info)
+        .expect("a user");
+    assert_eq!(
+        user.username.as_deref(),
+        Some("system:serviceaccount:skyhook:skyhook-agent")
+    );
+    let claim = user
+        .extra
+        .expect("extra")
+        .remove("authentication.kubernetes.io/node-name");
+    assert_eq!(claim, Some(vec!["worker-1".to_owned()]));
+    let nodes: Api<Node> = Api::all(agent);
+    nodes.get("worker-1").await?;
+    let Err(kube::Error::Api(status)) = nodes.delete("worker-1", &Default::default()).await else {
+        panic!("an agent deleted a node");
+    };
+    assert_eq!(status.code, 403);
+    Ok(())
 }
