@@ -7,6 +7,7 @@
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use skyhook_integration::registry::Registry;
 use skyhook_integration::rootfs::Rootfs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::hosts_can_run;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_starts_answers_counts_and_comes_back_with_its_data() -> Result<()> {
@@ -263,4 +265,83 @@ async fn an_agents_token_carries_its_node_and_may_do_little() -> Result<()> {
     };
     assert_eq!(status.code, 403);
     Ok(())
+}
+
+/// Not a test of its own: the next one runs it in a process that it then kills.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by a_killed_harness_leaves_nothing_behind"]
+async fn victim() -> Result<()> {
+    let run = Arc::new(Run::start()?);
+    let network = Network::create(Arc::clone(&run)).await?;
+    let rootfs = Rootfs::locate().await?;
+    let host = Host::create(
+        Arc::clone(&run),
+        &network,
+        &rootfs,
+        0,
+        "victim",
+        run.scratch(),
+    )
+    .await?;
+    host.boot().await?;
+    println!("VICTIM {} {}", network.name(), run.scratch().display());
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_harness_leaves_nothing_behind() -> Result<()> {
+    if !hosts_can_run("a_killed_harness_leaves_nothing_behind").await {
+        return Ok(());
+    }
+    let mut victim = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["--exact", "victim", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(victim.stdout.take().expect("piped")).lines();
+    let line = loop {
+        let line = lines
+            .next_line()
+            .await?
+            .expect("the victim says VICTIM before it ends");
+        if let Some(at) = line.find("VICTIM ") {
+            break line[at..].to_owned();
+        }
+    };
+    let mut words = line.split(' ').skip(1);
+    let network = words.next().expect("network").to_owned();
+    let scratch = Path::new(words.next().expect("scratch")).to_owned();
+    let alive = || {
+        let mut left = Vec::new();
+        for base in [
+            "/sys/class/net",
+            "/run/netns",
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+        ] {
+            for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let of_host = [
+                    network.clone(),
+                    format!("{network}h0"),
+                    format!("skyhook-{network}h0"),
+                ];
+                if of_host.contains(&name) {
+                    left.push(entry.path());
+                }
+            }
+        }
+        left.extend(scratch.exists().then(|| scratch.clone()));
+        left
+    };
+    assert!(alive().len() >= 5, "{:?}", alive());
+    victim.kill().await?;
+    for _ in 0..200 {
+        if alive().is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("left behind: {:?}", alive());
 }
