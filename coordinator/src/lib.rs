@@ -1,1 +1,15 @@
-//! placeholder
+//! The coordinator: decides which nodes may be interrupted now, and keeps the record.
+//!
+//! A line: [`watch`] streams feed one [`index`], [`plan`] turns the picture into effects, [`guard`] refuses any that
+//! would break a safety rule, [`apply`] writes them. `plan` is pure: no clock, no I/O.
+
+pub mod apply;
+pub mod config;
+pub mod effect;
+pub mod facts;
+pub mod guard;
+pub mod index;
+pub mod plan;
+pub mod probe;
+pub mod run;
+pub mod watch;

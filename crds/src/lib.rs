@@ -17,6 +17,7 @@
 
 pub mod conditions;
 pub mod duration;
+pub mod glob;
 pub mod graph;
 pub mod image;
 pub mod installed;

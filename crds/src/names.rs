@@ -68,6 +68,12 @@ pub fn stamp(skyhook: &str) -> String {
     format!("{GROUP}/stamp_{skyhook}")
 }
 
+/// Annotation on a Node: why the Skyhook does not move there, and since when ([`crate::skyhook::NodeReason`]).
+#[must_use]
+pub fn reason(skyhook: &str) -> String {
+    format!("{GROUP}/reason_{skyhook}")
+}
+
 /// Type of the Node condition that says whether the Skyhook is complete there.
 #[must_use]
 pub fn not_ready_condition(skyhook: &str) -> String {

@@ -1,0 +1,417 @@
+//! Effects to API calls. Every write carries what it was decided on; a refusal is a value, not a surprise.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, Resource as _};
+use serde_json::{Value, json};
+use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
+use skyhook_crds::revision::RevisionData;
+use skyhook_crds::{Skyhook, names};
+
+use crate::effect::{Effect, NodePatch, Version};
+use crate::facts::{WireLease, WireNode, WireSkyhook};
+use crate::index::Change;
+
+/// What came of an effect.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Written. What the server returned is folded into the picture, leases excepted.
+    Done(Option<Change>),
+    /// The object is not what the effect was decided on: the watch brings what it is now.
+    Stale,
+    /// Try again after this long.
+    Retry { after: Duration, error: String },
+}
+
+/// Why a write failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{verb} {object}")]
+pub struct ApplyError {
+    verb: &'static str,
+    object: String,
+    #[source]
+    source: kube::Error,
+}
+
+/// What to do about a failed request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryClass {
+    /// The precondition did not hold, or the object is gone.
+    Stale,
+    /// The server asks for patience.
+    After(Duration),
+    /// It may work the next time.
+    Transient,
+}
+
+/// Classifies what the API server, or the way to it, said.
+#[must_use]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "one class for all that is not an answer"
+)]
+pub fn retry_class(error: &kube::Error) -> RetryClass {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            404 | 409 => RetryClass::Stale,
+            429 => {
+                let seconds = status
+                    .details
+                    .as_ref()
+                    .map_or(1, |d| d.retry_after_seconds.max(1));
+                RetryClass::After(Duration::from_secs(u64::from(seconds)))
+            }
+            _ => RetryClass::Transient,
+        },
+        // Everything else never got an answer, or one that made no sense.
+        _ => RetryClass::Transient,
+    }
+}
+
+/// Writes effects.
+#[derive(Clone)]
+pub struct Applier {
+    client: Client,
+    namespace: String,
+    identity: String,
+}
+
+impl std::fmt::Debug for Applier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Applier")
+            .field("namespace", &self.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Applier {
+    /// Writes through `client`, as `identity`.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str, identity: &str) -> Self {
+        Self {
+            client,
+            namespace: namespace.to_owned(),
+            identity: identity.to_owned(),
+        }
+    }
+
+    /// Makes the write. `wall` is the time that people are shown.
+    pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
+        match self.write(effect, wall).await {
+            Ok(change) => Outcome::Done(change),
+            Err(ApplyError {
+                verb,
+                object,
+                source,
+            }) => {
+                let error = format!("{verb} {object}: {source}");
+                match retry_class(&source) {
+                    RetryClass::Stale => Outcome::Stale,
+                    RetryClass::After(after) => Outcome::Retry { after, error },
+                    RetryClass::Transient => Outcome::Retry {
+                        after: Duration::from_secs(2),
+                        error,
+                    },
+                }
+            }
+        }
+    }
+
+    async fn write(&self, effect: &Effect, wall: &str) -> Result<Option<Change>, ApplyError> {
+        match effect {
+            Effect::AdoptSkyhook {
+                name,
+                at,
+                finalizers,
+            } => {
+                let annotations = json!({ names::VERSION: crate::plan::VERSION });
+                self.skyhook_meta(name, at, finalizers, &annotations).await
+            }
+            Effect::ReleaseSkyhook {
+                name,
+                at,
+                finalizers,
+            } => self.skyhook_meta(name, at, finalizers, &json!({})).await,
+            Effect::WriteSkyhookStatus { name, at, status } => {
+                self.skyhook_status(name, at, status).await
+            }
+            Effect::CreateRevision {
+                name,
+                skyhook,
+                skyhook_uid,
+                number,
+                data,
+            } => {
+                let owner = owner::<Skyhook>(skyhook, skyhook_uid, Some(true));
+                self.create_revision(name, owner, *number, data).await
+            }
+            Effect::RenumberRevision { name, at, number } => {
+                self.renumber_revision(name, at, *number).await
+            }
+            Effect::PruneRevision { name, at } => self.prune_revision(name, at).await,
+            Effect::PatchNode {
+                node, at, patch, ..
+            } => self.node(node, at, patch).await,
+            Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
+            Effect::GrantLease { node, at } => {
+                let granted = Granted {
+                    by: self.identity.clone(),
+                    at: wall.to_owned(),
+                };
+                self.lease_spec(node, at, &json!({ "granted": granted }))
+                    .await
+            }
+            Effect::StopLease { node, at, stop } => {
+                let stop = stop.map(|reason| Stop {
+                    reason,
+                    since: wall.to_owned(),
+                });
+                self.lease_spec(node, at, &json!({ "stop": stop })).await
+            }
+            Effect::SetDrain { node, at, drain } => {
+                // A merge patch leaves nothing out: what is unset must be named to go.
+                let Drain {
+                    state,
+                    since,
+                    blockers,
+                } = drain;
+                let drain = json!({ "state": state, "since": since, "blockers": blockers });
+                self.lease_spec(node, at, &json!({ "drain": drain })).await
+            }
+            Effect::WithdrawLease { node, at, .. } | Effect::ReleaseLease { node, at } => {
+                self.delete_lease(node, at).await
+            }
+            Effect::ReleaseLeaseOfGoneNode { node, at, node_uid } => {
+                self.release_of_gone_node(node, at, node_uid).await
+            }
+        }
+    }
+
+    async fn skyhook_meta(
+        &self,
+        name: &str,
+        at: &Version,
+        finalizers: &[String],
+        annotations: &Value,
+    ) -> Result<Option<Change>, ApplyError> {
+        let api: Api<WireSkyhook> = Api::all(self.client.clone());
+        let body = json!({
+            "metadata": {
+                "uid": at.uid,
+                "resourceVersion": at.resource_version,
+                "finalizers": finalizers,
+                "annotations": annotations,
+            }
+        });
+        let written = api.patch(name, &manager(), &Patch::Merge(&body)).await;
+        let written = written.map_err(|source| failed("patch", "skyhook", name, source))?;
+        Ok(Some(Change::Skyhook(Box::new(written))))
+    }
+
+    async fn skyhook_status(
+        &self,
+        name: &str,
+        at: &Version,
+        status: &skyhook_crds::SkyhookStatus,
+    ) -> Result<Option<Change>, ApplyError> {
+        // A replacement, not a merge: what is no longer in the status has to go. The server takes the rest of the
+        // object from what is stored, and the version guards against what changed since.
+        let body = json!({
+            "apiVersion": Skyhook::api_version(&()),
+            "kind": Skyhook::kind(&()),
+            "metadata": { "name": name, "uid": at.uid, "resourceVersion": at.resource_version },
+            "status": status,
+        });
+        let params = post();
+        let failed = |source| failed("put", "skyhook status", name, source);
+        let body = serde_json::to_vec(&body).map_err(|e| failed(kube::Error::SerdeError(e)))?;
+        let request = kube::core::Request::new(Skyhook::url_path(&(), None))
+            .replace_subresource("status", name, &params, body)
+            .map_err(|e| failed(kube::Error::BuildRequest(e)))?;
+        let written: WireSkyhook = self.client.request(request).await.map_err(failed)?;
+        Ok(Some(Change::Skyhook(Box::new(written))))
+    }
+
+    fn revisions(&self) -> Api<ControllerRevision> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn create_revision(
+        &self,
+        name: &str,
+        owner: OwnerReference,
+        number: i64,
+        data: &RevisionData,
+    ) -> Result<Option<Change>, ApplyError> {
+        let revision = ControllerRevision {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some([(names::REVISION_OF.to_owned(), owner.name.clone())].into()),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            },
+            data: serde_json::to_value(data).ok().map(RawExtension),
+            revision: number,
+        };
+        let created = self.revisions().create(&post(), &revision).await;
+        let created =
+            created.map_err(|source| failed("create", "controllerrevision", name, source))?;
+        Ok(Some(Change::Revision(Box::new(created))))
+    }
+
+    async fn node(
+        &self,
+        name: &str,
+        at: &Version,
+        patch: &NodePatch,
+    ) -> Result<Option<Change>, ApplyError> {
+        let api: Api<WireNode> = Api::all(self.client.clone());
+        let mut body = json!({
+            "metadata": {
+                "uid": at.uid,
+                "resourceVersion": at.resource_version,
+                "annotations": patch.annotations,
+                "labels": patch.labels,
+            }
+        });
+        if let Some(unschedulable) = patch.unschedulable {
+            // As the API server stores it: false is the absence of the field.
+            body["spec"] = json!({ "unschedulable": unschedulable.then_some(true) });
+        }
+        let written = api.patch(name, &manager(), &Patch::Merge(&body)).await;
+        let written = written.map_err(|source| failed("patch", "node", name, source))?;
+        Ok(Some(Change::Node(Box::new(written))))
+    }
+
+    async fn reserve_lease(
+        &self,
+        node: &str,
+        spec: &InterruptionLeaseSpec,
+    ) -> Result<Option<Change>, ApplyError> {
+        let api: Api<InterruptionLease> = Api::all(self.client.clone());
+        let mut lease = InterruptionLease::new(node, spec.clone());
+        lease.metadata.finalizers = Some(vec![names::LEASE_FINALIZER.to_owned()]);
+        lease.metadata.owner_references = Some(vec![owner::<Node>(node, &spec.node.uid, None)]);
+        let created = api.create(&post(), &lease).await;
+        created.map_err(|source| failed("create", "interruptionlease", node, source))?;
+        Ok(None)
+    }
+
+    /// A cache is not enough to say that a node is gone for good.
+    async fn release_of_gone_node(
+        &self,
+        node: &str,
+        at: &Version,
+        node_uid: &str,
+    ) -> Result<Option<Change>, ApplyError> {
+        let nodes: Api<WireNode> = Api::all(self.client.clone());
+        let live = nodes
+            .get_opt(node)
+            .await
+            .map_err(|source| failed("get", "node", node, source))?;
+        match live {
+            Some(live) if live.metadata.uid.as_deref() == Some(node_uid) => {
+                Ok(Some(Change::Node(Box::new(live))))
+            }
+            Some(_) | None => self.delete_lease(node, at).await,
+        }
+    }
+
+    async fn lease_spec(
+        &self,
+        node: &str,
+        at: &Version,
+        spec: &Value,
+    ) -> Result<Option<Change>, ApplyError> {
+        let api: Api<WireLease> = Api::all(self.client.clone());
+        let body = json!({ "metadata": guard(at), "spec": spec });
+        let written = api.patch(node, &manager(), &Patch::Merge(&body)).await;
+        written.map_err(|source| failed("patch", "interruptionlease", node, source))?;
+        Ok(None)
+    }
+
+    /// Deletes, then takes the finalizer off what the delete returned: an agent's write in between is a conflict.
+    async fn delete_lease(&self, node: &str, at: &Version) -> Result<Option<Change>, ApplyError> {
+        let api: Api<WireLease> = Api::all(self.client.clone());
+        let error = |verb, source| failed(verb, "interruptionlease", node, source);
+        let deleted = api
+            .delete(node, &guarded_delete(at))
+            .await
+            .map_err(|source| error("delete", source))?;
+        let Some(left) = deleted.left() else {
+            return Ok(None);
+        };
+        let finalizers: Vec<String> = left
+            .metadata
+            .finalizers
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|finalizer| finalizer != names::LEASE_FINALIZER)
+            .collect();
+        let body = json!({
+            "metadata": {
+                "uid": at.uid,
+                "resourceVersion": left.metadata.resource_version,
+                "finalizers": finalizers,
+            }
+        });
+        api.patch(node, &manager(), &Patch::Merge(&body))
+            .await
+            .map_err(|source| error("patch", source))?;
+        Ok(None)
+    }
+}
+
+/// What a write was decided on, as the API server checks it.
+fn guard(at: &Version) -> Value {
+    json!({ "uid": at.uid, "resourceVersion": at.resource_version })
+}
+
+fn owner<K: kube::Resource<DynamicType = ()>>(
+    name: &str,
+    uid: &str,
+    controller: Option<bool>,
+) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+        controller,
+        block_owner_deletion: None,
+    }
+}
+
+fn post() -> PostParams {
+    PostParams {
+        field_manager: Some(names::COORDINATOR.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+fn manager() -> PatchParams {
+    PatchParams {
+        field_manager: Some(names::COORDINATOR.to_owned()),
+        ..PatchParams::default()
+    }
+}
+
+fn guarded_delete(at: &Version) -> DeleteParams {
+    DeleteParams::default().preconditions(Preconditions {
+        uid: Some(at.uid.clone()),
+        resource_version: Some(at.resource_version.clone()),
+    })
+}
+
+fn failed(verb: &'static str, kind: &str, name: &str, source: kube::Error) -> ApplyError {
+    ApplyError {
+        verb,
+        object: format!("{kind}/{name}"),
+        source,
+    }
+}

@@ -1,0 +1,54 @@
+//! Flags, checked once.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Grants interruption leases for the nodes of a cluster and keeps the record of what is installed on them.
+#[derive(Parser, Clone, Debug)]
+#[command(name = "skyhook-coordinator", version)]
+pub struct Settings {
+    /// Namespace of the installation: revisions and events live there.
+    #[arg(long, env = "NAMESPACE", default_value = "skyhook")]
+    pub namespace: String,
+
+    /// Name of this replica, for grants and leader election.
+    #[arg(long, env = "POD_NAME", default_value = "skyhook-coordinator")]
+    pub identity: String,
+
+    /// Nodes that may be worked on at once over all Skyhooks, as a count; unset leaves it to their budgets.
+    #[arg(long, env = "MAX_CONCURRENT_NODES")]
+    pub max_concurrent_nodes: Option<usize>,
+
+    /// How long a granted lease may stay without being accepted by the node's agent.
+    #[arg(long, env = "ACCEPT_TIMEOUT", default_value = "2m", value_parser = duration)]
+    pub accept_timeout: Duration,
+
+    /// How long a node is left alone after its agent did not respond.
+    #[arg(long, env = "AGENT_BACKOFF", default_value = "5m", value_parser = duration)]
+    pub agent_backoff: Duration,
+
+    /// How long a node may stay away in mid-run before it is called parked.
+    #[arg(long, env = "NODE_RETURN_TIMEOUT", default_value = "15m", value_parser = duration)]
+    pub node_return_timeout: Duration,
+
+    /// Requests in flight at once.
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 16)]
+    pub max_in_flight: usize,
+
+    /// Address for /readyz and /livez; unset serves none.
+    #[arg(long, env = "PROBE_ADDRESS")]
+    pub probe_address: Option<std::net::SocketAddr>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    skyhook_crds::duration::GoDuration(text.to_owned())
+        .value()
+        .map_err(|e| e.to_string())
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::parse_from(["skyhook-coordinator"])
+    }
+}

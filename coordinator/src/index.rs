@@ -1,0 +1,260 @@
+//! The cluster picture: what the watches delivered, plus the few facts that only this process can know.
+//!
+//! One task owns it. Leases come from their watch alone, one ordered stream, because grants are decided from
+//! that picture; of everything else the objects that writes return are folded in at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+
+use crate::effect::{Effect, Target};
+use crate::facts::{
+    LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
+};
+
+/// Time since the process started: what deadlines are measured in.
+pub type Mono = Duration;
+
+/// One thing that a watch delivered, or that a write returned.
+#[derive(Debug)]
+pub enum Change {
+    Node(Box<WireNode>),
+    NodeGone(String),
+    Skyhook(Box<WireSkyhook>),
+    SkyhookGone(String),
+    /// From the lease watch only.
+    Lease(Box<WireLease>),
+    LeaseGone(String),
+    Revision(Box<ControllerRevision>),
+    RevisionGone(String),
+    /// A full list of one kind arrives: what is not in it is gone when `Synced` comes.
+    ListBegins(Kind),
+    Synced(Kind),
+}
+
+/// The kinds that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Node,
+    Skyhook,
+    Lease,
+    Revision,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [Self::Node, Self::Skyhook, Self::Lease, Self::Revision];
+}
+
+/// What this process observed about a lease, and when.
+#[derive(Clone, Debug, Default)]
+pub struct LeaseClock {
+    pub uid: String,
+    /// When the grant was first seen.
+    pub granted: Option<Mono>,
+}
+
+/// The picture.
+#[derive(Debug, Default)]
+pub struct Index {
+    pub nodes: BTreeMap<String, NodeFact>,
+    pub skyhooks: BTreeMap<String, SkyhookFact>,
+    pub leases: BTreeMap<String, LeaseFact>,
+    pub revisions: BTreeMap<String, RevisionFact>,
+    /// Creates of ours that the lease watch has not delivered: node to the Skyhook's UID. They take slots.
+    pub creating: BTreeMap<String, String>,
+    /// Objects with a write under way.
+    pub busy: BTreeSet<Target>,
+    /// Objects whose watch has not yet delivered our last write: target to the version that was written over.
+    pub stale: BTreeMap<Target, (String, Mono)>,
+    pub lease_clocks: BTreeMap<String, LeaseClock>,
+    /// Nodes whose agent did not respond: until when they are left alone.
+    pub backoff: BTreeMap<String, Mono>,
+    /// When a target was last written, for coalescing.
+    pub written: BTreeMap<Target, Mono>,
+    synced: BTreeSet<Kind>,
+    listed: BTreeMap<Kind, BTreeSet<String>>,
+}
+
+impl Index {
+    /// True once every kind was listed completely.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// Takes a change in. Says whether anything that decisions depend on changed.
+    pub fn apply(&mut self, change: Change, now: Mono) -> bool {
+        match change {
+            Change::Node(node) => self.node(NodeFact::new(*node)),
+            Change::NodeGone(name) => self.nodes.remove(&name).is_some(),
+            Change::Skyhook(skyhook) => self.skyhook(SkyhookFact::new(*skyhook)),
+            Change::SkyhookGone(name) => self.skyhooks.remove(&name).is_some(),
+            Change::Lease(lease) => self.lease(LeaseFact::new(*lease), now),
+            Change::LeaseGone(node) => {
+                self.lease_clocks.remove(&node);
+                self.stale.remove(&Target::Lease(node.clone()));
+                self.creating.remove(&node);
+                self.leases.remove(&node).is_some()
+            }
+            Change::Revision(revision) => {
+                let revision = RevisionFact::new(*revision);
+                self.note(Kind::Revision, &revision.name);
+                self.settled(
+                    &Target::Revision(revision.name.clone()),
+                    &revision.resource_version,
+                );
+                let older = self.revisions.get(&revision.name).is_some_and(|held| {
+                    is_older(&revision.resource_version, &held.resource_version)
+                });
+                if !older {
+                    self.revisions.insert(revision.name.clone(), revision);
+                }
+                !older
+            }
+            Change::RevisionGone(name) => self.revisions.remove(&name).is_some(),
+            Change::ListBegins(kind) => {
+                self.listed.insert(kind, BTreeSet::new());
+                false
+            }
+            Change::Synced(kind) => {
+                self.synced(kind);
+                true
+            }
+        }
+    }
+
+    fn node(&mut self, node: NodeFact) -> bool {
+        self.note(Kind::Node, &node.name);
+        self.settled(&Target::Node(node.name.clone()), &node.resource_version);
+        match self.nodes.get_mut(&node.name) {
+            Some(held) if is_older(&node.resource_version, &held.resource_version) => false,
+            Some(held) => {
+                // Heartbeats change nothing but the version, which later writes are guarded with.
+                let changed = NodeFact {
+                    resource_version: held.resource_version.clone(),
+                    ..node.clone()
+                } != *held;
+                *held = node;
+                changed
+            }
+            None => {
+                self.nodes.insert(node.name.clone(), node);
+                true
+            }
+        }
+    }
+
+    fn skyhook(&mut self, skyhook: SkyhookFact) -> bool {
+        self.note(Kind::Skyhook, &skyhook.name);
+        self.settled(
+            &Target::Skyhook(skyhook.name.clone()),
+            &skyhook.resource_version,
+        );
+        let older = self
+            .skyhooks
+            .get(&skyhook.name)
+            .is_some_and(|held| is_older(&skyhook.resource_version, &held.resource_version));
+        if !older {
+            self.skyhooks.insert(skyhook.name.clone(), skyhook);
+        }
+        !older
+    }
+
+    fn lease(&mut self, lease: LeaseFact, now: Mono) -> bool {
+        self.note(Kind::Lease, &lease.node);
+        let granted = lease.lease.as_ref().is_ok_and(|l| l.spec.granted.is_some());
+        let clock = self.lease_clocks.entry(lease.node.clone()).or_default();
+        if clock.uid != lease.uid {
+            *clock = LeaseClock {
+                uid: lease.uid.clone(),
+                granted: None,
+            };
+        }
+        if granted && clock.granted.is_none() {
+            clock.granted = Some(now);
+        }
+        self.creating.remove(&lease.node);
+        self.settled(&Target::Lease(lease.node.clone()), &lease.resource_version);
+        self.leases.insert(lease.node.clone(), lease);
+        true
+    }
+
+    fn note(&mut self, kind: Kind, name: &str) {
+        if let Some(listed) = self.listed.get_mut(&kind) {
+            listed.insert(name.to_owned());
+        }
+    }
+
+    fn synced(&mut self, kind: Kind) {
+        self.synced.insert(kind);
+        let Some(listed) = self.listed.remove(&kind) else {
+            return;
+        };
+        match kind {
+            Kind::Node => self.nodes.retain(|name, _| listed.contains(name)),
+            Kind::Skyhook => self.skyhooks.retain(|name, _| listed.contains(name)),
+            Kind::Revision => self.revisions.retain(|name, _| listed.contains(name)),
+            Kind::Lease => {
+                self.leases.retain(|name, _| listed.contains(name));
+                self.lease_clocks.retain(|name, _| listed.contains(name));
+            }
+        }
+    }
+
+    /// Notes that a lease was written: nothing is decided about it until its watch delivers what was written.
+    pub fn lags(&mut self, target: Target, effect: &Effect, now: Mono) {
+        if let Some(at) = effect.decided_on() {
+            self.stale
+                .insert(target, (at.resource_version.clone(), now));
+        }
+    }
+
+    /// Notes that a write was refused: what it was decided on is out of date, or was never made.
+    pub fn refused(&mut self, effect: &Effect, now: Mono) {
+        if let Effect::ReserveLease { node, .. } = effect {
+            self.creating.remove(node);
+        }
+        if let Some(at) = effect.decided_on() {
+            self.stale
+                .insert(effect.target(), (at.resource_version.clone(), now));
+        }
+    }
+
+    fn settled(&mut self, target: &Target, resource_version: &str) {
+        if self
+            .stale
+            .get(target)
+            .is_some_and(|(version, _)| version != resource_version)
+        {
+            self.stale.remove(target);
+        }
+    }
+
+    /// The lease held by a Skyhook on a node, if it can be decoded.
+    #[must_use]
+    pub fn lease_of(&self, node: &str, skyhook_uid: &str) -> Option<&LeaseFact> {
+        self.leases
+            .get(node)
+            .filter(|lease| lease.skyhook_uid() == Some(skyhook_uid))
+    }
+
+    /// True while nothing should be decided about a target: a write is under way, or its watch lags behind one.
+    #[must_use]
+    pub fn is_unsettled(&self, target: &Target) -> bool {
+        self.busy.contains(target) || self.stale.contains_key(target)
+    }
+}
+
+/// Compares resource versions: newer API servers promise that they are numbers that grow. Versions that are not
+/// numbers are never called older.
+#[must_use]
+pub fn is_older(a: &str, b: &str) -> bool {
+    match (a.parse::<u128>(), b.parse::<u128>()) {
+        (Ok(a), Ok(b)) => a < b,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! `skyhook-coordinator`: parses flags, sets logging up, runs the loop until it is told to stop.
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use kube::Client;
+use skyhook_coordinator::config::Settings;
+use skyhook_coordinator::run;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    // Waiting is all it does: one thread keeps it small.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(serve(settings))
+}
+
+async fn serve(settings: Settings) -> anyhow::Result<()> {
+    let client = Client::try_default()
+        .await
+        .context("find the API server (KUBECONFIG, or the pod's service account)")?;
+    let (stop, stopped) = watch::channel(false);
+    let (ready, is_ready) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    if let Some(address) = settings.probe_address {
+        tokio::spawn(skyhook_coordinator::probe::serve(address, is_ready));
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        identity = settings.identity,
+        "started"
+    );
+    let running = run::run(client, &settings, stopped, ready);
+    tokio::pin!(running);
+    let result = tokio::select! {
+        result = &mut running => result,
+        _ = terminate.recv() => { stop.send_replace(true); running.await }
+        _ = interrupt.recv() => { stop.send_replace(true); running.await }
+    };
+    tracing::info!("stopped");
+    result
+}

@@ -1,0 +1,182 @@
+//! What to do next, from the picture alone. No clock, no I/O, no memory: an effect that was lost comes back in the next
+//! pass because the picture still asks for it.
+//!
+//! Passes run in a fixed order: leases that exist are carried on before new ones are thought of, and the status is
+//! written from what the other passes found.
+
+pub mod admit;
+pub mod advance;
+pub mod cleanup;
+pub mod rollup;
+pub mod standing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::config::Settings;
+use crate::effect::{Effect, NodePatch, Target, Version};
+use crate::facts::{NodeFact, SkyhookFact};
+use crate::index::{Index, Mono};
+
+/// The time, as data.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For deadlines.
+    pub mono: Mono,
+    /// For people: `since`, `lastTransitionTime`.
+    pub wall: Timestamp,
+}
+
+/// Frozen input of the planner.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub index: &'a Index,
+    pub settings: &'a Settings,
+    pub now: Now,
+}
+
+/// What to write now, and when to look again if nothing changes before.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    pub effects: Vec<Effect>,
+    pub wake_at: Option<Mono>,
+}
+
+/// How often progress is mirrored to a Node and to a Skyhook at most.
+pub(crate) const COALESCE: Duration = Duration::from_secs(1);
+
+/// Decides.
+#[must_use]
+pub fn plan(view: &View<'_>) -> Plan {
+    let mut draft = Draft::new(view);
+    if !view.index.is_synced() {
+        return draft.finish();
+    }
+    let skyhooks = in_order(view.index);
+    cleanup::skyhooks(view, &skyhooks, &mut draft);
+    let standings = standing::all(view, &skyhooks);
+    advance::leases(view, &skyhooks, &mut draft);
+    let standings = admit::nodes(view, &skyhooks, standings, &mut draft);
+    rollup::nodes(view, &skyhooks, &standings, &mut draft);
+    rollup::skyhooks(view, &skyhooks, &standings, &mut draft);
+    cleanup::revisions(view, &skyhooks, &mut draft);
+    draft.finish()
+}
+
+/// Skyhooks in the order in which they run on a node: priority, then name.
+fn in_order(index: &Index) -> Vec<&SkyhookFact> {
+    let mut skyhooks: Vec<&SkyhookFact> = index.skyhooks.values().collect();
+    skyhooks.sort_by(|a, b| (a.spec.priority, &a.name).cmp(&(b.spec.priority, &b.name)));
+    skyhooks
+}
+
+/// A plan being made: one effect per target, changes to one Node united into one write.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    view: View<'a>,
+    effects: Vec<Effect>,
+    taken: BTreeSet<Target>,
+    nodes: BTreeMap<String, (NodePatch, Vec<String>)>,
+    wake_at: Option<Mono>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(view: &View<'a>) -> Self {
+        Self {
+            view: *view,
+            effects: Vec::new(),
+            taken: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            wake_at: None,
+        }
+    }
+
+    /// Adds an effect, unless its target is not settled or has one already. Says whether it was added.
+    pub(crate) fn push(&mut self, effect: Effect) -> bool {
+        let target = effect.target();
+        if self.view.index.is_unsettled(&target) || !self.taken.insert(target) {
+            return false;
+        }
+        self.effects.push(effect);
+        true
+    }
+
+    /// Adds changes to a Node.
+    pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &str) {
+        let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
+        all.annotations.extend(patch.annotations);
+        all.labels.extend(patch.labels);
+        all.unschedulable = patch.unschedulable.or(all.unschedulable);
+        if !why.is_empty() && !reasons.iter().any(|r| r == why) {
+            reasons.push(why.to_owned());
+        }
+    }
+
+    /// Asks for another pass at `at` at the latest.
+    pub(crate) fn wake_at(&mut self, at: Mono) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// True when a target was written so lately that a further write of mere progress should wait; asks to be woken.
+    pub(crate) fn is_too_soon(&mut self, target: &Target) -> bool {
+        match self.view.index.written.get(target).map(|at| *at + COALESCE) {
+            Some(next) if next > self.view.now.mono => {
+                self.wake_at(next);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// True when this pass writes a result to the Node.
+    pub(crate) fn is_writing_result(&self, node: &str) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|(_, why)| why.iter().any(|w| w == advance::RESULT))
+    }
+
+    fn finish(mut self) -> Plan {
+        for (name, (patch, why)) in std::mem::take(&mut self.nodes) {
+            let Some(node) = self.view.index.nodes.get(&name) else {
+                continue;
+            };
+            let patch = patch.reduced(&node.annotations, &node.labels, node.unschedulable);
+            if !patch.is_empty() {
+                self.push(Effect::PatchNode {
+                    node: name,
+                    at: version(&node.uid, &node.resource_version),
+                    patch,
+                    why: why.join("; "),
+                });
+            }
+        }
+        for (_, since) in self.view.index.stale.values() {
+            self.wake_at = Some(
+                self.wake_at
+                    .map_or(*since + STALE, |at| at.min(*since + STALE)),
+            );
+        }
+        Plan {
+            effects: self.effects,
+            wake_at: self.wake_at,
+        }
+    }
+}
+
+/// How long a watch may lag behind a write before the write is tried again anyway.
+pub(crate) const STALE: Duration = Duration::from_secs(5);
+
+pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
+    Version {
+        uid: uid.to_owned(),
+        resource_version: resource_version.to_owned(),
+    }
+}
+
+pub(crate) use advance::{AGENT_NOT_RESPONDING, VERSION};
+pub(crate) use rollup::seconds;
+
+#[cfg(test)]
+mod tests;

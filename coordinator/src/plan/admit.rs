@@ -1,0 +1,296 @@
+//! Which nodes get a lease now: the budgets, and the order within them.
+
+use std::collections::BTreeSet;
+
+use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
+
+use super::standing::{Reason, Standing, Standings};
+use super::{Draft, View};
+use crate::effect::Effect;
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::index::Index;
+
+/// The compartment of a Skyhook without a DeploymentPolicy.
+pub const DEFAULT_COMPARTMENT: &str = "__default__";
+
+/// Slots, as the leases that exist leave them. Every lease counts, granted or not, and so does every create of ours
+/// that the watch has not delivered.
+#[derive(Debug)]
+pub struct Ledger<'a> {
+    index: &'a Index,
+    /// Over all Skyhooks.
+    cap: Option<usize>,
+    reserved: Vec<(String, String)>,
+}
+
+impl<'a> Ledger<'a> {
+    /// The ledger of a picture.
+    #[must_use]
+    pub fn new(index: &'a Index, cap: Option<usize>) -> Self {
+        Self {
+            index,
+            cap,
+            reserved: Vec::new(),
+        }
+    }
+
+    /// Slots in use for a Skyhook. A lease that cannot be decoded counts against all of them.
+    #[must_use]
+    pub fn used(&self, skyhook: &SkyhookFact) -> usize {
+        let leases = self
+            .index
+            .leases
+            .values()
+            .filter(|lease| lease.skyhook_uid().is_none_or(|uid| uid == skyhook.uid))
+            .count();
+        leases + self.creating().filter(|uid| *uid == skyhook.uid).count()
+    }
+
+    /// Slots in use over all Skyhooks.
+    #[must_use]
+    pub fn used_in_all(&self) -> usize {
+        self.index.leases.len() + self.creating().count()
+    }
+
+    fn creating(&self) -> impl Iterator<Item = &str> {
+        let unseen = self
+            .index
+            .creating
+            .iter()
+            .filter(|(node, _)| !self.index.leases.contains_key(*node));
+        unseen
+            .map(|(_, uid)| uid.as_str())
+            .chain(self.reserved.iter().map(|(_, uid)| uid.as_str()))
+    }
+
+    /// Why no further node may be taken for the Skyhook, if none may. `over` is how many more than are in use must fit.
+    #[must_use]
+    pub fn refusal(&self, skyhook: &SkyhookFact, selected: usize, over: usize) -> Option<Reason> {
+        let slots = slots(skyhook, selected);
+        if slots == 0 && selected > 0 {
+            return Some(Reason::new(
+                "BudgetZero",
+                "interruptionBudget is 0: no node is started until it is raised",
+            ));
+        }
+        let used = self.used(skyhook);
+        if used + over > slots {
+            return Some(Reason::new(
+                "BudgetExhausted",
+                format!("{used} of {slots} nodes of the interruptionBudget are in use"),
+            ));
+        }
+        let cap = self.cap?;
+        let used = self.used_in_all();
+        (used + over > cap).then(|| {
+            Reason::new(
+                "ClusterBudgetExhausted",
+                format!("{used} of {cap} nodes of the cluster-wide budget are in use"),
+            )
+        })
+    }
+
+    /// Why this control-plane node may not be taken: one at a time, and only while the others are Ready.
+    #[must_use]
+    pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
+        if !node.is_control_plane() {
+            return None;
+        }
+        let others = || {
+            self.index
+                .nodes
+                .values()
+                .filter(|n| n.is_control_plane() && n.name != node.name)
+        };
+        let taken = |name: &String| {
+            self.index.leases.contains_key(name)
+                || self.index.creating.contains_key(name)
+                || self.reserved.iter().any(|(reserved, _)| reserved == name)
+        };
+        if let Some(other) = others().find(|other| taken(&other.name)) {
+            let message = format!(
+                "control-plane node {} is being worked on: one at a time",
+                other.name
+            );
+            return Some(Reason::new("ControlPlane", message));
+        }
+        others().find(|other| !other.ready).map(|other| {
+            Reason::new(
+                "ControlPlane",
+                format!("control-plane node {} is not Ready", other.name),
+            )
+        })
+    }
+
+    fn reserve(&mut self, node: &NodeFact, skyhook: &SkyhookFact) {
+        self.reserved.push((node.name.clone(), skyhook.uid.clone()));
+    }
+}
+
+/// Slots that a Skyhook's own budget gives for its selected nodes.
+#[must_use]
+pub fn slots(skyhook: &SkyhookFact, selected: usize) -> usize {
+    skyhook
+        .spec
+        .interruption_budget
+        .as_ref()
+        .map_or(selected, |budget| budget.slots(selected))
+}
+
+/// Reserves leases for eligible nodes, and says of the rest why they wait.
+pub(super) fn nodes(
+    view: &View<'_>,
+    skyhooks: &[&SkyhookFact],
+    mut standings: Standings,
+    draft: &mut Draft<'_>,
+) -> Standings {
+    let mut ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
+    for skyhook in skyhooks {
+        let Some(nodes) = standings.get_mut(&skyhook.name) else {
+            continue;
+        };
+        let selected = nodes.len();
+        for name in candidates(view, skyhook, nodes) {
+            let Some(node) = view.index.nodes.get(&name) else {
+                continue;
+            };
+            let refusal = inactive(view, skyhook)
+                .or_else(|| ledger.refusal(skyhook, selected, 1))
+                .or_else(|| ledger.control_plane_refusal(node));
+            let standing = match refusal {
+                Some(reason) => Standing::Waiting(reason),
+                None if reserve(view, skyhook, node, draft) => {
+                    ledger.reserve(node, skyhook);
+                    Standing::Leased
+                }
+                None => {
+                    Standing::Waiting(Reason::new("Settling", "an earlier write is on its way"))
+                }
+            };
+            nodes.insert(name, standing);
+        }
+    }
+    standings
+}
+
+/// Eligible nodes in the order in which they are taken: those that were started, then by name.
+fn candidates(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    nodes: &std::collections::BTreeMap<String, Standing>,
+) -> Vec<String> {
+    let mut names: Vec<&String> = nodes
+        .iter()
+        .filter(|(_, s)| matches!(s, Standing::Eligible(_)))
+        .map(|(name, _)| name)
+        .collect();
+    let started: BTreeSet<&String> = names
+        .iter()
+        .copied()
+        .filter(|name| {
+            view.index
+                .nodes
+                .get(*name)
+                .is_some_and(|node| node.cordon.owners.contains_key(&skyhook.name))
+        })
+        .collect();
+    names.sort_by_key(|name| (!started.contains(*name), (*name).clone()));
+    names.into_iter().cloned().collect()
+}
+
+/// Why a Skyhook gives no leases at all now.
+fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+    if skyhook.is_paused() {
+        return Some(Reason::new("Paused", "the Skyhook is paused"));
+    }
+    if skyhook.is_disabled() {
+        return Some(Reason::new("Disabled", "the Skyhook is disabled"));
+    }
+    if skyhook.deleting {
+        return Some(Reason::new("Deleted", "the Skyhook is being deleted"));
+    }
+    let revision = skyhook.checked.as_ref().ok()?;
+    (!view.index.revisions.contains_key(&revision.revision))
+        .then(|| Reason::new("Settling", "the revision is being written"))
+}
+
+fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut Draft<'_>) -> bool {
+    let Ok(checked) = &skyhook.checked else {
+        return false;
+    };
+    let record = node.record(&skyhook.name);
+    let Ok(installed) = record.states else {
+        return false;
+    };
+    let generation = skyhook.generation;
+    draft.push(Effect::ReserveLease {
+        node: node.name.clone(),
+        spec: Box::new(InterruptionLeaseSpec {
+            node: NodeRef {
+                name: node.name.clone(),
+                uid: node.uid.clone(),
+            },
+            skyhook: SkyhookRef {
+                name: skyhook.name.clone(),
+                uid: skyhook.uid.clone(),
+                generation,
+            },
+            revision: checked.revision.clone(),
+            installed,
+            stamp: record.stamp,
+            compartment: DEFAULT_COMPARTMENT.to_owned(),
+            ..InterruptionLeaseSpec::default()
+        }),
+    }) && !view.index.leases.contains_key(&node.name)
+}
+
+/// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
+#[must_use]
+pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<(&'a LeaseFact, Reason)> {
+    let ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
+    let mut excess = Vec::new();
+    for skyhook in skyhooks {
+        let selected = view
+            .index
+            .nodes
+            .values()
+            .filter(|node| skyhook.selects(node))
+            .count();
+        let mut reserved: Vec<&LeaseFact> = view
+            .index
+            .leases
+            .values()
+            .filter(|fact| {
+                fact.lease
+                    .as_ref()
+                    .is_ok_and(|l| l.spec.granted.is_none() && l.spec.skyhook.uid == skyhook.uid)
+            })
+            .collect();
+        reserved.sort_by_key(|fact| {
+            let created = fact
+                .lease
+                .as_ref()
+                .ok()
+                .and_then(|l| l.metadata.creation_timestamp.clone());
+            std::cmp::Reverse((created.map(|t| t.0), fact.uid.clone()))
+        });
+        let over = (ledger
+            .used(skyhook)
+            .saturating_sub(slots(skyhook, selected)))
+        .max(
+            ledger
+                .cap
+                .map_or(0, |cap| ledger.used_in_all().saturating_sub(cap)),
+        );
+        let reason = ledger
+            .refusal(skyhook, selected, 0)
+            .unwrap_or_else(|| Reason::new("BudgetExhausted", ""));
+        excess.extend(
+            reserved
+                .into_iter()
+                .take(over)
+                .map(|fact| (fact, reason.clone())),
+        );
+    }
+    excess
+}

@@ -1,0 +1,289 @@
+//! The next write for every lease that exists: grant it, withdraw it, stop it, take its result, release it.
+
+use skyhook_crds::installed::{PackageStates, Stamp};
+use skyhook_crds::lease::protocol::{self, NodeFacts, ResultDuty};
+use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
+use skyhook_crds::names;
+use skyhook_crds::stage::Status;
+
+use super::{Draft, View, admit, standing, version};
+use crate::effect::{Effect, NodePatch, Target};
+use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
+
+/// Carries every lease on.
+pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
+    let excess: Vec<String> = admit::excess(view, skyhooks)
+        .into_iter()
+        .map(|(lease, _)| lease.uid.clone())
+        .collect();
+    for fact in view.index.leases.values() {
+        let Ok(lease) = &fact.lease else { continue };
+        if view.index.is_unsettled(&Target::Lease(fact.node.clone())) {
+            continue;
+        }
+        let case = Case {
+            view,
+            fact,
+            lease,
+            node: view
+                .index
+                .nodes
+                .get(&fact.node)
+                .filter(|node| node.uid == lease.spec.node.uid),
+            skyhook: view
+                .index
+                .skyhooks
+                .get(&lease.spec.skyhook.name)
+                .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid),
+            over_budget: excess.contains(&fact.uid),
+        };
+        if protocol::is_accepted(lease) {
+            case.accepted(draft);
+        } else {
+            case.not_accepted(draft);
+        }
+    }
+}
+
+/// One lease with what belongs to it. Node and Skyhook are those with the UIDs in the lease.
+struct Case<'a> {
+    view: &'a View<'a>,
+    fact: &'a LeaseFact,
+    lease: &'a InterruptionLease,
+    node: Option<&'a NodeFact>,
+    skyhook: Option<&'a SkyhookFact>,
+    over_budget: bool,
+}
+
+impl Case<'_> {
+    fn at(&self) -> crate::effect::Version {
+        version(&self.fact.uid, &self.fact.resource_version)
+    }
+
+    fn skyhook_name(&self) -> &str {
+        &self.lease.spec.skyhook.name
+    }
+
+    fn not_accepted(&self, draft: &mut Draft<'_>) {
+        let withdraw = |draft: &mut Draft<'_>, why: String| {
+            draft.push(Effect::WithdrawLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+                why,
+            });
+        };
+        if let Some(why) = self.reason_to_withdraw() {
+            return withdraw(draft, why);
+        }
+        let (Some(node), Some(_)) = (self.node, self.skyhook) else {
+            return;
+        };
+        if self.lease.spec.granted.is_none() {
+            return self.grant(node, draft);
+        }
+        let clock = self
+            .view
+            .index
+            .lease_clocks
+            .get(&self.fact.node)
+            .and_then(|clock| clock.granted);
+        let deadline = clock.unwrap_or(self.view.now.mono) + self.view.settings.accept_timeout;
+        if deadline <= self.view.now.mono {
+            withdraw(draft, AGENT_NOT_RESPONDING.to_owned());
+        } else {
+            draft.wake_at(deadline);
+        }
+    }
+
+    /// Why a lease that no agent has accepted should go.
+    fn reason_to_withdraw(&self) -> Option<String> {
+        if self.lease.metadata.deletion_timestamp.is_some() {
+            return Some("it is being deleted".to_owned());
+        }
+        let (Some(node), Some(skyhook)) = (self.node, self.skyhook) else {
+            return Some("its Node or its Skyhook is gone".to_owned());
+        };
+        if self.over_budget {
+            return Some("it does not fit the budget".to_owned());
+        }
+        if let Some(reason) = self.reason_to_stop(node, skyhook) {
+            return Some(format!("{reason:?}"));
+        }
+        let record = node.record(&skyhook.name);
+        if record.states.as_ref().ok() != Some(&self.lease.spec.installed) {
+            return Some("the node's package states changed".to_owned());
+        }
+        let checked = skyhook.checked.as_ref().ok()?;
+        let idle = standing::outstanding(self.view, skyhook, checked, node)
+            .is_ok_and(|work| work.is_empty());
+        idle.then(|| "there is nothing to do".to_owned())
+    }
+
+    /// Stamps the Node, then grants: both decided on the picture that the lease watch delivered.
+    fn grant(&self, node: &NodeFact, draft: &mut Draft<'_>) {
+        let record = node.record(self.skyhook_name());
+        let stamp = record.stamp.clone().unwrap_or_default();
+        if stamp.granted == self.fact.uid {
+            draft.push(Effect::GrantLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+            });
+            return;
+        }
+        let stamp = Stamp {
+            granted: self.fact.uid.clone(),
+            was_ready: node.ready,
+            states: record.digest,
+            ..stamp
+        };
+        let version_key = names::version(self.skyhook_name());
+        let mut patch = NodePatch::default()
+            .stamp(self.skyhook_name(), &stamp)
+            .status(self.skyhook_name(), Status::InProgress);
+        if !node.annotations.contains_key(&version_key) {
+            patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
+        }
+        draft.patch(node, patch, "grant");
+    }
+
+    fn accepted(&self, draft: &mut Draft<'_>) {
+        let Some(node) = self.node else {
+            draft.push(Effect::ReleaseLeaseOfGoneNode {
+                node: self.fact.node.clone(),
+                at: self.at(),
+                node_uid: self.lease.spec.node.uid.clone(),
+            });
+            return;
+        };
+        let record = node.record(self.skyhook_name());
+        let facts = facts(node, &record);
+        if protocol::release_reason(self.lease, Some(&facts)).is_some() {
+            draft.push(Effect::ReleaseLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+            });
+            return;
+        }
+        match protocol::result_duty(self.lease, &facts) {
+            ResultDuty::Take => self.take_result(node, &record, draft),
+            ResultDuty::NotYet => {
+                self.order_stop(node, &record, draft);
+                self.mirror(node, &record, draft);
+            }
+            ResultDuty::AwaitBoot | ResultDuty::AwaitReady | ResultDuty::Recorded => {}
+        }
+    }
+
+    /// One write: the result, the stamp that says whose it is, and the cordon given back.
+    fn take_result(&self, node: &NodeFact, record: &Record, draft: &mut Draft<'_>) {
+        let Some(status) = &self.lease.status else {
+            return;
+        };
+        let stamp = Stamp {
+            lease: self.fact.uid.clone(),
+            revision: self.lease.spec.revision.clone(),
+            boot_id: status.boot_id.clone(),
+            machine_id: status.machine_id.clone(),
+            granted: String::new(),
+            was_ready: false,
+            states: record.digest.clone(),
+        };
+        let skyhook = self.skyhook_name();
+        // Somebody changed the record since the grant: their word stands, and the node is planned again.
+        if record.is_edited() || self.stop() == Some(StopReason::Edited) {
+            draft.patch(
+                node,
+                NodePatch::default().stamp(skyhook, &stamp),
+                "result beside an edit",
+            );
+        } else {
+            draft.patch(
+                node,
+                NodePatch::default().states(skyhook, &self.reported(), stamp),
+                RESULT,
+            );
+        }
+    }
+
+    fn stop(&self) -> Option<StopReason> {
+        self.lease.spec.stop.as_ref().map(|stop| stop.reason)
+    }
+
+    fn reported(&self) -> PackageStates {
+        let packages = self.lease.status.iter().flat_map(|status| &status.packages);
+        packages
+            .map(|(key, report)| (key.clone(), report.status()))
+            .collect()
+    }
+
+    /// Tells the agent to stop, or to go on after a pause.
+    fn order_stop(&self, node: &NodeFact, record: &Record, draft: &mut Draft<'_>) {
+        let wanted = match self.skyhook {
+            None => Some(StopReason::Deleted),
+            Some(_) if record.is_edited() => Some(StopReason::Edited),
+            Some(skyhook) => self.reason_to_stop(node, skyhook),
+        };
+        let current = self.stop();
+        // An order other than a pause stands: the agent may have obeyed it already.
+        let stands = !matches!(current, None | Some(StopReason::Paused));
+        if wanted != current && !stands {
+            draft.push(Effect::StopLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+                stop: wanted,
+            });
+        }
+    }
+
+    fn reason_to_stop(&self, node: &NodeFact, skyhook: &SkyhookFact) -> Option<StopReason> {
+        if skyhook.deleting || (skyhook.checked.is_ok() && !skyhook.selects(node)) {
+            return Some(StopReason::Deleted);
+        }
+        if skyhook.is_disabled() {
+            return Some(StopReason::Disabled);
+        }
+        match &skyhook.checked {
+            Ok(checked) if checked.revision != self.lease.spec.revision => {
+                Some(StopReason::NewRevision)
+            }
+            Ok(_) | Err(_) => skyhook.is_paused().then_some(StopReason::Paused),
+        }
+    }
+
+    /// Copies progress to the Node, at most once per second.
+    fn mirror(&self, node: &NodeFact, record: &Record, draft: &mut Draft<'_>) {
+        let Some(stamp) = &record.stamp else { return };
+        let reported = self.reported();
+        let reconciled = protocol::phase(self.lease) != Some(Phase::Accepted);
+        if !reconciled || record.is_edited() || record.states.as_ref().ok() == Some(&reported) {
+            return;
+        }
+        if !draft.is_too_soon(&Target::Node(node.name.clone())) {
+            let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp.clone());
+            draft.patch(node, patch, "progress");
+        }
+    }
+}
+
+/// Why a lease is withdrawn that no agent accepted in time.
+pub(crate) const AGENT_NOT_RESPONDING: &str = "AgentNotResponding";
+
+/// Why a Node is written when a result is taken.
+pub(super) const RESULT: &str = "result";
+
+pub(crate) const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+/// What the protocol needs to know of a Node.
+#[must_use]
+pub fn facts<'a>(node: &'a NodeFact, record: &'a Record) -> NodeFacts<'a> {
+    let stamp = record.stamp.as_ref();
+    NodeFacts {
+        uid: &node.uid,
+        boot_id: &node.boot_id,
+        ready: node.ready,
+        was_ready: stamp.is_some_and(|stamp| stamp.was_ready),
+        result_of: stamp
+            .map(|stamp| stamp.lease.as_str())
+            .filter(|lease| !lease.is_empty()),
+    }
+}

@@ -1,0 +1,195 @@
+//! Finalizers, revisions, and whatever is left when an owner has gone.
+
+use std::collections::BTreeSet;
+
+use skyhook_crds::names;
+
+use super::{Draft, View, version};
+use crate::effect::{Effect, NodePatch};
+use crate::facts::{LeaseFact, SkyhookFact};
+
+/// Revisions of a Skyhook that are kept although nothing refers to them.
+const HISTORY: usize = 10;
+
+/// Takes Skyhooks in, lets those go that are being deleted, and keeps the revision of each.
+pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
+    sweep_cordons(view, draft);
+    for skyhook in skyhooks {
+        let ours = skyhook
+            .finalizers
+            .iter()
+            .any(|f| f == names::SKYHOOK_FINALIZER);
+        let at = version(&skyhook.uid, &skyhook.resource_version);
+        if skyhook.deleting {
+            if ours && nothing_left(view, skyhook) {
+                let finalizers = skyhook
+                    .finalizers
+                    .iter()
+                    .filter(|f| *f != names::SKYHOOK_FINALIZER)
+                    .cloned()
+                    .collect();
+                draft.push(Effect::ReleaseSkyhook {
+                    name: skyhook.name.clone(),
+                    at,
+                    finalizers,
+                });
+            }
+            continue;
+        }
+        if !ours {
+            let mut finalizers = skyhook.finalizers.clone();
+            finalizers.push(names::SKYHOOK_FINALIZER.to_owned());
+            draft.push(Effect::AdoptSkyhook {
+                name: skyhook.name.clone(),
+                at,
+                finalizers,
+            });
+        }
+        revision(view, skyhook, draft);
+    }
+}
+
+/// True when no lease and no cordon of the Skyhook is left.
+fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+    let lease = view
+        .index
+        .leases
+        .values()
+        .any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
+    let creating = view.index.creating.values().any(|uid| *uid == skyhook.uid);
+    let cordon = view
+        .index
+        .nodes
+        .values()
+        .any(|node| node.cordon.owners.contains_key(&skyhook.name));
+    !lease && !creating && !cordon
+}
+
+fn revision(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
+    let Ok(checked) = &skyhook.checked else {
+        return;
+    };
+    let newest = view
+        .index
+        .revisions
+        .values()
+        .filter(|revision| revision.owner == skyhook.uid)
+        .map(|revision| revision.number)
+        .max()
+        .unwrap_or_default();
+    match view.index.revisions.get(&checked.revision) {
+        None => {
+            draft.push(Effect::CreateRevision {
+                name: checked.revision.clone(),
+                skyhook: skyhook.name.clone(),
+                skyhook_uid: skyhook.uid.clone(),
+                number: newest + 1,
+                data: Box::new(checked.data.clone()),
+            });
+        }
+        Some(revision) if revision.number < newest => {
+            draft.push(Effect::RenumberRevision {
+                name: revision.name.clone(),
+                at: version(&revision.uid, &revision.resource_version),
+                number: newest + 1,
+            });
+        }
+        Some(_) => {}
+    }
+}
+
+/// Prunes revisions that nothing refers to, down to the history that is kept.
+pub(super) fn revisions(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
+    for skyhook in skyhooks {
+        let mut owned: Vec<_> = view
+            .index
+            .revisions
+            .values()
+            .filter(|revision| revision.owner == skyhook.uid)
+            .collect();
+        if owned.len() <= HISTORY {
+            continue;
+        }
+        let used = referred(view, skyhook);
+        owned.retain(|revision| !used.contains(revision.name.as_str()));
+        owned.sort_by_key(|revision| revision.number);
+        let surplus = owned.len().saturating_sub(HISTORY.saturating_sub(1));
+        for revision in owned.into_iter().take(surplus) {
+            draft.push(Effect::PruneRevision {
+                name: revision.name.clone(),
+                at: version(&revision.uid, &revision.resource_version),
+            });
+        }
+    }
+}
+
+fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String> {
+    let leases = view
+        .index
+        .leases
+        .values()
+        .filter_map(|lease: &LeaseFact| lease.lease.as_ref().ok());
+    let mut used: BTreeSet<String> = leases.map(|lease| lease.spec.revision.clone()).collect();
+    used.extend(
+        skyhook
+            .checked
+            .as_ref()
+            .ok()
+            .map(|checked| checked.revision.clone()),
+    );
+    used.extend(view.index.nodes.values().filter_map(|node| {
+        node.records
+            .get(&skyhook.name)?
+            .stamp
+            .as_ref()
+            .map(|stamp| stamp.revision.clone())
+    }));
+    used
+}
+
+/// Gives back cordons whose owner holds no lease any more and will not go on with the node.
+fn sweep_cordons(view: &View<'_>, draft: &mut Draft<'_>) {
+    for node in view
+        .index
+        .nodes
+        .values()
+        .filter(|node| !node.cordon.owners.is_empty())
+    {
+        let mut record = node.cordon.clone();
+        let mut patch = NodePatch::default();
+        for owner in node.cordon.owners.keys() {
+            let skyhook = view.index.skyhooks.get(owner);
+            let leased =
+                view.index
+                    .leases
+                    .get(&node.name)
+                    .is_some_and(|lease| match &lease.lease {
+                        Ok(lease) => lease.spec.skyhook.name == *owner,
+                        Err(_) => true,
+                    });
+            let goes_on = skyhook
+                .is_some_and(|s| s.is_active() && s.selects(node) && is_unfinished(view, s, node));
+            if !leased && !goes_on {
+                record.owners.remove(owner);
+                patch = patch.annotation(&names::cordon(owner), None);
+            }
+        }
+        if record.owners.len() < node.cordon.owners.len() {
+            if record.owners.is_empty() {
+                patch.unschedulable = Some(node.unschedulable && record.was_unschedulable);
+            }
+            draft.patch(
+                node,
+                patch.cordon(&record),
+                "cordon without an owner given back",
+            );
+        }
+    }
+}
+
+fn is_unfinished(view: &View<'_>, skyhook: &SkyhookFact, node: &crate::facts::NodeFact) -> bool {
+    skyhook.checked.as_ref().is_ok_and(|checked| {
+        super::standing::outstanding(view, skyhook, checked, node)
+            .map_or(true, |work| !work.is_empty())
+    })
+}

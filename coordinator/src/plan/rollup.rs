@@ -1,0 +1,489 @@
+//! What Nodes and Skyhooks are told about the roll-out: a pure function of the picture, written only when it differs.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+use skyhook_crds::conditions::{self, Wanted};
+use skyhook_crds::lease::protocol::{self, ResultDuty};
+use skyhook_crds::lease::{DrainState, InterruptionLease, Phase};
+use skyhook_crds::names;
+use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, SkyhookStatus};
+use skyhook_crds::stage::{State, Status};
+
+use super::admit::{self, DEFAULT_COMPARTMENT};
+use super::standing::{self, Reason, Standing, Standings};
+use super::{Draft, View, advance, version};
+use crate::effect::{Effect, NodePatch, Target};
+use crate::facts::{NodeFact, SkyhookFact};
+
+/// Above this many nodes, a Skyhook's status lists only those that are not complete.
+pub const MAX_LISTED_NODES: usize = 500;
+
+/// A node's status for one Skyhook, and why it does not move.
+pub(super) type NodeVerdict = (Status, Option<Reason>);
+
+/// Writes status and reason to the Nodes.
+pub(super) fn nodes(
+    view: &View<'_>,
+    skyhooks: &[&SkyhookFact],
+    standings: &Standings,
+    draft: &mut Draft<'_>,
+) {
+    for skyhook in skyhooks.iter().filter(|skyhook| !skyhook.deleting) {
+        for (name, standing) in standings.get(&skyhook.name).into_iter().flatten() {
+            let Some(node) = view.index.nodes.get(name) else {
+                continue;
+            };
+            // The writes that grant a lease and take its result carry the status themselves.
+            let lease = view
+                .index
+                .lease_of(name, &skyhook.uid)
+                .and_then(|fact| fact.lease.as_ref().ok());
+            let in_between = *standing == Standing::Leased
+                && lease.is_none_or(|lease| {
+                    lease.spec.granted.is_none()
+                        || protocol::phase(lease).is_some_and(Phase::is_terminal)
+                });
+            let (status, reason) = verdict(view, skyhook, node, standing);
+            if !in_between {
+                let key = names::reason(&skyhook.name);
+                let since = since_on_node(node, &key, reason.as_ref(), view.now.wall);
+                let patch = NodePatch::default()
+                    .status(&skyhook.name, status)
+                    .annotation(&key, since);
+                draft.patch(node, patch, "status");
+            } else if status == Status::Complete
+                || lease.is_some_and(|l| protocol::phase(l) == Some(Phase::Complete))
+            {
+                let recorded = draft.is_writing_result(name);
+                if recorded {
+                    let patch = NodePatch::default()
+                        .status(&skyhook.name, Status::Complete)
+                        .annotation(&names::reason(&skyhook.name), None);
+                    draft.patch(node, patch, "");
+                }
+            }
+        }
+    }
+}
+
+/// The reason annotation: its time stays while the reason stays.
+fn since_on_node(
+    node: &NodeFact,
+    key: &str,
+    reason: Option<&Reason>,
+    now: Timestamp,
+) -> Option<String> {
+    let reason = reason?;
+    let there: Option<NodeReason> = node
+        .annotations
+        .get(key)
+        .and_then(|text| serde_json::from_str(text).ok());
+    serde_json::to_string(&with_since(reason, there.as_ref(), now)).ok()
+}
+
+fn with_since(reason: &Reason, there: Option<&NodeReason>, now: Timestamp) -> NodeReason {
+    let since = match there {
+        Some(there) if there.reason == reason.reason => there.since.clone(),
+        Some(_) | None => seconds(now),
+    };
+    NodeReason {
+        reason: reason.reason.to_owned(),
+        message: reason.message.clone(),
+        since,
+    }
+}
+
+/// RFC 3339, to the second.
+pub(crate) fn seconds(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second())
+        .unwrap_or(at)
+        .to_string()
+}
+
+/// A node's status for a Skyhook.
+pub(super) fn verdict(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    standing: &Standing,
+) -> NodeVerdict {
+    if skyhook.is_paused() {
+        return (
+            Status::Paused,
+            Some(Reason::new("Paused", "the Skyhook is paused")),
+        );
+    }
+    match standing {
+        Standing::Complete => (Status::Complete, None),
+        Standing::Leased => match view
+            .index
+            .lease_of(&node.name, &skyhook.uid)
+            .map(|fact| &fact.lease)
+        {
+            Some(Ok(lease)) => leased(view, skyhook, node, lease),
+            Some(Err(_)) | None => (Status::InProgress, None),
+        },
+        Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible(_)
+            if skyhook.is_disabled() =>
+        {
+            (
+                Status::Disabled,
+                Some(Reason::new("Disabled", "the Skyhook is disabled")),
+            )
+        }
+        Standing::Blocked(reason) => (Status::Blocked, Some(reason.clone())),
+        Standing::Waiting(reason) => (Status::Waiting, Some(reason.clone())),
+        Standing::Eligible(_) => (Status::Waiting, None),
+    }
+}
+
+fn leased(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    lease: &InterruptionLease,
+) -> NodeVerdict {
+    let working = |reason: &'static str, message: String| {
+        (Status::InProgress, Some(Reason { reason, message }))
+    };
+    let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
+        return match lease.spec.granted {
+            Some(_) => working(
+                "AwaitingAgent",
+                "the lease is granted; the node's agent has not accepted it".to_owned(),
+            ),
+            None => (Status::InProgress, None),
+        };
+    };
+    if phase.is_terminal() {
+        let record = node.record(&skyhook.name);
+        return match protocol::result_duty(lease, &advance::facts(node, &record)) {
+            ResultDuty::AwaitBoot => working(
+                "AwaitingNode",
+                "the kubelet has not reported the boot that the agent runs in".to_owned(),
+            ),
+            ResultDuty::AwaitReady => working(
+                "AwaitingNode",
+                "the node was Ready before it was worked on and is not yet again".to_owned(),
+            ),
+            ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
+            ResultDuty::Recorded | ResultDuty::Take | ResultDuty::NotYet => {
+                (Status::InProgress, None)
+            }
+        };
+    }
+    let failed = status
+        .packages
+        .values()
+        .find(|p| p.state == State::Erroring);
+    if let Some(package) = failed {
+        let message = format!(
+            "{} {} of package {}: {}",
+            package.stage, package.state, package.name, package.message
+        );
+        return (
+            Status::Erroring,
+            Some(Reason::new("PackageErroring", message)),
+        );
+    }
+    match phase {
+        Phase::Erroring => (
+            Status::Erroring,
+            Some(Reason::new("PackageErroring", status.message.clone())),
+        ),
+        Phase::Preparing | Phase::AwaitingDrain
+            if lease.spec.drain.state != DrainState::NotRequested =>
+        {
+            working("Draining", drain_message(lease))
+        }
+        Phase::Accepted | Phase::Preparing => working("Preparing", status.message.clone()),
+        Phase::AwaitingDrain => working("AwaitingDrain", status.needs_drain_reason.clone()),
+        Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
+    }
+}
+
+fn drain_message(lease: &InterruptionLease) -> String {
+    let blockers: Vec<String> = lease
+        .spec
+        .drain
+        .blockers
+        .iter()
+        .map(|b| format!("{} ({})", b.pod, b.reason))
+        .collect();
+    match (lease.spec.drain.state, blockers.is_empty()) {
+        (DrainState::Drained, _) => "drained; the agent has not started the interrupt".to_owned(),
+        (_, true) => "waiting for pods to leave".to_owned(),
+        (_, false) => format!("waiting for pods: {}", blockers.join(", ")),
+    }
+}
+
+fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    skyhook.checked.as_ref().is_ok_and(|checked| {
+        standing::outstanding(view, skyhook, checked, node).is_ok_and(|work| work.is_empty())
+    })
+}
+
+/// Writes the Skyhooks' statuses.
+pub(super) fn skyhooks(
+    view: &View<'_>,
+    skyhooks: &[&SkyhookFact],
+    standings: &Standings,
+    draft: &mut Draft<'_>,
+) {
+    let empty = BTreeMap::new();
+    for skyhook in skyhooks.iter().filter(|skyhook| !skyhook.deleting) {
+        let current = skyhook.status.clone().unwrap_or_default();
+        let standings = standings.get(&skyhook.name).unwrap_or(&empty);
+        let wanted = status(view, skyhook, standings, &current);
+        if skyhook.status.as_ref() == Some(&wanted) {
+            continue;
+        }
+        let target = Target::Skyhook(skyhook.name.clone());
+        let turning = skyhook.status.is_none()
+            || current.status != wanted.status
+            || current.observed_generation != wanted.observed_generation;
+        if turning || !draft.is_too_soon(&target) {
+            draft.push(Effect::WriteSkyhookStatus {
+                name: skyhook.name.clone(),
+                at: version(&skyhook.uid, &skyhook.resource_version),
+                status: Box::new(wanted),
+            });
+        }
+    }
+}
+
+fn status(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    standings: &BTreeMap<String, Standing>,
+    current: &SkyhookStatus,
+) -> SkyhookStatus {
+    let verdicts: BTreeMap<&String, (NodeVerdict, &NodeFact)> = standings
+        .iter()
+        .filter_map(|(name, standing)| {
+            let node = view.index.nodes.get(name)?;
+            Some((name, (verdict(view, skyhook, node, standing), node)))
+        })
+        .collect();
+    let count = |wanted: &[Status]| {
+        verdicts
+            .values()
+            .filter(|((status, _), _)| wanted.contains(status))
+            .count()
+    };
+    let total = verdicts.len();
+    let complete = verdicts.iter().filter(|(name, ((status, _), _))| {
+        // A paused Skyhook shows its nodes as paused; they are complete all the same.
+        *status == Status::Complete || standings.get(**name) == Some(&Standing::Complete)
+    });
+    let complete = complete.count();
+    let overall = overall(
+        skyhook,
+        complete == total,
+        &verdicts.values().map(|((s, _), _)| *s).collect::<Vec<_>>(),
+    );
+    let in_progress = count(&[Status::InProgress, Status::Erroring]);
+    let listed = || {
+        let all = total <= MAX_LISTED_NODES;
+        verdicts
+            .iter()
+            .filter(move |(_, ((status, _), _))| all || *status != Status::Complete)
+    };
+    let wanted = SkyhookStatus {
+        observed_generation: skyhook.generation,
+        node_state: listed()
+            .filter_map(|(name, (_, node))| {
+                Some(((*name).clone(), node.record(&skyhook.name).states.ok()?))
+            })
+            .collect(),
+        node_status: listed()
+            .map(|(name, ((status, _), _))| ((*name).clone(), *status))
+            .collect(),
+        node_reasons: verdicts
+            .iter()
+            .filter_map(|(name, ((_, reason), _))| {
+                let there = current.node_reasons.get(*name);
+                Some((
+                    (*name).clone(),
+                    with_since(reason.as_ref()?, there, view.now.wall),
+                ))
+            })
+            .collect(),
+        compartment_statuses: [(
+            DEFAULT_COMPARTMENT.to_owned(),
+            compartment(skyhook, total, complete, in_progress),
+        )]
+        .into(),
+        status: overall,
+        nodes_in_progress: i32::try_from(in_progress).unwrap_or(i32::MAX),
+        complete_nodes: format!("{complete}/{total}"),
+        package_list: skyhook.spec.package_list(),
+        revision: skyhook
+            .checked
+            .as_ref()
+            .map(|c| c.revision.clone())
+            .unwrap_or_default(),
+        ..current.clone()
+    };
+    let conditions = wanted_conditions(skyhook, &wanted, current, &verdicts);
+    let conditions = conditions::merge(
+        &current.conditions,
+        &conditions,
+        skyhook.generation,
+        view.now.wall,
+    );
+    SkyhookStatus {
+        conditions,
+        ..wanted
+    }
+}
+
+fn compartment(
+    skyhook: &SkyhookFact,
+    total: usize,
+    complete: usize,
+    in_progress: usize,
+) -> CompartmentStatus {
+    let number = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    CompartmentStatus {
+        matched: number(total),
+        ceiling: number(admit::slots(skyhook, total)),
+        in_progress: number(in_progress),
+        completed: number(complete),
+        progress_percent: number((complete * 100).checked_div(total).unwrap_or(100)),
+        batch_state: None,
+    }
+}
+
+/// One total order, so that a status cannot flap between two that hold at once.
+fn overall(skyhook: &SkyhookFact, all_complete: bool, nodes: &[Status]) -> Status {
+    if skyhook.is_paused() {
+        return Status::Paused;
+    }
+    if skyhook.checked.is_err() {
+        return Status::Blocked;
+    }
+    if all_complete {
+        return Status::Complete;
+    }
+    if skyhook.is_disabled() {
+        return Status::Disabled;
+    }
+    [
+        Status::InProgress,
+        Status::Erroring,
+        Status::Blocked,
+        Status::Waiting,
+    ]
+    .into_iter()
+    .find(|status| nodes.contains(status))
+    .unwrap_or(Status::Unknown)
+}
+
+fn wanted_conditions(
+    skyhook: &SkyhookFact,
+    wanted: &SkyhookStatus,
+    current: &SkyhookStatus,
+    verdicts: &BTreeMap<&String, (NodeVerdict, &NodeFact)>,
+) -> Vec<Wanted> {
+    let (reason, message) = match (&skyhook.checked, wanted.status) {
+        (Err(problem), _) => ("Invalid", problem.clone()),
+        (Ok(_), Status::Complete) => (
+            "Complete",
+            format!("{} nodes complete", wanted.complete_nodes),
+        ),
+        (Ok(_), status) => (ready_reason(status), stuck_message(wanted)),
+    };
+    let mut conditions = vec![Wanted::new(
+        "Ready",
+        wanted.status == Status::Complete,
+        reason,
+        message,
+    )];
+    if !current.complete_nodes.is_empty()
+        && skyhook.status.is_some()
+        && current.status != wanted.status
+    {
+        conditions.push(Wanted::new(
+            "skyhook.nvidia.com/Transition",
+            wanted.status == Status::Complete,
+            wanted.status.as_str(),
+            format!("Transitioned [{}] -> [{}]", current.status, wanted.status),
+        ));
+    }
+    let with_reason = |wanted: &str| -> Vec<&str> {
+        verdicts
+            .iter()
+            .filter(|(_, ((_, reason), _))| reason.as_ref().is_some_and(|r| r.reason == wanted))
+            .map(|(name, _)| name.as_str())
+            .collect()
+    };
+    for (type_, reason, some, none) in [
+        (
+            "skyhook.nvidia.com/TaintNotTolerable",
+            "TaintNotTolerable",
+            "has taints that are not tolerable. Skipping.",
+            "All nodes have tolerable taints.",
+        ),
+        (
+            "skyhook.nvidia.com/NodesIgnored",
+            "NodeIgnored",
+            "has ignore label set. Skipping.",
+            "No nodes have ignore label set.",
+        ),
+    ] {
+        let nodes = with_reason(reason);
+        let there = current.conditions.iter().any(|c| c.type_ == type_);
+        let condition_reason = type_.trim_start_matches("skyhook.nvidia.com/");
+        if !nodes.is_empty() {
+            conditions.push(Wanted::new(
+                type_,
+                true,
+                condition_reason,
+                format!("Node [{}] {some}", nodes.join(", ")),
+            ));
+        } else if there {
+            conditions.push(Wanted::new(type_, false, condition_reason, none));
+        }
+    }
+    conditions
+}
+
+const fn ready_reason(status: Status) -> &'static str {
+    match status {
+        Status::Complete => "Complete",
+        Status::InProgress => "Progressing",
+        Status::Erroring => "Erroring",
+        Status::Blocked => "Blocked",
+        Status::Waiting => "Waiting",
+        Status::Paused => "Paused",
+        Status::Disabled => "Disabled",
+        Status::Unknown => "Unknown",
+    }
+}
+
+/// The first few nodes that do not move, and why.
+fn stuck_message(wanted: &SkyhookStatus) -> String {
+    let mut message = format!("{} nodes complete", wanted.complete_nodes);
+    let mut reasons: Vec<(&String, &NodeReason)> = wanted.node_reasons.iter().collect();
+    reasons.sort_by_key(|(name, _)| {
+        let rank = match wanted.node_status.get(*name) {
+            Some(Status::Erroring) => 0,
+            Some(Status::Blocked) => 1,
+            Some(Status::InProgress) => 2,
+            Some(_) | None => 3,
+        };
+        (rank, (*name).clone())
+    });
+    for (name, reason) in reasons.iter().take(3) {
+        message.push_str(&format!(
+            "; {name}: {} ({}) since {}",
+            reason.message, reason.reason, reason.since
+        ));
+    }
+    if reasons.len() > 3 {
+        message.push_str(&format!("; and {} more", reasons.len() - 3));
+    }
+    message
+}

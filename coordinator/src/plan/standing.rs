@@ -1,0 +1,224 @@
+//! Where every selected node stands with every Skyhook, before new leases are thought of.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+use skyhook_crds::names;
+use skyhook_crds::revision::{self, Work};
+
+use super::View;
+use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
+
+/// Where a node stands with a Skyhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Everything in the revision is there.
+    Complete,
+    /// It holds a lease for this Skyhook, or one is being created.
+    Leased,
+    /// Something outside the roll-out keeps it.
+    Blocked(Reason),
+    /// Its turn has not come.
+    Waiting(Reason),
+    /// It may be given a lease.
+    Eligible(BTreeMap<String, Work>),
+}
+
+/// Why a node does not move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// One word for programs.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Reason {
+    /// A reason.
+    #[must_use]
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+}
+
+/// Standings by Skyhook, then node. Skyhooks that are parked have none.
+pub type Standings = BTreeMap<String, BTreeMap<String, Standing>>;
+
+/// Judges every selected node. `skyhooks` are in the order in which they run on a node.
+#[must_use]
+pub fn all(view: &View<'_>, skyhooks: &[&SkyhookFact]) -> Standings {
+    let mut standings = Standings::new();
+    // Per node, the first Skyhook that is not done with it: later ones wait.
+    let mut open: BTreeMap<&str, &str> = BTreeMap::new();
+    for skyhook in skyhooks {
+        let Ok(checked) = &skyhook.checked else {
+            continue;
+        };
+        let mut nodes = BTreeMap::new();
+        for node in view
+            .index
+            .nodes
+            .values()
+            .filter(|node| skyhook.selects(node))
+        {
+            let standing = judge(
+                view,
+                skyhook,
+                checked,
+                node,
+                open.get(node.name.as_str()).copied(),
+            );
+            if standing != Standing::Complete && !skyhook.is_disabled() && !skyhook.deleting {
+                open.entry(&node.name).or_insert(&skyhook.name);
+            }
+            nodes.insert(node.name.clone(), standing);
+        }
+        standings.insert(skyhook.name.clone(), nodes);
+    }
+    standings
+}
+
+fn judge(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    checked: &Checked,
+    node: &NodeFact,
+    earlier: Option<&str>,
+) -> Standing {
+    let lease = view.index.leases.get(&node.name);
+    let ours = lease.and_then(LeaseFact::skyhook_uid) == Some(skyhook.uid.as_str())
+        || view.index.creating.get(&node.name) == Some(&skyhook.uid);
+    if ours {
+        return Standing::Leased;
+    }
+    let work = match outstanding(view, skyhook, checked, node) {
+        Ok(work) if work.is_empty() => return Standing::Complete,
+        Ok(work) => work,
+        Err(reason) => return Standing::Blocked(reason),
+    };
+    if node
+        .labels
+        .get(names::IGNORE)
+        .is_some_and(|value| value == "true")
+    {
+        let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
+        return Standing::Blocked(Reason::new("NodeIgnored", message));
+    }
+    if let Some(taint) = node
+        .taints
+        .iter()
+        .find(|taint| !is_tolerated(skyhook, taint))
+    {
+        let message = format!(
+            "taint {} is not tolerated: add it to spec.additionalTolerations",
+            show(taint)
+        );
+        return Standing::Blocked(Reason::new("TaintNotTolerable", message));
+    }
+    if let Some(earlier) = earlier {
+        let message =
+            format!("Skyhook {earlier} goes first on this node and is not complete there");
+        return Standing::Waiting(Reason::new("EarlierSkyhook", message));
+    }
+    if let Some(lease) = lease {
+        let message = match &lease.lease {
+            Ok(lease) => format!(
+                "the node is worked on for Skyhook {}",
+                lease.spec.skyhook.name
+            ),
+            Err(problem) => format!("the node's InterruptionLease {problem}: delete it"),
+        };
+        return Standing::Waiting(Reason::new("NodeLeased", message));
+    }
+    if view
+        .index
+        .backoff
+        .get(&node.name)
+        .is_some_and(|until| *until > view.now.mono)
+    {
+        let message =
+            "the node's agent did not accept the lease in time: is its pod running there?";
+        return Standing::Blocked(Reason::new("AgentNotResponding", message));
+    }
+    Standing::Eligible(work)
+}
+
+/// What separates the node from the Skyhook's revision.
+pub(super) fn outstanding(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    checked: &Checked,
+    node: &NodeFact,
+) -> Result<BTreeMap<String, Work>, Reason> {
+    let record = node.record(&skyhook.name);
+    let states = record
+        .states
+        .map_err(|e| Reason::new("NodeStateMalformed", e.to_string()))?;
+    let stamp = record.stamp.filter(|stamp| stamp.has_result());
+    let recorded = match &stamp {
+        None => None,
+        Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
+        Some(stamp) => view
+            .index
+            .revisions
+            .get(&stamp.revision)
+            .and_then(|r| r.data.as_deref()),
+    };
+    if stamp.is_some() && recorded.is_none() {
+        // The revision it was brought to is lost, and with it what was configured: the agent's journal knows.
+        return Ok(checked
+            .data
+            .packages
+            .keys()
+            .map(|name| (name.clone(), Work::Config))
+            .collect());
+    }
+    Ok(revision::work(&states, recorded, &checked.data))
+}
+
+/// The reference's check: every taint of any effect must be tolerated by the unschedulable toleration, the Skyhook's
+/// own, or, for a runtimeRequired one, by that of the runtime-required taint.
+fn is_tolerated(skyhook: &SkyhookFact, taint: &Taint) -> bool {
+    let unschedulable = taint.key == names::UNSCHEDULABLE_TAINT && taint.effect == "NoSchedule";
+    let runtime_required = skyhook.spec.runtime_required
+        && taint.key == names::GROUP
+        && taint.value.as_deref() == Some("runtime-required");
+    unschedulable
+        || runtime_required
+        || skyhook
+            .spec
+            .additional_tolerations
+            .iter()
+            .any(|t| tolerates(t, taint))
+}
+
+/// Kubernetes' rule: an empty key with Exists matches all keys, an empty effect matches all effects.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    let key = toleration.key.as_deref().unwrap_or_default();
+    if !key.is_empty() && key != taint.key {
+        return false;
+    }
+    match toleration.operator.as_deref().unwrap_or_default() {
+        "Exists" => true,
+        "" | "Equal" => {
+            !key.is_empty()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
+        }
+        _ => false,
+    }
+}
+
+fn show(taint: &Taint) -> String {
+    match taint.value.as_deref().filter(|value| !value.is_empty()) {
+        Some(value) => format!("{}={value}:{}", taint.key, taint.effect),
+        None => format!("{}:{}", taint.key, taint.effect),
+    }
+}

@@ -1,0 +1,70 @@
+//! `/livez` and `/readyz` over plain HTTP, for the kubelet's probes.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+/// Answers probes until the process ends. Ready means that every kind was listed completely.
+pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
+    let listener = match TcpListener::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%address, %error, "--probe-address cannot be listened on; probes will fail");
+            return;
+        }
+    };
+    loop {
+        if let Ok((stream, _)) = listener.accept().await {
+            let ready = *ready.borrow();
+            tokio::spawn(async move {
+                if let Err(error) = answer(stream, ready).await {
+                    tracing::debug!(%error, "probe broke off");
+                }
+            });
+        }
+    }
+}
+
+async fn answer(mut stream: TcpStream, ready: bool) -> std::io::Result<()> {
+    let mut request = [0_u8; 1024];
+    let length = stream.read(&mut request).await?;
+    let (status, body) = reply(&request[..length], ready);
+    let response = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(response.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+fn reply(request: &[u8], ready: bool) -> (&'static str, &'static str) {
+    let path = request
+        .split(|byte| *byte == b' ')
+        .nth(1)
+        .unwrap_or_default();
+    match (path, ready) {
+        (b"/livez" | b"/healthz", _) | (b"/readyz", true) => ("200 OK", "ok"),
+        (b"/readyz", false) => ("503 Service Unavailable", "the first list is not complete"),
+        _ => ("404 Not Found", "not found"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies() {
+        for (request, ready, want) in [
+            ("GET /livez HTTP/1.1", false, "200 OK"),
+            ("GET /readyz HTTP/1.1", false, "503 Service Unavailable"),
+            ("GET /readyz HTTP/1.1", true, "200 OK"),
+            ("GET / HTTP/1.1", true, "404 Not Found"),
+            ("", true, "404 Not Found"),
+        ] {
+            assert_eq!(reply(request.as_bytes(), ready).0, want, "{request}");
+        }
+    }
+}

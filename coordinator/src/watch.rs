@@ -1,0 +1,87 @@
+//! Watch streams to [`Change`] values.
+
+use std::fmt::Debug;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use kube::api::Api;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use skyhook_crds::names;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::facts::{WireLease, WireNode, WireSkyhook};
+use crate::index::{Change, Kind};
+
+/// Watches everything that the picture is made of, and sends changes until the receiver goes.
+///
+/// Guarantees: per kind, changes come in the order of the API server's stream; after a break the kind is listed again,
+/// from the quorum, between `ListBegins` and `Synced`.
+pub fn all(client: &Client, namespace: &str, changes: &mpsc::Sender<Change>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let sender = || changes.clone();
+    tasks.spawn(follow::<WireNode>(
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        Kind::Node,
+        sender(),
+        |node| Change::Node(Box::new(node)),
+        Change::NodeGone,
+    ));
+    tasks.spawn(follow::<WireSkyhook>(
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        Kind::Skyhook,
+        sender(),
+        |skyhook| Change::Skyhook(Box::new(skyhook)),
+        Change::SkyhookGone,
+    ));
+    tasks.spawn(follow::<WireLease>(
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        Kind::Lease,
+        sender(),
+        |lease| Change::Lease(Box::new(lease)),
+        Change::LeaseGone,
+    ));
+    tasks.spawn(follow::<ControllerRevision>(
+        Api::namespaced(client.clone(), namespace),
+        watcher::Config::default().labels(names::REVISION_OF),
+        Kind::Revision,
+        sender(),
+        |revision| Change::Revision(Box::new(revision)),
+        Change::RevisionGone,
+    ));
+    tasks
+}
+
+async fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    kind: Kind,
+    changes: mpsc::Sender<Change>,
+    changed: fn(K) -> Change,
+    gone: fn(String) -> Change,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut events = watcher::watcher(api, config).default_backoff().boxed();
+    while let Some(event) = events.next().await {
+        let change = match event {
+            Ok(Event::Apply(object) | Event::InitApply(object)) => changed(object),
+            Ok(Event::Delete(object)) => gone(object.name_any()),
+            Ok(Event::Init) => Change::ListBegins(kind),
+            Ok(Event::InitDone) => Change::Synced(kind),
+            Err(error) => {
+                tracing::warn!(?kind, %error, "watch broke; it is taken up again");
+                continue;
+            }
+        };
+        if changes.send(change).await.is_err() {
+            return;
+        }
+    }
+}
