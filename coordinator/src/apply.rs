@@ -288,6 +288,28 @@ impl Applier {
         Ok(Some(Change::Node(Box::new(written))))
     }
 
+    async fn renumber_revision(
+        &self,
+        name: &str,
+        at: &Version,
+        number: i64,
+    ) -> Result<Option<Change>, ApplyError> {
+        let body = json!({ "metadata": guard(at), "revision": number });
+        let written = self
+            .revisions()
+            .patch(name, &manager(), &Patch::Merge(&body))
+            .await;
+        let written =
+            written.map_err(|source| failed("patch", "controllerrevision", name, source))?;
+        Ok(Some(Change::Revision(Box::new(written))))
+    }
+
+    async fn prune_revision(&self, name: &str, at: &Version) -> Result<Option<Change>, ApplyError> {
+        let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
+        deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
+        Ok(Some(Change::RevisionGone(name.to_owned())))
+    }
+
     async fn reserve_lease(
         &self,
         node: &str,
