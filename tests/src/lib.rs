@@ -1,1 +1,4 @@
-//! placeholder
+//! What the cross-crate tests share. The tests themselves are in `tests/`.
+
+pub mod bench;
+pub mod scripted;

@@ -1,0 +1,149 @@
+//! Building blocks of tests and benchmarks against a real API server without hosts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt as _};
+use serde_json::json;
+use skyhook_coordinator::config::Settings;
+use skyhook_crds::Skyhook;
+use skyhook_integration::controlplane::{ControlPlane, Options};
+use skyhook_integration::run::Run;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// A real API server with our resources installed.
+pub struct Fixture {
+    pub plane: ControlPlane,
+    pub client: Client,
+}
+
+impl std::fmt::Debug for Fixture {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fixture")
+            .field("plane", &self.plane)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Fixture {
+    /// Starts it.
+    pub async fn start() -> anyhow::Result<Self> {
+        let plane = ControlPlane::start(Arc::new(Run::start()?), &Options::default()).await?;
+        skyhook_integration::install::install(&plane).await?;
+        let client = plane.client();
+        Ok(Self { plane, client })
+    }
+
+    /// Registers a Node that is Ready, and says what its UID is.
+    pub async fn node(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<String> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let labels: std::collections::BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let node: Node = serde_json::from_value(json!({
+            "metadata": { "name": name, "labels": labels },
+        }))?;
+        let created = nodes.create(&PostParams::default(), &node).await?;
+        let status = json!({ "status": {
+            "nodeInfo": node_info(name),
+            "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
+        }});
+        nodes
+            .patch_status(name, &PatchParams::default(), &Patch::Merge(&status))
+            .await?;
+        // The kubelet's and the node lifecycle controller's part.
+        let untaint = json!({ "spec": { "taints": null } });
+        nodes
+            .patch(name, &PatchParams::default(), &Patch::Merge(&untaint))
+            .await?;
+        created.uid().context("a created Node has a UID")
+    }
+
+    /// Creates a Skyhook.
+    pub async fn skyhook(&self, manifest: serde_json::Value) -> anyhow::Result<Skyhook> {
+        let skyhooks: Api<Skyhook> = Api::all(self.client.clone());
+        Ok(skyhooks
+            .create(&PostParams::default(), &serde_json::from_value(manifest)?)
+            .await?)
+    }
+
+    /// Waits until a Skyhook is as it should be.
+    pub async fn until(
+        &self,
+        name: &str,
+        timeout: Duration,
+        is_met: impl Fn(&Skyhook) -> bool,
+    ) -> anyhow::Result<Skyhook> {
+        let skyhooks: Api<Skyhook> = Api::all(self.client.clone());
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let skyhook = skyhooks.get(name).await?;
+            if is_met(&skyhook) {
+                return Ok(skyhook);
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!(
+                    "Skyhook {name} did not get there in {timeout:?}: {:#?}",
+                    skyhook.status
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// The Skyhook's status word.
+#[must_use]
+pub fn status(skyhook: &Skyhook) -> &str {
+    skyhook
+        .status
+        .as_ref()
+        .map_or("", |status| status.status.as_str())
+}
+
+fn node_info(name: &str) -> serde_json::Value {
+    json!({
+        "bootID": boot_id(name), "machineID": name, "systemUUID": name, "architecture": "amd64",
+        "operatingSystem": "linux", "kernelVersion": "6.1", "osImage": "Debian", "containerRuntimeVersion": "containerd://1.7",
+        "kubeletVersion": "v1.36.3", "kubeProxyVersion": "",
+    })
+}
+
+/// The boot ID that a registered Node reports.
+#[must_use]
+pub fn boot_id(node: &str) -> String {
+    format!("boot-of-{node}")
+}
+
+/// A coordinator in this process.
+#[derive(Debug)]
+pub struct InProcess {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl InProcess {
+    /// Runs it with `settings`.
+    #[must_use]
+    pub fn start(client: Client, settings: Settings) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let (ready, _) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            skyhook_coordinator::run::run(client, &settings, stopped, ready).await
+        });
+        Self { stop, task }
+    }
+
+    /// Stops it as SIGTERM would.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.stop.send_replace(true);
+        self.task.await?
+    }
+
+    /// Ends it at once, wherever it is.
+    pub fn kill(self) {
+        self.task.abort();
+    }
+}
