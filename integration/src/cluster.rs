@@ -108,6 +108,10 @@ impl Cluster {
         timings.push(("hosts (at the same time)", hosts_took));
 
         let started = Instant::now();
+        let mut setup = setup;
+        setup
+            .agent_args
+            .extend(programs::agent_args(registry.address()));
         let workers = hosts
             .into_iter()
             .map(|host| start_worker(&plane, host, &setup));
@@ -143,14 +147,20 @@ impl Cluster {
         found.with_context(|| format!("no worker {name}"))
     }
 
-    /// Replaces the coordinator by a new process, which takes over what is on the API server.
+    /// Starts the coordinator with further arguments.
+    pub async fn start_coordinator(&mut self, extra: &[&str]) -> Result<()> {
+        let run = Arc::clone(&self.run);
+        let started = Coordinator::start_with(run, &self.plane, "coordinator", extra).await?;
+        self.coordinator = Some(started);
+        Ok(())
+    }
+
+    /// Kills the coordinator and starts a new one, which takes over what is on the API server.
     pub async fn restart_coordinator(&mut self) -> Result<()> {
         if let Some(old) = self.coordinator.take() {
             old.kill().await?;
         }
-        let run = Arc::clone(&self.run);
-        self.coordinator = Some(Coordinator::start(run, &self.plane, "coordinator").await?);
-        Ok(())
+        self.start_coordinator(&[]).await
     }
 
     /// Pushes a package of `examples/packages` or `integration/fixtures/packages`.

@@ -180,7 +180,9 @@ impl Host {
     pub fn current(&self) -> Result<Boot> {
         match &*self.inner.power.borrow() {
             Power::Up(boot) => Ok(boot.clone()),
-            other => bail!("{} is not up: {other:?}", self.inner.name),
+            other @ (Power::Off | Power::Booting | Power::Failed(_)) => {
+                bail!("{} is not up: {other:?}", self.inner.name)
+            }
         }
     }
 

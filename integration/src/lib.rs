@@ -10,6 +10,7 @@
 //! - [`registry`]: package folders to images in a registry
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
+//! - [`rollout`]: apply a Skyhook, wait for it, record every grant
 //! - [`skip`]: what a test says when it cannot run
 #![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
 
@@ -25,6 +26,7 @@ pub mod node;
 pub mod process;
 pub mod programs;
 pub mod registry;
+pub mod rollout;
 pub mod rootfs;
 pub mod run;
 pub mod skip;

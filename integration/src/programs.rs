@@ -1,6 +1,7 @@
 //! The two programs under test: where they are, and the one place that knows their command lines.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -19,6 +20,11 @@ pub const AGENT_LOG: &str = "/var/log/skyhook-agent.log";
 /// Arguments of the coordinator; its credentials come in `KUBECONFIG`.
 pub(crate) fn coordinator_args() -> Vec<String> {
     ["--namespace", NAMESPACE].map(str::to_owned).to_vec()
+}
+
+/// What every agent of a cluster is told besides its node: where plain HTTP is spoken.
+pub(crate) fn agent_args(registry: SocketAddr) -> Vec<String> {
+    vec![format!("--insecure-registry={registry}")]
 }
 
 /// The unit that runs the agent on a host. Only the agent is killed when the unit stops: the

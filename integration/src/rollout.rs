@@ -1,0 +1,231 @@
+//! What demo, benchmarks and tests need to say about a roll-out: start it, wait for it, and record
+//! every grant while it goes on.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures::{StreamExt, TryStreamExt};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher::{self, Event};
+use serde_json::{Value, json};
+use skyhook_crds::{InterruptionLease, Skyhook};
+use tokio::task::JoinHandle;
+
+use crate::registry::Image;
+
+/// The manifest of `examples/<file>` (its first document), with every package's image taken from
+/// `image`'s registry and repository, and a budget of `count` nodes.
+pub fn example(file: &str, image: &Image, count: u32) -> Result<Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples")
+        .join(file);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let mut manifest: Value = serde_yaml_ng::from_str(&text)?;
+    let packages = manifest["spec"]["packages"]
+        .as_object_mut()
+        .context("spec.packages")?;
+    for package in packages.values_mut() {
+        package["image"] = json!(image.repository);
+    }
+    manifest["spec"]["interruptionBudget"] = json!({"count": count});
+    Ok(manifest)
+}
+
+/// A Skyhook for all nodes with one package called `package`; `more` is merged into the package.
+pub fn skyhook(name: &str, package: &str, image: &Image, count: u32, more: &Value) -> Value {
+    let mut spec = json!({"version": image.version, "image": image.repository});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({
+        "apiVersion": "skyhook.nvidia.com/v1alpha1",
+        "kind": "Skyhook",
+        "metadata": {"name": name},
+        "spec": {"interruptionBudget": {"count": count}, "packages": {package: spec}},
+    })
+}
+
+/// Applies a Skyhook, as `kubectl apply --server-side` would.
+pub async fn apply(client: kube::Client, manifest: &Value) -> Result<Skyhook> {
+    let name = manifest["metadata"]["name"]
+        .as_str()
+        .context("metadata.name")?;
+    let params = PatchParams::apply("harness").force();
+    let skyhooks: Api<Skyhook> = Api::all(client);
+    Ok(skyhooks
+        .patch(name, &params, &Patch::Apply(manifest))
+        .await?)
+}
+
+/// Waits until the Skyhook's status satisfies `done`; fails with the last one seen.
+pub async fn wait_for(
+    client: kube::Client,
+    name: &str,
+    what: &str,
+    within: Duration,
+    mut done: impl FnMut(&Skyhook) -> bool,
+) -> Result<Skyhook> {
+    let skyhooks: Api<Skyhook> = Api::all(client);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut events = watcher::watcher(skyhooks, config).boxed();
+    let mut last = None;
+    let deadline = tokio::time::sleep(within);
+    tokio::pin!(deadline);
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(Event::Apply(skyhook) | Event::InitApply(skyhook))) => {
+                    if done(&skyhook) {
+                        return Ok(skyhook);
+                    }
+                    last = Some(skyhook);
+                }
+                Some(Ok(Event::Init | Event::InitDone | Event::Delete(_)) | Err(_)) => {}
+                None => bail!("the watch of Skyhooks ended"),
+            },
+            () = &mut deadline => {
+                let status = last.map(|skyhook| serde_json::to_string_pretty(&skyhook.status));
+                bail!(
+                    "{name}: not within {within:?}: {what}; last status: {}",
+                    status.transpose()?.unwrap_or_else(|| "none, it does not exist".to_owned())
+                );
+            }
+        }
+    }
+}
+
+/// Waits until the roll-out is complete at the current generation.
+pub async fn wait_complete(client: kube::Client, name: &str, within: Duration) -> Result<Skyhook> {
+    wait_for(client, name, "complete", within, is_complete).await
+}
+
+/// Complete, and of the spec as it is now.
+pub fn is_complete(skyhook: &Skyhook) -> bool {
+    let Some(status) = &skyhook.status else {
+        return false;
+    };
+    Some(status.observed_generation) == skyhook.metadata.generation
+        && status.status == skyhook_crds::Status::Complete
+}
+
+/// Records the leases as the API server's one ordered stream of changes delivers them.
+#[derive(Debug)]
+pub struct LeaseRecorder {
+    seen: Arc<Mutex<Seen>>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Seen {
+    granted: BTreeMap<String, bool>,
+    most_granted: usize,
+    changes: Vec<LeaseChange>,
+    broken: Option<String>,
+}
+
+/// One change of one lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseChange {
+    pub at: Instant,
+    pub node: String,
+    /// `reserved`, `granted`, a phase, or `released`.
+    pub what: String,
+}
+
+impl LeaseRecorder {
+    /// Returns once the watch delivers.
+    pub async fn start(client: kube::Client) -> Result<Self> {
+        let leases: Api<InterruptionLease> = Api::all(client);
+        let mut events = watcher::watcher(leases, watcher::Config::default()).boxed();
+        let mut seen = Seen::default();
+        // The list ends with InitDone: from there on nothing is missed.
+        while let Some(event) = events.try_next().await? {
+            match event {
+                Event::InitApply(lease) => seen.take(Ok(Event::Apply(lease))),
+                Event::InitDone => break,
+                Event::Init | Event::Apply(_) | Event::Delete(_) => {}
+            }
+        }
+        let seen = Arc::new(Mutex::new(seen));
+        let record = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                record
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take(event);
+            }
+        });
+        Ok(Self { seen, task })
+    }
+
+    /// The most leases that were granted at once. Fails if the stream had a gap.
+    pub fn most_granted(&self) -> Result<usize> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match &seen.broken {
+            None => Ok(seen.most_granted),
+            Some(why) => bail!("the record of leases has a gap: {why}"),
+        }
+    }
+
+    /// Everything seen so far, in order.
+    pub fn changes(&self) -> Vec<LeaseChange> {
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .changes
+            .clone()
+    }
+}
+
+impl Drop for LeaseRecorder {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Seen {
+    fn take(&mut self, event: watcher::Result<Event<InterruptionLease>>) {
+        match event {
+            Ok(Event::Apply(lease)) => {
+                let granted = lease.spec.granted.is_some();
+                let node = lease.metadata.name.unwrap_or_default();
+                let phase = lease.status.and_then(|status| status.phase);
+                let what = match phase {
+                    Some(phase) => format!("{phase:?}"),
+                    None if granted => "granted".to_owned(),
+                    None => "reserved".to_owned(),
+                };
+                self.note(&node, what);
+                self.granted.insert(node, granted);
+            }
+            Ok(Event::Delete(lease)) => {
+                let node = lease.metadata.name.unwrap_or_default();
+                self.note(&node, "released".to_owned());
+                self.granted.remove(&node);
+            }
+            Ok(Event::Init | Event::InitApply(_) | Event::InitDone) => {
+                self.broken = Some("the list was read again".to_owned());
+            }
+            Err(error) => self.broken = Some(error.to_string()),
+        }
+        let granted = self.granted.values().filter(|granted| **granted).count();
+        self.most_granted = self.most_granted.max(granted);
+    }
+
+    fn note(&mut self, node: &str, what: String) {
+        let last = self.changes.iter().rev().find(|change| change.node == node);
+        if last.is_none_or(|last| last.what != what) {
+            let node = node.to_owned();
+            self.changes.push(LeaseChange {
+                at: Instant::now(),
+                node,
+                what,
+            });
+        }
+    }
+}

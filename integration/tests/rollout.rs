@@ -1,0 +1,330 @@
+//! Whole roll-outs on real hosts: the budget holds, crashes change nothing, failures say what and
+//! where.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::{Value, json};
+use skyhook_crds::{Skyhook, Status, names};
+use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::host::Host;
+use skyhook_integration::rollout::{
+    LeaseRecorder, apply, example, skyhook, wait_complete, wait_for,
+};
+use skyhook_integration::skip::hosts_can_run;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Adds the logs of everything to a failure.
+fn with_logs<T>(cluster: &Cluster, result: Result<T>) -> Result<T> {
+    result.with_context(|| cluster.logs())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_reaches_three_hosts_one_at_a_time() -> Result<()> {
+    if !hosts_can_run("the_sample_reaches_three_hosts_one_at_a_time").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(3)).await?;
+    let image = cluster.push("shellscript").await?;
+    let recorder = LeaseRecorder::start(cluster.client()).await?;
+    let mut sample = example("skyhook-sample.yaml", &image, 1)?;
+    quicken(&mut sample);
+    apply(cluster.client(), &sample).await?;
+    let done = wait_complete(cluster.client(), "skyhook-sample", 2 * MINUTE).await;
+    let done = with_logs(&cluster, done)?;
+
+    assert_eq!(recorder.most_granted()?, 1, "{:#?}", recorder.changes());
+    let changes = recorder.changes();
+    for worker in &cluster.workers {
+        let name = worker.host.name();
+        let of_node = changes.iter().filter(|change| change.node == name);
+        let grants = of_node.filter(|change| change.what == "granted").count();
+        assert_eq!(
+            grants, 1,
+            "{name} was granted its slot {grants} times: {changes:#?}"
+        );
+        assert_eq!(
+            worker.host.read("/skyhook-hello-world")?,
+            "hello world\n",
+            "{name}"
+        );
+    }
+    let status = done.status.context("a complete Skyhook has a status")?;
+    assert_eq!(status.complete_nodes, "3/3");
+    assert_eq!(status.nodes_in_progress, 0);
+    let expected = cluster
+        .workers
+        .iter()
+        .map(|w| (w.host.name().to_owned(), Status::Complete));
+    assert_eq!(status.node_status, expected.collect());
+    Ok(())
+}
+
+/// The sample sleeps for people to see something; the test has seen enough after a second.
+fn quicken(sample: &mut Value) {
+    let map = &mut sample["spec"]["packages"]["something-important"]["configMap"];
+    for script in map
+        .as_object_mut()
+        .into_iter()
+        .flat_map(serde_json::Map::values_mut)
+    {
+        *script = json!(
+            script
+                .as_str()
+                .unwrap_or_default()
+                .replace("sleep 10", "sleep 1")
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_in_the_middle_of_a_step_loses_nothing() -> Result<()> {
+    if !hosts_can_run("an_agent_killed_in_the_middle_of_a_step_loses_nothing").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let worker = cluster.worker("worker-1")?;
+    let image = cluster.push("sleeper").await?;
+    let package = json!({"env": [{"name": "SLEEP_LEN", "value": "4"}]});
+    apply(
+        cluster.client(),
+        &skyhook("sleepy", "sleeper", &image, 1, &package),
+    )
+    .await?;
+
+    with_logs(&cluster, wait_for_log(&worker.host, "apply begin").await)?;
+    let before = worker.agent.pid().await?;
+    worker.agent.kill().await?;
+    // Once more, while the new one finds its way.
+    wait_for_agent(&cluster, before).await?;
+    worker.agent.kill().await?;
+    // And in a step whose result falls into the time when no agent runs.
+    with_logs(&cluster, wait_for_log(&worker.host, "config begin").await)?;
+    worker.agent.stop().await?;
+    with_logs(&cluster, wait_for_log(&worker.host, "config end 0").await)?;
+    worker.agent.start().await?;
+
+    with_logs(
+        &cluster,
+        wait_complete(cluster.client(), "sleepy", MINUTE).await,
+    )?;
+    assert_eq!(steps(&worker.host)?, ONCE, "{}", cluster.logs());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_again_and_again_changes_nothing() -> Result<()> {
+    if !hosts_can_run("a_coordinator_killed_again_and_again_changes_nothing").await {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start(Setup::hosts(3)).await?;
+    let image = cluster.push("sleeper").await?;
+    let recorder = LeaseRecorder::start(cluster.client()).await?;
+    let package = json!({"env": [{"name": "SLEEP_LEN", "value": "1"}]});
+    apply(
+        cluster.client(),
+        &skyhook("sleepy", "sleeper", &image, 1, &package),
+    )
+    .await?;
+    // Before it saw anything, between reserve and grant, in steps, at results: the delays differ.
+    for delay in [10, 120, 300, 450, 700, 1100, 1600, 2200, 350, 900] {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        cluster.restart_coordinator().await?;
+    }
+    with_logs(
+        &cluster,
+        wait_complete(cluster.client(), "sleepy", 2 * MINUTE).await,
+    )?;
+    assert_eq!(recorder.most_granted()?, 1, "{:#?}", recorder.changes());
+    for worker in &cluster.workers {
+        assert_eq!(steps(&worker.host)?, ONCE, "{}", worker.host.name());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_say_what_and_where_and_since_when() -> Result<()> {
+    if !hosts_can_run("failures_say_what_and_where_and_since_when").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(2)).await?;
+    let failing = cluster.push("failing").await?;
+    apply(
+        cluster.client(),
+        &skyhook("broken-step", "failing", &failing, 1, &json!({})),
+    )
+    .await?;
+    let status = erroring(
+        &cluster,
+        "broken-step",
+        &["failing", "apply", "7", "flux capacitor"],
+    )
+    .await?;
+    // One slot, and the node that fails keeps it.
+    assert_eq!(status.nodes_in_progress, 1);
+
+    cluster
+        .plane
+        .kubectl(&[
+            "annotate",
+            "skyhook",
+            "broken-step",
+            "skyhook.nvidia.com/disable=true",
+        ])
+        .await?;
+    let mut wrong = cluster.push("noop").await?;
+    wrong.repository += "-that-does-not-exist";
+    apply(
+        cluster.client(),
+        &skyhook("wrong-image", "noop", &wrong, 1, &json!({})),
+    )
+    .await?;
+    erroring(&cluster, "wrong-image", &["noop", "that-does-not-exist"]).await?;
+    Ok(())
+}
+
+/// Waits until the Skyhook fails on a node and asserts that its status names all of `words`, as do
+/// that node's conditions, and that both say since when.
+async fn erroring(
+    cluster: &Cluster,
+    name: &str,
+    words: &[&str],
+) -> Result<skyhook_crds::SkyhookStatus> {
+    let says = |skyhook: &Skyhook| {
+        let status = skyhook.status.as_ref();
+        status.is_some_and(|status| {
+            let reasons = serde_json::to_string(&status.node_reasons).unwrap_or_default();
+            status.status == Status::Erroring && words.iter().all(|word| reasons.contains(word))
+        })
+    };
+    let what = format!("erroring, with reasons that name {words:?}");
+    let found = wait_for(cluster.client(), name, &what, MINUTE, says).await;
+    let status = with_logs(cluster, found)?
+        .status
+        .context("it was waited for")?;
+    let failed = status
+        .node_status
+        .iter()
+        .find(|(_, status)| **status == Status::Erroring);
+    let (node, _) = failed.context("no node is erroring")?;
+    let reason = serde_json::to_value(&status.node_reasons[node])?;
+    let since = reason["since"].as_str().context("since when")?;
+    since
+        .parse::<jiff::Timestamp>()
+        .with_context(|| since.to_owned())?;
+
+    let node = Api::<Node>::all(cluster.client()).get(node).await?;
+    let annotation = names::status(name);
+    let recorded = node
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(&annotation));
+    assert_eq!(recorded.map(String::as_str), Some("erroring"));
+    let conditions = node
+        .status
+        .and_then(|status| status.conditions)
+        .unwrap_or_default();
+    let condition = conditions
+        .iter()
+        .find(|one| one.type_ == names::erroring_condition(name));
+    let condition = condition.context("the node has no erroring condition")?;
+    assert_eq!(condition.status, "True");
+    assert!(condition.last_transition_time.is_some());
+    Ok(status)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_an_agent_is_named_and_the_others_go_on() -> Result<()> {
+    if !hosts_can_run("a_node_without_an_agent_is_named_and_the_others_go_on").await {
+        return Ok(());
+    }
+    let mut cluster = Cluster::start(Setup {
+        coordinator: false,
+        ..Setup::hosts(1)
+    })
+    .await?;
+    // Sorts before the real one, so that it is picked first.
+    let ghost = json!({"metadata": {"name": "ghost", "labels": {"kubernetes.io/os": "linux"}}});
+    let nodes: Api<Node> = Api::all(cluster.client());
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(ghost)?)
+        .await?;
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let ready = kube::api::Patch::Strategic(ready);
+    nodes
+        .patch_status("ghost", &Default::default(), &ready)
+        .await?;
+    let untaint = kube::api::Patch::Merge(json!({"spec": {"taints": []}}));
+    nodes.patch("ghost", &Default::default(), &untaint).await?;
+    cluster.start_coordinator(&["--accept-timeout=3s"]).await?;
+
+    let image = cluster.push("noop").await?;
+    apply(
+        cluster.client(),
+        &skyhook("everywhere", "noop", &image, 1, &json!({})),
+    )
+    .await?;
+    let says = |skyhook: &Skyhook| {
+        let status = skyhook.status.as_ref();
+        status.is_some_and(|status| {
+            let ghost = status.node_reasons.get("ghost").map(serde_json::to_string);
+            let named = matches!(ghost, Some(Ok(text)) if text.contains("AgentNotResponding"));
+            named && status.node_status.get("worker-1") == Some(&Status::Complete)
+        })
+    };
+    let what = "ghost: AgentNotResponding, worker-1: complete";
+    let found = wait_for(cluster.client(), "everywhere", what, MINUTE, says).await;
+    with_logs(&cluster, found)?;
+    Ok(())
+}
+
+const ONCE: &[&str] = &[
+    "apply begin",
+    "apply end 0",
+    "apply-check begin",
+    "apply-check end 0",
+    "config begin",
+    "config end 0",
+    "config-check begin",
+    "config-check end 0",
+];
+
+/// What the sleeper's steps wrote down, in order.
+fn steps(host: &Host) -> Result<Vec<String>> {
+    Ok(host
+        .read("/var/lib/sleeper/log")?
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+async fn wait_for_log(host: &Host, line: &str) -> Result<()> {
+    for _ in 0..600 {
+        if steps(host).is_ok_and(|lines| lines.iter().any(|one| one == line)) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!(
+        "{}: no step wrote {line:?} within 30 s: {:?}",
+        host.name(),
+        steps(host)
+    )
+}
+
+async fn wait_for_agent(cluster: &Cluster, not: u32) -> Result<()> {
+    let worker = cluster.worker("worker-1")?;
+    for _ in 0..100 {
+        let pid = worker.agent.pid().await?;
+        if pid != 0 && pid != not {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("no new agent within 5 s: {}", cluster.logs())
+}
