@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -319,9 +320,22 @@ async fn client(kubeconfig: &str) -> Result<kube::Client> {
     Ok(kube::Client::try_from(config)?)
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, below the range that the kernel takes ports of outgoing
+/// connections from: none of those can snatch it before the server listens.
 pub fn free_port(address: Ipv4Addr) -> Result<u16> {
-    let listener =
-        TcpListener::bind((address, 0)).with_context(|| format!("cannot listen on {address}"))?;
-    Ok(listener.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    const COUNT: u16 = 20_000;
+    // Programs that run at the same time start far apart.
+    let seed = u16::try_from(std::process::id().wrapping_mul(7919) % u32::from(COUNT))?;
+    for _ in 0..COUNT {
+        let offset = seed.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        if let Ok(listener) = TcpListener::bind((address, FIRST + offset)) {
+            return Ok(listener.local_addr()?.port());
+        }
+    }
+    bail!(
+        "no port of {FIRST} to {} is free on {address}",
+        FIRST + COUNT
+    )
 }

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PostParams};
 use skyhook_integration::agent::token;
 use skyhook_integration::controlplane::{ControlPlane, Options};
 use skyhook_integration::host::{Boot, Host, Power};
@@ -344,4 +344,44 @@ async fn a_killed_harness_leaves_nothing_behind() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("left behind: {:?}", alive());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn controllers_and_scheduler_do_their_work_when_asked_for() -> Result<()> {
+    let run = Arc::new(Run::start()?);
+    let options = Options {
+        controller_manager: true,
+        scheduler: true,
+        ..Options::default()
+    };
+    let plane = ControlPlane::start(run, &options).await?;
+    let nodes: Api<Node> = Api::all(plane.client());
+    let node = serde_json::json!({"metadata": {"name": "worker-1"}});
+    nodes
+        .create(&PostParams::default(), &serde_json::from_value(node)?)
+        .await?;
+    let status = serde_json::json!({"status": {
+        "allocatable": {"cpu": "2", "memory": "4Gi", "pods": "10"},
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }});
+    let status = Patch::Strategic(status);
+    nodes
+        .patch_status("worker-1", &Default::default(), &status)
+        .await?;
+    plane
+        .kubectl(&["create", "deployment", "work", "--image=none"])
+        .await?;
+    let pods: Api<Pod> = Api::namespaced(plane.client(), "default");
+    for _ in 0..300 {
+        let listed = pods.list(&Default::default()).await?;
+        let bound = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        if listed
+            .iter()
+            .any(|pod| bound(pod).as_deref() == Some("worker-1"))
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("no pod of a Deployment was bound to the node within 30 s");
 }
