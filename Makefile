@@ -7,21 +7,23 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PATH := $(CACHE)/tools/bin:$(HOME)/.cargo/bin:$(PATH):/usr/sbin:/sbin
 SHELL := /bin/bash
 
-# Hosts need root. Everything is built as who you are, and only the harness runs as root.
+# Hosts need root. Everything is built as who you are, and only what boots them runs as root.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$(PATH)")
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+AS_ROOT = $(if $(ROOT),CARGO_TARGET_$(TRIPLE)_RUNNER='$(ROOT)')
 
 CRDS := helm/skyhook-operator/crds
-PROGRAMS := -p skyhook-nodeagent -p skyhook-coordinator
+DEBUG := $(CARGO_TARGET_DIR)/debug
+RELEASE := $(CARGO_TARGET_DIR)/release
 TEST_THREADS ?= 2
 
-.PHONY: help setup demo test check fmt fmt-check lint lengths typos deny gen gen-check unit sim \
-        integration controlplane programs bench-one
+.PHONY: help setup build release controlplane demo test check fmt fmt-check lint lengths typos deny \
+        gen gen-check unit sim integration bench-one
 
 help:
 	@echo "make demo         a roll-out on three real hosts, live"
 	@echo "make test         everything that CI runs"
-	@echo "make check        the part of it that runs nothing: format, lints, licences, generated files"
+	@echo "make check        the part of it that runs nothing: format, lints, spelling, licences"
 	@echo "make unit         unit tests and the simulated cluster, no root"
 	@echo "make integration  tests on real hosts (root)"
 	@echo "make bench-one    one node, a package that does nothing: time, requests, memory"
@@ -30,25 +32,28 @@ help:
 setup:
 	@.ci/setup
 
-# The wait for the control plane's build is minutes on a clean machine.
+# One selection of packages and targets for everything in debug: another one would have cargo build
+# the dependencies again with other features.
+build: setup
+	cargo build --workspace --all-targets
+
+# What benchmarks measure. The harness around it stays a debug build.
+release: setup
+	cargo build --release -p skyhook-nodeagent -p skyhook-coordinator
+
+# Minutes on a clean machine, then cached.
 controlplane: setup
 	@integration/controlplane/build >/dev/null
 
-programs: setup
-	cargo build $(PROGRAMS)
+demo: controlplane build
+	@$(ROOT) $(DEBUG)/demo
 
-demo: controlplane programs
-	cargo build -p skyhook-integration --bin demo
-	@$(ROOT) $(CARGO_TARGET_DIR)/debug/demo
-
-test: check controlplane programs
-	@CARGO_TARGET_$(TRIPLE)_RUNNER='$(ROOT)' .ci/tests \
-	    '--workspace --exclude skyhook-integration' \
-	    '-p skyhook-integration -- --test-threads=$(TEST_THREADS)'
+test: check build gen-check controlplane
+	@$(AS_ROOT) .ci/tests '--workspace -- --test-threads=$(TEST_THREADS)'
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
 
-check: setup lengths fmt-check typos gen-check deny lint
+check: setup lengths fmt-check typos deny lint
 
 fmt:
 	cargo fmt --all
@@ -56,7 +61,7 @@ fmt:
 
 fmt-check:
 	cargo fmt --all -- --check
-	@test -z "$$(cd integration/controlplane && command -v gofmt >/dev/null && gofmt -l .)"
+	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l integration/controlplane)"; fi
 
 lint:
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -73,25 +78,22 @@ deny: setup
 	@cargo deny --offline check advisories >/dev/null 2>&1 || \
 	    echo "warning: advisories were not checked or there are some: cargo deny check advisories"
 
-gen:
-	cargo run -q -p skyhook-crds --bin crdgen -- $(CRDS)
+gen: build
+	$(DEBUG)/crdgen $(CRDS)
 
-gen-check:
-	cargo run -q -p skyhook-crds --bin crdgen -- --check $(CRDS)
+gen-check: build
+	$(DEBUG)/crdgen --check $(CRDS)
 
-unit:
+unit: build
 	cargo test --workspace --exclude skyhook-integration
 
-sim:
+sim: build
 	cargo test -p skyhook-tests
 
-integration: controlplane programs
-	CARGO_TARGET_$(TRIPLE)_RUNNER='$(ROOT)' cargo test -p skyhook-integration -- \
-	    --test-threads=$(TEST_THREADS)
+integration: controlplane build
+	$(AS_ROOT) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)
 
-bench-one: controlplane
-	cargo build --release $(PROGRAMS) -p skyhook-integration --bin skyhook-agent \
-	    --bin skyhook-coordinator --bin bench_one
-	@$(ROOT) $(CARGO_TARGET_DIR)/release/bench_one
+bench-one: controlplane build release
+	@SKYHOOK_BIN_DIR=$(RELEASE) $(ROOT) $(DEBUG)/bench_one
 
 -include $(wildcard */*.mk)
