@@ -8,6 +8,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+pub(crate) mod challenge;
+pub(crate) mod matching;
+pub(crate) mod plugin;
+
+pub use plugin::{PluginConfig, PluginError};
+
 /// A user name and password, or a token that a registry's token server takes instead.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Login {
@@ -112,21 +118,36 @@ impl Credentials {
         self
     }
 
-    /// Logins for `registry/repository`, the most specific first.
-    pub(crate) fn matching(&self, name: &str) -> Vec<&Login> {
+    /// These logins for images that `pattern` matches.
+    pub fn for_pattern(pattern: &str, username: &str, password: &str) -> Self {
+        let login = Login::Basic {
+            username: username.into(),
+            password: password.into(),
+        };
+        Self {
+            entries: vec![(pattern.to_owned(), login)],
+        }
+    }
+
+    /// Logins for `registry/repository`, the most specific first, each once.
+    pub(crate) fn matching(&self, name: &str) -> Vec<Login> {
         let mut found: Vec<(usize, &Login)> = self
             .entries
             .iter()
-            .filter_map(|(key, login)| {
-                let key = key
-                    .trim_start_matches("https://")
-                    .trim_start_matches("http://");
-                let key = key.trim_end_matches('/');
-                let rest = name.strip_prefix(key)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some((key.len(), login))
+            .filter_map(|(pattern, login)| {
+                matching::specificity(pattern, name).map(|specificity| (specificity, login))
             })
             .collect();
-        found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-        found.into_iter().map(|(_, login)| login).collect()
+        found.sort_by_key(|(specificity, _)| std::cmp::Reverse(*specificity));
+        let mut logins: Vec<Login> = Vec::new();
+        for (_, login) in found {
+            if !logins.contains(login) {
+                logins.push(login.clone());
+            }
+        }
+        logins
     }
 }
+
+#[cfg(test)]
+mod tests;

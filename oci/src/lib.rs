@@ -34,6 +34,7 @@
 
 pub mod auth;
 pub mod digest;
+pub mod hosts;
 pub mod image;
 pub mod limits;
 pub mod manifest;
@@ -44,13 +45,14 @@ pub mod registry;
 pub mod store;
 pub mod unpack;
 
-pub use auth::{AuthError, Credentials};
+pub use auth::{AuthError, Credentials, PluginConfig, PluginError};
 pub use digest::{Digest, DigestError};
+pub use hosts::{HostSettings, HostsError, RegistrySettings};
 pub use image::{ImageError, Platform};
 pub use limits::Limits;
 pub use progress::{Event, Progress};
 pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass};
 pub use reference::{Reference, ReferenceError};
-pub use registry::RegistryError;
+pub use registry::{ProxyConfig, RegistryError, Timeouts};
 pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
 pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked};

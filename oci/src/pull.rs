@@ -1,15 +1,25 @@
 //! From a reference to a complete, verified image in the store.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::auth::Credentials;
+use crate::auth::plugin::Plugins;
+use crate::auth::{Credentials, PluginConfig, PluginError};
 use crate::digest::Digest;
-use crate::image::{self, Document, ImageError, Layer, Platform};
+use crate::hosts::RegistrySettings;
+use crate::image::{self, Document, ImageError, Manifest, Platform};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
-use crate::registry::{Registry, RegistryError};
-use crate::store::{Store, StoreError, blocking};
+use crate::registry::{ProxyConfig, RawManifest, RegistryError, Session, Timeouts};
+use crate::store::{Store, StoreError, StoredImage};
+
+mod fetch;
+mod retry;
+
+use fetch::Flights;
+use retry::Retry;
 
 /// How to pull.
 #[derive(Debug, Clone)]
@@ -19,8 +29,16 @@ pub struct PullerConfig {
     pub deadline: Duration,
     /// Layers that are fetched at once.
     pub parallel_layers: usize,
+    /// containerd's directory of `<registry>/hosts.toml`.
+    pub hosts_dir: Option<PathBuf>,
+    /// Our own settings by registry (`host` or `host:port`); they replace what `hosts_dir` has.
+    pub registries: BTreeMap<String, RegistrySettings>,
     /// Registries (`host` or `host:port`) that are spoken to in plain HTTP. Loopback always is.
     pub insecure: Vec<String>,
+    pub proxy: ProxyConfig,
+    /// The kubelet's credential provider plugins.
+    pub plugins: Option<PluginConfig>,
+    pub timeouts: Timeouts,
 }
 
 impl Default for PullerConfig {
@@ -29,7 +47,12 @@ impl Default for PullerConfig {
             platform: Platform::host(),
             deadline: Duration::from_secs(600),
             parallel_layers: 3,
+            hosts_dir: None,
+            registries: BTreeMap::new(),
             insecure: Vec::new(),
+            proxy: ProxyConfig::default(),
+            plugins: None,
+            timeouts: Timeouts::default(),
         }
     }
 }
@@ -118,16 +141,26 @@ impl PullError {
 pub struct Puller {
     store: Store,
     config: Arc<PullerConfig>,
-    registry: Registry,
+    plugins: Option<Plugins>,
+    flights: Flights,
+}
+
+/// What one pull works with.
+struct Run<'a> {
+    puller: &'a Puller,
+    reference: &'a Reference,
+    session: Arc<Session>,
+    progress: &'a Progress,
 }
 
 impl Puller {
-    pub fn new(store: Store, config: PullerConfig) -> Result<Self, RegistryError> {
-        let registry = Registry::new(&config)?;
+    pub fn new(store: Store, config: PullerConfig) -> Result<Self, PluginError> {
+        let plugins = config.plugins.clone().map(Plugins::load).transpose()?;
         Ok(Self {
             store,
             config: Arc::new(config),
-            registry,
+            plugins,
+            flights: Flights::default(),
         })
     }
 
@@ -146,7 +179,7 @@ impl Puller {
             .await
     }
 
-    /// As [`Puller::pull`], telling what happens.
+    /// As [`Puller::pull`], telling what happens. Dropping the future ends the pull.
     pub async fn pull_with(
         &self,
         reference: &Reference,
@@ -154,9 +187,9 @@ impl Puller {
         progress: &Progress,
     ) -> Result<Pulled, PullError> {
         let deadline = self.config.deadline;
-        let work = self.run(reference, credentials, progress);
-        match tokio::time::timeout(deadline, work).await {
-            Ok(result) => result,
+        let result = tokio::time::timeout(deadline, self.run(reference, credentials, progress));
+        match result.await {
+            Ok(result) => result.map_err(|failure| failure.of(reference)),
             Err(_) => Err(PullError::Deadline {
                 reference: reference.to_string(),
                 deadline,
@@ -169,111 +202,145 @@ impl Puller {
         reference: &Reference,
         credentials: &Credentials,
         progress: &Progress,
-    ) -> Result<Pulled, PullError> {
-        let wrong_store = |source| PullError::Store {
-            reference: reference.to_string(),
-            source,
-        };
-        let wrong_image = |source| PullError::Image {
-            reference: reference.to_string(),
-            source,
-        };
-        let wrong_registry = |source| PullError::Registry {
-            reference: reference.to_string(),
-            source,
-        };
-        let _hold = self.store.hold().map_err(wrong_store)?;
+    ) -> Result<Pulled, Failure> {
+        let _hold = self.store.hold()?;
         progress.say(Event::Resolving {
             reference: reference.to_string(),
         });
-        let limits = self.store.limits();
-        let session = self.registry.session(reference, credentials);
-        let (bytes, resolved, content_type) = session
-            .manifest(&reference.manifest_selector(), reference.digest(), limits)
-            .await
-            .map_err(wrong_registry)?;
-        let document =
-            image::decode(&bytes, content_type.as_deref(), limits).map_err(wrong_image)?;
-        let (manifest_digest, bytes, manifest) = match document {
-            Document::Image(manifest) => (resolved, bytes, manifest),
-            Document::Index(candidates) => {
-                let chosen =
-                    image::select(&candidates, &self.config.platform).map_err(wrong_image)?;
-                let (bytes, digest, content_type) = session
-                    .manifest(&chosen.digest.to_string(), Some(chosen.digest), limits)
-                    .await
-                    .map_err(wrong_registry)?;
-                match image::decode(&bytes, content_type.as_deref(), limits).map_err(wrong_image)? {
-                    Document::Image(manifest) => (digest, bytes, manifest),
-                    Document::Index(_) => return Err(wrong_image(ImageError::NestedIndex)),
-                }
-            }
-        };
-        let total = manifest.layers.iter().map(|layer| layer.size).sum();
-        let layers = manifest.layers.len() as u64;
-        progress.say(Event::Resolved {
-            manifest: manifest_digest,
-            layers,
-            bytes: total,
-        });
-        self.store
-            .put_document(&manifest_digest, &bytes)
-            .map_err(wrong_store)?;
-        let (config, size) = manifest.config;
-        let mut fetched_bytes = 0;
-        let blobs = manifest
-            .layers
-            .iter()
-            .cloned()
-            .map(|layer| (layer.digest, layer.size));
-        for (digest, size) in blobs.chain([(config, size)]) {
-            if self.store.contains(&digest, size) {
-                progress.say(Event::LayerPresent {
-                    digest,
-                    bytes: size,
-                });
-                continue;
-            }
-            if digest != config {
-                fetched_bytes += size;
-            }
-            let mut response = session.blob(&digest).await.map_err(wrong_registry)?;
-            let mut writer = self.store.writer(digest, size).map_err(wrong_store)?;
-            progress.say(Event::LayerStarted {
-                digest,
-                bytes: size,
+        if let Some(pulled) = self.present(reference) {
+            progress.say(Event::Pulled {
+                manifest: pulled.manifest_digest,
             });
-            while let Some(chunk) = session.chunk(&mut response).await.map_err(wrong_registry)? {
-                writer.write(&chunk).map_err(wrong_store)?;
-            }
-            blocking(move || writer.commit())
-                .await
-                .map_err(wrong_store)?;
-            progress.say(Event::LayerDone { digest });
+            return Ok(pulled);
         }
-        let config = self.store.document(&config).map_err(wrong_store)?;
-        image::diff_ids(&config, manifest.layers.len(), Some(&self.config.platform))
-            .map_err(wrong_image)?;
-        self.store
-            .record_image(reference, &manifest_digest)
-            .map_err(wrong_store)?;
+        let mut credentials = credentials.clone();
+        if let Some(plugins) = &self.plugins {
+            credentials = credentials.merge(plugins.credentials(&reference.name()).await);
+        }
+        let session = Arc::new(Session::open(reference, &credentials, &self.config)?);
+        let run = Run {
+            puller: self,
+            reference,
+            session,
+            progress,
+        };
+        let (resolved, manifest_digest, manifest) = run.resolve().await?;
+        let fetched_bytes = run.fetch(&manifest).await?;
+        let config = self.store.document(&manifest.config.0)?;
+        let platform = Some(&self.config.platform);
+        image::diff_ids(&config, manifest.layers.len(), platform)?;
+        let image = self.store.record_image(reference, &manifest_digest)?;
         progress.say(Event::Pulled {
             manifest: manifest_digest,
         });
         Ok(Pulled {
-            reference: reference.clone(),
-            manifest_digest,
-            resolved_digest: resolved,
-            layers,
-            bytes: total,
             fetched_bytes,
+            ..Pulled::of(reference, resolved, &image)
         })
+    }
+
+    /// The image that a digest pins, if it is here already.
+    fn present(&self, reference: &Reference) -> Option<Pulled> {
+        let digest = reference.digest()?;
+        let image = match self.store.lookup(reference) {
+            Some(manifest) => self.store.image(&manifest),
+            None => self.store.image(&digest),
+        };
+        Some(Pulled::of(reference, digest, &image.ok()?))
     }
 }
 
-/// Every layer of the image, for callers that show them.
+impl Run<'_> {
+    /// The digest the reference stands for, and the manifest for this platform.
+    async fn resolve(&self) -> Result<(Digest, Digest, Manifest), Failure> {
+        let Puller { store, config, .. } = self.puller;
+        let limits = store.limits();
+        let selector = self.reference.manifest_selector();
+        let raw = self.manifest(&selector, self.reference.digest()).await?;
+        let resolved = raw.digest;
+        let decode =
+            |raw: &RawManifest| image::decode(&raw.bytes, raw.content_type.as_deref(), limits);
+        let (raw, manifest) = match decode(&raw)? {
+            Document::Image(manifest) => (raw, manifest),
+            Document::Index(candidates) => {
+                let chosen = image::select(&candidates, &config.platform)?.digest;
+                let raw = self.manifest(&chosen.to_string(), Some(chosen)).await?;
+                match decode(&raw)? {
+                    Document::Image(manifest) => (raw, manifest),
+                    Document::Index(_) => return Err(ImageError::NestedIndex.into()),
+                }
+            }
+        };
+        store.put_document(&raw.digest, &raw.bytes)?;
+        let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
+        let layers = manifest.layers.len() as u64;
+        self.progress.say(Event::Resolved {
+            manifest: raw.digest,
+            layers,
+            bytes,
+        });
+        Ok((resolved, raw.digest, manifest))
+    }
+
+    async fn manifest(&self, selector: &str, want: Option<Digest>) -> Result<RawManifest, Failure> {
+        let limits = self.puller.store.limits();
+        let what = format!("manifest {selector}");
+        let mut retry = Retry::new(&self.puller.config.timeouts, what, self.progress.clone());
+        loop {
+            match self.session.manifest(selector, want, limits).await {
+                Ok(raw) => return Ok(raw),
+                Err(error) => retry.after(error).await?,
+            }
+        }
+    }
+}
+
 impl Pulled {
-    pub fn layers_of(&self, store: &Store) -> Result<Vec<Layer>, StoreError> {
-        store.image(&self.manifest_digest).map(|image| image.layers)
+    fn of(reference: &Reference, resolved_digest: Digest, image: &StoredImage) -> Self {
+        Self {
+            reference: reference.clone(),
+            manifest_digest: image.manifest,
+            resolved_digest,
+            layers: image.layers.len() as u64,
+            bytes: image.layers.iter().map(|layer| layer.size).sum(),
+            fetched_bytes: 0,
+        }
+    }
+}
+
+/// What a step of a pull fails with, before the reference is put to it.
+#[derive(Debug)]
+enum Failure {
+    Registry(RegistryError),
+    Image(ImageError),
+    Store(StoreError),
+}
+
+impl Failure {
+    fn of(self, reference: &Reference) -> PullError {
+        let reference = reference.to_string();
+        match self {
+            Self::Registry(source) => PullError::Registry { reference, source },
+            Self::Image(source) => PullError::Image { reference, source },
+            Self::Store(source) => PullError::Store { reference, source },
+        }
+    }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
     }
 }

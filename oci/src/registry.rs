@@ -1,216 +1,459 @@
-//! The distribution API over HTTP: manifests and blobs of one repository.
+//! The distribution API over HTTP: manifests and blobs of one repository, from its server or a
+//! mirror of it.
+//!
+//! A credential goes to the endpoint it is for and to the token server that endpoint names. A
+//! redirect is followed without any.
 
-use std::time::Duration;
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this file is the shell that speaks HTTP"
+)]
 
-use reqwest::header::{ACCEPT, CONTENT_TYPE};
-use reqwest::{Client, Response, StatusCode};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use reqwest::{Client, Response, StatusCode, Url};
+
+use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Login};
 use crate::digest::Digest;
+use crate::hosts::{self, Endpoint};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
-use crate::pull::{PullerConfig, RetryClass};
+use crate::pull::PullerConfig;
 use crate::reference::Reference;
 
-/// Why a registry did not give what was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    #[error("the HTTP client cannot be set up")]
-    Client(#[source] reqwest::Error),
-    #[error("{what} from {host}")]
-    Http {
-        what: String,
-        host: String,
-        source: reqwest::Error,
-    },
-    #[error("{host} answered {status} to {what}")]
-    Status {
-        what: String,
-        host: String,
-        status: StatusCode,
-    },
-    #[error("{host} sent {got} for {want}")]
-    WrongDigest {
-        host: String,
-        want: Digest,
-        got: Digest,
-    },
-    #[error("{what}")]
-    Limit {
-        what: &'static str,
-        source: LimitExceeded,
-    },
+mod error;
+mod token;
+mod transport;
+
+pub use error::RegistryError;
+pub use transport::ProxyConfig;
+
+const MAX_REDIRECTS: u32 = 5;
+
+/// How long to wait for a registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// Without a single byte.
+    pub read: Duration,
+    /// A body must bring `slow_bytes` in every `slow_window`.
+    pub slow_window: Duration,
+    pub slow_bytes: u64,
+    /// A longer Retry-After is the caller's to wait for.
+    pub max_wait: Duration,
+    /// First pause before another try; doubles.
+    pub backoff: Duration,
+    /// Tries of one request.
+    pub tries: u32,
 }
 
-impl RegistryError {
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Client(_) => "http_client",
-            Self::Http { .. } => "http",
-            Self::Status { .. } => "http_status",
-            Self::WrongDigest { .. } => "wrong_digest",
-            Self::Limit { .. } => "limit",
-        }
-    }
-
-    pub fn retry_class(&self) -> RetryClass {
-        match self {
-            Self::Http { .. } | Self::Status { .. } | Self::WrongDigest { .. } => {
-                RetryClass::Transient
-            }
-            Self::Client(_) | Self::Limit { .. } => RetryClass::Terminal,
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            read: Duration::from_secs(30),
+            slow_window: Duration::from_secs(30),
+            slow_bytes: 32 << 10,
+            max_wait: Duration::from_secs(30),
+            backoff: Duration::from_millis(250),
+            tries: 5,
         }
     }
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct Registry {
-    client: Client,
-    insecure: Vec<String>,
-}
-
+/// Talks to one repository for one pull.
 #[derive(Debug)]
 pub(crate) struct Session {
+    registry: String,
+    repository: String,
+    hosts: Vec<Host>,
+}
+
+/// An endpoint with its client, its logins, and what was found to open it.
+#[derive(Debug)]
+struct Host {
+    endpoint: Endpoint,
     client: Client,
-    host: String,
-    base: String,
-    login: Option<Login>,
+    logins: Vec<Login>,
+    /// Configured headers: for this endpoint's own origin only.
+    headers: HeaderMap,
+    authorization: Mutex<Option<HeaderValue>>,
 }
 
-impl Registry {
-    pub(crate) fn new(config: &PullerConfig) -> Result<Self, RegistryError> {
-        let roots = rustls::RootCertStore::empty();
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring has the default versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(30))
-            .build()
-            .map_err(RegistryError::Client)?;
-        Ok(Self {
-            client,
-            insecure: config.insecure.clone(),
-        })
-    }
-
-    pub(crate) fn session(&self, reference: &Reference, credentials: &Credentials) -> Session {
-        let host = reference.registry();
-        let plain = is_loopback(host) || self.insecure.iter().any(|name| name == host);
-        let scheme = if plain { "http" } else { "https" };
-        let login = credentials
-            .matching(&reference.name())
-            .first()
-            .map(|&login| login.clone());
-        let base = format!("{scheme}://{host}/v2/{}", reference.repository());
-        Session {
-            client: self.client.clone(),
-            host: host.to_owned(),
-            base,
-            login,
-        }
-    }
+/// A manifest or index as it came.
+#[derive(Debug)]
+pub(crate) struct RawManifest {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: Digest,
+    pub(crate) content_type: Option<String>,
 }
 
-/// Whether this registry is on the machine itself.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost"
-        || name
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+/// A blob's body, and which host sends it.
+#[derive(Debug)]
+pub(crate) struct BlobBody {
+    pub(crate) response: Response,
+    /// Position among the hosts: the next one may be asked for the rest.
+    pub(crate) host_index: usize,
+    pub(crate) host: String,
 }
 
 impl Session {
-    async fn get(&self, what: &str, path: &str, accept: &str) -> Result<Response, RegistryError> {
-        let mut request = self
-            .client
-            .get(format!("{}/{path}", self.base))
-            .header(ACCEPT, accept);
-        if let Some(Login::Basic { username, password }) = &self.login {
-            request = request.basic_auth(username, Some(password));
+    /// Reads the configuration of the registry anew: certificates and mirrors may have changed.
+    pub(crate) fn open(
+        reference: &Reference,
+        credentials: &Credentials,
+        config: &PullerConfig,
+    ) -> Result<Self, RegistryError> {
+        let registry = reference.registry();
+        let settings = match (config.registries.get(registry), &config.hosts_dir) {
+            (Some(own), _) => own.clone(),
+            (None, Some(dir)) => hosts::load(dir, registry)?,
+            (None, None) => hosts::RegistrySettings::default(),
+        };
+        let insecure = config.insecure.iter().any(|name| name == registry);
+        let mut hosts = Vec::new();
+        for endpoint in hosts::endpoints(registry, &settings, insecure)? {
+            let client = transport::client(&endpoint, &config.proxy, &config.timeouts)?;
+            let logins = if endpoint.is_origin {
+                credentials.matching(&reference.name())
+            } else {
+                let repository = endpoint.repository(reference.repository());
+                credentials.matching(&format!("{}/{repository}", endpoint.authority))
+            };
+            let headers = transport::headers(&endpoint.settings)?;
+            let authorization = Mutex::new(None);
+            hosts.push(Host {
+                endpoint,
+                client,
+                logins,
+                headers,
+                authorization,
+            });
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|source| self.http(what, source))?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let (what, host) = (what.to_owned(), self.host.clone());
-        Err(RegistryError::Status { what, host, status })
+        let (registry, repository) = (registry.to_owned(), reference.repository().to_owned());
+        Ok(Self {
+            registry,
+            repository,
+            hosts,
+        })
     }
 
-    fn http(&self, what: &str, source: reqwest::Error) -> RegistryError {
-        let source = source.without_url();
-        RegistryError::Http {
-            what: what.to_owned(),
-            host: self.host.clone(),
-            source,
-        }
-    }
-
-    /// A manifest or index: its bytes, their digest, and the registry's content type.
+    /// A manifest or index by tag, or by digest and then checked against it.
     pub(crate) async fn manifest(
         &self,
         selector: &str,
         want: Option<Digest>,
         limits: &Limits,
-    ) -> Result<(Vec<u8>, Digest, Option<String>), RegistryError> {
-        let mut response = self
-            .get(
-                "the manifest",
-                &format!("manifests/{selector}"),
-                image::ACCEPT,
-            )
-            .await?;
-        let content_type = response
-            .headers()
-            .get(CONTENT_TYPE)
+    ) -> Result<RawManifest, RegistryError> {
+        let what = format!("manifest {selector}");
+        let path = format!("manifests/{selector}");
+        let mut failed = None;
+        for host in self
+            .hosts
+            .iter()
+            .filter(|host| host.endpoint.serves(want.is_some()))
+        {
+            let result = self.manifest_from(host, &what, &path, want, limits).await;
+            match result {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => failed = Some(passed_over(host, error)),
+            }
+        }
+        Err(failed.unwrap_or(RegistryError::NoHost { what }))
+    }
+
+    async fn manifest_from(
+        &self,
+        host: &Host,
+        what: &str,
+        path: &str,
+        want: Option<Digest>,
+        limits: &Limits,
+    ) -> Result<RawManifest, RegistryError> {
+        let response = self.get(host, what, path, image::ACCEPT, None).await?;
+        let content_type = response.headers().get(CONTENT_TYPE);
+        let content_type = content_type
             .and_then(|value| value.to_str().ok())
             .map(str::to_owned);
-        let mut bytes = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
-            bytes.extend_from_slice(&chunk);
-            limits
-                .check(Limit::ManifestBytes, bytes.len() as u64)
-                .map_err(|source| RegistryError::Limit {
-                    what: "the manifest",
-                    source,
-                })?;
-        }
-        let got = Digest::of(&bytes);
+        let authority = &host.endpoint.authority;
+        let bytes = body(response, what, authority, limits.manifest_bytes).await?;
+        let digest = Digest::of(&bytes);
         match want {
-            Some(want) if want != got => Err(RegistryError::WrongDigest {
-                host: self.host.clone(),
-                want,
-                got,
+            Some(want) if want != digest => {
+                let host = authority.clone();
+                Err(RegistryError::WrongDigest {
+                    host,
+                    want,
+                    got: digest,
+                })
+            }
+            _ => Ok(RawManifest {
+                bytes,
+                digest,
+                content_type,
             }),
-            _ => Ok((bytes, got, content_type)),
         }
     }
 
-    pub(crate) async fn blob(&self, digest: &Digest) -> Result<Response, RegistryError> {
-        self.get("a blob", &format!("blobs/{digest}"), "*/*").await
+    /// A blob from byte `from` on, starting with the host at position `first`. The answer may be
+    /// the whole blob nevertheless: its status says so.
+    pub(crate) async fn blob(
+        &self,
+        digest: &Digest,
+        from: u64,
+        first: usize,
+    ) -> Result<BlobBody, RegistryError> {
+        let what = format!("blob {digest}");
+        let path = format!("blobs/{digest}");
+        let range = (from > 0).then(|| format!("bytes={from}-"));
+        let mut failed = None;
+        for step in 0..self.hosts.len() {
+            let host_index = (first + step) % self.hosts.len();
+            let host = &self.hosts[host_index];
+            if !host.endpoint.serves(true) {
+                continue;
+            }
+            match self.get(host, &what, &path, "*/*", range.as_deref()).await {
+                Ok(response) => {
+                    let host = host.endpoint.authority.clone();
+                    return Ok(BlobBody {
+                        response,
+                        host_index,
+                        host,
+                    });
+                }
+                Err(error) => failed = Some(passed_over(host, error)),
+            }
+        }
+        Err(failed.unwrap_or(RegistryError::NoHost { what }))
     }
 
-    pub(crate) async fn chunk(
+    /// One successful answer: challenges are met and redirects followed.
+    async fn get(
         &self,
-        response: &mut Response,
-    ) -> Result<Option<bytes::Bytes>, RegistryError> {
-        response
-            .chunk()
-            .await
-            .map_err(|source| self.http("a body", source))
+        host: &Host,
+        what: &str,
+        path: &str,
+        accept: &str,
+        range: Option<&str>,
+    ) -> Result<Response, RegistryError> {
+        let url = host.endpoint.url(&self.registry, &self.repository, path);
+        let ask = Ask {
+            what,
+            accept,
+            range,
+        };
+        let mut logins = host.logins.iter().map(Some).chain([None]);
+        let known = host.known_authorization();
+        let mut response = host.send(&ask, &url, known).await?;
+        while response.status() == StatusCode::UNAUTHORIZED {
+            let challenges = challenges(&response);
+            let denied = || RegistryError::Denied {
+                what: what.to_owned(),
+                host: host.endpoint.authority.clone(),
+                reason: match host.logins.len() {
+                    0 => "it wants credentials and there are none for it".to_owned(),
+                    count => format!("none of the {count} credentials for it is accepted"),
+                },
+            };
+            let login = logins.next().ok_or_else(denied)?;
+            let answer = token::answer(
+                &host.client,
+                &host.endpoint,
+                &self.repository,
+                &challenges,
+                login,
+            );
+            match answer.await {
+                Ok(Some(authorization)) => {
+                    response = host.send(&ask, &url, Some(authorization.clone())).await?;
+                    if response.status() != StatusCode::UNAUTHORIZED {
+                        host.remember(authorization);
+                    }
+                }
+                Ok(None) => {}
+                // The token server knows this login as little as the registry does.
+                Err(RegistryError::Denied { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let response = host.follow(&ask, url, response).await?;
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            StatusCode::PARTIAL_CONTENT if range.is_some() => Ok(response),
+            _ => Err(status_error(what, &host.endpoint.authority, &response)),
+        }
+    }
+}
+
+/// What is asked for.
+struct Ask<'a> {
+    what: &'a str,
+    accept: &'a str,
+    range: Option<&'a str>,
+}
+
+impl Host {
+    fn known_authorization(&self) -> Option<HeaderValue> {
+        self.authorization
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .clone()
+    }
+
+    fn remember(&self, authorization: HeaderValue) {
+        *self
+            .authorization
+            .lock()
+            .unwrap_or_else(|poison| poison.into_inner()) = Some(authorization);
+    }
+
+    async fn send(
+        &self,
+        ask: &Ask<'_>,
+        url: &Url,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, RegistryError> {
+        let mut request = self.client.get(url.clone()).header(ACCEPT, ask.accept);
+        if url.origin() == self.endpoint.base.origin() {
+            request = request.headers(self.headers.clone());
+        }
+        if let Some(range) = ask.range {
+            request = request.header(RANGE, range);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.send().await.map_err(|source| RegistryError::Http {
+            what: ask.what.to_owned(),
+            host: url.host_str().unwrap_or_default().to_owned(),
+            source: source.without_url(),
+        })
+    }
+
+    /// Follows redirects. The authorization goes along only to the very same origin.
+    async fn follow(
+        &self,
+        ask: &Ask<'_>,
+        origin: Url,
+        mut response: Response,
+    ) -> Result<Response, RegistryError> {
+        let refused = |reason| RegistryError::Redirect {
+            what: ask.what.to_owned(),
+            host: self.endpoint.authority.clone(),
+            reason,
+        };
+        let mut url = origin.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location = response
+                .headers()
+                .get(LOCATION)
+                .and_then(|value| value.to_str().ok());
+            let location = location.ok_or_else(|| refused("to nowhere"))?;
+            let next = url
+                .join(location)
+                .map_err(|_| refused("to what is not a URL"))?;
+            if !matches!(next.scheme(), "http" | "https") {
+                return Err(refused("to what is not HTTP"));
+            }
+            if url.scheme() == "https" && next.scheme() == "http" {
+                return Err(refused("from https to http"));
+            }
+            url = next;
+            let authorization = if url.origin() == origin.origin() {
+                self.known_authorization()
+            } else {
+                None
+            };
+            response = self.send(ask, &url, authorization).await?;
+        }
+        Err(refused("more than 5 times"))
+    }
+}
+
+fn challenges(response: &Response) -> Vec<Challenge> {
+    let headers = response.headers().get_all(WWW_AUTHENTICATE);
+    let texts = headers.iter().filter_map(|value| value.to_str().ok());
+    texts.flat_map(challenge::parse).collect()
+}
+
+/// A mirror's failure is worth a line: the next host may hide it.
+fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
+    if !host.endpoint.is_origin {
+        tracing::warn!(host = host.endpoint.authority, kind = error.kind(), %error, "mirror failed");
+    }
+    error
+}
+
+/// The error that a status stands for.
+fn status_error(what: &str, host: &str, response: &Response) -> RegistryError {
+    let (what, host, status) = (what.to_owned(), host.to_owned(), response.status());
+    match status {
+        StatusCode::NOT_FOUND => RegistryError::NotFound { what, host },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied {
+            what,
+            host,
+            reason: format!("it answered {status}"),
+        },
+        _ => {
+            let retry_after = retry_after(response, SystemTime::now());
+            RegistryError::Status {
+                what,
+                host,
+                status,
+                retry_after,
+            }
+        }
+    }
+}
+
+/// `Retry-After`, in seconds or as a date.
+fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
+    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    let date: SystemTime = date.timestamp().into();
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// A small body, up to `allowed` bytes.
+async fn body(
+    mut response: Response,
+    what: &str,
+    host: &str,
+    allowed: u64,
+) -> Result<Vec<u8>, RegistryError> {
+    let (what, host) = (what.to_owned(), host.to_owned());
+    let mut bytes = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(None) => return Ok(bytes),
+            Ok(Some(chunk)) if (bytes.len() + chunk.len()) as u64 > allowed => {
+                let source = LimitExceeded {
+                    limit: Limit::ManifestBytes,
+                    allowed,
+                };
+                return Err(RegistryError::Limit { what, host, source });
+            }
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
+            Err(source) => {
+                return Err(RegistryError::Http {
+                    what,
+                    host,
+                    source: source.without_url(),
+                });
+            }
+        }
     }
 }

@@ -37,6 +37,7 @@ use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 mod blob;
 mod gc;
 
+pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
 
 /// What a store may hold.

@@ -5,7 +5,7 @@
     reason = "this file is the shell that writes blobs"
 )]
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use super::{Store, StoreError, failed, sync_parent};
@@ -38,17 +38,6 @@ impl BlobWriter {
             .map_err(|source| failed("write", self.file.path(), source))?;
         self.hasher.update(bytes);
         self.written = got;
-        Ok(())
-    }
-
-    /// Starts again from the first byte.
-    pub(crate) fn restart(&mut self) -> Result<(), StoreError> {
-        let file = self.file.as_file();
-        file.set_len(0)
-            .and_then(|()| io::Seek::rewind(&mut &*file))
-            .map_err(|source| failed("truncate", self.file.path(), source))?;
-        self.hasher = Hasher::new();
-        self.written = 0;
         Ok(())
     }
 

@@ -1,0 +1,388 @@
+//! Where to ask for a registry's images: its own server and its mirrors, as containerd's
+//! `hosts.toml` or our own configuration says. Pure; `load` reads the files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use reqwest::Url;
+use serde::Deserialize;
+use toml::{Table, Value};
+
+mod load;
+
+pub(crate) use load::load;
+
+/// One server that can be asked, in the shape of a `[host."…"]` table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostSettings {
+    /// `https://mirror:port/path`; without a scheme it is https.
+    pub url: String,
+    /// `pull` (by digest) and `resolve` (tags); both when empty.
+    pub capabilities: Vec<String>,
+    /// PEM files to trust besides the system's.
+    pub ca: Vec<PathBuf>,
+    /// PEM files of client certificate and key; one file may hold both.
+    pub client: Vec<(PathBuf, Option<PathBuf>)>,
+    pub skip_verify: bool,
+    /// The URL's path is the API's root: no `/v2` is added.
+    pub override_path: bool,
+    pub header: BTreeMap<String, Vec<String>>,
+    /// Regular expressions over the repository, and what to put in their place.
+    pub rewrite: BTreeMap<String, String>,
+}
+
+/// What is configured for one registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrySettings {
+    /// The registry's own server, asked last; the usual one when None.
+    pub server: Option<HostSettings>,
+    /// Mirrors, in the order they are asked.
+    pub hosts: Vec<HostSettings>,
+}
+
+/// Why a registry's configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HostsError {
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} is not TOML", path.display())]
+    Toml {
+        path: PathBuf,
+        source: toml::de::Error,
+    },
+    #[error("{}: {field} must be {want}", path.display())]
+    Field {
+        path: PathBuf,
+        field: String,
+        want: &'static str,
+    },
+    #[error("{url:?} is not a registry URL: {reason}")]
+    Url { url: String, reason: String },
+    #[error("rewrite {pattern:?} is not a regular expression")]
+    Rewrite {
+        pattern: String,
+        source: Box<regex::Error>,
+    },
+    #[error("header {name:?} is not an HTTP header")]
+    Header { name: String },
+}
+
+/// A server to ask, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    /// Ends without a slash; `/<repository>/…` follows.
+    pub(crate) base: Url,
+    /// Host and port as they are written: what credentials are looked up by.
+    pub(crate) authority: String,
+    pub(crate) settings: HostSettings,
+    pub(crate) rewrites: Vec<(Regex, String)>,
+    pub(crate) is_origin: bool,
+    pub(crate) is_loopback: bool,
+}
+
+impl Endpoint {
+    fn new(settings: HostSettings, is_origin: bool) -> Result<Self, HostsError> {
+        let written = settings.url.clone();
+        let wrong = |reason: &str| HostsError::Url {
+            url: redacted(&written),
+            reason: reason.into(),
+        };
+        let (scheme, rest) = settings
+            .url
+            .split_once("://")
+            .unwrap_or(("https", &settings.url));
+        let mut base =
+            Url::parse(&format!("{scheme}://{rest}")).map_err(|error| wrong(&error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(wrong("only http and https are known"));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(wrong("credentials belong in a pull secret"));
+        }
+        let path = base.path().trim_end_matches('/').to_owned();
+        let is_root = settings.override_path || path.ends_with("/v2");
+        base.set_path(&if is_root { path } else { format!("{path}/v2") });
+        base.set_query(None);
+        let host = base
+            .host_str()
+            .ok_or_else(|| wrong("there is no host"))?
+            .to_owned();
+        let authority = base
+            .port()
+            .map_or(host.clone(), |port| format!("{host}:{port}"));
+        let rewrites = settings
+            .rewrite
+            .iter()
+            .map(|(pattern, with)| match Regex::new(pattern) {
+                Ok(regex) => Ok((regex, with.clone())),
+                Err(source) => Err(HostsError::Rewrite {
+                    pattern: pattern.clone(),
+                    source: Box::new(source),
+                }),
+            })
+            .collect::<Result<_, _>>()?;
+        let is_loopback = is_loopback(&host);
+        Ok(Self {
+            base,
+            authority,
+            settings,
+            rewrites,
+            is_origin,
+            is_loopback,
+        })
+    }
+
+    /// Whether this server may be asked; tags need more trust than digests.
+    pub(crate) fn serves(&self, by_digest: bool) -> bool {
+        let wanted = if by_digest { "pull" } else { "resolve" };
+        let capabilities = &self.settings.capabilities;
+        self.is_origin || capabilities.is_empty() || capabilities.iter().any(|it| it == wanted)
+    }
+
+    /// What this server calls a repository.
+    pub(crate) fn repository(&self, repository: &str) -> String {
+        self.rewrites
+            .iter()
+            .find(|(pattern, _)| pattern.is_match(repository))
+            .map_or_else(
+                || repository.to_owned(),
+                |(pattern, with)| pattern.replace(repository, with).into_owned(),
+            )
+    }
+
+    /// The URL of `path` (`manifests/…`, `blobs/…`) in a repository of `registry`.
+    pub(crate) fn url(&self, registry: &str, repository: &str, path: &str) -> Url {
+        let repository = self.repository(repository);
+        let mut url = self.base.clone();
+        url.set_path(&format!(
+            "{}/{repository}/{path}",
+            self.base.path().trim_end_matches('/')
+        ));
+        if !self.is_origin {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        url
+    }
+}
+
+/// The servers for `registry`, in the order to ask them.
+pub(crate) fn endpoints(
+    registry: &str,
+    settings: &RegistrySettings,
+    insecure: bool,
+) -> Result<Vec<Endpoint>, HostsError> {
+    let mut endpoints = Vec::new();
+    for host in &settings.hosts {
+        endpoints.push(Endpoint::new(host.clone(), false)?);
+    }
+    let usual = || {
+        let host = if registry == "docker.io" {
+            "registry-1.docker.io"
+        } else {
+            registry
+        };
+        let name = Url::parse(&format!("http://{host}"))
+            .ok()
+            .and_then(|url| url.host_str().map(is_loopback));
+        let scheme = if insecure || name == Some(true) {
+            "http"
+        } else {
+            "https"
+        };
+        HostSettings {
+            url: format!("{scheme}://{host}"),
+            ..HostSettings::default()
+        }
+    };
+    let mut server = settings.server.clone().unwrap_or_else(usual);
+    if server.url.is_empty() {
+        server.url = usual().url;
+    }
+    endpoints.push(Endpoint::new(server, true)?);
+    Ok(endpoints)
+}
+
+/// A URL for an error, without what stands before an `@`.
+fn redacted(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((_, host)) => format!("***@{host}"),
+        None => url.to_owned(),
+    }
+}
+
+/// Whether this host is the machine itself.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost"
+        || name
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+/// Reads a `hosts.toml`. Paths in it are relative to `dir`.
+pub(crate) fn parse(text: &str, dir: &Path) -> Result<RegistrySettings, HostsError> {
+    let path = dir.join("hosts.toml");
+    let table: Table = text.parse().map_err(|source| HostsError::Toml {
+        path: path.clone(),
+        source,
+    })?;
+    let reader = Reader { dir, path };
+    let mut settings = RegistrySettings::default();
+    if let Some(hosts) = table.get("host") {
+        let hosts = hosts
+            .as_table()
+            .ok_or_else(|| reader.wrong("host", "a table"))?;
+        for (url, host) in hosts {
+            let field = format!("host.{url:?}");
+            let host = host
+                .as_table()
+                .ok_or_else(|| reader.wrong(&field, "a table"))?;
+            settings.hosts.push(reader.host(url.clone(), &field, host)?);
+        }
+    }
+    let server = match table.get("server") {
+        None => String::new(),
+        Some(Value::String(url)) => url.clone(),
+        Some(_) => return Err(reader.wrong("server", "a string")),
+    };
+    let own = [
+        "server",
+        "ca",
+        "client",
+        "skip_verify",
+        "override_path",
+        "header",
+        "rewrite",
+    ];
+    if own.iter().any(|key| table.contains_key(*key)) {
+        settings.server = Some(reader.host(server, "", &table)?);
+    }
+    Ok(settings)
+}
+
+struct Reader<'a> {
+    dir: &'a Path,
+    path: PathBuf,
+}
+
+impl Reader<'_> {
+    fn wrong(&self, field: &str, want: &'static str) -> HostsError {
+        HostsError::Field {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            want,
+        }
+    }
+
+    fn host(&self, url: String, field: &str, table: &Table) -> Result<HostSettings, HostsError> {
+        let name = |key: &str| {
+            if field.is_empty() {
+                key.to_owned()
+            } else {
+                format!("{field}.{key}")
+            }
+        };
+        let boolean = |key| match table.get(key) {
+            None => Ok(false),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.wrong(&name(key), "true or false")),
+        };
+        let ca = self.texts(&name("ca"), table.get("ca"))?;
+        Ok(HostSettings {
+            url,
+            capabilities: self.texts(&name("capabilities"), table.get("capabilities"))?,
+            ca: ca.iter().map(|path| self.dir.join(path)).collect(),
+            client: self.client(&name("client"), table.get("client"))?,
+            skip_verify: boolean("skip_verify")?,
+            override_path: boolean("override_path")?,
+            header: self.map(&name("header"), table.get("header"))?,
+            rewrite: self
+                .map(&name("rewrite"), table.get("rewrite"))?
+                .into_iter()
+                .map(|(key, values)| (key, values.concat()))
+                .collect(),
+        })
+    }
+
+    /// A string or an array of strings.
+    fn texts(&self, field: &str, value: Option<&Value>) -> Result<Vec<String>, HostsError> {
+        let wrong = || self.wrong(field, "a string or an array of strings");
+        match value {
+            None => Ok(Vec::new()),
+            Some(Value::String(text)) => Ok(vec![text.clone()]),
+            Some(Value::Array(values)) => {
+                let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
+                texts.collect::<Option<_>>().ok_or_else(wrong)
+            }
+            Some(_) => Err(wrong()),
+        }
+    }
+
+    /// A file, an array of files, or an array of pairs of files.
+    fn client(
+        &self,
+        field: &str,
+        value: Option<&Value>,
+    ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, HostsError> {
+        let wrong = || {
+            self.wrong(
+                field,
+                "a file, files, or pairs of certificate and key files",
+            )
+        };
+        let Some(Value::Array(values)) = value else {
+            let files = self.texts(field, value).map_err(|_| wrong())?;
+            return Ok(files
+                .iter()
+                .map(|file| (self.dir.join(file), None))
+                .collect());
+        };
+        let mut pairs = Vec::new();
+        for value in values {
+            match self
+                .texts(field, Some(value))
+                .map_err(|_| wrong())?
+                .as_slice()
+            {
+                [both] => pairs.push((self.dir.join(both), None)),
+                [certificate, key] => {
+                    pairs.push((self.dir.join(certificate), Some(self.dir.join(key))));
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(pairs)
+    }
+
+    fn map(
+        &self,
+        field: &str,
+        value: Option<&Value>,
+    ) -> Result<BTreeMap<String, Vec<String>>, HostsError> {
+        let Some(value) = value else {
+            return Ok(BTreeMap::new());
+        };
+        let table = value
+            .as_table()
+            .ok_or_else(|| self.wrong(field, "a table"))?;
+        table
+            .iter()
+            .map(|(key, value)| {
+                Ok((
+                    key.clone(),
+                    self.texts(&format!("{field}.{key}"), Some(value))?,
+                ))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

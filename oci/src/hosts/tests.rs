@@ -1,0 +1,145 @@
+use super::*;
+
+fn bases(endpoints: &[Endpoint]) -> Vec<String> {
+    endpoints
+        .iter()
+        .map(|endpoint| endpoint.url("r.io", "team/p", "x").to_string())
+        .collect()
+}
+
+#[test]
+fn a_registry_without_settings_is_its_own_server() {
+    let table = [
+        ("r.io", false, "https://r.io/v2/team/p/x"),
+        ("r.io:444", true, "http://r.io:444/v2/team/p/x"),
+        (
+            "docker.io",
+            false,
+            "https://registry-1.docker.io/v2/team/p/x",
+        ),
+        ("localhost:5000", false, "http://localhost:5000/v2/team/p/x"),
+        ("127.0.0.1:5000", false, "http://127.0.0.1:5000/v2/team/p/x"),
+        ("[::1]:5000", false, "http://[::1]:5000/v2/team/p/x"),
+        (
+            "localhost.evil.io",
+            false,
+            "https://localhost.evil.io/v2/team/p/x",
+        ),
+    ];
+    for (registry, insecure, want) in table {
+        let got = endpoints(registry, &RegistrySettings::default(), insecure).unwrap();
+        assert_eq!(bases(&got), [want]);
+    }
+}
+
+#[test]
+fn hosts_toml_is_read_as_containerd_reads_it() {
+    let text = r#"
+server = "https://r.io"
+ca = "own.crt"
+[host."https://z-first.io"]
+  capabilities = ["pull"]
+  ca = ["a.crt", "/abs.crt"]
+  client = [["c.cert", "c.key"], ["both.pem"]]
+  [host."https://z-first.io".header]
+    x-a = ["1", "2"]
+    x-b = "3"
+[host."http://plain:81/prefix"]
+  skip_verify = true
+[host."https://over.io/api/registry"]
+  override_path = true
+  [host."https://over.io/api/registry".rewrite]
+    "^team/(.*)" = "mirror/$1"
+[host."slash.io/v2/"]
+"#;
+    let settings = parse(text, Path::new("/d")).unwrap();
+    let first = &settings.hosts[0];
+    assert_eq!(
+        first.ca,
+        [PathBuf::from("/d/a.crt"), PathBuf::from("/abs.crt")]
+    );
+    let both = (PathBuf::from("/d/both.pem"), None);
+    assert_eq!(
+        first.client,
+        [("/d/c.cert".into(), Some("/d/c.key".into())), both]
+    );
+    assert_eq!(first.header["x-a"], ["1", "2"]);
+    assert_eq!(
+        settings.server.as_ref().unwrap().ca,
+        [PathBuf::from("/d/own.crt")]
+    );
+    let endpoints = endpoints("r.io", &settings, false).unwrap();
+    assert_eq!(
+        bases(&endpoints),
+        [
+            "https://z-first.io/v2/team/p/x?ns=r.io",
+            "http://plain:81/prefix/v2/team/p/x?ns=r.io",
+            "https://over.io/api/registry/mirror/p/x?ns=r.io",
+            "https://slash.io/v2/team/p/x?ns=r.io",
+            "https://r.io/v2/team/p/x",
+        ]
+    );
+    let serves: Vec<_> = endpoints
+        .iter()
+        .map(|it| (it.serves(false), it.serves(true)))
+        .collect();
+    assert_eq!(serves[0], (false, true));
+    assert!(serves[1..].iter().all(|&it| it == (true, true)));
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let dir = Path::new("/d");
+    let error = |text: &str| parse(text, dir).unwrap_err().to_string();
+    assert_eq!(
+        error("server = 1"),
+        "/d/hosts.toml: server must be a string"
+    );
+    assert_eq!(
+        error("[host.\"a\"]\nca = 1"),
+        "/d/hosts.toml: host.\"a\".ca must be a string or an array of strings"
+    );
+    assert_eq!(error("["), "/d/hosts.toml is not TOML");
+    let url = |url: &str| {
+        let host = HostSettings {
+            url: url.to_owned(),
+            ..HostSettings::default()
+        };
+        let settings = RegistrySettings {
+            server: None,
+            hosts: vec![host],
+        };
+        endpoints("r.io", &settings, false).unwrap_err().to_string()
+    };
+    assert_eq!(
+        url("ftp://x"),
+        "\"ftp://x\" is not a registry URL: only http and https are known"
+    );
+    assert_eq!(
+        url("https://u:p@x"),
+        "\"***@x\" is not a registry URL: credentials belong in a pull secret"
+    );
+}
+
+#[test]
+fn directories_are_found_with_ports_defaults_and_certificates_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let server = |registry: &str| {
+        let settings = load(dir.path(), registry).unwrap();
+        settings.server.map(|server| (server.url, server.ca.len()))
+    };
+    assert_eq!(server("r.io"), None);
+    write("_default/hosts.toml", "server = \"https://default\"");
+    write("a.io:5000/hosts.toml", "server = \"https://colon\"");
+    write("b.io_5000_/hosts.toml", "server = \"https://underscore\"");
+    write("c.io/ca.crt", "");
+    assert_eq!(server("r.io"), Some(("https://default".into(), 0)));
+    assert_eq!(server("a.io:5000"), Some(("https://colon".into(), 0)));
+    assert_eq!(server("b.io:5000"), Some(("https://underscore".into(), 0)));
+    assert_eq!(server("c.io"), Some((String::new(), 1)));
+}

@@ -1,0 +1,306 @@
+//! Blobs into the store: several at once, each once however many callers ask, resumed where a
+//! connection broke off, given up when it only trickles.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use reqwest::StatusCode;
+use reqwest::header::CONTENT_RANGE;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, timeout_at};
+
+use super::retry::Retry;
+use super::{Failure, Run};
+use crate::digest::Digest;
+use crate::image::Manifest;
+use crate::progress::{Event, Progress};
+use crate::registry::{BlobBody, RegistryError, Session, Timeouts};
+use crate::store::{Store, StoreError};
+
+/// Chunks between the network and the thread that hashes and writes.
+const QUEUE: usize = 16;
+
+/// One lock per blob that is being fetched.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Flights(Arc<Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>>);
+
+impl Flights {
+    fn of(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|_, flight| flight.strong_count() > 0);
+        if let Some(flight) = flights.get(&digest).and_then(Weak::upgrade) {
+            return flight;
+        }
+        let flight = Arc::new(tokio::sync::Mutex::new(()));
+        flights.insert(digest, Arc::downgrade(&flight));
+        flight
+    }
+}
+
+impl Run<'_> {
+    /// Fetches the config and every layer that is not here; the bytes of layers that were fetched.
+    pub(super) async fn fetch(&self, manifest: &Manifest) -> Result<u64, Failure> {
+        let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
+        for layer in &manifest.layers {
+            wanted.insert(layer.digest, layer.size);
+        }
+        let (config, config_size) = manifest.config;
+        wanted.insert(config, config_size);
+        let slots = Arc::new(Semaphore::new(self.puller.config.parallel_layers.max(1)));
+        let mut tasks = JoinSet::new();
+        for (digest, size) in wanted {
+            let blob = Blob {
+                digest,
+                size,
+                store: self.puller.store.clone(),
+                session: Arc::clone(&self.session),
+                timeouts: self.puller.config.timeouts.clone(),
+                progress: self.progress.clone(),
+            };
+            let (flight, slots) = (self.puller.flights.of(digest), Arc::clone(&slots));
+            tasks.spawn(async move {
+                let _only = flight.lock_owned().await;
+                if blob.is_present() {
+                    blob.progress.say(Event::LayerPresent {
+                        digest,
+                        bytes: size,
+                    });
+                    return Ok((digest, 0));
+                }
+                let _slot = slots
+                    .acquire()
+                    .await
+                    .expect("the semaphore is never closed");
+                blob.fetch().await.map(|()| (digest, size))
+            });
+        }
+        let mut fetched = 0;
+        while let Some(result) = tasks.join_next().await {
+            match result {
+                Ok(result) => match result? {
+                    (digest, _) if digest == config => {}
+                    (_, size) => fetched += size,
+                },
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+        Ok(fetched)
+    }
+}
+
+/// One blob to fetch.
+struct Blob {
+    digest: Digest,
+    size: u64,
+    store: Store,
+    session: Arc<Session>,
+    timeouts: Timeouts,
+    progress: Progress,
+}
+
+/// Where a body broke off.
+enum Broken {
+    /// Go on from what has come so far.
+    Resume(RegistryError),
+    /// What came is worthless.
+    Restart(RegistryError),
+}
+
+impl Blob {
+    /// Small documents are read and hashed, layers are checked when they are unpacked.
+    fn is_present(&self) -> bool {
+        self.store.contains(&self.digest, self.size)
+            && (self.size > 64 << 10 || self.store.document(&self.digest).is_ok())
+    }
+
+    async fn fetch(&self) -> Result<(), Failure> {
+        let (digest, size) = (self.digest, self.size);
+        self.progress.say(Event::LayerStarted {
+            digest,
+            bytes: size,
+        });
+        let mut retry = Retry::new(
+            &self.timeouts,
+            format!("blob {digest}"),
+            self.progress.clone(),
+        );
+        let mut sink = Sink::open(&self.store, digest, size)?;
+        let mut first_host = 0;
+        loop {
+            let error = match self.session.blob(&digest, sink.received, first_host).await {
+                Err(error) => error,
+                Ok(body) => {
+                    first_host = body.host_index + 1;
+                    let host = body.host.clone();
+                    match self.receive(body, &mut sink).await? {
+                        Ok(()) => match sink.commit(&host).await? {
+                            Ok(()) => {
+                                self.progress.say(Event::LayerDone { digest });
+                                return Ok(());
+                            }
+                            Err(error) => {
+                                sink = Sink::open(&self.store, digest, size)?;
+                                error
+                            }
+                        },
+                        Err(Broken::Resume(error)) => error,
+                        Err(Broken::Restart(error)) => {
+                            sink = Sink::open(&self.store, digest, size)?;
+                            error
+                        }
+                    }
+                }
+            };
+            retry.after(error).await?;
+        }
+    }
+
+    /// Passes a body on to the sink. The outer error is the store's.
+    async fn receive(
+        &self,
+        body: BlobBody,
+        sink: &mut Sink,
+    ) -> Result<Result<(), Broken>, Failure> {
+        let BlobBody {
+            mut response, host, ..
+        } = body;
+        let what = || format!("blob {}", self.digest);
+        if sink.received > 0 && !continues(&response, sink.received) {
+            *sink = Sink::open(&self.store, self.digest, self.size)?;
+        }
+        let Timeouts {
+            slow_window,
+            slow_bytes,
+            ..
+        } = self.timeouts;
+        let mut window = (Instant::now() + slow_window, sink.received);
+        loop {
+            let chunk = match timeout_at(window.0, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => chunk,
+                Ok(Ok(None)) if sink.received == self.size => return Ok(Ok(())),
+                Ok(Ok(None)) => {
+                    let (want, got) = (self.size, sink.received);
+                    let error = RegistryError::WrongSize {
+                        what: what(),
+                        host,
+                        want,
+                        got,
+                    };
+                    return Ok(Err(Broken::Resume(error)));
+                }
+                Ok(Err(source)) => {
+                    let source = source.without_url();
+                    let error = RegistryError::Http {
+                        what: what(),
+                        host,
+                        source,
+                    };
+                    return Ok(Err(Broken::Resume(error)));
+                }
+                Err(_) if sink.received - window.1 >= slow_bytes => {
+                    window = (Instant::now() + slow_window, sink.received);
+                    continue;
+                }
+                Err(_) => {
+                    let (what, bytes, window) = (what(), slow_bytes, slow_window);
+                    let error = RegistryError::Slow {
+                        what,
+                        host,
+                        bytes,
+                        window,
+                    };
+                    return Ok(Err(Broken::Resume(error)));
+                }
+            };
+            let got = sink.received + chunk.len() as u64;
+            if got > self.size {
+                let error = RegistryError::WrongSize {
+                    what: what(),
+                    host,
+                    want: self.size,
+                    got,
+                };
+                return Ok(Err(Broken::Restart(error)));
+            }
+            sink.push(chunk).await?;
+            self.progress.say(Event::LayerProgress {
+                digest: self.digest,
+                received: got,
+            });
+        }
+    }
+}
+
+/// Whether the answer goes on at this byte.
+fn continues(response: &reqwest::Response, from: u64) -> bool {
+    let range = response
+        .headers()
+        .get(CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok());
+    let start = range
+        .and_then(|text| text.strip_prefix("bytes "))
+        .and_then(|text| text.split_once('-'))
+        .and_then(|(start, _)| start.parse().ok());
+    response.status() == StatusCode::PARTIAL_CONTENT && start == Some(from)
+}
+
+/// A blob in the making, on a thread that hashes and writes while the network goes on.
+struct Sink {
+    received: u64,
+    chunks: mpsc::Sender<Bytes>,
+    writer: JoinHandle<Result<crate::store::BlobWriter, StoreError>>,
+}
+
+impl Sink {
+    fn open(store: &Store, digest: Digest, size: u64) -> Result<Self, StoreError> {
+        let mut writer = store.writer(digest, size)?;
+        let (chunks, mut queue) = mpsc::channel::<Bytes>(QUEUE);
+        let writer = tokio::task::spawn_blocking(move || {
+            while let Some(chunk) = queue.blocking_recv() {
+                writer.write(&chunk)?;
+            }
+            Ok(writer)
+        });
+        Ok(Self {
+            received: 0,
+            chunks,
+            writer,
+        })
+    }
+
+    async fn push(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        let count = chunk.len() as u64;
+        if self.chunks.send(chunk).await.is_ok() {
+            self.received += count;
+            return Ok(());
+        }
+        // The thread has ended early: only an error makes it.
+        match (&mut self.writer).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) => unreachable!("the thread ends well only after the last chunk"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Proves and names the blob. The inner error is the registry's: what it sent is something else.
+    async fn commit(self, host: &str) -> Result<Result<(), RegistryError>, StoreError> {
+        let Self { chunks, writer, .. } = self;
+        drop(chunks);
+        let result = match writer.await {
+            Ok(Ok(writer)) => crate::store::blocking(move || writer.commit()).await,
+            Ok(Err(error)) => Err(error),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        match result {
+            Ok(()) => Ok(Ok(())),
+            Err(StoreError::WrongDigest { want, got }) => Ok(Err(RegistryError::WrongDigest {
+                host: host.to_owned(),
+                want,
+                got,
+            })),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Why a registry did not give what was asked for, and when to ask again.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::StatusCode;
+
+use crate::digest::Digest;
+use crate::hosts::HostsError;
+use crate::limits::LimitExceeded;
+use crate::pull::RetryClass;
+
+/// `what` is what was asked for, `host` who was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("the HTTP client cannot be set up")]
+    Client(#[source] reqwest::Error),
+    #[error("the registry's configuration cannot be used")]
+    Hosts(#[from] HostsError),
+    #[error("{} has no usable certificate or key: {reason}", path.display())]
+    Certificate { path: PathBuf, reason: String },
+    #[error("{what} from {host}")]
+    Http {
+        what: String,
+        host: String,
+        source: reqwest::Error,
+    },
+    #[error("{host} does not have {what}")]
+    NotFound { what: String, host: String },
+    #[error("{host} refuses {what}: {reason}")]
+    Denied {
+        what: String,
+        host: String,
+        reason: String,
+    },
+    #[error("{host} answered {status} to {what}")]
+    Status {
+        what: String,
+        host: String,
+        status: StatusCode,
+        retry_after: Option<Duration>,
+    },
+    #[error("{host} redirects {what}: {reason}")]
+    Redirect {
+        what: String,
+        host: String,
+        reason: &'static str,
+    },
+    #[error("{host} sent {got} for {want}")]
+    WrongDigest {
+        host: String,
+        want: Digest,
+        got: Digest,
+    },
+    #[error("{host} sent {got} bytes for {what}, announced with {want}")]
+    WrongSize {
+        what: String,
+        host: String,
+        want: u64,
+        got: u64,
+    },
+    #[error("{host} sends {what} slower than {bytes} bytes in {} s", window.as_secs())]
+    Slow {
+        what: String,
+        host: String,
+        bytes: u64,
+        window: Duration,
+    },
+    #[error("{what} from {host}")]
+    Limit {
+        what: String,
+        host: String,
+        source: LimitExceeded,
+    },
+    #[error("no configured host serves {what}")]
+    NoHost { what: String },
+}
+
+impl RegistryError {
+    /// A label for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Client(_) => "http_client",
+            Self::Hosts(_) | Self::NoHost { .. } => "hosts",
+            Self::Certificate { .. } => "certificate",
+            Self::Http { .. } => "http",
+            Self::NotFound { .. } => "not_found",
+            Self::Denied { .. } => "denied",
+            Self::Status { status, .. } if *status == StatusCode::TOO_MANY_REQUESTS => {
+                "too_many_requests"
+            }
+            Self::Status { .. } => "http_status",
+            Self::Redirect { .. } => "redirect",
+            Self::WrongDigest { .. } => "wrong_digest",
+            Self::WrongSize { .. } => "wrong_size",
+            Self::Slow { .. } => "slow",
+            Self::Limit { .. } => "limit",
+        }
+    }
+
+    /// What is not there or refused stays so until someone acts; what a cache or a network did to
+    /// an answer may be gone the next time.
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Status {
+                retry_after: Some(after),
+                ..
+            } => RetryClass::After(*after),
+            Self::Status { status, .. } if is_transient(*status) => RetryClass::Transient,
+            Self::Http { .. }
+            | Self::WrongDigest { .. }
+            | Self::WrongSize { .. }
+            | Self::Slow { .. } => RetryClass::Transient,
+            Self::Status { .. }
+            | Self::Client(_)
+            | Self::Hosts(_)
+            | Self::Certificate { .. }
+            | Self::NotFound { .. }
+            | Self::Denied { .. }
+            | Self::Redirect { .. }
+            | Self::Limit { .. }
+            | Self::NoHost { .. } => RetryClass::Terminal,
+        }
+    }
+}
+
+fn is_transient(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
+        )
+}

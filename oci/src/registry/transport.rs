@@ -1,0 +1,201 @@
+//! HTTP clients: TLS roots, client certificates, proxies, timeouts. Redirects are never followed
+//! here, so that no credential goes where it is not for.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this file is the shell that reads certificates"
+)]
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use reqwest::Client;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::{RegistryError, Timeouts};
+use crate::hosts::{Endpoint, HostSettings, HostsError};
+
+/// Where requests go through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ProxyConfig {
+    /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case.
+    #[default]
+    Environment,
+    None,
+    /// This URL, but for the hosts in `no_proxy` (its syntax is the variable's).
+    Url {
+        url: String,
+        no_proxy: String,
+    },
+}
+
+/// A client for one endpoint. Loopback is never reached through a proxy of the environment.
+pub(super) fn client(
+    endpoint: &Endpoint,
+    proxy: &ProxyConfig,
+    timeouts: &Timeouts,
+) -> Result<Client, RegistryError> {
+    let mut builder = Client::builder()
+        .tls_backend_preconfigured(tls(&endpoint.settings, endpoint.base.scheme() == "https")?)
+        .user_agent(concat!("skyhook/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(timeouts.connect)
+        .read_timeout(timeouts.read)
+        .pool_max_idle_per_host(8);
+    builder = match proxy {
+        ProxyConfig::Environment if endpoint.is_loopback => builder.no_proxy(),
+        ProxyConfig::Environment => builder,
+        ProxyConfig::None => builder.no_proxy(),
+        ProxyConfig::Url { url, no_proxy } => {
+            let proxy = reqwest::Proxy::all(url)
+                .map_err(|error| RegistryError::Client(error.without_url()))?;
+            builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(no_proxy)))
+        }
+    };
+    builder.build().map_err(RegistryError::Client)
+}
+
+pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> {
+    let mut map = HeaderMap::new();
+    for (name, values) in &settings.header {
+        let wrong = || HostsError::Header { name: name.clone() };
+        for value in values {
+            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong())?;
+            let mut value = HeaderValue::from_str(value).map_err(|_| wrong())?;
+            value.set_sensitive(true);
+            map.append(header, value);
+        }
+    }
+    Ok(map)
+}
+
+fn tls(settings: &HostSettings, used: bool) -> Result<ClientConfig, RegistryError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default versions");
+    let builder = if settings.skip_verify {
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+    } else {
+        builder.with_root_certificates(roots(settings, used)?)
+    };
+    match settings.client.first() {
+        None => Ok(builder.with_no_client_auth()),
+        Some((certificate, key)) => {
+            let key_path = key.as_ref().unwrap_or(certificate);
+            let chain = certificates(certificate)?;
+            let key = PrivateKeyDer::from_pem_slice(&read(key_path)?)
+                .map_err(|error| unusable(key_path, &error))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| unusable(certificate, &error))
+        }
+    }
+}
+
+/// The system's roots and the host's own. Plain HTTP needs none.
+fn roots(settings: &HostSettings, used: bool) -> Result<RootCertStore, RegistryError> {
+    static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
+    if !used {
+        return Ok(RootCertStore::empty());
+    }
+    let mut roots = SYSTEM
+        .get_or_init(|| {
+            let found = rustls_native_certs::load_native_certs();
+            for error in &found.errors {
+                tracing::warn!(%error, "some of the system's certificates cannot be read");
+            }
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(found.certs);
+            roots
+        })
+        .clone();
+    for path in &settings.ca {
+        for certificate in certificates(path)? {
+            roots
+                .add(certificate)
+                .map_err(|error| unusable(path, &error))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryError> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?)
+        .collect::<Result<_, _>>()
+        .map_err(|error| unusable(path, &error))?;
+    if found.is_empty() {
+        return Err(unusable(path, &"there is no PEM certificate in it"));
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, HostsError> {
+    std::fs::read(path).map_err(|source| HostsError::Read {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> RegistryError {
+    RegistryError::Certificate {
+        path: path.to_path_buf(),
+        reason: reason.to_string(),
+    }
+}
+
+/// `skip_verify`: whoever answers is taken for the server. Digests still decide about content.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
