@@ -12,4 +12,5 @@ pub mod index;
 pub mod plan;
 pub mod probe;
 pub mod run;
+pub mod session;
 pub mod watch;

@@ -12,10 +12,10 @@ use tokio::sync::{mpsc, watch as channel};
 
 use crate::apply::{Applier, Outcome};
 use crate::config::Settings;
-use crate::effect::{Effect, Target};
-use crate::guard;
-use crate::index::{Change, Index, Mono};
-use crate::plan::{self, Now, View};
+use crate::effect::Effect;
+use crate::index::{Change, Mono};
+use crate::plan::{self, Now};
+use crate::session::{Held, Session};
 use crate::watch;
 
 /// Changes are gathered this long before the next pass, so that a burst costs one.
@@ -31,11 +31,9 @@ pub async fn run(
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
     let mut state = Loop {
-        index: Index::default(),
-        settings,
+        session: Session::new(settings),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
-        retry_at: std::collections::BTreeMap::new(),
     };
     let mut writes = FuturesUnordered::new();
     let mut dirty = false;
@@ -64,9 +62,10 @@ pub async fn run(
             }
             () = tokio::time::sleep(pause) => {}
         }
-        state.expire();
-        ready.send_replace(state.index.is_synced());
-        let plan = state.plan();
+        let now = state.now();
+        state.session.expire(now.mono);
+        ready.send_replace(state.session.index.is_synced());
+        let plan = state.session.plan(now);
         wake_at = plan.wake_at;
         dirty = false;
         for effect in plan.effects {
@@ -92,11 +91,9 @@ pub async fn run(
 }
 
 struct Loop<'a> {
-    index: Index,
-    settings: &'a Settings,
+    session: Session<'a>,
     applier: Applier,
     started: Instant,
-    retry_at: std::collections::BTreeMap<Target, Mono>,
 }
 
 impl Loop<'_> {
@@ -109,90 +106,41 @@ impl Loop<'_> {
 
     fn take(&mut self, change: Change) -> bool {
         let mono = self.now().mono;
-        self.index.apply(change, mono)
-    }
-
-    fn plan(&self) -> plan::Plan {
-        let mut plan = plan::plan(&View {
-            index: &self.index,
-            settings: self.settings,
-            now: self.now(),
-        });
-        // What has to wait before it is tried again wakes the loop as well.
-        plan.wake_at = self.retry_at.values().copied().chain(plan.wake_at).min();
-        plan
+        self.session.take(change, mono)
     }
 
     /// Marks the effect's target as being written, or drops the effect.
     fn begin(&mut self, effect: Effect) -> Option<Effect> {
         let target = effect.target();
-        let now = self.now();
-        if self.retry_at.get(&target).is_some_and(|at| *at > now.mono) {
-            return None;
+        let mono = self.now().mono;
+        match self.session.begin(&effect, mono) {
+            Ok(()) => {
+                tracing::info!(effect = effect.kind(), ?target, why = why(&effect), "write");
+                Some(effect)
+            }
+            Err(Held::NotYet) => None,
+            Err(Held::Broken(broken)) => {
+                tracing::error!(effect = effect.kind(), ?target, rule = %broken, "refused: the effect would break a safety rule");
+                None
+            }
         }
-        if let Err(broken) = guard::check(&self.index, self.settings, &effect) {
-            tracing::error!(effect = effect.kind(), ?target, rule = %broken, "refused: the effect would break a safety rule");
-            return None;
-        }
-        tracing::info!(effect = effect.kind(), ?target, why = why(&effect), "write");
-        self.retry_at.remove(&target);
-        self.index.busy.insert(target);
-        if let Effect::ReserveLease { node, spec } = &effect {
-            self.index
-                .creating
-                .insert(node.clone(), spec.skyhook.uid.clone());
-        }
-        Some(effect)
     }
 
     fn settle(&mut self, effect: &Effect, outcome: Outcome) {
         let target = effect.target();
-        let now = self.now();
-        self.index.busy.remove(&target);
-        match outcome {
-            Outcome::Done(change) => {
-                self.index.written.insert(target.clone(), now.mono);
-                match change {
-                    Some(change) => {
-                        self.index.apply(change, now.mono);
-                    }
-                    None => self.index.lags(target, effect, now.mono),
-                }
-                if let Effect::WithdrawLease { node, why, .. } = effect
-                    && why == plan::AGENT_NOT_RESPONDING
-                {
-                    self.index
-                        .backoff
-                        .insert(node.clone(), now.mono + self.settings.agent_backoff);
-                }
-            }
-            Outcome::Stale => {
-                tracing::info!(
-                    effect = effect.kind(),
-                    ?target,
-                    "decided on an older version; waiting for the watch"
-                );
-                self.index.refused(effect, now.mono);
-            }
-            Outcome::Retry { after, error } => {
+        match &outcome {
+            Outcome::Done(_) => {}
+            Outcome::Stale => tracing::info!(
+                effect = effect.kind(),
+                ?target,
+                "decided on an older version; waiting for the watch"
+            ),
+            Outcome::Retry { error, .. } => {
                 tracing::warn!(effect = effect.kind(), ?target, %error, "write failed");
-                self.index.refused(effect, now.mono);
-                self.index.stale.remove(&target);
-                self.retry_at.insert(target, now.mono + after);
             }
         }
-    }
-
-    fn expire(&mut self) {
-        let now = self.now().mono;
-        self.index
-            .stale
-            .retain(|_, (_, since)| *since + plan::STALE > now);
-        self.index.backoff.retain(|_, until| *until > now);
-        self.retry_at.retain(|_, at| *at > now);
-        self.index
-            .written
-            .retain(|_, at| *at + plan::COALESCE > now);
+        let mono = self.now().mono;
+        self.session.settle(effect, outcome, mono);
     }
 }
 

@@ -1,0 +1,116 @@
+//! What one replica keeps between passes: the picture, and which writes are under way or have to wait. Pure: the loop
+//! feeds it the time, and whatever drives it instead gets the same bookkeeping.
+
+use std::collections::BTreeMap;
+
+use crate::apply::Outcome;
+use crate::config::Settings;
+use crate::effect::{Effect, Target};
+use crate::guard::{self, Broken};
+use crate::index::{Change, Index, Mono};
+use crate::plan::{self, Now, Plan, View};
+
+/// The bookkeeping of one replica.
+#[derive(Debug)]
+pub struct Session<'a> {
+    pub index: Index,
+    settings: &'a Settings,
+    retry_at: BTreeMap<Target, Mono>,
+}
+
+/// Why an effect is not carried out now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Held {
+    #[error("the last attempt asked for patience")]
+    NotYet,
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+impl<'a> Session<'a> {
+    /// One that has seen nothing.
+    #[must_use]
+    pub fn new(settings: &'a Settings) -> Self {
+        Self {
+            index: Index::default(),
+            settings,
+            retry_at: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a change in. Says whether anything that decisions depend on changed.
+    pub fn take(&mut self, change: Change, now: Mono) -> bool {
+        self.index.apply(change, now)
+    }
+
+    /// Decides. What has to wait before it is tried again asks to be woken as well.
+    #[must_use]
+    pub fn plan(&self, now: Now) -> Plan {
+        let mut plan = plan::plan(&View {
+            index: &self.index,
+            settings: self.settings,
+            now,
+        });
+        plan.wake_at = self.retry_at.values().copied().chain(plan.wake_at).min();
+        plan
+    }
+
+    /// Marks the effect's target as being written, or says why the effect is dropped.
+    pub fn begin(&mut self, effect: &Effect, now: Mono) -> Result<(), Held> {
+        let target = effect.target();
+        if self.retry_at.get(&target).is_some_and(|at| *at > now) {
+            return Err(Held::NotYet);
+        }
+        guard::check(&self.index, self.settings, effect)?;
+        self.retry_at.remove(&target);
+        self.index.busy.insert(target);
+        if let Effect::ReserveLease { node, spec } = effect {
+            self.index
+                .creating
+                .insert(node.clone(), spec.skyhook.uid.clone());
+        }
+        Ok(())
+    }
+
+    /// Takes in what came of an effect.
+    pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
+        let target = effect.target();
+        self.index.busy.remove(&target);
+        match outcome {
+            Outcome::Done(change) => {
+                self.index.written.insert(target.clone(), now);
+                match change {
+                    Some(change) => {
+                        self.index.apply(change, now);
+                    }
+                    None => self.index.lags(target, effect, now),
+                }
+                if let Effect::WithdrawLease { node, why, .. } = effect
+                    && why == plan::AGENT_NOT_RESPONDING
+                {
+                    self.index
+                        .backoff
+                        .insert(node.clone(), now + self.settings.agent_backoff);
+                }
+            }
+            Outcome::Stale => self.index.refused(effect, now),
+            Outcome::Retry { after, .. } => {
+                self.index.refused(effect, now);
+                self.index.stale.remove(&target);
+                self.retry_at.insert(target, now + after);
+            }
+        }
+    }
+
+    /// Forgets what no longer holds anything back.
+    pub fn expire(&mut self, now: Mono) {
+        self.index
+            .stale
+            .retain(|_, (_, since)| *since + plan::STALE > now);
+        self.index.backoff.retain(|_, until| *until > now);
+        self.retry_at.retain(|_, at| *at > now);
+        self.index
+            .written
+            .retain(|_, at| *at + plan::COALESCE > now);
+    }
+}
