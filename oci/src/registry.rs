@@ -98,7 +98,7 @@ pub(crate) struct RawManifest {
 #[derive(Debug)]
 pub(crate) struct BlobBody {
     pub(crate) response: Response,
-    /// Position among the hosts: the next one may be asked for the rest.
+    /// Position among the hosts.
     pub(crate) host_index: usize,
     pub(crate) host: String,
 }
@@ -142,6 +142,10 @@ impl Session {
             repository,
             hosts,
         })
+    }
+
+    pub(crate) fn has_one_host(&self) -> bool {
+        self.hosts.len() == 1
     }
 
     /// A manifest or index by tag, or by digest and then checked against it.
@@ -201,8 +205,9 @@ impl Session {
         }
     }
 
-    /// A blob from byte `from` on, starting with the host at position `first`. The answer may be
-    /// the whole blob nevertheless: its status says so.
+    /// A blob, starting with the host at position `first`. That one alone is asked for the rest from
+    /// byte `from` on: what two hosts say is not mixed. The answer may be the whole blob
+    /// nevertheless: its status says so.
     pub(crate) async fn blob(
         &self,
         digest: &Digest,
@@ -211,9 +216,9 @@ impl Session {
     ) -> Result<BlobBody, RegistryError> {
         let what = format!("blob {digest}");
         let path = format!("blobs/{digest}");
-        let range = (from > 0).then(|| format!("bytes={from}-"));
         let mut failed = None;
         for step in 0..self.hosts.len() {
+            let range = (from > 0 && step == 0).then(|| format!("bytes={from}-"));
             let host_index = (first + step) % self.hosts.len();
             let host = &self.hosts[host_index];
             if !host.endpoint.serves(true) {

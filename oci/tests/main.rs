@@ -6,5 +6,10 @@
     reason = "tests build images and look at what is on disk"
 )]
 
+mod access;
+mod host;
+mod image;
+mod liar;
+mod lying;
 mod real;
 mod support;

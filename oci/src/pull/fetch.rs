@@ -21,6 +21,8 @@ use crate::store::{Store, StoreError};
 
 /// Chunks between the network and the thread that hashes and writes.
 const QUEUE: usize = 16;
+/// A connection that brought this much before it broke was worth it: tries are counted anew.
+const GOOD_PROGRESS: u64 = 1 << 20;
 
 /// One lock per blob that is being fetched.
 #[derive(Debug, Clone, Default)]
@@ -102,9 +104,9 @@ struct Blob {
 
 /// Where a body broke off.
 enum Broken {
-    /// Go on from what has come so far.
+    /// The connection: the same host may go on from what has come so far.
     Resume(RegistryError),
-    /// What came is worthless.
+    /// The host: what came is worthless, and another one is asked first.
     Restart(RegistryError),
 }
 
@@ -132,8 +134,8 @@ impl Blob {
             let error = match self.session.blob(&digest, sink.received, first_host).await {
                 Err(error) => error,
                 Ok(body) => {
-                    first_host = body.host_index + 1;
-                    let host = body.host.clone();
+                    first_host = body.host_index;
+                    let (host, before) = (body.host.clone(), sink.received);
                     match self.receive(body, &mut sink).await? {
                         Ok(()) => match sink.commit(&host).await? {
                             Ok(()) => {
@@ -141,19 +143,30 @@ impl Blob {
                                 return Ok(());
                             }
                             Err(error) => {
+                                first_host += 1;
                                 sink = Sink::open(&self.store, digest, size)?;
                                 error
                             }
                         },
-                        Err(Broken::Resume(error)) => error,
-                        Err(Broken::Restart(error)) => {
+                        Err(Broken::Resume(error)) if sink.received > before => {
+                            if sink.received - before >= GOOD_PROGRESS {
+                                retry.start_over();
+                            }
+                            error
+                        }
+                        Err(Broken::Resume(error) | Broken::Restart(error)) => {
+                            first_host += 1;
+                            sink.discard().await;
                             sink = Sink::open(&self.store, digest, size)?;
                             error
                         }
                     }
                 }
             };
-            retry.after(error).await?;
+            if let Err(error) = retry.after(error).await {
+                sink.discard().await;
+                return Err(error.into());
+            }
         }
     }
 
@@ -168,7 +181,8 @@ impl Blob {
         } = body;
         let what = || format!("blob {}", self.digest);
         if sink.received > 0 && !continues(&response, sink.received) {
-            *sink = Sink::open(&self.store, self.digest, self.size)?;
+            let fresh = Sink::open(&self.store, self.digest, self.size)?;
+            std::mem::replace(sink, fresh).discard().await;
         }
         let Timeouts {
             slow_window,
@@ -222,7 +236,11 @@ impl Blob {
                     want: self.size,
                     got,
                 };
-                return Ok(Err(Broken::Restart(error)));
+                // Where there is no other host, what came is kept.
+                    return Ok(Err(match self.session.has_one_host() {
+                        true => Broken::Resume(error),
+                        false => Broken::Restart(error),
+                    }));
             }
             sink.push(chunk).await?;
             self.progress.say(Event::LayerProgress {
@@ -282,6 +300,13 @@ impl Sink {
             Ok(Ok(_)) => unreachable!("the thread ends well only after the last chunk"),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         }
+    }
+
+    /// Waits until the file is gone.
+    async fn discard(self) {
+        let Self { chunks, writer, .. } = self;
+        drop(chunks);
+        drop(writer.await);
     }
 
     /// Proves and names the blob. The inner error is the registry's: what it sent is something else.

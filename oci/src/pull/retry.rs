@@ -29,6 +29,10 @@ impl<'a> Retry<'a> {
         }
     }
 
+    pub(super) fn start_over(&mut self) {
+        self.tries = 0;
+    }
+
     /// Waits until the next try, or gives the error back if there is none.
     pub(super) async fn after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.tries += 1;

@@ -1,0 +1,352 @@
+//! Credentials, redirects, mirrors, proxies: who is asked, and who is told what.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
+use skyhook_oci::{
+    Credentials, HostSettings, Limits, ProxyConfig, PullError, Pulled, Reference, RegistrySettings,
+};
+
+use crate::host::{Host, chain, hasty};
+use crate::image::Image;
+use crate::liar::{Answer, Body, Liar, Request};
+
+const SECRET: &str = "hunter2";
+
+fn basic() -> String {
+    format!("Basic {}", STANDARD.encode(format!("user:{SECRET}")))
+}
+
+fn secret_for(host: &str) -> Credentials {
+    Credentials::for_pattern(host, "user", SECRET)
+}
+
+fn docker_config(host: &str, entry: &serde_json::Value) -> Credentials {
+    let config = json!({"auths": {host: entry}}).to_string();
+    Credentials::from_docker_config(config.as_bytes()).unwrap()
+}
+
+async fn pull(host: &Host, registry: &str, secret: &Credentials) -> Result<Pulled, PullError> {
+    let reference: Reference = format!("{registry}/team/p:1").parse().unwrap();
+    host.puller.pull(&reference, secret).await
+}
+
+fn told(liar: &Liar) -> Vec<Option<String>> {
+    let header = |request: &Request| request.header("authorization").map(str::to_owned);
+    liar.requests().iter().map(header).collect()
+}
+
+#[tokio::test]
+async fn basic_is_given_only_when_asked_for_and_then_kept() {
+    let image = Image::sized(10);
+    let liar = Liar::start(move |request| match request.header("authorization") {
+        Some(header) if header == basic() => image.answer(request),
+        _ => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+    });
+    let host = Host::new();
+    pull(&host, &liar.host(), &secret_for(&liar.host()))
+        .await
+        .unwrap();
+    let told = told(&liar);
+    assert_eq!(told[0], None);
+    assert_eq!(
+        told[1],
+        Some(basic()),
+        "the manifest again, with the answer"
+    );
+    assert!(told[2..].len() >= 2, "{told:?}");
+
+    let host = Host::new();
+    let error = pull(&host, &liar.host(), &Credentials::anonymous())
+        .await
+        .unwrap_err();
+    assert!(chain(&error).ends_with("it wants credentials and there are none for it"));
+    let wrong = Credentials::for_pattern(&liar.host(), "user", "wrong-password");
+    let error = pull(&host, &liar.host(), &wrong).await.unwrap_err();
+    assert_eq!(error.kind(), "denied");
+    let text = format!("{} {error:?}", chain(&error));
+    assert!(text.contains("none of the 1 credentials"), "{text}");
+    assert!(
+        !text.contains("wrong-password") && !text.contains("user"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn several_secrets_are_tried_until_one_is_taken() {
+    let image = Image::sized(10);
+    let liar = Liar::start(move |request| match request.header("authorization") {
+        Some(header) if header == basic() => image.answer(request),
+        _ => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+    });
+    let host = Host::new();
+    let secrets = Credentials::for_pattern(&format!("{}/team", liar.host()), "other", "x")
+        .merge(secret_for(&liar.host()));
+    pull(&host, &liar.host(), &secrets).await.unwrap();
+}
+
+/// A registry that wants a token, and the server that gives one for the right secret.
+fn bearer(check: impl Fn(&Request) -> bool + Send + Sync + 'static) -> (Liar, Liar) {
+    let tokens = Liar::start(move |request| match check(request) {
+        true => Answer::ok(json!({"access_token": "the-token"}).to_string()),
+        false => Answer::new(401),
+    });
+    let image = Image::sized(10);
+    let realm = format!("http://{}/token", tokens.host());
+    let registry = Liar::start(move |request| match request.header("authorization") {
+        Some("Bearer the-token") => image.answer(request),
+        _ => Answer::new(401).header(
+            "WWW-Authenticate",
+            format!("Bearer realm=\"{realm}\",service=\"s\",scope=\"repository:team/p:pull\""),
+        ),
+    });
+    (registry, tokens)
+}
+
+#[tokio::test]
+async fn tokens_are_got_anonymously_with_a_password_and_with_an_identity_token() {
+    let (registry, tokens) = bearer(|request| request.header("authorization").is_none());
+    pull(&Host::new(), &registry.host(), &Credentials::anonymous())
+        .await
+        .unwrap();
+    assert_eq!(
+        tokens.requests()[0].path,
+        "/token?scope=repository%3Ateam%2Fp%3Apull&service=s"
+    );
+    assert_eq!(tokens.requests().len(), 1, "one token for the whole pull");
+
+    let (registry, _tokens) = bearer(|request| request.header("authorization") == Some(&basic()));
+    pull(
+        &Host::new(),
+        &registry.host(),
+        &secret_for(&registry.host()),
+    )
+    .await
+    .unwrap();
+    assert!(
+        told(&registry)
+            .iter()
+            .all(|header| header.as_deref() != Some(&basic()))
+    );
+
+    let (registry, tokens) = bearer(|request| {
+        request.method == "POST" && request.body.contains("refresh_token=id%2Ftoken")
+    });
+    let secret = docker_config(
+        &registry.host(),
+        &json!({"auth": STANDARD.encode("0:"), "identitytoken": "id/token"}),
+    );
+    pull(&Host::new(), &registry.host(), &secret).await.unwrap();
+    assert_eq!(
+        tokens.requests()[0].body,
+        "scope=repository%3Ateam%2Fp%3Apull&service=s&grant_type=refresh_token&client_id=skyhook\
+         &refresh_token=id%2Ftoken"
+    );
+
+    let (registry, tokens) = bearer(|_| false);
+    let secret = docker_config(&registry.host(), &json!({"registrytoken": "the-token"}));
+    pull(&Host::new(), &registry.host(), &secret).await.unwrap();
+    assert_eq!(tokens.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_host_is_followed_without_credentials() {
+    let image = Image::sized(1000);
+    let (layer, blob) = (image.layer_digest(0), image.layers[0].blob.clone());
+    let storage = Liar::start(move |_| Answer::ok(blob.clone()));
+    let location = format!("http://{}/storage?signature=s", storage.host());
+    let liar = Liar::start(move |request| match request.header("authorization") {
+        None => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+        Some(_) if request.path.contains(&layer.to_string()) => {
+            Answer::new(307).header("Location", location.clone())
+        }
+        Some(_) => image.answer(request),
+    });
+    let own = HostSettings {
+        url: format!("http://{}", liar.host()),
+        header: [("X-Api-Key".to_owned(), vec![SECRET.to_owned()])].into(),
+        ..HostSettings::default()
+    };
+    let mut config = hasty();
+    let settings = RegistrySettings {
+        server: Some(own),
+        hosts: vec![],
+    };
+    config.registries.insert(liar.host(), settings);
+    let host = Host::with(config, Limits::default());
+    pull(&host, &liar.host(), &secret_for(&liar.host()))
+        .await
+        .unwrap();
+    assert_eq!(told(&storage), [None]);
+    assert_eq!(storage.requests()[0].header("x-api-key"), None);
+    assert!(
+        liar.requests()
+            .iter()
+            .all(|request| request.header("x-api-key") == Some(SECRET))
+    );
+}
+
+#[tokio::test]
+async fn redirects_end() {
+    for (location, reason) in [
+        (Some("/v2/loop"), "more than 5 times"),
+        (Some("ftp://x/y"), "to what is not HTTP"),
+        (Some("file:///etc/passwd"), "to what is not HTTP"),
+        (None, "to nowhere"),
+    ] {
+        let liar = Liar::start(move |_| {
+            let answer = Answer::new(302);
+            match location {
+                Some(location) => answer.header("Location", location),
+                None => answer,
+            }
+        });
+        let host = Host::new();
+        let error = pull(&host, &liar.host(), &Credentials::anonymous())
+            .await
+            .unwrap_err();
+        assert!(chain(&error).ends_with(reason), "{}", chain(&error));
+        host.assert_nothing_pulled().await;
+    }
+}
+
+/// A host whose registry has these mirrors, in hosts.toml.
+fn mirrored(registry: &str, mirrors: &str) -> Host {
+    let dir = tempfile::tempdir().unwrap();
+    let registry_dir = dir.path().join(registry);
+    std::fs::create_dir(&registry_dir).unwrap();
+    std::fs::write(registry_dir.join("hosts.toml"), mirrors).unwrap();
+    let config = skyhook_oci::PullerConfig {
+        hosts_dir: Some(dir.keep()),
+        ..hasty()
+    };
+    Host::with(config, Limits::default())
+}
+
+#[tokio::test]
+async fn mirrors_are_asked_first_and_never_told_the_registrys_secret() {
+    let image = Image::sized(1000);
+    let (mirror_image, layer) = (image.clone(), image.layer_digest(0));
+    let mirror = Liar::start(
+        move |request| match request.path.contains(&layer.to_string()) {
+            true => Answer::new(503),
+            false => mirror_image.answer(request),
+        },
+    );
+    let wants_login = |image: Image| {
+        move |request: &Request| match request.header("authorization") {
+            Some(_) => image.answer(request),
+            None => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+        }
+    };
+    let greedy = Liar::start(|_| Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""));
+    let origin = Liar::start(wants_login(image));
+    let toml = format!(
+        "[host.\"http://{}\"]\n[host.\"http://{}\"]\n  [host.\"http://{}\".rewrite]\n    \
+         \"^team/\" = \"mirrored/\"\n",
+        greedy.host(),
+        mirror.host(),
+        mirror.host()
+    );
+    let host = mirrored(&origin.host(), &toml);
+    pull(&host, &origin.host(), &secret_for(&origin.host()))
+        .await
+        .unwrap();
+    assert!(
+        told(&greedy)
+            .iter()
+            .chain(&told(&mirror))
+            .all(Option::is_none)
+    );
+    let ns = format!("?ns={}", origin.host().replace(':', "%3A"));
+    assert_eq!(
+        mirror.requests()[0].path,
+        format!("/v2/mirrored/p/manifests/1{ns}")
+    );
+    assert_eq!(origin.count("/manifests/"), 0, "the mirror had it");
+    assert_eq!(
+        origin.count(&layer.to_string()),
+        2,
+        "only what the mirror could not serve"
+    );
+}
+
+#[tokio::test]
+async fn a_mirror_without_resolve_serves_digests_only_and_a_lying_one_is_passed_over() {
+    let image = Image::sized(1000);
+    let lying = Liar::start(|_| Answer::ok("not what you want"));
+    let origin_image = image.clone();
+    let origin = Liar::start(move |request| origin_image.answer(request));
+    let toml = format!(
+        "[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n",
+        lying.host()
+    );
+    let host = mirrored(&origin.host(), &toml);
+    let pulled = pull(&host, &origin.host(), &Credentials::anonymous())
+        .await
+        .unwrap();
+    assert_eq!(pulled.manifest_digest, image.manifest_digest());
+    assert_eq!(lying.count("/manifests/"), 0);
+    assert!(lying.count("/blobs/") >= 1);
+    host.store.verify(&pulled.manifest_digest).unwrap();
+    host.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
+    let image = Image::sized(10);
+    let proxied = image.clone();
+    let proxy = Liar::start(move |request| {
+        // A proxy is asked for whole URLs.
+        assert!(
+            request.path.starts_with("http://registry.test/v2/"),
+            "{}",
+            request.path
+        );
+        proxied.answer(request)
+    });
+    let direct = Liar::start(move |request| image.answer(request));
+    let config = skyhook_oci::PullerConfig {
+        insecure: vec!["registry.test".to_owned()],
+        proxy: ProxyConfig::Url {
+            url: format!("http://{}", proxy.host()),
+            no_proxy: "127.0.0.1".to_owned(),
+        },
+        ..hasty()
+    };
+    let host = Host::with(config, Limits::default());
+    pull(&host, "registry.test", &Credentials::anonymous())
+        .await
+        .unwrap();
+    let before = proxy.requests().len();
+    pull(&host, &direct.host(), &Credentials::anonymous())
+        .await
+        .unwrap();
+    assert_eq!(proxy.requests().len(), before);
+    assert!(!direct.requests().is_empty());
+}
+
+#[tokio::test]
+async fn one_blob_is_fetched_once_however_many_ask() {
+    let image = Image::sized(200_000);
+    let layer = image.layer_digest(0);
+    let liar = Liar::start(move |request| {
+        let answer = image.answer(request);
+        if let (true, Body::Whole(_)) = (request.path.contains("/blobs/"), &answer.body) {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        answer
+    });
+    let host = Host::new();
+    let reference: Reference = format!("{}/team/p:1", liar.host()).parse().unwrap();
+    let pulls = (0..8).map(|_| {
+        let (puller, reference) = (host.puller.clone(), reference.clone());
+        tokio::spawn(async move { puller.pull(&reference, &Credentials::anonymous()).await })
+    });
+    let mut fetched = 0;
+    for pull in pulls.collect::<Vec<_>>() {
+        fetched += pull.await.unwrap().unwrap().fetched_bytes;
+    }
+    assert_eq!(liar.count(&layer.to_string()), 1);
+    assert!(fetched > 0 && fetched < 300_000, "{fetched}: counted once");
+}

@@ -1,0 +1,127 @@
+//! A host that pulls in a test: a store, a puller with short patience, and what is left on disk.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use skyhook_oci::{
+    Credentials, Digest, Limits, Platform, PullError, Pulled, Puller, PullerConfig, Reference,
+    Store, StoreConfig, StoreError, Target, Timeouts, UnpackOptions, Unpacked,
+};
+use tempfile::TempDir;
+
+use crate::image::Image;
+use crate::liar::Liar;
+use crate::support::listing;
+
+pub(crate) struct Host {
+    pub(crate) dir: TempDir,
+    pub(crate) store: Store,
+    pub(crate) puller: Puller,
+}
+
+/// Short enough for a test, long enough for a busy machine.
+pub(crate) fn hasty() -> PullerConfig {
+    PullerConfig {
+        platform: Platform::new("linux", "amd64", None),
+        deadline: Duration::from_secs(20),
+        timeouts: Timeouts {
+            read: Duration::from_secs(2),
+            slow_window: Duration::from_millis(300),
+            slow_bytes: 1 << 10,
+            max_wait: Duration::from_secs(2),
+            backoff: Duration::from_millis(4),
+            tries: 4,
+            ..Timeouts::default()
+        },
+        ..PullerConfig::default()
+    }
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        Self::with(hasty(), Limits::default())
+    }
+
+    pub(crate) fn with(config: PullerConfig, limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config_of_store = StoreConfig {
+            limits,
+            ..StoreConfig::default()
+        };
+        let store = Store::open(dir.path().join("store"), config_of_store).unwrap();
+        let puller = Puller::new(store.clone(), config).unwrap();
+        Self { dir, store, puller }
+    }
+
+    pub(crate) async fn pull(&self, liar: &Liar) -> Result<Pulled, PullError> {
+        let reference: Reference = format!("{}/p:1", liar.host()).parse().unwrap();
+        self.puller
+            .pull(&reference, &Credentials::anonymous())
+            .await
+    }
+
+    pub(crate) fn target(&self) -> PathBuf {
+        self.dir.path().join("out/package")
+    }
+
+    pub(crate) async fn unpack(&self, manifest: &Digest) -> Result<Unpacked, StoreError> {
+        let options = UnpackOptions {
+            durable: false,
+            ..UnpackOptions::default()
+        };
+        self.store
+            .unpack(manifest, &Target::path(self.target()), options)
+            .await
+    }
+
+    /// Pulls an image from an honest server and unpacks it.
+    pub(crate) async fn install(&self, image: Image) -> Result<Vec<String>, StoreError> {
+        let liar = Liar::start(move |request| image.answer(request));
+        let pulled = self.pull(&liar).await.unwrap();
+        self.unpack(&pulled.manifest_digest).await?;
+        Ok(listing(&self.target()))
+    }
+
+    /// Every blob has its name's content, and nothing unfinished or unproved is anywhere. A thread
+    /// that wrote for a pull that was dropped ends a moment later.
+    pub(crate) async fn assert_clean(&self) {
+        let store = self.dir.path().join("store");
+        for _ in 0..200 {
+            if fs::read_dir(store.join("tmp")).unwrap().count() == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for entry in fs::read_dir(store.join("blobs/sha256")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert_eq!(Digest::of(&fs::read(&path).unwrap()).hex(), name);
+        }
+        assert_eq!(listing(&store.join("tmp")), Vec::<String>::new(), "tmp");
+        let out = self.dir.path().join("out");
+        if out.exists() {
+            assert_eq!(listing(&out), Vec::<String>::new(), "beside the target");
+        }
+    }
+
+    /// As `assert_clean`, and no image is recorded.
+    pub(crate) async fn assert_nothing_pulled(&self) {
+        self.assert_clean().await;
+        for kind in ["images", "refs", "pins"] {
+            let lines = listing(&self.dir.path().join("store").join(kind));
+            assert_eq!(lines, Vec::<String>::new(), "{kind}");
+        }
+    }
+}
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
