@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, Preconditions,
+};
 use kube::{Client, Resource as _};
 use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
@@ -14,8 +16,9 @@ use skyhook_crds::revision::RevisionData;
 use skyhook_crds::{Skyhook, names};
 
 use crate::effect::{Effect, NodePatch, Version};
-use crate::facts::{WireLease, WireNode, WireSkyhook};
+use crate::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use crate::index::Change;
+use crate::pods::PodFact;
 
 /// What came of an effect.
 #[derive(Debug)]
@@ -156,7 +159,7 @@ impl Applier {
             Effect::PruneRevision { name, at } => self.prune_revision(name, at).await,
             Effect::PatchNode {
                 node, at, patch, ..
-            } => self.node(node, at, patch).await,
+            } => self.node(node, at, patch, wall).await,
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
             Effect::GrantLease { node, at } => {
                 let granted = Granted {
@@ -183,9 +186,11 @@ impl Applier {
                 let drain = json!({ "state": state, "since": since, "blockers": blockers });
                 self.lease_spec(node, at, &json!({ "drain": drain })).await
             }
-            Effect::WithdrawLease { node, at, .. } | Effect::ReleaseLease { node, at } => {
-                self.delete_lease(node, at).await
-            }
+            Effect::SurveyPods { node, lease_uid } => self.survey_pods(node, lease_uid).await,
+            Effect::EvictPod { .. } => self.evict(effect).await,
+            Effect::WithdrawLease { node, at, .. }
+            | Effect::AbandonLease { node, at }
+            | Effect::ReleaseLease { node, at } => self.delete_lease(node, at).await,
             Effect::ReleaseLeaseOfGoneNode { node, at, node_uid } => {
                 self.release_of_gone_node(node, at, node_uid).await
             }
@@ -264,27 +269,42 @@ impl Applier {
         Ok(Some(Change::Revision(Box::new(created))))
     }
 
+    /// Annotations, labels and conditions go in one write to the status subresource, which keeps the rest of the
+    /// object; only a cordon needs the object itself.
     async fn node(
         &self,
         name: &str,
         at: &Version,
         patch: &NodePatch,
+        wall: &str,
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireNode> = Api::all(self.client.clone());
-        let mut body = json!({
-            "metadata": {
-                "uid": at.uid,
-                "resourceVersion": at.resource_version,
-                "annotations": patch.annotations,
-                "labels": patch.labels,
-            }
-        });
+        let mut metadata = guard(at);
+        metadata["annotations"] = json!(patch.annotations);
+        metadata["labels"] = json!(patch.labels);
+        let mut body = json!({ "metadata": metadata });
         if let Some(unschedulable) = patch.unschedulable {
             // As the API server stores it: false is the absence of the field.
             body["spec"] = json!({ "unschedulable": unschedulable.then_some(true) });
+            let written = api.patch(name, &manager(), &Patch::Strategic(&body)).await;
+            let written = written.map_err(|source| failed("patch", "node", name, source))?;
+            if patch.conditions.is_empty() {
+                return Ok(Some(Change::Node(Box::new(written))));
+            }
+            body = json!({ "metadata": { "uid": at.uid, "resourceVersion": written.metadata.resource_version } });
         }
-        let written = api.patch(name, &manager(), &Patch::Merge(&body)).await;
-        let written = written.map_err(|source| failed("patch", "node", name, source))?;
+        if !patch.conditions.is_empty() {
+            let conditions: Vec<Value> = patch
+                .conditions
+                .values()
+                .map(|c| condition(c, wall))
+                .collect();
+            body["status"] = json!({ "conditions": conditions });
+        }
+        let written = api
+            .patch_status(name, &manager(), &Patch::Strategic(&body))
+            .await;
+        let written = written.map_err(|source| failed("patch", "node status", name, source))?;
         Ok(Some(Change::Node(Box::new(written))))
     }
 
@@ -308,6 +328,67 @@ impl Applier {
         let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
         Ok(Some(Change::RevisionGone(name.to_owned())))
+    }
+
+    async fn survey_pods(&self, node: &str, lease_uid: &str) -> Result<Option<Change>, ApplyError> {
+        let api: Api<Pod> = Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let pods = api
+            .list(&params)
+            .await
+            .map_err(|source| failed("list", "pods of node", node, source))?;
+        Ok(Some(Change::Pods {
+            node: node.to_owned(),
+            lease_uid: lease_uid.to_owned(),
+            pods: pods.items.into_iter().map(PodFact::new).collect(),
+        }))
+    }
+
+    /// A refusal, whoever it comes from, means "not yet" and names who is in the way.
+    async fn evict(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
+        let Effect::EvictPod {
+            node,
+            lease_uid,
+            namespace,
+            pod,
+            pod_uid,
+            grace_period,
+            by_deletion,
+        } = effect
+        else {
+            return Ok(None);
+        };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let delete = DeleteParams {
+            grace_period_seconds: *grace_period,
+            preconditions: Some(Preconditions {
+                uid: Some(pod_uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let answer = if *by_deletion {
+            api.delete(pod, &delete).await.map(|_| ())
+        } else {
+            let params = EvictParams {
+                delete_options: Some(delete),
+                ..EvictParams::default()
+            };
+            api.evict(pod, &params).await.map(|_| ())
+        };
+        let problem = match answer {
+            Ok(()) => None,
+            // Gone, or another pod under the same name.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => None,
+            Err(kube::Error::Api(status)) => Some(refusal(&status)),
+            Err(error) => Some(error.to_string()),
+        };
+        Ok(Some(Change::Evicted {
+            node: node.clone(),
+            lease_uid: lease_uid.clone(),
+            pod_uid: pod_uid.clone(),
+            problem,
+        }))
     }
 
     async fn reserve_lease(
@@ -387,6 +468,32 @@ impl Applier {
             .map_err(|source| error("patch", source))?;
         Ok(None)
     }
+}
+
+fn condition(condition: &WireCondition, wall: &str) -> Value {
+    json!({
+        "type": condition.type_,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastHeartbeatTime": wall,
+        "lastTransitionTime": wall,
+    })
+}
+
+/// What the API server, a PodDisruptionBudget or a webhook said against an eviction.
+fn refusal(status: &kube::core::Status) -> String {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let causes: Vec<&str> = causes
+        .map(|cause| cause.message.as_str())
+        .filter(|message| !message.is_empty())
+        .collect();
+    let why = if causes.is_empty() {
+        status.message.clone()
+    } else {
+        causes.join("; ")
+    };
+    format!("eviction refused ({}): {why}", status.code)
 }
 
 /// What a write was decided on, as the API server checks it.

@@ -28,6 +28,14 @@ pub struct Settings {
     #[arg(long, env = "AGENT_BACKOFF", default_value = "5m", value_parser = duration)]
     pub agent_backoff: Duration,
 
+    /// How long a node is left alone after its drain ran out of time.
+    #[arg(long, env = "DRAIN_COOL_DOWN", default_value = "10m", value_parser = duration)]
+    pub drain_cool_down: Duration,
+
+    /// The node that this replica runs on: it is taken last.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+
     /// How long a node may stay away in mid-run before it is called parked.
     #[arg(long, env = "NODE_RETURN_TIMEOUT", default_value = "15m", value_parser = duration)]
     pub node_return_timeout: Duration,

@@ -8,6 +8,8 @@ use skyhook_crds::revision::RevisionData;
 use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
+use crate::facts::{NodeFact, WireCondition};
+
 /// The object that an effect writes. At most one effect per target is under way.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -15,6 +17,10 @@ pub enum Target {
     Skyhook(String),
     Lease(String),
     Revision(String),
+    /// The list of a node's pods.
+    Pods(String),
+    /// `namespace/name`.
+    Pod(String),
 }
 
 /// An object as it was when the effect was decided.
@@ -98,6 +104,26 @@ pub enum Effect {
         at: Version,
         node_uid: String,
     },
+    /// A lease whose Skyhook is deleted or disabled, and whose agent did not stop in time: deletion has a way out.
+    AbandonLease {
+        node: String,
+        at: Version,
+    },
+    /// Lists the pods of a node that drains.
+    SurveyPods {
+        node: String,
+        lease_uid: String,
+    },
+    EvictPod {
+        node: String,
+        lease_uid: String,
+        namespace: String,
+        pod: String,
+        pod_uid: String,
+        grace_period: Option<u32>,
+        /// Deletes it instead, which goes past PodDisruptionBudgets.
+        by_deletion: bool,
+    },
     /// Everything that has to change on one Node, in one write.
     PatchNode {
         node: String,
@@ -115,13 +141,19 @@ pub struct NodePatch {
     /// Label to value; `None` removes it.
     pub labels: BTreeMap<String, Option<String>>,
     pub unschedulable: Option<bool>,
+    /// Conditions, by type.
+    pub conditions: BTreeMap<String, WireCondition>,
 }
 
 impl NodePatch {
     /// True when there is nothing to write.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.annotations.is_empty() && self.labels.is_empty() && self.unschedulable.is_none()
+        self.annotations.is_empty()
+            && self.labels.is_empty()
+            && self.unschedulable.is_none()
+            && self.conditions.is_empty()
+            && self.conditions.is_empty()
     }
 
     /// The status of a Skyhook, as annotation and label.
@@ -170,20 +202,57 @@ impl NodePatch {
         self.annotation(skyhook_crds::names::CORDON_OWNERS, value)
     }
 
+    /// The two conditions that a Skyhook has on a Node.
+    #[must_use]
+    pub fn conditions(mut self, skyhook: &str, status: Status) -> Self {
+        let complete = status == Status::Complete;
+        let erroring = status == Status::Erroring;
+        let truth = |holds: bool| if holds { "True" } else { "False" }.to_owned();
+        for condition in [
+            WireCondition {
+                type_: skyhook_crds::names::not_ready_condition(skyhook),
+                status: truth(!complete),
+                reason: if complete { "Complete" } else { "Incomplete" }.to_owned(),
+                message: format!("Skyhook {skyhook} Ready"),
+            },
+            WireCondition {
+                type_: skyhook_crds::names::erroring_condition(skyhook),
+                status: truth(erroring),
+                reason: if erroring {
+                    "Package(s) Erroring or Unknown"
+                } else {
+                    "Not Erroring"
+                }
+                .to_owned(),
+                message: format!("Package Erroring or Unknown for {skyhook}"),
+            },
+        ] {
+            self.conditions.insert(condition.type_.clone(), condition);
+        }
+        self
+    }
+
     /// Leaves out what the node has already.
     #[must_use]
-    pub fn reduced(
-        mut self,
-        annotations: &BTreeMap<String, String>,
-        labels: &BTreeMap<String, String>,
-        unschedulable: bool,
-    ) -> Self {
+    pub fn reduced(mut self, node: &NodeFact) -> Self {
         self.annotations
-            .retain(|key, value| annotations.get(key) != value.as_ref());
+            .retain(|key, value| node.annotations.get(key) != value.as_ref());
         self.labels
-            .retain(|key, value| labels.get(key) != value.as_ref());
-        self.unschedulable = self.unschedulable.filter(|wanted| *wanted != unschedulable);
+            .retain(|key, value| node.labels.get(key) != value.as_ref());
+        self.conditions
+            .retain(|_, condition| !node.conditions.contains(condition));
+        self.unschedulable = self
+            .unschedulable
+            .filter(|wanted| *wanted != node.unschedulable);
         self
+    }
+
+    /// Unites two patches; `other` wins.
+    pub fn unite(&mut self, other: Self) {
+        self.annotations.extend(other.annotations);
+        self.labels.extend(other.labels);
+        self.conditions.extend(other.conditions);
+        self.unschedulable = other.unschedulable.or(self.unschedulable);
     }
 }
 
@@ -204,7 +273,10 @@ impl Effect {
             | Self::SetDrain { node, .. }
             | Self::WithdrawLease { node, .. }
             | Self::ReleaseLease { node, .. }
+            | Self::AbandonLease { node, .. }
             | Self::ReleaseLeaseOfGoneNode { node, .. } => Target::Lease(node.clone()),
+            Self::SurveyPods { node, .. } => Target::Pods(node.clone()),
+            Self::EvictPod { namespace, pod, .. } => Target::Pod(format!("{namespace}/{pod}")),
             Self::PatchNode { node, .. } => Target::Node(node.clone()),
         }
     }
@@ -224,8 +296,12 @@ impl Effect {
             | Self::WithdrawLease { at, .. }
             | Self::ReleaseLease { at, .. }
             | Self::ReleaseLeaseOfGoneNode { at, .. }
+            | Self::AbandonLease { at, .. }
             | Self::PatchNode { at, .. } => Some(at),
-            Self::CreateRevision { .. } | Self::ReserveLease { .. } => None,
+            Self::CreateRevision { .. }
+            | Self::ReserveLease { .. }
+            | Self::SurveyPods { .. }
+            | Self::EvictPod { .. } => None,
         }
     }
 
@@ -246,6 +322,9 @@ impl Effect {
             Self::WithdrawLease { .. } => "WithdrawLease",
             Self::ReleaseLease { .. } => "ReleaseLease",
             Self::ReleaseLeaseOfGoneNode { .. } => "ReleaseLeaseOfGoneNode",
+            Self::AbandonLease { .. } => "AbandonLease",
+            Self::SurveyPods { .. } => "SurveyPods",
+            Self::EvictPod { .. } => "EvictPod",
             Self::PatchNode { .. } => "PatchNode",
         }
     }

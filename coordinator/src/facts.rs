@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Taint;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use serde::Deserialize;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
-use skyhook_crds::{InterruptionLease, Skyhook, names};
+use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
 /// A Node as it comes from the API server, without what no decision needs.
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -42,9 +42,19 @@ pub struct WireNodeSpec {
 #[serde(rename_all = "camelCase")]
 pub struct WireNodeStatus {
     #[serde(default)]
-    pub conditions: Vec<WireCondition>,
+    pub conditions: Vec<WireNodeCondition>,
     #[serde(default)]
     pub node_info: WireNodeInfo,
+}
+
+/// A Node condition.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct WireNodeCondition {
+    #[serde(flatten)]
+    pub condition: WireCondition,
+    #[serde(default)]
+    pub last_transition_time: Option<Time>,
 }
 
 /// A Node condition, without its times.
@@ -83,6 +93,9 @@ pub type WireSkyhook = WireObject<0>;
 /// An `InterruptionLease` before it is decoded.
 pub type WireLease = WireObject<1>;
 
+/// A `DeploymentPolicy`, which so far is only looked up by name.
+pub type WirePolicy = WireObject<2>;
+
 macro_rules! resource_like {
     ($wire:ty, $typed:ty) => {
         impl Resource for $wire {
@@ -113,6 +126,8 @@ macro_rules! resource_like {
 resource_like!(WireNode, k8s_openapi::api::core::v1::Node);
 resource_like!(WireSkyhook, Skyhook);
 resource_like!(WireLease, InterruptionLease);
+
+resource_like!(WirePolicy, DeploymentPolicy);
 
 /// What a Node's annotations say about one Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +161,8 @@ pub struct NodeFact {
     pub unschedulable: bool,
     pub boot_id: String,
     pub ready: bool,
+    /// Since when `ready` is what it is.
+    pub ready_since: Option<Timestamp>,
     /// Conditions under our prefix alone.
     pub conditions: Vec<WireCondition>,
     /// By Skyhook.
@@ -175,6 +192,12 @@ impl NodeFact {
         let records = skyhooks
             .map(|skyhook| (skyhook.clone(), record(&annotations, &skyhook)))
             .collect();
+        let (ours, others): (Vec<_>, Vec<_>) = node
+            .status
+            .conditions
+            .into_iter()
+            .partition(|c| c.condition.type_.starts_with(&prefix));
+        let ready = others.into_iter().find(|c| c.condition.type_ == "Ready");
         Self {
             name: node.metadata.name.unwrap_or_default(),
             uid: node.metadata.uid.unwrap_or_default(),
@@ -183,19 +206,13 @@ impl NodeFact {
             taints: node.spec.taints.unwrap_or_default(),
             unschedulable: node.spec.unschedulable.unwrap_or(false),
             boot_id: node.status.node_info.boot_id,
-            ready: node
-                .status
-                .conditions
-                .iter()
-                .any(|c| c.type_ == "Ready" && c.status == "True"),
-            conditions: node
-                .status
-                .conditions
-                .into_iter()
-                .filter(|c| c.type_.starts_with(&prefix))
-                .collect(),
+            ready: ready.as_ref().is_some_and(|c| c.condition.status == "True"),
+            ready_since: ready
+                .and_then(|c| c.last_transition_time)
+                .map(|time| time.0),
+            conditions: ours.into_iter().map(|c| c.condition).collect(),
             records,
-            cordon: CordonRecord::parse(annotations.get(names::CORDON_OWNERS).map(String::as_str)),
+            cordon: cordon(&annotations),
             annotations,
         }
     }
@@ -214,6 +231,19 @@ impl NodeFact {
             .cloned()
             .unwrap_or_else(|| record(&self.annotations, skyhook))
     }
+}
+
+/// Our record, and cordons that the reference implementation took, which keeps none.
+fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
+    let mut cordon = CordonRecord::parse(annotations.get(names::CORDON_OWNERS).map(String::as_str));
+    let prefix = names::cordon("");
+    for skyhook in annotations
+        .keys()
+        .filter_map(|key| key.strip_prefix(&prefix))
+    {
+        cordon.owners.entry(skyhook.to_owned()).or_default();
+    }
+    cordon
 }
 
 fn record(annotations: &BTreeMap<String, String>, skyhook: &str) -> Record {

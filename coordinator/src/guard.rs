@@ -1,15 +1,16 @@
 //! Safety rules as predicates over the picture and one effect: checked before every write, and the properties that
 //! tests hold the planner to.
 
-use skyhook_crds::lease::DrainState;
 use skyhook_crds::lease::protocol;
+use skyhook_crds::lease::{DrainState, InterruptionLease};
 use skyhook_crds::names;
 
 use crate::config::Settings;
-use crate::effect::{Effect, NodePatch};
+use crate::effect::{Effect, NodePatch, Version};
 use crate::facts::LeaseFact;
 use crate::index::Index;
 use crate::plan::admit::{self, Ledger};
+use crate::plan::{advance, cordon};
 
 /// A safety rule that an effect would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,8 @@ pub enum Broken {
     RetractRunning,
     #[error("Drained was to be set on a node that is not cordoned for this lease")]
     DrainedUncordoned,
+    #[error("a pod was to be evicted from a node that is not cordoned for this lease")]
+    EvictUncordoned,
     #[error("a lease was to be withdrawn that an agent has accepted")]
     WithdrawAccepted,
     #[error("a lease was to be released without its result on the node")]
@@ -36,66 +39,47 @@ pub enum Broken {
 
 /// Says which rule the effect would break, if any.
 pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), Broken> {
+    let require = |holds: bool, rule: Broken| if holds { Ok(()) } else { Err(rule) };
     match effect {
         Effect::ReserveLease { node, .. } => {
             let taken = index.leases.contains_key(node) || index.creating.contains_key(node);
-            if taken {
-                Err(Broken::SecondLease)
-            } else {
-                Ok(())
-            }
+            require(!taken, Broken::SecondLease)
         }
         Effect::GrantLease { node, at } => {
-            let fact =
-                seen(index, node, &at.uid, &at.resource_version).ok_or(Broken::GrantUnseen)?;
-            grant(index, settings, fact)
+            let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
+            grant(index, settings, fact, lease)
         }
         Effect::SetDrain { node, at, drain } => {
-            let fact =
-                seen(index, node, &at.uid, &at.resource_version).ok_or(Broken::GrantUnseen)?;
-            let Ok(lease) = &fact.lease else {
-                return Err(Broken::GrantUnseen);
-            };
-            if lease.spec.drain.state == DrainState::Drained
-                && drain.state != DrainState::Drained
-                && !protocol::may_retract_drained(lease)
-            {
-                return Err(Broken::RetractRunning);
-            }
-            let cordoned = index.nodes.get(node).is_some_and(|node| {
-                node.unschedulable
-                    && node.cordon.owners.get(&lease.spec.skyhook.name) == Some(&fact.uid)
-            });
-            if drain.state == DrainState::Drained && !cordoned {
-                Err(Broken::DrainedUncordoned)
-            } else {
-                Ok(())
-            }
+            let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
+            set_drain(index, fact, lease, drain.state)
         }
         Effect::WithdrawLease { node, at, .. } => {
-            match seen(index, node, &at.uid, &at.resource_version).map(|fact| &fact.lease) {
-                Some(Ok(lease)) if !protocol::is_accepted(lease) => Ok(()),
-                _ => Err(Broken::WithdrawAccepted),
-            }
+            let open =
+                seen(index, node, at).is_some_and(|(_, lease)| !protocol::is_accepted(lease));
+            require(open, Broken::WithdrawAccepted)
         }
         Effect::ReleaseLease { node, at } => {
-            let recorded = seen(index, node, &at.uid, &at.resource_version).is_some_and(|fact| {
-                let Ok(lease) = &fact.lease else { return false };
-                let Some(node) = index.nodes.get(node) else {
-                    return false;
-                };
-                let record = node.record(&lease.spec.skyhook.name);
-                let facts = crate::plan::advance::facts(node, &record);
-                protocol::release_reason(lease, Some(&facts)).is_some()
-            });
-            if recorded {
-                Ok(())
-            } else {
-                Err(Broken::ReleaseUnrecorded)
-            }
+            let recorded =
+                seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
+            require(recorded, Broken::ReleaseUnrecorded)
+        }
+        Effect::AbandonLease { node, at } => {
+            let given_up =
+                seen(index, node, at).is_some_and(|(_, lease)| is_given_up(index, lease));
+            require(given_up, Broken::ReleaseUnrecorded)
+        }
+        Effect::EvictPod {
+            node, lease_uid, ..
+        } => {
+            let held = index
+                .leases
+                .get(node)
+                .is_some_and(|fact| fact.uid == *lease_uid && is_cordoned(index, fact));
+            require(held, Broken::EvictUncordoned)
         }
         Effect::PatchNode { node, patch, .. } => uncordon(index, node, patch),
         Effect::AdoptSkyhook { .. }
+        | Effect::SurveyPods { .. }
         | Effect::ReleaseSkyhook { .. }
         | Effect::WriteSkyhookStatus { .. }
         | Effect::CreateRevision { .. }
@@ -106,23 +90,67 @@ pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), 
     }
 }
 
-/// The lease, if the watch delivered that very version of it.
+/// The lease, if the watch delivered that very version of it and it can be decoded.
 fn seen<'a>(
     index: &'a Index,
     node: &str,
-    uid: &str,
-    resource_version: &str,
-) -> Option<&'a LeaseFact> {
-    index
-        .leases
-        .get(node)
-        .filter(|fact| fact.uid == uid && fact.resource_version == resource_version)
+    at: &Version,
+) -> Option<(&'a LeaseFact, &'a InterruptionLease)> {
+    let fact = index.leases.get(node)?;
+    let same = fact.uid == at.uid && fact.resource_version == at.resource_version;
+    let lease = fact.lease.as_ref().ok()?;
+    same.then_some((fact, lease))
 }
 
-fn grant(index: &Index, settings: &Settings, fact: &LeaseFact) -> Result<(), Broken> {
-    let Ok(lease) = &fact.lease else {
-        return Err(Broken::GrantUnseen);
+fn set_drain(
+    index: &Index,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+    state: DrainState,
+) -> Result<(), Broken> {
+    let retracts = lease.spec.drain.state == DrainState::Drained && state != DrainState::Drained;
+    if retracts && !protocol::may_retract_drained(lease) {
+        Err(Broken::RetractRunning)
+    } else if state == DrainState::Drained && !is_cordoned(index, fact) {
+        Err(Broken::DrainedUncordoned)
+    } else {
+        Ok(())
+    }
+}
+
+/// True when the lease's node is cordoned for that very lease.
+fn is_cordoned(index: &Index, fact: &LeaseFact) -> bool {
+    fact.lease.as_ref().is_ok_and(|lease| {
+        index
+            .nodes
+            .get(&fact.node)
+            .is_some_and(|node| cordon::is_held(node, &lease.spec.skyhook.name, &fact.uid))
+    })
+}
+
+fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
+    let Some(node) = index.nodes.get(node) else {
+        return false;
     };
+    let record = node.record(&lease.spec.skyhook.name);
+    protocol::release_reason(lease, Some(&advance::facts(node, &record))).is_some()
+}
+
+/// True when the lease's Skyhook is gone, being deleted or disabled.
+fn is_given_up(index: &Index, lease: &InterruptionLease) -> bool {
+    index
+        .skyhooks
+        .get(&lease.spec.skyhook.name)
+        .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
+        .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
+}
+
+fn grant(
+    index: &Index,
+    settings: &Settings,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> Result<(), Broken> {
     let skyhook = index
         .skyhooks
         .get(&lease.spec.skyhook.name)

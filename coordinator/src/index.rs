@@ -13,6 +13,8 @@ use crate::facts::{
     LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
 };
 
+use crate::pods::PodFact;
+
 /// Time since the process started: what deadlines are measured in.
 pub type Mono = Duration;
 
@@ -28,6 +30,20 @@ pub enum Change {
     LeaseGone(String),
     Revision(Box<ControllerRevision>),
     RevisionGone(String),
+    Policy(String),
+    PolicyGone(String),
+    /// A node's pods, for the lease that it drains under.
+    Pods {
+        node: String,
+        lease_uid: String,
+        pods: Vec<PodFact>,
+    },
+    Evicted {
+        node: String,
+        lease_uid: String,
+        pod_uid: String,
+        problem: Option<String>,
+    },
     /// A full list of one kind arrives: what is not in it is gone when `Synced` comes.
     ListBegins(Kind),
     Synced(Kind),
@@ -40,10 +56,17 @@ pub enum Kind {
     Skyhook,
     Lease,
     Revision,
+    Policy,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [Self::Node, Self::Skyhook, Self::Lease, Self::Revision];
+    const ALL: [Self; 5] = [
+        Self::Node,
+        Self::Skyhook,
+        Self::Lease,
+        Self::Revision,
+        Self::Policy,
+    ];
 }
 
 /// What this process observed about a lease, and when.
@@ -52,6 +75,45 @@ pub struct LeaseClock {
     pub uid: String,
     /// When the grant was first seen.
     pub granted: Option<Mono>,
+    /// When an order to stop was first seen.
+    pub stopped: Option<Mono>,
+}
+
+/// Why a node is left alone, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    pub until: Mono,
+    pub reason: &'static str,
+    pub message: &'static str,
+}
+
+/// The pods of a node that drains, as the last two lists showed them.
+#[derive(Clone, Debug, Default)]
+pub struct DrainWatch {
+    pub lease_uid: String,
+    pub surveyed: Mono,
+    pub pods: Vec<PodFact>,
+    pub previous: Option<(Mono, Vec<PodFact>)>,
+    /// By the pod's UID.
+    pub evictions: BTreeMap<String, EvictionTry>,
+}
+
+/// What came of evicting a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EvictionTry {
+    pub at: Mono,
+    pub attempts: u32,
+    /// What the API server said; `None` when it accepted.
+    pub problem: Option<String>,
+}
+
+impl EvictionTry {
+    /// When to try again: 1 s, doubling to 15 s.
+    #[must_use]
+    pub fn next(&self) -> Mono {
+        let doubled = 1_u64 << self.attempts.saturating_sub(1).min(4);
+        self.at + Duration::from_secs(doubled.min(15))
+    }
 }
 
 /// The picture.
@@ -61,6 +123,8 @@ pub struct Index {
     pub skyhooks: BTreeMap<String, SkyhookFact>,
     pub leases: BTreeMap<String, LeaseFact>,
     pub revisions: BTreeMap<String, RevisionFact>,
+    /// Names of the DeploymentPolicies.
+    pub policies: BTreeSet<String>,
     /// Creates of ours that the lease watch has not delivered: node to the Skyhook's UID. They take slots.
     pub creating: BTreeMap<String, String>,
     /// Objects with a write under way.
@@ -68,8 +132,10 @@ pub struct Index {
     /// Objects whose watch has not yet delivered our last write: target to the version that was written over.
     pub stale: BTreeMap<Target, (String, Mono)>,
     pub lease_clocks: BTreeMap<String, LeaseClock>,
-    /// Nodes whose agent did not respond: until when they are left alone.
-    pub backoff: BTreeMap<String, Mono>,
+    /// Nodes that are left alone for a while.
+    pub backoff: BTreeMap<String, Backoff>,
+    /// Nodes that drain.
+    pub drains: BTreeMap<String, DrainWatch>,
     /// When a target was last written, for coalescing.
     pub written: BTreeMap<Target, Mono>,
     synced: BTreeSet<Kind>,
@@ -113,6 +179,39 @@ impl Index {
                 !older
             }
             Change::RevisionGone(name) => self.revisions.remove(&name).is_some(),
+            Change::Policy(name) => {
+                self.note(Kind::Policy, &name);
+                self.policies.insert(name)
+            }
+            Change::PolicyGone(name) => self.policies.remove(&name),
+            Change::Pods {
+                node,
+                lease_uid,
+                pods,
+            } => {
+                self.pods(node, lease_uid, pods, now);
+                true
+            }
+            Change::Evicted {
+                node,
+                lease_uid,
+                pod_uid,
+                problem,
+            } => {
+                if let Some(watch) = self
+                    .drains
+                    .get_mut(&node)
+                    .filter(|watch| watch.lease_uid == lease_uid)
+                {
+                    let tried = watch.evictions.entry(pod_uid).or_default();
+                    *tried = EvictionTry {
+                        at: now,
+                        attempts: tried.attempts + 1,
+                        problem,
+                    };
+                }
+                true
+            }
             Change::ListBegins(kind) => {
                 self.listed.insert(kind, BTreeSet::new());
                 false
@@ -163,21 +262,41 @@ impl Index {
 
     fn lease(&mut self, lease: LeaseFact, now: Mono) -> bool {
         self.note(Kind::Lease, &lease.node);
-        let granted = lease.lease.as_ref().is_ok_and(|l| l.spec.granted.is_some());
+        let spec = lease.lease.as_ref().ok().map(|lease| &lease.spec);
+        let granted = spec.is_some_and(|spec| spec.granted.is_some());
+        let stopped = spec.is_some_and(|spec| spec.stop.is_some());
         let clock = self.lease_clocks.entry(lease.node.clone()).or_default();
         if clock.uid != lease.uid {
             *clock = LeaseClock {
                 uid: lease.uid.clone(),
-                granted: None,
+                ..LeaseClock::default()
             };
         }
         if granted && clock.granted.is_none() {
             clock.granted = Some(now);
         }
+        clock.stopped = clock.stopped.or(Some(now)).filter(|_| stopped);
         self.creating.remove(&lease.node);
         self.settled(&Target::Lease(lease.node.clone()), &lease.resource_version);
         self.leases.insert(lease.node.clone(), lease);
         true
+    }
+
+    fn pods(&mut self, node: String, lease_uid: String, pods: Vec<PodFact>, now: Mono) {
+        let watch = self.drains.entry(node).or_default();
+        if watch.lease_uid == lease_uid {
+            watch.previous = Some((watch.surveyed, std::mem::take(&mut watch.pods)));
+        } else {
+            *watch = DrainWatch {
+                lease_uid,
+                ..DrainWatch::default()
+            };
+        }
+        watch.surveyed = now;
+        watch
+            .evictions
+            .retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
+        watch.pods = pods;
     }
 
     fn note(&mut self, kind: Kind, name: &str) {
@@ -195,6 +314,7 @@ impl Index {
             Kind::Node => self.nodes.retain(|name, _| listed.contains(name)),
             Kind::Skyhook => self.skyhooks.retain(|name, _| listed.contains(name)),
             Kind::Revision => self.revisions.retain(|name, _| listed.contains(name)),
+            Kind::Policy => self.policies.retain(|name| listed.contains(name)),
             Kind::Lease => {
                 self.leases.retain(|name, _| listed.contains(name));
                 self.lease_clocks.retain(|name, _| listed.contains(name));

@@ -10,7 +10,11 @@ pub mod facts;
 pub mod guard;
 pub mod index;
 pub mod plan;
+pub mod pods;
 pub mod probe;
 pub mod run;
 pub mod session;
 pub mod watch;
+
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;

@@ -7,6 +7,8 @@
 pub mod admit;
 pub mod advance;
 pub mod cleanup;
+pub mod cordon;
+pub mod drain;
 pub mod rollup;
 pub mod standing;
 
@@ -106,9 +108,7 @@ impl<'a> Draft<'a> {
     /// Adds changes to a Node.
     pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &str) {
         let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
-        all.annotations.extend(patch.annotations);
-        all.labels.extend(patch.labels);
-        all.unschedulable = patch.unschedulable.or(all.unschedulable);
+        all.unite(patch);
         if !why.is_empty() && !reasons.iter().any(|r| r == why) {
             reasons.push(why.to_owned());
         }
@@ -142,7 +142,7 @@ impl<'a> Draft<'a> {
             let Some(node) = self.view.index.nodes.get(&name) else {
                 continue;
             };
-            let patch = patch.reduced(&node.annotations, &node.labels, node.unschedulable);
+            let patch = patch.reduced(node);
             if !patch.is_empty() {
                 self.push(Effect::PatchNode {
                     node: name,
@@ -151,6 +151,9 @@ impl<'a> Draft<'a> {
                     why: why.join("; "),
                 });
             }
+        }
+        for backoff in self.view.index.backoff.values() {
+            self.wake_at(backoff.until);
         }
         for (_, since) in self.view.index.stale.values() {
             self.wake_at = Some(

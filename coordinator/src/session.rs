@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use skyhook_crds::lease::StopReason;
+
 use crate::apply::Outcome;
 use crate::config::Settings;
 use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
-use crate::index::{Change, Index, Mono};
+use crate::index::{Backoff, Change, Index, Mono};
 use crate::plan::{self, Now, Plan, View};
 
 /// The bookkeeping of one replica.
@@ -85,12 +87,8 @@ impl<'a> Session<'a> {
                     }
                     None => self.index.lags(target, effect, now),
                 }
-                if let Effect::WithdrawLease { node, why, .. } = effect
-                    && why == plan::AGENT_NOT_RESPONDING
-                {
-                    self.index
-                        .backoff
-                        .insert(node.clone(), now + self.settings.agent_backoff);
+                if let Some((node, backoff)) = self.cool_down(effect, now) {
+                    self.index.backoff.insert(node, backoff);
                 }
             }
             Outcome::Stale => self.index.refused(effect, now),
@@ -102,12 +100,47 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Nodes that did not do their part are left alone for a while, so that others get their turn.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "only two kinds leave a node alone"
+    )]
+    fn cool_down(&self, effect: &Effect, now: Mono) -> Option<(String, Backoff)> {
+        match effect {
+            Effect::WithdrawLease { node, why, .. } if why == plan::AGENT_NOT_RESPONDING => {
+                let backoff = Backoff {
+                    until: now + self.settings.agent_backoff,
+                    reason: plan::AGENT_NOT_RESPONDING,
+                    message: "the node's agent did not accept the lease in time: is its pod running there?",
+                };
+                Some((node.clone(), backoff))
+            }
+            Effect::ReleaseLease { node, .. } => {
+                let lease = self.index.leases.get(node)?.lease.as_ref().ok()?;
+                let timed_out = lease.spec.stop.as_ref()?.reason == StopReason::DrainTimedOut;
+                let backoff = Backoff {
+                    until: now + self.settings.drain_cool_down,
+                    reason: "DrainTimedOut",
+                    message: "pods did not leave before the drain's deadline; the node is tried again later",
+                };
+                timed_out.then(|| (node.clone(), backoff))
+            }
+            _ => None,
+        }
+    }
+
     /// Forgets what no longer holds anything back.
     pub fn expire(&mut self, now: Mono) {
         self.index
             .stale
             .retain(|_, (_, since)| *since + plan::STALE > now);
-        self.index.backoff.retain(|_, until| *until > now);
+        self.index.backoff.retain(|_, backoff| backoff.until > now);
+        let leases = &self.index.leases;
+        self.index.drains.retain(|node, watch| {
+            leases
+                .get(node)
+                .is_some_and(|lease| lease.uid == watch.lease_uid)
+        });
         self.retry_at.retain(|_, at| *at > now);
         self.index
             .written

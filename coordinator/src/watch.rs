@@ -13,7 +13,7 @@ use skyhook_crds::names;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::facts::{WireLease, WireNode, WireSkyhook};
+use crate::facts::{WireLease, WireNode, WirePolicy, WireSkyhook};
 use crate::index::{Change, Kind};
 
 /// Watches everything that the picture is made of, and sends changes until the receiver goes.
@@ -54,6 +54,14 @@ pub fn all(client: &Client, namespace: &str, changes: &mpsc::Sender<Change>) -> 
         sender(),
         |revision| Change::Revision(Box::new(revision)),
         Change::RevisionGone,
+    ));
+    tasks.spawn(follow::<WirePolicy>(
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        Kind::Policy,
+        sender(),
+        |policy| Change::Policy(policy.name_any()),
+        Change::PolicyGone,
     ));
     tasks
 }

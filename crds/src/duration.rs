@@ -33,7 +33,7 @@ impl fmt::Display for GoDuration {
 }
 
 /// Not a duration.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a duration (write for example 30s, 1m30s or 2h)")]
 pub struct InvalidDuration(pub String);
 

@@ -50,7 +50,7 @@ impl fmt::Display for Quantity {
 }
 
 /// Not a quantity.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a Kubernetes quantity (write for example 500m, 2 or 512Mi)")]
 pub struct InvalidQuantity(pub String);
 

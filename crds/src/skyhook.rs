@@ -1,6 +1,7 @@
 //! The Skyhook: what administrators apply, and what they read back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
@@ -9,6 +10,7 @@ use kube::core::{Selector, labels::ParseExpressionError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::duration::{GoDuration, InvalidDuration};
 use crate::graph;
 use crate::names;
 use crate::package::{InvalidPackage, Package, PackageStatus};
@@ -83,6 +85,9 @@ pub struct SkyhookSpec {
     /// Put the runtime-required taint on nodes that no Skyhook has touched; only with runtimeRequired.
     #[serde(default)]
     pub auto_taint_new_nodes: bool,
+    /// How nodes are drained before they are interrupted, in the words of `kubectl drain`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainOptions>,
     /// Order among Skyhooks on a node: lower goes first.
     #[serde(default = "default_priority")]
     #[schemars(range(min = 1))]
@@ -133,6 +138,32 @@ impl InterruptionBudget {
             (None, None) => nodes,
         }
     }
+}
+
+/// How a node is drained. Unset fields do what the reference implementation does: every pod that is not a DaemonSet's,
+/// a mirror pod, finished, in kube-system or tolerant of the unschedulable taint is evicted.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainOptions {
+    /// How long pods may take to leave, once nothing has to be waited for: 1h when unset, 0s for ever. Then the cordon is
+    /// given back and the node is tried again later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<GoDuration>,
+    /// Grace period for evicted pods, in seconds; unset or negative leaves it to each pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_period: Option<i64>,
+    /// Evict pods that no controller will replace: true when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+    /// Evict pods that lose an emptyDir: true when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_emptydir_data: Option<bool>,
+    /// Delete pods instead of evicting them, which goes past PodDisruptionBudgets: false when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disable_eviction: Option<bool>,
+    /// Only pods that match leave; unset means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
 }
 
 /// What the coordinator saw of a Skyhook.
@@ -249,6 +280,10 @@ pub enum InvalidSkyhook {
     Budget,
     #[error("spec.deploymentPolicy and spec.interruptionBudget are mutually exclusive")]
     PolicyAndBudget,
+    #[error("spec.drain.podSelector: the selector is not valid: {0}")]
+    DrainPodSelector(String),
+    #[error("spec.drain.timeout: {0}")]
+    DrainTimeout(#[from] InvalidDuration),
     #[error(
         "metadata.name has {length} characters: above {max} the node annotations that carry the name are not valid",
         max = names::MAX_SKYHOOK_NAME
@@ -263,6 +298,39 @@ pub struct CheckedSkyhook {
     pub node_selector: Selector,
     /// `None` when no pod has to be waited for.
     pub pods_to_wait_for: Option<Selector>,
+    pub drain: CheckedDrain,
+}
+
+/// Drain options after the checks, defaults filled in.
+#[derive(Clone, Debug)]
+pub struct CheckedDrain {
+    /// `None` never gives up.
+    pub timeout: Option<Duration>,
+    pub grace_period: Option<u32>,
+    pub force: bool,
+    pub delete_emptydir_data: bool,
+    pub disable_eviction: bool,
+    pub pod_selector: Selector,
+}
+
+impl CheckedDrain {
+    fn new(options: &DrainOptions) -> Result<Self, InvalidSkyhook> {
+        let timeout = match &options.timeout {
+            Some(timeout) => timeout.value()?,
+            None => Duration::from_secs(3600),
+        };
+        Ok(Self {
+            timeout: (!timeout.is_zero()).then_some(timeout),
+            grace_period: options
+                .grace_period
+                .and_then(|seconds| u32::try_from(seconds).ok()),
+            force: options.force.unwrap_or(true),
+            delete_emptydir_data: options.delete_emptydir_data.unwrap_or(true),
+            disable_eviction: options.disable_eviction.unwrap_or(false),
+            pod_selector: selector(options.pod_selector.as_ref())
+                .map_err(|e| InvalidSkyhook::DrainPodSelector(e.to_string()))?,
+        })
+    }
 }
 
 impl SkyhookSpec {
@@ -292,10 +360,12 @@ impl SkyhookSpec {
         let pods = selector(self.pod_non_interrupt_labels.as_ref())
             .map_err(|e| InvalidSkyhook::PodNonInterruptLabels(e.to_string()))?;
         let pods_to_wait_for = (!pods.selects_all()).then_some(pods);
+        let drain = CheckedDrain::new(&self.drain.clone().unwrap_or_default())?;
         Ok(CheckedSkyhook {
             packages,
             node_selector,
             pods_to_wait_for,
+            drain,
         })
     }
 

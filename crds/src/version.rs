@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use semver::Version;
 
 /// Not a semantic version.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a semantic version (write for example 1.2.3, v1.2 or 1.2.3-rc.1)")]
 pub struct InvalidVersion(pub String);
 

@@ -173,7 +173,8 @@ pub(super) fn nodes(
     standings
 }
 
-/// Eligible nodes in the order in which they are taken: those that were started, then by name.
+/// Eligible nodes in the order in which they are taken: those that were started, then by name, the coordinator's own
+/// last of all.
 fn candidates(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -194,7 +195,14 @@ fn candidates(
                 .is_some_and(|node| node.cordon.owners.contains_key(&skyhook.name))
         })
         .collect();
-    names.sort_by_key(|name| (!started.contains(*name), (*name).clone()));
+    let own = view.settings.node_name.as_ref();
+    names.sort_by_key(|name| {
+        (
+            Some(*name) == own,
+            !started.contains(*name),
+            (*name).clone(),
+        )
+    });
     names.into_iter().cloned().collect()
 }
 

@@ -1,12 +1,14 @@
 //! The next write for every lease that exists: grant it, withdraw it, stop it, take its result, release it.
 
+use std::time::Duration;
+
 use skyhook_crds::installed::{PackageStates, Stamp};
 use skyhook_crds::lease::protocol::{self, NodeFacts, ResultDuty};
 use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
-use super::{Draft, View, admit, standing, version};
+use super::{Draft, View, admit, cordon, drain, standing, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
@@ -139,7 +141,8 @@ impl Case<'_> {
         let version_key = names::version(self.skyhook_name());
         let mut patch = NodePatch::default()
             .stamp(self.skyhook_name(), &stamp)
-            .status(self.skyhook_name(), Status::InProgress);
+            .status(self.skyhook_name(), Status::InProgress)
+            .conditions(self.skyhook_name(), Status::InProgress);
         if !node.annotations.contains_key(&version_key) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
@@ -168,6 +171,7 @@ impl Case<'_> {
             ResultDuty::Take => self.take_result(node, &record, draft),
             ResultDuty::NotYet => {
                 self.order_stop(node, &record, draft);
+                self.drain(node, draft);
                 self.mirror(node, &record, draft);
             }
             ResultDuty::AwaitBoot | ResultDuty::AwaitReady | ResultDuty::Recorded => {}
@@ -189,6 +193,10 @@ impl Case<'_> {
             states: record.digest.clone(),
         };
         let skyhook = self.skyhook_name();
+        // A new revision goes on with the node: giving the cordon back would only invite pods that have to leave again.
+        if self.stop() != Some(StopReason::NewRevision) {
+            draft.patch(node, cordon::give_back(node, [skyhook]), "");
+        }
         // Somebody changed the record since the grant: their word stands, and the node is planned again.
         if record.is_edited() || self.stop() == Some(StopReason::Edited) {
             draft.patch(
@@ -202,6 +210,12 @@ impl Case<'_> {
                 NodePatch::default().states(skyhook, &self.reported(), stamp),
                 RESULT,
             );
+        }
+    }
+
+    fn drain(&self, node: &NodeFact, draft: &mut Draft<'_>) {
+        if let Some(Ok(checked)) = self.skyhook.map(|skyhook| &skyhook.checked) {
+            drain::carry_on(self.view, self.fact, self.lease, node, checked, draft);
         }
     }
 
@@ -221,7 +235,9 @@ impl Case<'_> {
         let wanted = match self.skyhook {
             None => Some(StopReason::Deleted),
             Some(_) if record.is_edited() => Some(StopReason::Edited),
-            Some(skyhook) => self.reason_to_stop(node, skyhook),
+            Some(skyhook) => self
+                .reason_to_stop(node, skyhook)
+                .or_else(|| self.drain_timed_out(skyhook, draft)),
         };
         let current = self.stop();
         // An order other than a pause stands: the agent may have obeyed it already.
@@ -232,6 +248,51 @@ impl Case<'_> {
                 at: self.at(),
                 stop: wanted,
             });
+        } else if matches!(current, Some(StopReason::Deleted | StopReason::Disabled)) {
+            self.abandon(draft);
+        }
+    }
+
+    fn drain_timed_out(&self, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> Option<StopReason> {
+        let checked = skyhook.checked.as_ref().ok()?;
+        let deadline = drain::deadline(self.view, self.lease, checked)?;
+        if deadline <= self.view.now.mono {
+            return Some(StopReason::DrainTimedOut);
+        }
+        draft.wake_at(deadline);
+        None
+    }
+
+    /// An agent that does not stop in time does not keep a Skyhook from being deleted or disabled.
+    fn abandon(&self, draft: &mut Draft<'_>) {
+        let packages = self
+            .view
+            .index
+            .revisions
+            .get(&self.lease.spec.revision)
+            .and_then(|r| r.data.as_ref());
+        let grace = packages
+            .iter()
+            .flat_map(|data| data.packages.values())
+            .filter_map(|package| package.graceful_shutdown.as_ref()?.value().ok())
+            .fold(DEFAULT_GRACE, Duration::max);
+        let Some(told) = self
+            .view
+            .index
+            .lease_clocks
+            .get(&self.fact.node)
+            .and_then(|clock| clock.stopped)
+        else {
+            return;
+        };
+        let deadline = told + grace + ABANDON_AFTER;
+        if deadline <= self.view.now.mono {
+            draft.push(Effect::AbandonLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+            });
+        } else {
+            draft.wake_at(deadline);
         }
     }
 
@@ -264,6 +325,11 @@ impl Case<'_> {
         }
     }
 }
+
+/// gracefulShutdown of a package that sets none.
+const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// How much longer than its packages' grace period an agent has to stop.
+const ABANDON_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a lease is withdrawn that no agent accepted in time.
 pub(crate) const AGENT_NOT_RESPONDING: &str = "AgentNotResponding";

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use skyhook_crds::names;
 
-use super::{Draft, View, version};
-use crate::effect::{Effect, NodePatch};
-use crate::facts::{LeaseFact, SkyhookFact};
+use super::{Draft, View, cordon, version};
+use crate::effect::Effect;
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 
 /// Revisions of a Skyhook that are kept although nothing refers to them.
 const HISTORY: usize = 10;
@@ -149,45 +149,41 @@ fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String
 
 /// Gives back cordons whose owner holds no lease any more and will not go on with the node.
 fn sweep_cordons(view: &View<'_>, draft: &mut Draft<'_>) {
-    for node in view
-        .index
-        .nodes
-        .values()
-        .filter(|node| !node.cordon.owners.is_empty())
-    {
-        let mut record = node.cordon.clone();
-        let mut patch = NodePatch::default();
-        for owner in node.cordon.owners.keys() {
-            let skyhook = view.index.skyhooks.get(owner);
-            let leased =
-                view.index
-                    .leases
-                    .get(&node.name)
-                    .is_some_and(|lease| match &lease.lease {
-                        Ok(lease) => lease.spec.skyhook.name == *owner,
-                        Err(_) => true,
-                    });
-            let goes_on = skyhook
-                .is_some_and(|s| s.is_active() && s.selects(node) && is_unfinished(view, s, node));
-            if !leased && !goes_on {
-                record.owners.remove(owner);
-                patch = patch.annotation(&names::cordon(owner), None);
-            }
-        }
-        if record.owners.len() < node.cordon.owners.len() {
-            if record.owners.is_empty() {
-                patch.unschedulable = Some(node.unschedulable && record.was_unschedulable);
-            }
-            draft.patch(
-                node,
-                patch.cordon(&record),
-                "cordon without an owner given back",
-            );
-        }
+    for node in view.index.nodes.values() {
+        let orphaned = node
+            .cordon
+            .owners
+            .keys()
+            .map(String::as_str)
+            .filter(|owner| {
+                let leased =
+                    view.index
+                        .leases
+                        .get(&node.name)
+                        .is_some_and(|lease| match &lease.lease {
+                            Ok(lease) => lease.spec.skyhook.name == *owner,
+                            Err(_) => true,
+                        });
+                let skyhook = view.index.skyhooks.get(*owner);
+                let goes_on = skyhook.is_some_and(|skyhook| may_go_on(view, skyhook, node));
+                !leased && !goes_on && !view.index.creating.contains_key(&node.name)
+            });
+        draft.patch(
+            node,
+            cordon::give_back(node, orphaned),
+            "cordon without an owner",
+        );
     }
 }
 
-fn is_unfinished(view: &View<'_>, skyhook: &SkyhookFact, node: &crate::facts::NodeFact) -> bool {
+/// True when a Skyhook that holds no lease on the node is about to get one, or only paused.
+fn may_go_on(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    let wanted = !skyhook.deleting && !skyhook.is_disabled() && skyhook.selects(node);
+    let backs_off = view.index.backoff.contains_key(&node.name);
+    wanted && !backs_off && is_unfinished(view, skyhook, node)
+}
+
+fn is_unfinished(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
     skyhook.checked.as_ref().is_ok_and(|checked| {
         super::standing::outstanding(view, skyhook, checked, node)
             .map_or(true, |work| !work.is_empty())

@@ -50,6 +50,7 @@ pub(super) fn nodes(
                 let since = since_on_node(node, &key, reason.as_ref(), view.now.wall);
                 let patch = NodePatch::default()
                     .status(&skyhook.name, status)
+                    .conditions(&skyhook.name, status)
                     .annotation(&key, since);
                 draft.patch(node, patch, "status");
             } else if status == Status::Complete
@@ -59,6 +60,7 @@ pub(super) fn nodes(
                 if recorded {
                     let patch = NodePatch::default()
                         .status(&skyhook.name, Status::Complete)
+                        .conditions(&skyhook.name, Status::Complete)
                         .annotation(&names::reason(&skyhook.name), None);
                     draft.patch(node, patch, "");
                 }

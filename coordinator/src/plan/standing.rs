@@ -107,6 +107,9 @@ fn judge(
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
         return Standing::Blocked(Reason::new("NodeIgnored", message));
     }
+    if let Some(reason) = missing_policy(view, skyhook) {
+        return Standing::Blocked(reason);
+    }
     if let Some(taint) = node
         .taints
         .iter()
@@ -133,15 +136,13 @@ fn judge(
         };
         return Standing::Waiting(Reason::new("NodeLeased", message));
     }
-    if view
+    if let Some(backoff) = view
         .index
         .backoff
         .get(&node.name)
-        .is_some_and(|until| *until > view.now.mono)
+        .filter(|backoff| backoff.until > view.now.mono)
     {
-        let message =
-            "the node's agent did not accept the lease in time: is its pod running there?";
-        return Standing::Blocked(Reason::new("AgentNotResponding", message));
+        return Standing::Blocked(Reason::new(backoff.reason, backoff.message));
     }
     Standing::Eligible(work)
 }
@@ -177,6 +178,24 @@ pub(super) fn outstanding(
             .collect());
     }
     Ok(revision::work(&states, recorded, &checked.data))
+}
+
+/// Why the DeploymentPolicy that the Skyhook names keeps it from starting.
+pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+    let policy = &skyhook.spec.deployment_policy;
+    if policy.is_empty() {
+        None
+    } else if view.index.policies.contains(policy) {
+        let message = format!(
+            "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
+        );
+        Some(Reason::new("DeploymentPolicyNotSupported", message))
+    } else {
+        Some(Reason::new(
+            "DeploymentPolicyNotFound",
+            format!("deploymentPolicy {policy:?} not found"),
+        ))
+    }
 }
 
 /// The reference's check: every taint of any effect must be tolerated by the unschedulable toleration, the Skyhook's

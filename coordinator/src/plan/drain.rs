@@ -1,0 +1,231 @@
+//! The drain of a node as a state: cordon, wait for pods that must not be interrupted, evict the rest, and say who is
+//! in the way. Never a procedure: every pass derives the next write from what the last pod list showed.
+
+use std::time::Duration;
+
+use skyhook_crds::lease::protocol;
+use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
+
+use super::{Draft, View, cordon, seconds, version};
+use crate::effect::{Effect, Target};
+use crate::facts::{Checked, LeaseFact, NodeFact};
+use crate::index::{DrainWatch, EvictionTry, Mono};
+use crate::pods::{self, PodFact, Rules, Verdict};
+
+/// How often a draining node's pods are listed. Two lists without a pod, this far apart, make it drained: a scheduler
+/// may still be binding when the first is taken.
+const SURVEY: Duration = Duration::from_secs(1);
+/// How often when the drain takes long.
+const SLOW_SURVEY: Duration = Duration::from_secs(5);
+/// A drain older than this takes long.
+const LONG: Duration = Duration::from_secs(60);
+/// Blockers that are named; the rest is counted.
+const MAX_BLOCKERS: usize = 10;
+
+/// Carries the drain of one accepted lease on.
+pub(super) fn carry_on(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+    node: &NodeFact,
+    checked: &Checked,
+    draft: &mut Draft<'_>,
+) {
+    if !protocol::wants_drain(lease) {
+        return;
+    }
+    let skyhook = &lease.spec.skyhook.name;
+    if !cordon::is_held(node, skyhook, &fact.uid) {
+        draft.patch(node, cordon::take(node, skyhook, &fact.uid), "cordon");
+        return;
+    }
+    let watch = view
+        .index
+        .drains
+        .get(&node.name)
+        .filter(|watch| watch.lease_uid == fact.uid);
+    let current = &lease.spec.drain;
+    survey_when_due(view, fact, node, watch, current, draft);
+    let Some(watch) = watch else { return };
+    let rules = Rules {
+        wait_for: checked.spec.pods_to_wait_for.as_ref(),
+        options: &checked.spec.drain,
+        namespace: &view.settings.namespace,
+        node_ready: node.ready,
+    };
+    let left = left(&watch.pods, &rules);
+    let waiting = left.iter().any(|(_, verdict)| *verdict == Verdict::WaitFor);
+    let state = if waiting {
+        DrainState::Waiting
+    } else if left.is_empty() && is_confirmed(watch, &rules) {
+        DrainState::Drained
+    } else {
+        DrainState::Draining
+    };
+    if state == DrainState::Draining {
+        evict(view, fact, node, checked, watch, &left, draft);
+    }
+    let blockers = blockers(&left, watch, waiting);
+    write(view, fact, current, state, blockers, draft);
+}
+
+/// When the drain's deadline is, in time since the process started; `None` while it has none.
+#[must_use]
+pub fn deadline(view: &View<'_>, lease: &InterruptionLease, checked: &Checked) -> Option<Mono> {
+    let timeout = checked.spec.drain.timeout?;
+    let drain = &lease.spec.drain;
+    if drain.state != DrainState::Draining {
+        return None;
+    }
+    let since: k8s_openapi::jiff::Timestamp = drain.since.as_deref()?.parse().ok()?;
+    let passed = view.now.wall.duration_since(since);
+    let passed = Duration::try_from(passed).unwrap_or_default();
+    Some(view.now.mono + timeout.saturating_sub(passed))
+}
+
+/// Pods that keep the node from being drained.
+fn left<'a>(pods: &'a [PodFact], rules: &Rules<'_>) -> Vec<(&'a PodFact, Verdict)> {
+    pods.iter()
+        .map(|pod| (pod, pods::judge(pod, rules)))
+        .filter(|(_, verdict)| *verdict != Verdict::Stays)
+        .collect()
+}
+
+/// True when the list before showed none either, and was taken long enough before.
+fn is_confirmed(watch: &DrainWatch, rules: &Rules<'_>) -> bool {
+    watch
+        .previous
+        .as_ref()
+        .is_some_and(|(at, pods)| *at + SURVEY <= watch.surveyed && left(pods, rules).is_empty())
+}
+
+fn survey_when_due(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    node: &NodeFact,
+    watch: Option<&DrainWatch>,
+    drain: &Drain,
+    draft: &mut Draft<'_>,
+) {
+    let since = drain.since.as_deref().and_then(|since| since.parse().ok());
+    let age = since.map_or(Duration::ZERO, |since| {
+        Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default()
+    });
+    let pace = if age > LONG || drain.state == DrainState::Drained {
+        SLOW_SURVEY
+    } else {
+        SURVEY
+    };
+    match watch.map(|watch| watch.surveyed + pace) {
+        Some(next) if next > view.now.mono => draft.wake_at(next),
+        Some(_) | None => {
+            draft.push(Effect::SurveyPods {
+                node: node.name.clone(),
+                lease_uid: fact.uid.clone(),
+            });
+        }
+    }
+}
+
+fn evict(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    node: &NodeFact,
+    checked: &Checked,
+    watch: &DrainWatch,
+    left: &[(&PodFact, Verdict)],
+    draft: &mut Draft<'_>,
+) {
+    for (pod, _) in left
+        .iter()
+        .filter(|(_, verdict)| *verdict == Verdict::Evict)
+    {
+        if let Some(next) = watch.evictions.get(&pod.uid).map(EvictionTry::next)
+            && next > view.now.mono
+        {
+            draft.wake_at(next);
+            continue;
+        }
+        draft.push(Effect::EvictPod {
+            node: node.name.clone(),
+            lease_uid: fact.uid.clone(),
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            pod_uid: pod.uid.clone(),
+            grace_period: checked.spec.drain.grace_period,
+            by_deletion: checked.spec.drain.disable_eviction,
+        });
+    }
+}
+
+fn blockers(left: &[(&PodFact, Verdict)], watch: &DrainWatch, waiting: bool) -> Vec<Blocker> {
+    let mut blockers: Vec<Blocker> = left
+        .iter()
+        .filter(|(_, verdict)| !waiting || *verdict == Verdict::WaitFor)
+        .map(|(pod, verdict)| Blocker {
+            pod: pod.path(),
+            reason: reason(pod, verdict, watch),
+        })
+        .collect();
+    blockers.sort();
+    if blockers.len() > MAX_BLOCKERS {
+        let more = blockers.len() - MAX_BLOCKERS;
+        blockers.truncate(MAX_BLOCKERS);
+        blockers.push(Blocker {
+            pod: format!("and {more} more"),
+            reason: String::new(),
+        });
+    }
+    blockers
+}
+
+fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
+    match verdict {
+        Verdict::WaitFor => {
+            "matches podNonInterruptLabels: waiting until it has finished".to_owned()
+        }
+        Verdict::Leaving => "is terminating".to_owned(),
+        Verdict::Refused(why) => (*why).to_owned(),
+        Verdict::Evict | Verdict::Stays => watch
+            .evictions
+            .get(&pod.uid)
+            .and_then(|tried| tried.problem.clone())
+            .unwrap_or_else(|| "is being evicted".to_owned()),
+    }
+}
+
+/// Writes the state; a change of blockers alone waits its turn. `Drained` is taken back only until the agent took it,
+/// which `wants_drain` has made sure of.
+fn write(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    current: &Drain,
+    state: DrainState,
+    blockers: Vec<Blocker>,
+    draft: &mut Draft<'_>,
+) {
+    let turns = current.state != state;
+    if !turns && current.blockers == blockers {
+        return;
+    }
+    if !turns && draft.is_too_soon(&Target::Lease(fact.node.clone())) {
+        return;
+    }
+    let since = if turns {
+        Some(seconds(view.now.wall))
+    } else {
+        current.since.clone()
+    };
+    draft.push(Effect::SetDrain {
+        node: fact.node.clone(),
+        at: version(&fact.uid, &fact.resource_version),
+        drain: Drain {
+            state,
+            since,
+            blockers,
+        },
+    });
+}
+
+#[cfg(test)]
+mod tests;
