@@ -8,6 +8,7 @@
 
 mod access;
 mod host;
+mod hostile;
 mod image;
 mod liar;
 mod lying;

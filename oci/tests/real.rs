@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use skyhook_oci::{
-    Credentials, Platform, Puller, PullerConfig, Reference, Store, StoreConfig, Target,
-    UnpackOptions,
+    Credentials, HostSettings, Limits, Platform, Puller, PullerConfig, Reference, RegistrySettings,
+    RetryClass, Store, StoreConfig, Target, UnpackOptions,
 };
 
+use crate::host::{Host, chain, hasty};
 use crate::support::{Layout, Registry, file, listing, tools};
 
 const TOOLS: [&str; 3] = ["docker-registry", "skopeo", "umoci"];
@@ -121,4 +122,160 @@ async fn a_package_is_pulled_unpacked_and_stays_without_the_registry() {
         1,
         "no stage is left"
     );
+}
+
+#[tokio::test]
+async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
+    if !tools(&TOOLS) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (registry, layout) = (Registry::secured(dir.path()), Layout::new());
+    package(&layout, "1");
+    let name = format!("{}/team/p:1", registry.host());
+    layout.push("1", &name, &["--dest-creds", "user:hunter2"]);
+
+    let hosts = dir.path().join("certs.d").join(registry.host());
+    fs::create_dir_all(&hosts).unwrap();
+    let toml = format!(
+        "server = \"https://{}\"\nca = \"{}/ca.crt\"\n",
+        registry.host(),
+        dir.path().display()
+    );
+    fs::write(hosts.join("hosts.toml"), toml).unwrap();
+    let reference: Reference = name.parse().unwrap();
+    let trusting = PullerConfig {
+        hosts_dir: Some(dir.path().join("certs.d")),
+        ..hasty()
+    };
+    let secret = |password| Credentials::for_pattern(&registry.host(), "user", password);
+
+    let host = Host::with(trusting.clone(), Limits::default());
+    let denied = host
+        .puller
+        .pull(&reference, &secret("wrong"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (denied.kind(), denied.retry_class()),
+        ("denied", RetryClass::Terminal)
+    );
+    let denied = host
+        .puller
+        .pull(&reference, &Credentials::anonymous())
+        .await
+        .unwrap_err();
+    assert_eq!(denied.kind(), "denied");
+    host.assert_nothing_pulled().await;
+    let pulled = host
+        .puller
+        .pull(&reference, &secret("hunter2"))
+        .await
+        .unwrap();
+    host.unpack(&pulled.manifest_digest).await.unwrap();
+    assert_eq!(listing(&host.target()), want());
+
+    // Without the authority's certificate nobody is believed, and with skip_verify anybody.
+    let server = |skip_verify| HostSettings {
+        url: format!("https://{}", registry.host()),
+        skip_verify,
+        ..HostSettings::default()
+    };
+    for (skip_verify, is_ok) in [(false, false), (true, true)] {
+        let mut config = hasty();
+        let settings = RegistrySettings {
+            server: Some(server(skip_verify)),
+            hosts: vec![],
+        };
+        config.registries.insert(registry.host(), settings);
+        let host = Host::with(config, Limits::default());
+        let result = host.puller.pull(&reference, &secret("hunter2")).await;
+        assert_eq!(result.is_ok(), is_ok, "{result:?}");
+        if let Err(error) = result {
+            assert!(chain(&error).contains("UnknownIssuer"), "{}", chain(&error));
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_hosts_platform_is_chosen_from_an_index_in_every_compression() {
+    if !tools(&TOOLS) {
+        return;
+    }
+    let (registry, layout) = (Registry::plain(), Layout::new());
+    for architecture in ["amd64", "arm64"] {
+        layout.new_image(architecture, architecture);
+        layout.layer(architecture, |root| {
+            file(root, "skyhook-package/arch", architecture, 0o644);
+        });
+    }
+    for (tag, extra) in [
+        ("gzip", &["--dest-compress-format", "gzip"][..]),
+        (
+            "zstd",
+            &["--dest-compress-format", "zstd", "--dest-compress"],
+        ),
+        (
+            "chunked",
+            &["--dest-compress-format", "zstd:chunked", "--dest-compress"],
+        ),
+        ("docker", &["--format", "v2s2"]),
+    ] {
+        let images = ["amd64", "arm64"].map(|architecture| {
+            let to = format!("{}/p:{tag}-{architecture}", registry.host());
+            // Through a directory: skopeo compresses again only what is not compressed.
+            layout.push_decompressed(architecture, &to, extra);
+            (
+                architecture,
+                registry.manifest("p", &format!("{tag}-{architecture}")),
+            )
+        });
+        registry.put_index("p", tag, &images);
+        for (architecture, manifest) in &images {
+            let platform = Platform::new("linux", architecture, None);
+            let host = Host::with(
+                PullerConfig {
+                    platform,
+                    ..hasty()
+                },
+                Limits::default(),
+            );
+            let reference: Reference = format!("{}/p:{tag}", registry.host()).parse().unwrap();
+            let pulled = host
+                .puller
+                .pull(&reference, &Credentials::anonymous())
+                .await
+                .unwrap();
+            assert_eq!(pulled.manifest_digest, skyhook_oci::Digest::of(manifest));
+            assert_ne!(pulled.manifest_digest, pulled.resolved_digest);
+            host.unpack(&pulled.manifest_digest).await.unwrap();
+            assert_eq!(
+                listing(&host.target()),
+                [format!("arch 644 {architecture}")],
+                "{tag}"
+            );
+            // Pinned by the index's digest it needs no registry any more.
+            let pinned = reference.pinned(pulled.resolved_digest);
+            host.puller
+                .pull(&pinned, &Credentials::anonymous())
+                .await
+                .unwrap();
+        }
+        let platform = Platform::new("linux", "s390x", None);
+        let host = Host::with(
+            PullerConfig {
+                platform,
+                ..hasty()
+            },
+            Limits::default(),
+        );
+        let reference: Reference = format!("{}/p:{tag}", registry.host()).parse().unwrap();
+        let error = host
+            .puller
+            .pull(&reference, &Credentials::anonymous())
+            .await
+            .unwrap_err();
+        let want = "no image for linux/s390x; the index has: linux/amd64, linux/arm64";
+        assert!(chain(&error).ends_with(want), "{}", chain(&error));
+    }
 }

@@ -1,6 +1,7 @@
 //! A real registry and real images for tests: docker-registry, umoci and skopeo as processes.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -88,8 +89,105 @@ impl Registry {
         Self::start("", "")
     }
 
+    /// With TLS by a certificate authority of its own, and the user `user` with password `hunter2`.
+    /// The authority's certificate is `ca.crt` in `certificates`.
+    pub(crate) fn secured(certificates: &Path) -> Self {
+        let mut authority = rcgen::CertificateParams::default();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority_key = rcgen::KeyPair::generate().expect("a key");
+        let ca = authority
+            .self_signed(&authority_key)
+            .expect("a certificate");
+        let issuer = rcgen::Issuer::new(authority, authority_key);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
+        let file = |name: &str, text: &str| {
+            let path = certificates.join(name);
+            fs::write(&path, text).expect("a file");
+            path.display().to_string()
+        };
+        file("ca.crt", &ca.pem());
+        let (certificate, key) = (
+            file("tls.pem", &certificate.pem()),
+            file("tls.key", &key.serialize_pem()),
+        );
+        let users = "user:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n";
+        let users = file("htpasswd", users);
+        Self::start(
+            &format!("  tls:\n    certificate: {certificate}\n    key: {key}\n"),
+            &format!("auth:\n  htpasswd:\n    realm: test\n    path: {users}\n"),
+        )
+    }
+
     pub(crate) fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+}
+
+/// The API that skopeo has no command for, in the fewest bytes of HTTP.
+impl Registry {
+    pub(crate) fn manifest(&self, repository: &str, tag: &str) -> Vec<u8> {
+        let accept = "application/vnd.oci.image.manifest.v1+json, \
+                      application/vnd.docker.distribution.manifest.v2+json";
+        let request = format!(
+            "GET /v2/{repository}/manifests/{tag} HTTP/1.0\r\nHost: {}\r\nAccept: {accept}\r\n\r\n",
+            self.host()
+        );
+        let answer = self.exchange(request.as_bytes());
+        let end = answer
+            .windows(4)
+            .position(|it| it == b"\r\n\r\n")
+            .expect("a head")
+            + 4;
+        assert!(
+            answer.starts_with(b"HTTP/1.0 200"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+        answer[end..].to_vec()
+    }
+
+    /// An index of these images, with an attestation between them as buildkit leaves one.
+    pub(crate) fn put_index(&self, repository: &str, tag: &str, images: &[(&str, Vec<u8>)]) {
+        let entry = |bytes: &[u8], os: &str, architecture: &str| {
+            let document: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+            let oci = "application/vnd.oci.image.manifest.v1+json";
+            serde_json::json!({"mediaType": document["mediaType"].as_str().unwrap_or(oci),
+                "digest": skyhook_oci::Digest::of(bytes), "size": bytes.len(),
+                "platform": {"os": os, "architecture": architecture}})
+        };
+        let mut entries = vec![entry(&images[0].1, "unknown", "unknown")];
+        entries.extend(
+            images
+                .iter()
+                .map(|(arch, bytes)| entry(bytes, "linux", arch)),
+        );
+        let media_type = "application/vnd.oci.image.index.v1+json";
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": media_type,
+            "manifests": entries})
+        .to_string();
+        let request = format!(
+            "PUT /v2/{repository}/manifests/{tag} HTTP/1.0\r\nHost: {}\r\nContent-Type: {media_type}\r\n\
+             Content-Length: {}\r\n\r\n{index}",
+            self.host(),
+            index.len()
+        );
+        let answer = self.exchange(request.as_bytes());
+        assert!(
+            answer.starts_with(b"HTTP/1.0 201"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+
+    fn exchange(&self, request: &[u8]) -> Vec<u8> {
+        let mut stream =
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).expect("a registry");
+        stream.write_all(request).expect("a request");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        answer
     }
 }
 
@@ -165,6 +263,32 @@ impl Layout {
         );
         change(&bundle.join("rootfs"));
         run("umoci", &["repack", "--image", &image, &text]);
+    }
+
+    /// By way of a directory without compression, so that skopeo compresses as it is told.
+    pub(crate) fn push_decompressed(&self, tag: &str, to: &str, extra: &[&str]) {
+        let plain = tempfile::tempdir().expect("a directory");
+        let dir = format!("dir:{}", plain.path().display());
+        run(
+            "skopeo",
+            &[
+                "copy",
+                "-q",
+                "--dest-decompress",
+                &format!("oci:{}", self.image(tag)),
+                &dir,
+            ],
+        );
+        let to = format!("docker://{to}");
+        run(
+            "skopeo",
+            &[
+                &["copy", "-q", "--dest-tls-verify=false"],
+                extra,
+                &[&dir, &to],
+            ]
+            .concat(),
+        );
     }
 
     pub(crate) fn push(&self, tag: &str, to: &str, extra: &[&str]) {

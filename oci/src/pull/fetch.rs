@@ -237,10 +237,10 @@ impl Blob {
                     got,
                 };
                 // Where there is no other host, what came is kept.
-                    return Ok(Err(match self.session.has_one_host() {
-                        true => Broken::Resume(error),
-                        false => Broken::Restart(error),
-                    }));
+                return Ok(Err(match self.session.has_one_host() {
+                    true => Broken::Resume(error),
+                    false => Broken::Restart(error),
+                }));
             }
             sink.push(chunk).await?;
             self.progress.say(Event::LayerProgress {

@@ -60,7 +60,15 @@ impl Target {
                 source: errno.into(),
             }
         };
-        let absolute = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        // What is relative is relative to the root; without one, to where this process is.
+        let absolute = match self.root == Path::new("/") {
+            true => std::path::absolute(&self.path).map_err(|source| UnpackError::Io {
+                what: "find",
+                path: self.path.clone(),
+                source,
+            })?,
+            false => self.path.clone(),
+        };
         let mut names: Vec<&OsStr> = Vec::new();
         for component in absolute.components() {
             match component {
