@@ -1,14 +1,14 @@
 //! Effects to API calls. Every write carries what it was decided on; a refusal is a value, not a surprise.
 
+mod pods;
+
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
-use kube::api::{
-    Api, DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, Preconditions,
-};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource as _};
 use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
@@ -18,7 +18,6 @@ use skyhook_crds::{Skyhook, names};
 use crate::effect::{Effect, NodePatch, Version};
 use crate::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use crate::index::Change;
-use crate::pods::PodFact;
 
 /// What came of an effect.
 #[derive(Debug)]
@@ -330,67 +329,6 @@ impl Applier {
         Ok(Some(Change::RevisionGone(name.to_owned())))
     }
 
-    async fn survey_pods(&self, node: &str, lease_uid: &str) -> Result<Option<Change>, ApplyError> {
-        let api: Api<Pod> = Api::all(self.client.clone());
-        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let pods = api
-            .list(&params)
-            .await
-            .map_err(|source| failed("list", "pods of node", node, source))?;
-        Ok(Some(Change::Pods {
-            node: node.to_owned(),
-            lease_uid: lease_uid.to_owned(),
-            pods: pods.items.into_iter().map(PodFact::new).collect(),
-        }))
-    }
-
-    /// A refusal, whoever it comes from, means "not yet" and names who is in the way.
-    async fn evict(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
-        let Effect::EvictPod {
-            node,
-            lease_uid,
-            namespace,
-            pod,
-            pod_uid,
-            grace_period,
-            by_deletion,
-        } = effect
-        else {
-            return Ok(None);
-        };
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let delete = DeleteParams {
-            grace_period_seconds: *grace_period,
-            preconditions: Some(Preconditions {
-                uid: Some(pod_uid.clone()),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
-        };
-        let answer = if *by_deletion {
-            api.delete(pod, &delete).await.map(|_| ())
-        } else {
-            let params = EvictParams {
-                delete_options: Some(delete),
-                ..EvictParams::default()
-            };
-            api.evict(pod, &params).await.map(|_| ())
-        };
-        let problem = match answer {
-            Ok(()) => None,
-            // Gone, or another pod under the same name.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => None,
-            Err(kube::Error::Api(status)) => Some(refusal(&status)),
-            Err(error) => Some(error.to_string()),
-        };
-        Ok(Some(Change::Evicted {
-            node: node.clone(),
-            lease_uid: lease_uid.clone(),
-            pod_uid: pod_uid.clone(),
-            problem,
-        }))
-    }
-
     async fn reserve_lease(
         &self,
         node: &str,
@@ -479,21 +417,6 @@ fn condition(condition: &WireCondition, wall: &str) -> Value {
         "lastHeartbeatTime": wall,
         "lastTransitionTime": wall,
     })
-}
-
-/// What the API server, a PodDisruptionBudget or a webhook said against an eviction.
-fn refusal(status: &kube::core::Status) -> String {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    let causes: Vec<&str> = causes
-        .map(|cause| cause.message.as_str())
-        .filter(|message| !message.is_empty())
-        .collect();
-    let why = if causes.is_empty() {
-        status.message.clone()
-    } else {
-        causes.join("; ")
-    };
-    format!("eviction refused ({}): {why}", status.code)
 }
 
 /// What a write was decided on, as the API server checks it.

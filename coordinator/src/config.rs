@@ -40,6 +40,10 @@ pub struct Settings {
     #[arg(long, env = "NODE_RETURN_TIMEOUT", default_value = "15m", value_parser = duration)]
     pub node_return_timeout: Duration,
 
+    /// Stand for election among the replicas; without it, this one always leads.
+    #[arg(long, env = "LEADER_ELECTION", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub leader_election: bool,
+
     /// Requests in flight at once.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 16)]
     pub max_in_flight: usize,

@@ -6,12 +6,15 @@
 pub mod apply;
 pub mod config;
 pub mod effect;
+pub mod events;
 pub mod facts;
 pub mod guard;
 pub mod index;
+pub mod leadership;
 pub mod plan;
 pub mod pods;
 pub mod probe;
+pub mod publish;
 pub mod run;
 pub mod session;
 pub mod watch;

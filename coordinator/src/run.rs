@@ -13,8 +13,11 @@ use tokio::sync::{mpsc, watch as channel};
 use crate::apply::{Applier, Outcome};
 use crate::config::Settings;
 use crate::effect::Effect;
+use crate::events::{self, EventFact};
 use crate::index::{Change, Mono};
+use crate::leadership::Leadership;
 use crate::plan::{self, Now};
+use crate::publish::Publisher;
 use crate::session::{Held, Session};
 use crate::watch;
 
@@ -28,10 +31,16 @@ pub async fn run(
     mut stop: channel::Receiver<bool>,
     ready: channel::Sender<bool>,
 ) -> anyhow::Result<()> {
+    let mut leadership = if settings.leader_election {
+        Leadership::stand(client.clone(), settings).await?
+    } else {
+        Leadership::alone()
+    };
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
     let mut state = Loop {
         session: Session::new(settings),
+        publisher: Publisher::new(client.clone(), &settings.identity),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
     };
@@ -48,6 +57,11 @@ pub async fn run(
         tokio::select! {
             biased;
             _ = stop.changed() => break,
+            () = leadership.changed() => {
+                tracing::info!(leads = leadership.leads(), "leader election");
+                dirty = true;
+                continue;
+            }
             Some(change) = changes.recv() => {
                 dirty |= state.take(change);
                 while let Ok(change) = changes.try_recv() {
@@ -55,8 +69,8 @@ pub async fn run(
                 }
                 continue;
             }
-            Some((effect, outcome)) = writes.next(), if !writes.is_empty() => {
-                state.settle(&effect, outcome);
+            Some((effect, outcome, events)) = writes.next(), if !writes.is_empty() => {
+                state.settle(&effect, outcome, events);
                 dirty = true;
                 continue;
             }
@@ -65,13 +79,19 @@ pub async fn run(
         let now = state.now();
         state.session.expire(now.mono);
         ready.send_replace(state.session.index.is_synced());
+        dirty = false;
+        if !leadership.leads() {
+            // The picture is kept warm, so that a hand-over costs no list.
+            wake_at = None;
+            continue;
+        }
         let plan = state.session.plan(now);
         wake_at = plan.wake_at;
-        dirty = false;
         for effect in plan.effects {
             if writes.len() >= settings.max_in_flight {
                 break;
             }
+            let events = events::events(&state.session.index, &effect);
             let Some(effect) = state.begin(effect) else {
                 continue;
             };
@@ -79,20 +99,22 @@ pub async fn run(
             let wall = plan::seconds(Timestamp::now());
             writes.push(async move {
                 let outcome = applier.apply(&effect, &wall).await;
-                (effect, outcome)
+                (effect, outcome, events)
             });
         }
     }
     watches.shutdown().await;
-    while let Some((effect, outcome)) = writes.next().await {
-        state.settle(&effect, outcome);
+    while let Some((effect, outcome, events)) = writes.next().await {
+        state.settle(&effect, outcome, events);
     }
+    leadership.resign().await;
     Ok(())
 }
 
 struct Loop<'a> {
     session: Session<'a>,
     applier: Applier,
+    publisher: Publisher,
     started: Instant,
 }
 
@@ -126,10 +148,10 @@ impl Loop<'_> {
         }
     }
 
-    fn settle(&mut self, effect: &Effect, outcome: Outcome) {
+    fn settle(&mut self, effect: &Effect, outcome: Outcome, events: Vec<EventFact>) {
         let target = effect.target();
         match &outcome {
-            Outcome::Done(_) => {}
+            Outcome::Done(_) => self.publisher.send(events),
             Outcome::Stale => tracing::info!(
                 effect = effect.kind(),
                 ?target,

@@ -1,0 +1,211 @@
+//! Events for people, derived from an effect and the picture that it was decided on: one per transition, because an
+//! effect is planned only when something differs. Failures are Warnings.
+
+use skyhook_crds::lease::StopReason;
+use skyhook_crds::names;
+use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
+use skyhook_crds::stage::Status;
+
+use crate::effect::{Effect, NodePatch};
+use crate::index::Index;
+use crate::plan::AGENT_NOT_RESPONDING;
+
+/// The object that an event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Skyhook { name: String, uid: String },
+    Node { name: String, uid: String },
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventFact {
+    pub subject: Subject,
+    pub warning: bool,
+    pub reason: &'static str,
+    pub note: String,
+}
+
+/// What people are told when `effect` has been written.
+#[must_use]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most writes are of no interest to people"
+)]
+pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
+    match effect {
+        Effect::WriteSkyhookStatus { name, at, status } => {
+            let old = index
+                .skyhooks
+                .get(name)
+                .and_then(|skyhook| skyhook.status.clone());
+            let subject = Subject::Skyhook {
+                name: name.clone(),
+                uid: at.uid.clone(),
+            };
+            of_status(&subject, &old.unwrap_or_default(), status)
+        }
+        Effect::PatchNode {
+            node, at, patch, ..
+        } => {
+            let subject = Subject::Node {
+                name: node.clone(),
+                uid: at.uid.clone(),
+            };
+            of_node(index, &subject, node, patch)
+        }
+        Effect::StopLease {
+            node,
+            stop: Some(StopReason::DrainTimedOut),
+            ..
+        } => {
+            let note = |skyhook: &str| {
+                format!(
+                    "pods did not leave node [{node}] in time for [skyhook:{skyhook}]: the cordon is given back"
+                )
+            };
+            of_lease(index, node, "DrainTimedOut", note)
+        }
+        Effect::WithdrawLease { node, why, .. } if why == AGENT_NOT_RESPONDING => {
+            let note = |skyhook: &str| {
+                format!(
+                    "the agent of node [{node}] did not accept the lease of [skyhook:{skyhook}]"
+                )
+            };
+            of_lease(index, node, AGENT_NOT_RESPONDING, note)
+        }
+        Effect::AbandonLease { node, .. } => {
+            let note = |skyhook: &str| {
+                format!(
+                    "the agent of node [{node}] did not stop in time; [skyhook:{skyhook}] goes without its result"
+                )
+            };
+            of_lease(index, node, "LeaseAbandoned", note)
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec<EventFact> {
+    let event = |warning, reason, note| EventFact {
+        subject: subject.clone(),
+        warning,
+        reason,
+        note,
+    };
+    let mut events = Vec::new();
+    if old.status != new.status {
+        events.push(event(
+            false,
+            "State",
+            format!("Skyhook transitioned [{}] -> [{}]", old.status, new.status),
+        ));
+    }
+    for (node, status) in &new.node_status {
+        if *status == Status::Erroring && old.node_status.get(node) != Some(status) {
+            let why = new
+                .node_reasons
+                .get(node)
+                .map(|reason| reason.message.as_str())
+                .unwrap_or_default();
+            events.push(event(
+                true,
+                "PackageErroring",
+                format!("node [{node}]: {why}"),
+            ));
+        }
+    }
+    let invalid = |status: &SkyhookStatus| {
+        status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == "Ready" && c.reason == "Invalid")
+            .map(|c| c.message.clone())
+    };
+    if let Some(problem) = invalid(new).filter(|problem| invalid(old).as_ref() != Some(problem)) {
+        events.push(event(true, "Invalid", problem));
+    }
+    events
+}
+
+fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> Vec<EventFact> {
+    let event = |warning, reason, note| EventFact {
+        subject: subject.clone(),
+        warning,
+        reason,
+        note,
+    };
+    let prefix = names::status("");
+    let mut events = Vec::new();
+    for (key, value) in &patch.labels {
+        let (Some(skyhook), Some(value)) = (key.strip_prefix(&prefix), value) else {
+            continue;
+        };
+        if value == Status::Complete.as_str() {
+            events.push(event(
+                false,
+                "State",
+                format!("Skyhook [{skyhook}] complete."),
+            ));
+        } else if value == Status::Erroring.as_str() {
+            let reason = patch
+                .annotations
+                .get(&names::reason(skyhook))
+                .cloned()
+                .flatten();
+            let reason: Option<NodeReason> =
+                reason.and_then(|text| serde_json::from_str(&text).ok());
+            let why = reason.map(|reason| reason.message).unwrap_or_default();
+            events.push(event(
+                true,
+                "PackageErroring",
+                format!("[skyhook:{skyhook}] {why}"),
+            ));
+        }
+    }
+    if patch.unschedulable == Some(true)
+        && let Some(skyhook) = index
+            .leases
+            .get(node)
+            .and_then(|fact| fact.lease.as_ref().ok())
+    {
+        let note = format!(
+            "draining node [{node}] from [skyhook:{}]",
+            skyhook.spec.skyhook.name
+        );
+        events.push(event(false, "Interrupt", note));
+    }
+    events
+}
+
+/// A failure that both the Skyhook and the Node of a lease are told of.
+fn of_lease(
+    index: &Index,
+    node: &str,
+    reason: &'static str,
+    note: impl Fn(&str) -> String,
+) -> Vec<EventFact> {
+    let Some(Ok(lease)) = index.leases.get(node).map(|fact| &fact.lease) else {
+        return Vec::new();
+    };
+    let spec = &lease.spec;
+    let subjects = [
+        Subject::Skyhook {
+            name: spec.skyhook.name.clone(),
+            uid: spec.skyhook.uid.clone(),
+        },
+        Subject::Node {
+            name: spec.node.name.clone(),
+            uid: spec.node.uid.clone(),
+        },
+    ];
+    subjects
+        .into_iter()
+        .map(|subject| EventFact {
+            subject,
+            warning: true,
+            reason,
+            note: note(&spec.skyhook.name),
+        })
+        .collect()
+}
