@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::PostParams;
 use kube::{Api, Resource};
 use serde_json::json;
 
@@ -123,12 +123,6 @@ pub async fn token(plane: &ControlPlane, node: &str) -> Result<String> {
         Err(kube::Error::Api(status)) if status.code == 409 => pods.get(&name).await?,
         created => created.with_context(|| format!("cannot create pod {name}"))?,
     };
-    let running = json!({"status": {
-        "phase": "Running",
-        "conditions": [{"type": "Ready", "status": "True"}],
-    }});
-    pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(running))
-        .await?;
     let bound = json!({
         "kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod.metadata.uid,
     });

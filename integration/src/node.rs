@@ -19,6 +19,10 @@ use tokio::task::JoinHandle;
 
 use crate::host::{Boot, Host, Power};
 
+mod pods;
+
+pub use pods::ENDS_AFTER;
+
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How a node behaves.
@@ -45,7 +49,7 @@ impl Default for NodeOptions {
 /// Keeps a host's Node object for as long as it lives.
 #[derive(Debug)]
 pub struct NodePlayer {
-    task: JoinHandle<()>,
+    tasks: [JoinHandle<()>; 2],
     withhold_ready: Arc<AtomicBool>,
 }
 
@@ -59,8 +63,8 @@ impl NodePlayer {
         let withhold_ready = Arc::new(AtomicBool::new(false));
         let mut player = Player {
             nodes: Api::all(client.clone()),
-            leases: Api::namespaced(client, "kube-node-lease"),
-            host,
+            leases: Api::namespaced(client.clone(), "kube-node-lease"),
+            host: Arc::clone(&host),
             options,
             posted: Posted::default(),
             silent_since: None,
@@ -68,9 +72,12 @@ impl NodePlayer {
         };
         player.create().await?;
         player.tick().await?;
-        let task = tokio::spawn(player.run());
+        let tasks = [
+            tokio::spawn(player.run()),
+            tokio::spawn(pods::play(client, host)),
+        ];
         Ok(Self {
-            task,
+            tasks,
             withhold_ready,
         })
     }
@@ -84,7 +91,9 @@ impl NodePlayer {
 
 impl Drop for NodePlayer {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
