@@ -1,1 +1,17 @@
-//! placeholder
+//! The node agent: it brings one host to the revision that a lease names. It knows nothing of budgets or other nodes.
+//!
+//! [`machine`] decides and is pure; [`run`] feeds it and performs what it says, through [`host`] (processes, systemd),
+//! [`stage`] (files of a package on the host) and [`lease`] (the API). [`supervise`] is the process that runs one step.
+
+pub mod atomic;
+pub mod config;
+pub mod host;
+pub mod image;
+pub mod journal;
+pub mod lease;
+pub mod logs;
+pub mod machine;
+pub mod report;
+pub mod run;
+pub mod stage;
+pub mod supervise;

@@ -1,0 +1,149 @@
+//! Flags and environment, checked once.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::stage::Layout;
+
+/// Runs Skyhook packages on this host.
+#[derive(Parser, Debug)]
+#[command(name = "skyhook-agent", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Watch this node's interruption lease and do what it says.
+    Run(RunArgs),
+    /// Exit with 0 when an agent runs on this host and has reached the API.
+    Ready(ReadyArgs),
+    /// Run one step; started by the agent itself.
+    #[command(hide = true)]
+    Supervise,
+}
+
+/// Where the agent keeps its state.
+#[derive(Args, Debug, Clone)]
+pub struct StateArgs {
+    /// Where the host's files are: / as a unit of the host, the mount point as a pod.
+    #[arg(long, env = "SKYHOOK_HOST_ROOT", default_value = "/")]
+    pub host_root: PathBuf,
+    /// Directory on the host for the agent's journal, images and running steps.
+    #[arg(
+        long,
+        env = "SKYHOOK_STATE_DIR",
+        default_value = "/var/lib/skyhook-agent"
+    )]
+    pub state_dir: PathBuf,
+}
+
+/// Flags of `ready`.
+#[derive(Args, Debug, Clone)]
+pub struct ReadyArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+}
+
+/// Flags of `run`.
+#[derive(Args, Debug, Clone)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Name of this Node.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Namespace of the installation.
+    #[arg(long, env = "NAMESPACE", default_value = "skyhook")]
+    pub namespace: String,
+    /// Directory on the host for package files, flags and history.
+    #[arg(long, env = "COPY_DIR_ROOT", default_value = "/var/lib/skyhook")]
+    pub copy_dir_root: String,
+    /// Directory on the host for step logs.
+    #[arg(long, env = "AGENT_LOG_ROOT", default_value = "/var/log/skyhook")]
+    pub log_root: String,
+    /// Registry (HOST:PORT) that is spoken to without TLS. May be given several times.
+    #[arg(
+        long = "insecure-registry",
+        env = "INSECURE_REGISTRIES",
+        value_delimiter = ','
+    )]
+    pub insecure_registries: Vec<String>,
+    /// Secret in the namespace with registry credentials. May be given several times; node-init-secret is used besides
+    /// when it exists.
+    #[arg(
+        long = "image-pull-secret",
+        env = "IMAGE_PULL_SECRETS",
+        value_delimiter = ','
+    )]
+    pub image_pull_secrets: Vec<String>,
+    /// Longest time that one step may take, in seconds; unset: as long as it needs.
+    #[arg(long, env = "STEP_TIMEOUT_SECONDS")]
+    pub step_timeout_seconds: Option<u64>,
+}
+
+/// Settings after the checks.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub node: String,
+    pub namespace: String,
+    pub host_root: PathBuf,
+    /// As the host sees it.
+    pub state_dir: PathBuf,
+    pub layout: Layout,
+    pub insecure_registries: Vec<String>,
+    pub pull_secrets: BTreeSet<String>,
+    pub step_timeout: Option<Duration>,
+}
+
+/// A flag that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSetting {
+    #[error("--{flag} is {value:?}: it must be an absolute path without spaces")]
+    Path { flag: &'static str, value: String },
+}
+
+impl RunArgs {
+    /// Checks the flags.
+    pub fn settings(self) -> Result<Settings, InvalidSetting> {
+        for (flag, value) in [
+            ("copy-dir-root", &self.copy_dir_root),
+            ("log-root", &self.log_root),
+        ] {
+            if !value.starts_with('/') || value.contains(char::is_whitespace) {
+                return Err(InvalidSetting::Path {
+                    flag,
+                    value: value.clone(),
+                });
+            }
+        }
+        let mut pull_secrets: BTreeSet<String> = self
+            .image_pull_secrets
+            .into_iter()
+            .filter(|s| !s.is_empty())
+            .collect();
+        pull_secrets.insert("node-init-secret".to_owned());
+        Ok(Settings {
+            node: self.node_name,
+            namespace: self.namespace,
+            host_root: self.state.host_root,
+            state_dir: self.state.state_dir,
+            layout: Layout {
+                copy_root: self.copy_dir_root.trim_end_matches('/').to_owned(),
+                log_root: self.log_root.trim_end_matches('/').to_owned(),
+            },
+            insecure_registries: self
+                .insecure_registries
+                .into_iter()
+                .filter(|r| !r.is_empty())
+                .collect(),
+            pull_secrets,
+            step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
+        })
+    }
+}

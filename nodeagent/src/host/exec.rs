@@ -1,0 +1,329 @@
+//! Starting supervisors, finding those that an earlier agent started, and ending their steps.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the shell's process handling"
+)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustix::fs::{FlockOperation, flock};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::systemd::{Bus, ScopeLimits, SystemdError};
+use crate::supervise::{RESULT, Spec, StepResult};
+
+/// How long a supervisor may take to get ready.
+const READY: Duration = Duration::from_secs(20);
+/// How long a scope without a supervisor may go on before it is ended.
+const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why a step could not be started or found.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("step {id}: {action} failed")]
+    Io {
+        id: u64,
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("step {id}: its scope cannot be started")]
+    Scope {
+        id: u64,
+        #[source]
+        source: SystemdError,
+    },
+    #[error("step {id}: the supervisor did not get ready: {problem}")]
+    NotReady { id: u64, problem: String },
+}
+
+/// What became of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepEnd {
+    Finished(StepResult),
+    /// Supervisor and scope are gone, and there is no result.
+    Lost,
+}
+
+/// A step to be run.
+#[derive(Clone, Debug)]
+pub struct StepRequest {
+    pub id: u64,
+    /// Package and mode: part of the scope's name.
+    pub label: String,
+    pub spec: Spec,
+    pub limits: ScopeLimits,
+}
+
+/// Runs steps under supervisors.
+pub trait StepRunner: 'static {
+    /// Runs a step to its end.
+    fn run(&self, request: StepRequest) -> impl Future<Output = Result<StepEnd, ExecError>>;
+    /// Waits for the end of a step that an earlier agent started.
+    fn adopt(&self, id: u64, label: &str) -> impl Future<Output = Result<StepEnd, ExecError>>;
+    /// Tells a step's supervisor to end it.
+    fn end(&self, id: u64);
+    /// Where the result of a step goes, as this process and as the supervisor see it.
+    fn directory(&self, id: u64) -> (PathBuf, PathBuf);
+}
+
+/// Supervisors in transient scopes; without a bus (no systemd), in sessions of their own.
+#[derive(Debug)]
+pub struct Supervisors {
+    bus: Option<Rc<Bus>>,
+    /// Directory of the steps, as this process sees it.
+    steps: PathBuf,
+    /// The same, as a process in PID 1's mount namespace sees it.
+    host_steps: PathBuf,
+}
+
+impl Supervisors {
+    #[must_use]
+    pub fn new(bus: Option<Rc<Bus>>, steps: PathBuf, host_steps: PathBuf) -> Self {
+        Self {
+            bus,
+            steps,
+            host_steps,
+        }
+    }
+
+    /// True while a supervisor works on the step.
+    #[must_use]
+    pub fn is_running(&self, id: u64) -> bool {
+        is_running(&self.steps.join(format!("{id:08}")))
+    }
+
+    async fn start(&self, request: &StepRequest) -> Result<Child, ExecError> {
+        let id = request.id;
+        let failed = |action| move |source| ExecError::Io { id, action, source };
+        let directory = self.directory(id).0;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(failed("creating its directory"))?;
+        let lock = open_lock(&directory).map_err(failed("opening its lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(io::Error::from)
+            .map_err(failed("locking"))?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("skyhook-supervisor")
+            .arg("supervise")
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(lock)
+            .spawn()
+            .map_err(failed("starting its supervisor"))?;
+        let pid = child.id().unwrap_or(0);
+        fs::write(directory.join("pid"), identity(pid)).map_err(failed("noting its pid"))?;
+        if let Err(e) = self.hand_over(&mut child, pid, request).await {
+            // Its stdin closes with the handle: without a specification it ends.
+            let _ended = child.start_kill();
+            return Err(e);
+        }
+        Ok(child)
+    }
+
+    async fn hand_over(
+        &self,
+        child: &mut Child,
+        pid: u32,
+        request: &StepRequest,
+    ) -> Result<(), ExecError> {
+        let id = request.id;
+        let not_ready = |problem: String| ExecError::NotReady { id, problem };
+        let stdout = child
+            .stdout
+            .as_mut()
+            .ok_or_else(|| not_ready("no pipe".into()))?;
+        match timeout(READY, stdout.read_u8()).await {
+            Ok(Ok(b'r')) => {}
+            Ok(Ok(other)) => return Err(not_ready(format!("it said {other:#x}"))),
+            Ok(Err(e)) => return Err(not_ready(e.to_string())),
+            Err(_) => return Err(not_ready("it took too long".into())),
+        }
+        if let Some(bus) = &self.bus {
+            let name = scope_name(id, &request.label);
+            let description = format!("Skyhook step {}", request.label);
+            bus.start_scope(&name, &description, pid, request.limits)
+                .await
+                .map_err(|source| ExecError::Scope { id, source })?;
+            await_scope(pid, &name).await.map_err(not_ready)?;
+        }
+        let text = serde_json::to_vec(&request.spec).map_err(|e| not_ready(e.to_string()))?;
+        let mut stdin = child
+            .stdin
+            .take()
+            .ok_or_else(|| not_ready("no pipe".into()))?;
+        let sent = async {
+            stdin.write_all(&text).await?;
+            stdin.shutdown().await
+        };
+        sent.await.map_err(|e| not_ready(e.to_string()))
+    }
+
+    /// There is no result and no supervisor: waits until nothing of the step is left.
+    async fn bury(&self, id: u64, label: &str) -> Result<StepEnd, ExecError> {
+        let Some(bus) = &self.bus else {
+            return Ok(StepEnd::Lost);
+        };
+        let name = scope_name(id, label);
+        let begin = Instant::now();
+        loop {
+            let active = bus
+                .is_active(&name)
+                .await
+                .map_err(|source| ExecError::Scope { id, source })?;
+            if !active {
+                return Ok(StepEnd::Lost);
+            }
+            let waited = begin.elapsed();
+            if waited > ORPHAN_PATIENCE {
+                let signal = if waited > 2 * ORPHAN_PATIENCE {
+                    Signal::SIGKILL
+                } else {
+                    Signal::SIGTERM
+                };
+                // It may be gone by now.
+                let _killed = bus.kill(&name, signal as i32).await;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+    }
+}
+
+impl StepRunner for Supervisors {
+    async fn run(&self, request: StepRequest) -> Result<StepEnd, ExecError> {
+        let mut child = self.start(&request).await?;
+        let directory = self.directory(request.id).0;
+        // `d`, or the end of the pipe when it died.
+        if let Some(stdout) = &mut child.stdout {
+            let _told = stdout.read_u8().await;
+        }
+        let result = read_result(&directory, request.id)?;
+        // It may go on to hold the pipes of what the step left behind; it is reaped whenever it ends.
+        tokio::task::spawn_local(async move {
+            let _status = child.wait().await;
+        });
+        match result {
+            Some(result) => Ok(StepEnd::Finished(result)),
+            None => self.bury(request.id, &request.label).await,
+        }
+    }
+
+    async fn adopt(&self, id: u64, label: &str) -> Result<StepEnd, ExecError> {
+        let directory = self.directory(id).0;
+        loop {
+            if let Some(result) = read_result(&directory, id)? {
+                return Ok(StepEnd::Finished(result));
+            }
+            if !directory.exists() || !is_locked(&directory) {
+                // It may have ended between the two looks.
+                return match read_result(&directory, id)? {
+                    Some(result) => Ok(StepEnd::Finished(result)),
+                    None => self.bury(id, label).await,
+                };
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn end(&self, id: u64) {
+        let directory = self.directory(id).0;
+        let Ok(noted) = fs::read_to_string(directory.join("pid")) else {
+            return;
+        };
+        let pid = noted.split(' ').next().and_then(|pid| pid.parse().ok());
+        if let Some(pid) = pid
+            && is_locked(&directory)
+            && identity(pid) == noted
+            && let Ok(pid) = i32::try_from(pid)
+        {
+            // It may be gone by now.
+            let _sent = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+    }
+
+    fn directory(&self, id: u64) -> (PathBuf, PathBuf) {
+        let name = format!("{id:08}");
+        (self.steps.join(&name), self.host_steps.join(name))
+    }
+}
+
+/// Name of a step's scope.
+#[must_use]
+pub fn scope_name(id: u64, label: &str) -> String {
+    format!("skyhook-{id}-{label}.scope")
+}
+
+fn open_lock(directory: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(directory.join("supervisor.log"))
+}
+
+/// True while a supervisor holds the lock, whoever started it.
+fn is_locked(directory: &Path) -> bool {
+    open_lock(directory)
+        .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+}
+
+/// True while a supervisor lives that has left no result.
+#[must_use]
+pub fn is_running(directory: &Path) -> bool {
+    !directory.join(RESULT).exists() && is_locked(directory)
+}
+
+fn read_result(directory: &Path, id: u64) -> Result<Option<StepResult>, ExecError> {
+    let failed = |source| ExecError::Io {
+        id,
+        action: "reading its result",
+        source,
+    };
+    match fs::read(directory.join(RESULT)) {
+        Ok(text) => serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| failed(e.into())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Pid and start time: together they name a process of this boot.
+fn identity(pid: u32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold spaces; the start time is the 20th field after it.
+    let started = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
+        .unwrap_or("-");
+    format!("{pid} {started}")
+}
+
+/// The reply to `StartTransientUnit` comes before the process is moved.
+async fn await_scope(pid: u32, name: &str) -> Result<(), String> {
+    let deadline = Instant::now() + READY;
+    loop {
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        if cgroups.lines().any(|line| line.ends_with(name)) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("it was not moved into {name}"));
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}

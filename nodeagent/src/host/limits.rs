@@ -1,0 +1,174 @@
+//! Limits of a step: the scope's from the package's resources, and the process' own from the host.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the shell's view of the host"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use skyhook_crds::package::Resources;
+use skyhook_crds::quantity::InvalidQuantity;
+
+use super::systemd::{Bus, ScopeLimits};
+use crate::supervise::{Limit, Resource};
+
+/// Units of container runtimes, whose limits containers inherit.
+const RUNTIMES: [&str; 3] = ["containerd.service", "crio.service", "docker.service"];
+
+/// Names in `/proc/PID/limits` and of systemd's `DefaultLimit…` properties.
+const NAMES: [(&str, &str, Resource); 16] = [
+    ("Max address space", "AS", Resource::As),
+    ("Max core file size", "CORE", Resource::Core),
+    ("Max cpu time", "CPU", Resource::Cpu),
+    ("Max data size", "DATA", Resource::Data),
+    ("Max file size", "FSIZE", Resource::Fsize),
+    ("Max file locks", "LOCKS", Resource::Locks),
+    ("Max locked memory", "MEMLOCK", Resource::Memlock),
+    ("Max msgqueue size", "MSGQUEUE", Resource::Msgqueue),
+    ("Max nice priority", "NICE", Resource::Nice),
+    ("Max open files", "NOFILE", Resource::Nofile),
+    ("Max processes", "NPROC", Resource::Nproc),
+    ("Max resident set", "RSS", Resource::Rss),
+    ("Max realtime priority", "RTPRIO", Resource::Rtprio),
+    ("Max realtime timeout", "RTTIME", Resource::Rttime),
+    ("Max pending signals", "SIGPENDING", Resource::Sigpending),
+    ("Max stack size", "STACK", Resource::Stack),
+];
+
+/// Limits of the step's scope.
+pub fn scope(resources: &Resources) -> Result<ScopeLimits, InvalidQuantity> {
+    let unsigned = |value: i128| u64::try_from(value.max(0)).unwrap_or(u64::MAX);
+    let milli = |q: &Option<_>| {
+        q.as_ref()
+            .map(|q: &skyhook_crds::quantity::Quantity| q.milli())
+    };
+    let bytes = |q: &Option<_>| {
+        q.as_ref()
+            .map(|q: &skyhook_crds::quantity::Quantity| q.bytes())
+    };
+    Ok(ScopeLimits {
+        cpu_quota: milli(&resources.cpu_limit)
+            .transpose()?
+            .map(|m| unsigned(m).saturating_mul(1000)),
+        cpu_weight: milli(&resources.cpu_request)
+            .transpose()?
+            .map(|m| weight(unsigned(m))),
+        memory_max: bytes(&resources.memory_limit).transpose()?.map(unsigned),
+        memory_low: bytes(&resources.memory_request).transpose()?.map(unsigned),
+    })
+}
+
+/// The kubelet's conversion of milli-CPUs: shares, then the weight of cgroup version 2.
+fn weight(milli: u64) -> u64 {
+    let shares = (milli.saturating_mul(1024) / 1000).clamp(2, 262_144);
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+/// Limits that a process of the host starts with: the container runtime's where one runs as a unit, else systemd's
+/// defaults; empty where neither can be asked.
+pub async fn process(bus: &Bus) -> Vec<Limit> {
+    for unit in RUNTIMES {
+        if let Ok(pid) = bus.main_pid(unit).await
+            && pid > 0
+            && let Ok(text) = fs::read_to_string(format!("/proc/{pid}/limits"))
+        {
+            return parse(&text);
+        }
+    }
+    match bus.default_limits().await {
+        Ok(values) => from_defaults(&values),
+        Err(error) => {
+            tracing::warn!(%error, "systemd's default limits are not known");
+            Vec::new()
+        }
+    }
+}
+
+fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<Limit> {
+    NAMES
+        .iter()
+        .filter_map(|(_, name, resource)| {
+            let hard = *values.get(&format!("DefaultLimit{name}"))?;
+            let soft = values.get(&format!("DefaultLimit{name}Soft"));
+            Some(Limit {
+                resource: *resource,
+                soft: soft.copied().unwrap_or(hard),
+                hard,
+            })
+        })
+        .collect()
+}
+
+/// Reads `/proc/PID/limits`.
+fn parse(text: &str) -> Vec<Limit> {
+    let value = |text: &str| match text {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    };
+    text.lines()
+        .filter_map(|line| {
+            let (name, _, resource) = NAMES.iter().find(|(name, _, _)| line.starts_with(name))?;
+            let mut fields = line[name.len()..].split_whitespace();
+            Some(Limit {
+                resource: *resource,
+                soft: value(fields.next()?)?,
+                hard: value(fields.next()?)?,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use skyhook_crds::quantity::Quantity;
+
+    use super::*;
+
+    #[test]
+    fn limits_of_a_running_process() {
+        let text = "\
+Limit                     Soft Limit           Hard Limit           Units
+Max cpu time              unlimited            unlimited            seconds
+Max open files            1024                 524288               files
+Max stack size            8388608              unlimited            bytes
+";
+        let limit = |resource, soft, hard| Limit {
+            resource,
+            soft,
+            hard,
+        };
+        assert_eq!(
+            parse(text),
+            [
+                limit(Resource::Cpu, u64::MAX, u64::MAX),
+                limit(Resource::Nofile, 1024, 524_288),
+                limit(Resource::Stack, 8_388_608, u64::MAX),
+            ]
+        );
+    }
+
+    #[test]
+    fn resources_become_properties_of_the_scope() {
+        let quantity = |text: &str| Some(Quantity(text.into()));
+        let resources = Resources {
+            cpu_request: quantity("250m"),
+            cpu_limit: quantity("1500m"),
+            memory_request: quantity("64Mi"),
+            memory_limit: quantity("1Gi"),
+        };
+        assert_eq!(
+            scope(&resources).unwrap(),
+            ScopeLimits {
+                cpu_quota: Some(1_500_000),
+                cpu_weight: Some(10),
+                memory_max: Some(1 << 30),
+                memory_low: Some(64 << 20),
+            }
+        );
+        assert_eq!(
+            scope(&Resources::default()).unwrap(),
+            ScopeLimits::default()
+        );
+    }
+}

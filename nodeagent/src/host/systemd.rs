@@ -1,0 +1,366 @@
+//! systemd over D-Bus: scopes for steps, and units for interrupts. Never a shelled-out systemctl.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+use zbus::Connection;
+use zbus::{OwnedObjectPath, Variant};
+
+mod login;
+
+/// How long a method call may take.
+const CALL: Duration = Duration::from_secs(25);
+/// How long one job may take; a unit's own timeouts end it long before.
+const JOB: Duration = Duration::from_secs(600);
+
+/// What went wrong on the bus.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    #[error("the system bus at {address} does not answer")]
+    Connect {
+        address: String,
+        #[source]
+        source: zbus::Error,
+    },
+    #[error("systemd: {call} failed")]
+    Call {
+        call: String,
+        #[source]
+        source: zbus::Error,
+    },
+    #[error("systemd: {call} took more than {seconds} s", seconds = .after.as_secs())]
+    Timeout { call: String, after: Duration },
+    #[error("unit {unit}: {problem}")]
+    Unit { unit: String, problem: String },
+}
+
+impl SystemdError {
+    /// True when the bus itself was lost: what was asked for may have happened.
+    #[must_use]
+    pub fn is_bus_lost(&self) -> bool {
+        match self {
+            Self::Connect { .. } => true,
+            Self::Call { source, .. } => !matches!(source, zbus::Error::MethodError(..)),
+            Self::Timeout { .. } | Self::Unit { .. } => false,
+        }
+    }
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Manager",
+    default_service = "org.freedesktop.systemd1",
+    default_path = "/org/freedesktop/systemd1"
+)]
+trait Manager {
+    fn subscribe(&self) -> zbus::Result<()>;
+    fn reload(&self) -> zbus::Result<()>;
+    fn get_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
+    fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
+    fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
+    #[expect(clippy::type_complexity, reason = "the signature is systemd's")]
+    fn start_transient_unit(
+        &self,
+        name: &str,
+        mode: &str,
+        properties: &[(&str, Variant<'_>)],
+        aux: &[(&str, Vec<(&str, Variant<'_>)>)],
+    ) -> zbus::Result<OwnedObjectPath>;
+
+    #[zbus(signal)]
+    fn job_removed(
+        &self,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: String,
+        result: String,
+    ) -> zbus::Result<()>;
+}
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Unit",
+    default_service = "org.freedesktop.systemd1"
+)]
+trait Unit {
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn active_state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn load_state(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn active_enter_timestamp_monotonic(&self) -> zbus::Result<u64>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn invocation_id(&self) -> zbus::Result<Vec<u8>>;
+}
+
+/// CPU and memory of a step's scope.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScopeLimits {
+    /// Microseconds of CPU per second.
+    pub cpu_quota: Option<u64>,
+    pub cpu_weight: Option<u64>,
+    pub memory_max: Option<u64>,
+    pub memory_low: Option<u64>,
+}
+
+/// The bus, connected when it is first needed and again after it was lost.
+#[derive(Debug)]
+pub struct Bus {
+    address: String,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Bus {
+    /// The system bus of the host that is at `root`.
+    #[must_use]
+    pub fn of(root: &Path) -> Self {
+        let socket = root.join("run/dbus/system_bus_socket");
+        Self {
+            address: format!("unix:path={}", socket.display()),
+            connection: Mutex::new(None),
+        }
+    }
+
+    /// Gives the connection back while there is nothing to do, so that the bus does not wake an idle agent.
+    pub async fn release(&self) {
+        *self.connection.lock().await = None;
+    }
+
+    pub(crate) async fn connection(&self) -> Result<Connection, SystemdError> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = slot.as_ref() {
+            return Ok(connection.clone());
+        }
+        let connect = async {
+            zbus::connection::Builder::address(self.address.as_str())
+                .build()
+                .await
+        };
+        let connection = call("connect", connect).await.map_err(|e| match e {
+            SystemdError::Call { source, .. } => SystemdError::Connect {
+                address: self.address.clone(),
+                source,
+            },
+            SystemdError::Connect { .. }
+            | SystemdError::Timeout { .. }
+            | SystemdError::Unit { .. } => e,
+        })?;
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'static>, SystemdError> {
+        let connection = self.connection().await?;
+        let proxy = ManagerProxy::builder(&connection)
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build();
+        self.noting_loss(call("connect to the manager", proxy).await)
+            .await
+    }
+
+    /// Forgets the connection when the answer says that it is of no use any more.
+    async fn noting_loss<T>(&self, answer: Result<T, SystemdError>) -> Result<T, SystemdError> {
+        if let Err(e) = &answer
+            && e.is_bus_lost()
+        {
+            self.release().await;
+        }
+        answer
+    }
+
+    /// Moves `pid` into a new scope of its own.
+    pub async fn start_scope(
+        &self,
+        name: &str,
+        description: &str,
+        pid: u32,
+        limits: ScopeLimits,
+    ) -> Result<(), SystemdError> {
+        let mut properties = vec![
+            ("PIDs", Variant::from(vec![pid])),
+            ("Description", Variant::from(description)),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+        ];
+        let limits = [
+            ("CPUQuotaPerSecUSec", limits.cpu_quota),
+            ("CPUWeight", limits.cpu_weight),
+            ("MemoryMax", limits.memory_max),
+            ("MemoryLow", limits.memory_low),
+        ];
+        properties.extend(
+            limits
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, Variant::from(value?)))),
+        );
+        let manager = self.manager().await?;
+        let started = call(
+            &format!("StartTransientUnit({name})"),
+            manager.start_transient_unit(name, "fail", &properties, &[]),
+        )
+        .await;
+        self.noting_loss(started).await.map(drop)
+    }
+
+    /// True while a unit of that name is loaded and has processes.
+    pub async fn is_active(&self, unit: &str) -> Result<bool, SystemdError> {
+        match self.unit_state(unit).await {
+            Ok(state) => Ok(state.active != "inactive" && state.active != "failed"),
+            Err(e) if e.is_no_such_unit() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Sends a signal to every process of a unit.
+    pub async fn kill(&self, unit: &str, signal: i32) -> Result<(), SystemdError> {
+        let manager = self.manager().await?;
+        let killed = call(
+            &format!("KillUnit({unit})"),
+            manager.kill_unit(unit, "all", signal),
+        )
+        .await;
+        self.noting_loss(killed).await
+    }
+
+    /// Reads the configuration of all units again.
+    pub async fn reload(&self) -> Result<(), SystemdError> {
+        let manager = self.manager().await?;
+        let reloaded = call("Reload", manager.reload()).await;
+        self.noting_loss(reloaded).await
+    }
+
+    /// State of a unit that is loaded.
+    pub async fn unit_state(&self, unit: &str) -> Result<UnitState, SystemdError> {
+        let manager = self.manager().await?;
+        let state = async {
+            let path = manager.load_unit(unit).await?;
+            let proxy = UnitProxy::builder(manager.inner().connection())
+                .path(path)
+                .cache_properties(zbus::proxy::CacheProperties::No)
+                .build()
+                .await?;
+            Ok(UnitState {
+                load: proxy.load_state().await?,
+                active: proxy.active_state().await?,
+                invocation: proxy.invocation_id().await.unwrap_or_default(),
+                active_since: proxy.active_enter_timestamp_monotonic().await.unwrap_or(0),
+            })
+        };
+        let state = call(&format!("state of {unit}"), state).await;
+        self.noting_loss(state).await
+    }
+
+    /// Restarts (or starts) a unit and waits for the job; the job's result, `done` when all went well.
+    pub async fn run_job(&self, unit: &str, restart: bool) -> Result<String, SystemdError> {
+        let manager = self.manager().await?;
+        let job = async {
+            manager.subscribe().await.or_else(already_subscribed)?;
+            let mut removed = manager.receive_job_removed().await?;
+            let job = if restart {
+                manager.restart_unit(unit, "replace").await?
+            } else {
+                manager.start_unit(unit, "replace-irreversibly").await?
+            };
+            while let Some(signal) = removed.next().await {
+                let args = signal.args()?;
+                if args.job() == &job {
+                    return Ok(args.result().clone());
+                }
+            }
+            Err(zbus::Error::InputOutput(std::sync::Arc::new(
+                std::io::Error::other("the bus was closed"),
+            )))
+        };
+        let name = format!("restart of {unit}");
+        let result = within(&name, JOB, job).await;
+        self.noting_loss(result).await
+    }
+
+    /// Waits until the bus answers again.
+    pub async fn reconnect(&self, patience: Duration) -> Result<(), SystemdError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            self.release().await;
+            match self.manager().await {
+                Ok(manager) => {
+                    // D-Bus may be up before systemd is on it.
+                    if call("GetUnit", manager.get_unit("-.mount")).await.is_ok() {
+                        return Ok(());
+                    }
+                }
+                Err(e) if tokio::time::Instant::now() >= deadline => return Err(e),
+                Err(_) => {}
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err(SystemdError::Timeout {
+                    call: "reconnecting".into(),
+                    after: patience,
+                });
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+/// What is known of a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitState {
+    pub load: String,
+    pub active: String,
+    /// Another one means that it was started anew.
+    pub invocation: Vec<u8>,
+    pub active_since: u64,
+}
+
+impl SystemdError {
+    /// True when systemd does not know the unit.
+    #[must_use]
+    pub fn is_no_such_unit(&self) -> bool {
+        match self {
+            Self::Call {
+                source: zbus::Error::MethodError(name, _, _),
+                ..
+            } => name.as_str().ends_with("NoSuchUnit"),
+            Self::Connect { .. } | Self::Call { .. } | Self::Timeout { .. } | Self::Unit { .. } => {
+                false
+            }
+        }
+    }
+}
+
+fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
+    match &error {
+        zbus::Error::MethodError(name, _, _) if name.as_str().ends_with("AlreadySubscribed") => {
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+async fn call<T>(
+    name: &str,
+    future: impl Future<Output = zbus::Result<T>>,
+) -> Result<T, SystemdError> {
+    within(name, CALL, future).await
+}
+
+async fn within<T>(
+    name: &str,
+    after: Duration,
+    future: impl Future<Output = zbus::Result<T>>,
+) -> Result<T, SystemdError> {
+    match timeout(after, future).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(SystemdError::Call {
+            call: name.to_owned(),
+            source,
+        }),
+        Err(_) => Err(SystemdError::Timeout {
+            call: name.to_owned(),
+            after,
+        }),
+    }
+}

@@ -1,0 +1,265 @@
+//! The host's journal: what is installed, and what runs. Written before anything is done and before anything is reported.
+//!
+//! One file, replaced whole ([`crate::atomic`]), with a digest of its content on the first line: a file that does not
+//! match is kept aside and never believed. Revisions stand beside it, each written once under its own name.
+#![expect(clippy::disallowed_methods, reason = "this is the shell's journal")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use skyhook_crds::revision::RevisionData;
+
+use crate::machine::{Entries, Progress};
+
+const MAGIC: &str = "skyhook-journal 1";
+
+/// What cannot be done with the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("{path}: {action} failed")]
+    Io {
+        path: PathBuf,
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("revision {name} is not in the journal at {path}")]
+    NoRevision {
+        name: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} cannot be written as JSON")]
+    Encode {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Content of the journal.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct State {
+    /// Machine that this was written on.
+    pub machine_id: String,
+    /// Number of the next supervisor.
+    pub next_step: u64,
+    /// What is installed for each Skyhook that has no lease now.
+    pub skyhooks: BTreeMap<String, Record>,
+    /// The lease that is worked on, or was last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Progress>,
+}
+
+/// What is installed for a Skyhook.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Record {
+    /// UID of the lease that it was last reported under.
+    pub lease: String,
+    pub entries: Entries,
+}
+
+/// The journal's directory.
+#[derive(Debug)]
+pub struct Journal {
+    directory: PathBuf,
+    pub state: State,
+}
+
+impl Journal {
+    /// Opens the journal. A file that cannot be believed is renamed, and named in the second value.
+    pub fn open(directory: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+        let failed = |action| {
+            move |source| JournalError::Io {
+                path: directory.to_owned(),
+                action,
+                source,
+            }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory.join("revisions"))
+            .map_err(failed("creating the directory"))?;
+        let path = directory.join("journal");
+        let (state, aside) = match fs::read(&path) {
+            Ok(bytes) => match decode(&bytes) {
+                Some(state) => (state, None),
+                None => {
+                    let aside = directory.join("journal.corrupt");
+                    fs::rename(&path, &aside).map_err(failed("keeping a corrupt journal aside"))?;
+                    (State::default(), Some(aside))
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (State::default(), None),
+            Err(e) => return Err(failed("reading the journal")(e)),
+        };
+        let journal = Self {
+            directory: directory.to_owned(),
+            state,
+        };
+        Ok((journal, aside))
+    }
+
+    /// Replaces the journal's content, on disk first.
+    pub fn save(&mut self, state: State) -> Result<(), JournalError> {
+        if state == self.state {
+            return Ok(());
+        }
+        let path = self.directory.join("journal");
+        let bytes = encode(&state).map_err(|source| JournalError::Encode {
+            path: path.clone(),
+            source,
+        })?;
+        crate::atomic::write(&path, &bytes).map_err(|source| JournalError::Io {
+            path,
+            action: "writing",
+            source,
+        })?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// Keeps a copy of a revision. Names are content-addressed: one that is there is the same.
+    pub fn keep_revision(&self, name: &str, data: &RevisionData) -> Result<(), JournalError> {
+        let path = self.revision_path(name);
+        if path.exists() {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec(data).map_err(|source| JournalError::Encode {
+            path: path.clone(),
+            source,
+        })?;
+        crate::atomic::write(&path, &bytes).map_err(|source| JournalError::Io {
+            path,
+            action: "writing",
+            source,
+        })
+    }
+
+    /// The copy of a revision.
+    pub fn revision(&self, name: &str) -> Result<RevisionData, JournalError> {
+        let path = self.revision_path(name);
+        let failed = |source| JournalError::NoRevision {
+            name: name.to_owned(),
+            path: path.clone(),
+            source,
+        };
+        let bytes = fs::read(&path).map_err(failed)?;
+        serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))
+    }
+
+    /// Removes revisions that no package on the host refers to.
+    pub fn prune(&self) -> Result<(), JournalError> {
+        let run = self.state.run.as_ref();
+        let used: BTreeSet<&String> = self
+            .state
+            .skyhooks
+            .values()
+            .map(|record| &record.entries)
+            .chain(run.map(|run| &run.entries))
+            .flat_map(BTreeMap::values)
+            .filter_map(|entry| entry.cycle.as_ref())
+            .map(|cycle| &cycle.revision)
+            .chain(run.map(|run| &run.revision))
+            .collect();
+        let directory = self.directory.join("revisions");
+        let failed = |source| JournalError::Io {
+            path: directory.clone(),
+            action: "removing old revisions",
+            source,
+        };
+        for file in fs::read_dir(&directory).map_err(failed)? {
+            let path = file.map_err(failed)?.path();
+            let name = path.file_stem().map(|n| n.to_string_lossy().into_owned());
+            if name.is_none_or(|name| !used.contains(&name)) {
+                fs::remove_file(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn revision_path(&self, name: &str) -> PathBuf {
+        self.directory
+            .join("revisions")
+            .join(format!("{}.json", name.replace('/', "_")))
+    }
+}
+
+fn encode(state: &State) -> Result<Vec<u8>, serde_json::Error> {
+    let body = serde_json::to_vec(state)?;
+    let mut bytes = format!("{MAGIC} {}\n", digest(&body)).into_bytes();
+    bytes.extend(body);
+    Ok(bytes)
+}
+
+fn decode(bytes: &[u8]) -> Option<State> {
+    let end = bytes.iter().position(|b| *b == b'\n')?;
+    let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
+    let expected = head.strip_prefix(MAGIC)?.trim();
+    (expected == digest(body)).then(|| serde_json::from_slice(body).ok())?
+}
+
+fn digest(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _infallible = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(machine_id: &str) -> State {
+        State {
+            machine_id: machine_id.into(),
+            next_step: 7,
+            ..State::default()
+        }
+    }
+
+    #[test]
+    fn what_was_saved_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(directory.path()).unwrap();
+        journal.save(state("a")).unwrap();
+        let (again, aside) = Journal::open(directory.path()).unwrap();
+        assert_eq!((again.state, aside), (state("a"), None));
+    }
+
+    #[test]
+    fn a_cut_or_changed_journal_is_never_believed() {
+        let whole = encode(&state("machine")).unwrap();
+        for cut in 0..whole.len() {
+            assert_eq!(decode(&whole[..cut]), None, "cut at {cut}");
+        }
+        for at in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            assert_eq!(decode(&changed), None, "changed at {at}");
+        }
+        assert_eq!(decode(&whole), Some(state("machine")));
+    }
+
+    #[test]
+    fn a_corrupt_journal_is_kept_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("journal"), "rubbish").unwrap();
+        let (journal, aside) = Journal::open(directory.path()).unwrap();
+        assert_eq!(journal.state, State::default());
+        assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), "rubbish");
+    }
+}

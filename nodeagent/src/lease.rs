@@ -1,0 +1,383 @@
+//! The API as the agent uses it: one watch on its own lease, its status, and what a revision needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::{TryStreamExt as _, pin_mut};
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Node, Secret};
+use kube::api::{ListParams, ObjectList, Patch, PatchParams, WatchEvent};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use skyhook_crds::package::Resources;
+use skyhook_crds::quantity::Quantity;
+use skyhook_crds::revision::RevisionData;
+use skyhook_crds::{InterruptionLease, names};
+use skyhook_oci::Credentials;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::{sleep, timeout};
+
+use crate::stage::metadata::NodeFacts;
+
+/// At 5,000 nodes the usual five minutes would mean 17 new watches a second.
+const WATCH_SECONDS: u32 = 1800;
+/// The server sends a bookmark every minute: without one for so long the connection is dead.
+const SILENCE: Duration = Duration::from_secs(600);
+const CALL: Duration = Duration::from_secs(30);
+
+/// What a call to the API came to.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("{what} does not exist")]
+    NotFound { what: String },
+    #[error("{what} was changed meanwhile")]
+    Conflict { what: String },
+    #[error("{what} was refused: {message}")]
+    Refused { what: String, message: String },
+    /// Whether it happened is not known.
+    #[error("{what}: the API does not answer: {problem}")]
+    Silent { what: String, problem: String },
+    #[error("{what} cannot be read: {problem}")]
+    Malformed { what: String, problem: String },
+}
+
+/// What the watch says of the lease.
+#[derive(Clone, Debug)]
+pub enum LeaseEvent {
+    Seen(Box<InterruptionLease>),
+    /// There is none.
+    Gone,
+}
+
+/// The API, for one node.
+#[derive(Clone)]
+pub struct LeaseApi {
+    client: Client,
+    node: String,
+    namespace: String,
+}
+
+impl std::fmt::Debug for LeaseApi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LeaseApi")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LeaseApi {
+    #[must_use]
+    pub fn new(client: Client, node: String, namespace: String) -> Self {
+        Self {
+            client,
+            node,
+            namespace,
+        }
+    }
+
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn leases(&self) -> Api<InterruptionLease> {
+        Api::all(self.client.clone())
+    }
+
+    /// Lists once, then watches until the receiver is gone. A lost watch goes on from where it was.
+    pub async fn watch(self, events: UnboundedSender<LeaseEvent>) {
+        let mut failures = 0;
+        loop {
+            match self.list().await {
+                Ok((lease, mut version)) => {
+                    failures = 0;
+                    if events.send(lease).is_err() {
+                        return;
+                    }
+                    if self.follow(&events, &mut version).await.is_none() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the lease cannot be listed");
+                    failures += 1;
+                    sleep(backoff(failures, &self.node)).await;
+                }
+            }
+        }
+    }
+
+    async fn list(&self) -> Result<(LeaseEvent, String), ApiError> {
+        let params = ListParams::default().fields(&format!("metadata.name={}", self.node));
+        let mut list: ObjectList<InterruptionLease> =
+            call("leases", self.leases().list(&params)).await?;
+        let version = list.metadata.resource_version.take().unwrap_or_default();
+        let event = match list.items.pop() {
+            Some(lease) => LeaseEvent::Seen(Box::new(lease)),
+            None => LeaseEvent::Gone,
+        };
+        Ok((event, version))
+    }
+
+    /// Watches from `version` on; `None` when nobody listens any more, otherwise the list has to be read again.
+    async fn follow(
+        &self,
+        events: &UnboundedSender<LeaseEvent>,
+        version: &mut String,
+    ) -> Option<()> {
+        let mut failures = 0;
+        loop {
+            match self.watch_once(events, version).await {
+                Ok(Ended::Closed) => failures = 0,
+                Ok(Ended::Expired) => return Some(()),
+                Ok(Ended::Unheard) => return None,
+                Err(error) => {
+                    tracing::warn!(%error, "the watch on the lease was lost");
+                    failures += 1;
+                    sleep(backoff(failures, &self.node)).await;
+                }
+            }
+        }
+    }
+
+    async fn watch_once(
+        &self,
+        events: &UnboundedSender<LeaseEvent>,
+        version: &mut String,
+    ) -> Result<Ended, ApiError> {
+        let uri = format!(
+            "/apis/{}/v1alpha1/interruptionleases?watch=1&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}\
+             &fieldSelector=metadata.name%3D{}&resourceVersion={version}",
+            names::GROUP,
+            self.node
+        );
+        let request = http::Request::get(uri)
+            .body(Vec::new())
+            .map_err(|e| silent("watch", &e))?;
+        let stream = call(
+            "watch",
+            self.client.request_events::<InterruptionLease>(request),
+        )
+        .await?;
+        pin_mut!(stream);
+        loop {
+            let Ok(item) = timeout(SILENCE, stream.try_next()).await else {
+                return Ok(Ended::Closed);
+            };
+            let event = match item {
+                Ok(None) => return Ok(Ended::Closed),
+                Err(error) => return Err(silent("watch", &error)),
+                Ok(Some(event)) => event,
+            };
+            let event = match event {
+                WatchEvent::Added(lease) | WatchEvent::Modified(lease) => {
+                    *version = lease.metadata.resource_version.clone().unwrap_or_default();
+                    LeaseEvent::Seen(Box::new(lease))
+                }
+                WatchEvent::Deleted(lease) => {
+                    *version = lease.metadata.resource_version.unwrap_or_default();
+                    LeaseEvent::Gone
+                }
+                WatchEvent::Bookmark(bookmark) => {
+                    version.clone_from(&bookmark.metadata.resource_version);
+                    continue;
+                }
+                WatchEvent::Error(status) if status.code == 410 => return Ok(Ended::Expired),
+                WatchEvent::Error(status) => return Err(silent("watch", &status.message)),
+            };
+            if events.send(event).is_err() {
+                return Ok(Ended::Unheard);
+            }
+        }
+    }
+
+    /// The lease as it is now.
+    pub async fn lease(&self) -> Result<InterruptionLease, ApiError> {
+        call("lease", self.leases().get(&self.node)).await
+    }
+
+    /// Changes the status of the lease with this UID; only over `version` when that is given.
+    pub async fn patch_status(
+        &self,
+        uid: &str,
+        version: Option<&str>,
+        change: Value,
+    ) -> Result<InterruptionLease, ApiError> {
+        let mut patch = json!({ "metadata": { "uid": uid }, "status": change });
+        if let Some(version) = version {
+            patch["metadata"]["resourceVersion"] = json!(version);
+        }
+        let params = PatchParams {
+            field_manager: Some(names::AGENT.to_owned()),
+            ..PatchParams::default()
+        };
+        let patched = self
+            .leases()
+            .patch_status(&self.node, &params, &Patch::Merge(&patch))
+            .await;
+        judge("lease status", patched)
+    }
+
+    /// A revision's content.
+    pub async fn revision(&self, name: &str) -> Result<RevisionData, ApiError> {
+        let what = format!("revision {name}");
+        let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &self.namespace);
+        let revision = call(&what, api.get(name)).await?;
+        let data = revision.data.map(|raw| raw.0).unwrap_or_default();
+        serde_json::from_value(data).map_err(|e| ApiError::Malformed {
+            what,
+            problem: e.to_string(),
+        })
+    }
+
+    /// The Node.
+    pub async fn node(&self) -> Result<NodeFacts, ApiError> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let node = call(&format!("node {}", self.node), api.get(&self.node)).await?;
+        Ok(NodeFacts::of(&node))
+    }
+
+    /// What containers in the namespace get that ask for nothing.
+    pub async fn default_resources(&self) -> Result<Option<Resources>, ApiError> {
+        let api: Api<LimitRange> = Api::namespaced(self.client.clone(), &self.namespace);
+        let ranges = call("limit ranges", api.list(&ListParams::default())).await?;
+        let item = ranges
+            .items
+            .into_iter()
+            .filter_map(|range| range.spec)
+            .flat_map(|spec| spec.limits)
+            .find(|item| item.type_ == "Container");
+        Ok(item.map(|item| {
+            let limits = item.default.unwrap_or_default();
+            let requests = item.default_request.unwrap_or_default();
+            let quantity = |map: &BTreeMap<String, _>, key: &str| {
+                map.get(key).map(
+                    |q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| {
+                        Quantity(q.0.clone())
+                    },
+                )
+            };
+            Resources {
+                cpu_request: quantity(&requests, "cpu"),
+                cpu_limit: quantity(&limits, "cpu"),
+                memory_request: quantity(&requests, "memory"),
+                memory_limit: quantity(&limits, "memory"),
+            }
+        }))
+    }
+
+    /// Content of the secrets that exist.
+    pub async fn secrets(
+        &self,
+        names: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, BTreeMap<String, Vec<u8>>>, ApiError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut found = BTreeMap::new();
+        for name in names {
+            match call(&format!("secret {name}"), api.get(name)).await {
+                Ok(secret) => {
+                    let data = secret.data.unwrap_or_default();
+                    let data = data.into_iter().map(|(k, v)| (k, v.0)).collect();
+                    found.insert(name.clone(), data);
+                }
+                Err(ApiError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Content of the config maps that exist.
+    pub async fn config_maps(
+        &self,
+        names: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, BTreeMap<String, String>>, ApiError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut found = BTreeMap::new();
+        for name in names {
+            match call(&format!("config map {name}"), api.get(name)).await {
+                Ok(map) => {
+                    found.insert(name.clone(), map.data.unwrap_or_default());
+                }
+                Err(ApiError::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Credentials for registries, from the secrets that exist and may be read.
+    pub async fn credentials(&self, names: &BTreeSet<String>) -> Result<Credentials, ApiError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut all = Credentials::anonymous();
+        for name in names {
+            let what = format!("secret {name}");
+            let secret = match call(&what, api.get(name)).await {
+                Ok(secret) => secret,
+                Err(ApiError::NotFound { .. } | ApiError::Refused { .. }) => continue,
+                Err(e) => return Err(e),
+            };
+            let data = secret.data.unwrap_or_default();
+            if let Some(config) = data.get(".dockerconfigjson") {
+                let more = Credentials::from_docker_config(&config.0).map_err(|e| {
+                    ApiError::Malformed {
+                        what,
+                        problem: e.to_string(),
+                    }
+                })?;
+                all = all.merge(more);
+            }
+        }
+        Ok(all)
+    }
+}
+
+enum Ended {
+    /// Watch again from where it was.
+    Closed,
+    /// List again.
+    Expired,
+    Unheard,
+}
+
+/// Half a second doubling to 30 s; each node waits a little differently.
+fn backoff(failures: u32, node: &str) -> Duration {
+    let full = (500_u64 << failures.min(7)).min(30_000);
+    let spread = node.bytes().map(u64::from).sum::<u64>() % 100;
+    Duration::from_millis(full * (100 - spread / 2) / 100)
+}
+
+fn silent(what: &str, problem: &dyn std::fmt::Display) -> ApiError {
+    ApiError::Silent {
+        what: what.to_owned(),
+        problem: problem.to_string(),
+    }
+}
+
+async fn call<T>(what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+    match timeout(CALL, future).await {
+        Ok(answer) => judge(what, answer),
+        Err(_) => Err(silent(what, &"no answer in 30 s")),
+    }
+}
+
+fn judge<T>(what: &str, answer: kube::Result<T>) -> Result<T, ApiError> {
+    let what = what.to_owned();
+    match answer {
+        Ok(value) => Ok(value),
+        Err(kube::Error::Api(status)) => Err(match status.code {
+            404 => ApiError::NotFound { what },
+            409 => ApiError::Conflict { what },
+            400 | 401 | 403 | 422 => ApiError::Refused {
+                what,
+                message: status.message.clone(),
+            },
+            _ => silent(&what, &status.message),
+        }),
+        Err(kube::Error::SerdeError(e)) => Err(ApiError::Malformed {
+            what,
+            problem: e.to_string(),
+        }),
+        Err(e) => Err(silent(&what, &crate::stage::chain(&e))),
+    }
+}

@@ -1,0 +1,213 @@
+//! Step logs: a pair of files per run of a step, of which the newest five are kept.
+#![expect(clippy::disallowed_methods, reason = "this is the shell's log writing")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::supervise::LogFile;
+
+/// Pairs that are kept per step.
+const KEPT: usize = 5;
+/// Bytes per file, so that a step that prints without end does not fill the disk.
+const LARGEST: u64 = 32 << 20;
+
+/// Which pipe a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Out,
+    Err,
+}
+
+/// The files of one run: `<step>-<UTC time>.log` with what it printed, the same with `.err` for its errors.
+#[derive(Debug)]
+pub struct LogPair {
+    out: Bounded,
+    err: Bounded,
+    /// Local time that lines are marked with.
+    stamp: String,
+}
+
+#[derive(Debug)]
+struct Bounded {
+    file: BufWriter<File>,
+    written: u64,
+    is_full: bool,
+}
+
+impl LogPair {
+    /// Opens the files of a run that starts now, and removes those of runs that are too old.
+    pub fn create(log: &LogFile) -> io::Result<Self> {
+        let time = jiff::Timestamp::now().strftime("%Y-%m-%d-%H%M%S");
+        let base = log.directory.join(format!("{}-{time}.log", log.step));
+        let directory = base.parent().unwrap_or(&log.directory);
+        fs::create_dir_all(directory)?;
+        let pair = Self {
+            out: Bounded::open(&base)?,
+            err: Bounded::open(&with_err(&base))?,
+            stamp: local_time(),
+        };
+        rotate(directory, &step_name(&log.step))?;
+        Ok(pair)
+    }
+
+    /// Writes a line. What cannot be written is lost: a full disk must not end the step.
+    pub fn line(&mut self, stream: Stream, line: &[u8]) {
+        let (file, mark) = match stream {
+            Stream::Out => (&mut self.out, "[out]"),
+            Stream::Err => (&mut self.err, "[err]"),
+        };
+        file.line(mark, &self.stamp, line);
+    }
+
+    /// Takes the time for the lines that follow.
+    pub fn stamp(&mut self) {
+        self.stamp = local_time();
+    }
+
+    /// Hands everything to the kernel.
+    pub fn flush(&mut self) {
+        let _out = self.out.file.flush();
+        let _err = self.err.file.flush();
+    }
+}
+
+impl Bounded {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let written = file.metadata()?.len();
+        Ok(Self {
+            file: BufWriter::with_capacity(16 << 10, file),
+            written,
+            is_full: written >= LARGEST,
+        })
+    }
+
+    fn line(&mut self, mark: &str, stamp: &str, line: &[u8]) {
+        if self.is_full {
+            return;
+        }
+        let written = self
+            .file
+            .write_all(mark.as_bytes())
+            .and_then(|()| self.file.write_all(stamp.as_bytes()))
+            .and_then(|()| self.file.write_all(b" "))
+            .and_then(|()| self.file.write_all(line))
+            .and_then(|()| self.file.write_all(b"\n"));
+        self.written += (mark.len() + stamp.len() + line.len() + 2) as u64;
+        if written.is_ok() && self.written >= LARGEST {
+            let _noted = writeln!(
+                self.file,
+                "{mark}{stamp} (what follows is not logged: {} MiB is the most)",
+                LARGEST >> 20
+            );
+            self.is_full = true;
+        }
+    }
+}
+
+fn local_time() -> String {
+    jiff::Zoned::now()
+        .strftime("%Y-%m-%dT%H:%M:%S.%6f")
+        .to_string()
+}
+
+fn with_err(log: &Path) -> PathBuf {
+    let mut name = log.as_os_str().to_owned();
+    name.push(".err");
+    PathBuf::from(name)
+}
+
+fn step_name(step: &str) -> String {
+    Path::new(step).file_name().map_or_else(
+        || step.to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+/// Keeps the newest pairs of a step.
+fn rotate(directory: &Path, step: &str) -> io::Result<()> {
+    let prefix = format!("{step}-");
+    let mut logs: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if is_log_of(&name, &prefix) {
+            logs.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    // Names carry the time and break ties.
+    logs.sort();
+    let old = logs.len().saturating_sub(KEPT);
+    for (_, log) in logs.drain(..old) {
+        fs::remove_file(&log)?;
+        if let Err(e) = fs::remove_file(with_err(&log))
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(e);
+        }
+    }
+    Ok(())
+}
+
+/// True for `<prefix>2024-05-01-120000.log`: `a.sh-` is also the beginning of a step named `a.sh-b`.
+fn is_log_of(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix)
+        .and_then(|rest| rest.strip_suffix(".log"))
+        .is_some_and(|time| {
+            time.len() == 17 && time.bytes().all(|b| b.is_ascii_digit() || b == b'-')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_go_together_and_other_steps_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for second in 0..8 {
+            for end in ["log", "log.err"] {
+                fs::write(path(&format!("a.sh-2024-05-01-12000{second}.{end}")), "x").unwrap();
+            }
+        }
+        fs::write(path("a.sh-b-2024-05-01-120000.log"), "x").unwrap();
+        rotate(directory.path(), "a.sh").unwrap();
+        let mut left: Vec<String> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        left.sort();
+        assert_eq!(left.len(), 2 * KEPT + 1, "{left:?}");
+        assert!(left.contains(&"a.sh-b-2024-05-01-120000.log".to_owned()));
+        assert!(!left.contains(&"a.sh-2024-05-01-120002.log.err".to_owned()));
+    }
+
+    #[test]
+    fn lines_are_marked() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut pair = LogPair::create(&LogFile {
+            directory: directory.path().to_owned(),
+            step: "nested/a.sh".into(),
+        })
+        .unwrap();
+        pair.line(Stream::Out, b"hello");
+        pair.line(Stream::Err, b"oops");
+        pair.flush();
+        let nested = directory.path().join("nested");
+        let read = |suffix: &str| {
+            let file = fs::read_dir(&nested)
+                .unwrap()
+                .map(|e| e.unwrap().path())
+                .find(|p| p.to_string_lossy().ends_with(suffix))
+                .unwrap();
+            fs::read_to_string(file).unwrap()
+        };
+        assert!(read(".log").starts_with("[out]2"));
+        assert!(read(".log").ends_with(" hello\n"));
+        assert!(read(".err").ends_with(" oops\n") && read(".err").starts_with("[err]"));
+    }
+}

@@ -1,0 +1,324 @@
+//! What to do next on one host: `step(Progress, Input) -> (Progress, Vec<Effect>)`.
+//!
+//! Pure: time is data, and everything that matters is in [`Progress`], which the shell writes to the journal before it
+//! performs the effects. A restart resumes from there: an effect that was not performed, or whose end was not recorded, is
+//! performed again.
+
+mod advance;
+pub mod effect;
+pub mod plan;
+pub mod progress;
+pub mod reconcile;
+pub mod retry;
+pub mod wave;
+
+pub use effect::{Effect, Event, Input, LeaseView, Outcome};
+pub use progress::{
+    Cursor, Cycle, Doing, Entries, Entry, Half, Permit, Progress, StepPlan, Wanted,
+};
+use progress::{ImageState, Stopping};
+use skyhook_crds::lease::StopReason;
+use skyhook_crds::{Stage, State};
+
+/// How long a running step may go on after a stop that asks for the node back, before it is ended.
+const STOP_PATIENCE_MS: i64 = 30_000;
+
+/// Takes one input in. The progress that comes back is to be written before the effects are performed.
+#[must_use]
+pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
+    let now = input.now;
+    let mut effects = Vec::new();
+    match input.event {
+        Event::Begun => plan::begin(&mut p, now),
+        Event::Restarted { boot_id } => restarted(&mut p, boot_id, now, &mut effects),
+        Event::LeaseSeen(view) => lease_seen(&mut p, view, now),
+        Event::ImageReady { key, digest } => {
+            if let Some(entry) = p.entries.get_mut(&key) {
+                entry.image_state = ImageState::Ready;
+                entry.image_digest = digest;
+                entry.message = String::new();
+            }
+        }
+        Event::ImageFailed { key, reason } => image_failed(&mut p, &key, &reason, now),
+        Event::StageReady { key, plan } => stage_ready(&mut p, &key, plan, now),
+        Event::StageFailed { key, reason } => stage_failed(&mut p, &key, reason, now),
+        Event::StepExited { key, id, outcome } => step_exited(&mut p, &key, id, outcome, now),
+        Event::StepLost { key, id } => step_lost(&mut p, &key, id),
+        Event::RunningWritten => p.permit = Permit::Granted,
+        Event::RunningRefused => {
+            if p.permit == Permit::Asked {
+                p.permit = Permit::None;
+            }
+        }
+        Event::LeaseLooked { stands } => wave::looked(&mut p, stands, now, &mut effects),
+        Event::Interrupted => wave::interrupted(&mut p, now),
+        Event::InterruptFailed { reason } => wave::failed(&mut p, &reason, now),
+        Event::Ticked => {}
+    }
+    effects.extend(advance::advance(&mut p, now));
+    (p, effects)
+}
+
+/// When something is due that no event will announce, in Unix milliseconds.
+#[must_use]
+pub fn wake_at(p: &Progress) -> Option<i64> {
+    if p.ended.is_some() {
+        return None;
+    }
+    let stop = p.stop.and_then(|s| s.end_steps_at);
+    if p.stop.is_some() || p.held {
+        return stop;
+    }
+    let retries = p.entries.values().filter_map(|e| match e.doing {
+        Doing::Retry { at, .. } => Some(at),
+        Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Step(_) => None,
+    });
+    let pulls = p.entries.values().filter_map(|e| match e.image_state {
+        ImageState::Failed { retry_at, .. } => Some(retry_at),
+        ImageState::Unknown | ImageState::Pulling { .. } | ImageState::Ready => None,
+    });
+    let wave = p.wave.as_ref().and_then(|w| match w.at {
+        progress::WaveAt::Retry { at } => Some(at),
+        progress::WaveAt::Staging
+        | progress::WaveAt::Looking
+        | progress::WaveAt::Interrupting { .. } => None,
+    });
+    retries.chain(pulls).chain(wave).min()
+}
+
+fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effect>) {
+    wave::restarted(p, &boot_id, now);
+    p.boot_id = boot_id;
+    p.drained = None;
+    if p.permit == Permit::Asked {
+        p.permit = Permit::None;
+    }
+    for (key, entry) in &mut p.entries {
+        entry.image_state = ImageState::Unknown;
+        match &entry.doing {
+            Doing::Preparing { half } => {
+                // Going on as a retry that is due keeps the half, and is not a failure.
+                entry.doing = match half {
+                    Half::Main => Doing::Idle,
+                    Half::Check => Doing::Retry {
+                        at: now,
+                        half: Half::Check,
+                    },
+                };
+            }
+            Doing::Step(cursor) => effects.push(Effect::AdoptStep {
+                key: key.clone(),
+                id: cursor.id,
+                half: cursor.half,
+                index: cursor.index,
+            }),
+            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => {}
+        }
+    }
+}
+
+fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
+    p.held = view.hold;
+    p.stop = match (view.stop, p.stop) {
+        (None, _) => None,
+        (Some(reason), Some(before)) if before.reason == reason => Some(before),
+        (Some(reason), _) => Some(Stopping {
+            reason,
+            end_steps_at: match reason {
+                StopReason::Disabled | StopReason::Deleted => Some(now + STOP_PATIENCE_MS),
+                StopReason::NewRevision
+                | StopReason::Paused
+                | StopReason::Edited
+                | StopReason::DrainTimedOut => None,
+            },
+        }),
+    };
+    // The write went through, though its answer was lost.
+    if view.running && view.drained.is_some() && p.permit == Permit::None {
+        p.permit = Permit::Granted;
+    }
+    p.drained = view.drained;
+}
+
+fn image_failed(p: &mut Progress, key: &str, reason: &str, now: i64) {
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    let attempts = match entry.image_state {
+        ImageState::Pulling { attempts } | ImageState::Failed { attempts, .. } => attempts + 1,
+        ImageState::Unknown | ImageState::Ready => 1,
+    };
+    entry.image_state = ImageState::Failed {
+        attempts,
+        retry_at: now + retry::delay_ms(attempts, &format!("{} {key}", p.lease)),
+    };
+    // Not an error of the package: the host is as it was.
+    entry.message = format!("image cannot be pulled: {reason}");
+}
+
+fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    let Doing::Preparing { half } = entry.doing else {
+        return;
+    };
+    let cursor = Cursor {
+        id: 0,
+        half,
+        index: 0,
+        plan,
+        failed: Vec::new(),
+    };
+    go_to(p, key, cursor, now);
+}
+
+/// Goes to the first step at or after the cursor that has to run, or on to the next stage when there is none.
+fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
+    if cursor.half == Half::Main {
+        match (cursor.index..cursor.plan.main.len()).find(|i| cursor.plan.main[*i]) {
+            Some(index) => cursor.index = index,
+            None => {
+                cursor.half = Half::Check;
+                cursor.index = 0;
+            }
+        }
+    }
+    if cursor.half == Half::Check && cursor.index >= cursor.plan.checks {
+        if cursor.failed.is_empty() {
+            stage_done(p, key, now);
+        } else {
+            let reason = cursor.failed.join("; ");
+            fail(p, key, Half::Check, reason, now);
+        }
+    } else if let Some(entry) = p.entries.get_mut(key) {
+        entry.doing = Doing::Ready(cursor);
+    }
+}
+
+fn stage_failed(p: &mut Progress, key: &str, reason: String, now: i64) {
+    let half = match p.entries.get(key).map(|e| &e.doing) {
+        Some(Doing::Preparing { half }) => *half,
+        Some(Doing::Step(cursor)) => cursor.half,
+        None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. }) => return,
+    };
+    fail(p, key, half, reason, now);
+}
+
+fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64) {
+    let Some(cursor) = running(p, key, id) else {
+        return;
+    };
+    let mut next = Cursor {
+        index: cursor.index + 1,
+        ..cursor
+    };
+    match (next.half, outcome) {
+        (Half::Main, Outcome::Failed(reason)) => fail(p, key, Half::Main, reason, now),
+        (Half::Check, Outcome::Failed(reason)) => {
+            next.failed.push(reason);
+            go_to(p, key, next, now);
+        }
+        (Half::Main | Half::Check, Outcome::Succeeded) => go_to(p, key, next, now),
+    }
+}
+
+/// Nobody knows what became of the step: it is run again.
+fn step_lost(p: &mut Progress, key: &str, id: u64) {
+    if let Some(cursor) = running(p, key, id)
+        && let Some(entry) = p.entries.get_mut(key)
+    {
+        entry.doing = Doing::Ready(cursor);
+    }
+}
+
+fn running(p: &Progress, key: &str, id: u64) -> Option<Cursor> {
+    match &p.entries.get(key)?.doing {
+        Doing::Step(cursor) if cursor.id == id => Some(cursor.clone()),
+        Doing::Step(_)
+        | Doing::Idle
+        | Doing::Ready(_)
+        | Doing::Preparing { .. }
+        | Doing::Retry { .. } => None,
+    }
+}
+
+fn fail(p: &mut Progress, key: &str, half: Half, reason: String, now: i64) {
+    let lease = p.lease.clone();
+    let stopping = p.stop.is_some();
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    if stopping {
+        // Ended because it was told to: the package is in mid-stage, not broken.
+        entry.doing = Doing::Idle;
+        entry.message = reason;
+        return;
+    }
+    entry.failures += 1;
+    entry.message = reason;
+    entry.set(entry.stage, State::Erroring, now);
+    entry.doing = Doing::Retry {
+        at: now + retry::delay_ms(entry.failures, &format!("{lease} {key}")),
+        half,
+    };
+}
+
+fn stage_done(p: &mut Progress, key: &str, now: i64) {
+    let wanted = p.entries.get(key).is_some_and(|e| p.is_wanted(e));
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    let name = entry.name.clone();
+    entry.doing = Doing::Idle;
+    entry.failures = 0;
+    entry.message = String::new();
+    match entry.stage {
+        Stage::Uninstall if !wanted => {
+            p.entries.remove(key);
+            unpark(p, &name, now);
+        }
+        Stage::Uninstall => entry.set(Stage::Apply, State::InProgress, now),
+        Stage::Apply | Stage::Upgrade => {
+            entry.set(Stage::Config, State::InProgress, now);
+            p.entries.retain(|k, e| e.name != name || k == key);
+        }
+        Stage::Config => {
+            entry.configured = entry.cycle.as_ref().map(|c| c.content.clone());
+            if entry.interrupt().is_some() {
+                entry.message = "waits for the interrupt".to_owned();
+                entry.set(Stage::Interrupt, State::Skipped, now);
+            } else {
+                entry.set(Stage::Config, State::Complete, now);
+                plan::plan_package(p, &name, now);
+            }
+        }
+        Stage::Interrupt => {}
+        Stage::PostInterrupt => {
+            entry.set(Stage::PostInterrupt, State::Complete, now);
+            plan::plan_package(p, &name, now);
+        }
+    }
+}
+
+/// The old version is gone: the new one begins, unless another old one is still leaving.
+fn unpark(p: &mut Progress, name: &str, now: i64) {
+    let leaving = p
+        .entries
+        .values()
+        .any(|e| e.name == name && e.stage == Stage::Uninstall && !e.is_parked());
+    if leaving {
+        return;
+    }
+    if let Some(entry) = p
+        .entries
+        .values_mut()
+        .find(|e| e.name == name && e.is_parked())
+    {
+        entry.message = String::new();
+        entry.set(Stage::Apply, State::InProgress, now);
+    }
+}
+
+#[cfg(test)]
+mod tests;

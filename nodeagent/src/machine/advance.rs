@@ -1,0 +1,180 @@
+//! What can start now.
+
+use std::collections::BTreeSet;
+
+use skyhook_crds::lease::Phase;
+use skyhook_crds::{Stage, State};
+
+use super::effect::Effect;
+use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
+use super::wave;
+
+/// Packages that are worked on at the same time: each holds a supervisor and its step.
+const WIDTH: usize = 16;
+
+/// Starts everything that nothing holds back.
+pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    if p.ended.is_some() {
+        return effects;
+    }
+    if p.stop.is_some() {
+        stop(p, now, &mut effects);
+        return effects;
+    }
+    if p.held {
+        return effects;
+    }
+    if !p.is_busy() && is_complete(p) {
+        p.ended = Some(Phase::Complete);
+        return effects;
+    }
+    pull(p, now, &mut effects);
+    wave::advance(p, now, &mut effects);
+    let mut slots = WIDTH.saturating_sub(p.entries.values().filter(|e| is_running(e)).count());
+    for key in p.entries.keys().cloned().collect::<Vec<_>>() {
+        if slots == 0 {
+            break;
+        }
+        if p.entries.get(&key).is_some_and(|e| can_start(p, e, now)) {
+            start(p, &key, now, &mut effects);
+            slots -= 1;
+        }
+    }
+    effects
+}
+
+fn stop(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
+    if !p.is_busy() {
+        p.ended = Some(Phase::Stopped);
+        return;
+    }
+    let Some(stopping) = &mut p.stop else { return };
+    if stopping.end_steps_at.is_some_and(|at| at <= now) {
+        stopping.end_steps_at = None;
+        effects.extend(p.entries.values().filter_map(|e| match &e.doing {
+            Doing::Step(cursor) => Some(Effect::EndStep { id: cursor.id }),
+            Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Retry { .. } => None,
+        }));
+    }
+}
+
+fn is_complete(p: &Progress) -> bool {
+    p.wanted.keys().all(|name| p.is_complete(name)) && p.entries.values().all(|e| p.is_wanted(e))
+}
+
+fn is_running(entry: &Entry) -> bool {
+    match entry.doing {
+        Doing::Preparing { .. } | Doing::Step(_) => true,
+        Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
+    }
+}
+
+fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
+    let wanted: BTreeSet<String> = p
+        .entries
+        .values()
+        .filter(|e| p.is_wanted(e) && !e.is_done() || is_leaving(p, e))
+        .map(Entry::key)
+        .collect();
+    for (key, entry) in &mut p.entries {
+        let due = match entry.image_state {
+            ImageState::Unknown => true,
+            ImageState::Failed { retry_at, .. } => retry_at <= now,
+            ImageState::Pulling { .. } | ImageState::Ready => false,
+        };
+        if due && wanted.contains(key) {
+            let attempts = match entry.image_state {
+                ImageState::Failed { attempts, .. } => attempts,
+                ImageState::Unknown | ImageState::Pulling { .. } | ImageState::Ready => 0,
+            };
+            entry.image_state = ImageState::Pulling { attempts };
+            effects.push(Effect::PullImage { key: key.clone() });
+        }
+    }
+}
+
+/// True for a version that is being uninstalled.
+fn is_leaving(p: &Progress, entry: &Entry) -> bool {
+    !p.is_wanted(entry) && entry.stage == Stage::Uninstall && !entry.is_parked()
+}
+
+/// True when neither a dependency nor `serial` holds the package back.
+pub(super) fn is_turn(p: &Progress, entry: &Entry) -> bool {
+    let dependencies = || {
+        p.wanted
+            .get(&entry.name)
+            .is_some_and(|w| w.depends_on.iter().all(|d| p.is_complete(d)))
+    };
+    (is_leaving(p, entry) || (p.is_wanted(entry) && !entry.is_parked() && dependencies()))
+        && (!p.serial || serial_turn(p).as_deref() == Some(entry.name.as_str()))
+}
+
+/// The one package that a serial Skyhook works on: removals first, then dependency and name order.
+fn serial_turn(p: &Progress) -> Option<String> {
+    let leaving = p.entries.values().find(|e| is_leaving(p, e));
+    leaving.map(|e| e.name.clone()).or_else(|| {
+        p.wanted
+            .iter()
+            .find(|(name, w)| !p.is_complete(name) && w.depends_on.iter().all(|d| p.is_complete(d)))
+            .map(|(name, _)| name.clone())
+    })
+}
+
+fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
+    let free = match entry.doing {
+        Doing::Idle | Doing::Ready(_) => true,
+        Doing::Retry { at, .. } => at <= now,
+        Doing::Preparing { .. } | Doing::Step(_) => false,
+    };
+    free && entry.image_state == ImageState::Ready
+        && !entry.is_done()
+        && entry.stage != Stage::Interrupt
+        && is_turn(p, entry)
+        && (entry.interrupt().is_none() || is_staged(p, entry))
+}
+
+/// True for a member of a wave that has not interrupted the host yet.
+fn is_staged(p: &Progress, entry: &Entry) -> bool {
+    p.wave
+        .as_ref()
+        .is_some_and(|w| w.at == WaveAt::Staging && w.members.contains(&entry.key()))
+}
+
+fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
+    let id = p.next_step;
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    match std::mem::take(&mut entry.doing) {
+        Doing::Ready(cursor) => {
+            p.next_step += 1;
+            effects.push(Effect::RunStep {
+                key: key.to_owned(),
+                id,
+                half: cursor.half,
+                index: cursor.index,
+            });
+            entry.doing = Doing::Step(Cursor { id, ..cursor });
+        }
+        doing @ (Doing::Idle | Doing::Retry { .. } | Doing::Preparing { .. } | Doing::Step(_)) => {
+            let half = match doing {
+                Doing::Retry { half, .. } => {
+                    entry.restarts += 1;
+                    half
+                }
+                Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Step(_) => {
+                    Half::Main
+                }
+            };
+            if entry.state != State::Erroring {
+                entry.set(entry.stage, State::InProgress, now);
+            }
+            entry.doing = Doing::Preparing { half };
+            effects.push(Effect::PrepareStage {
+                key: key.to_owned(),
+                half,
+            });
+        }
+    }
+}

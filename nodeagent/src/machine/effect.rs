@@ -1,0 +1,117 @@
+//! What goes into [`super::step`] and what comes out of it.
+
+use skyhook_crds::lease::StopReason;
+use skyhook_crds::package::Interrupt;
+
+use super::progress::{Half, StepPlan};
+
+/// Something that happened, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// Unix milliseconds.
+    pub now: i64,
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A new lease was accepted; the progress is fresh and its entries are reconciled.
+    Begun,
+    /// The agent was started anew in the boot `boot_id`.
+    Restarted {
+        boot_id: String,
+    },
+    /// The lease, as the watch shows it.
+    LeaseSeen(LeaseView),
+    ImageReady {
+        key: String,
+        digest: Option<String>,
+    },
+    ImageFailed {
+        key: String,
+        reason: String,
+    },
+    StageReady {
+        key: String,
+        plan: StepPlan,
+    },
+    StageFailed {
+        key: String,
+        reason: String,
+    },
+    StepExited {
+        key: String,
+        id: u64,
+        outcome: Outcome,
+    },
+    /// The supervisor is gone and left no result.
+    StepLost {
+        key: String,
+        id: u64,
+    },
+    /// `phase: Running` is written over the lease that said `Drained`.
+    RunningWritten,
+    /// The lease changed meanwhile.
+    RunningRefused,
+    /// Whether the lease still stands, as far as the API answers.
+    LeaseLooked {
+        stands: bool,
+    },
+    Interrupted,
+    InterruptFailed {
+        reason: String,
+    },
+    /// Time went by.
+    Ticked,
+}
+
+/// The lease as far as decisions need it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseView {
+    pub stop: Option<StopReason>,
+    pub hold: bool,
+    /// Resource version, when the lease says `Drained`.
+    pub drained: Option<String>,
+    /// Whether the lease's status says `Running`.
+    pub running: bool,
+}
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Succeeded,
+    /// What went wrong, for people: exit status and the end of its errors.
+    Failed(String),
+}
+
+/// What the shell is asked to do. Each effect is safe to perform again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Have the package's files at hand.
+    PullImage { key: String },
+    /// Put the files of the entry's stage on the host and say which steps it has.
+    PrepareStage { key: String, half: Half },
+    /// Start a supervisor for a step.
+    RunStep {
+        key: String,
+        id: u64,
+        half: Half,
+        index: usize,
+    },
+    /// Find the supervisor of a step that an earlier agent started, and wait for its result.
+    AdoptStep {
+        key: String,
+        id: u64,
+        half: Half,
+        index: usize,
+    },
+    /// Tell the supervisor to end its step.
+    EndStep { id: u64 },
+    /// Write `phase: Running` over this resource version.
+    WriteRunning { resource_version: String },
+    /// Ask the API whether the lease still stands.
+    LookAtLease,
+    /// Interrupt the host.
+    Interrupt { owner: String, interrupt: Interrupt },
+}

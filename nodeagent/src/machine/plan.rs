@@ -1,0 +1,329 @@
+//! Which way each package has to go (reference section 5, with the differences in `design.md`).
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use skyhook_crds::package::{Interrupt, key};
+use skyhook_crds::version::compare;
+use skyhook_crds::{Stage, State, glob};
+
+use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
+
+/// Puts every package at the first stage that it has to go through.
+pub(super) fn begin(p: &mut Progress, now: i64) {
+    let names: Vec<String> = p.wanted.keys().cloned().collect();
+    for name in names {
+        plan_package(p, &name, now);
+    }
+    let unwanted: Vec<String> = p
+        .entries
+        .values()
+        .filter(|e| !p.wanted.contains_key(&e.name))
+        .map(Entry::key)
+        .collect();
+    for key in unwanted {
+        uninstall(p, &key, now);
+    }
+}
+
+/// Decides about one package: at the beginning, and again whenever it has been through a cycle.
+pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
+    let Some(wanted) = p.wanted.get(name).cloned() else {
+        return;
+    };
+    let wanted_key = key(name, &wanted.version);
+    // A parked version was never on the host.
+    p.entries
+        .retain(|k, e| e.name != name || *k == wanted_key || !e.is_parked());
+    let others: Vec<(String, Option<Ordering>, bool)> = p
+        .entries
+        .values()
+        .filter(|e| e.name == name && e.version != wanted.version)
+        .map(|e| {
+            let order = compare(&e.version, &wanted.version).ok();
+            (e.key(), order, e.stage == Stage::Uninstall)
+        })
+        .collect();
+    let leaving: Vec<&String> = others
+        .iter()
+        .filter(|(_, order, uninstalling)| *uninstalling || *order == Some(Ordering::Greater))
+        .map(|(key, _, _)| key)
+        .collect();
+    if !leaving.is_empty() {
+        for key in leaving {
+            uninstall(p, key, now);
+        }
+        park(p, name, &wanted, now);
+    } else if p.entries.contains_key(&wanted_key) {
+        resume(p, &wanted_key, &wanted, now);
+    } else if others
+        .iter()
+        .any(|(_, order, _)| *order == Some(Ordering::Less))
+    {
+        start(p, name, &wanted, Stage::Upgrade, now);
+    } else {
+        start(p, name, &wanted, Stage::Apply, now);
+    }
+}
+
+fn uninstall(p: &mut Progress, key: &str, now: i64) {
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    if entry.is_parked() {
+        p.entries.remove(key);
+        return;
+    }
+    if entry.stage != Stage::Uninstall || entry.state == State::Complete {
+        entry.doing = Doing::Idle;
+        entry.failures = 0;
+        entry.restarts = 0;
+        entry.image_state = ImageState::Unknown;
+        entry.message = "is to be uninstalled".to_owned();
+        entry.set(Stage::Uninstall, State::InProgress, now);
+    }
+    // It goes: the interrupt it asked for goes with it.
+    if let Some(cycle) = &mut entry.cycle {
+        cycle.interrupt = None;
+    }
+}
+
+fn park(p: &mut Progress, name: &str, wanted: &Wanted, now: i64) {
+    start(p, name, wanted, Stage::Apply, now);
+    if let Some(entry) = p.entries.get_mut(&key(name, &wanted.version)) {
+        entry.message = "waits until the other version is uninstalled".to_owned();
+        entry.set(Stage::Uninstall, State::Skipped, now);
+    }
+}
+
+/// A whole new way through the stages, from apply or upgrade.
+fn start(p: &mut Progress, name: &str, wanted: &Wanted, stage: Stage, now: i64) {
+    let fresh = Entry::new(name, wanted, stage, State::InProgress, &time(now));
+    p.entries.entry(fresh.key()).or_insert(fresh);
+    let key = key(name, &wanted.version);
+    open(p, &key, wanted, stage, wanted.interrupt.clone(), now);
+}
+
+/// Opens a cycle at `stage` with the content of the revision.
+fn open(
+    p: &mut Progress,
+    key: &str,
+    wanted: &Wanted,
+    stage: Stage,
+    interrupt: Option<Interrupt>,
+    now: i64,
+) {
+    let cycle = cycle(p, wanted, Some(stage), interrupt);
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    entry.cycle = Some(cycle);
+    entry.image = wanted.image.clone();
+    entry.container_sha = wanted.container_sha.clone();
+    entry.had_interrupt = wanted.interrupt.is_some();
+    entry.image_state = ImageState::Unknown;
+    entry.image_digest = None;
+    entry.doing = Doing::Idle;
+    entry.failures = 0;
+    entry.restarts = 0;
+    entry.message = String::new();
+    let state = if stage == Stage::Interrupt {
+        State::Skipped
+    } else {
+        State::InProgress
+    };
+    entry.set(stage, state, now);
+}
+
+fn cycle(
+    p: &Progress,
+    wanted: &Wanted,
+    start: Option<Stage>,
+    interrupt: Option<Interrupt>,
+) -> Cycle {
+    Cycle {
+        revision: p.revision.clone(),
+        skyhook: p.skyhook.clone(),
+        identity: wanted.identity.clone(),
+        content: wanted.config.clone(),
+        start,
+        interrupt,
+    }
+}
+
+/// The wanted version is on the host, wholly or in part.
+fn resume(p: &mut Progress, key: &str, wanted: &Wanted, now: i64) {
+    let Some(entry) = p.entries.get(key).cloned() else {
+        return;
+    };
+    if entry.is_done() {
+        revisit(p, key, &entry, wanted, now);
+        return;
+    }
+    let begun = entry.cycle.as_ref().filter(|c| c.start.is_some());
+    match (begun, begun.and_then(|c| c.start)) {
+        (Some(cycle), Some(begun_at)) if entry.stage != Stage::Uninstall => {
+            go_on(p, key, &entry, cycle, begun_at, wanted, now);
+        }
+        (_, _) => adopt(p, key, &entry, wanted, now),
+    }
+}
+
+/// The package is complete: what changed since?
+fn revisit(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
+    let Some(configured) = &entry.configured else {
+        // Known from the Node's record alone: it counts as configured, as the record says.
+        let cycle = cycle(p, wanted, None, None);
+        if let Some(entry) = p.entries.get_mut(key) {
+            entry.configured = Some(wanted.config.clone());
+            entry.had_interrupt = wanted.interrupt.is_some();
+            entry.cycle.get_or_insert(cycle);
+        }
+        return;
+    };
+    let changed = changed_keys(configured, &wanted.config);
+    if !changed.is_empty() {
+        let interrupt = matching(wanted, &changed);
+        open(p, key, wanted, Stage::Config, interrupt, now);
+    } else if !entry.had_interrupt && wanted.interrupt.is_some() {
+        let interrupt = wanted.interrupt.clone();
+        open(p, key, wanted, Stage::Interrupt, interrupt, now);
+    } else if let Some(entry) = p.entries.get_mut(key) {
+        entry.had_interrupt = wanted.interrupt.is_some();
+    }
+}
+
+/// The package is in mid-cycle of a cycle that this agent began.
+fn go_on(
+    p: &mut Progress,
+    key: &str,
+    entry: &Entry,
+    cycle: &Cycle,
+    begun_at: Stage,
+    wanted: &Wanted,
+    now: i64,
+) {
+    let whole = matches!(begun_at, Stage::Apply | Stage::Upgrade);
+    let changed = changed_keys(&cycle.content, &wanted.config);
+    let merged = || {
+        let mut all: Vec<Interrupt> = cycle.interrupt.iter().cloned().collect();
+        all.extend(matching(wanted, &changed));
+        Interrupt::merge(&all)
+    };
+    if cycle.identity != wanted.identity {
+        let interrupt = if whole {
+            wanted.interrupt.clone()
+        } else {
+            merged()
+        };
+        open(p, key, wanted, begun_at, interrupt, now);
+        return;
+    }
+    if !changed.is_empty() && entry.state == State::Erroring {
+        let at_start = matches!(entry.stage, Stage::Apply | Stage::Upgrade);
+        let (stage, interrupt) = if at_start {
+            (entry.stage, wanted.interrupt.clone())
+        } else {
+            (Stage::Config, merged())
+        };
+        open(p, key, wanted, stage, interrupt, now);
+        if let Some(cycle) = p.entries.get_mut(key).and_then(|e| e.cycle.as_mut()) {
+            cycle.start = Some(begun_at);
+        }
+        return;
+    }
+    let interrupted = entry.stage == Stage::PostInterrupt;
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    entry.failures = 0;
+    entry.image_state = ImageState::Unknown;
+    if let Doing::Retry { at, .. } = &mut entry.doing {
+        *at = now;
+    }
+    // The interrupt of a whole cycle is the one that is wanted when it comes to it.
+    if whole && !interrupted {
+        entry.had_interrupt = wanted.interrupt.is_some();
+        if let Some(cycle) = &mut entry.cycle {
+            cycle.interrupt = wanted.interrupt.clone();
+        }
+        if entry.stage == Stage::Interrupt && wanted.interrupt.is_none() {
+            entry.set(Stage::Config, State::Complete, now);
+            plan_package(p, &key_name(key), now);
+        }
+    }
+}
+
+/// The Node's record asks for a stage: a cycle of another implementation, or a rerun by hand.
+fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
+    let has_interrupt = wanted.interrupt.is_some();
+    let stage = match (entry.stage, entry.state) {
+        (Stage::Uninstall, _) => Stage::Apply,
+        (stage, State::Complete) => stage.next(has_interrupt).unwrap_or(stage),
+        (stage, State::InProgress | State::Skipped | State::Erroring | State::Unknown) => stage,
+    };
+    let stage = if stage == Stage::Interrupt && !has_interrupt {
+        Stage::PostInterrupt
+    } else {
+        stage
+    };
+    let interrupt = wanted
+        .interrupt
+        .clone()
+        .filter(|_| stage != Stage::PostInterrupt);
+    let restarts = entry.restarts;
+    open(p, key, wanted, stage, interrupt, now);
+    if let Some(entry) = p.entries.get_mut(key) {
+        entry.restarts = restarts;
+    }
+}
+
+fn key_name(key: &str) -> String {
+    key.split('|').next().unwrap_or(key).to_owned()
+}
+
+/// Keys that were added, changed or removed.
+fn changed_keys(
+    before: &BTreeMap<String, String>,
+    after: &BTreeMap<String, String>,
+) -> BTreeSet<String> {
+    before
+        .keys()
+        .chain(after.keys())
+        .filter(|key| before.get(*key) != after.get(*key))
+        .cloned()
+        .collect()
+}
+
+/// The merged interrupt of every pattern that matches a changed key.
+fn matching(wanted: &Wanted, changed: &BTreeSet<String>) -> Option<Interrupt> {
+    Interrupt::merge(
+        wanted
+            .config_interrupts
+            .iter()
+            .filter(|(pattern, _)| changed.iter().any(|key| glob::matches(pattern, key)))
+            .map(|(_, interrupt)| interrupt),
+    )
+}
+
+/// Interrupts that are still to come under this lease, by package.
+#[must_use]
+pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
+    let mut pending = BTreeMap::new();
+    for entry in p.entries.values().filter(|e| p.is_wanted(e)) {
+        if entry.is_done() {
+            continue;
+        }
+        let later = entry
+            .cycle
+            .as_ref()
+            .zip(p.wanted.get(&entry.name))
+            .and_then(|(cycle, wanted)| {
+                matching(wanted, &changed_keys(&cycle.content, &wanted.config))
+            });
+        if let Some(interrupt) = Interrupt::merge(entry.interrupt().into_iter().chain(&later)) {
+            pending.insert(entry.name.clone(), interrupt);
+        }
+    }
+    pending
+}

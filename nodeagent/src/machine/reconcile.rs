@@ -1,0 +1,207 @@
+//! Who wins when the Node's record and the host's journal differ (`design.md`, "Who wins").
+
+use skyhook_crds::installed::{PackageStates, Stamp};
+
+use super::progress::{Entries, Entry, states};
+
+/// What the record was taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Record and journal agree.
+    Both,
+    /// The journal: the Node carries no result of ours.
+    Journal,
+    /// The Node: somebody edited it, or the host has no journal.
+    Node,
+    /// Neither: the Node's result is of another machine.
+    Nothing,
+}
+
+/// The packages that are on this host. `journal` is `None` when the host has none for this Skyhook.
+#[must_use]
+pub fn reconcile(
+    journal: Option<&Entries>,
+    installed: &PackageStates,
+    stamp: Option<&Stamp>,
+    machine_id: &str,
+) -> (Entries, Source) {
+    let result = stamp.filter(|stamp| stamp.has_result());
+    if result.is_some_and(|stamp| !stamp.machine_id.is_empty() && stamp.machine_id != machine_id) {
+        return (Entries::new(), Source::Nothing);
+    }
+    match (journal, result) {
+        (Some(journal), _) if states(journal) == *installed => (journal.clone(), Source::Both),
+        (Some(journal), None) => (journal.clone(), Source::Journal),
+        (journal, _) => (
+            merged(journal.unwrap_or(&Entries::new()), installed),
+            Source::Node,
+        ),
+    }
+}
+
+/// The Node's record, with what the journal knows besides of packages that both have.
+fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
+    installed
+        .iter()
+        .map(|(key, status)| {
+            let entry = match journal.get(key) {
+                None => Entry::adopted(status),
+                Some(known) if known.status() == *status => known.clone(),
+                // The cycle that was edited away is over: what is asked for starts from the edited stage.
+                Some(known) => Entry {
+                    configured: known.configured.clone(),
+                    had_interrupt: known.had_interrupt,
+                    cycle: known.cycle.clone().map(|cycle| super::Cycle {
+                        interrupt: None,
+                        identity: String::new(),
+                        start: None,
+                        ..cycle
+                    }),
+                    reboots: known.reboots,
+                    ..Entry::adopted(status)
+                },
+            };
+            (key.clone(), entry)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use skyhook_crds::package::PackageStatus;
+    use skyhook_crds::{Stage, State};
+
+    use super::*;
+
+    fn status(version: &str, stage: Stage, state: State) -> PackageStatus {
+        PackageStatus {
+            name: "a".into(),
+            version: version.into(),
+            image: "r/a".into(),
+            container_sha: None,
+            stage,
+            state,
+            restarts: 0,
+        }
+    }
+
+    fn record(status: &PackageStatus) -> PackageStates {
+        [(format!("a|{}", status.version), status.clone())].into()
+    }
+
+    fn journal(status: &PackageStatus) -> Entries {
+        let mut entry = Entry::adopted(status);
+        entry.configured = Some([("k".to_owned(), "digest".to_owned())].into());
+        [(entry.key(), entry)].into()
+    }
+
+    fn stamp(lease: &str, machine: &str) -> Stamp {
+        Stamp {
+            lease: lease.into(),
+            machine_id: machine.into(),
+            ..Stamp::default()
+        }
+    }
+
+    #[test]
+    fn who_wins() {
+        let old = status("1.0.0", Stage::Config, State::Complete);
+        let new = status("2.0.0", Stage::Config, State::Complete);
+        let here = Some(stamp("uid", "m"));
+        let granted_only = Some(stamp("", ""));
+        let none = PackageStates::new();
+        for (name, journal, installed, stamp, want, states_want) in [
+            (
+                "agree",
+                Some(&old),
+                record(&old),
+                &here,
+                Source::Both,
+                record(&old),
+            ),
+            (
+                "edited",
+                Some(&old),
+                record(&new),
+                &here,
+                Source::Node,
+                record(&new),
+            ),
+            (
+                "deleted by hand",
+                Some(&old),
+                none.clone(),
+                &here,
+                Source::Node,
+                none.clone(),
+            ),
+            (
+                "registered anew",
+                Some(&old),
+                none.clone(),
+                &None,
+                Source::Journal,
+                record(&old),
+            ),
+            (
+                "no result yet",
+                Some(&old),
+                record(&new),
+                &granted_only,
+                Source::Journal,
+                record(&old),
+            ),
+            (
+                "adopted",
+                None,
+                record(&new),
+                &None,
+                Source::Node,
+                record(&new),
+            ),
+            (
+                "journal lost",
+                None,
+                record(&new),
+                &here,
+                Source::Node,
+                record(&new),
+            ),
+            (
+                "another machine",
+                Some(&old),
+                record(&new),
+                &Some(stamp_of_other()),
+                Source::Nothing,
+                none.clone(),
+            ),
+        ] {
+            let journal = journal.map(self::journal);
+            let (entries, source) = reconcile(journal.as_ref(), &installed, stamp.as_ref(), "m");
+            assert_eq!(source, want, "{name}");
+            assert_eq!(states(&entries), states_want, "{name}");
+        }
+    }
+
+    fn stamp_of_other() -> Stamp {
+        stamp("uid", "other")
+    }
+
+    #[test]
+    fn a_rerun_by_hand_keeps_what_the_host_was_configured_with() {
+        let done = status("1.0.0", Stage::Config, State::Complete);
+        let rerun = status("1.0.0", Stage::Apply, State::InProgress);
+        let (entries, _) = reconcile(
+            Some(&journal(&done)),
+            &record(&rerun),
+            Some(&stamp("uid", "m")),
+            "m",
+        );
+        let entry = &entries["a|1.0.0"];
+        assert_eq!(
+            (entry.stage, entry.state),
+            (Stage::Apply, State::InProgress)
+        );
+        assert!(entry.configured.is_some());
+    }
+}

@@ -1,0 +1,50 @@
+//! When something that failed is tried again.
+
+use sha2::{Digest, Sha256};
+
+const FIRST_MS: i64 = 10_000;
+const LONGEST_MS: i64 = 300_000;
+
+/// Milliseconds until the next attempt after `failures` in a row (at least one): 10 s doubling to 5 min, up to a fifth
+/// shorter by a jitter that depends on `what`, so that a fleet does not retry in step.
+#[must_use]
+pub fn delay_ms(failures: u32, what: &str) -> i64 {
+    let doublings = failures.saturating_sub(1).min(10);
+    let full = (FIRST_MS << doublings).min(LONGEST_MS);
+    let mut hash = Sha256::new();
+    hash.update(what.as_bytes());
+    hash.update(failures.to_le_bytes());
+    let digest = hash.finalize();
+    let random = i64::from(u16::from_le_bytes([digest[0], digest[1]]));
+    full - full / 5 * random / i64::from(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_seconds_doubling_to_five_minutes() {
+        for (failures, full) in [
+            (1, 10_000),
+            (2, 20_000),
+            (3, 40_000),
+            (4, 80_000),
+            (5, 160_000),
+            (6, 300_000),
+            (7, 300_000),
+            (u32::MAX, 300_000),
+        ] {
+            let delay = delay_ms(failures, "a|1");
+            assert!(
+                (full * 4 / 5..=full).contains(&delay),
+                "{failures}: {delay}"
+            );
+        }
+    }
+
+    #[test]
+    fn hosts_do_not_retry_in_step() {
+        assert_ne!(delay_ms(3, "node-1 a|1"), delay_ms(3, "node-2 a|1"));
+    }
+}

@@ -1,0 +1,39 @@
+//! `skyhook-agent`: the node agent, and the supervisor that it starts for each step.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the entry reads its own arguments"
+)]
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use skyhook_nodeagent::config::{Cli, Command};
+use skyhook_nodeagent::{run, supervise};
+
+fn main() -> ExitCode {
+    // A supervisor has to be small: it takes no part in what follows.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|arg| arg == "supervise")
+    {
+        return match supervise::main() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::main(args),
+        Command::Ready(args) => run::ready(&args),
+        Command::Supervise => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

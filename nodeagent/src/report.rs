@@ -1,0 +1,222 @@
+//! What the lease's status says: a pure function of the progress.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase};
+use skyhook_crds::{Stage, State};
+
+use crate::machine::progress::{ImageState, Shown, WaveAt, time};
+use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
+
+/// What a report says of the host itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostFacts {
+    pub boot_id: String,
+    pub machine_id: String,
+    pub agent_version: String,
+}
+
+/// The status for this progress.
+#[must_use]
+pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLeaseStatus {
+    let pending = plan::pending_interrupts(p);
+    let phase = phase(p);
+    let shown = shown(p);
+    InterruptionLeaseStatus {
+        observed_generation: generation,
+        phase: Some(phase),
+        needs_drain: needs_drain(p),
+        needs_drain_reason: pending
+            .iter()
+            .map(|(name, interrupt)| format!("{name}: {}", wave::describe(interrupt)))
+            .collect::<Vec<_>>()
+            .join("; "),
+        boot_id: host.boot_id.clone(),
+        machine_id: host.machine_id.clone(),
+        agent_version: host.agent_version.clone(),
+        packages: packages(p),
+        package: shown.map(|e| e.name.clone()),
+        stage: shown.map(|e| e.stage),
+        state: shown.map(|e| e.state),
+        since: (!p.shown.since.is_empty()).then(|| p.shown.since.clone()),
+        message: message(p, phase, shown),
+    }
+}
+
+/// Brings `since` up to date; to be called whenever the progress changed.
+pub fn mark_since(p: &mut Progress, now: i64) {
+    let what = match shown(p) {
+        Some(e) => format!("{:?} {} {} {}", phase(p), e.key(), e.stage, e.state),
+        None => format!("{:?}", phase(p)),
+    };
+    if p.shown.what != what {
+        p.shown = Shown {
+            what,
+            since: time(now),
+        };
+    }
+}
+
+/// Every package that is or was on the host.
+#[must_use]
+pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
+    p.entries
+        .iter()
+        .map(|(key, e)| {
+            let report = PackageReport {
+                name: e.name.clone(),
+                version: e.version.clone(),
+                image: e.image.clone(),
+                container_sha: e.container_sha.clone(),
+                stage: e.stage,
+                state: e.state,
+                restarts: e.restarts,
+                image_digest: e.image_digest.clone(),
+                message: e.message.clone(),
+                since: (!e.since.is_empty()).then(|| e.since.clone()),
+            };
+            (key.clone(), report)
+        })
+        .collect()
+}
+
+/// Known when the images of all packages that interrupt the host are there: a node is not drained for an image that
+/// cannot be pulled.
+fn needs_drain(p: &Progress) -> Option<bool> {
+    let pending = plan::pending_interrupts(p);
+    let at_hand = p
+        .entries
+        .values()
+        .filter(|e| p.is_wanted(e) && pending.contains_key(&e.name))
+        .all(|e| e.image_state == ImageState::Ready);
+    if pending.is_empty() && p.permit != Permit::Granted {
+        Some(false)
+    } else {
+        (at_hand || p.permit == Permit::Granted).then_some(true)
+    }
+}
+
+/// How far the lease is. Once the host may be interrupted it stays `Running` until the end: anything else would let the
+/// coordinator take `Drained` back in the middle of a wave.
+fn phase(p: &Progress) -> Phase {
+    if let Some(ended) = p.ended {
+        return ended;
+    }
+    if p.permit == Permit::Granted {
+        return Phase::Running;
+    }
+    if p.entries.values().any(|e| e.state == State::Erroring) {
+        return Phase::Erroring;
+    }
+    let pending = plan::pending_interrupts(p);
+    if !pending.is_empty() && needs_drain(p) == Some(true) {
+        return Phase::AwaitingDrain;
+    }
+    let started = p.entries.values().any(|e| match &e.doing {
+        Doing::Preparing { .. } | Doing::Step(_) | Doing::Ready(_) => true,
+        Doing::Idle | Doing::Retry { .. } => false,
+    });
+    if pending.is_empty() && started {
+        Phase::Running
+    } else {
+        Phase::Preparing
+    }
+}
+
+/// The package that a report shows: one that fails, else one that runs, else one that waits.
+fn shown(p: &Progress) -> Option<&Entry> {
+    p.entries
+        .values()
+        .filter(|e| !e.is_done() && (p.is_wanted(e) || e.stage == Stage::Uninstall))
+        .min_by_key(|e| {
+            let running = match e.doing {
+                Doing::Preparing { .. } | Doing::Step(_) | Doing::Ready(_) => 1,
+                Doing::Idle | Doing::Retry { .. } => 2,
+            };
+            if e.state == State::Erroring {
+                0
+            } else {
+                running
+            }
+        })
+}
+
+fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
+    let stop = p.stop.map(|s| format!("told to stop ({:?})", s.reason));
+    match phase {
+        Phase::Complete => "all packages are complete".to_owned(),
+        Phase::Stopped => stop.unwrap_or_else(|| "stopped".to_owned()),
+        Phase::Accepted
+        | Phase::Preparing
+        | Phase::AwaitingDrain
+        | Phase::Running
+        | Phase::Erroring => {
+            if let Some(stop) = stop {
+                return format!("{stop}: waits for the running step to end");
+            }
+            if p.held {
+                return "paused".to_owned();
+            }
+            if let Some(WaveAt::Interrupting { interrupt, .. }) = p.wave.as_ref().map(|w| &w.at) {
+                return wave::describe(interrupt);
+            }
+            match shown {
+                Some(e) if !e.message.is_empty() => {
+                    format!("{} {}: {}", e.name, e.version, e.message)
+                }
+                Some(e) => format!("{} {}: {}", e.name, e.version, e.stage),
+                None => String::new(),
+            }
+        }
+    }
+}
+
+/// The JSON merge patch that makes `new` of `old`; `None` when they are equal.
+#[must_use]
+pub fn merge_diff(old: &Value, new: &Value) -> Option<Value> {
+    match (old, new) {
+        (old, new) if old == new => None,
+        (Value::Object(old), Value::Object(new)) => {
+            let gone = old.keys().filter(|key| !new.contains_key(*key));
+            let mut patch: Map<String, Value> =
+                gone.map(|key| (key.clone(), Value::Null)).collect();
+            for (key, value) in new {
+                let before = old.get(key).unwrap_or(&Value::Null);
+                if let Some(change) = merge_diff(before, value) {
+                    patch.insert(key.clone(), change);
+                }
+            }
+            Some(Value::Object(patch))
+        }
+        (_, new) => Some(new.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn merge_patches() {
+        for (name, old, new, want) in [
+            ("equal", json!({"a": 1}), json!({"a": 1}), None),
+            (
+                "removed, changed and added",
+                json!({"a": 1, "b": {"x": 1, "y": 2}, "c": [1]}),
+                json!({"b": {"x": 2, "y": 2}, "c": [2], "d": true}),
+                Some(json!({"a": null, "b": {"x": 2}, "c": [2], "d": true})),
+            ),
+            (
+                "from nothing",
+                json!(null),
+                json!({"a": {"b": 1}}),
+                Some(json!({"a": {"b": 1}})),
+            ),
+        ] {
+            assert_eq!(merge_diff(&old, &new), want, "{name}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The agent: one task that feeds the machine and performs what it says.
+//!
+//! Every input goes through [`agent::Agent::feed`]: step, journal, effects, report, in that order. Effects run as local
+//! tasks and come back as inputs.
+#![expect(clippy::disallowed_methods, reason = "this is the shell's entry")]
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep_until};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{ReadyArgs, RunArgs, Settings};
+use crate::host::Host;
+use crate::lease::LeaseApi;
+
+mod agent;
+mod begin;
+mod effects;
+mod housekeeping;
+mod writer;
+
+use agent::{Agent, Note};
+
+/// Runs the agent until SIGTERM.
+pub fn main(args: RunArgs) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(io::stderr)
+        .with_env_filter(
+            EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| EnvFilter::new("info,kube_client=warn")),
+        )
+        .init();
+    let settings = args.settings()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .thread_keep_alive(Duration::from_secs(2))
+        .build()
+        .context("the runtime cannot be built")?;
+    let local = LocalSet::new();
+    let result = local.block_on(&runtime, run(settings));
+    // Blocking work that is under way must not hold up the end: what matters is in the journal.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn run(settings: Settings) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let host = Host {
+        root: settings.host_root.clone(),
+    };
+    let state = host.path(&settings.state_dir);
+    fs::create_dir_all(&state).with_context(|| format!("{} cannot be made", state.display()))?;
+    let _only = only_agent(&state)?;
+    let client = client().await?;
+    let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
+    let (notes, mut inbox) = unbounded_channel();
+    let mut agent = Agent::start(settings, host, api.clone(), notes)?;
+    let (seen, mut leases) = unbounded_channel();
+    tokio::task::spawn_local(api.watch(seen));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "the agent has started");
+    loop {
+        let wake = agent.wake_at().unwrap_or_else(far);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(note) = inbox.recv() => agent.take(note),
+            Some(event) = leases.recv() => {
+                note_ready(&state)?;
+                agent.take(Note::Lease(event));
+            }
+            () = sleep_until(wake) => agent.take(Note::Woken),
+        }
+    }
+    tracing::info!("the agent stops; steps go on under their supervisors");
+    let _removed = fs::remove_file(state.join("ready"));
+    Ok(())
+}
+
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(86_400)
+}
+
+async fn client() -> anyhow::Result<kube::Client> {
+    let config = kube::Config::infer()
+        .await
+        .context("neither KUBECONFIG nor a service account leads to the API")?;
+    kube::Client::try_from(config).context("the API client cannot be built")
+}
+
+/// Holds a lock for the life of the process: two agents on one host would run two steps at once.
+fn only_agent(state: &Path) -> anyhow::Result<fs::File> {
+    let file = fs::File::create(state.join("agent.lock"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another agent works in {}", state.display()))?;
+    Ok(file)
+}
+
+fn ready_file(state: &Path) -> PathBuf {
+    state.join("ready")
+}
+
+fn note_ready(state: &Path) -> io::Result<()> {
+    let file = ready_file(state);
+    if file.exists() {
+        return Ok(());
+    }
+    fs::write(file, std::process::id().to_string())
+}
+
+/// Exec probe: the agent's watch has reached the API, and the agent lives.
+pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
+    let host = Host {
+        root: args.state.host_root.clone(),
+    };
+    let state = host.path(&args.state.state_dir);
+    let file = ready_file(&state);
+    let noted = fs::read_to_string(&file)
+        .with_context(|| format!("{}: no agent has reached the API", file.display()))?;
+    let lock = fs::File::open(state.join("agent.lock")).context("no agent was started")?;
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok() {
+        bail!("the agent with pid {noted} is gone");
+    }
+    Ok(())
+}

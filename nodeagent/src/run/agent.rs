@@ -1,0 +1,389 @@
+//! The agent's state, and how an input becomes progress.
+#![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::lease::{DrainState, Phase, StopReason};
+use skyhook_crds::package::Resources;
+use skyhook_crds::revision::RevisionData;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use super::begin::Begun;
+use super::effects::StepDone;
+use super::writer::{Writer, Written};
+use crate::config::Settings;
+use crate::host::Host;
+use crate::host::exec::Supervisors;
+use crate::host::systemd::Bus;
+use crate::image::Images;
+use crate::journal::{Journal, State};
+use crate::lease::{LeaseApi, LeaseEvent};
+use crate::machine::{self, Event, Input, LeaseView, Progress};
+use crate::report::{self, HostFacts};
+use crate::stage::Prepared;
+use crate::stage::metadata::NodeFacts;
+use crate::supervise::Limit;
+
+/// Something that a task or the watch has for the agent.
+#[derive(Debug)]
+pub(super) enum Note {
+    Lease(LeaseEvent),
+    Event(Event),
+    /// A lease was accepted, or could not be.
+    Begun(Box<Begun>),
+    Prepared {
+        key: String,
+        prepared: Box<Prepared>,
+        ready: bool,
+    },
+    StepDone(Box<StepDone>),
+    Written(Written),
+    Node(Box<NodeFacts>),
+    Facts(Box<RunFacts>),
+    Woken,
+}
+
+/// What is asked for once per lease.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RunFacts {
+    pub node: NodeFacts,
+    pub default_resources: Option<Resources>,
+    pub limits: Vec<Limit>,
+}
+
+/// The agent.
+#[derive(Debug)]
+pub(super) struct Agent {
+    pub settings: Rc<Settings>,
+    pub host: Host,
+    pub facts: HostFacts,
+    pub api: LeaseApi,
+    pub images: Images,
+    pub bus: Rc<Bus>,
+    pub runner: Rc<Supervisors>,
+    pub journal: Journal,
+    pub notes: UnboundedSender<Note>,
+    /// The lease as the watch showed it last.
+    pub lease: Option<InterruptionLease>,
+    pub node_uid: Option<String>,
+    /// Node UID, as a lease named it, that the Node was last read for.
+    pub node_asked_for: Option<String>,
+    /// A task is finding out about the lease.
+    pub is_beginning: bool,
+    /// When to try to begin again.
+    pub begin_at: Option<Instant>,
+    pub begin_failures: u32,
+    pub writer: Writer,
+    /// Stages that can be run, by package.
+    pub stages: BTreeMap<String, Rc<Prepared>>,
+    pub revisions: BTreeMap<String, Rc<RevisionData>>,
+    pub run_facts: Option<Rc<RunFacts>>,
+    /// Steps that were told to end.
+    pub ended_steps: std::collections::BTreeSet<u64>,
+    /// What keeps the agent from working, for the report.
+    pub trouble: Option<String>,
+}
+
+impl Agent {
+    /// Opens what is on the host, and takes up what an earlier agent left.
+    pub(super) fn start(
+        settings: Settings,
+        host: Host,
+        api: LeaseApi,
+        notes: UnboundedSender<Note>,
+    ) -> anyhow::Result<Self> {
+        let state = host.path(&settings.state_dir);
+        let facts = HostFacts {
+            boot_id: host.boot_id()?,
+            machine_id: host.machine_id()?,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let (journal, aside) = Journal::open(&state)?;
+        if let Some(aside) = aside {
+            tracing::error!(kept = %aside.display(), "the journal cannot be believed: the Node's record is taken for this host");
+        }
+        let images = Images::open(&state.join("images"), settings.insecure_registries.clone())?;
+        let bus = Rc::new(Bus::of(&host.root));
+        let runner = Rc::new(Supervisors::new(
+            Some(Rc::clone(&bus)),
+            state.join("steps"),
+            settings.state_dir.join("steps"),
+        ));
+        let mut agent = Self {
+            settings: Rc::new(settings),
+            host,
+            facts,
+            api,
+            images,
+            bus,
+            runner,
+            journal,
+            notes,
+            lease: None,
+            node_uid: None,
+            node_asked_for: None,
+            is_beginning: false,
+            begin_at: None,
+            begin_failures: 0,
+            writer: Writer::default(),
+            stages: BTreeMap::new(),
+            revisions: BTreeMap::new(),
+            run_facts: None,
+            ended_steps: std::collections::BTreeSet::new(),
+            trouble: None,
+        };
+        agent.take_up(&state.join("steps"))?;
+        Ok(agent)
+    }
+
+    /// Puts the journal of another machine away, and tells the machine that the agent was started anew.
+    fn take_up(&mut self, steps: &std::path::Path) -> anyhow::Result<()> {
+        let mut state = self.journal.state.clone();
+        if state.machine_id != self.facts.machine_id {
+            state = State {
+                machine_id: self.facts.machine_id.clone(),
+                next_step: state.next_step,
+                ..State::default()
+            };
+        }
+        let last = super::housekeeping::last_step(steps);
+        state.next_step = state.next_step.max(last + 1);
+        if let Some(run) = &mut state.run {
+            run.next_step = run.next_step.max(state.next_step);
+        }
+        self.journal.save(state)?;
+        if self.journal.state.run.is_some() {
+            let boot_id = self.facts.boot_id.clone();
+            self.send(Note::Event(Event::Restarted { boot_id }));
+        }
+        Ok(())
+    }
+
+    /// Takes one note in.
+    pub(super) fn take(&mut self, note: Note) {
+        match note {
+            Note::Lease(event) => self.lease_event(event),
+            Note::Event(event) => self.feed(event),
+            Note::Begun(begun) => self.begun(*begun),
+            Note::Prepared {
+                key,
+                prepared,
+                ready,
+            } => {
+                let plan = prepared.plan.clone();
+                self.stages.insert(key.clone(), Rc::from(prepared));
+                if ready {
+                    self.feed(Event::StageReady { key, plan });
+                }
+            }
+            Note::StepDone(done) => self.step_done(*done),
+            Note::Written(written) => self.written(written),
+            Note::Node(node) => {
+                self.is_beginning = false;
+                self.node_uid = Some(node.uid.clone());
+                self.look_at_lease();
+            }
+            Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
+            Note::Woken => self.woken(),
+        }
+        self.write_status();
+    }
+
+    pub(super) fn send(&self, note: Note) {
+        // The loop that receives lives as long as the agent.
+        let _sent = self.notes.send(note);
+    }
+
+    /// The lease that is worked on.
+    pub(super) fn run(&self) -> Option<&Progress> {
+        self.journal.state.run.as_ref()
+    }
+
+    /// True when the lease that the watch shows is the one that is worked on.
+    pub(super) fn is_current(&self) -> bool {
+        let seen = self.lease.as_ref().and_then(|l| l.metadata.uid.as_ref());
+        self.run().is_some_and(|run| Some(&run.lease) == seen)
+    }
+
+    /// Step, journal, effects.
+    pub(super) fn feed(&mut self, event: Event) {
+        let Some(before) = self.run().cloned() else {
+            return;
+        };
+        let input = Input {
+            now: now(),
+            event: event.clone(),
+        };
+        let (mut after, effects) = machine::step(before.clone(), input);
+        report::mark_since(&mut after, now());
+        self.conclude_stages(&before, &after);
+        let ended = before.ended.is_none() && after.ended.is_some();
+        let state = State {
+            next_step: after.next_step,
+            run: Some(after),
+            ..self.journal.state.clone()
+        };
+        if let Err(error) = self.journal.save(state) {
+            self.journal_failed(&error, event);
+            return;
+        }
+        self.trouble = None;
+        self.ended_steps.retain(|id| *id + 1000 > before.next_step);
+        for effect in effects {
+            tracing::debug!(?effect, "effect");
+            self.perform(effect);
+        }
+        if ended {
+            self.run_ended();
+        }
+    }
+
+    /// Nothing was done: the same input is tried again when there may be room.
+    fn journal_failed(&mut self, error: &dyn std::error::Error, event: Event) {
+        let text = crate::stage::chain(error);
+        if self.trouble.is_none() {
+            tracing::error!(error = %text, "the journal cannot be written: nothing is done");
+        }
+        self.trouble = Some(format!("the host's journal cannot be written: {text}"));
+        let notes = self.notes.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let _sent = notes.send(Note::Event(event));
+        });
+    }
+
+    /// Writes what the host is to remember of stages that are done.
+    fn conclude_stages(&mut self, before: &Progress, after: &Progress) {
+        for (key, entry) in &before.entries {
+            let same = after.entries.get(key).is_some_and(|e| {
+                e.stage == entry.stage && e.state != skyhook_crds::State::Complete
+            });
+            let was_done = entry.state == skyhook_crds::State::Complete;
+            if same || was_done {
+                continue;
+            }
+            if let Some(stage) = self.stages.remove(key)
+                && stage.stage == entry.stage
+                && let Err(error) = stage.note_done()
+            {
+                tracing::warn!(package = %key, error = %crate::stage::chain(&error), "history cannot be written");
+            }
+        }
+    }
+
+    fn run_ended(&mut self) {
+        let Some(run) = self.run() else { return };
+        tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the lease's work has ended");
+        self.stages.clear();
+        self.revisions.clear();
+        self.run_facts = None;
+        let bus = Rc::clone(&self.bus);
+        tokio::task::spawn_local(async move { bus.release().await });
+        self.keep_house();
+        // Another lease may have been waiting for this end.
+        if !self.is_current() {
+            self.look_at_lease();
+        }
+    }
+
+    fn lease_event(&mut self, event: LeaseEvent) {
+        self.lease = match event {
+            LeaseEvent::Seen(lease) => Some(*lease),
+            LeaseEvent::Gone => None,
+        };
+        self.look_at_lease();
+    }
+
+    /// Decides about the lease as it was seen last.
+    pub(super) fn look_at_lease(&mut self) {
+        if self.is_current() {
+            self.writer.seen(self.lease.as_ref());
+            let view = self.view();
+            self.feed(Event::LeaseSeen(view));
+            return;
+        }
+        if self.run().is_some_and(|run| run.ended.is_none()) {
+            // The lease that is worked on is gone: what runs ends, nothing new starts.
+            self.feed(Event::LeaseSeen(LeaseView {
+                stop: Some(StopReason::Deleted),
+                ..LeaseView::default()
+            }));
+            return;
+        }
+        self.try_begin();
+    }
+
+    fn view(&self) -> LeaseView {
+        let (Some(lease), Some(node_uid)) = (&self.lease, &self.node_uid) else {
+            return self.lease.as_ref().map_or_else(LeaseView::default, |l| {
+                // The lease was accepted: its node is this one.
+                view_of(l, &l.spec.node.uid)
+            });
+        };
+        view_of(lease, node_uid)
+    }
+
+    fn woken(&mut self) {
+        if self.begin_at.is_some_and(|at| at <= Instant::now()) {
+            self.begin_at = None;
+            self.look_at_lease();
+        }
+        if self.machine_wake().is_some_and(|at| at <= Instant::now()) {
+            self.feed(Event::Ticked);
+        }
+    }
+
+    fn machine_wake(&self) -> Option<Instant> {
+        let at = machine::wake_at(self.run()?)?;
+        let wait = u64::try_from(at - now()).unwrap_or(0);
+        Some(Instant::now() + Duration::from_millis(wait))
+    }
+
+    /// When the agent has something to do that no note will announce.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        [self.machine_wake(), self.begin_at, self.writer.wake_at()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// A step's supervisor is done, or could not do its work.
+    fn step_done(&mut self, done: StepDone) {
+        let outcome = self.judge(&done);
+        let StepDone { key, id, .. } = done;
+        self.feed(match outcome {
+            Ok(Some(outcome)) => Event::StepExited { key, id, outcome },
+            Ok(None) => Event::StepLost { key, id },
+            Err(reason) => Event::StageFailed { key, reason },
+        });
+    }
+}
+
+fn view_of(lease: &InterruptionLease, node_uid: &str) -> LeaseView {
+    let duty = protocol::agent_duty(lease, node_uid);
+    let drained = lease.spec.drain.state == DrainState::Drained;
+    LeaseView {
+        stop: match duty {
+            AgentDuty::Stop(reason) => Some(reason),
+            AgentDuty::Ignore(_) => Some(StopReason::Deleted),
+            AgentDuty::Accept | AgentDuty::Work | AgentDuty::Hold | AgentDuty::Finished => None,
+        },
+        hold: duty == AgentDuty::Hold,
+        drained: lease
+            .metadata
+            .resource_version
+            .clone()
+            .filter(|_| drained && duty == AgentDuty::Work),
+        running: protocol::phase(lease) == Some(Phase::Running),
+    }
+}
+
+/// Unix milliseconds.
+pub(super) fn now() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}

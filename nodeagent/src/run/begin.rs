@@ -1,0 +1,313 @@
+//! Taking a lease: reconcile, accept, read the revision, begin.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::lease::{InterruptionLeaseStatus, Phase};
+use skyhook_crds::revision::RevisionData;
+use tokio::time::{Instant, sleep};
+
+use super::agent::{Agent, Note, RunFacts, now};
+use crate::host::limits;
+use crate::lease::ApiError;
+use crate::machine::reconcile::{Source, reconcile};
+use crate::machine::{Entries, Event, Progress, Wanted, retry};
+use crate::report;
+use crate::stage::metadata::NodeFacts;
+
+/// How the attempt to take a lease came out.
+#[derive(Debug)]
+pub(super) struct Begun {
+    uid: String,
+    entries: Entries,
+    /// The lease as the API has it now, with what is needed to begin.
+    result: Result<Taken, ApiError>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    lease: InterruptionLease,
+    revision: RevisionData,
+    facts: RunFacts,
+}
+
+impl Agent {
+    /// Looks whether the lease is for this agent, and takes it if it is.
+    pub(super) fn try_begin(&mut self) {
+        let Some(lease) = self.lease.clone() else {
+            return;
+        };
+        if self.is_beginning || self.begin_at.is_some() {
+            return;
+        }
+        let node_uid = match &self.node_uid {
+            Some(uid) if *uid == lease.spec.node.uid => uid.clone(),
+            Some(_) | None => {
+                if self.node_asked_for.as_ref() != Some(&lease.spec.node.uid) {
+                    self.node_asked_for = Some(lease.spec.node.uid.clone());
+                    self.find_node();
+                }
+                return;
+            }
+        };
+        match protocol::agent_duty(&lease, &node_uid) {
+            AgentDuty::Ignore(reason) => {
+                tracing::debug!(?reason, "the lease is left alone");
+            }
+            AgentDuty::Finished => self.refresh_boot_id(&lease),
+            AgentDuty::Accept => self.take_lease(lease, true),
+            // Accepted by an agent whose journal is lost.
+            AgentDuty::Work | AgentDuty::Hold | AgentDuty::Stop(_) => self.take_lease(lease, false),
+        }
+    }
+
+    /// The Node's UID is asked for once, and again when a lease names another.
+    fn find_node(&mut self) {
+        self.is_beginning = true;
+        let (api, notes) = (self.api.clone(), self.notes.clone());
+        let wanted = self.lease.as_ref().map(|l| l.spec.node.uid.clone());
+        tokio::task::spawn_local(async move {
+            let mut failures = 0;
+            let node = loop {
+                match api.node().await {
+                    Ok(node) => break node,
+                    Err(error) => tracing::warn!(%error, ?wanted, "the Node cannot be read"),
+                }
+                failures += 1;
+                sleep(delay(failures)).await;
+            };
+            let _sent = notes.send(Note::Node(Box::new(node)));
+        });
+    }
+
+    fn take_lease(&mut self, lease: InterruptionLease, accept: bool) {
+        self.is_beginning = true;
+        let (entries, source) = self.reconciled(&lease);
+        let uid = lease.metadata.uid.clone().unwrap_or_default();
+        tracing::info!(lease = %uid, skyhook = %lease.spec.skyhook.name, revision = %lease.spec.revision, ?source, "taking the lease");
+        let status = self.accepted_status(&lease, &entries);
+        let (api, notes) = (self.api.clone(), self.notes.clone());
+        let bus = Rc::clone(&self.bus);
+        let runner = Rc::clone(&self.runner);
+        let orphans = super::housekeeping::running_steps(
+            &self.host.path(&self.settings.state_dir).join("steps"),
+        );
+        tokio::task::spawn_local(async move {
+            // Nothing runs on a host before an earlier lease's step has ended.
+            super::housekeeping::await_steps(&runner, orphans).await;
+            let taken = async {
+                let lease = if accept {
+                    let version = lease.metadata.resource_version.clone().unwrap_or_default();
+                    let before = serde_json::to_value(&lease.status).unwrap_or_default();
+                    let after = serde_json::to_value(&status).unwrap_or_default();
+                    let change = report::merge_diff(&before, &after).unwrap_or_default();
+                    api.patch_status(&uid, Some(&version), change).await?
+                } else {
+                    lease
+                };
+                let revision = api.revision(&lease.spec.revision).await?;
+                let facts = RunFacts {
+                    node: api.node().await?,
+                    default_resources: default_resources(&api, &revision).await?,
+                    limits: limits::process(&bus).await,
+                };
+                Ok(Taken {
+                    lease,
+                    revision,
+                    facts,
+                })
+            };
+            let result = taken.await;
+            let begun = Begun {
+                uid,
+                entries,
+                result,
+            };
+            let _sent = notes.send(Note::Begun(Box::new(begun)));
+        });
+    }
+
+    /// What is on this host, by the rules of "Who wins".
+    fn reconciled(&self, lease: &InterruptionLease) -> (Entries, Source) {
+        let skyhook = &lease.spec.skyhook.name;
+        let ended = self
+            .run()
+            .filter(|run| run.skyhook.name == *skyhook)
+            .map(|run| &run.entries);
+        let journal =
+            ended.or_else(|| self.journal.state.skyhooks.get(skyhook).map(|r| &r.entries));
+        reconcile(
+            journal,
+            &lease.spec.installed,
+            lease.spec.stamp.as_ref(),
+            &self.facts.machine_id,
+        )
+    }
+
+    fn accepted_status(
+        &self,
+        lease: &InterruptionLease,
+        entries: &Entries,
+    ) -> InterruptionLeaseStatus {
+        let progress = Progress {
+            entries: entries.clone(),
+            ..Progress::default()
+        };
+        InterruptionLeaseStatus {
+            observed_generation: lease.metadata.generation.unwrap_or(0),
+            phase: Some(Phase::Accepted),
+            boot_id: self.facts.boot_id.clone(),
+            machine_id: self.facts.machine_id.clone(),
+            agent_version: self.facts.agent_version.clone(),
+            packages: report::packages(&progress),
+            since: Some(crate::machine::progress::time(now())),
+            message: "accepted".to_owned(),
+            ..InterruptionLeaseStatus::default()
+        }
+    }
+
+    /// The attempt to take a lease is over.
+    pub(super) fn begun(&mut self, begun: Begun) {
+        self.is_beginning = false;
+        match begun.result {
+            Ok(taken) => {
+                self.begin_failures = 0;
+                self.begin(begun.entries, taken);
+            }
+            Err(error @ ApiError::Conflict { .. }) => {
+                // The watch brings what it is now.
+                tracing::info!(lease = %begun.uid, %error, "the lease changed meanwhile");
+                self.retry_begin(1);
+            }
+            Err(error) => {
+                tracing::warn!(lease = %begun.uid, %error, "the lease cannot be taken");
+                self.begin_failures += 1;
+                self.retry_begin(self.begin_failures);
+            }
+        }
+    }
+
+    fn retry_begin(&mut self, failures: u32) {
+        self.begin_at = Some(Instant::now() + delay(failures));
+    }
+
+    fn begin(&mut self, entries: Entries, taken: Taken) {
+        let Taken {
+            lease,
+            revision,
+            facts,
+        } = taken;
+        let spec = &lease.spec;
+        let mut state = self.journal.state.clone();
+        // What the last lease left goes on record for its own Skyhook.
+        if let Some(run) = state.run.take() {
+            let record = crate::journal::Record {
+                lease: run.lease,
+                entries: run.entries,
+            };
+            state.skyhooks.insert(run.skyhook.name, record);
+        }
+        state.run = Some(Progress {
+            lease: lease.metadata.uid.clone().unwrap_or_default(),
+            skyhook: spec.skyhook.clone(),
+            revision: spec.revision.clone(),
+            serial: revision.serial,
+            wanted: Wanted::of_revision(&revision),
+            entries,
+            next_step: state.next_step,
+            boot_id: self.facts.boot_id.clone(),
+            ..Progress::default()
+        });
+        let kept = self
+            .journal
+            .keep_revision(&spec.revision, &revision)
+            .and_then(|()| self.journal.save(state));
+        if let Err(error) = kept {
+            let text = crate::stage::chain(&error);
+            tracing::error!(error = %text, "the journal cannot be written: the lease is not begun");
+            self.trouble = Some(format!("the host's journal cannot be written: {text}"));
+            self.retry_begin(1);
+            return;
+        }
+        self.revisions
+            .insert(spec.revision.clone(), Rc::new(revision));
+        self.run_facts = Some(Rc::new(facts));
+        self.writer.begin(&lease);
+        self.feed(Event::Begun);
+        // The watch may have shown more than what the accepted write returned.
+        let newer = self.lease.as_ref().is_some_and(|seen| {
+            seen.metadata.uid == lease.metadata.uid
+                && seen.metadata.resource_version != lease.metadata.resource_version
+                && protocol::is_accepted(seen)
+        });
+        if !newer {
+            self.lease = Some(lease);
+        }
+        self.look_at_lease();
+    }
+
+    /// The coordinator takes a result only when the Node has reported the boot that the status names.
+    fn refresh_boot_id(&mut self, lease: &InterruptionLease) {
+        let stale = lease
+            .status
+            .as_ref()
+            .is_some_and(|s| s.boot_id != self.facts.boot_id);
+        let ours = self
+            .run()
+            .is_some_and(|run| Some(&run.lease) == lease.metadata.uid.as_ref());
+        if stale && !ours {
+            tracing::info!("a lease of an earlier agent is finished; its boot ID is refreshed");
+            let (api, uid) = (
+                self.api.clone(),
+                lease.metadata.uid.clone().unwrap_or_default(),
+            );
+            let change = serde_json::json!({ "bootID": self.facts.boot_id });
+            tokio::task::spawn_local(async move {
+                if let Err(error) = api.patch_status(&uid, None, change).await {
+                    tracing::warn!(%error, "the boot ID cannot be refreshed");
+                }
+            });
+        }
+    }
+
+    /// What is asked for once per lease, again after a restart in the middle of one.
+    pub(super) fn fetch_facts(&self, revision: &RevisionData) -> impl Future<Output = RunFacts> + use<> {
+        let (api, bus) = (self.api.clone(), Rc::clone(&self.bus));
+        let revision = revision.clone();
+        async move {
+            let node = api.node().await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the Node cannot be read: its metadata is empty");
+                NodeFacts::default()
+            });
+            RunFacts {
+                node,
+                default_resources: default_resources(&api, &revision).await.unwrap_or_default(),
+                limits: limits::process(&bus).await,
+            }
+        }
+    }
+}
+
+/// Asked for only when a package leaves it to the namespace.
+async fn default_resources(
+    api: &crate::lease::LeaseApi,
+    revision: &RevisionData,
+) -> Result<Option<skyhook_crds::package::Resources>, ApiError> {
+    if revision.packages.values().all(|p| p.resources.is_some()) {
+        return Ok(None);
+    }
+    match api.default_resources().await {
+        Err(ApiError::Refused { what, message }) => {
+            tracing::warn!(%what, %message, "steps run without default limits");
+            Ok(None)
+        }
+        other => other,
+    }
+}
+
+fn delay(failures: u32) -> Duration {
+    let ms = retry::delay_ms(failures, "begin") / 20;
+    Duration::from_millis(u64::try_from(ms).unwrap_or(500))
+}

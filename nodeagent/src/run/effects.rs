@@ -1,0 +1,482 @@
+//! Performing effects: each is a local task that ends in a note.
+
+use std::rc::Rc;
+
+use skyhook_crds::Package;
+use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::revision::RevisionData;
+use skyhook_oci::{Credentials, Digest};
+
+use super::agent::{Agent, Note, RunFacts};
+use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::{interrupt, limits};
+use crate::image::Images;
+use crate::lease::{ApiError, LeaseApi};
+use crate::machine::progress::Cycle;
+use crate::machine::{Effect, Entry, Event, Half, Outcome};
+use crate::stage::env::{self, Sources};
+use crate::stage::{self, Prepared, StageError, StageInput, chain, metadata};
+
+/// A step that is over, or could not be run.
+#[derive(Debug)]
+pub(super) struct StepDone {
+    pub key: String,
+    pub id: u64,
+    half: Half,
+    index: usize,
+    result: Result<(StepEnd, Rc<Prepared>), String>,
+}
+
+impl Agent {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::PullImage { key } => self.pull(key),
+            Effect::PrepareStage { key, half } => self.prepare(key, half),
+            Effect::RunStep {
+                key,
+                id,
+                half,
+                index,
+            } => self.run_step(key, id, half, index),
+            Effect::AdoptStep {
+                key,
+                id,
+                half,
+                index,
+            } => self.adopt_step(key, id, half, index),
+            Effect::EndStep { id } => {
+                self.ended_steps.insert(id);
+                self.runner.end(id);
+            }
+            Effect::WriteRunning { resource_version } => {
+                self.writer.want_running(resource_version);
+            }
+            Effect::LookAtLease => self.look(),
+            Effect::Interrupt { owner, interrupt } => {
+                tracing::warn!(%owner, ?interrupt, "the host is interrupted");
+                let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
+                tokio::task::spawn_local(async move {
+                    let event = match interrupt::execute(&bus, &interrupt).await {
+                        Ok(()) => Event::Interrupted,
+                        Err(error) => Event::InterruptFailed {
+                            reason: chain(&error),
+                        },
+                    };
+                    let _sent = notes.send(Note::Event(event));
+                });
+            }
+        }
+    }
+
+    fn look(&self) {
+        let (api, notes) = (self.api.clone(), self.notes.clone());
+        let uid = self.run().map(|run| run.lease.clone()).unwrap_or_default();
+        tokio::task::spawn_local(async move {
+            let stands = match api.lease().await {
+                Ok(lease) => {
+                    lease.metadata.uid.as_deref() == Some(&uid)
+                        && protocol::agent_duty(&lease, &lease.spec.node.uid) == AgentDuty::Work
+                }
+                // Silence stops nothing: the lease stood when the wave began.
+                Err(ApiError::Silent { .. }) => true,
+                Err(
+                    ApiError::NotFound { .. }
+                    | ApiError::Conflict { .. }
+                    | ApiError::Refused { .. }
+                    | ApiError::Malformed { .. },
+                ) => false,
+            };
+            let _sent = notes.send(Note::Event(Event::LeaseLooked { stands }));
+        });
+    }
+
+    /// Content that the package's steps use: that of the revision that it was begun with.
+    fn content(&mut self, entry: &Entry) -> Result<(Rc<RevisionData>, Package), String> {
+        let bare = Package {
+            name: entry.name.clone(),
+            version: entry.version.clone(),
+            image: entry.image.clone(),
+            container_sha: entry.container_sha.clone(),
+            ..Package::default()
+        };
+        let Some(cycle) = &entry.cycle else {
+            return Ok((Rc::new(RevisionData::default()), bare));
+        };
+        let revision = match self.revisions.get(&cycle.revision) {
+            Some(revision) => Rc::clone(revision),
+            None => {
+                let revision = self
+                    .journal
+                    .revision(&cycle.revision)
+                    .map_err(|e| chain(&e))?;
+                let revision = Rc::new(revision);
+                self.revisions
+                    .insert(cycle.revision.clone(), Rc::clone(&revision));
+                revision
+            }
+        };
+        let package = revision
+            .packages
+            .get(&entry.name)
+            .filter(|p| p.version == entry.version)
+            .cloned()
+            .unwrap_or(bare);
+        Ok((revision, package))
+    }
+
+    fn pull(&mut self, key: String) {
+        let Some(entry) = self.run().and_then(|run| run.entries.get(&key)).cloned() else {
+            return;
+        };
+        let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
+        let package = match self.content(&entry) {
+            Ok((_, package)) => package,
+            Err(reason) => {
+                self.send(Note::Event(Event::ImageFailed { key, reason }));
+                return;
+            }
+        };
+        let owner = self
+            .run()
+            .map(|run| format!("{}/{key}", run.skyhook.name))
+            .unwrap_or_default();
+        let (api, notes, images) = (self.api.clone(), self.notes.clone(), self.images.clone());
+        let secrets = self.settings.pull_secrets.clone();
+        tokio::task::spawn_local(async move {
+            let known = entry.image_digest.as_deref().and_then(|d| d.parse().ok());
+            let pulled = pull(&api, &images, &package, &owner, known, leaving, &secrets).await;
+            let event = match pulled {
+                Ok(digest) => Event::ImageReady {
+                    key,
+                    digest: Some(digest.to_string()),
+                },
+                // What was copied to the host when it was installed has to do.
+                Err(reason) if leaving => {
+                    tracing::warn!(package = %key, %reason, "the copy on the host is used");
+                    Event::ImageReady { key, digest: None }
+                }
+                Err(reason) => {
+                    tracing::warn!(package = %key, %reason, "the image cannot be pulled");
+                    Event::ImageFailed { key, reason }
+                }
+            };
+            let _sent = notes.send(Note::Event(event));
+        });
+    }
+
+    /// Everything that preparing the entry's stage takes.
+    fn stage_task(&mut self, key: &str, half: Half) -> Result<StageTask, String> {
+        let entry = self
+            .run()
+            .and_then(|run| run.entries.get(key))
+            .cloned()
+            .ok_or_else(|| format!("{key} is not on record"))?;
+        let (revision, package) = self.content(&entry)?;
+        let fallback = Cycle {
+            skyhook: self
+                .run()
+                .map(|run| run.skyhook.clone())
+                .unwrap_or_default(),
+            ..Cycle::default()
+        };
+        let skyhook = entry.cycle.as_ref().unwrap_or(&fallback).skyhook.clone();
+        let digest: Option<Digest> = entry.image_digest.as_deref().and_then(|d| d.parse().ok());
+        let facts = self.run_facts.clone();
+        let fetch = facts.is_none().then(|| self.fetch_facts(&revision));
+        let fetch: Option<std::pin::Pin<Box<dyn Future<Output = RunFacts>>>> = match fetch {
+            Some(future) => Some(Box::pin(future)),
+            None => None,
+        };
+        Ok(StageTask {
+            api: self.api.clone(),
+            notes: self.notes.clone(),
+            facts,
+            fetch,
+            revision,
+            agent_version: self.facts.agent_version.clone(),
+            input: StageInput {
+                host: self.host.clone(),
+                layout: self.settings.layout.clone(),
+                skyhook,
+                package,
+                stage: entry.stage,
+                half,
+                digest,
+                store: Some(self.images.store.clone()),
+                env: Vec::new(),
+                metadata: std::collections::BTreeMap::new(),
+            },
+        })
+    }
+
+    fn prepare(&mut self, key: String, half: Half) {
+        let task = match self.stage_task(&key, half) {
+            Ok(task) => task,
+            Err(reason) => {
+                self.send(Note::Event(Event::StageFailed { key, reason }));
+                return;
+            }
+        };
+        let notes = self.notes.clone();
+        tokio::task::spawn_local(async move {
+            let note = match task.run().await {
+                Ok((prepared, _)) => Note::Prepared {
+                    key,
+                    prepared: Box::new(prepared),
+                    ready: true,
+                },
+                Err(reason) => Note::Event(Event::StageFailed { key, reason }),
+            };
+            let _sent = notes.send(note);
+        });
+    }
+
+    /// The stage, prepared: it is again when an earlier agent did it.
+    fn with_stage<F, G>(&mut self, key: &str, half: Half, work: F)
+    where
+        F: FnOnce(Stage) -> G + 'static,
+        G: Future<Output = Note> + 'static,
+    {
+        let stage = match self.stages.get(key) {
+            Some(prepared) => Ok(Stage::Ready(
+                Rc::clone(prepared),
+                self.run_facts.clone().unwrap_or_default(),
+            )),
+            None => self
+                .stage_task(key, half)
+                .map(|task| Stage::Task(Box::new(task))),
+        };
+        let notes = self.notes.clone();
+        match stage {
+            Ok(stage) => {
+                tokio::task::spawn_local(async move {
+                    let note = work(stage).await;
+                    let _sent = notes.send(note);
+                });
+            }
+            Err(reason) => self.send(Note::Event(Event::StageFailed {
+                key: key.to_owned(),
+                reason,
+            })),
+        }
+    }
+
+    fn run_step(&mut self, key: String, id: u64, half: Half, index: usize) {
+        let runner = Rc::clone(&self.runner);
+        let timeout = self.settings.step_timeout;
+        let name = key.clone();
+        self.with_stage(&name, half, move |stage| async move {
+            let result = async {
+                let (prepared, facts) = stage.get(&key).await?;
+                let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
+                spec.directory = runner.directory(id).1;
+                spec.limits = facts.limits.clone();
+                spec.timeout_ms = timeout.and_then(|t| u64::try_from(t.as_millis()).ok());
+                let resources = prepared
+                    .resources()
+                    .or_else(|| facts.default_resources.clone())
+                    .unwrap_or_default();
+                let request = StepRequest {
+                    id,
+                    label: label(&key, &prepared, half),
+                    spec,
+                    limits: limits::scope(&resources).map_err(|e| e.to_string())?,
+                };
+                let end = runner.run(request).await.map_err(|e| chain(&e))?;
+                Ok((end, prepared))
+            };
+            let result = result.await;
+            done(key, id, half, index, result)
+        });
+    }
+
+    fn adopt_step(&mut self, key: String, id: u64, half: Half, index: usize) {
+        let runner: Rc<Supervisors> = Rc::clone(&self.runner);
+        let name = key.clone();
+        let stage_name = self
+            .run()
+            .and_then(|run| run.entries.get(&key))
+            .map(|e| stage::mode(e.stage, half))
+            .unwrap_or_default();
+        self.with_stage(&name, half, move |stage| async move {
+            let label = format!("{}-{stage_name}", package_name(&key));
+            let result = async {
+                let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
+                // Only now: files must not change under a step that runs.
+                let (prepared, _) = stage.get(&key).await?;
+                Ok((end, prepared))
+            };
+            let result = result.await;
+            done(key, id, half, index, result)
+        });
+    }
+
+    /// What a step that is over means: an outcome, `None` when nobody knows, or why the stage failed around it.
+    pub(super) fn judge(&self, done: &StepDone) -> Result<Option<Outcome>, String> {
+        let (end, prepared) = done.result.as_ref().map_err(Clone::clone)?;
+        let StepEnd::Finished(result) = end else {
+            return Ok(None);
+        };
+        let ended_by_us = self.ended_steps.contains(&done.id);
+        if result.ended && !ended_by_us {
+            // The host went down, or somebody ended the supervisor: that says nothing of the step.
+            return Ok(None);
+        }
+        let name = prepared.step_name(done.half, done.index);
+        let says = |problem: String| {
+            let tail = result.tail.lines().rev().take(5).collect::<Vec<_>>();
+            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
+            if tail.is_empty() {
+                format!("{name} {problem}")
+            } else {
+                format!("{name} {problem}: {tail}")
+            }
+        };
+        let problem = match (&result.error, result.code, result.signal) {
+            (Some(error), _, _) => Some(format!("could not be run: {error}")),
+            _ if result.timed_out => Some("took too long and was ended".to_owned()),
+            _ if result.ended => Some("was ended: the lease was stopped".to_owned()),
+            (None, Some(code), _) if prepared.is_success(done.half, done.index, code) => None,
+            (None, Some(code), _) => Some(format!("exited with {code}")),
+            (None, None, Some(signal)) => Some(format!("was killed by signal {signal}")),
+            (None, None, None) => Some("ended in a way that is not known".to_owned()),
+        };
+        prepared
+            .note_step(done.half, done.index, problem.is_none())
+            .map_err(|e| chain(&e))?;
+        let outcome = problem.map_or(Outcome::Succeeded, |p| Outcome::Failed(says(p)));
+        match &outcome {
+            Outcome::Succeeded => tracing::info!(package = %done.key, step = %name, "done"),
+            Outcome::Failed(reason) => {
+                tracing::warn!(package = %done.key, step = %name, %reason, "failed");
+            }
+        }
+        Ok(Some(outcome))
+    }
+}
+
+fn done(
+    key: String,
+    id: u64,
+    half: Half,
+    index: usize,
+    result: Result<(StepEnd, Rc<Prepared>), String>,
+) -> Note {
+    Note::StepDone(Box::new(StepDone {
+        key,
+        id,
+        half,
+        index,
+        result,
+    }))
+}
+
+fn label(key: &str, prepared: &Prepared, half: Half) -> String {
+    format!("{}-{}", package_name(key), prepared.mode(half))
+}
+
+fn package_name(key: &str) -> &str {
+    key.split('|').next().unwrap_or(key)
+}
+
+/// A stage that is prepared, or can be.
+enum Stage {
+    Ready(Rc<Prepared>, Rc<RunFacts>),
+    Task(Box<StageTask>),
+}
+
+impl Stage {
+    async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), String> {
+        match self {
+            Self::Ready(prepared, facts) => Ok((prepared, facts)),
+            Self::Task(task) => {
+                let notes = task.notes.clone();
+                let (prepared, facts) = task.run().await?;
+                let _sent = notes.send(Note::Prepared {
+                    key: key.to_owned(),
+                    prepared: Box::new(prepared.clone()),
+                    ready: false,
+                });
+                Ok((Rc::new(prepared), facts))
+            }
+        }
+    }
+}
+
+struct StageTask {
+    api: LeaseApi,
+    notes: tokio::sync::mpsc::UnboundedSender<Note>,
+    facts: Option<Rc<RunFacts>>,
+    fetch: Option<std::pin::Pin<Box<dyn Future<Output = RunFacts>>>>,
+    revision: Rc<RevisionData>,
+    agent_version: String,
+    input: StageInput,
+}
+
+impl StageTask {
+    async fn run(mut self) -> Result<(Prepared, Rc<RunFacts>), String> {
+        let facts = match (self.facts.take(), self.fetch.take()) {
+            (Some(facts), _) => facts,
+            (None, Some(fetch)) => {
+                let facts = fetch.await;
+                let _sent = self.notes.send(Note::Facts(Box::new(facts.clone())));
+                Rc::new(facts)
+            }
+            (None, None) => Rc::new(RunFacts::default()),
+        };
+        self.input.env = self.env(&facts).await?;
+        self.input.metadata = metadata::files(&facts.node, &self.revision, &self.agent_version);
+        let input = self.input;
+        let prepared = tokio::task::spawn_blocking(move || stage::prepare(input))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e: StageError| chain(&e))?;
+        Ok((prepared, facts))
+    }
+
+    async fn env(&self, facts: &RunFacts) -> Result<Vec<(String, String)>, String> {
+        let package = &self.input.package;
+        let needs = env::needs(&package.env);
+        let secrets = self.api.secrets(&needs.secrets);
+        let secrets = secrets.await.map_err(|e| chain(&e))?;
+        let config_maps = self.api.config_maps(&needs.config_maps);
+        let config_maps = config_maps.await.map_err(|e| chain(&e))?;
+        let resources = package.resources.clone();
+        let sources = Sources {
+            node: facts.node.clone(),
+            namespace: self.api.namespace().to_owned(),
+            resources: resources.or_else(|| facts.default_resources.clone()),
+            secrets,
+            config_maps,
+        };
+        env::resolve(&package.env, &sources).map_err(|e| e.to_string())
+    }
+}
+
+/// Has the image in the store. One that the package was begun with, or is to be uninstalled with, is not asked for again.
+async fn pull(
+    api: &LeaseApi,
+    images: &Images,
+    package: &Package,
+    owner: &str,
+    known: Option<Digest>,
+    leaving: bool,
+    secrets: &std::collections::BTreeSet<String>,
+) -> Result<Digest, String> {
+    if let Some(digest) = known
+        && images.store.image(&digest).is_ok()
+    {
+        return Ok(digest);
+    }
+    if leaving && let Some(digest) = images.kept(package) {
+        return Ok(digest);
+    }
+    let credentials = api.credentials(secrets).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "registry credentials cannot be read");
+        Credentials::anonymous()
+    });
+    images
+        .pull(package, owner, &credentials)
+        .await
+        .map_err(|e| chain(&e))
+}

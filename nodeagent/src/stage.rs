@@ -1,0 +1,427 @@
+//! A stage's files on the host, and what its steps are started with (reference section 10).
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the shell's file handling"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use skyhook_crds::lease::SkyhookRef;
+use skyhook_crds::package::Resources;
+use skyhook_crds::{Package, Stage};
+use skyhook_oci::manifest::{self, ManifestError, PackageConfig, Step};
+use skyhook_oci::{Digest, Store, StoreError, Target, UnpackOptions};
+
+use crate::host::Host;
+use crate::machine::{Half, StepPlan};
+use crate::supervise::{Limit, LogFile, Spec};
+
+pub mod env;
+pub mod files;
+pub mod flags;
+pub mod metadata;
+
+use flags::Records;
+
+/// Why a stage cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error("{path}: {action} failed: {source}")]
+    Io {
+        path: PathBuf,
+        action: &'static str,
+        source: io::Error,
+    },
+    #[error("the image cannot be unpacked: {}", chain(.0))]
+    Unpack(#[from] StoreError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("expected config file {0} is missing: add the key to the package's configMap")]
+    ExpectedConfig(String),
+    #[error("step {step}: argument env:{name} names a variable that is not set")]
+    Argument { step: String, name: String },
+    #[error("step {step}: {path} does not exist in the package")]
+    NoStep { step: String, path: String },
+    #[error(transparent)]
+    Env(#[from] env::EnvError),
+    #[error("neither image nor copy of the package is on the host")]
+    NothingLeft,
+}
+
+/// An error with its causes.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Where things are on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// `/var/lib/skyhook`: copy directories, flags and history.
+    pub copy_root: String,
+    /// `/var/log/skyhook`.
+    pub log_root: String,
+}
+
+/// Everything that a stage is prepared from.
+#[derive(Clone, Debug)]
+pub struct StageInput {
+    pub host: Host,
+    pub layout: Layout,
+    pub skyhook: SkyhookRef,
+    pub package: Package,
+    pub stage: Stage,
+    pub half: Half,
+    pub digest: Option<Digest>,
+    pub store: Option<Store>,
+    /// Environment of the package, resolved.
+    pub env: Vec<(String, String)>,
+    /// Files of `node-metadata/`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A stage that can be run.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub stage: Stage,
+    pub config: PackageConfig,
+    pub plan: StepPlan,
+    host: Host,
+    layout: Layout,
+    skyhook: SkyhookRef,
+    package: Package,
+    /// As the host sees it.
+    copy_dir: String,
+    env: BTreeMap<String, String>,
+    previous: String,
+}
+
+/// Puts the stage's files on the host.
+pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
+    let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
+    let directory = input.host.path(&copy_dir);
+    unpack(&input, &copy_dir, &directory)?;
+    files::write_config(&directory, &input.package.config_map)?;
+    files::write_all(&directory.join("node-metadata"), &input.metadata)?;
+    let report = manifest::load(&directory).map_err(io_error(&directory, "reading config.json"))?;
+    let (config, warnings) = report.into_result()?;
+    for warning in warnings {
+        tracing::debug!(package = %input.package.name, %warning, "config.json");
+    }
+    if input.stage != Stage::Uninstall {
+        files::copy_root_dir(&directory.join("root_dir"), &input.host)?;
+        for file in &config.expected_config_files {
+            if !directory.join("configmaps").join(file).exists() {
+                return Err(StageError::ExpectedConfig(file.clone()));
+            }
+        }
+    }
+    let mut env = base_env(&input, &copy_dir);
+    let always = env
+        .get("OVERLAY_ALWAYS_RUN_STEP")
+        .is_some_and(|v| v == "true");
+    if env.remove("COPY_RESOLV").is_some_and(|v| v == "true") && input.host.root != Path::new("/") {
+        files::copy_resolv(&input.host)?;
+    }
+    let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
+    let previous = records.previous_version();
+    if matches!(input.stage, Stage::Upgrade) {
+        env.insert("CURRENT_VERSION".into(), config.package_version.clone());
+        env.insert("PREVIOUS_VERSION".into(), previous.clone());
+    }
+    records.note_start()?;
+    let mut prepared = Prepared {
+        stage: input.stage,
+        plan: StepPlan::default(),
+        config,
+        host: input.host,
+        layout: input.layout,
+        skyhook: input.skyhook,
+        package: input.package,
+        copy_dir,
+        env,
+        previous,
+    };
+    let main = prepared.steps(Half::Main);
+    prepared.plan = StepPlan {
+        main: main
+            .iter()
+            .map(|step| always || !records.is_flagged(input.stage, step))
+            .collect(),
+        checks: prepared.steps(Half::Check).len(),
+    };
+    Ok(prepared)
+}
+
+fn unpack(input: &StageInput, copy_dir: &str, directory: &Path) -> Result<(), StageError> {
+    match (&input.store, &input.digest) {
+        (Some(store), Some(digest)) => {
+            let target = Target::in_root(&input.host.root, copy_dir);
+            let options = UnpackOptions {
+                overlay: true,
+                ..UnpackOptions::default()
+            };
+            store.unpack_blocking(digest, &target, options)?;
+            Ok(())
+        }
+        (None, _) | (_, None) if directory.join("config.json").exists() => Ok(()),
+        (None, _) | (_, None) => Err(StageError::NothingLeft),
+    }
+}
+
+/// The copy directory of a package, as the host sees it.
+#[must_use]
+pub fn copy_dir(layout: &Layout, skyhook: &SkyhookRef, package: &Package) -> String {
+    format!(
+        "{}/{}/{}-{}-{}-{}",
+        layout.copy_root,
+        skyhook.name,
+        package.name,
+        package.version,
+        skyhook.uid,
+        skyhook.generation
+    )
+}
+
+fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, String> {
+    let skyhook = &input.skyhook;
+    let defaults = [
+        (
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ),
+        ("HOME", "/root"),
+        ("COPY_RESOLV", "false"),
+        ("OVERLAY_ALWAYS_RUN_STEP", "false"),
+        ("SKYHOOK_AGENT_WRITE_LOGS", "true"),
+        ("SKYHOOK_AGENT_BUFFER_LIMIT", "8192"),
+    ];
+    let ours = [
+        (
+            "SKYHOOK_RESOURCE_ID",
+            format!(
+                "{}-{}-{}_{}_{}",
+                skyhook.name,
+                skyhook.uid,
+                skyhook.generation,
+                input.package.name,
+                input.package.version
+            ),
+        ),
+        (
+            "SKYHOOK_ROOT_DIR",
+            format!("{}/{}", input.layout.copy_root, skyhook.name),
+        ),
+        (
+            "SKYHOOK_LOG_DIR",
+            format!("{}/{}", input.layout.log_root, skyhook.name),
+        ),
+        ("STEP_ROOT", format!("{copy_dir}/skyhook_dir")),
+        ("SKYHOOK_DIR", copy_dir.to_owned()),
+    ];
+    defaults
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .chain(input.env.iter().cloned())
+        .chain(ours.into_iter().map(|(k, v)| (k.to_owned(), v)))
+        .collect()
+}
+
+impl Prepared {
+    /// The steps of a half.
+    #[must_use]
+    pub fn steps(&self, half: Half) -> &[Step] {
+        self.config
+            .modes
+            .get(self.mode(half))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// CPU and memory that the package asks for.
+    #[must_use]
+    pub fn resources(&self) -> Option<Resources> {
+        self.package.resources.clone()
+    }
+
+    /// Name of the mode in `config.json`.
+    #[must_use]
+    pub fn mode(&self, half: Half) -> &'static str {
+        mode(self.stage, half)
+    }
+
+    /// What the supervisor of a step is told.
+    pub fn spec(&self, half: Half, index: usize) -> Result<Spec, StageError> {
+        let step = self.step(half, index)?;
+        let path = format!("{}/skyhook_dir/{}", self.copy_dir, step.path);
+        let file = self.host.path(&path);
+        make_executable(&file)?;
+        let mut env = self.env.clone();
+        env.extend(step.env.clone());
+        for fixed in ["STEP_ROOT", "SKYHOOK_DIR"] {
+            if let Some(value) = self.env.get(fixed) {
+                env.insert(fixed.to_owned(), value.clone());
+            }
+        }
+        let arguments = self.arguments(step, &env)?;
+        let is_true = |name: &str| env.get(name).is_some_and(|v| v == "true");
+        let buffer_limit = env
+            .get("SKYHOOK_AGENT_BUFFER_LIMIT")
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(8192);
+        let log = is_true("SKYHOOK_AGENT_WRITE_LOGS").then(|| LogFile {
+            directory: PathBuf::from(format!(
+                "{}/{}/{}/{}",
+                self.layout.log_root,
+                self.skyhook.name,
+                self.config.package_name,
+                self.config.package_version
+            )),
+            step: step.path.clone(),
+        });
+        Ok(Spec {
+            directory: PathBuf::new(),
+            root: PathBuf::from("/"),
+            enter_host: true,
+            program: path,
+            arguments,
+            environment: env.into_iter().collect(),
+            working_directory: self.copy_dir.clone(),
+            log,
+            buffer_limit,
+            limits: Vec::<Limit>::new(),
+            grace_ms: self.grace_ms(),
+            timeout_ms: None,
+        })
+    }
+
+    fn grace_ms(&self) -> u64 {
+        self.package
+            .graceful_shutdown
+            .as_ref()
+            .and_then(|grace| grace.value().ok())
+            .and_then(|grace| u64::try_from(grace.as_millis()).ok())
+            .unwrap_or(30_000)
+    }
+
+    fn step(&self, half: Half, index: usize) -> Result<&Step, StageError> {
+        self.steps(half)
+            .get(index)
+            .ok_or_else(|| StageError::NoStep {
+                step: format!("{} {}", self.mode(half), index + 1),
+                path: "config.json".into(),
+            })
+    }
+
+    fn arguments(
+        &self,
+        step: &Step,
+        env: &BTreeMap<String, String>,
+    ) -> Result<Vec<String>, StageError> {
+        if step.upgrade_step {
+            return Ok(vec![
+                self.previous.clone(),
+                self.config.package_version.clone(),
+            ]);
+        }
+        step.arguments
+            .iter()
+            .map(|argument| match argument.strip_prefix("env:") {
+                None => Ok(argument.clone()),
+                Some(name) => env.get(name).cloned().ok_or_else(|| StageError::Argument {
+                    step: step.name.clone(),
+                    name: name.to_owned(),
+                }),
+            })
+            .collect()
+    }
+
+    /// Exit codes that mean success.
+    #[must_use]
+    pub fn is_success(&self, half: Half, index: usize, code: i32) -> bool {
+        self.steps(half)
+            .get(index)
+            .is_some_and(|step| step.returncodes.contains(&i64::from(code)))
+    }
+
+    /// Name of a step, for people.
+    #[must_use]
+    pub fn step_name(&self, half: Half, index: usize) -> String {
+        let name = self.steps(half).get(index).map_or("?", |s| &s.name);
+        format!("{} step {name}", self.mode(half))
+    }
+
+    /// Notes on the host how a step ended. Noting it again changes nothing.
+    pub fn note_step(&self, half: Half, index: usize, success: bool) -> Result<(), StageError> {
+        let step = self.step(half, index)?;
+        match half {
+            Half::Main if success => self.records().set_flag(step),
+            Half::Main => Ok(()),
+            Half::Check => self.records().note_check(&step.path, success, index == 0),
+        }
+    }
+
+    /// Notes on the host that the stage is done.
+    pub fn note_done(&self) -> Result<(), StageError> {
+        let records = self.records();
+        records.note_all_checked(self.mode(Half::Main))?;
+        match self.stage {
+            Stage::Apply | Stage::Upgrade => records.note_version(&self.config.package_version),
+            Stage::Uninstall => {
+                records.note_version("uninstalled")?;
+                records.remove_flags()
+            }
+            Stage::Config | Stage::Interrupt | Stage::PostInterrupt => Ok(()),
+        }
+    }
+
+    fn records(&self) -> Records {
+        Records::of(&self.host, &self.layout, &self.skyhook, &self.config)
+    }
+}
+
+/// Name of a half of a stage in `config.json`.
+#[must_use]
+pub fn mode(stage: Stage, half: Half) -> &'static str {
+    match half {
+        Half::Main => stage.as_str(),
+        Half::Check => stage.check().unwrap_or("interrupt-check"),
+    }
+}
+
+fn make_executable(file: &Path) -> Result<(), StageError> {
+    let metadata = fs::metadata(file).map_err(io_error(file, "finding the step"))?;
+    let mut permissions = metadata.permissions();
+    let mode = permissions.mode();
+    if mode & 0o111 != 0o111 {
+        permissions.set_mode(mode | 0o111);
+        fs::set_permissions(file, permissions)
+            .map_err(io_error(file, "making the step executable"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StageError {
+    let path = path.to_owned();
+    move |source| StageError::Io {
+        path,
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests;

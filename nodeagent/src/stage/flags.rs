@@ -1,0 +1,247 @@
+//! What a package leaves on record on the host, in the reference's files: flags of steps, check results, history.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the shell's file handling"
+)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use skyhook_crds::Stage;
+use skyhook_crds::lease::SkyhookRef;
+use skyhook_oci::manifest::{PackageConfig, Step};
+
+use super::{Layout, StageError, io_error};
+use crate::host::Host;
+
+/// The records of one package.
+pub(super) struct Records {
+    root: PathBuf,
+    name: String,
+    version: String,
+}
+
+#[derive(Serialize, Deserialize, Default)]
+struct History {
+    #[serde(rename = "current-version")]
+    current: String,
+    history: Vec<Past>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Past {
+    version: String,
+    time: String,
+}
+
+impl Records {
+    pub(super) fn of(
+        host: &Host,
+        layout: &Layout,
+        skyhook: &SkyhookRef,
+        config: &PackageConfig,
+    ) -> Self {
+        Self {
+            root: host.path(format!("{}/{}", layout.copy_root, skyhook.name)),
+            name: config.package_name.clone(),
+            version: config.package_version.clone(),
+        }
+    }
+
+    fn flags(&self) -> PathBuf {
+        self.root.join("flags")
+    }
+
+    pub(super) fn note_start(&self) -> Result<(), StageError> {
+        write(&self.flags().join("START"), &now())
+    }
+
+    /// True when the step is passed over because it ran before. `idempotence: true` means that the script itself sees to
+    /// it that running again is harmless.
+    pub(super) fn is_flagged(&self, stage: Stage, step: &Step) -> bool {
+        let heeds = match stage {
+            Stage::Apply | Stage::PostInterrupt => !step.idempotence,
+            Stage::Config | Stage::Uninstall | Stage::Upgrade | Stage::Interrupt => false,
+        };
+        heeds && self.flag(step).exists()
+    }
+
+    fn flag(&self, step: &Step) -> PathBuf {
+        let repr = format!(
+            "{}_{}",
+            python_list(step.arguments.iter().map(|a| python_str(a))),
+            python_list(step.returncodes.iter().map(ToString::to_string))
+        );
+        self.flags()
+            .join(&self.name)
+            .join(&self.version)
+            .join(format!("{}_{}", step.path, STANDARD.encode(repr)))
+    }
+
+    pub(super) fn set_flag(&self, step: &Step) -> Result<(), StageError> {
+        let always = if step.idempotence { "True" } else { "False" };
+        write(
+            &self.flag(step),
+            &format!("last_run: {}\nstep_always_runs: {always}\n", now()),
+        )
+    }
+
+    pub(super) fn remove_flags(&self) -> Result<(), StageError> {
+        let directory = self.flags().join(&self.name).join(&self.version);
+        match fs::remove_dir_all(&directory) {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(io_error(&directory, "removing")(e)),
+        }
+    }
+
+    /// Adds a line to `check_results`; the first check of a mode begins the file anew.
+    pub(super) fn note_check(
+        &self,
+        path: &str,
+        success: bool,
+        first: bool,
+    ) -> Result<(), StageError> {
+        let file = self.flags().join("check_results");
+        let mut text = if first {
+            String::new()
+        } else {
+            fs::read_to_string(&file).unwrap_or_default()
+        };
+        let result = if success { "True" } else { "False" };
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(text, "{path} {result}");
+        write(&file, &text)
+    }
+
+    pub(super) fn note_all_checked(&self, mode: &str) -> Result<(), StageError> {
+        write(&self.flags().join(format!("{mode}_ALL_CHECKED")), &now())
+    }
+
+    /// The version that the history calls current: `unknown` where there is none.
+    pub(super) fn previous_version(&self) -> String {
+        match self.history() {
+            Some(history) if !history.current.is_empty() => history.current,
+            Some(_) | None => "unknown".to_owned(),
+        }
+    }
+
+    fn history_file(&self) -> PathBuf {
+        self.root
+            .join("history")
+            .join(format!("{}.json", self.name))
+    }
+
+    fn history(&self) -> Option<History> {
+        let file = self.history_file();
+        let text = fs::read(&file).ok()?;
+        serde_json::from_slice(&text)
+            .map_err(|_| {
+                // A corrupt history is kept, as the reference does.
+                let _kept = fs::rename(&file, file.with_extension("json.backup"));
+            })
+            .ok()
+    }
+
+    /// Puts a version at the head of the history; one that is there already is not repeated.
+    pub(super) fn note_version(&self, version: &str) -> Result<(), StageError> {
+        let mut history = self.history().unwrap_or_default();
+        if history.current == version {
+            return Ok(());
+        }
+        history.current = version.to_owned();
+        history.history.insert(
+            0,
+            Past {
+                version: version.to_owned(),
+                time: now(),
+            },
+        );
+        // The reference lets it grow without bound.
+        history.history.truncate(200);
+        let file = self.history_file();
+        let text =
+            serde_json::to_vec(&history).map_err(|e| io_error(&file, "encoding")(e.into()))?;
+        create_parent(&file)?;
+        let temporary = file.with_extension("json.new");
+        fs::write(&temporary, text).map_err(io_error(&temporary, "writing"))?;
+        fs::rename(&temporary, &file).map_err(io_error(&file, "replacing"))
+    }
+}
+
+fn create_parent(file: &Path) -> Result<(), StageError> {
+    match file.parent() {
+        Some(parent) => fs::create_dir_all(parent).map_err(io_error(parent, "creating")),
+        None => Ok(()),
+    }
+}
+
+fn write(file: &Path, text: &str) -> Result<(), StageError> {
+    create_parent(file)?;
+    fs::write(file, text).map_err(io_error(file, "writing"))
+}
+
+fn now() -> String {
+    jiff::Zoned::now()
+        .strftime("%Y-%m-%dT%H:%M:%S.%6f")
+        .to_string()
+}
+
+fn python_list(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+/// Python's `repr` of a string: flags are named by it.
+fn python_str(text: &str) -> String {
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    let mut out = String::from(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                // Writing to a String cannot fail.
+                let _infallible = write!(out, "\\x{:02x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_named_as_the_reference_names_them() {
+        for (text, want) in [
+            ("a", "'a'"),
+            ("it's", "\"it's\""),
+            ("\"it's\"", "'\"it\\'s\"'"),
+            ("a\nb\\", "'a\\nb\\\\'"),
+            ("\u{1}", "'\\x01'"),
+            ("é", "'é'"),
+        ] {
+            assert_eq!(python_str(text), want);
+        }
+        let none = format!("{}_{}", python_list(std::iter::empty()), "[0]");
+        assert_eq!(STANDARD.encode(none), "W11fWzBd");
+    }
+}

@@ -1,0 +1,175 @@
+//! The supervisor's cgroups: leaving the caller's, and finding every process of the step.
+#![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+/// One cgroup hierarchy that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    /// The cgroup that the mount point shows.
+    root: String,
+    point: PathBuf,
+    /// Version 2, or version 1 with these options.
+    options: Option<Vec<String>>,
+}
+
+/// Leaves the caller's cgroup in every version 1 hierarchy but systemd's own: a scope moves a process in some only, and a
+/// container runtime kills by the others. Best effort: a hierarchy that cannot be written holds nobody's processes.
+pub(super) fn leave() {
+    let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else {
+        return;
+    };
+    for mount in parse_mounts(&mounts) {
+        let Some(options) = &mount.options else {
+            continue;
+        };
+        if options.iter().any(|o| o == "name=systemd") {
+            continue;
+        }
+        let point = mount.point.strip_prefix("/").unwrap_or(&mount.point);
+        let _left = fs::write(
+            Path::new("/proc/1/root").join(point).join("cgroup.procs"),
+            "0",
+        );
+    }
+}
+
+/// Every process of a step.
+pub(super) enum Tree {
+    /// `cgroup.procs` of the step's scope.
+    Scope(PathBuf),
+    /// Where there is no scope: the step's process group.
+    Group(Pid),
+}
+
+impl Tree {
+    pub(super) fn of(child: u32) -> Self {
+        scope().map_or_else(
+            || Self::Group(Pid::from_raw(i32::try_from(child).unwrap_or(i32::MAX))),
+            Self::Scope,
+        )
+    }
+
+    /// Sends a signal to every process but this one.
+    pub(super) fn signal(&self, signal: Signal) {
+        match self {
+            Self::Scope(file) => {
+                for pid in others(file) {
+                    // It may be gone by now.
+                    let _sent = kill(pid, signal);
+                    let _woken = kill(pid, Signal::SIGCONT);
+                }
+            }
+            Self::Group(group) => {
+                let _sent = killpg(*group, signal);
+            }
+        }
+    }
+
+    /// True while a process but this one is left; a child that was not waited for counts.
+    pub(super) fn is_alive(&self) -> bool {
+        match self {
+            Self::Scope(file) => !others(file).is_empty(),
+            Self::Group(group) => killpg(*group, None).is_ok(),
+        }
+    }
+}
+
+fn others(file: &Path) -> Vec<Pid> {
+    let own = nix::unistd::getpid();
+    fs::read_to_string(file)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.parse().ok().map(Pid::from_raw))
+        .filter(|pid| *pid != own)
+        .collect()
+}
+
+fn scope() -> Option<PathBuf> {
+    let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    find_scope(&cgroups, &parse_mounts(&mounts))
+        .map(|directory| directory.join("cgroup.procs"))
+        .filter(|file| file.exists())
+}
+
+/// Directory of the scope that a process with these cgroups is in.
+fn find_scope(cgroups: &str, mounts: &[Mount]) -> Option<PathBuf> {
+    cgroups.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let name = path.rsplit('/').next()?;
+        if !(name.starts_with("skyhook-") && name.ends_with(".scope")) {
+            return None;
+        }
+        let mount = mounts.iter().find(|mount| match &mount.options {
+            None => controllers.is_empty(),
+            Some(options) => options.iter().any(|o| o == controllers),
+        })?;
+        let inside = path.strip_prefix(mount.root.trim_end_matches('/'))?;
+        Some(mount.point.join(inside.trim_start_matches('/')))
+    })
+}
+
+fn parse_mounts(mountinfo: &str) -> Vec<Mount> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let mut before = before.split(' ').skip(3);
+            let (root, point) = (before.next()?, before.next()?);
+            let mut after = after.split(' ');
+            let (kind, options) = (after.next()?, after.nth(1)?);
+            let options = match kind {
+                "cgroup2" => None,
+                "cgroup" => Some(options.split(',').map(str::to_owned).collect()),
+                _ => return None,
+            };
+            Some(Mount {
+                root: root.to_owned(),
+                point: point.into(),
+                options,
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "\
+30 20 0:26 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw
+31 20 0:27 /machine.slice/w.scope /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
+32 20 0:28 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory
+33 20 0:29 / /proc rw - proc proc rw
+";
+
+    #[test]
+    fn the_scope_is_found_in_the_hierarchy_that_systemd_moves() {
+        let mounts = parse_mounts(MOUNTS);
+        assert_eq!(mounts.len(), 3);
+        for (cgroups, want) in [
+            (
+                "12:memory:/\n1:name=systemd:/machine.slice/w.scope/system.slice/skyhook-1-a.scope\n0::/x\n",
+                Some("/sys/fs/cgroup/systemd/system.slice/skyhook-1-a.scope"),
+            ),
+            (
+                "0::/system.slice/skyhook-1-a.scope\n",
+                Some("/sys/fs/cgroup/unified/system.slice/skyhook-1-a.scope"),
+            ),
+            ("0::/system.slice/ssh.service\n", None),
+            ("", None),
+        ] {
+            assert_eq!(
+                find_scope(cgroups, &mounts),
+                want.map(PathBuf::from),
+                "{cgroups}"
+            );
+        }
+    }
+}

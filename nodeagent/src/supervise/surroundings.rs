@@ -1,0 +1,75 @@
+//! What a step inherits: PID 1's namespaces, and the host's defaults for the rest.
+#![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
+
+use std::fs::{self, File};
+use std::io;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{self as rlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+
+use super::{Limit, Resource};
+
+const NAMESPACES: [(&str, CloneFlags); 6] = [
+    ("uts", CloneFlags::CLONE_NEWUTS),
+    ("ipc", CloneFlags::CLONE_NEWIPC),
+    ("net", CloneFlags::CLONE_NEWNET),
+    ("cgroup", CloneFlags::CLONE_NEWCGROUP),
+    ("pid", CloneFlags::CLONE_NEWPID),
+    ("mnt", CloneFlags::CLONE_NEWNS),
+];
+
+/// Enters every namespace of PID 1 that this process is not in.
+pub(super) fn enter_host() -> io::Result<()> {
+    // All are opened first: after the mount namespace is entered, /proc may be another.
+    let mut open = Vec::new();
+    for (name, flag) in NAMESPACES {
+        let theirs = format!("/proc/1/ns/{name}");
+        if fs::read_link(&theirs)? != fs::read_link(format!("/proc/self/ns/{name}"))? {
+            open.push((name, File::open(&theirs)?, flag));
+        }
+    }
+    for (name, file, flag) in open {
+        setns(&file, flag)
+            .map_err(|e| io::Error::other(format!("PID 1's {name} namespace: {e}")))?;
+    }
+    std::env::set_current_dir("/")
+}
+
+/// Host defaults for what a process inherits besides.
+pub(super) fn reset(limits: &[Limit]) {
+    umask(Mode::from_bits_truncate(0o022));
+    // Lowering needs no right; raising, from an agent that is protected, needs CAP_SYS_RESOURCE.
+    let _adjusted = fs::write("/proc/self/oom_score_adj", "0");
+    for limit in limits {
+        apply(*limit);
+    }
+}
+
+fn apply(limit: Limit) {
+    let resource = match limit.resource {
+        Resource::As => rlimit::Resource::RLIMIT_AS,
+        Resource::Core => rlimit::Resource::RLIMIT_CORE,
+        Resource::Cpu => rlimit::Resource::RLIMIT_CPU,
+        Resource::Data => rlimit::Resource::RLIMIT_DATA,
+        Resource::Fsize => rlimit::Resource::RLIMIT_FSIZE,
+        Resource::Locks => rlimit::Resource::RLIMIT_LOCKS,
+        Resource::Memlock => rlimit::Resource::RLIMIT_MEMLOCK,
+        Resource::Msgqueue => rlimit::Resource::RLIMIT_MSGQUEUE,
+        Resource::Nice => rlimit::Resource::RLIMIT_NICE,
+        Resource::Nofile => rlimit::Resource::RLIMIT_NOFILE,
+        Resource::Nproc => rlimit::Resource::RLIMIT_NPROC,
+        Resource::Rss => rlimit::Resource::RLIMIT_RSS,
+        Resource::Rtprio => rlimit::Resource::RLIMIT_RTPRIO,
+        Resource::Rttime => rlimit::Resource::RLIMIT_RTTIME,
+        Resource::Sigpending => rlimit::Resource::RLIMIT_SIGPENDING,
+        Resource::Stack => rlimit::Resource::RLIMIT_STACK,
+    };
+    if setrlimit(resource, limit.soft, limit.hard).is_err()
+        && let Ok((_, hard)) = rlimit::getrlimit(resource)
+    {
+        // Without CAP_SYS_RESOURCE a hard limit only goes down: as near as it gets.
+        let hard = hard.min(limit.hard);
+        let _set = setrlimit(resource, limit.soft.min(hard), hard);
+    }
+}
