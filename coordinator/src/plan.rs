@@ -11,6 +11,7 @@ pub mod cordon;
 pub mod drain;
 pub mod rollup;
 pub mod standing;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -107,6 +108,9 @@ impl<'a> Draft<'a> {
 
     /// Adds changes to a Node.
     pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &str) {
+        if patch.is_empty() {
+            return;
+        }
         let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
         all.unite(patch);
         if !why.is_empty() && !reasons.iter().any(|r| r == why) {

@@ -119,6 +119,9 @@ pub struct InterruptionBudget {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub count: Option<i32>,
+    /// Count selected nodes that are not Ready for other reasons as nodes that are being worked on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub count_unavailable: bool,
 }
 
 impl InterruptionBudget {

@@ -46,6 +46,28 @@ impl<'a> Ledger<'a> {
         leases + self.creating().filter(|uid| *uid == skyhook.uid).count()
     }
 
+    /// Selected nodes that are not Ready for other reasons, where the budget counts them.
+    fn unavailable(&self, skyhook: &SkyhookFact) -> usize {
+        if !skyhook
+            .spec
+            .interruption_budget
+            .as_ref()
+            .is_some_and(|budget| budget.count_unavailable)
+        {
+            return 0;
+        }
+        let idle = |node: &&NodeFact| {
+            !self.index.leases.contains_key(&node.name)
+                && !self.index.creating.contains_key(&node.name)
+        };
+        self.index
+            .nodes
+            .values()
+            .filter(|node| !node.ready && skyhook.selects(node))
+            .filter(idle)
+            .count()
+    }
+
     /// Slots in use over all Skyhooks.
     #[must_use]
     pub fn used_in_all(&self) -> usize {
@@ -74,11 +96,19 @@ impl<'a> Ledger<'a> {
             ));
         }
         let used = self.used(skyhook);
-        if used + over > slots {
-            return Some(Reason::new(
-                "BudgetExhausted",
-                format!("{used} of {slots} nodes of the interruptionBudget are in use"),
-            ));
+        let unavailable = if over > 0 {
+            self.unavailable(skyhook)
+        } else {
+            0
+        };
+        if used + unavailable + over > slots {
+            let and = match unavailable {
+                0 => String::new(),
+                n => format!(", and {n} more are not Ready (countUnavailable)"),
+            };
+            let message =
+                format!("{used} of {slots} nodes of the interruptionBudget are in use{and}");
+            return Some(Reason::new("BudgetExhausted", message));
         }
         let cap = self.cap?;
         let used = self.used_in_all();

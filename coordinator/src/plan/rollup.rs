@@ -4,23 +4,21 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::conditions::{self, Wanted};
-use skyhook_crds::lease::protocol::{self, ResultDuty};
-use skyhook_crds::lease::{DrainState, InterruptionLease, Phase};
+use skyhook_crds::lease::Phase;
+use skyhook_crds::lease::protocol;
 use skyhook_crds::names;
 use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, SkyhookStatus};
-use skyhook_crds::stage::{State, Status};
+use skyhook_crds::stage::Status;
 
 use super::admit::{self, DEFAULT_COMPARTMENT};
-use super::standing::{self, Reason, Standing, Standings};
-use super::{Draft, View, advance, version};
+use super::standing::{Reason, Standing, Standings};
+use super::verdict::{self, NodeVerdict, verdict};
+use super::{Draft, View, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 
 /// Above this many nodes, a Skyhook's status lists only those that are not complete.
 pub const MAX_LISTED_NODES: usize = 500;
-
-/// A node's status for one Skyhook, and why it does not move.
-pub(super) type NodeVerdict = (Status, Option<Reason>);
 
 /// Writes status and reason to the Nodes.
 pub(super) fn nodes(
@@ -44,6 +42,11 @@ pub(super) fn nodes(
                     lease.spec.granted.is_none()
                         || protocol::phase(lease).is_some_and(Phase::is_terminal)
                 });
+            if lease.is_some()
+                && let Some(at) = verdict::parked_at(view, node).filter(|at| *at > view.now.mono)
+            {
+                draft.wake_at(at);
+            }
             let (status, reason) = verdict(view, skyhook, node, standing);
             if !in_between {
                 let key = names::reason(&skyhook.name);
@@ -101,129 +104,6 @@ pub(crate) fn seconds(at: Timestamp) -> String {
     Timestamp::from_second(at.as_second())
         .unwrap_or(at)
         .to_string()
-}
-
-/// A node's status for a Skyhook.
-pub(super) fn verdict(
-    view: &View<'_>,
-    skyhook: &SkyhookFact,
-    node: &NodeFact,
-    standing: &Standing,
-) -> NodeVerdict {
-    if skyhook.is_paused() {
-        return (
-            Status::Paused,
-            Some(Reason::new("Paused", "the Skyhook is paused")),
-        );
-    }
-    match standing {
-        Standing::Complete => (Status::Complete, None),
-        Standing::Leased => match view
-            .index
-            .lease_of(&node.name, &skyhook.uid)
-            .map(|fact| &fact.lease)
-        {
-            Some(Ok(lease)) => leased(view, skyhook, node, lease),
-            Some(Err(_)) | None => (Status::InProgress, None),
-        },
-        Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible(_)
-            if skyhook.is_disabled() =>
-        {
-            (
-                Status::Disabled,
-                Some(Reason::new("Disabled", "the Skyhook is disabled")),
-            )
-        }
-        Standing::Blocked(reason) => (Status::Blocked, Some(reason.clone())),
-        Standing::Waiting(reason) => (Status::Waiting, Some(reason.clone())),
-        Standing::Eligible(_) => (Status::Waiting, None),
-    }
-}
-
-fn leased(
-    view: &View<'_>,
-    skyhook: &SkyhookFact,
-    node: &NodeFact,
-    lease: &InterruptionLease,
-) -> NodeVerdict {
-    let working = |reason: &'static str, message: String| {
-        (Status::InProgress, Some(Reason { reason, message }))
-    };
-    let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
-        return match lease.spec.granted {
-            Some(_) => working(
-                "AwaitingAgent",
-                "the lease is granted; the node's agent has not accepted it".to_owned(),
-            ),
-            None => (Status::InProgress, None),
-        };
-    };
-    if phase.is_terminal() {
-        let record = node.record(&skyhook.name);
-        return match protocol::result_duty(lease, &advance::facts(node, &record)) {
-            ResultDuty::AwaitBoot => working(
-                "AwaitingNode",
-                "the kubelet has not reported the boot that the agent runs in".to_owned(),
-            ),
-            ResultDuty::AwaitReady => working(
-                "AwaitingNode",
-                "the node was Ready before it was worked on and is not yet again".to_owned(),
-            ),
-            ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
-            ResultDuty::Recorded | ResultDuty::Take | ResultDuty::NotYet => {
-                (Status::InProgress, None)
-            }
-        };
-    }
-    let failed = status
-        .packages
-        .values()
-        .find(|p| p.state == State::Erroring);
-    if let Some(package) = failed {
-        let message = format!(
-            "{} {} of package {}: {}",
-            package.stage, package.state, package.name, package.message
-        );
-        return (
-            Status::Erroring,
-            Some(Reason::new("PackageErroring", message)),
-        );
-    }
-    match phase {
-        Phase::Erroring => (
-            Status::Erroring,
-            Some(Reason::new("PackageErroring", status.message.clone())),
-        ),
-        Phase::Preparing | Phase::AwaitingDrain
-            if lease.spec.drain.state != DrainState::NotRequested =>
-        {
-            working("Draining", drain_message(lease))
-        }
-        Phase::Accepted | Phase::Preparing => working("Preparing", status.message.clone()),
-        Phase::AwaitingDrain => working("AwaitingDrain", status.needs_drain_reason.clone()),
-        Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
-    }
-}
-
-fn drain_message(lease: &InterruptionLease) -> String {
-    let blockers: Vec<String> = lease
-        .spec
-        .drain
-        .blockers
-        .iter()
-        .map(|b| format!("{} ({})", b.pod, b.reason))
-        .collect();
-    match (lease.spec.drain.state, blockers.is_empty()) {
-        (DrainState::Drained, _) => "drained; the agent has not started the interrupt".to_owned(),
-        (_, true) => "waiting for pods to leave".to_owned(),
-        (_, false) => format!("waiting for pods: {}", blockers.join(", ")),
-    }
-}
-
-fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
-    skyhook.checked.as_ref().is_ok_and(|checked| {
-        standing::outstanding(view, skyhook, checked, node).is_ok_and(|work| work.is_empty())
-    })
 }
 
 /// Writes the Skyhooks' statuses.
