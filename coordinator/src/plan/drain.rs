@@ -34,6 +34,9 @@ pub(super) fn carry_on(
     if !protocol::wants_drain(lease) {
         return;
     }
+    if deadline(view, lease, checked).is_some_and(|at| at <= view.now.mono) {
+        return;
+    }
     let skyhook = &lease.spec.skyhook.name;
     if !cordon::is_held(node, skyhook, &fact.uid) {
         draft.patch(node, cordon::take(node, skyhook, &fact.uid), "cordon");

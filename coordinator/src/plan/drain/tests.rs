@@ -1,1 +1,307 @@
+#![expect(
+    clippy::too_many_lines,
+    clippy::wildcard_enum_match_arm,
+    reason = "tables, and filters for the effects that a test is about"
+)]
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::Settings;
+use crate::index::{Change, Index};
+use crate::plan::{Now, Plan, plan};
+use crate::testkit;
+
+const NOW: Mono = Duration::from_secs(1000);
+
+fn wall() -> Timestamp {
+    Timestamp::from_second(1_700_000_000).unwrap()
+}
+
+fn pod(name: &str, more: Value) -> PodFact {
+    let mut value = json!({
+        "metadata": {
+            "namespace": "default", "name": name, "uid": format!("uid-of-{name}"),
+            "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true }],
+        },
+        "spec": { "containers": [] },
+        "status": { "phase": "Running" },
+    });
+    for (key, more) in more.as_object().cloned().unwrap_or_default() {
+        for (inner, more) in more.as_object().cloned().unwrap_or_default() {
+            value[&key][&inner] = more;
+        }
+    }
+    PodFact::new(serde_json::from_value(value).unwrap())
+}
+
+/// A node under a lease that asks for a drain.
+struct Case {
+    spec: Value,
+    drain: Value,
+    cordoned: bool,
+    lists: Vec<(Mono, Vec<PodFact>)>,
+    evictions: Vec<(&'static str, Option<&'static str>)>,
+}
+
+impl Case {
+    fn new(lists: Vec<(Mono, Vec<PodFact>)>) -> Self {
+        Self {
+            spec: json!({ "packages": { "aa": { "version": "1.0.0", "image": "r/aa" } } }),
+            drain: json!({}),
+            cordoned: true,
+            lists,
+            evictions: Vec::new(),
+        }
+    }
+
+    fn index(&self) -> Index {
+        let mut node = testkit::node_object("worker-1");
+        node["metadata"]["annotations"]["skyhook.nvidia.com/stamp_s"] =
+            json!(r#"{"granted":"lease"}"#);
+        if self.cordoned {
+            node["spec"]["unschedulable"] = json!(true);
+            node["metadata"]["annotations"]["skyhook.nvidia.com/cordon-owners"] =
+                json!(r#"{"wasUnschedulable":false,"owners":{"s":"lease"}}"#);
+        }
+        let skyhook = json!({
+            "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1", "finalizers": ["skyhook.nvidia.com/skyhook"] },
+            "spec": self.spec,
+        });
+        let mut index = testkit::index(&[node], &[skyhook], &[], &[]);
+        let revision = index.skyhooks["s"]
+            .checked
+            .as_ref()
+            .map(|c| c.revision.clone())
+            .unwrap();
+        let lease = json!({
+            "metadata": { "name": "worker-1", "uid": "lease", "resourceVersion": "5" },
+            "spec": {
+                "node": { "name": "worker-1", "uid": "uid-of-worker-1" },
+                "skyhook": { "name": "s", "uid": "uid-of-s" },
+                "revision": revision,
+                "granted": { "by": "c", "at": "t" },
+                "drain": self.drain,
+            },
+            "status": { "phase": "AwaitingDrain", "needsDrain": true },
+        });
+        index.apply(
+            Change::Lease(Box::new(serde_json::from_value(lease).unwrap())),
+            Mono::ZERO,
+        );
+        for (at, pods) in &self.lists {
+            let change = Change::Pods {
+                node: "worker-1".into(),
+                lease_uid: "lease".into(),
+                pods: pods.clone(),
+            };
+            index.apply(change, *at);
+        }
+        for (pod, problem) in &self.evictions {
+            let change = Change::Evicted {
+                node: "worker-1".into(),
+                lease_uid: "lease".into(),
+                pod_uid: format!("uid-of-{pod}"),
+                problem: problem.map(str::to_owned),
+            };
+            index.apply(change, NOW);
+        }
+        index
+    }
+
+    fn plan(&self) -> Plan {
+        let now = Now {
+            mono: NOW,
+            wall: wall(),
+        };
+        plan(&View {
+            index: &self.index(),
+            settings: &Settings::default(),
+            now,
+        })
+    }
+
+    /// What happens to the node's drain, in a few words each.
+    fn effects(&self) -> Vec<String> {
+        self.plan()
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::SetDrain { drain, .. } => {
+                    let blockers: Vec<String> = drain
+                        .blockers
+                        .iter()
+                        .map(|b| format!("{}: {}", b.pod, b.reason))
+                        .collect();
+                    Some(format!("{:?} [{}]", drain.state, blockers.join(", ")))
+                }
+                Effect::EvictPod {
+                    pod, by_deletion, ..
+                } => Some(format!(
+                    "{} {pod}",
+                    if *by_deletion { "delete" } else { "evict" }
+                )),
+                Effect::SurveyPods { .. } => Some("list".to_owned()),
+                Effect::StopLease { stop, .. } => Some(format!("stop {stop:?}")),
+                Effect::PatchNode { patch, .. } if patch.unschedulable == Some(true) => {
+                    Some("cordon".to_owned())
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn states_of_a_drain() {
+    let one = || vec![pod("web", json!({}))];
+    let keep = || {
+        pod(
+            "train",
+            json!({ "metadata": { "labels": { "dontmess": "withme" } } }),
+        )
+    };
+    let wait_for = json!({
+        "packages": { "aa": { "version": "1.0.0", "image": "r/aa" } },
+        "podNonInterruptLabels": { "matchLabels": { "dontmess": "withme" } },
+    });
+    let before = NOW - Duration::from_millis(500);
+    let long_before = NOW - Duration::from_millis(1600);
+    let since =
+        |seconds: i64| json!((wall() - jiff::SignedDuration::from_secs(seconds)).to_string());
+    for (name, case, want) in [
+        (
+            "not cordoned",
+            Case {
+                cordoned: false,
+                ..Case::new(vec![])
+            },
+            vec!["cordon"],
+        ),
+        ("cordoned", Case::new(vec![]), vec!["list"]),
+        (
+            "pods are there",
+            Case::new(vec![(before, one())]),
+            vec!["evict web", "Draining [default/web: is being evicted]"],
+        ),
+        (
+            "a pod must not be interrupted",
+            Case {
+                spec: wait_for.clone(),
+                ..Case::new(vec![(before, vec![keep(), pod("web", json!({}))])])
+            },
+            vec![
+                "Waiting [default/train: matches podNonInterruptLabels: waiting until it has finished]",
+            ],
+        ),
+        (
+            "a PodDisruptionBudget refuses",
+            Case {
+                drain: json!({ "state": "Draining", "since": since(3) }),
+                evictions: vec![(
+                    "web",
+                    Some("eviction refused (429): the budget pdb needs 1"),
+                )],
+                ..Case::new(vec![(before, one())])
+            },
+            vec!["Draining [default/web: eviction refused (429): the budget pdb needs 1]"],
+        ),
+        (
+            "deletion where asked",
+            Case {
+                spec: json!({
+                    "packages": { "aa": { "version": "1.0.0", "image": "r/aa" } }, "drain": { "disableEviction": true },
+                }),
+                ..Case::new(vec![(before, one())])
+            },
+            vec!["delete web", "Draining [default/web: is being evicted]"],
+        ),
+        (
+            "terminating pods are waited for",
+            Case::new(vec![(
+                before,
+                vec![pod(
+                    "web",
+                    json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }),
+                )],
+            )]),
+            vec!["Draining [default/web: is terminating]"],
+        ),
+        (
+            "one empty list is not enough",
+            Case::new(vec![(before, vec![])]),
+            vec!["Draining []"],
+        ),
+        (
+            "two are, a second apart",
+            Case::new(vec![(long_before, vec![]), (before, vec![])]),
+            vec!["Drained []"],
+        ),
+        (
+            "two in one second are not",
+            Case::new(vec![
+                (before - Duration::from_millis(300), vec![]),
+                (before, vec![]),
+            ]),
+            vec!["Draining []"],
+        ),
+        (
+            "a pod came after Drained, and the agent has not started",
+            Case {
+                drain: json!({ "state": "Drained", "since": since(3) }),
+                ..Case::new(vec![(before, one())])
+            },
+            vec!["evict web", "Draining [default/web: is being evicted]"],
+        ),
+        (
+            "the deadline",
+            Case {
+                drain: json!({ "state": "Draining", "since": since(3601) }),
+                ..Case::new(vec![(before, one())])
+            },
+            vec!["stop Some(DrainTimedOut)"],
+        ),
+        (
+            "waiting has none",
+            Case {
+                spec: wait_for,
+                drain: json!({ "state": "Waiting", "since": since(999_999) }),
+                ..Case::new(vec![(before, vec![keep()])])
+            },
+            vec![
+                "Waiting [default/train: matches podNonInterruptLabels: waiting until it has finished]",
+            ],
+        ),
+    ] {
+        assert_eq!(case.effects(), want, "{name}");
+    }
+}
+
+#[test]
+fn evictions_back_off() {
+    let tried = |attempts| EvictionTry {
+        at: NOW,
+        attempts,
+        problem: None,
+    };
+    let waits: Vec<u64> = (1..=6).map(|n| (tried(n).next() - NOW).as_secs()).collect();
+    assert_eq!(waits, [1, 2, 4, 8, 15, 15]);
+}
+
+#[test]
+fn many_blockers_are_counted() {
+    let pods: Vec<PodFact> = (0..30)
+        .map(|n| pod(&format!("web-{n:02}"), json!({})))
+        .collect();
+    let case = Case::new(vec![(NOW - Duration::from_millis(500), pods)]);
+    let blockers = case.plan().effects.iter().find_map(|effect| match effect {
+        Effect::SetDrain { drain, .. } => Some(drain.blockers.clone()),
+        _ => None,
+    });
+    let blockers = blockers.expect("blockers are written");
+    assert_eq!(blockers.len(), MAX_BLOCKERS + 1);
+    assert_eq!(blockers[MAX_BLOCKERS].pod, "and 20 more");
+}
