@@ -147,3 +147,14 @@ impl InProcess {
         self.task.abort();
     }
 }
+
+/// A small generator of numbers below a bound, the same for the same seed.
+pub fn pseudo_random(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below.max(1)
+    }
+}

@@ -12,7 +12,9 @@ use skyhook_crds::lease::StopReason;
 use super::*;
 use crate::testkit;
 
+mod cordons;
 mod leases;
+mod status;
 
 /// A picture in the making.
 #[derive(Clone)]
@@ -397,108 +399,4 @@ fn who_gets_a_lease() {
     ] {
         assert_eq!(picture.reserved(), want, "{name}");
     }
-}
-
-#[test]
-fn every_node_that_does_not_move_has_a_reason() {
-    let two = || Picture::new().skyhook(&["spec", "interruptionBudget"], json!({ "count": 2 }));
-    for (name, picture, node, want) in [
-        ("beyond the budget", two(), "worker-3", "BudgetExhausted"),
-        (
-            "budget 0",
-            Picture::new().skyhook(&["spec", "interruptionBudget"], json!({ "percent": 0 })),
-            "worker-1",
-            "BudgetZero",
-        ),
-        (
-            "paused",
-            Picture::new().skyhook(
-                &["metadata", "annotations"],
-                json!({ "skyhook.nvidia.com/pause": "true" }),
-            ),
-            "worker-1",
-            "Paused",
-        ),
-        (
-            "disabled",
-            Picture::new().skyhook(
-                &["metadata", "annotations"],
-                json!({ "skyhook.nvidia.com/disable": "true" }),
-            ),
-            "worker-1",
-            "Disabled",
-        ),
-        (
-            "ignored",
-            Picture::new().node(
-                1,
-                &["metadata", "labels", skyhook_crds::names::IGNORE],
-                json!("true"),
-            ),
-            "worker-1",
-            "NodeIgnored",
-        ),
-        (
-            "taint",
-            Picture::new().node(
-                1,
-                &["spec", "taints"],
-                json!([{ "key": "a", "effect": "PreferNoSchedule" }]),
-            ),
-            "worker-1",
-            "TaintNotTolerable",
-        ),
-        (
-            "malformed",
-            Picture::new().annotated(1, "skyhook.nvidia.com/nodeState_s", "{"),
-            "worker-1",
-            "NodeStateMalformed",
-        ),
-        (
-            "policy",
-            Picture::new().skyhook(
-                &["spec"],
-                json!({ "deploymentPolicy": "gone", "packages": packages() }),
-            ),
-            "worker-1",
-            "DeploymentPolicyNotFound",
-        ),
-    ] {
-        assert_eq!(picture.reason("s", node), want, "{name}");
-    }
-    let behind = Picture::new().another(skyhook("t", json!({ "priority": 300 })));
-    assert_eq!(behind.reason("t", "worker-1"), "EarlierSkyhook");
-}
-
-#[test]
-fn a_parked_skyhook_says_why_and_the_same_status_is_not_written_again() {
-    let mut picture = Picture::new().skyhook(
-        &["spec", "packages"],
-        json!({ "aa": { "version": "x", "image": "r" } }),
-    );
-    let plan = picture.plan();
-    let status = plan.effects.iter().find_map(|effect| match effect {
-        Effect::WriteSkyhookStatus { status, .. } => Some(status.clone()),
-        _ => None,
-    });
-    let status = status.expect("a parked Skyhook gets a status");
-    assert_eq!(status.status, skyhook_crds::Status::Blocked);
-    let ready = status
-        .conditions
-        .iter()
-        .find(|c| c.type_ == "Ready")
-        .expect("Ready is always there");
-    assert_eq!(
-        (ready.reason.as_str(), ready.status.as_str()),
-        ("Invalid", "False")
-    );
-    assert!(
-        ready
-            .message
-            .contains("error version string for aa is invalid"),
-        "{}",
-        ready.message
-    );
-    picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
-    assert_eq!(picture.plan().effects, vec![]);
 }

@@ -4,7 +4,7 @@ use super::*;
 use skyhook_crds::installed::{Stamp, states_digest};
 
 /// The picture with a lease for worker-1, of the current revision.
-fn leased(picture: Picture, spec: Value, status: Value) -> Picture {
+pub(super) fn leased(picture: Picture, spec: Value, status: Value) -> Picture {
     let index = picture.index();
     let revision = index.skyhooks["s"]
         .checked
@@ -34,11 +34,11 @@ fn leased(picture: Picture, spec: Value, status: Value) -> Picture {
     }
 }
 
-fn stamp(picture: Picture, stamp: Stamp) -> Picture {
+pub(super) fn stamp(picture: Picture, stamp: Stamp) -> Picture {
     picture.annotated(1, "skyhook.nvidia.com/stamp_s", &stamp.render())
 }
 
-fn granted() -> Stamp {
+pub(super) fn granted() -> Stamp {
     Stamp {
         granted: "lease".into(),
         was_ready: true,
@@ -70,7 +70,7 @@ fn effects(picture: &Picture) -> Vec<String> {
 
 const GRANT: &str = r#"{ "granted": { "by": "c", "at": "t" } }"#;
 
-fn grant_and(more: Value) -> Value {
+pub(super) fn grant_and(more: Value) -> Value {
     let mut spec: Value = serde_json::from_str(GRANT).unwrap();
     for (key, value) in more.as_object().cloned().unwrap_or_default() {
         spec[key] = value;
@@ -82,7 +82,7 @@ fn phase(phase: &str) -> Value {
     json!({ "phase": phase, "bootID": "boot-of-worker-1", "machineID": "m" })
 }
 
-fn with_package(phase_name: &str, state: &str) -> Value {
+pub(super) fn with_package(phase_name: &str, state: &str) -> Value {
     let mut status = phase(phase_name);
     status["packages"] = json!({ "aa|1.0.0": {
         "name": "aa", "version": "1.0.0", "image": "r/aa", "stage": "config", "state": state, "restarts": 0,
@@ -437,77 +437,4 @@ fn when_the_agent_is_done() {
             .collect();
         assert_eq!(got, want, "{name}");
     }
-}
-
-#[test]
-fn a_result_gives_the_cordon_back_except_for_a_new_revision() {
-    let cordoned = || {
-        stamp(Picture::new(), granted())
-            .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
-            .annotated(
-                1,
-                "skyhook.nvidia.com/cordon-owners",
-                r#"{"wasUnschedulable":false,"owners":{"s":"lease"}}"#,
-            )
-            .node(1, &["spec", "unschedulable"], json!(true))
-    };
-    let uncordons = |picture: &Picture| {
-        picture.plan().effects.iter().any(|effect| match effect {
-            Effect::PatchNode { patch, .. } => patch.unschedulable == Some(false),
-            _ => false,
-        })
-    };
-    let done = with_package("Complete", "complete");
-    assert!(uncordons(&leased(cordoned(), grant_and(json!({})), done)));
-    let stopped = with_package("Stopped", "in_progress");
-    let new_revision = grant_and(json!({
-        "revision": "s-old", "stop": { "reason": StopReason::NewRevision, "since": "t" },
-    }));
-    assert!(!uncordons(&leased(
-        cordoned(),
-        new_revision,
-        stopped.clone()
-    )));
-    let disabled = grant_and(json!({ "stop": { "reason": StopReason::Disabled, "since": "t" } }));
-    assert!(uncordons(&leased(cordoned(), disabled, stopped)));
-}
-
-#[test]
-fn a_cordon_without_an_owner_is_given_back() {
-    let cordoned = |picture: Picture| {
-        picture
-            .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
-            .node(1, &["spec", "unschedulable"], json!(true))
-    };
-    let uncordons = |picture: Picture| {
-        picture.plan().effects.iter().any(|effect| match effect {
-            Effect::PatchNode { patch, .. } => patch.unschedulable == Some(false),
-            _ => false,
-        })
-    };
-    let complete = |picture: Picture| {
-        picture.annotated(1, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
-    };
-    assert!(
-        uncordons(complete(cordoned(Picture::new()))),
-        "left by the reference on a complete node"
-    );
-    assert!(
-        !uncordons(cordoned(Picture::new())),
-        "the Skyhook is about to go on"
-    );
-    assert!(
-        uncordons(cordoned(Picture::new()).skyhook(
-            &["spec", "nodeSelectors"],
-            json!({ "matchLabels": { "a": "b" } })
-        )),
-        "the node left the selection"
-    );
-    let orphaned = Picture {
-        skyhooks: Vec::new(),
-        ..cordoned(Picture::new())
-    };
-    assert!(uncordons(orphaned), "the Skyhook is gone");
-    let administrators = Picture::new().node(1, &["spec", "unschedulable"], json!(true));
-    assert!(!uncordons(complete(administrators)), "an administrator's");
 }

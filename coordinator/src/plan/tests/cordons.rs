@@ -1,0 +1,77 @@
+//! When a cordon is given back.
+
+use super::leases::{grant_and, granted, leased, stamp, with_package};
+use super::*;
+
+#[test]
+fn a_result_gives_the_cordon_back_except_for_a_new_revision() {
+    let cordoned = || {
+        stamp(Picture::new(), granted())
+            .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
+            .annotated(
+                1,
+                "skyhook.nvidia.com/cordon-owners",
+                r#"{"wasUnschedulable":false,"owners":{"s":"lease"}}"#,
+            )
+            .node(1, &["spec", "unschedulable"], json!(true))
+    };
+    let uncordons = |picture: &Picture| {
+        picture.plan().effects.iter().any(|effect| match effect {
+            Effect::PatchNode { patch, .. } => patch.unschedulable == Some(false),
+            _ => false,
+        })
+    };
+    let done = with_package("Complete", "complete");
+    assert!(uncordons(&leased(cordoned(), grant_and(json!({})), done)));
+    let stopped = with_package("Stopped", "in_progress");
+    let new_revision = grant_and(json!({
+        "revision": "s-old", "stop": { "reason": StopReason::NewRevision, "since": "t" },
+    }));
+    assert!(!uncordons(&leased(
+        cordoned(),
+        new_revision,
+        stopped.clone()
+    )));
+    let disabled = grant_and(json!({ "stop": { "reason": StopReason::Disabled, "since": "t" } }));
+    assert!(uncordons(&leased(cordoned(), disabled, stopped)));
+}
+
+#[test]
+fn a_cordon_without_an_owner_is_given_back() {
+    let cordoned = |picture: Picture| {
+        picture
+            .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
+            .node(1, &["spec", "unschedulable"], json!(true))
+    };
+    let uncordons = |picture: Picture| {
+        picture.plan().effects.iter().any(|effect| match effect {
+            Effect::PatchNode { patch, .. } => patch.unschedulable == Some(false),
+            _ => false,
+        })
+    };
+    let complete = |picture: Picture| {
+        picture.annotated(1, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+    };
+    assert!(
+        uncordons(complete(cordoned(Picture::new()))),
+        "left by the reference on a complete node"
+    );
+    assert!(
+        !uncordons(cordoned(Picture::new())),
+        "the Skyhook is about to go on"
+    );
+    assert!(
+        uncordons(cordoned(Picture::new()).skyhook(
+            &["spec", "nodeSelectors"],
+            json!({ "matchLabels": { "a": "b" } })
+        )),
+        "the node left the selection"
+    );
+    let orphaned = Picture {
+        skyhooks: Vec::new(),
+        ..cordoned(Picture::new())
+    };
+    assert!(uncordons(orphaned), "the Skyhook is gone");
+    let administrators = Picture::new().node(1, &["spec", "unschedulable"], json!(true));
+    assert!(!uncordons(complete(administrators)), "an administrator's");
+}
