@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node;
-use kube::Api;
 use kube::api::PostParams;
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use skyhook_crds::{Skyhook, Status, names};
+use skyhook_crds::{Skyhook, SkyhookStatus, Status, names};
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::host::Host;
 use skyhook_integration::rollout::{
@@ -153,89 +153,126 @@ async fn failures_say_what_and_where_and_since_when() -> Result<()> {
     }
     let cluster = Cluster::start(Setup::hosts(2)).await?;
     let failing = cluster.push("failing").await?;
-    apply(
-        cluster.client(),
-        &skyhook("broken-step", "failing", &failing, 1, &json!({})),
-    )
-    .await?;
-    let status = erroring(
-        &cluster,
-        "broken-step",
-        &["failing", "apply", "7", "flux capacitor"],
-    )
-    .await?;
+    let broken = skyhook("broken-step", "failing", &failing, 1, &json!({}));
+    apply(cluster.client(), &broken).await?;
+    let words = [
+        "failing",
+        "apply",
+        "step break",
+        "exited with 7",
+        "flux capacitor",
+    ];
+    let (status, node) = explained(&cluster, "broken-step", &words).await?;
+    assert_eq!(status.status, Status::Erroring);
     // One slot, and the node that fails keeps it.
     assert_eq!(status.nodes_in_progress, 1);
-
-    cluster
-        .plane
-        .kubectl(&[
-            "annotate",
-            "skyhook",
-            "broken-step",
-            "skyhook.nvidia.com/disable=true",
-        ])
-        .await?;
-    let mut wrong = cluster.push("noop").await?;
-    wrong.repository += "-that-does-not-exist";
-    apply(
-        cluster.client(),
-        &skyhook("wrong-image", "noop", &wrong, 1, &json!({})),
+    assert_eq!(
+        condition(&node, &names::erroring_condition("broken-step"))?,
+        "True"
+    );
+    warned(
+        &cluster,
+        &["broken-step", "flux capacitor", &node.name_any()],
     )
     .await?;
-    erroring(&cluster, "wrong-image", &["noop", "that-does-not-exist"]).await?;
+
+    let disable = [
+        "annotate",
+        "skyhook",
+        "broken-step",
+        "skyhook.nvidia.com/disable=true",
+    ];
+    cluster.plane.kubectl(&disable).await?;
+    let mut wrong = cluster.push("noop").await?;
+    wrong.repository += "-that-does-not-exist";
+    let wrong = skyhook("wrong-image", "noop", &wrong, 1, &json!({}));
+    apply(cluster.client(), &wrong).await?;
+    let words = ["noop", "that-does-not-exist", "cannot be pulled"];
+    let (status, node) = explained(&cluster, "wrong-image", &words).await?;
+    assert_eq!(status.nodes_in_progress, 1);
+    assert_eq!(
+        condition(&node, &names::not_ready_condition("wrong-image"))?,
+        "True"
+    );
     Ok(())
 }
 
-/// Waits until the Skyhook fails on a node and asserts that its status names all of `words`, as do
-/// that node's conditions, and that both say since when.
-async fn erroring(
-    cluster: &Cluster,
-    name: &str,
-    words: &[&str],
-) -> Result<skyhook_crds::SkyhookStatus> {
-    let says = |skyhook: &Skyhook| {
-        let status = skyhook.status.as_ref();
-        status.is_some_and(|status| {
-            let reasons = serde_json::to_string(&status.node_reasons).unwrap_or_default();
-            status.status == Status::Erroring && words.iter().all(|word| reasons.contains(word))
-        })
+/// Waits until the Skyhook's status names `words` as the reason of a node that was started, and says since
+/// when. Returns that status and that Node, whose own record agrees.
+async fn explained(cluster: &Cluster, name: &str, words: &[&str]) -> Result<(SkyhookStatus, Node)> {
+    let culprit = |skyhook: &Skyhook| {
+        let status = skyhook.status.as_ref()?;
+        let named = status
+            .node_reasons
+            .iter()
+            .find(|(_, reason)| words.iter().all(|word| reason.message.contains(word)));
+        named.map(|(node, reason)| (node.clone(), reason.since.clone()))
     };
-    let what = format!("erroring, with reasons that name {words:?}");
-    let found = wait_for(cluster.client(), name, &what, MINUTE, says).await;
-    let status = with_logs(cluster, found)?
-        .status
-        .context("it was waited for")?;
-    let failed = status
-        .node_status
-        .iter()
-        .find(|(_, status)| **status == Status::Erroring);
-    let (node, _) = failed.context("no node is erroring")?;
-    let reason = serde_json::to_value(&status.node_reasons[node])?;
-    let since = reason["since"].as_str().context("since when")?;
-    since
-        .parse::<jiff::Timestamp>()
-        .with_context(|| since.to_owned())?;
-
-    let node = Api::<Node>::all(cluster.client()).get(node).await?;
-    let annotation = names::status(name);
+    let what = format!("a node whose reason names {words:?}");
+    let found = wait_for(cluster.client(), name, &what, MINUTE, |one| {
+        culprit(one).is_some()
+    })
+    .await;
+    let skyhook = with_logs(cluster, found)?;
+    let (node, since) = culprit(&skyhook).context("it was waited for")?;
+    since.parse::<jiff::Timestamp>().context(since)?;
+    let status = skyhook.status.context("it was waited for")?;
+    let node = Api::<Node>::all(cluster.client()).get(&node).await?;
     let recorded = node
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|all| all.get(&annotation));
-    assert_eq!(recorded.map(String::as_str), Some("erroring"));
+        .annotations()
+        .get(&names::status(name))
+        .map(String::as_str);
+    let shown = status
+        .node_status
+        .get(&node.name_any())
+        .map(|status| status.as_str());
+    assert_eq!(recorded, shown);
+    Ok((status, node))
+}
+
+/// The status of a Node's condition, which says since when.
+fn condition(node: &Node, type_: &str) -> Result<String> {
     let conditions = node
         .status
-        .and_then(|status| status.conditions)
-        .unwrap_or_default();
-    let condition = conditions
-        .iter()
-        .find(|one| one.type_ == names::erroring_condition(name));
-    let condition = condition.context("the node has no erroring condition")?;
-    assert_eq!(condition.status, "True");
-    assert!(condition.last_transition_time.is_some());
-    Ok(status)
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let found = conditions
+        .into_iter()
+        .flatten()
+        .find(|one| one.type_ == type_);
+    let found = found.with_context(|| format!("the node has no condition {type_}"))?;
+    found
+        .last_transition_time
+        .as_ref()
+        .context("it does not say since when")?;
+    Ok(found.status.clone())
+}
+
+/// Waits for a Warning event that has all of `words`.
+async fn warned(cluster: &Cluster, words: &[&str]) -> Result<()> {
+    let list = [
+        "get",
+        "events",
+        "-A",
+        "--field-selector=type=Warning",
+        "-o",
+        "json",
+    ];
+    let mut last = String::new();
+    for _ in 0..50 {
+        last = cluster.plane.kubectl(&list).await?;
+        let events: Value = serde_json::from_str(&last)?;
+        let mut events = events["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(Value::to_string);
+        if events.any(|event| words.iter().all(|word| event.contains(word))) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    anyhow::bail!("no Warning event names {words:?}: {last}")
 }
 
 #[tokio::test(flavor = "multi_thread")]
