@@ -3,7 +3,7 @@
 //! An object that cannot be decoded becomes a fact that says so; it never keeps its old value.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Taint;
@@ -225,11 +225,9 @@ impl NodeFact {
 
     /// The record of a Skyhook; one that was never there reads as empty.
     #[must_use]
-    pub fn record(&self, skyhook: &str) -> Record {
-        self.records
-            .get(skyhook)
-            .cloned()
-            .unwrap_or_else(|| record(&self.annotations, skyhook))
+    pub fn record(&self, skyhook: &str) -> &Record {
+        static NEVER_THERE: LazyLock<Record> = LazyLock::new(|| record(&BTreeMap::new(), ""));
+        self.records.get(skyhook).unwrap_or(&NEVER_THERE)
     }
 }
 

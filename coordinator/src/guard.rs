@@ -133,7 +133,7 @@ fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
         return false;
     };
     let record = node.record(&lease.spec.skyhook.name);
-    protocol::release_reason(lease, Some(&advance::facts(node, &record))).is_some()
+    protocol::release_reason(lease, Some(&advance::facts(node, record))).is_some()
 }
 
 /// True when the lease's Skyhook is gone, being deleted or disabled.
@@ -171,6 +171,7 @@ fn grant(
             && node
                 .record(&skyhook.name)
                 .stamp
+                .as_ref()
                 .is_some_and(|stamp| stamp.granted == fact.uid)
     });
     if stamped {

@@ -49,6 +49,8 @@ pub struct Plan {
 
 /// How often progress is mirrored to a Node and to a Skyhook at most.
 pub(crate) const COALESCE: Duration = Duration::from_secs(1);
+/// How long it is remembered when a target was written.
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Decides.
 #[must_use]
@@ -125,7 +127,12 @@ impl<'a> Draft<'a> {
 
     /// True when a target was written so lately that a further write of mere progress should wait; asks to be woken.
     pub(crate) fn is_too_soon(&mut self, target: &Target) -> bool {
-        match self.view.index.written.get(target).map(|at| *at + COALESCE) {
+        self.is_within(target, COALESCE)
+    }
+
+    /// True when a target was written within `pace`; asks to be woken when it is over.
+    pub(crate) fn is_within(&mut self, target: &Target, pace: Duration) -> bool {
+        match self.view.index.written.get(target).map(|at| *at + pace) {
             Some(next) if next > self.view.now.mono => {
                 self.wake_at(next);
                 true

@@ -144,6 +144,6 @@ impl<'a> Session<'a> {
         self.retry_at.retain(|_, at| *at > now);
         self.index
             .written
-            .retain(|_, at| *at + plan::COALESCE > now);
+            .retain(|_, at| *at + plan::REMEMBERED > now);
     }
 }

@@ -257,7 +257,7 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
         return false;
     };
     let record = node.record(&skyhook.name);
-    let Ok(installed) = record.states else {
+    let Ok(installed) = &record.states else {
         return false;
     };
     let generation = skyhook.generation;
@@ -274,8 +274,8 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
                 generation,
             },
             revision: checked.revision.clone(),
-            installed,
-            stamp: record.stamp,
+            installed: installed.clone(),
+            stamp: record.stamp.clone(),
             compartment: DEFAULT_COMPARTMENT.to_owned(),
             ..InterruptionLeaseSpec::default()
         }),

@@ -135,7 +135,7 @@ impl Case<'_> {
         let stamp = Stamp {
             granted: self.fact.uid.clone(),
             was_ready: node.ready,
-            states: record.digest,
+            states: record.digest.clone(),
             ..stamp
         };
         let version_key = names::version(self.skyhook_name());
@@ -159,7 +159,7 @@ impl Case<'_> {
             return;
         };
         let record = node.record(self.skyhook_name());
-        let facts = facts(node, &record);
+        let facts = facts(node, record);
         if protocol::release_reason(self.lease, Some(&facts)).is_some() {
             draft.push(Effect::ReleaseLease {
                 node: self.fact.node.clone(),
@@ -168,11 +168,11 @@ impl Case<'_> {
             return;
         }
         match protocol::result_duty(self.lease, &facts) {
-            ResultDuty::Take => self.take_result(node, &record, draft),
+            ResultDuty::Take => self.take_result(node, record, draft),
             ResultDuty::NotYet => {
-                self.order_stop(node, &record, draft);
+                self.order_stop(node, record, draft);
                 self.drain(node, draft);
-                self.mirror(node, &record, draft);
+                self.mirror(node, record, draft);
             }
             ResultDuty::AwaitBoot | ResultDuty::AwaitReady | ResultDuty::Recorded => {}
         }

@@ -13,7 +13,7 @@ use skyhook_crds::stage::Status;
 use super::admit::{self, DEFAULT_COMPARTMENT};
 use super::standing::{Reason, Standing, Standings};
 use super::verdict::{self, NodeVerdict, verdict};
-use super::{Draft, View, version};
+use super::{COALESCE, Draft, View, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -106,7 +106,7 @@ pub(crate) fn seconds(at: Timestamp) -> String {
         .to_string()
 }
 
-/// Writes the Skyhooks' statuses.
+/// Writes the Skyhooks' statuses. What takes long to put together is put together only when it may be written.
 pub(super) fn skyhooks(
     view: &View<'_>,
     skyhooks: &[&SkyhookFact],
@@ -115,17 +115,22 @@ pub(super) fn skyhooks(
 ) {
     let empty = BTreeMap::new();
     for skyhook in skyhooks.iter().filter(|skyhook| !skyhook.deleting) {
-        let current = skyhook.status.clone().unwrap_or_default();
-        let standings = standings.get(&skyhook.name).unwrap_or(&empty);
-        let wanted = status(view, skyhook, standings, &current);
-        if skyhook.status.as_ref() == Some(&wanted) {
+        let summary = Summary::new(
+            view,
+            skyhook,
+            standings.get(&skyhook.name).unwrap_or(&empty),
+        );
+        let turning = skyhook.status.as_ref().is_none_or(|current| {
+            current.status != summary.overall || current.observed_generation != skyhook.generation
+        });
+        // A large status is a large write: it comes less often.
+        let pace =
+            COALESCE * u32::try_from(summary.verdicts.len().div_ceil(100).max(1)).unwrap_or(1);
+        if !turning && draft.is_within(&Target::Skyhook(skyhook.name.clone()), pace) {
             continue;
         }
-        let target = Target::Skyhook(skyhook.name.clone());
-        let turning = skyhook.status.is_none()
-            || current.status != wanted.status
-            || current.observed_generation != wanted.observed_generation;
-        if turning || !draft.is_too_soon(&target) {
+        let wanted = status(view, skyhook, &summary);
+        if skyhook.status.as_ref() != Some(&wanted) {
             draft.push(Effect::WriteSkyhookStatus {
                 name: skyhook.name.clone(),
                 at: version(&skyhook.uid, &skyhook.resource_version),
@@ -135,37 +140,59 @@ pub(super) fn skyhooks(
     }
 }
 
-fn status(
-    view: &View<'_>,
-    skyhook: &SkyhookFact,
-    standings: &BTreeMap<String, Standing>,
-    current: &SkyhookStatus,
-) -> SkyhookStatus {
-    let verdicts: BTreeMap<&String, (NodeVerdict, &NodeFact)> = standings
-        .iter()
-        .filter_map(|(name, standing)| {
-            let node = view.index.nodes.get(name)?;
-            Some((name, (verdict(view, skyhook, node, standing), node)))
-        })
-        .collect();
-    let count = |wanted: &[Status]| {
-        verdicts
-            .values()
-            .filter(|((status, _), _)| wanted.contains(status))
-            .count()
-    };
-    let total = verdicts.len();
-    let complete = verdicts.iter().filter(|(name, ((status, _), _))| {
-        // A paused Skyhook shows its nodes as paused; they are complete all the same.
-        *status == Status::Complete || standings.get(**name) == Some(&Standing::Complete)
-    });
-    let complete = complete.count();
-    let overall = overall(
-        skyhook,
-        complete == total,
-        &verdicts.values().map(|((s, _), _)| *s).collect::<Vec<_>>(),
-    );
-    let in_progress = count(&[Status::InProgress, Status::Erroring]);
+/// Where a Skyhook's nodes are.
+struct Summary<'a> {
+    verdicts: BTreeMap<&'a str, (NodeVerdict, &'a NodeFact)>,
+    complete: usize,
+    in_progress: usize,
+    overall: Status,
+}
+
+impl<'a> Summary<'a> {
+    fn new(
+        view: &View<'a>,
+        skyhook: &SkyhookFact,
+        standings: &'a BTreeMap<String, Standing>,
+    ) -> Self {
+        let verdicts: BTreeMap<&str, (NodeVerdict, &NodeFact)> = standings
+            .iter()
+            .filter_map(|(name, standing)| {
+                let node = view.index.nodes.get(name)?;
+                Some((
+                    name.as_str(),
+                    (verdict(view, skyhook, node, standing), node),
+                ))
+            })
+            .collect();
+        let complete = verdicts.iter().filter(|(name, ((status, _), _))| {
+            // A paused Skyhook shows its nodes as paused; they are complete all the same.
+            *status == Status::Complete || standings.get(**name) == Some(&Standing::Complete)
+        });
+        let complete = complete.count();
+        let statuses: Vec<Status> = verdicts.values().map(|((status, _), _)| *status).collect();
+        let in_progress = statuses
+            .iter()
+            .filter(|s| matches!(s, Status::InProgress | Status::Erroring))
+            .count();
+        Self {
+            overall: overall(skyhook, complete == verdicts.len(), &statuses),
+            verdicts,
+            complete,
+            in_progress,
+        }
+    }
+}
+
+fn status(view: &View<'_>, skyhook: &SkyhookFact, summary: &Summary<'_>) -> SkyhookStatus {
+    let empty = SkyhookStatus::default();
+    let current = skyhook.status.as_ref().unwrap_or(&empty);
+    let Summary {
+        verdicts,
+        complete,
+        in_progress,
+        overall,
+    } = summary;
+    let (total, complete, in_progress) = (verdicts.len(), *complete, *in_progress);
     let listed = || {
         let all = total <= MAX_LISTED_NODES;
         verdicts
@@ -176,18 +203,21 @@ fn status(
         observed_generation: skyhook.generation,
         node_state: listed()
             .filter_map(|(name, (_, node))| {
-                Some(((*name).clone(), node.record(&skyhook.name).states.ok()?))
+                Some((
+                    (*name).to_owned(),
+                    node.record(&skyhook.name).states.clone().ok()?,
+                ))
             })
             .collect(),
         node_status: listed()
-            .map(|(name, ((status, _), _))| ((*name).clone(), *status))
+            .map(|(name, ((status, _), _))| ((*name).to_owned(), *status))
             .collect(),
         node_reasons: verdicts
             .iter()
             .filter_map(|(name, ((_, reason), _))| {
                 let there = current.node_reasons.get(*name);
                 Some((
-                    (*name).clone(),
+                    (*name).to_owned(),
                     with_since(reason.as_ref()?, there, view.now.wall),
                 ))
             })
@@ -197,7 +227,7 @@ fn status(
             compartment(skyhook, total, complete, in_progress),
         )]
         .into(),
-        status: overall,
+        status: *overall,
         nodes_in_progress: i32::try_from(in_progress).unwrap_or(i32::MAX),
         complete_nodes: format!("{complete}/{total}"),
         package_list: skyhook.spec.package_list(),
@@ -208,7 +238,7 @@ fn status(
             .unwrap_or_default(),
         ..current.clone()
     };
-    let conditions = wanted_conditions(skyhook, &wanted, current, &verdicts);
+    let conditions = wanted_conditions(skyhook, &wanted, current, verdicts);
     let conditions = conditions::merge(
         &current.conditions,
         &conditions,
@@ -267,7 +297,7 @@ fn wanted_conditions(
     skyhook: &SkyhookFact,
     wanted: &SkyhookStatus,
     current: &SkyhookStatus,
-    verdicts: &BTreeMap<&String, (NodeVerdict, &NodeFact)>,
+    verdicts: &BTreeMap<&str, (NodeVerdict, &NodeFact)>,
 ) -> Vec<Wanted> {
     let (reason, message) = match (&skyhook.checked, wanted.status) {
         (Err(problem), _) => ("Invalid", problem.clone()),
@@ -298,7 +328,7 @@ fn wanted_conditions(
         verdicts
             .iter()
             .filter(|(_, ((_, reason), _))| reason.as_ref().is_some_and(|r| r.reason == wanted))
-            .map(|(name, _)| name.as_str())
+            .map(|(name, _)| *name)
             .collect()
     };
     for (type_, reason, some, none) in [

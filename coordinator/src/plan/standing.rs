@@ -157,9 +157,10 @@ pub(super) fn outstanding(
     let record = node.record(&skyhook.name);
     let states = record
         .states
+        .as_ref()
         .map_err(|e| Reason::new("NodeStateMalformed", e.to_string()))?;
-    let stamp = record.stamp.filter(|stamp| stamp.has_result());
-    let recorded = match &stamp {
+    let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
+    let recorded = match stamp {
         None => None,
         Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
         Some(stamp) => view
@@ -177,7 +178,7 @@ pub(super) fn outstanding(
             .map(|name| (name.clone(), Work::Config))
             .collect());
     }
-    Ok(revision::work(&states, recorded, &checked.data))
+    Ok(revision::work(states, recorded, &checked.data))
 }
 
 /// Why the DeploymentPolicy that the Skyhook names keeps it from starting.

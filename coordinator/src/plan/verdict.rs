@@ -72,7 +72,7 @@ fn leased(
     };
     if phase.is_terminal() {
         let record = node.record(&skyhook.name);
-        return match protocol::result_duty(lease, &advance::facts(node, &record)) {
+        return match protocol::result_duty(lease, &advance::facts(node, record)) {
             ResultDuty::AwaitBoot => working(
                 "AwaitingNode",
                 "the kubelet has not reported the boot that the agent runs in".to_owned(),
