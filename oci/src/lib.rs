@@ -34,6 +34,9 @@
 
 pub mod auth;
 pub mod digest;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hosts;
 pub mod image;
 pub mod limits;

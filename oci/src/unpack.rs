@@ -53,7 +53,9 @@ pub struct UnpackOptions {
     /// Put the package over a directory that exists: its entries replace those of the same name,
     /// others stay. Without it the target must not exist and appears at once, complete.
     pub overlay: bool,
-    /// Flush the target's file system before returning, so that a journal may say it is there.
+    /// Flush the target's file system before returning. On a busy host that waits for what everyone
+    /// else has written too; without it, what is unpacked may be incomplete after the next boot
+    /// (the store is not: unpack again when the boot ID has changed).
     pub durable: bool,
     /// Layers that are decompressed at once.
     pub threads: usize,
@@ -318,5 +320,28 @@ impl Drop for Stage<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// The pure part of unpacking, for fuzzing: archive to entries, entries to tree.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing {
+    use std::io::Read;
+
+    use super::layer::{Entry, filter as filter_window};
+    use super::window::Window;
+    use super::{LayerError, tree};
+    use crate::limits::{Budget, Limits};
+
+    pub(crate) fn filter(bytes: impl Read, budget: &Budget<'_>) -> Result<Vec<Entry>, LayerError> {
+        filter_window(0, &mut Window::new(bytes, 1 << 20, budget), None, budget)
+    }
+
+    pub(crate) fn merge(
+        layers: [Vec<Entry>; 2],
+        limits: &Limits,
+    ) -> Result<Option<tree::Dir>, super::EntryError> {
+        let mut tree = tree::Tree::new(limits);
+        for entries in layers {
+            tree.apply(entries).map_err(|(_, error)| error)?;
+        }
+        Ok(tree.into_root())
+    }
+}

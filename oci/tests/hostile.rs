@@ -414,9 +414,19 @@ async fn bombs_end_at_a_limit_quickly() {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
     encoder.write_all(&tar(&[dir()])[..512]).unwrap();
     let mut header = tar(&[Entry::file(&at("0000000"), "")])[..512].to_vec();
+    let zeros: u32 = {
+        header[148..156].fill(b' ');
+        header.iter().map(|&byte| u32::from(byte)).sum()
+    };
     for number in 0..1_000_000 {
-        header[16..23].copy_from_slice(format!("{number:07}").as_bytes());
-        checksum(&mut header);
+        let digits = format!("{number:07}");
+        let sum = zeros
+            + digits
+                .bytes()
+                .map(|digit| u32::from(digit - b'0'))
+                .sum::<u32>();
+        header[16..23].copy_from_slice(digits.as_bytes());
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         encoder.write_all(&header).unwrap();
     }
     let layer = Layer::packed_as_zstd(&[], encoder.finish().unwrap());

@@ -49,7 +49,7 @@ pub(crate) fn run(program: &str, args: &[&str]) {
 pub(crate) struct Registry {
     child: Child,
     pub(crate) port: u16,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Registry {
@@ -72,11 +72,7 @@ impl Registry {
             .stderr(Stdio::null())
             .spawn()
             .expect("docker-registry starts");
-        let registry = Self {
-            child,
-            port,
-            _dir: dir,
-        };
+        let registry = Self { child, port, dir };
         let deadline = Instant::now() + Duration::from_secs(20);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(Instant::now() < deadline, "docker-registry does not listen");
@@ -118,6 +114,12 @@ impl Registry {
             &format!("  tls:\n    certificate: {certificate}\n    key: {key}\n"),
             &format!("auth:\n  htpasswd:\n    realm: test\n    path: {users}\n"),
         )
+    }
+
+    /// Its storage, for the benchmark.
+    #[cfg_attr(test, expect(dead_code, reason = "the benchmark borrows this file"))]
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     pub(crate) fn host(&self) -> String {

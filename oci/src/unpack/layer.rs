@@ -2,7 +2,7 @@
 //! by both its digests.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
@@ -89,7 +89,7 @@ pub(super) fn stage(
     let decoder = Decoder::new(HashingReader::new(blob), layer.compression)
         .map_err(LayerError::Decompress)?;
     let mut window = Window::new(decoder, layer.size, budget);
-    let entries = filter(position, &mut window, stage, budget)?;
+    let entries = filter(position, &mut window, Some(stage), budget)?;
     let (blob_digest, got) = window.finish()?;
     if blob_digest != layer.digest {
         return Err(LayerError::Damaged);
@@ -100,10 +100,11 @@ pub(super) fn stage(
     Ok(entries)
 }
 
-fn filter(
+/// Reads an archive to its end. Without a stage, contents are passed over.
+pub(super) fn filter(
     position: u32,
-    window: &mut Window<'_>,
-    stage: &OwnedFd,
+    window: &mut Window<'_, impl Read>,
+    stage: Option<&OwnedFd>,
     budget: &Budget<'_>,
 ) -> Result<Vec<Entry>, LayerError> {
     let limits = budget.limits;
@@ -123,11 +124,16 @@ fn filter(
                 meta,
             }) => {
                 budget.take_package_bytes(header.size)?;
-                write_file(stage, files, *meta, &header, window).map_err(|error| error.at(path))?;
+                match stage {
+                    Some(stage) => write_file(stage, files, *meta, &header, window)
+                        .map_err(|error| error.at(path))?,
+                    None => window.pass(header.stored, |_| Ok(()))?,
+                }
             }
             Some(_) | None => window.pass(header.stored, |_| Ok(()))?,
         }
-        window.pass(padding, |_| Ok(()))?;
+        // Writers exist that end in the last file's padding; the next header is then the end.
+        window.skip_padding(padding)?;
         if let Some(mut entry) = header.entry {
             if let Kind::File(id) = &mut entry.kind {
                 *id = (position, files);
@@ -142,7 +148,7 @@ fn filter(
 /// The next header; None at the end of the archive.
 fn next(
     parser: &mut Parser,
-    window: &mut Window<'_>,
+    window: &mut Window<'_, impl Read>,
     budget: &Budget<'_>,
 ) -> Result<Option<Header>, LayerError> {
     loop {
@@ -154,11 +160,10 @@ fn next(
                     let limit = Limit::MetadataBytes;
                     return Err(LimitExceeded { limit, allowed }.into());
                 }
-                let empty = window.data().is_empty();
                 match window.fill()? {
                     true => continue,
-                    // Writers exist that leave the end marker out.
-                    false if empty => return Ok(None),
+                    // Writers exist that leave the end marker out, or half of it.
+                    false if window.data().iter().all(|&byte| byte == 0) => return Ok(None),
                     false => return Err(LayerError::Truncated),
                 }
             }
@@ -323,7 +328,7 @@ fn write_file(
     name: u32,
     meta: Meta,
     header: &Header,
-    window: &mut Window<'_>,
+    window: &mut Window<'_, impl Read>,
 ) -> Result<(), LayerError> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = rustix::fs::openat(stage, name.to_string(), flags, Mode::from_raw_mode(0o600))
@@ -345,7 +350,7 @@ fn write_sparse(
     file: &File,
     map: &[SparseEntry],
     header: &Header,
-    window: &mut Window<'_>,
+    window: &mut Window<'_, impl Read>,
 ) -> Result<(), LayerError> {
     let mut stored = 0u64;
     let mut end = 0u64;

@@ -59,8 +59,8 @@ impl Read for Decoder {
 }
 
 /// The decompressed stream with what the parser looks at, hashed and counted as it passes.
-pub(super) struct Window<'a> {
-    decoder: Decoder,
+pub(super) struct Window<'a, D> {
+    decoder: D,
     hasher: Hasher,
     buffer: Vec<u8>,
     start: usize,
@@ -70,8 +70,8 @@ pub(super) struct Window<'a> {
     budget: &'a Budget<'a>,
 }
 
-impl<'a> Window<'a> {
-    pub(super) fn new(decoder: Decoder, blob_size: u64, budget: &'a Budget<'a>) -> Self {
+impl<'a, D: Read> Window<'a, D> {
+    pub(super) fn new(decoder: D, blob_size: u64, budget: &'a Budget<'a>) -> Self {
         let allowed = blob_size
             .saturating_mul(budget.limits.ratio)
             .max(RATIO_FLOOR);
@@ -145,6 +145,20 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
+    /// Passes over what fills a file's last block, as far as it is there.
+    pub(super) fn skip_padding(&mut self, mut count: u64) -> Result<(), LayerError> {
+        while count > 0 && (self.start < self.end || self.fill()?) {
+            let piece = usize::try_from(count)
+                .unwrap_or(usize::MAX)
+                .min(self.end - self.start);
+            self.start += piece;
+            count -= piece as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Window<'_, Decoder> {
     /// Reads the rest: the blob's digest and the diff ID.
     pub(super) fn finish(mut self) -> Result<(Digest, Digest), LayerError> {
         self.start = self.end;

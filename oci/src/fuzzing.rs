@@ -1,0 +1,132 @@
+//! What the fuzz targets in `fuzz/` run, as plain functions: the tests of this crate run the same
+//! ones over generated input and the seed corpus.
+//!
+//! Each takes whatever bytes and panics if a promise is broken.
+
+use std::io::Cursor;
+
+use crate::auth::Credentials;
+use crate::image;
+use crate::limits::{Budget, Limits};
+use crate::manifest::{self, StepFile};
+use crate::reference::Reference;
+use crate::unpack::fuzzing::{filter, merge};
+
+/// Small enough that a fuzzer meets them.
+fn limits() -> Limits {
+    Limits {
+        stream_bytes: 4 << 20,
+        package_bytes: 1 << 20,
+        package_entries: 200,
+        scanned_entries: 1000,
+        path_bytes: 300,
+        depth: 8,
+        metadata_bytes: 16 << 10,
+        ..Limits::default()
+    }
+}
+
+/// A layer's archive: whatever it says, what is kept stays below the package's directory.
+pub fn tar(bytes: &[u8]) {
+    let limits = limits();
+    let budget = Budget::new(&limits);
+    let Ok(entries) = filter(Cursor::new(bytes), &budget) else {
+        return;
+    };
+    assert!(entries.len() as u64 <= limits.package_entries);
+    for entry in &entries {
+        assert_is_below(&entry.path, &limits);
+    }
+    // The same layer twice, so that names meet what is there already.
+    let Ok(Some(root)) = merge([entries.clone(), entries], &limits) else {
+        return;
+    };
+    let mut pending = vec![(0, &root)];
+    while let Some((depth, dir)) = pending.pop() {
+        assert!(depth <= limits.depth, "deeper than allowed");
+        for (name, node) in &dir.children {
+            assert!(!name.is_empty() && name != b"." && name != b"..");
+            assert!(!name.contains(&b'/') && !name.contains(&0));
+            if let crate::unpack::tree::Node::Dir(dir) = node {
+                pending.push((depth + 1, dir));
+            }
+        }
+    }
+}
+
+fn assert_is_below(path: &[u8], limits: &Limits) {
+    assert!(path.len() as u64 <= limits.path_bytes);
+    assert!(!path.contains(&0) && !path.starts_with(b"/"));
+    assert!(
+        path.split(|&byte| byte == b'/')
+            .all(|part| part != b".." && part != b".")
+    );
+}
+
+/// A package's `config.json`: errors or a configuration, never both and never neither.
+pub fn config_json(bytes: &[u8]) {
+    let report = manifest::check(bytes, &|path| match path.len() % 3 {
+        0 => StepFile::Missing,
+        1 => StepFile::Present,
+        _ => StepFile::Outside,
+    });
+    assert_eq!(report.config.is_some(), report.errors().count() == 0);
+    if let Some(config) = report.config {
+        for step in config.modes.values().flatten() {
+            assert!(!step.path.starts_with('/') && !step.path.split('/').any(|part| part == ".."));
+        }
+    }
+}
+
+/// An image reference: what is read is written the same way, and makes a URL path of that shape.
+pub fn reference(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(reference) = text.parse::<Reference>() {
+        assert_eq!(
+            reference.to_string().parse::<Reference>().as_ref(),
+            Ok(&reference)
+        );
+        let path = reference.repository();
+        assert!(!path.contains("..") && !path.contains("//") && !path.starts_with('/'));
+        assert!(
+            path.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/".contains(&b))
+        );
+    }
+    let mut halves = text.splitn(3, '\n');
+    let (image, version, sha) = (halves.next(), halves.next(), halves.next());
+    if let (Some(image), Some(version)) = (image, version)
+        && let Ok(reference) = Reference::for_package(image, version, sha)
+    {
+        assert_eq!(reference.tag(), Some(version.replace('+', "_").as_str()));
+    }
+}
+
+/// A docker config: what it holds matches only names of the registry it is for.
+pub fn docker_config(bytes: &[u8]) {
+    if let Ok(credentials) = Credentials::from_docker_config(bytes) {
+        let debug = format!("{credentials:?}");
+        for login in credentials.matching("registry.example/team/image") {
+            assert!(debug.contains("***") && format!("{login:?}").contains("***"));
+        }
+    }
+}
+
+/// A manifest or index and an image config.
+pub fn image_documents(bytes: &[u8]) {
+    let limits = limits();
+    let host = image::Platform::host();
+    match image::decode(bytes, None, &limits) {
+        Ok(image::Document::Index(candidates)) => drop(image::select(&candidates, &host)),
+        Ok(image::Document::Image(decoded)) => {
+            assert!(decoded.layers.len() as u64 <= limits.layers);
+            drop(image::diff_ids(bytes, decoded.layers.len(), Some(&host)));
+        }
+        Err(_) => drop(image::diff_ids(bytes, 0, Some(&host))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

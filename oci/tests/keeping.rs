@@ -1,0 +1,227 @@
+//! The store: damage, crashes, size.
+
+use std::fs;
+use std::path::PathBuf;
+
+use skyhook_oci::{Collected, Digest, Limits, Store, StoreConfig};
+
+use crate::host::{Host, hasty};
+use crate::image::{Entry, Image, Layer, tar};
+use crate::liar::Liar;
+
+impl Host {
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.dir
+            .path()
+            .join("store/blobs/sha256")
+            .join(digest.hex())
+    }
+
+    fn blobs(&self) -> usize {
+        fs::read_dir(self.dir.path().join("store/blobs/sha256"))
+            .unwrap()
+            .count()
+    }
+}
+
+fn package(content: &str) -> Vec<Entry> {
+    vec![
+        Entry::dir("skyhook-package"),
+        Entry::file("skyhook-package/a", content),
+    ]
+}
+
+#[tokio::test]
+async fn damage_is_noticed_and_fetched_again() {
+    let image = Image::sized(100_000);
+    let (layer, config) = (image.layer_digest(0), Digest::of(&image.config));
+    let manifest = image.manifest_digest();
+    let liar = Liar::start(move |request| image.answer(request));
+    for victim in [layer, config, manifest] {
+        for damage in ["one bit", "shorter", "gone", "empty"] {
+            let host = Host::new();
+            host.pull(&liar).await.unwrap();
+            let path = host.blob(&victim);
+            let mut bytes = fs::read(&path).unwrap();
+            match damage {
+                "one bit" => bytes[20] ^= 1,
+                "shorter" => bytes.truncate(bytes.len() / 2),
+                _ => bytes.clear(),
+            }
+            fs::write(&path, &bytes).unwrap();
+            if damage == "gone" {
+                fs::remove_file(&path).unwrap();
+            }
+            let error = host.unpack(&manifest).await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.is_transient()),
+                ("blob_damaged", true),
+                "{damage}"
+            );
+            assert!(!host.target().exists());
+            // The next pull fetches that one alone.
+            let before = liar.count("/blobs/");
+            let pulled = host.pull(&liar).await.unwrap();
+            let fetched = if victim == manifest { 0 } else { 1 };
+            assert_eq!(liar.count("/blobs/") - before, fetched, "{damage}");
+            host.unpack(&pulled.manifest_digest).await.unwrap();
+            host.assert_blobs_are_whole();
+        }
+    }
+}
+
+impl Host {
+    fn assert_blobs_are_whole(&self) {
+        for entry in fs::read_dir(self.dir.path().join("store/blobs/sha256")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            assert_eq!(Digest::of(&fs::read(&path).unwrap()).hex(), name);
+        }
+    }
+}
+
+#[tokio::test]
+async fn verify_finds_every_damaged_layer() {
+    let layers = ["one", "two"]
+        .map(|text| Layer::gzip(&tar(&package(text))))
+        .to_vec();
+    let image = Image::new(layers);
+    let (one, two) = (image.layer_digest(0), image.layer_digest(1));
+    let liar = Liar::start(move |request| image.answer(request));
+    let host = Host::new();
+    let manifest = host.pull(&liar).await.unwrap().manifest_digest;
+    host.store.verify(&manifest).unwrap();
+    for digest in [one, two] {
+        let path = host.blob(&digest);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[15] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    assert_eq!(
+        host.store.verify(&manifest).unwrap_err().kind(),
+        "blob_damaged"
+    );
+    assert!(!host.blob(&one).exists() && !host.blob(&two).exists());
+    assert_eq!(
+        host.pull(&liar).await.unwrap().fetched_bytes,
+        host.pull(&liar).await.unwrap().bytes
+    );
+    host.store.verify(&manifest).unwrap();
+}
+
+#[tokio::test]
+async fn what_a_crash_left_is_removed_but_not_what_is_in_use() {
+    let host = Host::new();
+    let torn = host.dir.path().join("store/tmp/.tmpTorn");
+    fs::write(&torn, "half a blob").unwrap();
+    drop(Store::open(host.dir.path().join("store"), StoreConfig::default()).unwrap());
+    assert!(!torn.exists());
+
+    // Another process opens the store while a blob is on its way here.
+    let image = Image::sized(100_000);
+    let layer = image.layer_digest(0);
+    let dir = host.dir.path().join("store");
+    let liar = Liar::start(move |request| {
+        if request.path.contains(&layer.to_string()) {
+            drop(Store::open(&dir, StoreConfig::default()).unwrap());
+        }
+        image.answer(request)
+    });
+    let pulled = host.pull(&liar).await.unwrap();
+    host.unpack(&pulled.manifest_digest).await.unwrap();
+
+    // A crash in an unpack leaves a stage, which the next one clears.
+    fs::remove_dir_all(host.target()).unwrap();
+    let stage = host.dir.path().join("out/.package.unpacking/layer0");
+    fs::create_dir_all(&stage).unwrap();
+    fs::write(stage.join("0"), "torn").unwrap();
+    host.unpack(&pulled.manifest_digest).await.unwrap();
+    assert_eq!(
+        fs::read_dir(host.dir.path().join("out")).unwrap().count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn the_least_recently_used_go_first_and_the_pinned_never() {
+    let host = Host::with(hasty(), Limits::default());
+    let small = StoreConfig {
+        max_bytes: 250_000,
+        ..StoreConfig::default()
+    };
+    let store = Store::open(host.dir.path().join("store"), small).unwrap();
+    // Each has a layer of its own and one that all share.
+    let shared = Layer::gzip(&tar(&[Entry::file("base", "shared by all")]));
+    let images: Vec<Image> = (0..4)
+        .map(|number| {
+            let own = Image::sized(100_000 + number).layers[0].clone();
+            Image::new(vec![shared.clone(), own])
+        })
+        .collect();
+    let mut digests = Vec::new();
+    for image in &images {
+        let served = image.clone();
+        let liar = Liar::start(move |request| served.answer(request));
+        digests.push(host.pull(&liar).await.unwrap().manifest_digest);
+        // Times of use have to differ, also where the clock is coarse.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(host.blobs(), 4 * 3 + 1, "the shared layer is there once");
+    store.pin("oldest", &digests[0]).unwrap();
+    let target = skyhook_oci::Target::path(host.target());
+    store
+        .unpack_blocking(&digests[1], &target, skyhook_oci::UnpackOptions::default())
+        .unwrap();
+    let collected = store.collect().unwrap();
+    assert_eq!((collected.images, collected.blobs), (2, 6), "{collected:?}");
+    let left: Vec<bool> = digests
+        .iter()
+        .map(|digest| store.image(digest).is_ok())
+        .collect();
+    assert_eq!(
+        left,
+        [true, true, false, false],
+        "pinned, used just now, and the others"
+    );
+    store.verify(&digests[0]).unwrap();
+
+    let nothing = StoreConfig {
+        max_bytes: 0,
+        ..StoreConfig::default()
+    };
+    let store = Store::open(host.dir.path().join("store"), nothing).unwrap();
+    store.collect().unwrap();
+    assert_eq!(store.pins().unwrap(), [("oldest".to_owned(), digests[0])]);
+    store.verify(&digests[0]).unwrap();
+    assert!(store.bytes().unwrap() > 100_000);
+    store.unpin("oldest").unwrap();
+    store.collect().unwrap();
+    assert_eq!((host.blobs(), store.bytes().unwrap()), (0, 0));
+    assert_eq!(store.image(&digests[0]).unwrap_err().kind(), "no_image");
+}
+
+#[tokio::test]
+async fn nothing_is_collected_under_a_pull() {
+    let image = Image::sized(10_000);
+    let host = Host::new();
+    let dir = host.dir.path().join("store");
+    let nothing = StoreConfig {
+        max_bytes: 0,
+        ..StoreConfig::default()
+    };
+    let store = Store::open(&dir, nothing).unwrap();
+    let served = image.clone();
+    let liar = Liar::start(move |request| {
+        if request.path.contains("/blobs/") {
+            let skipped = Collected {
+                skipped: true,
+                ..Collected::default()
+            };
+            assert_eq!(store.collect().unwrap(), skipped);
+        }
+        served.answer(request)
+    });
+    let pulled = host.pull(&liar).await.unwrap();
+    host.unpack(&pulled.manifest_digest).await.unwrap();
+    assert_eq!(liar.count("/blobs/"), 2);
+}
