@@ -15,11 +15,23 @@ pub enum ImageError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(transparent)]
-    Pull(#[from] PullError),
+    Pull(Box<PullError>),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
     #[error(transparent)]
     Plugin(#[from] PluginError),
+}
+
+impl From<PullError> for ImageError {
+    fn from(error: PullError) -> Self {
+        Self::Pull(Box::new(error))
+    }
+}
+
+impl From<StoreError> for ImageError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
 }
 
 /// The images of a host.
@@ -61,6 +73,16 @@ impl Images {
             .manifest_digest;
         self.store.pin(owner, &digest)?;
         Ok(digest)
+    }
+
+    /// Has the image in the store.
+    pub async fn pull_reference(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+    ) -> Result<Digest, ImageError> {
+        let pulled = self.puller.pull(reference, credentials).await?;
+        Ok(pulled.manifest_digest)
     }
 
     /// What the store has of the package's image, without asking the registry.

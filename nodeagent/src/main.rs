@@ -1,14 +1,10 @@
 //! `skyhook-agent`: the node agent, and the supervisor that it starts for each step.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the entry reads its own arguments"
-)]
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use skyhook_nodeagent::config::{Cli, Command};
-use skyhook_nodeagent::{run, supervise};
+use skyhook_nodeagent::{local, run, supervise, validate};
 
 fn main() -> ExitCode {
     // A supervisor has to be small: it takes no part in what follows.
@@ -27,6 +23,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(args),
         Command::Ready(args) => run::ready(&args),
+        Command::LocalRun(args) => return local::main(args),
+        Command::Validate(args) => validate::main(&args),
         Command::Supervise => Ok(()),
     };
     match result {

@@ -36,8 +36,8 @@ pub enum StageError {
         action: &'static str,
         source: io::Error,
     },
-    #[error("the image cannot be unpacked: {}", chain(.0))]
-    Unpack(#[from] StoreError),
+    #[error("the image cannot be unpacked: {}", chain(&**.0))]
+    Unpack(Box<StoreError>),
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error("expected config file {0} is missing: add the key to the package's configMap")]
@@ -92,6 +92,8 @@ pub struct StageInput {
     pub env: Vec<(String, String)>,
     /// Files of `node-metadata/`.
     pub metadata: BTreeMap<String, String>,
+    /// The version that is upgraded from, when it is not the one in the history.
+    pub previous: Option<String>,
 }
 
 /// A stage that can be run.
@@ -138,7 +140,10 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         files::copy_resolv(&input.host)?;
     }
     let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
-    let previous = records.previous_version();
+    let previous = input
+        .previous
+        .clone()
+        .unwrap_or_else(|| records.previous_version());
     if matches!(input.stage, Stage::Upgrade) {
         env.insert("CURRENT_VERSION".into(), config.package_version.clone());
         env.insert("PREVIOUS_VERSION".into(), previous.clone());
@@ -175,7 +180,9 @@ fn unpack(input: &StageInput, copy_dir: &str, directory: &Path) -> Result<(), St
                 overlay: true,
                 ..UnpackOptions::default()
             };
-            store.unpack_blocking(digest, &target, options)?;
+            store
+                .unpack_blocking(digest, &target, options)
+                .map_err(|e| StageError::Unpack(Box::new(e)))?;
             Ok(())
         }
         (None, _) | (_, None) if directory.join("config.json").exists() => Ok(()),

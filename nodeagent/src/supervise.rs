@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
 mod cgroup;
@@ -107,6 +107,28 @@ pub struct StepResult {
     pub finished_at: i64,
 }
 
+impl StepResult {
+    /// What went wrong, with the end of what was printed.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let problem = match (&self.error, self.code, self.signal) {
+            (Some(error), _, _) => format!("could not be run: {error}"),
+            _ if self.timed_out => "took too long and was ended".to_owned(),
+            _ if self.ended => "was ended: the lease was stopped".to_owned(),
+            (None, Some(code), _) => format!("exited with {code}"),
+            (None, None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None, None) => "ended in a way that is not known".to_owned(),
+        };
+        let lines: Vec<&str> = self.tail.lines().collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join("\n");
+        if tail.is_empty() {
+            problem
+        } else {
+            format!("{problem}: {tail}")
+        }
+    }
+}
+
 /// Name of the result in the step's directory.
 pub const RESULT: &str = "result.json";
 
@@ -114,6 +136,7 @@ pub const RESULT: &str = "result.json";
 pub fn main() -> io::Result<()> {
     // Neither is essential: without them the step is less sheltered from the agent's end, not wrong.
     let _session = nix::unistd::setsid();
+    surroundings::close_inherited();
     cgroup::leave();
     let mut stdout = io::stdout();
     stdout.write_all(b"r")?;
@@ -189,15 +212,19 @@ fn start(spec: &Spec) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Changes the root (after the working directory, which stays inside) and unblocks all signals in the child.
+/// Changes the root (after the working directory, which stays inside), and gives all signals their default in the child.
 #[expect(
     unsafe_code,
-    reason = "pre_exec: only chroot and sigprocmask are called, both are async-signal-safe and allocate nothing"
+    reason = "pre_exec: only chroot, sigaction and sigprocmask are called, all are async-signal-safe and allocate nothing"
 )]
 fn before_exec(command: &mut Command, root: Option<CString>) {
     let hook = move || {
         if let Some(root) = &root {
             nix::unistd::chroot(root.as_c_str())?;
+        }
+        for signal in Signal::iterator() {
+            // SIGKILL and SIGSTOP cannot be changed, and need not be.
+            let _before = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
         }
         SigSet::empty().thread_set_mask()?;
         Ok(())

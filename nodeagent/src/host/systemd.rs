@@ -63,7 +63,6 @@ trait Manager {
     fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
-    #[expect(clippy::type_complexity, reason = "the signature is systemd's")]
     fn start_transient_unit(
         &self,
         name: &str,
@@ -128,6 +127,11 @@ impl Bus {
     /// Gives the connection back while there is nothing to do, so that the bus does not wake an idle agent.
     pub async fn release(&self) {
         *self.connection.lock().await = None;
+    }
+
+    /// True when systemd answers.
+    pub async fn is_there(&self) -> bool {
+        self.unit_state("-.mount").await.is_ok()
     }
 
     pub(crate) async fn connection(&self) -> Result<Connection, SystemdError> {
@@ -332,12 +336,12 @@ impl SystemdError {
 }
 
 fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
-    match &error {
-        zbus::Error::MethodError(name, _, _) if name.as_str().ends_with("AlreadySubscribed") => {
-            Ok(())
-        }
-        _ => Err(error),
+    if let zbus::Error::MethodError(name, _, _) = &error
+        && name.as_str().ends_with("AlreadySubscribed")
+    {
+        return Ok(());
     }
+    Err(error)
 }
 
 async fn call<T>(

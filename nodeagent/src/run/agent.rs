@@ -42,7 +42,7 @@ pub(super) enum Note {
         ready: bool,
     },
     StepDone(Box<StepDone>),
-    Written(Written),
+    Written(Box<Written>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
     Woken,
@@ -182,7 +182,7 @@ impl Agent {
                 }
             }
             Note::StepDone(done) => self.step_done(*done),
-            Note::Written(written) => self.written(written),
+            Note::Written(written) => self.written(*written),
             Note::Node(node) => {
                 self.is_beginning = false;
                 self.node_uid = Some(node.uid.clone());

@@ -273,7 +273,10 @@ impl Agent {
     }
 
     /// What is asked for once per lease, again after a restart in the middle of one.
-    pub(super) fn fetch_facts(&self, revision: &RevisionData) -> impl Future<Output = RunFacts> + use<> {
+    pub(super) fn fetch_facts(
+        &self,
+        revision: &RevisionData,
+    ) -> impl Future<Output = RunFacts> + use<> {
         let (api, bus) = (self.api.clone(), Rc::clone(&self.bus));
         let revision = revision.clone();
         async move {

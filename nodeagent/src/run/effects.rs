@@ -205,6 +205,7 @@ impl Agent {
                 store: Some(self.images.store.clone()),
                 env: Vec::new(),
                 metadata: std::collections::BTreeMap::new(),
+                previous: None,
             },
         })
     }
@@ -323,28 +324,19 @@ impl Agent {
             return Ok(None);
         }
         let name = prepared.step_name(done.half, done.index);
-        let says = |problem: String| {
-            let tail = result.tail.lines().rev().take(5).collect::<Vec<_>>();
-            let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-            if tail.is_empty() {
-                format!("{name} {problem}")
-            } else {
-                format!("{name} {problem}: {tail}")
-            }
-        };
-        let problem = match (&result.error, result.code, result.signal) {
-            (Some(error), _, _) => Some(format!("could not be run: {error}")),
-            _ if result.timed_out => Some("took too long and was ended".to_owned()),
-            _ if result.ended => Some("was ended: the lease was stopped".to_owned()),
-            (None, Some(code), _) if prepared.is_success(done.half, done.index, code) => None,
-            (None, Some(code), _) => Some(format!("exited with {code}")),
-            (None, None, Some(signal)) => Some(format!("was killed by signal {signal}")),
-            (None, None, None) => Some("ended in a way that is not known".to_owned()),
-        };
+        let success = !result.ended
+            && !result.timed_out
+            && result
+                .code
+                .is_some_and(|code| prepared.is_success(done.half, done.index, code));
         prepared
-            .note_step(done.half, done.index, problem.is_none())
+            .note_step(done.half, done.index, success)
             .map_err(|e| chain(&e))?;
-        let outcome = problem.map_or(Outcome::Succeeded, |p| Outcome::Failed(says(p)));
+        let outcome = if success {
+            Outcome::Succeeded
+        } else {
+            Outcome::Failed(format!("{name} {}", result.describe()))
+        };
         match &outcome {
             Outcome::Succeeded => tracing::info!(package = %done.key, step = %name, "done"),
             Outcome::Failed(reason) => {

@@ -46,6 +46,29 @@ pub(super) fn write_all(
     Ok(())
 }
 
+/// Copies a folder over another, with modes and symlinks; what else is there stays.
+pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+            continue;
+        }
+        if fs::symlink_metadata(&target).is_ok() {
+            fs::remove_file(&target)?;
+        }
+        if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
 /// Lays `root_dir/` over the host's `/`: mode and time are kept, the host's symlinks are followed inside its root.
 pub(super) fn copy_root_dir(root_dir: &Path, host: &Host) -> Result<(), StageError> {
     if !root_dir.is_dir() {

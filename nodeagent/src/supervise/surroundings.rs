@@ -36,6 +36,21 @@ pub(super) fn enter_host() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
+/// Closes every descriptor but standard input, output and error.
+pub(super) fn close_inherited() {
+    let Ok(directory) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let inherited: Vec<i32> = directory
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd > 2)
+        .collect();
+    for fd in inherited {
+        // That of the directory is closed already.
+        let _closed = nix::unistd::close(fd);
+    }
+}
+
 /// Host defaults for what a process inherits besides.
 pub(super) fn reset(limits: &[Limit]) {
     umask(Mode::from_bits_truncate(0o022));

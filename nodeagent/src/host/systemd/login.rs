@@ -13,7 +13,6 @@ use super::{Bus, SystemdError, call};
 )]
 trait Login {
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
-    #[expect(clippy::type_complexity, reason = "the signature is logind's")]
     fn list_inhibitors(&self) -> zbus::Result<Vec<(String, String, String, String, u32, u32)>>;
 }
 
@@ -79,9 +78,11 @@ impl Bus {
         let all = call("manager properties", all).await?;
         Ok(all
             .into_iter()
-            .filter_map(|(name, value)| match *value {
-                Variant::U64(n) => Some((name.to_string(), n)),
-                _ => None,
+            .filter_map(|(name, value)| {
+                let Variant::U64(number) = *value else {
+                    return None;
+                };
+                Some((name.to_string(), number))
             })
             .collect())
     }

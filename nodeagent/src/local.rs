@@ -1,0 +1,462 @@
+//! `skyhook-agent local-run`: a package on this machine, or under a directory, without a cluster.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is shell: files, clock and process"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use skyhook_crds::lease::SkyhookRef;
+use skyhook_crds::package::{Interrupt, InterruptType};
+use skyhook_crds::{Package, Stage};
+use skyhook_oci::manifest::PackageConfig;
+use skyhook_oci::{Credentials, Digest, Reference, Store};
+
+use crate::config::LocalRunArgs;
+use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::systemd::{Bus, ScopeLimits};
+use crate::host::{Host, interrupt};
+use crate::image::Images;
+use crate::machine::Half;
+use crate::stage::{self, Layout, Prepared, StageInput, chain};
+
+/// Exit codes by stage.
+const fn exit_code(stage: Stage) -> u8 {
+    match stage {
+        Stage::Uninstall => 10,
+        Stage::Upgrade => 11,
+        Stage::Apply => 12,
+        Stage::Config => 13,
+        Stage::Interrupt => 14,
+        Stage::PostInterrupt => 15,
+    }
+}
+
+/// Runs the package. Exit codes: 0, 1 (nothing ran), or 10 to 15 for the stage that failed, in the order uninstall,
+/// upgrade, apply, config, interrupt, post-interrupt.
+pub fn main(args: LocalRunArgs) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, run(args)),
+        Err(e) => Err(anyhow!(e)),
+    };
+    match result {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(stage)) => ExitCode::from(exit_code(stage)),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line of the summary.
+struct Done {
+    stage: Stage,
+    took: Duration,
+    problem: Option<String>,
+}
+
+struct LocalRun {
+    host: Host,
+    package: Package,
+    digest: Option<Digest>,
+    store: Option<Store>,
+    previous: Option<String>,
+    scratch: PathBuf,
+    bus: Option<Rc<Bus>>,
+    timeout: Option<Duration>,
+    next_step: u64,
+}
+
+async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
+    let interrupt = args.interrupt.as_deref().map(parse_interrupt).transpose()?;
+    let stages = stages(&args, interrupt.is_some())?;
+    let root =
+        fs::canonicalize(&args.root).with_context(|| format!("--root {}", args.root.display()))?;
+    let scratch = std::env::temp_dir().join(format!("skyhook-local-run-{}", std::process::id()));
+    fs::create_dir_all(&scratch)?;
+    let result = async {
+        let mut run = LocalRun::new(&args, root, scratch.clone(), interrupt).await?;
+        if args.dry_run {
+            return run.describe(&stages).map(|()| None);
+        }
+        run.all(&stages).await
+    }
+    .await;
+    // What is left of it is in the temporary directory.
+    let _removed = fs::remove_dir_all(&scratch);
+    result
+}
+
+fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>> {
+    if !args.stages.is_empty() {
+        return args
+            .stages
+            .iter()
+            .map(|name| {
+                Stage::ALL
+                    .into_iter()
+                    .find(|s| s.as_str() == name)
+                    .ok_or_else(|| anyhow!("--stages: {name:?} is not a stage"))
+            })
+            .collect();
+    }
+    let first = if args.upgrade_from.is_some() {
+        Stage::Upgrade
+    } else {
+        Stage::Apply
+    };
+    Ok(std::iter::successors(Some(first), |s| s.next(has_interrupt)).collect())
+}
+
+fn parse_interrupt(text: &str) -> anyhow::Result<Interrupt> {
+    let (kind, services) = text.split_once(':').unwrap_or((text, ""));
+    let kind = match kind {
+        "noop" => InterruptType::Noop,
+        "reboot" => InterruptType::Reboot,
+        "restartAllServices" => InterruptType::RestartAllServices,
+        "service" => InterruptType::Service,
+        _ => bail!("--interrupt {text:?}: write noop, reboot, restartAllServices or service:UNIT"),
+    };
+    let services: Vec<String> = services
+        .split(',')
+        .filter(|s| !s.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if services.is_empty() == (kind == InterruptType::Service) {
+        bail!(
+            "--interrupt {text:?}: service takes units (service:cron,rsyslog), the others take none"
+        );
+    }
+    Ok(Interrupt { kind, services })
+}
+
+fn pairs(flag: &str, given: &[String]) -> anyhow::Result<Vec<(String, String)>> {
+    given
+        .iter()
+        .map(|text| {
+            text.split_once('=')
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .with_context(|| format!("--{flag} {text:?}: it has no ="))
+        })
+        .collect()
+}
+
+impl LocalRun {
+    async fn new(
+        args: &LocalRunArgs,
+        root: PathBuf,
+        scratch: PathBuf,
+        interrupt: Option<Interrupt>,
+    ) -> anyhow::Result<Self> {
+        let mut config_map = BTreeMap::new();
+        for (key, file) in pairs("config-map", &args.config_map)? {
+            let content =
+                fs::read_to_string(&file).with_context(|| format!("--config-map {file}"))?;
+            config_map.insert(key, content);
+        }
+        let mut env = Vec::new();
+        for (name, value) in pairs("env", &args.env)? {
+            env.push(k8s_openapi::api::core::v1::EnvVar {
+                name,
+                value: Some(value),
+                value_from: None,
+            });
+        }
+        let bus = Rc::new(Bus::of(Path::new("/")));
+        let has_bus = root == Path::new("/") && bus.is_there().await;
+        let mut run = Self {
+            host: Host { root },
+            package: Package {
+                config_map,
+                env,
+                interrupt,
+                ..Package::default()
+            },
+            digest: None,
+            store: None,
+            previous: args.upgrade_from.clone(),
+            scratch,
+            bus: has_bus.then_some(bus),
+            timeout: args.step_timeout_seconds.map(Duration::from_secs),
+            next_step: 1,
+        };
+        run.fetch(args).await?;
+        Ok(run)
+    }
+
+    /// Puts the package's files where the steps expect them.
+    async fn fetch(&mut self, args: &LocalRunArgs) -> anyhow::Result<()> {
+        let folder = Path::new(&args.source);
+        let staged = self.scratch.join("package");
+        if folder.is_dir() {
+            stage::files::copy_tree(folder, &staged)?;
+        } else {
+            let reference: Reference = args
+                .source
+                .parse()
+                .with_context(|| format!("{} is neither a folder nor an image", args.source))?;
+            let images = Images::open(
+                &self.scratch.join("images"),
+                args.insecure_registries.clone(),
+            )?;
+            let credentials = match &args.docker_config {
+                Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
+                None => Credentials::anonymous(),
+            };
+            let digest = images.pull_reference(&reference, &credentials).await?;
+            let target = skyhook_oci::Target::path(&staged);
+            images
+                .store
+                .unpack(&digest, &target, skyhook_oci::UnpackOptions::default())
+                .await?;
+            self.digest = Some(digest);
+            self.store = Some(images.store);
+        }
+        let (config, _) = skyhook_oci::manifest::load(&staged)?.into_result()?;
+        self.package.name = config.package_name.replace('_', "-");
+        self.package.version = config.package_version;
+        self.package.image.clone_from(&args.source);
+        if self.digest.is_none() {
+            let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
+            stage::files::copy_tree(&staged, &self.host.path(copy))?;
+        }
+        Ok(())
+    }
+
+    fn config(&self) -> anyhow::Result<PackageConfig> {
+        let report = skyhook_oci::manifest::load(&self.scratch.join("package"))?;
+        Ok(report.into_result()?.0)
+    }
+
+    fn describe(&self, stages: &[Stage]) -> anyhow::Result<()> {
+        let config = self.config()?;
+        println!(
+            "{} {} would run",
+            config.package_name, config.package_version
+        );
+        for stage in stages {
+            if *stage == Stage::Interrupt {
+                println!("  interrupt: {}", self.interrupt_text());
+                continue;
+            }
+            for half in [Half::Main, Half::Check] {
+                let mode = stage::mode(*stage, half);
+                for step in config.modes.get(mode).into_iter().flatten() {
+                    let arguments = step.arguments.join(" ");
+                    println!("  {mode}: {} ({} {arguments})", step.name, step.path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn interrupt_text(&self) -> String {
+        self.package
+            .interrupt
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), crate::machine::wave::describe)
+    }
+
+    async fn all(&mut self, stages: &[Stage]) -> anyhow::Result<Option<Stage>> {
+        let config = self.config()?;
+        let total: usize = stages
+            .iter()
+            .map(|stage| {
+                [Half::Main, Half::Check]
+                    .into_iter()
+                    .filter_map(|half| config.modes.get(stage::mode(*stage, half)))
+                    .map(Vec::len)
+                    .sum::<usize>()
+                    .max(1)
+            })
+            .sum();
+        let mut bar = Bar::new(total);
+        let mut all = Vec::new();
+        for stage in stages {
+            let begin = Instant::now();
+            let problem = if *stage == Stage::Interrupt {
+                self.interrupt(&mut bar).await
+            } else {
+                self.stage(*stage, &mut bar).await
+            };
+            let failed = problem.is_err();
+            all.push(Done {
+                stage: *stage,
+                took: begin.elapsed(),
+                problem: problem.err(),
+            });
+            if failed {
+                break;
+            }
+        }
+        bar.end();
+        println!("{} {}", config.package_name, config.package_version);
+        for done in &all {
+            let seconds = done.took.as_secs_f64();
+            match &done.problem {
+                None => println!("  {:<15} ok      {seconds:.2} s", done.stage.as_str()),
+                Some(problem) => {
+                    println!(
+                        "  {:<15} FAILED  {seconds:.2} s: {problem}",
+                        done.stage.as_str()
+                    );
+                }
+            }
+        }
+        println!(
+            "  logs below {}",
+            self.host.path(layout().log_root).display()
+        );
+        Ok(all
+            .into_iter()
+            .find(|d| d.problem.is_some())
+            .map(|d| d.stage))
+    }
+
+    async fn interrupt(&self, bar: &mut Bar) -> Result<(), String> {
+        bar.next(&self.interrupt_text());
+        match (&self.package.interrupt, &self.bus) {
+            (None, _) => Ok(()),
+            (Some(interrupt), Some(bus)) => interrupt::execute(bus, interrupt)
+                .await
+                .map_err(|e| chain(&e)),
+            (Some(interrupt), None) if interrupt.kind == InterruptType::Noop => Ok(()),
+            (Some(_), None) => {
+                Err("there is no systemd to ask here (--root, or no system bus)".to_owned())
+            }
+        }
+    }
+
+    async fn stage(&mut self, stage: Stage, bar: &mut Bar) -> Result<(), String> {
+        let sources = stage::env::Sources::default();
+        let env = stage::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
+        let input = StageInput {
+            host: self.host.clone(),
+            layout: layout(),
+            skyhook: skyhook(),
+            package: self.package.clone(),
+            stage,
+            half: Half::Main,
+            digest: self.digest,
+            store: self.store.clone(),
+            env,
+            metadata: BTreeMap::new(),
+            previous: self.previous.clone(),
+        };
+        let prepared = stage::prepare(input).map_err(|e| chain(&e))?;
+        for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
+            bar.next(&prepared.step_name(Half::Main, index));
+            if runs {
+                self.step(&prepared, Half::Main, index).await?;
+            }
+        }
+        let mut failed = Vec::new();
+        for index in 0..prepared.plan.checks {
+            bar.next(&prepared.step_name(Half::Check, index));
+            failed.extend(self.step(&prepared, Half::Check, index).await.err());
+        }
+        if !failed.is_empty() {
+            return Err(failed.join("; "));
+        }
+        prepared.note_done().map_err(|e| chain(&e))
+    }
+
+    async fn step(&mut self, prepared: &Prepared, half: Half, index: usize) -> Result<(), String> {
+        let id = self.next_step;
+        self.next_step += 1;
+        let steps = self.scratch.join("steps");
+        let runner = Supervisors::new(self.bus.clone(), steps.clone(), steps);
+        let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
+        spec.directory = runner.directory(id).1;
+        spec.root.clone_from(&self.host.root);
+        spec.enter_host = false;
+        if let Some(log) = &mut spec.log {
+            log.directory = self.host.path(&log.directory);
+        }
+        spec.timeout_ms = self.timeout.and_then(|t| u64::try_from(t.as_millis()).ok());
+        let request = StepRequest {
+            id,
+            label: format!("{}-local", self.package.name),
+            spec,
+            limits: ScopeLimits::default(),
+        };
+        let name = prepared.step_name(half, index);
+        let result = match runner.run(request).await.map_err(|e| chain(&e))? {
+            StepEnd::Finished(result) => result,
+            StepEnd::Lost => return Err(format!("{name} was lost: its supervisor was killed")),
+        };
+        let success = result
+            .code
+            .is_some_and(|code| prepared.is_success(half, index, code));
+        prepared
+            .note_step(half, index, success)
+            .map_err(|e| chain(&e))?;
+        if success {
+            return Ok(());
+        }
+        Err(format!("{name} {}", result.describe()))
+    }
+}
+
+fn layout() -> Layout {
+    Layout {
+        copy_root: "/var/lib/skyhook".to_owned(),
+        log_root: "/var/log/skyhook".to_owned(),
+    }
+}
+
+fn skyhook() -> SkyhookRef {
+    SkyhookRef {
+        name: "local-run".to_owned(),
+        uid: "local".to_owned(),
+        generation: 1,
+    }
+}
+
+/// A bar on a terminal, lines elsewhere.
+struct Bar {
+    total: usize,
+    at: usize,
+    is_terminal: bool,
+}
+
+impl Bar {
+    fn new(total: usize) -> Self {
+        Self {
+            total,
+            at: 0,
+            is_terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    fn next(&mut self, what: &str) {
+        self.at += 1;
+        let mut stderr = std::io::stderr();
+        let written = if self.is_terminal {
+            let full = 20 * self.at / self.total.max(1);
+            let bar: String = (0..20).map(|n| if n < full { '#' } else { '.' }).collect();
+            write!(stderr, "\r\x1b[K[{bar}] {}/{} {what}", self.at, self.total)
+        } else {
+            writeln!(stderr, "[{}/{}] {what}", self.at, self.total)
+        };
+        // Nobody has to watch.
+        let _watched = written.and_then(|()| stderr.flush());
+    }
+
+    fn end(&self) {
+        if self.is_terminal {
+            eprintln!();
+        }
+    }
+}

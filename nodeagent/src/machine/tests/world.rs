@@ -1,0 +1,354 @@
+//! A host that does what the machine says, with faults on order.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use skyhook_crds::lease::{Phase, SkyhookRef, StopReason};
+use skyhook_crds::package::{InterruptType, PackageStatus};
+use skyhook_crds::{Package, Stage, State};
+
+use super::super::*;
+
+/// The packages of a Skyhook.
+#[derive(Clone, Debug)]
+pub(super) struct Spec {
+    pub packages: BTreeMap<String, Package>,
+    pub serial: bool,
+}
+
+impl Spec {
+    pub(super) fn of(packages: &[Package]) -> Self {
+        Self {
+            packages: packages
+                .iter()
+                .map(|p| (p.name.clone(), p.clone()))
+                .collect(),
+            serial: false,
+        }
+    }
+
+    pub(super) fn serial(self) -> Self {
+        Self {
+            serial: true,
+            ..self
+        }
+    }
+}
+
+pub(super) fn pkg(name: &str, version: &str) -> Package {
+    Package {
+        name: name.into(),
+        version: version.into(),
+        image: format!("r/{name}"),
+        ..Package::default()
+    }
+}
+
+/// A host and its agent.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub now: i64,
+    pub run: Option<Progress>,
+    pub queue: VecDeque<Effect>,
+    /// What ran on the host, in order.
+    pub log: Vec<String>,
+    pub log_checks: bool,
+    pub boot: u32,
+    leases: u32,
+    faults: BTreeMap<String, u32>,
+    images: BTreeMap<String, u32>,
+    entries: Entries,
+    held: bool,
+    pub drained: bool,
+    stop: Option<StopReason>,
+    /// Steps whose supervisors live, or have left a result: what the agent finds after a restart.
+    pub steps: BTreeMap<u64, Outcome>,
+    /// Packages with a step that runs now.
+    pub running: BTreeMap<String, u64>,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            now: 1_000_000,
+            run: None,
+            queue: VecDeque::new(),
+            log: Vec::new(),
+            log_checks: false,
+            boot: 1,
+            leases: 0,
+            faults: BTreeMap::new(),
+            images: BTreeMap::new(),
+            entries: Entries::new(),
+            held: false,
+            drained: true,
+            stop: None,
+            steps: BTreeMap::new(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        self.run.as_ref().expect("a lease was taken")
+    }
+
+    pub(super) fn ended(&self) -> Option<Phase> {
+        self.progress().ended
+    }
+
+    pub(super) fn entry(&self, key: &str) -> &Entry {
+        &self.progress().entries[key]
+    }
+
+    pub(super) fn fail(&mut self, what: &str, times: u32) {
+        self.faults.insert(what.to_owned(), times);
+    }
+
+    pub(super) fn no_image(&mut self, key: &str, times: u32) {
+        self.images.insert(key.to_owned(), times);
+    }
+
+    pub(super) fn adopt(&mut self, name: &str, version: &str, stage: Stage, state: State) {
+        let entry = Entry::adopted(&PackageStatus {
+            name: name.into(),
+            version: version.into(),
+            image: format!("r/{name}"),
+            container_sha: None,
+            stage,
+            state,
+            restarts: 0,
+        });
+        self.entries.insert(entry.key(), entry);
+    }
+
+    /// Takes a new lease.
+    pub(super) fn lease(&mut self, spec: &Spec) {
+        let next_step = self.run.as_ref().map_or(1, |r| r.next_step);
+        if let Some(run) = self.run.take() {
+            self.entries = run.entries;
+        }
+        self.leases += 1;
+        self.stop = None;
+        self.run = Some(Progress {
+            lease: format!("lease-{}", self.leases),
+            skyhook: SkyhookRef {
+                name: "s".into(),
+                uid: "u".into(),
+                generation: i64::from(self.leases),
+            },
+            revision: format!("s-{}", self.leases),
+            serial: spec.serial,
+            wanted: spec
+                .packages
+                .iter()
+                .map(|(name, p)| (name.clone(), Wanted::of(p)))
+                .collect(),
+            entries: self.entries.clone(),
+            next_step,
+            boot_id: self.boot.to_string(),
+            ..Progress::default()
+        });
+        self.input_queued(Event::Begun);
+        self.see();
+    }
+
+    /// The watch shows the lease; the node is drained as soon as that is asked for.
+    pub(super) fn see(&mut self) {
+        let view = LeaseView {
+            stop: self.stop,
+            hold: self.held,
+            drained: self.drained.then(|| "7".into()),
+            running: false,
+        };
+        self.input_queued(Event::LeaseSeen(view));
+    }
+
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.see();
+    }
+
+    pub(super) fn stop(&mut self, reason: StopReason) -> Vec<Effect> {
+        self.stop = Some(reason);
+        let view = LeaseView {
+            stop: Some(reason),
+            ..LeaseView::default()
+        };
+        let effects = self.input(Event::LeaseSeen(view));
+        self.queue.extend(effects.clone());
+        effects
+    }
+
+    /// Steps the machine, without performing what it says.
+    pub(super) fn input(&mut self, event: Event) -> Vec<Effect> {
+        let run = self.run.take().expect("a lease was taken");
+        let input = Input {
+            now: self.now,
+            event,
+        };
+        let (run, effects) = step(run, input);
+        self.run = Some(run);
+        effects
+    }
+
+    pub(super) fn input_queued(&mut self, event: Event) {
+        let effects = self.input(event);
+        self.queue.extend(effects);
+    }
+
+    /// Performs effects until one of that kind is next; it stays in the queue's place and is performed.
+    pub(super) fn settle_until(&mut self, is_it: impl Fn(&Effect) -> bool) {
+        for _ in 0..100_000 {
+            let effect = self.queue.pop_front().expect("it never came");
+            if is_it(&effect) {
+                self.queue.push_back(effect);
+                return;
+            }
+            self.perform(effect);
+        }
+    }
+
+    /// Performs effects as long as `go_on` says so.
+    pub(super) fn settle_while(&mut self, go_on: impl Fn(&Self) -> bool) {
+        while go_on(self) {
+            let effect = self.queue.pop_front().expect("it never changes");
+            self.perform(effect);
+        }
+    }
+
+    /// Performs everything that does not need time to go by.
+    pub(super) fn settle_quiet(&mut self) {
+        for _ in 0..1_000_000 {
+            let Some(effect) = self.queue.pop_front() else {
+                return;
+            };
+            self.perform(effect);
+        }
+        panic!("it never comes to rest");
+    }
+
+    /// Performs everything, and lets time go by, until the lease's work has ended.
+    pub(super) fn settle(&mut self) {
+        for _ in 0..10_000 {
+            self.settle_quiet();
+            if self.ended().is_some() {
+                return;
+            }
+            let run = self.progress();
+            let at = wake_at(run).unwrap_or_else(|| panic!("waits for nothing: {run:#?}"));
+            self.now = self.now.max(at);
+            self.input_queued(Event::Ticked);
+        }
+        panic!("never ends: {:#?}", self.progress());
+    }
+
+    pub(super) fn settle_stopped(&mut self) {
+        self.settle_quiet();
+    }
+
+    /// The agent is killed: what it was about to do is forgotten, and a new one reads the journal.
+    pub(super) fn kill_agent(&mut self) {
+        self.queue.clear();
+        self.running.clear();
+        let boot_id = self.boot.to_string();
+        self.input_queued(Event::Restarted { boot_id });
+        self.see();
+    }
+
+    /// The host loses its power: steps that run are gone too.
+    pub(super) fn power_cut(&mut self) {
+        self.boot += 1;
+        self.kill_agent();
+    }
+
+    /// Does what an effect says and feeds back what comes of it.
+    pub(super) fn perform(&mut self, effect: Effect) {
+        let event = match effect {
+            Effect::PullImage { key } => self.pull(key),
+            Effect::PrepareStage { key, .. } => Event::StageReady {
+                key,
+                plan: StepPlan {
+                    main: vec![true],
+                    checks: 1,
+                },
+            },
+            Effect::RunStep { key, id, half, .. } => {
+                let outcome = self.run_step(&key, id, half);
+                Event::StepExited { key, id, outcome }
+            }
+            Effect::AdoptStep { key, id, .. } => match self.steps.get(&id) {
+                Some(outcome) => Event::StepExited {
+                    key,
+                    id,
+                    outcome: outcome.clone(),
+                },
+                None => Event::StepLost { key, id },
+            },
+            Effect::EndStep { .. } => Event::Ticked,
+            Effect::WriteRunning { .. } => Event::RunningWritten,
+            Effect::LookAtLease => Event::LeaseLooked { stands: true },
+            Effect::Interrupt { interrupt, .. } => {
+                if interrupt.kind == InterruptType::Reboot {
+                    self.log.push("reboot".into());
+                    self.power_cut();
+                    return;
+                }
+                self.log
+                    .push(format!("service {}", interrupt.services.join(",")));
+                Event::Interrupted
+            }
+        };
+        self.input_queued(event);
+    }
+
+    fn pull(&mut self, key: String) -> Event {
+        let left = self.images.entry(key.clone()).or_default();
+        if *left > 0 {
+            *left -= 1;
+            return Event::ImageFailed {
+                key,
+                reason: "no such image".into(),
+            };
+        }
+        Event::ImageReady {
+            key,
+            digest: Some("sha256:x".into()),
+        }
+    }
+
+    /// Runs a step to its end and leaves its result.
+    pub(super) fn run_step(&mut self, key: &str, id: u64, half: Half) -> Outcome {
+        assert!(!self.steps.contains_key(&id), "step {id} runs twice");
+        let stage = self.entry(key).stage;
+        let mode = match half {
+            Half::Main => stage.as_str(),
+            Half::Check => stage.check().expect("an interrupt has no steps"),
+        };
+        let what = format!("{} {mode}", key.replace('|', "@"));
+        if half == Half::Main || self.log_checks {
+            self.log.push(what.clone());
+        }
+        let left = self.faults.entry(what).or_default();
+        let outcome = if *left > 0 {
+            *left = left.saturating_sub(1);
+            Outcome::Failed("on order".into())
+        } else {
+            Outcome::Succeeded
+        };
+        self.steps.insert(id, outcome.clone());
+        outcome
+    }
+}
+
+/// The log without versions.
+pub(super) fn run_lines(log: &[String]) -> String {
+    log.iter()
+        .map(|line| match line.split_once('@') {
+            Some((name, rest)) => {
+                let mode = rest.split_once(' ').map_or("", |(_, mode)| mode);
+                format!("{name} {mode}")
+            }
+            None => line.clone(),
+        })
+        .collect::<Vec<_>>()
+        .join("; ")
+}

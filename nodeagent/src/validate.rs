@@ -1,0 +1,122 @@
+//! `skyhook-agent validate`: what is wrong with a package, and what commonly breaks.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is shell: it reads the package"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use skyhook_oci::manifest::{self, PackageConfig};
+
+use crate::config::ValidateArgs;
+
+/// Checks a package; fails when it cannot be run.
+pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
+    let directory = &args.directory;
+    let report = manifest::load(directory)
+        .with_context(|| format!("{} cannot be read", directory.display()))?;
+    let mut errors = 0;
+    let mut warnings = 0;
+    for problem in &report.problems {
+        match problem.severity {
+            manifest::Severity::Error => {
+                errors += 1;
+                println!("error: {problem}");
+            }
+            manifest::Severity::Warning => {
+                warnings += 1;
+                println!("warning: {problem}");
+            }
+        }
+    }
+    if let Some(config) = &report.config {
+        for warning in warn(config, directory) {
+            warnings += 1;
+            println!("warning: {warning}");
+        }
+        println!("{} {}", config.package_name, config.package_version);
+    }
+    println!("{errors} errors, {warnings} warnings");
+    if errors > 0 {
+        bail!("{} is not a valid package", directory.display());
+    }
+    Ok(())
+}
+
+/// What the checks allow and hosts do not.
+fn warn(config: &PackageConfig, directory: &Path) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (mode, steps) in &config.modes {
+        for (n, step) in steps.iter().enumerate() {
+            let field = format!("modes.{mode}[{n}].path");
+            let path = directory.join("skyhook_dir").join(&step.path);
+            let Ok(metadata) = fs::metadata(&path) else {
+                continue;
+            };
+            if metadata.permissions().mode() & 0o111 == 0 {
+                warnings.push(format!(
+                    "{field}: {} is not executable: the agent makes it so, but a script that calls it finds it only then",
+                    step.path
+                ));
+            }
+            let Ok(content) = fs::read(&path) else {
+                continue;
+            };
+            warnings.extend(
+                script_problems(&content)
+                    .into_iter()
+                    .map(|problem| format!("{field}: {} {problem}", step.path)),
+            );
+        }
+    }
+    warnings
+}
+
+fn script_problems(content: &[u8]) -> Vec<&'static str> {
+    let mut problems = Vec::new();
+    if content.starts_with(b"\x7fELF") {
+        return problems;
+    }
+    let first = content.split(|b| *b == b'\n').next().unwrap_or_default();
+    if !first.starts_with(b"#!") {
+        problems.push("has no #! line: the host cannot execute it (write #!/bin/bash)");
+    } else if !contains(first, b"bash") && contains(content, b"[[ ") {
+        problems.push("uses [[ but is not run by bash (write #!/bin/bash)");
+    }
+    if contains(content, b"\r\n") {
+        problems.push(
+            "has CRLF line ends: the host looks for an interpreter that ends in a carriage return",
+        );
+    }
+    problems
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_commonly_breaks() {
+        for (content, want) in [
+            ("#!/bin/bash\n[[ -f x ]]\n", vec![]),
+            ("#!/bin/sh\necho\n", vec![]),
+            ("#!/bin/sh\nif [[ -f x ]]; then :; fi\n", vec!["[["]),
+            ("echo\n", vec!["#!"]),
+            ("#!/bin/bash\r\necho\r\n", vec!["CRLF"]),
+            ("\x7fELF\r\n", vec![]),
+        ] {
+            let problems = script_problems(content.as_bytes());
+            assert_eq!(problems.len(), want.len(), "{content:?}: {problems:?}");
+            for (problem, word) in problems.iter().zip(want) {
+                assert!(problem.contains(word), "{problem}");
+            }
+        }
+    }
+}

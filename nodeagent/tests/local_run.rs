@@ -1,0 +1,192 @@
+//! `local-run` and `validate`, under a directory.
+#![expect(clippy::disallowed_methods, reason = "tests are shell")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn agent(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_skyhook-agent"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// A package whose every mode runs the same script with the mode's name.
+fn package(script: &str) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let step = |mode: &str| {
+        serde_json::json!([{
+            "name": mode, "path": "step.sh", "arguments": [mode, "env:WHO"], "returncodes": [0, 3],
+            "on_host": true, "idempotence": true, "upgrade_step": false, "env": {"FROM_STEP": "yes"},
+        }])
+    };
+    let upgrade = serde_json::json!([{
+        "name": "upgrade", "path": "step.sh", "arguments": [], "returncodes": [0],
+        "on_host": true, "idempotence": true, "upgrade_step": true,
+    }]);
+    let modes = serde_json::json!({
+        "apply": step("apply"), "apply-check": step("apply-check"),
+        "config": step("config"), "config-check": step("config-check"),
+        "upgrade": upgrade, "upgrade-check": step("upgrade-check"),
+    });
+    let config = serde_json::json!({
+        "schema_version": "v1", "package_name": "a_package", "package_version": "1.2.3",
+        "expected_config_files": ["key"], "modes": modes,
+    });
+    fs::create_dir_all(directory.path().join("skyhook_dir")).unwrap();
+    fs::create_dir_all(directory.path().join("root_dir/etc/a")).unwrap();
+    fs::write(directory.path().join("root_dir/etc/a/file"), "laid over\n").unwrap();
+    fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let path = directory.path().join("skyhook_dir/step.sh");
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    directory
+}
+
+/// An empty root.
+fn root() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn validate_says_what_is_wrong_and_where() {
+    let package = package("echo no interpreter\r\n");
+    let output = agent(&["validate", package.path().to_str().unwrap()]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("warning: modes.apply[0].path: step.sh has no #! line"),
+        "{said}"
+    );
+    assert!(said.contains("CRLF"), "{said}");
+    assert!(said.contains("is not executable"), "{said}");
+
+    let config = package.path().join("config.json");
+    let broken = fs::read_to_string(&config)
+        .unwrap()
+        .replace("\"1.2.3\"", "\"v1\"");
+    fs::write(&config, broken).unwrap();
+    let output = agent(&["validate", package.path().to_str().unwrap()]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: package_version"), "{said}");
+}
+
+#[test]
+fn a_dry_run_says_what_would_run_and_runs_nothing() {
+    let package = package("#!/bin/bash\n");
+    let root = root();
+    let output = agent(&[
+        "local-run",
+        package.path().to_str().unwrap(),
+        "--root",
+        root.path().to_str().unwrap(),
+        "--interrupt",
+        "service:cron",
+        "--dry-run",
+    ]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for line in [
+        "apply: apply (step.sh apply env:WHO)",
+        "config-check: config-check",
+        "interrupt: restart of cron",
+    ] {
+        assert!(said.contains(line), "{line} in {said}");
+    }
+    assert!(!root.path().join("var/log/skyhook").exists());
+}
+
+/// Copies a program and the libraries that it is linked with.
+fn install(root: &Path, program: &str) {
+    let ldd = Command::new("ldd").arg(program).output().unwrap();
+    let libraries = String::from_utf8_lossy(&ldd.stdout).into_owned();
+    let files = libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .chain([program]);
+    for file in files {
+        let to = root.join(file.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(file, to).unwrap();
+    }
+}
+
+#[test]
+fn an_install_and_an_upgrade_under_a_root() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: chroot needs root");
+        return;
+    }
+    let package = package(
+        "#!/bin/bash\necho \"$* $FROM_STEP $PREVIOUS_VERSION $CURRENT_VERSION $(</etc/a/file) $(<configmaps/key)\" >>/log\n\
+         [[ $1 == apply ]] && exit 3\n[[ $FAIL != \"$1\" ]]\n",
+    );
+    let root = root();
+    install(root.path(), "/bin/bash");
+    fs::create_dir_all(root.path().join("dev")).unwrap();
+    let key = package.path().join("key");
+    fs::write(&key, "value").unwrap();
+    let config_map = format!("key={}", key.display());
+    let run = |more: &[&str]| {
+        let mut args = vec![
+            "local-run",
+            package.path().to_str().unwrap(),
+            "--root",
+            root.path().to_str().unwrap(),
+            "--env",
+            "WHO=me",
+        ];
+        args.extend(more);
+        agent(&args)
+    };
+    let log = || fs::read_to_string(root.path().join("log")).unwrap_or_default();
+
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(12), "{}", text(&output));
+    assert!(
+        text(&output).contains("expected config file key is missing"),
+        "{}",
+        text(&output)
+    );
+
+    let output = run(&["--config-map", &config_map]);
+    assert!(output.status.success(), "{}", text(&output));
+    let want = ["apply", "apply-check", "config", "config-check"]
+        .map(|mode| format!("{mode} me yes   laid over value\n"))
+        .concat();
+    assert_eq!(log(), want);
+    let history = root
+        .path()
+        .join("var/lib/skyhook/local-run/history/a_package.json");
+    assert!(fs::read_to_string(history).unwrap().contains("1.2.3"));
+
+    fs::remove_file(root.path().join("log")).unwrap();
+    let output = run(&["--config-map", &config_map, "--upgrade-from", "1.0.0"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(
+        log().starts_with("1.0.0 1.2.3  1.0.0 1.2.3 laid over value\n"),
+        "{}",
+        log()
+    );
+
+    let output = run(&["--config-map", &config_map, "--env", "FAIL=config"]);
+    assert_eq!(output.status.code(), Some(13), "{}", text(&output));
+    assert!(
+        text(&output).contains("config step config exited with 1"),
+        "{}",
+        text(&output)
+    );
+}
