@@ -1,0 +1,325 @@
+//! A model of the lease protocol (`design.md`, "The lease") for stateright.
+//! TODO doc
+pub mod agent;
+pub mod cluster;
+pub mod coordinator;
+pub mod explore;
+mod hash;
+pub mod mutation;
+pub mod planner;
+pub mod rules;
+pub mod state;
+
+use stateright::{Model, Property};
+
+pub use mutation::Mutation;
+pub use state::State;
+use state::{COORDINATORS, Content, Host, Journal, MAX_NODES, Node, Scope, Step};
+
+/// What may go wrong, or be done from outside; a configuration says how often at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    CoordinatorCrash,
+    AgentCrash,
+    /// A host loses power.
+    PowerLoss,
+    /// A write is applied, and its response is lost.
+    ResponseLost,
+    /// A lease is deleted, and the coordinator dies before it takes the finalizer off.
+    DeletedHalf,
+    /// A write arrives long after it was given up.
+    Late,
+    /// A late write arrives twice.
+    Repeated,
+    /// A lease watch breaks.
+    WatchBroken,
+    /// A Node is deleted and comes back under its name, with another machine.
+    NodeReplaced,
+    /// A Node is deleted and registered anew by the same machine.
+    NodeReregistered,
+    /// Another machine takes over the Node object.
+    MachineSwapped,
+    SpecChanged,
+    SkyhookDeleted,
+    /// The Skyhook is disabled, and enabled again.
+    SkyhookDisabled,
+    RecordEdited,
+    /// A pod appeared on a drained node.
+    PodAppeared,
+    AdminCordoned,
+    AdminUncordoned,
+    LeaseDeleted,
+    LeaseForced,
+    AcceptTimedOut,
+    StepFailed,
+}
+
+impl Fault {
+    pub const COUNT: usize = 22;
+}
+
+/// Safety rules that only a transition can break; the others are read off the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Broken {
+    /// A host was interrupted without a lease that says Drained and Running, or with its cordon gone.
+    pub undrained: bool,
+    pub two_steps: bool,
+    pub run_again: bool,
+    pub edit_overwritten: bool,
+    /// A lease vanished while its agent held it, by nobody's order.
+    pub lost_lease: bool,
+    /// A host was taken back to a revision that had been replaced.
+    pub rolled_back: bool,
+}
+
+/// How large the model is, what may go wrong in it, and which rule is broken.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub name: &'static str,
+    pub nodes: usize,
+    pub budget: u8,
+    pub coordinators: usize,
+    /// Lease events that a watch holds back before it breaks.
+    pub queue: usize,
+    /// Steps of an agent are split at every effect; otherwise a step runs and ends at once.
+    pub fine_host: bool,
+    /// The package has a disruptive step.
+    pub interrupts: bool,
+    /// That step reboots the host.
+    pub reboots: bool,
+    /// The nodes carry a complete record of revision 0 by another implementation.
+    pub adopted: bool,
+    pub faults: [u8; Fault::COUNT],
+    pub mutation: Option<Mutation>,
+}
+
+impl Config {
+    /// A roll-out without faults.
+    #[must_use]
+    pub const fn new(name: &'static str, nodes: usize, budget: u8) -> Self {
+        Self {
+            name,
+            nodes,
+            budget,
+            coordinators: COORDINATORS,
+            queue: 2,
+            fine_host: false,
+            interrupts: true,
+            reboots: false,
+            adopted: false,
+            faults: [0; Fault::COUNT],
+            mutation: None,
+        }
+    }
+
+    /// Allows a fault, this often.
+    #[must_use]
+    pub const fn fault(mut self, fault: Fault, times: u8) -> Self {
+        self.faults[fault as usize] = times;
+        self
+    }
+
+    #[must_use]
+    pub const fn one_coordinator(mut self) -> Self {
+        self.coordinators = 1;
+        self
+    }
+
+    #[must_use]
+    pub const fn fine(mut self) -> Self {
+        self.fine_host = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn quiet(mut self) -> Self {
+        self.interrupts = false;
+        self
+    }
+
+    #[must_use]
+    pub const fn reboots(mut self) -> Self {
+        self.reboots = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn adopted(mut self) -> Self {
+        self.adopted = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn without(mut self, mutation: Mutation) -> Self {
+        self.mutation = Some(mutation);
+        self
+    }
+
+    pub(crate) fn lacks(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+}
+
+/// One transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Coordinator(u8, coordinator::Act),
+    Agent(u8, agent::Act),
+    /// Something that happens to the cluster from outside.
+    Cluster(cluster::Act),
+}
+
+impl Action {
+    /// The fault that the action is, if it is one.
+    #[must_use]
+    pub const fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Coordinator(_, act) => act.fault(),
+            Self::Agent(_, act) => act.fault(),
+            Self::Cluster(act) => act.fault(),
+        }
+    }
+}
+
+impl Model for Config {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let mut state = State { left: self.faults, ..State::default() };
+        for node in 0..self.nodes {
+            let content = if self.adopted { Content::complete(0) } else { Content::NOTHING };
+            state.nodes[node] = Node { uid: 1, ready: true, boot: 1, record: content, ..Node::default() };
+            state.hosts[node] = Host {
+                machine: 1,
+                boot: 1,
+                up: true,
+                content,
+                node_uid: 1,
+                fresh: true,
+                journal: Journal::default(),
+                ..Host::default()
+            };
+        }
+        for coordinator in &mut state.coordinators {
+            coordinator.nodes = state.nodes;
+            coordinator.fresh = [true; MAX_NODES];
+        }
+        vec![state]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        for coordinator in 0..self.coordinators {
+            coordinator::acts(self, state, coordinator, &mut |act| {
+                actions.push(Action::Coordinator(coordinator as u8, act));
+            });
+        }
+        for node in 0..self.nodes {
+            agent::acts(self, state, node, &mut |act| {
+                actions.push(Action::Agent(node as u8, act));
+            });
+        }
+        cluster::acts(self, state, &mut |act| actions.push(Action::Cluster(act)));
+        actions.retain(|action| action.fault().is_none_or(|f| state.left[f as usize] > 0));
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        if let Some(fault) = action.fault() {
+            state.left[fault as usize] -= 1;
+        }
+        match action {
+            Action::Coordinator(who, act) => coordinator::act(self, &mut state, who as usize, act),
+            Action::Agent(node, act) => agent::act(self, &mut state, node as usize, act),
+            Action::Cluster(act) => cluster::act(self, &mut state, act),
+        }
+        state.normalise(self.nodes, self.coordinators);
+        (state != *last).then_some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("granted leases fit the budget", Self::fits_budget),
+            Property::always("interrupted hosts fit the budget", Self::interrupts_fit_budget),
+            Property::always("nothing disruptive without Drained for that lease", |_, s: &State| {
+                !s.broken.undrained
+            }),
+            Property::always("never two steps at once on a host", |_, s: &State| !s.broken.two_steps),
+            Property::always("a finished step is not run again", |_, s: &State| !s.broken.run_again),
+            Property::always("an edit is not written over", |_, s: &State| !s.broken.edit_overwritten),
+            Property::always("an accepted lease stays until its result is on the Node", |_, s: &State| {
+                !s.broken.lost_lease
+            }),
+            Property::always("a replaced revision is not brought back", |_, s: &State| {
+                !s.broken.rolled_back
+            }),
+            Property::always("an administrator's cordon stays", Self::admin_cordons_stay),
+            Property::always("a record says what is on the host", Self::records_are_true),
+            Property::sometimes("everything is complete", Self::is_complete),
+        ]
+    }
+}
+
+impl Config {
+    fn fits_budget(&self, state: &State) -> bool {
+        let granted = state.leases.iter().flatten().filter(|lease| lease.granted).count();
+        granted <= self.budget.into()
+    }
+
+    fn interrupts_fit_budget(&self, state: &State) -> bool {
+        let interrupted = (0..self.nodes).filter(|n| {
+            let (host, ghost) = (&state.hosts[*n], &state.ghosts[*n]);
+            let disrupted = host.scope == Scope::Running(Step::Disruptive);
+            !ghost.cut_off && (disrupted || ghost.rebooting)
+        });
+        interrupted.count() <= self.budget.into()
+    }
+
+    fn admin_cordons_stay(&self, state: &State) -> bool {
+        (0..self.nodes).all(|n| !state.ghosts[n].admin_cordon || state.nodes[n].unschedulable)
+    }
+
+    fn records_are_true(&self, state: &State) -> bool {
+        (0..self.nodes).all(|n| {
+            let (node, host) = (&state.nodes[n], &state.hosts[n]);
+            let result = node.mark.is_some_and(|m| m.lease != 0 && m.machine == host.machine);
+            let ours = node.mark.is_some_and(|m| m.states == Some(node.record));
+            let working = state.leases[n].is_some_and(|lease| lease.granted);
+            !(result && ours) || working || node.record != Content::complete(state.skyhook.revision)
+                || host.content == node.record
+                || state.ghosts[n].edited
+        })
+    }
+
+    /// True when nothing is left to do: every node is complete, and nothing of ours is in the way; or the Skyhook is gone.
+    #[must_use]
+    pub fn is_complete(&self, state: &State) -> bool {
+        let idle = (0..self.nodes).all(|n| {
+            let host = &state.hosts[n];
+            state.leases[n].is_none()
+                && state.nodes[n].cordon.is_none()
+                && host.up
+                && host.scope == Scope::Empty
+        });
+        let complete = || {
+            let want = Content::complete(state.skyhook.revision);
+            (0..self.nodes).all(|n| state.nodes[n].record == want && self.has(state, n, want))
+        };
+        idle && if state.skyhook.deleting { state.skyhook.gone } else { complete() }
+    }
+
+    /// What is on a host when a step has ended well.
+    pub(crate) const fn after(&self, step: Step, revision: u8) -> Content {
+        match step {
+            Step::Quiet if self.interrupts => Content::begun(revision),
+            Step::Quiet | Step::Disruptive => Content::complete(revision),
+        }
+    }
+
+    /// A machine that took over a complete Node is only found out when the node is worked on again.
+    fn has(&self, state: &State, node: usize, want: Content) -> bool {
+        let host = &state.hosts[node];
+        host.content == want
+            || state.nodes[node].mark.is_none_or(|m| m.lease == 0 || m.machine != host.machine)
+    }
+}

@@ -1,0 +1,301 @@
+//! The shipped coordinator's decisions: a modelled picture is spelled out as its real index, the real planner plans over
+//! it, the real guard checks every effect, and what the model knows of the effects is read back.
+//!
+//! Resource versions are left to the model, so a picture is judged once however often and under whatever versions it
+//! comes back.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::json;
+use skyhook_coordinator::config::Settings;
+use skyhook_coordinator::effect::{Effect, NodePatch};
+use skyhook_coordinator::facts::{
+    WireCondition, WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
+};
+use skyhook_coordinator::index::{Change, Index, Kind};
+use skyhook_coordinator::plan::{self, Now, View};
+use skyhook_coordinator::guard;
+use skyhook_crds::installed::{self, CordonRecord, Stamp};
+use skyhook_crds::lease::{DrainState, StopReason};
+use skyhook_crds::names;
+
+use super::rules;
+use super::hash::FastHash;
+use super::state::{Content, Cordon, Lease, MAX_NODES, Mark, Node, Skyhook, Uid};
+
+/// What a coordinator decides from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Picture {
+    pub nodes: [Node; MAX_NODES],
+    pub leases: [Option<Lease>; MAX_NODES],
+    pub skyhook: Skyhook,
+    pub creating: [bool; MAX_NODES],
+    /// Leases are being listed again.
+    pub listing: bool,
+    pub count: u8,
+    pub budget: u8,
+}
+
+/// A write of a coordinator. Those to a lease are meant for the one with `uid`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Write {
+    Reserve { node: u8, lease: Lease },
+    Grant { node: u8, uid: Uid },
+    Stop { node: u8, uid: Uid, reason: Option<StopReason> },
+    Drain { node: u8, uid: Uid, state: DrainState },
+    /// Also when the agent did not accept in time.
+    Withdraw { node: u8, uid: Uid, late: bool },
+    Release { node: u8, uid: Uid },
+    /// After a live GET has shown that no Node with this UID exists.
+    ReleaseOfGoneNode { node: u8, uid: Uid, node_uid: u8 },
+    Node { node: u8, change: NodeChange },
+    ReleaseSkyhook,
+}
+
+/// Changes to a Node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeChange {
+    pub record: Option<Content>,
+    pub mark: Option<Mark>,
+    /// `Some(None)` removes it.
+    pub cordon: Option<Option<Cordon>>,
+    pub unschedulable: Option<bool>,
+}
+
+struct Memory {
+    settings: Settings,
+    plans: HashMap<Picture, Rc<[Write]>, FastHash>,
+}
+
+thread_local! {
+    static MEMORY: RefCell<Memory> = RefCell::new(Memory {
+        settings: Settings::default(),
+        plans: HashMap::default(),
+    });
+}
+
+/// What the coordinator writes next, given the picture.
+#[must_use]
+pub fn plan(picture: &Picture) -> Rc<[Write]> {
+    MEMORY.with_borrow_mut(|memory| {
+        if let Some(known) = memory.plans.get(picture) {
+            return Rc::clone(known);
+        }
+        let index = index(picture);
+        let mut writes = decide(&index, &memory.settings, Duration::ZERO, false);
+        let accept_timeout = memory.settings.accept_timeout;
+        for write in decide(&index, &memory.settings, accept_timeout, true) {
+            let elsewhere = writes.iter().any(|w| match (w, &write) {
+                (Write::Withdraw { node: a, .. }, Write::Withdraw { node: b, .. }) => a == b,
+                _ => false,
+            });
+            if matches!(write, Write::Withdraw { .. }) && !elsewhere {
+                writes.push(write);
+            }
+        }
+        let writes: Rc<[Write]> = writes.into();
+        memory.plans.insert(picture.clone(), Rc::clone(&writes));
+        writes
+    })
+}
+
+fn decide(index: &Index, settings: &Settings, mono: Duration, late: bool) -> Vec<Write> {
+    let now = Now { mono, wall: Timestamp::UNIX_EPOCH };
+    let plan = plan::plan(&View { index, settings, now });
+    plan.effects
+        .iter()
+        .filter(|effect| guard::check(index, settings, effect).is_ok())
+        .filter_map(|effect| read(effect, late))
+        .collect()
+}
+
+/// The part of an effect that the model knows.
+#[expect(clippy::wildcard_enum_match_arm, reason = "other effects write what the model leaves out")]
+fn read(effect: &Effect, late: bool) -> Option<Write> {
+    let node = |name: &str| rules::number(name);
+    let write = match effect {
+        Effect::ReserveLease { node: name, spec } => Write::Reserve {
+            node: node(name),
+            lease: Lease {
+                node_uid: rules::number(&spec.node.uid),
+                revision: u8::from(spec.revision == rules::revision_name(1)),
+                installed: rules::content(&spec.installed)?,
+                result_machine: spec
+                    .stamp
+                    .as_ref()
+                    .filter(|stamp| stamp.has_result())
+                    .map(|stamp| rules::number(&stamp.machine_id)),
+                ..Lease::default()
+            },
+        },
+        Effect::GrantLease { node: name, at } => {
+            Write::Grant { node: node(name), uid: rules::number(&at.uid) }
+        }
+        Effect::StopLease { node: name, at, stop } => {
+            Write::Stop { node: node(name), uid: rules::number(&at.uid), reason: *stop }
+        }
+        Effect::SetDrain { node: name, at, drain } => {
+            Write::Drain { node: node(name), uid: rules::number(&at.uid), state: drain.state }
+        }
+        Effect::WithdrawLease { node: name, at, .. } => {
+            Write::Withdraw { node: node(name), uid: rules::number(&at.uid), late }
+        }
+        Effect::ReleaseLease { node: name, at } => {
+            Write::Release { node: node(name), uid: rules::number(&at.uid) }
+        }
+        Effect::ReleaseLeaseOfGoneNode { node: name, at, node_uid } => Write::ReleaseOfGoneNode {
+            node: node(name),
+            uid: rules::number(&at.uid),
+            node_uid: rules::number(node_uid),
+        },
+        Effect::PatchNode { node: name, patch, .. } => {
+            let change = change(patch);
+            if change == NodeChange::default() {
+                return None;
+            }
+            Write::Node { node: node(name), change }
+        }
+        Effect::ReleaseSkyhook { .. } => Write::ReleaseSkyhook,
+        _ => return None,
+    };
+    Some(write)
+}
+
+fn change(patch: &NodePatch) -> NodeChange {
+    let value = |key: &str| patch.annotations.get(key);
+    NodeChange {
+        record: value(&names::node_state(rules::SKYHOOK)).and_then(|states| {
+            rules::content(&installed::parse_states("", states.as_deref()).ok()?)
+        }),
+        mark: value(&names::stamp(rules::SKYHOOK))
+            .and_then(|stamp| Some(rules::mark(&Stamp::parse(stamp.as_deref())?))),
+        cordon: value(names::CORDON_OWNERS).map(|record| {
+            let record = CordonRecord::parse(record.as_deref());
+            record.owners.get(rules::SKYHOOK).map(|owner| Cordon {
+                owner: rules::number(owner),
+                was_unschedulable: record.was_unschedulable,
+            })
+        }),
+        unschedulable: patch.unschedulable,
+    }
+}
+
+fn index(picture: &Picture) -> Index {
+    let mut index = Index::default();
+    for kind in [Kind::Node, Kind::Skyhook, Kind::Lease, Kind::Revision] {
+        index.apply(Change::Synced(kind), Duration::ZERO);
+    }
+    for (number, node) in picture.nodes.iter().enumerate().take(picture.count.into()) {
+        index.apply(Change::Node(Box::new(wire_node(number, node))), Duration::ZERO);
+    }
+    for (number, lease) in picture.leases.iter().enumerate() {
+        if let Some(lease) = lease {
+            index.apply(Change::Lease(Box::new(wire_lease(number, lease))), Duration::ZERO);
+        }
+        // Set by hand, as it stands: a lease that is seen ends it.
+        if picture.creating[number] && number < picture.count.into() {
+            index.creating.insert(rules::node_name(number), rules::SKYHOOK_UID.to_owned());
+        }
+    }
+    if !picture.skyhook.gone {
+        let skyhook = wire_skyhook(&picture.skyhook, picture.budget);
+        index.apply(Change::Skyhook(Box::new(skyhook)), Duration::ZERO);
+    }
+    for revision in 0..=1 {
+        index.apply(Change::Revision(Box::new(wire_revision(revision))), Duration::ZERO);
+    }
+    if picture.listing {
+        index.apply(Change::ListBegins(Kind::Lease), Duration::ZERO);
+    }
+    index
+}
+
+fn wire_node(number: usize, node: &Node) -> WireNode {
+    let mut annotations = BTreeMap::new();
+    if let Some(states) = rules::annotation(node.record) {
+        annotations.insert(names::node_state(rules::SKYHOOK), states);
+    }
+    if let Some(mark) = &node.mark {
+        annotations.insert(names::stamp(rules::SKYHOOK), rules::stamp(number, mark).render());
+    }
+    if let Some(cordon) = &node.cordon {
+        let record = rules::cordon_record(number, cordon);
+        annotations.insert(names::CORDON_OWNERS.to_owned(), record.render());
+    }
+    WireNode {
+        metadata: ObjectMeta {
+            annotations: Some(annotations),
+            name: Some(rules::node_name(number)),
+            resource_version: Some("1".to_owned()),
+            uid: Some(rules::node_uid(number, node.uid)),
+            ..ObjectMeta::default()
+        },
+        spec: WireNodeSpec { unschedulable: Some(node.unschedulable), ..WireNodeSpec::default() },
+        status: WireNodeStatus {
+            conditions: vec![WireCondition {
+                type_: "Ready".to_owned(),
+                status: if node.ready { "True" } else { "False" }.to_owned(),
+                ..WireCondition::default()
+            }],
+            node_info: WireNodeInfo { boot_id: format!("id-{}", node.boot) },
+        },
+    }
+}
+
+fn wire_lease(number: usize, lease: &Lease) -> WireLease {
+    let real = rules::real_lease(number, lease);
+    WireLease {
+        metadata: real.metadata,
+        spec: serde_json::to_value(real.spec).unwrap_or_default(),
+        status: serde_json::to_value(real.status).unwrap_or_default(),
+    }
+}
+
+fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
+    let disabled = [(names::DISABLE.to_owned(), "true".to_owned())];
+    WireSkyhook {
+        metadata: ObjectMeta {
+            annotations: skyhook.disabled.then(|| disabled.into()),
+            name: Some(rules::SKYHOOK.to_owned()),
+            uid: Some(rules::SKYHOOK_UID.to_owned()),
+            generation: Some(i64::from(skyhook.revision)),
+            resource_version: Some("1".to_owned()),
+            finalizers: Some(vec![names::SKYHOOK_FINALIZER.to_owned()]),
+            deletion_timestamp: skyhook.deleting.then(|| Time(Timestamp::UNIX_EPOCH)),
+            ..ObjectMeta::default()
+        },
+        spec: json!({
+            "interruptionBudget": { "count": budget },
+            "packages": { rules::PACKAGE: {
+                "version": format!("1.{}.0", skyhook.revision),
+                "image": "example.com/something",
+            } },
+        }),
+        status: serde_json::Value::Null,
+    }
+}
+
+fn wire_revision(revision: u8) -> ControllerRevision {
+    ControllerRevision {
+        metadata: ObjectMeta {
+            name: Some(rules::revision_name(revision)),
+            uid: Some(format!("revision-{revision}")),
+            resource_version: Some("1".to_owned()),
+            owner_references: Some(vec![OwnerReference {
+                kind: "Skyhook".to_owned(),
+                uid: rules::SKYHOOK_UID.to_owned(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        },
+        data: serde_json::to_value(rules::revision_data(revision)).ok().map(RawExtension),
+        revision: i64::from(revision),
+    }
+}
