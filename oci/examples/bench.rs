@@ -267,18 +267,15 @@ fn mixed_image(layout: &Layout) -> Result<()> {
     // By turns: every layer gets both.
     layout.new_image("mixed", "amd64");
     for layer in 0..LAYERS {
-        let source = tempfile::tempdir()?;
-        for (number, (path, _)) in files
-            .iter()
-            .enumerate()
-            .filter(|(n, _)| n % LAYERS == layer)
-        {
-            let to = source.path().join(format!("{}/{number}", number % 100));
-            fs::create_dir_all(to.parent().context("a parent")?)?;
-            // Without the set-id bits that some of them have.
-            fs::write(to, fs::read(path)?)?;
-        }
-        insert(layout, "mixed", source.path(), layer)?;
+        let mut result = Ok(());
+        layout.layer("mixed", |root| {
+            let mut part = files
+                .iter()
+                .enumerate()
+                .filter(|(number, _)| number % LAYERS == layer);
+            result = part.try_for_each(|(number, (path, _))| copy(root, number, path));
+        });
+        result?;
     }
     Ok(())
 }
@@ -321,16 +318,11 @@ fn collect(dir: &Path, binaries: &mut Files, texts: &mut Files) -> Result<()> {
 
 fn small_image(layout: &Layout) {
     layout.new_image("small", "amd64");
-    let source = tempfile::tempdir()?;
-    for number in 0..SMALL_FILES {
-        let to = source
-            .path()
-            .join(format!("{}/{number}.conf", number % 200));
-        fs::create_dir_all(to.parent().context("a parent")?)?;
-        fs::write(
-            to,
-            format!("key{number} = {}\n", number * 7919).repeat(1 + number % 60),
-        )?;
-    }
-    insert(layout, "small", source.path(), 0)
+    layout.layer("small", |root| {
+        for number in 0..SMALL_FILES {
+            let name = format!("skyhook-package/{}/{number}.conf", number % 200);
+            let line = format!("key{number} = {}\n", number * 7919);
+            file(root, &name, &line.repeat(1 + number % 60), 0o644);
+        }
+    });
 }

@@ -83,9 +83,9 @@ pub enum ImageError {
     #[error("{what} has size {size}")]
     Size { what: String, size: i64 },
     #[error("no image for {wanted}; the index has: {present}")]
-    NoPlatform { wanted: Platform, present: String },
+    NoPlatform { wanted: String, present: String },
     #[error("the image is for {is}, this host is {wanted}")]
-    WrongPlatform { wanted: Platform, is: Platform },
+    WrongPlatform { wanted: String, is: String },
     #[error("the manifest has {layers} layers, its config {diff_ids} diff IDs")]
     DiffIds { layers: usize, diff_ids: usize },
     #[error("{what}")]
@@ -362,7 +362,7 @@ pub(crate) fn select<'a>(
                 names.join(", ")
             };
             ImageError::NoPlatform {
-                wanted: wanted.clone(),
+                wanted: wanted.to_string(),
                 present,
             }
         })
@@ -400,8 +400,8 @@ pub(crate) fn diff_ids(
         && wanted.fit(&is).is_none()
     {
         return Err(ImageError::WrongPlatform {
-            wanted: wanted.clone(),
-            is,
+            wanted: wanted.to_string(),
+            is: is.to_string(),
         });
     }
     let diff_ids = config.rootfs.diff_ids;

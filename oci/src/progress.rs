@@ -5,6 +5,10 @@ use std::sync::Arc;
 
 use crate::digest::Digest;
 
+mod render;
+
+pub use render::{Display, show};
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -44,6 +48,12 @@ pub enum Event {
     /// Everything is in the store, verified.
     Pulled {
         manifest: Digest,
+    },
+    Unpacking {
+        manifest: Digest,
+    },
+    Unpacked {
+        entries: u64,
     },
 }
 

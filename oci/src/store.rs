@@ -25,20 +25,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
+use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
+mod files;
 mod gc;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
+
+use files::{failed, list, read_record, remove_if_there, sync_parent};
 
 /// What a store may hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,9 +85,18 @@ pub enum StoreError {
     #[error("blob {digest} was announced with {want} bytes, {got} came")]
     WrongSize { digest: Digest, want: u64, got: u64 },
     #[error("image {digest}")]
-    Image { digest: Digest, source: ImageError },
+    Image {
+        digest: Digest,
+        source: Box<ImageError>,
+    },
     #[error(transparent)]
-    Unpack(#[from] UnpackError),
+    Unpack(Box<UnpackError>),
+}
+
+impl From<UnpackError> for StoreError {
+    fn from(error: UnpackError) -> Self {
+        Self::Unpack(Box::new(error))
+    }
 }
 
 impl StoreError {
@@ -186,8 +198,27 @@ impl Store {
         target: &Target,
         options: UnpackOptions,
     ) -> Result<Unpacked, StoreError> {
+        self.unpack_with(manifest, target, options, &Progress::none())
+            .await
+    }
+
+    /// As [`Store::unpack`], telling what happens.
+    pub async fn unpack_with(
+        &self,
+        manifest: &Digest,
+        target: &Target,
+        options: UnpackOptions,
+        progress: &Progress,
+    ) -> Result<Unpacked, StoreError> {
+        progress.say(Event::Unpacking {
+            manifest: *manifest,
+        });
         let (store, manifest, target) = (self.clone(), *manifest, target.clone());
-        blocking(move || store.unpack_blocking(&manifest, &target, options)).await
+        let unpacked = blocking(move || store.unpack_blocking(&manifest, &target, options)).await?;
+        progress.say(Event::Unpacked {
+            entries: unpacked.entries,
+        });
+        Ok(unpacked)
     }
 
     /// As [`Store::unpack`], on this thread.
@@ -368,9 +399,9 @@ impl Store {
     }
 
     fn assemble(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {
-        let wrong = |source| StoreError::Image {
+        let wrong = |error| StoreError::Image {
             digest: *manifest,
-            source,
+            source: Box::new(error),
         };
         let document = image::decode(&self.document(manifest)?, None, &self.config.limits);
         let Document::Image(decoded) = document.map_err(wrong)? else {
@@ -397,7 +428,7 @@ impl Store {
         let path = self.dir.join("images").join(manifest.hex());
         let now = rustix::fs::Timespec {
             tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW.into(),
+            tv_nsec: rustix::fs::UTIME_NOW,
         };
         let times = rustix::fs::Timestamps {
             last_access: now,
@@ -411,9 +442,12 @@ impl Store {
 
     fn open_blob(&self, digest: &Digest) -> Result<File, StoreError> {
         let path = self.blob(digest);
-        File::open(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => StoreError::Damaged(*digest),
-            _ => failed("open", &path, source),
+        File::open(&path).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound {
+                StoreError::Damaged(*digest)
+            } else {
+                failed("open", &path, source)
+            }
         })
     }
 
@@ -446,43 +480,4 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
-}
-
-fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io {
-        what,
-        path: path.to_path_buf(),
-        source,
-    }
-}
-
-fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let entries = fs::read_dir(dir).map_err(|source| failed("list", dir, source))?;
-    entries
-        .map(|entry| {
-            entry
-                .map(|entry| entry.path())
-                .map_err(|source| failed("list", dir, source))
-        })
-        .collect()
-}
-
-fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
-}
-
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(failed("remove", path, source))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn sync_parent(path: &Path) -> Result<(), StoreError> {
-    let parent = path.parent().unwrap_or(path);
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| failed("flush", parent, source))
 }

@@ -218,23 +218,16 @@ fn stage_one(
         path: layer.digest.hex().into(),
         source,
     })?;
+    let digest = layer.digest;
     match layer::stage(position, layer, *diff_id, reader, stage, budget) {
-        Ok(entries) => Ok((layer.digest, entries)),
+        Ok(entries) => Ok((digest, entries)),
+        Err(LayerError::Damaged) => Err(UnpackError::Damaged(digest)),
         // What a damaged blob says about itself means nothing.
-        Err(error) if error.is_transient() => match error {
-            LayerError::Damaged => Err(UnpackError::Damaged(layer.digest)),
-            source => Err(UnpackError::Layer {
-                layer: layer.digest,
-                entry: None,
-                source,
-            }),
-        },
-        Err(source) if is_intact(blob, layer) => Err(UnpackError::Layer {
-            layer: layer.digest,
-            entry: None,
-            source,
+        Err(error) if error.is_transient() || is_intact(blob, layer) => Err(UnpackError::Layer {
+            layer: digest,
+            source: Box::new(error),
         }),
-        Err(_) => Err(UnpackError::Damaged(layer.digest)),
+        Err(_) => Err(UnpackError::Damaged(digest)),
     }
 }
 
@@ -254,8 +247,7 @@ fn merge(layers: Vec<StagedLayer>, limits: &Limits) -> Result<Option<tree::Dir>,
         tree.apply(entries)
             .map_err(|(path, error)| UnpackError::Layer {
                 layer,
-                entry: None,
-                source: error.at(&path),
+                source: Box::new(error.at(&path)),
             })?;
     }
     Ok(tree.into_root())

@@ -308,13 +308,11 @@ async fn a_trickle_is_given_up_and_the_deadline_holds() {
         let image = image.clone();
         move |request: &Request| {
             let answer = image.answer(request);
-            match answer.body.clone() {
-                Body::Whole(bytes) if is_blob(request, layer) => answer.body(Body::Trickle {
-                    bytes,
-                    pause: Duration::from_millis(pause),
-                }),
-                _ => answer,
+            if let (Body::Whole(bytes), true) = (answer.body.clone(), is_blob(request, layer)) {
+                let pause = Duration::from_millis(pause);
+                return answer.body(Body::Trickle { bytes, pause });
             }
+            answer
         }
     };
     let host = Host::new();

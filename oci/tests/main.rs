@@ -5,8 +5,11 @@
     clippy::disallowed_methods,
     reason = "tests build images and look at what is on disk"
 )]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::too_many_lines, reason = "tables of cases")]
 
 mod access;
+mod bombs;
 mod host;
 mod hostile;
 mod image;

@@ -39,7 +39,8 @@ async fn layers_are_laid_over_each_other_by_the_image_rules() {
         f("d/y", "y"),
     ];
     let base_and = |more: Vec<Entry>| [base.clone(), more];
-    let table: Vec<(&str, Vec<Vec<Entry>>, Vec<&str>)> = vec![
+    type Row = (&'static str, Vec<Vec<Entry>>, Vec<&'static str>);
+    let table: Vec<Row> = vec![
         (
             "overwritten",
             base_and(vec![f("a", "2")]).to_vec(),

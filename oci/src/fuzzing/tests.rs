@@ -1,5 +1,7 @@
 //! The fuzz targets over the seed corpus and over what proptest makes of it.
 
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
+
 use std::fs;
 use std::path::PathBuf;
 

@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
+
 use super::*;
 
 fn bases(endpoints: &[Endpoint]) -> Vec<String> {

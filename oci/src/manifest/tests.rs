@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -64,6 +66,7 @@ fn a_good_config_is_read_whole() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn each_rule_names_its_field() {
     type Edit = fn(&mut Value);
     let table: [(Edit, &[&str]); 17] = [

@@ -1,14 +1,10 @@
 //! A blob in the making: hashed while it is written, named only when it is proved.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this file is the shell that writes blobs"
-)]
-
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{Store, StoreError, failed, sync_parent};
+use super::files::{failed, sync_parent};
+use super::{Store, StoreError};
 use crate::digest::{Digest, Hasher};
 
 /// A blob in the making; dropped without `commit` it leaves nothing.

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::SystemTime;
 
-use super::{RefRecord, Store, StoreError, failed, list, read_record, remove_if_there};
+use super::files::{failed, list, read_record, remove_if_there};
+use super::{RefRecord, Store, StoreError};
 use crate::digest::Digest;
 
 /// What a collection did.

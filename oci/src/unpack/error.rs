@@ -11,11 +11,10 @@ use crate::limits::{Limit, LimitExceeded};
 pub enum UnpackError {
     #[error("blob {0} in the store is damaged or gone; it has to be fetched again")]
     Damaged(Digest),
-    #[error("layer {layer}{}", at(entry))]
+    #[error("layer {layer}")]
     Layer {
         layer: Digest,
-        entry: Option<String>,
-        source: LayerError,
+        source: Box<LayerError>,
     },
     #[error("the image has no directory /skyhook-package")]
     NoPackage,
@@ -174,12 +173,6 @@ impl LayerError {
             | Self::SparseMap => false,
         }
     }
-}
-
-fn at(entry: &Option<String>) -> String {
-    entry
-        .as_ref()
-        .map_or_else(String::new, |entry| format!(", entry {entry:?}"))
 }
 
 /// A name for an error: readable and of bounded length.

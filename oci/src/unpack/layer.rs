@@ -30,7 +30,7 @@ impl Meta {
     pub(crate) fn timestamps(self) -> Timestamps {
         let now = Timespec {
             tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW.into(),
+            tv_nsec: rustix::fs::UTIME_NOW,
         };
         let (tv_sec, nanoseconds) = self.mtime;
         let last_modification = Timespec {
@@ -192,18 +192,15 @@ fn next(
 fn tar_error(budget: &Budget<'_>) -> impl Fn(tar_core::parse::ParseError) -> LayerError {
     use tar_core::parse::ParseError;
     let (path_bytes, metadata_bytes) = (budget.limits.path_bytes, budget.limits.metadata_bytes);
-    move |error| match error {
-        ParseError::PathTooLong { .. } => LimitExceeded {
-            limit: Limit::PathBytes,
-            allowed: path_bytes,
+    let over = |limit, allowed| LayerError::Limit(LimitExceeded { limit, allowed });
+    move |error| {
+        if let ParseError::PathTooLong { .. } = error {
+            over(Limit::PathBytes, path_bytes)
+        } else if let ParseError::MetadataTooLarge { .. } = error {
+            over(Limit::MetadataBytes, metadata_bytes)
+        } else {
+            LayerError::Tar(error)
         }
-        .into(),
-        ParseError::MetadataTooLarge { .. } => LimitExceeded {
-            limit: Limit::MetadataBytes,
-            allowed: metadata_bytes,
-        }
-        .into(),
-        other => LayerError::Tar(other),
     }
 }
 
@@ -215,17 +212,17 @@ fn header(
     budget: &Budget<'_>,
 ) -> Result<Header, LayerError> {
     budget.take_scanned_entry()?;
-    let has_content = match parsed.entry_type {
-        EntryType::Regular => !parsed.path.ends_with(b"/"),
-        EntryType::Continuous | EntryType::GnuSparse => true,
+    let is_header_only = matches!(
+        parsed.entry_type,
         EntryType::Link
-        | EntryType::Symlink
-        | EntryType::Char
-        | EntryType::Block
-        | EntryType::Directory
-        | EntryType::Fifo => false,
-        _ => true,
-    };
+            | EntryType::Symlink
+            | EntryType::Char
+            | EntryType::Block
+            | EntryType::Directory
+            | EntryType::Fifo
+    );
+    let is_old_dir = parsed.entry_type == EntryType::Regular && parsed.path.ends_with(b"/");
+    let has_content = !is_header_only && !is_old_dir;
     let stored = if has_content { parsed.size } else { 0 };
     let size = sparse.as_ref().map_or(stored, |(_, real_size)| *real_size);
     let place = name::place(&parsed.path).map_err(|error| error.at(&parsed.path))?;
@@ -298,7 +295,11 @@ fn kind(
         EntryType::Char => special(SpecialKind::Char(device()), "a character device"),
         EntryType::Block => special(SpecialKind::Block(device()), "a block device"),
         EntryType::Fifo => special(SpecialKind::Fifo, "a FIFO"),
-        other => Err(EntryError::UnknownType(other.to_byte())),
+        other @ (EntryType::GnuLongName
+        | EntryType::GnuLongLink
+        | EntryType::XHeader
+        | EntryType::XGlobalHeader
+        | EntryType::Other(_)) => Err(EntryError::UnknownType(other.to_byte())),
     }
 }
 

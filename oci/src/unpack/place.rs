@@ -201,9 +201,10 @@ pub(super) fn remove_tree(at: impl AsFd, name: &[u8]) -> rustix::io::Result<()> 
         if child == b"." || child == b".." {
             continue;
         }
-        match entry.file_type() {
-            FileType::Directory | FileType::Unknown => remove_tree(&fd, child)?,
-            _ => rustix::fs::unlinkat(&fd, child, AtFlags::empty())?,
+        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
+            remove_tree(&fd, child)?;
+        } else {
+            rustix::fs::unlinkat(&fd, child, AtFlags::empty())?;
         }
     }
     rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)

@@ -19,7 +19,7 @@ const RAW_BUFFER: usize = 128 << 10;
 type Raw = HashingReader<File>;
 
 pub(super) enum Decoder {
-    Plain(Raw),
+    Plain(Box<Raw>),
     Gzip(Box<MultiGzDecoder<BufReader<Raw>>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<Raw>>>),
 }
@@ -28,7 +28,7 @@ impl Decoder {
     pub(super) fn new(raw: Raw, compression: Compression) -> io::Result<Self> {
         let buffered = |raw| BufReader::with_capacity(RAW_BUFFER, raw);
         Ok(match compression {
-            Compression::None => Self::Plain(raw),
+            Compression::None => Self::Plain(Box::new(raw)),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(buffered(raw)))),
             Compression::Zstd => Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(
                 buffered(raw),
@@ -39,7 +39,7 @@ impl Decoder {
     /// The digest of the whole blob, including what the decoder left unread.
     pub(super) fn finish(self) -> io::Result<Digest> {
         let mut raw = match self {
-            Self::Plain(raw) => raw,
+            Self::Plain(raw) => *raw,
             Self::Gzip(decoder) => decoder.into_inner().into_inner(),
             Self::Zstd(decoder) => decoder.finish().into_inner(),
         };

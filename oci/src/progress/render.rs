@@ -1,0 +1,272 @@
+//! Events for people: bars that are drawn over on a terminal, one line per step otherwise. The text
+//! is made from events and the time that is passed in; only `show` has a clock and writes.
+
+#![expect(clippy::disallowed_methods, reason = "show measures speed")]
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use super::{Event, Progress};
+use crate::digest::Digest;
+
+const BAR: usize = 24;
+/// How often a terminal is drawn on.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// Writes progress to `out`: bars if it is a terminal, else lines. A failure to write is nobody's
+/// loss.
+pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
+    let started = Instant::now();
+    let state = Mutex::new((out, Display::default(), 0usize, None::<Duration>));
+    Progress::new(move |event| {
+        let now = started.elapsed();
+        let mut state = state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (out, display, drawn, last) = &mut *state;
+        let line = display.take(&event, now);
+        if !is_terminal {
+            if let Some(line) = line {
+                writeln!(out, "{line}").ok();
+            }
+            return;
+        }
+        let is_due = last.is_none_or(|last| now - last >= FRAME);
+        if line.is_none() && !is_due {
+            return;
+        }
+        *last = Some(now);
+        let bars = display.bars(now);
+        // Back over the old bars, the new line above the new ones.
+        let mut text = if *drawn > 0 {
+            format!("\x1b[{drawn}A")
+        } else {
+            String::new()
+        };
+        for line in line.iter().chain(&bars) {
+            text += &format!("\r\x1b[K{line}\n");
+        }
+        text += "\x1b[J";
+        *drawn = bars.len();
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .ok();
+    })
+}
+
+/// What is known of a pull, to be drawn.
+#[derive(Debug, Default)]
+pub struct Display {
+    layers: BTreeMap<Digest, Layer>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    bytes: u64,
+    received: u64,
+    since: Duration,
+}
+
+impl Display {
+    /// Takes an event in; the line that stands for it where there is one.
+    pub fn take(&mut self, event: &Event, now: Duration) -> Option<String> {
+        match event {
+            Event::Resolving { reference } => Some(format!("resolving {reference}")),
+            Event::Resolved {
+                manifest,
+                layers,
+                bytes,
+            } => {
+                let size = size(*bytes);
+                Some(format!(
+                    "image {} has {layers} layers, {size}",
+                    manifest.short()
+                ))
+            }
+            Event::LayerPresent { digest, bytes } => Some(format!(
+                "{}  {} is here already",
+                digest.short(),
+                size(*bytes)
+            )),
+            Event::LayerStarted { digest, bytes } => {
+                self.layers.insert(
+                    *digest,
+                    Layer {
+                        bytes: *bytes,
+                        received: 0,
+                        since: now,
+                    },
+                );
+                None
+            }
+            Event::LayerProgress { digest, received } => {
+                if let Some(layer) = self.layers.get_mut(digest) {
+                    layer.received = *received;
+                }
+                None
+            }
+            Event::LayerDone { digest } => {
+                let layer = self.layers.remove(digest)?;
+                let speed = speed(layer.bytes, now.saturating_sub(layer.since));
+                Some(format!(
+                    "{}  {}  {speed}  done",
+                    digest.short(),
+                    size(layer.bytes)
+                ))
+            }
+            Event::Retrying {
+                what,
+                reason,
+                after_ms,
+            } => Some(format!("{what}: {reason}; again in {after_ms} ms")),
+            Event::Pulled { manifest } => Some(format!("pulled {manifest}")),
+            Event::Unpacking { manifest } => Some(format!("unpacking {}", manifest.short())),
+            Event::Unpacked { entries } => Some(format!("unpacked {entries} entries")),
+        }
+    }
+
+    /// One bar for each layer on its way.
+    pub fn bars(&self, now: Duration) -> Vec<String> {
+        let bar = |(digest, layer): (&Digest, &Layer)| {
+            let Layer {
+                bytes,
+                received,
+                since,
+            } = layer;
+            let part = received.saturating_mul(BAR as u64) / (*bytes).max(1);
+            let full = usize::try_from(part).unwrap_or(BAR).min(BAR);
+            let (done, left) = ("#".repeat(full), ".".repeat(BAR - full));
+            let (short, have, all) = (digest.short(), size(*received), size(*bytes));
+            let speed = speed(*received, now.saturating_sub(*since));
+            format!("{short}  [{done}{left}]  {have} of {all}  {speed}")
+        };
+        self.layers.iter().map(bar).collect()
+    }
+}
+
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", mib * 1024.0),
+        _ => format!("{mib:.1} MiB"),
+    }
+}
+
+fn speed(bytes: u64, elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64().max(0.001);
+    format!("{}/s", size((bytes as f64 / seconds) as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn digest() -> Digest {
+        Digest::of(b"layer")
+    }
+
+    #[test]
+    fn lines_and_bars_say_bytes_speed_and_phase() {
+        let mut display = Display::default();
+        let (digest, bytes) = (digest(), 2 << 20);
+        let started = Event::LayerStarted { digest, bytes };
+        let table = [
+            (
+                Event::Resolving {
+                    reference: "r.io/p:1".into(),
+                },
+                Some("resolving r.io/p:1"),
+            ),
+            (
+                Event::Resolved {
+                    manifest: digest,
+                    layers: 2,
+                    bytes,
+                },
+                Some("image b9e84d6d5a40 has 2 layers, 2.0 MiB"),
+            ),
+            (
+                Event::LayerPresent { digest, bytes: 100 },
+                Some("b9e84d6d5a40  100 B is here already"),
+            ),
+            (started, None),
+            (
+                Event::LayerProgress {
+                    digest,
+                    received: 1 << 20,
+                },
+                None,
+            ),
+            (
+                Event::Retrying {
+                    what: "blob".into(),
+                    reason: "cut".into(),
+                    after_ms: 7,
+                },
+                Some("blob: cut; again in 7 ms"),
+            ),
+        ];
+        let short = digest.short();
+        for (event, want) in table {
+            let want = want.map(|want| want.replace("b9e84d6d5a40", &short));
+            assert_eq!(display.take(&event, SECOND), want);
+        }
+        let bar = format!("{short}  [############............]  1.0 MiB of 2.0 MiB  512.0 KiB/s");
+        assert_eq!(display.bars(3 * SECOND), [bar]);
+        let done = display.take(&Event::LayerDone { digest }, 5 * SECOND);
+        assert_eq!(done, Some(format!("{short}  2.0 MiB  512.0 KiB/s  done")));
+        assert_eq!(display.bars(5 * SECOND), Vec::<String>::new());
+    }
+
+    #[derive(Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn shown(is_terminal: bool) -> String {
+        let screen = Screen::default();
+        let progress = show(screen.clone(), is_terminal);
+        let digest = digest();
+        progress.say(Event::LayerStarted { digest, bytes: 10 });
+        progress.say(Event::LayerDone { digest });
+        progress.say(Event::Pulled { manifest: digest });
+        let bytes = screen.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_pipe_gets_plain_lines_and_a_terminal_is_drawn_over() {
+        let plain = shown(false);
+        assert_eq!(plain.lines().count(), 2, "{plain}");
+        assert!(!plain.contains('\x1b'));
+        let terminal = shown(true);
+        assert!(
+            terminal.contains("[........................]"),
+            "{terminal}"
+        );
+        assert!(
+            terminal.contains("\x1b[1A\r\x1b[K"),
+            "goes back over the bar"
+        );
+        assert!(
+            terminal.ends_with(&format!("pulled {}\n\x1b[J", digest())),
+            "{terminal}"
+        );
+    }
+}
