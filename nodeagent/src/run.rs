@@ -75,13 +75,20 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(note) = inbox.recv() => agent.take(note),
+            Some(note) = inbox.recv() => {
+                agent.take(note);
+                // What has come meanwhile shares one write of the journal.
+                while let Ok(note) = inbox.try_recv() {
+                    agent.take(note);
+                }
+            }
             Some(event) = leases.recv() => {
                 note_ready(&state)?;
                 agent.take(Note::Lease(event));
             }
             () = sleep_until(wake) => agent.take(Note::Woken),
         }
+        agent.commit();
     }
     tracing::info!("the agent stops; steps go on under their supervisors");
     let _removed = fs::remove_file(state.join("ready"));

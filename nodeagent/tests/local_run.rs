@@ -1,5 +1,9 @@
 //! `local-run` and `validate`, under a directory.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests are shell, and end at the first surprise"
+)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

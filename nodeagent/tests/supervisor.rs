@@ -1,5 +1,9 @@
 //! The supervisor as a process of its own, without systemd and without root.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests are shell, and end at the first surprise"
+)]
 
 use std::fs;
 use std::io::{Read as _, Write as _};

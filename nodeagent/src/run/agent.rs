@@ -23,7 +23,7 @@ use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{LeaseApi, LeaseEvent};
-use crate::machine::{self, Event, Input, LeaseView, Progress};
+use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
 use crate::stage::metadata::NodeFacts;
@@ -87,6 +87,17 @@ pub(super) struct Agent {
     pub ended_steps: std::collections::BTreeSet<u64>,
     /// What keeps the agent from working, for the report.
     pub trouble: Option<String>,
+    /// Steps of the machine that are not in the journal yet.
+    pub staged: Option<Staged>,
+}
+
+/// Steps of the machine that wait to be written, with what is to be done then. Inputs that come while a write is under
+/// way share the next one.
+#[derive(Debug)]
+pub(super) struct Staged {
+    progress: Progress,
+    effects: Vec<Effect>,
+    events: Vec<Event>,
 }
 
 impl Agent {
@@ -136,6 +147,7 @@ impl Agent {
             run_facts: None,
             ended_steps: std::collections::BTreeSet::new(),
             trouble: None,
+            staged: None,
         };
         agent.take_up(&state.join("steps"))?;
         Ok(agent)
@@ -191,7 +203,6 @@ impl Agent {
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Woken => self.woken(),
         }
-        self.write_status();
     }
 
     pub(super) fn send(&self, note: Note) {
@@ -201,7 +212,10 @@ impl Agent {
 
     /// The lease that is worked on.
     pub(super) fn run(&self) -> Option<&Progress> {
-        self.journal.state.run.as_ref()
+        match &self.staged {
+            Some(staged) => Some(&staged.progress),
+            None => self.journal.state.run.as_ref(),
+        }
     }
 
     /// True when the lease that the watch shows is the one that is worked on.
@@ -210,11 +224,16 @@ impl Agent {
         self.run().is_some_and(|run| Some(&run.lease) == seen)
     }
 
-    /// Step, journal, effects.
+    /// Steps the machine. What it says is done by [`Self::commit`].
     pub(super) fn feed(&mut self, event: Event) {
         let Some(before) = self.run().cloned() else {
             return;
         };
+        self.stage(before, event);
+    }
+
+    /// Steps the machine from this progress.
+    pub(super) fn stage(&mut self, before: Progress, event: Event) {
         let input = Input {
             now: now(),
             event: event.clone(),
@@ -222,38 +241,70 @@ impl Agent {
         let (mut after, effects) = machine::step(before.clone(), input);
         report::mark_since(&mut after, now());
         self.conclude_stages(&before, &after);
-        let ended = before.ended.is_none() && after.ended.is_some();
-        let state = State {
-            next_step: after.next_step,
-            run: Some(after),
-            ..self.journal.state.clone()
-        };
-        if let Err(error) = self.journal.save(state) {
-            self.journal_failed(&error, event);
-            return;
-        }
-        self.trouble = None;
-        self.ended_steps.retain(|id| *id + 1000 > before.next_step);
-        for effect in effects {
-            tracing::debug!(?effect, "effect");
-            self.perform(effect);
-        }
-        if ended {
-            self.run_ended();
+        match &mut self.staged {
+            Some(staged) => {
+                staged.progress = after;
+                staged.effects.extend(effects);
+                staged.events.push(event);
+            }
+            None => {
+                self.staged = Some(Staged {
+                    progress: after,
+                    effects,
+                    events: vec![event],
+                });
+            }
         }
     }
 
-    /// Nothing was done: the same input is tried again when there may be room.
-    fn journal_failed(&mut self, error: &dyn std::error::Error, event: Event) {
+    /// Writes the journal, then performs what the machine said, then reports.
+    pub(super) fn commit(&mut self) {
+        // What ends may make room for what waited for the end.
+        while let Some(staged) = self.staged.take() {
+            let ended =
+                staged.progress.ended.is_some()
+                    && self.journal.state.run.as_ref().is_none_or(|run| {
+                        run.ended.is_none() || run.lease != staged.progress.lease
+                    });
+            let mut state = self.journal.state.clone();
+            put_away(&mut state, &staged.progress.lease);
+            state.next_step = staged.progress.next_step;
+            state.run = Some(staged.progress);
+            if let Err(error) = self.journal.save(state) {
+                if staged.events.contains(&Event::Begun) {
+                    self.retry_begin(1);
+                    self.journal_failed(&error, Vec::new());
+                } else {
+                    self.journal_failed(&error, staged.events);
+                }
+                return;
+            }
+            self.trouble = None;
+            for effect in staged.effects {
+                tracing::debug!(?effect, "effect");
+                self.perform(effect);
+            }
+            if ended {
+                self.run_ended();
+            }
+        }
+        self.write_status();
+    }
+
+    /// Nothing was done: the same inputs are tried again when there may be room.
+    pub(super) fn journal_failed(&mut self, error: &dyn std::error::Error, events: Vec<Event>) {
         let text = crate::stage::chain(error);
         if self.trouble.is_none() {
             tracing::error!(error = %text, "the journal cannot be written: nothing is done");
         }
         self.trouble = Some(format!("the host's journal cannot be written: {text}"));
+        self.write_status();
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            let _sent = notes.send(Note::Event(event));
+            for event in events {
+                let _sent = notes.send(Note::Event(event));
+            }
         });
     }
 
@@ -361,6 +412,17 @@ impl Agent {
             Ok(None) => Event::StepLost { key, id },
             Err(reason) => Event::StageFailed { key, reason },
         });
+    }
+}
+
+/// What an earlier lease left goes on record for its own Skyhook.
+fn put_away(state: &mut State, lease: &str) {
+    if let Some(run) = state.run.take_if(|run| run.lease != lease) {
+        let record = crate::journal::Record {
+            lease: run.lease,
+            entries: run.entries,
+        };
+        state.skyhooks.insert(run.skyhook.name, record);
     }
 }
 

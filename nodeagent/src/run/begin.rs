@@ -189,7 +189,7 @@ impl Agent {
         }
     }
 
-    fn retry_begin(&mut self, failures: u32) {
+    pub(super) fn retry_begin(&mut self, failures: u32) {
         self.begin_at = Some(Instant::now() + delay(failures));
     }
 
@@ -200,42 +200,29 @@ impl Agent {
             facts,
         } = taken;
         let spec = &lease.spec;
-        let mut state = self.journal.state.clone();
-        // What the last lease left goes on record for its own Skyhook.
-        if let Some(run) = state.run.take() {
-            let record = crate::journal::Record {
-                lease: run.lease,
-                entries: run.entries,
-            };
-            state.skyhooks.insert(run.skyhook.name, record);
+        if let Err(error) = self.journal.keep_revision(&spec.revision, &revision) {
+            // The lease is taken: it is begun when there is room.
+            self.journal_failed(&error, Vec::new());
+            self.retry_begin(1);
+            return;
         }
-        state.run = Some(Progress {
+        let progress = Progress {
             lease: lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
             revision: spec.revision.clone(),
             serial: revision.serial,
             wanted: Wanted::of_revision(&revision),
             entries,
-            next_step: state.next_step,
+            next_step: self.journal.state.next_step,
             boot_id: self.facts.boot_id.clone(),
             ..Progress::default()
-        });
-        let kept = self
-            .journal
-            .keep_revision(&spec.revision, &revision)
-            .and_then(|()| self.journal.save(state));
-        if let Err(error) = kept {
-            let text = crate::stage::chain(&error);
-            tracing::error!(error = %text, "the journal cannot be written: the lease is not begun");
-            self.trouble = Some(format!("the host's journal cannot be written: {text}"));
-            self.retry_begin(1);
-            return;
-        }
+        };
         self.revisions
             .insert(spec.revision.clone(), Rc::new(revision));
         self.run_facts = Some(Rc::new(facts));
         self.writer.begin(&lease);
-        self.feed(Event::Begun);
+        self.ended_steps.clear();
+        self.stage(progress, Event::Begun);
         // The watch may have shown more than what the accepted write returned.
         let newer = self.lease.as_ref().is_some_and(|seen| {
             seen.metadata.uid == lease.metadata.uid
