@@ -1,4 +1,6 @@
 //! What the cross-crate tests share. The tests themselves are in `tests/`.
 
 pub mod bench;
+pub mod coreagent;
 pub mod scripted;
+pub mod world;

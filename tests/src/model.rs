@@ -1,6 +1,7 @@
 //! A model of the lease protocol (`design.md`, "The lease") for stateright.
 //! TODO doc
 pub mod agent;
+pub mod check;
 pub mod cluster;
 pub mod coordinator;
 pub mod explore;
@@ -56,6 +57,32 @@ pub enum Fault {
 
 impl Fault {
     pub const COUNT: usize = 22;
+
+    /// All of them.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::CoordinatorCrash,
+        Self::AgentCrash,
+        Self::PowerLoss,
+        Self::ResponseLost,
+        Self::DeletedHalf,
+        Self::Late,
+        Self::Repeated,
+        Self::WatchBroken,
+        Self::NodeReplaced,
+        Self::NodeReregistered,
+        Self::MachineSwapped,
+        Self::SpecChanged,
+        Self::SkyhookDeleted,
+        Self::SkyhookDisabled,
+        Self::RecordEdited,
+        Self::PodAppeared,
+        Self::AdminCordoned,
+        Self::AdminUncordoned,
+        Self::LeaseDeleted,
+        Self::LeaseForced,
+        Self::AcceptTimedOut,
+        Self::StepFailed,
+    ];
 }
 
 /// Safety rules that only a transition can break; the others are read off the state.
@@ -153,6 +180,15 @@ impl Config {
     pub const fn without(mut self, mutation: Mutation) -> Self {
         self.mutation = Some(mutation);
         self
+    }
+
+    /// The faults that may happen, with how often.
+    #[must_use]
+    pub fn faults(&self) -> String {
+        let allowed = Fault::ALL.into_iter().filter(|fault| self.faults[*fault as usize] > 0);
+        allowed.fold(String::new(), |text, fault| {
+            format!("{text}, {} {fault:?}", self.faults[fault as usize])
+        })
     }
 
     pub(crate) fn lacks(&self, mutation: Mutation) -> bool {

@@ -167,9 +167,6 @@ fn duty(config: &Config, host: &Host, seen: &Lease) -> AgentDuty {
     if config.lacks(Mutation::NodeUidIgnored) {
         lease.node_uid = host.node_uid;
     }
-    if config.lacks(Mutation::DeletionIgnored) {
-        lease.deleting = false;
-    }
     rules::judge(&lease, host.node_uid).duty
 }
 
@@ -326,7 +323,7 @@ fn intends(config: &Config, state: &mut State, n: usize, step: Step) {
                 && live.phase == Some(Phase::Running)
         });
         let cordoned = node.unschedulable || ghost.admin_uncordon;
-        state.broken.undrained |= !(granted && cordoned) && !ghost.cut_off;
+        state.broken.undrained |= !granted || !(cordoned || ghost.cut_off);
     }
     let host = &mut state.hosts[n];
     host.journal.failed = false;

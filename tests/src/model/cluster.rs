@@ -189,7 +189,11 @@ pub(crate) fn act(config: &Config, state: &mut State, act: Act) {
 fn step_succeeds(config: &Config, state: &mut State, n: usize) {
     let host = &mut state.hosts[n];
     if let Scope::Running(step) = host.scope {
-        host.content = config.after(step, host.journal.revision);
+        let revision = host.journal.revision;
+        // An interrupt alone installs nothing.
+        if step == Step::Quiet || host.content == Content::begun(revision) {
+            host.content = config.after(step, revision);
+        }
         host.scope = Scope::Succeeded(step);
     }
 }
@@ -213,7 +217,9 @@ fn boots(config: &Config, state: &mut State, n: usize) {
     host.boot += 1;
     if let (Some((Step::Disruptive, _)), Scope::Empty) = (host.journal.doing, host.scope) {
         if config.reboots {
-            host.content = Content::complete(host.journal.revision);
+            if host.content == Content::begun(host.journal.revision) {
+                host.content = Content::complete(host.journal.revision);
+            }
             host.scope = Scope::Succeeded(Step::Disruptive);
         } else {
             host.journal.doing = None;

@@ -10,7 +10,7 @@ use skyhook_crds::lease::DrainState;
 
 use super::planner::{self, NodeChange, Picture, Write};
 use super::state::{
-    Coordinator, Cordon, Late, Lease, Listing, MAX_NODES, Mark, Node, Skyhook, State,
+    Coordinator, Cordon, Late, Lease, Listing, MAX_NODES, Mark, Node, Skyhook, State, Uid,
 };
 use super::{Config, Fault, Mutation, rules};
 
@@ -134,8 +134,17 @@ fn decide(config: &Config, state: &State, who: usize) -> Vec<Write> {
     if !config.lacks(Mutation::OldRevisionGranted) {
         writes.retain(|write| !takes_back(me, write));
     }
+    if !config.lacks(Mutation::ResultOfEarlierLease) {
+        writes.retain(|write| !is_of_earlier_lease(me, write));
+    }
     for n in 0..config.nodes {
         if let (Some(lease), node) = (me.leases[n], &me.nodes[n]) {
+            if !config.lacks(Mutation::ResultUnchecked) && is_out_of_date(&lease, node) {
+                writes.retain(|write| !carries_on(write, n, lease.uid));
+                let (node, uid) = (n as u8, lease.uid);
+                writes.push(Write::Withdraw { node, uid, late: false });
+                continue;
+            }
             let write = drain(config, n as u8, &lease, node);
             writes.extend(write.filter(|write| !writes.contains(write)));
             if config.lacks(Mutation::ReleaseUnrecorded) && lease.has_ended() {
@@ -144,6 +153,22 @@ fn decide(config: &Config, state: &State, who: usize) -> Vec<Write> {
         }
     }
     writes
+}
+
+/// True when the Node has got a result since the lease was written, or lost it.
+fn is_out_of_date(lease: &Lease, node: &Node) -> bool {
+    let result = node.mark.filter(|mark| mark.lease != 0).map(|mark| mark.machine);
+    !lease.granted && lease.node_uid == node.uid && lease.result_machine != result
+}
+
+fn carries_on(write: &Write, n: usize, lease: Uid) -> bool {
+    match write {
+        Write::Grant { node, .. } | Write::Withdraw { node, .. } => *node as usize == n,
+        Write::Node { node, change } => {
+            *node as usize == n && change.mark.is_some_and(|mark| mark.granted == lease)
+        }
+        _ => false,
+    }
 }
 
 /// True when the node is to be worked on at a revision older than the one that its result is of: the picture of the
@@ -162,6 +187,16 @@ fn takes_back(me: &Coordinator, write: &Write) -> bool {
         }),
         _ => false,
     }
+}
+
+/// True when the Node is to be written for a lease that it is not stamped with: the picture of the leases lags behind
+/// that of the Node.
+fn is_of_earlier_lease(me: &Coordinator, write: &Write) -> bool {
+    let Write::Node { node, change } = write else { return false };
+    let takes = change.cordon.is_some_and(|cordon| cordon.is_some());
+    let (granted, lease) = (me.nodes[*node as usize].mark, me.leases[*node as usize]);
+    (change.record.is_some() || change.mark.is_some_and(|mark| mark.granted == 0) || takes)
+        && lease.map(|lease| lease.uid) != granted.map(|mark| mark.granted)
 }
 
 /// Plans over the picture, or over one that hides what a broken rule does not look at.
@@ -281,7 +316,9 @@ fn is_accepted(config: &Config, state: &State, who: usize, write: &Write) -> boo
             let guarded = me.fresh[n]
                 || config.lacks(Mutation::NodeUnguarded)
                     && me.nodes[n].uid == state.nodes[n].uid;
-            guarded && (config.lacks(Mutation::SweepFromCache) || !is_held(state, me, n, &change))
+            let sweeps = config.lacks(Mutation::SweepFromCache) || !is_held(state, me, n, &change);
+            let stamps = config.lacks(Mutation::StampFromCache) || is_leased(state, me, n, &change);
+            guarded && sweeps && stamps
         }
         Write::ReleaseSkyhook => me.skyhook == state.skyhook,
     }
@@ -293,6 +330,15 @@ fn is_held(state: &State, me: &Coordinator, n: usize, change: &NodeChange) -> bo
     let owner = me.nodes[n].cordon.map(|cordon| cordon.owner);
     let with_result = change.mark.is_some_and(|mark| Some(mark.lease) == owner);
     !with_result && state.leases[n].is_some_and(|lease| Some(lease.uid) == owner)
+}
+
+/// A Node is stamped with a lease only after a live GET has shown that very lease.
+fn is_leased(state: &State, me: &Coordinator, n: usize, change: &NodeChange) -> bool {
+    let granted = |mark: Option<Mark>| mark.map(|mark| mark.granted).filter(|uid| *uid != 0);
+    match granted(change.mark).filter(|uid| granted(me.nodes[n].mark) != Some(*uid)) {
+        Some(uid) => state.leases[n].is_some_and(|lease| lease.uid == uid),
+        None => true,
+    }
 }
 
 /// Does it.
@@ -365,12 +411,11 @@ fn sees_listed(config: &Config, me: &mut Coordinator) {
 fn apply(config: &Config, state: &mut State, who: usize, write: &Write, answered: bool) {
     match *write {
         Write::Reserve { node, lease } => reserve(config, state, who, node, lease, answered),
-        Write::Grant { node, uid } => {
+        Write::Grant { node, .. } => {
             if state.leases[node as usize].is_none() {
                 let lease = state.coordinators[who].leases[node as usize].unwrap_or_default();
                 state.create_lease(config, node.into(), lease);
             }
-            let _ = uid;
             state.write_lease(config, node.into(), |lease| lease.granted = true);
         }
         Write::Stop { node, reason, .. } => {

@@ -20,8 +20,6 @@ pub struct Liveness {
     pub complete: usize,
     /// The way to a state from which no complete one can be reached, the shortest; none is what is wanted.
     pub stuck: Option<(Vec<Action>, Box<State>)>,
-    /// The search was given up at the limit.
-    pub truncated: bool,
 }
 
 struct Graph {
@@ -31,25 +29,23 @@ struct Graph {
     edges: Vec<(u32, u32)>,
     complete: Vec<u32>,
     transitions: usize,
-    truncated: bool,
 }
 
-/// Searches all states, up to `limit` of them.
+/// Searches all states.
 #[must_use]
-pub fn liveness(config: &Config, limit: usize) -> Liveness {
-    let graph = graph(config, limit);
+pub fn liveness(config: &Config) -> Liveness {
+    let graph = graph(config);
     let reaches = backwards(&graph);
-    let stuck = reaches.iter().position(|reaches| !reaches).filter(|_| !graph.truncated);
+    let stuck = reaches.iter().position(|reaches| !reaches);
     Liveness {
         states: graph.parents.len(),
         transitions: graph.transitions,
         complete: graph.complete.len(),
         stuck: stuck.map(|index| path(config, &graph, index as u32)),
-        truncated: graph.truncated,
     }
 }
 
-fn graph(config: &Config, limit: usize) -> Graph {
+fn graph(config: &Config) -> Graph {
     let hasher = BuildHasherDefault::<DefaultHasher>::default();
     let mut numbers: HashMap<u64, u32> = HashMap::new();
     let mut graph = Graph {
@@ -57,7 +53,6 @@ fn graph(config: &Config, limit: usize) -> Graph {
         edges: Vec::new(),
         complete: Vec::new(),
         transitions: 0,
-        truncated: false,
     };
     let mut frontier = Vec::new();
     for state in config.init_states() {
@@ -91,10 +86,6 @@ fn graph(config: &Config, limit: usize) -> Graph {
                     graph.edges.push((reached, number));
                 }
             }
-        }
-        if graph.parents.len() > limit {
-            graph.truncated = true;
-            break;
         }
         frontier = next;
     }

@@ -15,8 +15,12 @@ pub enum Mutation {
     GrantInMidList,
     /// Rule 2: granted without the Node stamped first.
     GrantUnstamped,
+    /// Rule 2: the Node is stamped without a live GET of the lease.
+    StampFromCache,
     /// Rule 2: `installed` is not compared again before the grant.
     InstalledUnchecked,
+    /// Rule 2: whether the Node carries a result is not compared again before the grant.
+    ResultUnchecked,
     /// Guards: the grant is a server-side apply by name, which makes a deleted lease anew.
     GrantByApply,
     /// Rule 1: the create replaces a lease that exists.
@@ -43,6 +47,8 @@ pub enum Mutation {
     BootUnchecked,
     /// Rule 7: the slot is given back before the result is on the Node.
     ReleaseUnrecorded,
+    /// Rule 7: a result is written to a Node that is stamped with another lease by now.
+    ResultOfEarlierLease,
     /// Rule 7: the result does not move the stamp.
     StampUnmoved,
     /// Guards: an agent's report is written by name alone.
@@ -77,20 +83,20 @@ pub enum Mutation {
     InterruptUnlooked,
     /// Endings: the phase of a failed wave hides that it runs.
     ErroringHidesRunning,
-    /// Endings: a lease's deletion does not stop the agent.
-    DeletionIgnored,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 40] = [
         Self::OldRevisionGranted,
         Self::GrantFromResponse,
         Self::UngrantedUncounted,
         Self::CreatingUncounted,
         Self::GrantInMidList,
         Self::GrantUnstamped,
+        Self::StampFromCache,
         Self::InstalledUnchecked,
+        Self::ResultUnchecked,
         Self::GrantByApply,
         Self::CreateReplaces,
         Self::AcceptUnguarded,
@@ -104,6 +110,7 @@ impl Mutation {
         Self::BootUnrefreshed,
         Self::BootUnchecked,
         Self::ReleaseUnrecorded,
+        Self::ResultOfEarlierLease,
         Self::StampUnmoved,
         Self::ReportByName,
         Self::ReportUnguarded,
@@ -121,6 +128,5 @@ impl Mutation {
         Self::GoneFromCache,
         Self::InterruptUnlooked,
         Self::ErroringHidesRunning,
-        Self::DeletionIgnored,
     ];
 }

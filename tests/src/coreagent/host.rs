@@ -1,0 +1,80 @@
+//! The faked host: what is on its disk, and what happened there.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use skyhook_nodeagent::journal::State;
+use skyhook_nodeagent::report::HostFacts;
+
+/// How the host behaves.
+#[derive(Clone, Debug)]
+pub struct HostScript {
+    pub namespace: String,
+    /// How long a step takes.
+    pub step_time: Duration,
+    /// Steps that fail: package to how often.
+    pub failures: BTreeMap<String, u32>,
+}
+
+impl Default for HostScript {
+    fn default() -> Self {
+        Self {
+            namespace: "skyhook".into(),
+            step_time: Duration::ZERO,
+            failures: BTreeMap::new(),
+        }
+    }
+}
+
+/// What is on the host's disk, and what happened there: outlives the agent.
+#[derive(Clone, Debug)]
+pub struct FakeHost {
+    inner: Arc<Mutex<Disk>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) journal: State,
+    pub(super) facts: HostFacts,
+    pub(super) boots: u32,
+    pub(super) script: HostScript,
+    pub(super) ledger: Vec<String>,
+}
+
+impl FakeHost {
+    /// A host with an empty disk.
+    #[must_use]
+    pub fn new(node: &str, script: HostScript) -> Self {
+        let facts = HostFacts {
+            boot_id: crate::bench::boot_id(node),
+            machine_id: node.to_owned(),
+            agent_version: "test".to_owned(),
+        };
+        let disk = Disk {
+            journal: State::default(),
+            facts,
+            boots: 0,
+            script,
+            ledger: Vec::new(),
+        };
+        Self {
+            inner: Arc::new(Mutex::new(disk)),
+        }
+    }
+
+    /// Everything that ran there, as `package|version stage[-check]` or `interrupt …`, in order.
+    #[must_use]
+    pub fn ledger(&self) -> Vec<String> {
+        self.with(|disk| disk.ledger.clone())
+    }
+
+    /// Changes how the host behaves.
+    pub fn change(&self, change: impl FnOnce(&mut HostScript)) {
+        self.with(|disk| change(&mut disk.script));
+    }
+
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Disk) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,276 @@
+//! A whole cluster but for its hosts: real API server, real coordinator, the agents' real core on faked hosts.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Client, ResourceExt as _};
+use serde_json::{Value, json};
+use skyhook_coordinator::config::Settings;
+use skyhook_crds::installed::{PackageStates, parse_states};
+use skyhook_crds::{InterruptionLease, Skyhook, names};
+use skyhook_integration::rollout::is_complete;
+
+use crate::bench::{Fixture, InProcess};
+use crate::coreagent::{CoreAgent, FakeHost, HostScript};
+
+/// How long anything may take here.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The cluster.
+pub struct World {
+    pub fixture: Fixture,
+    pub client: Client,
+    pub coordinator: InProcess,
+    hosts: BTreeMap<String, (FakeHost, CoreAgent)>,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World")
+            .field("hosts", &self.hosts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl World {
+    /// Starts one without nodes.
+    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let fixture = Fixture::start().await?;
+        let client = fixture.client.clone();
+        let coordinator = InProcess::start(client.clone(), settings);
+        Ok(Self {
+            fixture,
+            client,
+            coordinator,
+            hosts: BTreeMap::new(),
+        })
+    }
+
+    /// Adds a node that is labelled `test: LABEL`, with its agent.
+    pub async fn node(
+        &mut self,
+        name: &str,
+        label: &str,
+        script: HostScript,
+    ) -> anyhow::Result<FakeHost> {
+        let uid = self.fixture.node(name, &[("test", label)]).await?;
+        let host = FakeHost::new(name, script);
+        let agent = CoreAgent::start(self.client.clone(), name, &uid, &host);
+        self.hosts.insert(name.to_owned(), (host.clone(), agent));
+        Ok(host)
+    }
+
+    /// Applies a Skyhook for the nodes labelled `test: LABEL`, as `kubectl apply` would.
+    pub async fn apply(&self, name: &str, label: &str, mut spec: Value) -> anyhow::Result<()> {
+        spec["nodeSelectors"] = json!({ "matchLabels": { "test": label } });
+        let skyhooks: Api<Skyhook> = Api::all(self.client.clone());
+        let manifest = json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook",
+            "metadata": { "name": name }, "spec": spec,
+        });
+        let params = PatchParams::apply("test").force();
+        skyhooks
+            .patch(name, &params, &Patch::Apply(manifest))
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until the Skyhook is complete at its current generation.
+    pub async fn complete(&self, name: &str) -> anyhow::Result<Skyhook> {
+        self.skyhook_until(name, "complete", is_complete).await
+    }
+
+    /// Waits until the Skyhook is as it should be.
+    pub async fn skyhook_until(
+        &self,
+        name: &str,
+        what: &str,
+        is_met: impl Fn(&Skyhook) -> bool,
+    ) -> anyhow::Result<Skyhook> {
+        self.fixture
+            .until(name, PATIENCE, is_met)
+            .await
+            .with_context(|| format!("waiting for {name}: {what}"))
+    }
+
+    /// Waits until a lease is as it should be.
+    pub async fn lease_until(
+        &self,
+        node: &str,
+        what: &str,
+        is_met: impl Fn(Option<&InterruptionLease>) -> bool,
+    ) -> anyhow::Result<()> {
+        let leases: Api<InterruptionLease> = Api::all(self.client.clone());
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let lease = leases.get_opt(node).await?;
+            if is_met(lease.as_ref()) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("lease of {node} did not get there: {what}: {lease:#?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The Node as it is.
+    pub async fn get_node(&self, name: &str) -> anyhow::Result<Node> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        Ok(nodes.get(name).await?)
+    }
+
+    /// An annotation of a Node.
+    pub async fn annotation(&self, node: &str, key: &str) -> anyhow::Result<Option<String>> {
+        Ok(self.get_node(node).await?.annotations().get(key).cloned())
+    }
+
+    /// Sets or removes an annotation of a Node, as somebody else would.
+    pub async fn annotate(&self, node: &str, key: &str, value: Option<&str>) -> anyhow::Result<()> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let body = json!({ "metadata": { "annotations": { key: value } } });
+        nodes
+            .patch(node, &PatchParams::default(), &Patch::Merge(&body))
+            .await?;
+        Ok(())
+    }
+
+    /// Sets or removes an annotation of a Skyhook.
+    pub async fn annotate_skyhook(
+        &self,
+        name: &str,
+        key: &str,
+        value: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let skyhooks: Api<Skyhook> = Api::all(self.client.clone());
+        let body = json!({ "metadata": { "annotations": { key: value } } });
+        skyhooks
+            .patch(name, &PatchParams::default(), &Patch::Merge(&body))
+            .await?;
+        Ok(())
+    }
+
+    /// Package states of a Node, as `name|version` to `stage/state`.
+    pub async fn states(
+        &self,
+        node: &str,
+        skyhook: &str,
+    ) -> anyhow::Result<BTreeMap<String, String>> {
+        let key = names::node_state(skyhook);
+        let states: PackageStates =
+            parse_states(&key, self.annotation(node, &key).await?.as_deref())?;
+        Ok(states
+            .into_iter()
+            .map(|(key, s)| (key, format!("{}/{}", s.stage, s.state)))
+            .collect())
+    }
+
+    /// Fails unless the package states of a Node are these.
+    pub async fn expect_states(
+        &self,
+        node: &str,
+        skyhook: &str,
+        want: &[(&str, &str)],
+    ) -> anyhow::Result<()> {
+        let want: BTreeMap<String, String> = want
+            .iter()
+            .map(|(key, state)| ((*key).to_owned(), (*state).to_owned()))
+            .collect();
+        let got = self.states(node, skyhook).await?;
+        ensure!(
+            got == want,
+            "package states of {node}: {got:?}, not {want:?}"
+        );
+        Ok(())
+    }
+
+    /// Fails unless label, annotation and conditions of a Node say that the Skyhook is complete there, and no cordon,
+    /// mark or lease of ours is left.
+    pub async fn expect_settled(&self, node: &str, skyhook: &str) -> anyhow::Result<()> {
+        self.lease_until(node, "released", |lease| lease.is_none())
+            .await?;
+        let object = self.get_node(node).await?;
+        let status = names::status(skyhook);
+        let said = |map: &BTreeMap<String, String>| map.get(&status).cloned().unwrap_or_default();
+        ensure!(
+            said(object.labels()) == "complete",
+            "label of {node}: {:?}",
+            object.labels()
+        );
+        ensure!(
+            said(object.annotations()) == "complete",
+            "annotations of {node}: {:?}",
+            object.annotations()
+        );
+        let version = object
+            .annotations()
+            .get(&names::version(skyhook))
+            .map(String::len)
+            .unwrap_or_default();
+        ensure!(version >= 6, "version annotation of {node}");
+        let conditions = object
+            .status
+            .as_ref()
+            .and_then(|s| s.conditions.clone())
+            .unwrap_or_default();
+        for (type_, status, reason) in [
+            (names::not_ready_condition(skyhook), "False", "Complete"),
+            (names::erroring_condition(skyhook), "False", "Not Erroring"),
+        ] {
+            let found = conditions.iter().any(|c| {
+                c.type_ == type_ && c.status == status && c.reason.as_deref() == Some(reason)
+            });
+            ensure!(
+                found,
+                "condition {type_} of {node} is not {status}/{reason}: {conditions:?}"
+            );
+        }
+        let cordoned = object
+            .spec
+            .as_ref()
+            .and_then(|s| s.unschedulable)
+            .unwrap_or(false);
+        ensure!(!cordoned, "{node} is still cordoned");
+        let marks: Vec<&String> = object
+            .annotations()
+            .keys()
+            .filter(|key| key.contains("cordon"))
+            .collect();
+        ensure!(marks.is_empty(), "{node} still carries {marks:?}");
+        Ok(())
+    }
+
+    /// Creates a running pod on a node that goes at once when it is evicted.
+    pub async fn pod(&self, name: &str, node: &str, labels: &[(&str, &str)]) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let labels: BTreeMap<&str, &str> = labels.iter().copied().collect();
+        let pod = serde_json::from_value(json!({
+            "metadata": { "name": name, "labels": labels },
+            "spec": {
+                "nodeName": node, "terminationGracePeriodSeconds": 0,
+                "containers": [{ "name": "c", "image": "example.com/c" }],
+            },
+        }))?;
+        pods.create(&PostParams::default(), &pod).await?;
+        let running = json!({ "status": { "phase": "Running" } });
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&running))
+            .await?;
+        Ok(())
+    }
+
+    /// Whether a pod is there.
+    pub async fn has_pod(&self, name: &str) -> anyhow::Result<bool> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        Ok(pods.get_opt(name).await?.is_some())
+    }
+
+    /// Deletes a pod.
+    pub async fn delete_pod(&self, name: &str) -> anyhow::Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        pods.delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,181 @@
+//! What others write to Nodes and Skyhooks: edits, forgeries, pauses.
+
+use super::*;
+
+pub(crate) async fn cleanup(world: &mut World) -> anyhow::Result<()> {
+    let one = world.node("cleanup-1", "cleanup", slow()).await?;
+    let two = world.node("cleanup-2", "cleanup", slow()).await?;
+    let spec = |foo: &str| {
+        json!({ "packages": {
+            "aa": package("1.2.3", json!({})),
+            "bb": package("1.2", json!({ "dependsOn": { "aa": "1.2.3" }, "configMap": { "foo": foo }, "gracefulShutdown": "46s" })),
+        } })
+    };
+    world.apply("cleanup", "cleanup", spec("bar")).await?;
+    world.complete("cleanup").await?;
+    world.apply("cleanup", "cleanup", spec("buz")).await?;
+    world.complete("cleanup").await?;
+    for host in [&one, &two] {
+        ensure!(
+            times(host, "bb|1.2 apply") == 1 && times(host, "bb|1.2 config") == 2,
+            "config only: {:#?}",
+            host.ledger()
+        );
+    }
+    for host in [&one, &two] {
+        host.change(|script| {
+            script.failures.insert("bb".into(), u32::MAX);
+        });
+    }
+    world.apply("cleanup", "cleanup", spec("bur")).await?;
+    world
+        .skyhook_until("cleanup", "both nodes erroring", |s| {
+            s.status.as_ref().is_some_and(|s| {
+                s.status == Status::Erroring
+                    && s.node_status
+                        .values()
+                        .eq([&Status::Erroring, &Status::Erroring])
+            })
+        })
+        .await?;
+    world
+        .annotate("cleanup-1", &names::node_state("cleanup"), None)
+        .await?;
+    for _ in 0..600 {
+        let states = world.states("cleanup-1", "cleanup").await?;
+        if states.get("bb|1.2").is_some_and(|s| s == "apply/erroring") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let complete = "config/complete";
+    world
+        .expect_states(
+            "cleanup-1",
+            "cleanup",
+            &[("aa|1.2.3", complete), ("bb|1.2", "apply/erroring")],
+        )
+        .await?;
+    world
+        .expect_states(
+            "cleanup-2",
+            "cleanup",
+            &[("aa|1.2.3", complete), ("bb|1.2", "config/erroring")],
+        )
+        .await?;
+    ensure!(
+        times(&one, "aa|1.2.3 apply") == 2,
+        "the node starts over: {:#?}",
+        one.ledger()
+    );
+    ensure!(
+        times(&two, "aa|1.2.3 apply") == 1,
+        "the other does not: {:#?}",
+        two.ledger()
+    );
+    Ok(())
+}
+
+/// Whoever may create pods cannot forge package states.
+pub(crate) async fn forged_pods(world: &mut World) -> anyhow::Result<()> {
+    world.node("forged-1", "forged", slow()).await?;
+    world
+        .pod(
+            "forged",
+            "forged-1",
+            &[
+                ("skyhook.nvidia.com/name", "forged"),
+                ("skyhook.nvidia.com/package", "foobar-1.2.3"),
+            ],
+        )
+        .await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let annotation = world
+        .annotation("forged-1", &names::node_state("forged"))
+        .await?;
+    ensure!(annotation.is_none(), "{annotation:?}");
+    Ok(())
+}
+
+pub(crate) async fn lifecycle(world: &mut World) -> anyhow::Result<()> {
+    let host = world.node("lifecycle-1", "lifecycle", slow()).await?;
+    let spec = |version: &str| json!({ "packages": { "pkg": package(version, json!({})) } });
+    world.apply("lifecycle", "lifecycle", spec("1.0.0")).await?;
+    world.complete("lifecycle").await?;
+    let status_is =
+        |want: Status| move |s: &Skyhook| s.status.as_ref().is_some_and(|s| s.status == want);
+
+    world
+        .annotate_skyhook("lifecycle", names::PAUSE, Some("true"))
+        .await?;
+    world
+        .skyhook_until("lifecycle", "paused", status_is(Status::Paused))
+        .await?;
+    world.apply("lifecycle", "lifecycle", spec("1.1.0")).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ensure!(
+        times(&host, "pkg|1.1.0 upgrade") == 0,
+        "paused: nothing starts"
+    );
+    world
+        .annotate_skyhook("lifecycle", names::DISABLE, Some("true"))
+        .await?;
+    world
+        .annotate_skyhook("lifecycle", names::PAUSE, None)
+        .await?;
+    world
+        .skyhook_until("lifecycle", "disabled", status_is(Status::Disabled))
+        .await?;
+    ensure!(
+        times(&host, "pkg|1.1.0 upgrade") == 0,
+        "disabled: nothing starts"
+    );
+    world
+        .annotate_skyhook("lifecycle", names::DISABLE, None)
+        .await?;
+    world.complete("lifecycle").await?;
+    ensure!(
+        times(&host, "pkg|1.1.0 upgrade") == 1,
+        "{:#?}",
+        host.ledger()
+    );
+
+    // `package rerun --stage config` and `node reset` of the command line, which write annotations.
+    let key = names::node_state("lifecycle");
+    let rerun = world
+        .annotation("lifecycle-1", &key)
+        .await?
+        .unwrap_or_default()
+        .replace("complete", "in_progress");
+    world.annotate("lifecycle-1", &key, Some(&rerun)).await?;
+    let ran = |what: &'static str, count: usize| times(&host, what) >= count;
+    for _ in 0..200 {
+        if ran("pkg|1.1.0 config", 2) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    ensure!(
+        ran("pkg|1.1.0 config", 2),
+        "the edit is obeyed: {:#?}",
+        host.ledger()
+    );
+    world.complete("lifecycle").await?;
+    world
+        .lease_until("lifecycle-1", "released", |lease| lease.is_none())
+        .await?;
+    world.annotate("lifecycle-1", &key, None).await?;
+    for _ in 0..200 {
+        if ran("pkg|1.1.0 apply", 1) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    ensure!(
+        ran("pkg|1.1.0 apply", 1),
+        "reset: everything is applied again: {:#?}",
+        host.ledger()
+    );
+    world.complete("lifecycle").await?;
+    world.expect_settled("lifecycle-1", "lifecycle").await
+}
