@@ -296,6 +296,3 @@ fn end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

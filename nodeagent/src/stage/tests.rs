@@ -1,1 +1,245 @@
+use std::os::unix::fs::symlink;
 
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+
+fn step(more: Value) -> Value {
+    let mut step = json!({
+        "name": "step", "path": "step.sh", "arguments": [], "returncodes": [0],
+        "on_host": true, "idempotence": false, "upgrade_step": false,
+    });
+    for (key, value) in more.as_object().unwrap() {
+        step[key] = value.clone();
+    }
+    step
+}
+
+/// A host with the package's files in its copy directory, as after unpacking.
+struct TestHost {
+    directory: TempDir,
+}
+
+impl TestHost {
+    fn new(modes: Value) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let test = Self { directory };
+        let config = json!({
+            "schema_version": "v1", "package_name": "a_name", "package_version": "1.2.3",
+            "expected_config_files": [], "modes": modes,
+        });
+        test.put("config.json", &config.to_string());
+        test.put("skyhook_dir/step.sh", "#!/bin/bash\n");
+        test
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.directory
+            .path()
+            .join("var/lib/skyhook/s/aa-1.0.0-uid-4")
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        let path = self.copy().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn input(&self, stage: Stage) -> StageInput {
+        StageInput {
+            host: Host {
+                root: self.directory.path().to_owned(),
+            },
+            layout: Layout {
+                copy_root: "/var/lib/skyhook".into(),
+                log_root: "/var/log/skyhook".into(),
+            },
+            skyhook: SkyhookRef {
+                name: "s".into(),
+                uid: "uid".into(),
+                generation: 4,
+            },
+            package: Package {
+                name: "aa".into(),
+                version: "1.0.0".into(),
+                ..Package::default()
+            },
+            stage,
+            half: Half::Main,
+            digest: None,
+            store: None,
+            env: Vec::new(),
+            metadata: BTreeMap::new(),
+            previous: None,
+        }
+    }
+
+    fn prepare(&self, stage: Stage) -> Prepared {
+        prepare(self.input(stage)).unwrap()
+    }
+}
+
+fn modes(more: Value) -> Value {
+    let one = |more: &Value| json!([step(more.clone())]);
+    json!({
+        "apply": one(&more), "apply-check": one(&json!({})),
+        "config": one(&more), "config-check": one(&json!({})),
+        "uninstall": one(&more), "uninstall-check": one(&json!({})),
+        "upgrade": [step(json!({"upgrade_step": true}))], "upgrade-check": one(&json!({})),
+        "post-interrupt": one(&more), "post-interrupt-check": one(&json!({})),
+    })
+}
+
+#[test]
+fn flags_pass_over_what_the_reference_passes_over() {
+    for (stage, idempotence, always, runs) in [
+        (Stage::Apply, false, "false", false),
+        (Stage::Apply, true, "false", true),
+        (Stage::Apply, false, "true", true),
+        (Stage::PostInterrupt, false, "false", false),
+        (Stage::Config, false, "false", true),
+        (Stage::Uninstall, false, "false", true),
+    ] {
+        let host = TestHost::new(modes(json!({ "idempotence": idempotence })));
+        let mut input = host.input(stage);
+        input.env = vec![("OVERLAY_ALWAYS_RUN_STEP".into(), always.into())];
+        let first = prepare(input.clone()).unwrap();
+        assert_eq!(first.plan.main, [true], "{stage}: nothing ran yet");
+        first.note_step(Half::Main, 0, false).unwrap();
+        let second = prepare(input.clone()).unwrap();
+        assert_eq!(second.plan.main, [true], "{stage}: it failed");
+        second.note_step(Half::Main, 0, true).unwrap();
+        let third = prepare(input).unwrap();
+        assert_eq!(third.plan.main, [runs], "{stage} {idempotence} {always}");
+        assert_eq!(third.plan.checks, 1);
+    }
+}
+
+#[test]
+fn an_uninstalled_package_has_no_flags_and_a_history() {
+    let host = TestHost::new(modes(json!({})));
+    let apply = host.prepare(Stage::Apply);
+    apply.note_step(Half::Main, 0, true).unwrap();
+    apply.note_done().unwrap();
+    apply.note_done().unwrap();
+    let root = host.directory.path().join("var/lib/skyhook/s");
+    let history = || -> Value {
+        serde_json::from_slice(&fs::read(root.join("history/a_name.json")).unwrap()).unwrap()
+    };
+    assert_eq!(history()["current-version"], "1.2.3");
+    assert_eq!(history()["history"].as_array().unwrap().len(), 1);
+    assert!(root.join("flags/a_name/1.2.3/step.sh_W11fWzBd").exists());
+    assert!(root.join("flags/apply_ALL_CHECKED").exists());
+
+    host.prepare(Stage::Uninstall).note_done().unwrap();
+    assert_eq!(history()["current-version"], "uninstalled");
+    assert!(!root.join("flags/a_name/1.2.3").exists());
+    // A corrupt history is kept aside.
+    fs::write(root.join("history/a_name.json"), "{").unwrap();
+    let upgrade = host.prepare(Stage::Upgrade);
+    assert_eq!(
+        upgrade.spec(Half::Main, 0).unwrap().arguments,
+        ["unknown", "1.2.3"]
+    );
+    assert!(root.join("history/a_name.json.backup").exists());
+}
+
+#[test]
+fn environment_and_arguments() {
+    let host = TestHost::new(modes(json!({
+        "arguments": ["plain", "env:WHO"], "env": {"FROM": "step", "STEP_ROOT": "not this"},
+    })));
+    let mut input = host.input(Stage::Apply);
+    input.env = vec![
+        ("WHO".into(), "me".into()),
+        ("FROM".into(), "package".into()),
+        ("SKYHOOK_RESOURCE_ID".into(), "not this".into()),
+        ("SKYHOOK_AGENT_BUFFER_LIMIT".into(), "100".into()),
+    ];
+    let spec = prepare(input).unwrap().spec(Half::Main, 0).unwrap();
+    assert_eq!(spec.arguments, ["plain", "me"]);
+    assert_eq!(spec.buffer_limit, 100);
+    let copy = "/var/lib/skyhook/s/aa-1.0.0-uid-4";
+    assert_eq!(spec.program, format!("{copy}/skyhook_dir/step.sh"));
+    assert_eq!(spec.working_directory, copy);
+    let env: BTreeMap<_, _> = spec.environment.into_iter().collect();
+    for (name, value) in [
+        ("FROM", "step"),
+        ("STEP_ROOT", "/var/lib/skyhook/s/aa-1.0.0-uid-4/skyhook_dir"),
+        ("SKYHOOK_DIR", copy),
+        ("SKYHOOK_RESOURCE_ID", "s-uid-4_aa_1.0.0"),
+        ("SKYHOOK_ROOT_DIR", "/var/lib/skyhook/s"),
+        ("SKYHOOK_LOG_DIR", "/var/log/skyhook/s"),
+    ] {
+        assert_eq!(env[name], value, "{name}");
+    }
+    assert!(env["PATH"].contains("/sbin"));
+    let log = spec.log.unwrap();
+    assert_eq!(log.directory, Path::new("/var/log/skyhook/s/a_name/1.2.3"));
+
+    let missing = host.prepare(Stage::Apply).spec(Half::Main, 0).unwrap_err();
+    assert_eq!(
+        missing.to_string(),
+        "step step: argument env:WHO names a variable that is not set"
+    );
+}
+
+#[test]
+fn config_files_are_exact_and_what_steps_made_stays() {
+    let host = TestHost::new(modes(json!({})));
+    let mut input = host.input(Stage::Config);
+    input.package.config_map = [("a.sh".to_owned(), "one\n".to_owned())].into();
+    prepare(input.clone()).unwrap();
+    host.put("configmaps/made-by-a-step", "kept");
+    fs::remove_file(host.copy().join("configmaps/a.sh")).unwrap();
+    symlink("/etc/passwd", host.copy().join("configmaps/a.sh")).unwrap();
+    prepare(input).unwrap();
+    let read = |name: &str| fs::read_to_string(host.copy().join("configmaps").join(name)).unwrap();
+    assert_eq!(
+        (read("a.sh"), read("made-by-a-step")),
+        ("one\n".into(), "kept".into())
+    );
+    assert!(!host.copy().join("configmaps/a.sh").is_symlink());
+
+    let bare = TestHost::new(modes(json!({})));
+    bare.prepare(Stage::Apply);
+    assert!(!bare.copy().join("configmaps").exists());
+}
+
+#[test]
+fn root_dir_is_laid_over_the_host_inside_its_root() {
+    let host = TestHost::new(modes(json!({})));
+    host.put("root_dir/lib/deep/file", "content");
+    host.put("root_dir/escape/file", "content");
+    let path = host.copy().join("root_dir/lib/deep/file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o751)).unwrap();
+    let root = host.directory.path();
+    fs::create_dir_all(root.join("usr/lib")).unwrap();
+    symlink("usr/lib", root.join("lib")).unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    symlink(outside.path(), root.join("escape")).unwrap();
+    host.prepare(Stage::Apply);
+    let copied = fs::metadata(root.join("usr/lib/deep/file")).unwrap();
+    assert_eq!(copied.permissions().mode() & 0o7777, 0o751);
+    assert_eq!(
+        copied.modified().unwrap(),
+        fs::metadata(&path).unwrap().modified().unwrap()
+    );
+    assert_eq!(
+        fs::read_dir(outside.path()).unwrap().count(),
+        0,
+        "it got out"
+    );
+
+    let uninstalling = TestHost::new(modes(json!({})));
+    uninstalling.put("root_dir/file", "content");
+    uninstalling.prepare(Stage::Uninstall);
+    assert!(!uninstalling.directory.path().join("file").exists());
+}
+
+#[test]
+fn a_stage_that_the_package_does_not_have_is_done_at_once() {
+    let host = TestHost::new(json!({"apply": [step(json!({}))], "apply-check": [step(json!({}))]}));
+    assert_eq!(host.prepare(Stage::Upgrade).plan, StepPlan::default());
+}

@@ -1,0 +1,213 @@
+//! Interrupts on a real host, carried out over D-Bus.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use serde_json::{Value, json};
+use skyhook_crds::Skyhook;
+use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::host::Host;
+use skyhook_integration::registry::Image;
+use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
+use skyhook_integration::skip::hosts_can_run;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn interrupting(name: &str, image: &Image, interrupt: &Value) -> Value {
+    skyhook(
+        name,
+        "sleeper",
+        image,
+        1,
+        &json!({ "interrupt": interrupt }),
+    )
+}
+
+async fn complete(cluster: &Cluster, manifest: &Value) -> Result<()> {
+    let name = manifest["metadata"]["name"].as_str().context("name")?;
+    apply(cluster.client(), manifest).await?;
+    wait_complete(cluster.client(), name, 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    let node = Api::<Node>::all(cluster.client()).get("worker-1").await?;
+    let cordoned = node.spec.and_then(|s| s.unschedulable).unwrap_or(false);
+    ensure!(!cordoned, "{name}: the cordon was not given back");
+    Ok(())
+}
+
+/// Identifies one run of a unit.
+async fn invocation(host: &Host, unit: &str) -> Result<String> {
+    host.exec([
+        "systemctl",
+        "show",
+        "--property=InvocationID",
+        "--value",
+        unit,
+    ])
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_are_restarted_whatever_they_carry() -> Result<()> {
+    if !hosts_can_run("services_are_restarted_whatever_they_carry").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("sleeper").await?;
+    let host = &cluster.worker("worker-1")?.host;
+    for (name, services) in [
+        ("plain", vec!["cron", "rsyslog.service"]),
+        ("bus", vec!["dbus"]),
+        ("journal", vec!["systemd-journald"]),
+    ] {
+        let mut before = Vec::new();
+        for unit in &services {
+            before.push(invocation(host, unit).await?);
+        }
+        let interrupt = json!({"type": "service", "services": services});
+        complete(&cluster, &interrupting(name, &image, &interrupt)).await?;
+        for (unit, before) in services.iter().zip(before) {
+            let after = invocation(host, unit).await?;
+            ensure!(after != before, "{unit} was not restarted");
+        }
+    }
+    for (name, kind) in [("nothing", "noop"), ("all", "restartAllServices")] {
+        complete(
+            &cluster,
+            &interrupting(name, &image, &json!({"type": kind})),
+        )
+        .await?;
+    }
+
+    host.write(
+        "/etc/systemd/system/broken.service",
+        "[Service]\nType=oneshot\nExecStart=/bin/false\n",
+    )?;
+    host.sh("systemctl mask --now rsyslog.service").await?;
+    for (name, unit, word) in [
+        ("failing", "broken", "broken.service"),
+        ("missing", "no-such-unit", "not-found"),
+        ("masked", "rsyslog", "masked"),
+    ] {
+        let interrupt = json!({"type": "service", "services": [unit]});
+        apply(cluster.client(), &interrupting(name, &image, &interrupt)).await?;
+        let says = |s: &Skyhook| {
+            let reasons = s.status.as_ref().map(|s| &s.node_reasons);
+            serde_json::to_string(&reasons).is_ok_and(|text| text.contains(word))
+        };
+        wait_for(cluster.client(), name, word, MINUTE, says)
+            .await
+            .with_context(|| cluster.logs())?;
+        let disable = [
+            "annotate",
+            "skyhook",
+            name,
+            "skyhook.nvidia.com/disable=true",
+        ];
+        cluster.plane.kubectl(&disable).await?;
+        released(&cluster).await?;
+    }
+    Ok(())
+}
+
+async fn released(cluster: &Cluster) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let leases = ["get", "interruptionleases", "-o", "name"];
+        if cluster.plane.kubectl(&leases).await?.trim().is_empty() {
+            return Ok(());
+        }
+        ensure!(
+            begin.elapsed() < 2 * MINUTE,
+            "the slot is kept: {}",
+            cluster.logs()
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_packages_share_one_reboot() -> Result<()> {
+    if !hosts_can_run("two_packages_share_one_reboot").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("sleeper").await?;
+    let shell = cluster.push("shellscript").await?;
+    let host = &cluster.worker("worker-1")?.host;
+    let before = host.current()?;
+    let mut manifest = interrupting("rebooting", &image, &json!({"type": "reboot"}));
+    manifest["spec"]["packages"]["other"] = json!({
+        "version": shell.version,
+        "image": shell.repository,
+        "interrupt": {"type": "service", "services": ["cron"]},
+        "configMap": {
+            "config.sh": "cat /proc/sys/kernel/random/boot_id >>/boots\n",
+            "post_interrupt.sh": "cat /proc/sys/kernel/random/boot_id >>/boots\n",
+        },
+    });
+    complete(&cluster, &manifest).await?;
+    let after = host.current()?;
+    ensure!(after.count == before.count + 1, "{before:?} then {after:?}");
+    let boots = host.read("/boots")?;
+    let boots: Vec<&str> = boots.lines().collect();
+    assert_eq!(boots, [before.id.as_str(), after.id.as_str()]);
+    let log = host.read("/var/lib/sleeper/log")?;
+    for mode in ["apply", "config", "post-interrupt", "post-interrupt-check"] {
+        let ends = log
+            .lines()
+            .filter(|l| *l == format!("{mode} end 0"))
+            .count();
+        assert_eq!(ends, 1, "{mode}: {log}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_in_the_middle_of_a_reboot_is_the_reboot() -> Result<()> {
+    if !hosts_can_run("a_power_cut_in_the_middle_of_a_reboot_is_the_reboot").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("sleeper").await?;
+    let worker = cluster.worker("worker-1")?;
+    let before = worker.host.current()?;
+    // Something that holds the shutdown up, so that the cut comes into the middle.
+    worker.host.write(
+        "/etc/systemd/system/slow.service",
+        "[Service]\nExecStart=/bin/sleep infinity\nExecStop=/bin/sleep 60\nTimeoutStopSec=90\n",
+    )?;
+    worker
+        .host
+        .sh("systemctl daemon-reload; systemctl start slow")
+        .await?;
+    apply(
+        cluster.client(),
+        &interrupting("rebooting", &image, &json!({"type": "reboot"})),
+    )
+    .await?;
+    let begin = Instant::now();
+    while worker
+        .host
+        .sh("systemctl is-system-running | grep -q stopping")
+        .await
+        .is_err()
+    {
+        ensure!(
+            begin.elapsed() < MINUTE,
+            "it does not go down: {}",
+            cluster.logs()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    worker.host.kill().await?;
+    worker.host.boot().await?;
+    wait_complete(cluster.client(), "rebooting", 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    let after = worker.host.current()?;
+    ensure!(after.count == before.count + 1, "{before:?} then {after:?}");
+    Ok(())
+}

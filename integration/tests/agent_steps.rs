@@ -1,0 +1,245 @@
+//! Steps on a real host: what they may do to it and to the agent, and what they find there.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use skyhook_crds::{Skyhook, Status};
+use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::host::Host;
+use skyhook_integration::registry::Image;
+use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
+use skyhook_integration::skip::hosts_can_run;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The package `shellscript` with these scripts, by name without `.sh`.
+fn scripts(name: &str, image: &Image, scripts: &[(&str, &str)], more: Value) -> Value {
+    let config: BTreeMap<String, String> = scripts
+        .iter()
+        .map(|(name, text)| (format!("{name}.sh"), format!("#!/bin/bash\n{text}\n")))
+        .collect();
+    let mut package = more;
+    package["configMap"] = json!(config);
+    skyhook(name, "scripts", image, 1, &package)
+}
+
+async fn complete(cluster: &Cluster, manifest: &Value) -> Result<()> {
+    let name = manifest["metadata"]["name"].as_str().context("name")?;
+    apply(cluster.client(), manifest).await?;
+    wait_complete(cluster.client(), name, MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_may_do_what_they_like_to_the_host() -> Result<()> {
+    if !hosts_can_run("steps_may_do_what_they_like_to_the_host").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("shellscript").await?;
+    let host = &cluster.worker("worker-1")?.host;
+
+    leave_a_daemon(&cluster, &image, host).await?;
+    print_a_gigabyte(&cluster, &image, host).await?;
+    restart_the_agent(&cluster, &image, host).await?;
+    find_what_packages_need(&cluster, &image, host).await?;
+    limits(&cluster, &image, host).await?;
+    secrets(&cluster, &image, host).await?;
+    ignore_sigterm(&cluster, &image, host).await?;
+    Ok(())
+}
+
+async fn leave_a_daemon(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let script = "nohup sleep 4242 & echo started";
+    let begin = Instant::now();
+    complete(
+        cluster,
+        &scripts("daemon", image, &[("apply", script)], json!({})),
+    )
+    .await?;
+    ensure!(
+        begin.elapsed() < Duration::from_secs(20),
+        "the daemon held the step up"
+    );
+    host.sh("pgrep -fx 'sleep 4242'").await?;
+    Ok(())
+}
+
+async fn print_a_gigabyte(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let script = "yes | head -c 1000000000";
+    complete(
+        cluster,
+        &scripts("printer", image, &[("apply", script)], json!({})),
+    )
+    .await?;
+    let size = host.sh("du -sk /var/log/skyhook/printer | cut -f1").await?;
+    let size: u64 = size.trim().parse()?;
+    ensure!(size < 40 << 10, "{size} KiB of logs");
+    Ok(())
+}
+
+async fn restart_the_agent(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let script =
+        "echo run >>/restarts; systemctl restart skyhook-agent; sleep 1; echo end >>/restarts";
+    let manifest = scripts("restarter", image, &[("apply", script)], json!({}));
+    complete(cluster, &manifest).await?;
+    assert_eq!(host.read("/restarts")?, "run\nend\n");
+    Ok(())
+}
+
+/// `packages.md`, "What a compatible runner must support", from a step's point of view.
+async fn find_what_packages_need(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let apply = r#"
+set -e
+# 2: what a step creates beside its files is there for later stages.
+echo made >"${SKYHOOK_DIR}/configmaps/tuned_profile"
+ln -sf /etc/hostname "${SKYHOOK_DIR}/a-link"
+# 4: environment.
+[ "$STEP_ROOT" = "$SKYHOOK_DIR/skyhook_dir" ]
+IFS=_ read -r id package version <<<"$SKYHOOK_RESOURCE_ID"
+[ "$package" = scripts ] && [ -n "$version" ] && [[ $id == needs-* ]]
+[ "$SKYHOOK_ROOT_DIR" = /var/lib/skyhook/needs ] && [ "$SKYHOOK_LOG_DIR" = /var/log/skyhook/needs ]
+[ "$MULTI" = $'one\ntwo' ]
+command -v sysctl >/dev/null
+# 5: surroundings.
+[ "$(id -u)" = 0 ] && [ "$PWD" = "$SKYHOOK_DIR" ]
+[ "$(readlink /proc/self/fd/0)" = /dev/null ]
+for ns in mnt uts ipc net pid cgroup; do
+    [ "$(readlink /proc/self/ns/$ns)" = "$(readlink /proc/1/ns/$ns)" ]
+done
+systemctl is-system-running >/dev/null || [ "$(systemctl is-system-running)" != offline ]
+mkdir -p /mnt/kept && mount -t tmpfs kept /mnt/kept && touch /mnt/kept/file
+# 7: outside the agent's cgroup.
+grep -q 'skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup
+! grep -q skyhook-agent.service /proc/self/cgroup
+"#;
+    let config = r#"
+set -e
+# 3: one file per key, nothing else but what a step made.
+[ "$(ls "${SKYHOOK_DIR}/configmaps")" = "$(printf '%s\n' apply.sh config.sh config_check.sh tuned_profile)" ]
+[ "$(<"${SKYHOOK_DIR}/configmaps/tuned_profile")" = made ]
+[ -f /mnt/kept/file ]
+grep -q worker-1 node-metadata/labels.json || [ -s node-metadata/labels.json ]
+grep -q '"scripts"' node-metadata/packages.json
+"#;
+    let check = "[ -f /mnt/kept/file ] && umount /mnt/kept && echo all >/needs";
+    let env = json!([{"name": "MULTI", "value": "one\ntwo"}]);
+    let all = [
+        ("apply", apply),
+        ("config", config),
+        ("config_check", check),
+    ];
+    complete(cluster, &scripts("needs", image, &all, json!({"env": env}))).await?;
+    assert_eq!(host.read("/needs")?, "all\n");
+    Ok(())
+}
+
+async fn limits(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let script = "scope=$(grep -o 'skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup | head -1)\n\
+                  systemctl show -p MemoryMax,MemoryLow,CPUQuotaPerSecUSec,CPUWeight $scope | sort >/limits";
+    let resources = json!({"cpuRequest": "250m", "cpuLimit": "1500m", "memoryRequest": "64Mi", "memoryLimit": "256Mi"});
+    let manifest = scripts(
+        "limits",
+        image,
+        &[("apply", script)],
+        json!({"resources": resources}),
+    );
+    complete(cluster, &manifest).await?;
+    assert_eq!(
+        host.read("/limits")?,
+        "CPUQuotaPerSecUSec=1.500000s\nCPUWeight=10\nMemoryLow=67108864\nMemoryMax=268435456\n"
+    );
+    Ok(())
+}
+
+/// A secret reaches the step, and nothing on the disk.
+async fn secrets(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let secret = "correct-horse-battery-staple";
+    cluster
+        .plane
+        .kubectl(&[
+            "-n",
+            "skyhook",
+            "create",
+            "secret",
+            "generic",
+            "token",
+            &format!("--from-literal=key={secret}"),
+        ])
+        .await?;
+    let rule = "apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: agent-secrets, namespace: skyhook}
+rules: [{apiGroups: [''], resources: [secrets], resourceNames: [token], verbs: [get]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: agent-secrets, namespace: skyhook}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: agent-secrets}
+subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
+";
+    skyhook_integration::install::apply(&cluster.plane, rule).await?;
+    let script = "[ ${#TOKEN} = 28 ] && [ \"$NODE\" = worker-1 ] && sleep 2";
+    let env = json!([
+        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "key"}}},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "NONE", "valueFrom": {"secretKeyRef": {"name": "token", "key": "no", "optional": true}}},
+    ]);
+    let manifest = scripts(
+        "secretive",
+        image,
+        &[("apply", script)],
+        json!({"env": env}),
+    );
+    apply(cluster.client(), &manifest).await?;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let search = format!("grep -rl {secret} /var /etc /run /tmp 2>/dev/null || true");
+    assert_eq!(host.sh(&search).await?, "", "while it runs");
+    wait_complete(cluster.client(), "secretive", MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    assert_eq!(host.sh(&search).await?, "", "afterwards");
+    Ok(())
+}
+
+/// Disabled in the middle of a step that ignores SIGTERM: it is killed after its grace.
+async fn ignore_sigterm(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let script = "trap '' TERM; echo begin >/stubborn; sleep 4343; echo end >>/stubborn";
+    let more = json!({"gracefulShutdown": "2s"});
+    let manifest = scripts("stubborn", image, &[("apply", script)], more);
+    apply(cluster.client(), &manifest).await?;
+    let begin = Instant::now();
+    while host.read("/stubborn").is_err() {
+        ensure!(
+            begin.elapsed() < MINUTE,
+            "it never began: {}",
+            cluster.logs()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let disable = json!({"metadata": {"annotations": {"skyhook.nvidia.com/disable": "true"}}});
+    Api::<Skyhook>::all(cluster.client())
+        .patch("stubborn", &PatchParams::default(), &Patch::Merge(&disable))
+        .await?;
+    let disabled = |s: &Skyhook| {
+        s.status
+            .as_ref()
+            .is_some_and(|s| s.status == Status::Disabled)
+    };
+    wait_for(cluster.client(), "stubborn", "disabled", MINUTE, disabled)
+        .await
+        .with_context(|| cluster.logs())?;
+    let begin = Instant::now();
+    while host.sh("! pgrep -fx 'sleep 4343'").await.is_err() {
+        ensure!(begin.elapsed() < MINUTE, "it goes on: {}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(host.read("/stubborn")?, "begin\n");
+    Ok(())
+}
