@@ -94,7 +94,7 @@ async fn restart(bus: &Bus, unit: &str) -> Result<(), InterruptError> {
         Ok(result) => return Err(failed(format!("the restart's result is {result}"))),
         Err(e) if e.is_bus_lost() => {
             bus.reconnect(BUS_AWAY).await?;
-            return await_new_invocation(bus, unit, &before).await;
+            return await_new_start(bus, unit, &before).await;
         }
         Err(e) => return Err(e.into()),
     }
@@ -106,16 +106,12 @@ async fn restart(bus: &Bus, unit: &str) -> Result<(), InterruptError> {
 }
 
 /// The bus was lost with the job: the unit's state is the truth.
-async fn await_new_invocation(
-    bus: &Bus,
-    unit: &str,
-    before: &UnitState,
-) -> Result<(), InterruptError> {
+async fn await_new_start(bus: &Bus, unit: &str, before: &UnitState) -> Result<(), InterruptError> {
     let deadline = Instant::now() + BUS_AWAY;
     loop {
         let now = bus.unit_state(unit).await?;
         let problem = match now.active.as_str() {
-            "active" if now.invocation != before.invocation => return Ok(()),
+            "active" if now.active_since != before.active_since => return Ok(()),
             "failed" => Some("it failed after the restart".to_owned()),
             state if Instant::now() >= deadline => {
                 Some(format!("it is {state} and was not started anew"))

@@ -92,8 +92,6 @@ trait Unit {
     fn load_state(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn active_enter_timestamp_monotonic(&self) -> zbus::Result<u64>;
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn invocation_id(&self) -> zbus::Result<Vec<u8>>;
 }
 
 /// CPU and memory of a step's scope.
@@ -249,8 +247,7 @@ impl Bus {
             Ok(UnitState {
                 load: proxy.load_state().await?,
                 active: proxy.active_state().await?,
-                invocation: proxy.invocation_id().await.unwrap_or_default(),
-                active_since: proxy.active_enter_timestamp_monotonic().await.unwrap_or(0),
+                active_since: proxy.active_enter_timestamp_monotonic().await?,
             })
         };
         let state = call(&format!("state of {unit}"), state).await;
@@ -314,8 +311,7 @@ impl Bus {
 pub struct UnitState {
     pub load: String,
     pub active: String,
-    /// Another one means that it was started anew.
-    pub invocation: Vec<u8>,
+    /// Microseconds of the monotonic clock; another value means that it was started anew.
     pub active_since: u64,
 }
 

@@ -58,9 +58,11 @@ impl Agent {
                 tokio::task::spawn_local(async move {
                     let event = match interrupt::execute(&bus, &interrupt).await {
                         Ok(()) => Event::Interrupted,
-                        Err(error) => Event::InterruptFailed {
-                            reason: chain(&error),
-                        },
+                        Err(error) => {
+                            let reason = chain(&error);
+                            tracing::warn!(%reason, "the interrupt failed");
+                            Event::InterruptFailed { reason }
+                        }
                     };
                     let _sent = notes.send(Note::Event(event));
                 });

@@ -1,0 +1,208 @@
+//! `make bench-agent`: what the agent adds to what packages do. Meant for a release build of the agent.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use skyhook_integration::cluster::{Cluster, Setup, Worker};
+use skyhook_integration::registry::Image;
+use skyhook_integration::rollout::{apply, skyhook, wait_complete};
+use skyhook_integration::skip::hosts_can_run;
+use tokio::process::Command;
+use tokio::time::sleep;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const STEPS: usize = 40;
+const PACKAGES: usize = 12;
+
+/// A package whose apply has so many steps; each notes the time when it begins.
+async fn push(cluster: &Cluster, name: &str, steps: usize) -> Result<Image> {
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir(folder.path().join("skyhook_dir"))?;
+    std::fs::write(
+        folder.path().join("skyhook_dir/step.sh"),
+        "#!/bin/bash\necho \"$1 $EPOCHREALTIME\" >>/times\n",
+    )?;
+    let step = |mode: &str| {
+        json!({
+            "name": "step", "path": "step.sh", "arguments": [mode], "returncodes": [0],
+            "on_host": true, "idempotence": true, "upgrade_step": false,
+        })
+    };
+    let many: Vec<Value> = (0..steps).map(|_| step("apply")).collect();
+    let config = json!({
+        "schema_version": "v1", "package_name": name, "package_version": "1.0.0",
+        "expected_config_files": [],
+        "modes": {
+            "apply": many, "apply-check": [step("apply-check")],
+            "config": [step("config")], "config-check": [step("config-check")],
+        },
+    });
+    std::fs::write(folder.path().join("config.json"), config.to_string())?;
+    let repository = format!("bench/{name}");
+    cluster
+        .registry
+        .push_folder(folder.path(), &repository, "1.0.0")
+        .await
+}
+
+async fn run(cluster: &Cluster, manifest: &Value) -> Result<()> {
+    let name = manifest["metadata"]["name"].as_str().context("name")?;
+    apply(cluster.client(), manifest).await?;
+    wait_complete(cluster.client(), name, 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    Ok(())
+}
+
+/// Times in milliseconds at which steps of this mode began.
+fn times(worker: &Worker, mode: &str) -> Result<Vec<f64>> {
+    let text = worker.host.read("/times")?;
+    let mode = format!("{mode} ");
+    text.lines()
+        .filter_map(|line| line.strip_prefix(&mode))
+        .map(|time| Ok(time.parse::<f64>()? * 1000.0))
+        .collect()
+}
+
+/// Milliseconds that the script itself takes, started from a shell.
+async fn own_time(worker: &Worker) -> Result<f64> {
+    let script = "cd /tmp; printf '#!/bin/bash\\necho \"$1 $EPOCHREALTIME\" >>/tmp/t\\n' >s; chmod +x s; \
+                  bash -c 'a=${EPOCHREALTIME/./}; for i in {1..50}; do ./s x; done; echo $(( (${EPOCHREALTIME/./} - a) / 50 ))'";
+    Ok(worker.host.sh(script).await?.trim().parse::<f64>()? / 1000.0)
+}
+
+async fn field(worker: &Worker, pid: u32, name: &str) -> Result<u64> {
+    let script =
+        format!("cat /proc/{pid}/task/*/status | grep ^{name} | awk '{{s += $2}} END {{print s}}'");
+    Ok(worker.host.sh(&script).await?.trim().parse()?)
+}
+
+fn mib(bytes: u64) -> f64 {
+    f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) / 1024.0
+}
+
+/// Resident memory of a supervisor in the middle of its step.
+async fn supervisor(cluster: &Cluster, worker: &Worker) -> Result<f64> {
+    let image = cluster.push("sleeper").await?;
+    let env = json!({"env": [{"name": "SLEEP_LEN", "value": "5"}]});
+    apply(
+        cluster.client(),
+        &skyhook("bench-sleep", "sleeper", &image, 1, &env),
+    )
+    .await?;
+    sleep(Duration::from_secs(3)).await;
+    let script = "for p in $(pgrep -f '^skyhook-supervisor'); do grep VmRSS /proc/$p/status; done | awk '{print $2; exit}'";
+    let kib: u64 = worker.host.sh(script).await?.trim().parse()?;
+    wait_complete(cluster.client(), "bench-sleep", MINUTE).await?;
+    Ok(mib(kib << 10))
+}
+
+/// fsyncs of agent and supervisors for one package (two stages).
+async fn fsyncs(cluster: &Cluster, worker: &Worker, image: &Image) -> Result<f64> {
+    let pid = worker.agent.pid().await?;
+    let leader = worker.host.current()?.leader;
+    let output = tempfile::NamedTempFile::new()?;
+    let mut strace = Command::new("nsenter")
+        .args(["-t", &leader.to_string(), "-p", "--"])
+        .args([
+            "strace",
+            "-f",
+            "-qq",
+            "-e",
+            "trace=fsync,fdatasync,syncfs,sync_file_range",
+        ])
+        .args(["-p", &pid.to_string(), "-o"])
+        .arg(output.path())
+        .stdin(Stdio::null())
+        .spawn()?;
+    sleep(Duration::from_secs(1)).await;
+    run(
+        cluster,
+        &skyhook("bench-sync", "bench", image, 1, &json!({})),
+    )
+    .await?;
+    sleep(Duration::from_millis(500)).await;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(i32::try_from(strace.id().context("strace")?)?),
+        nix::sys::signal::Signal::SIGINT,
+    )?;
+    strace.wait().await?;
+    let calls = std::fs::read_to_string(output.path())?;
+    let calls = calls.lines().filter(|l| l.contains("sync")).count();
+    Ok(f64::from(u32::try_from(calls)?) / 2.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a benchmark: make bench-agent"]
+async fn bench_agent() -> Result<()> {
+    if !hosts_can_run("bench_agent").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let worker = cluster.worker("worker-1")?;
+    let own = own_time(worker).await?;
+    let many = push(&cluster, "many", STEPS).await?;
+    run(
+        &cluster,
+        &skyhook("bench-steps", "bench", &many, 1, &json!({})),
+    )
+    .await?;
+    let begun = times(worker, "apply")?;
+    let (first, last) = (begun[0], begun[STEPS - 1]);
+    let between = f64::from(u32::try_from(STEPS - 1)?);
+    println!("script_ms={own:.1}");
+    println!("step_overhead_ms={:.1}", (last - first) / between - own);
+
+    let one = push(&cluster, "one", 1).await?;
+    worker.host.sh("rm /times").await?;
+    let mut manifest = skyhook("bench-stages", "bench", &one, 1, &json!({}));
+    let packages: serde_json::Map<String, Value> = (0..PACKAGES)
+        .map(|n| {
+            let name = format!("bench-{}", char::from(b'a' + u8::try_from(n).unwrap_or(0)));
+            (
+                name,
+                json!({"version": one.version, "image": one.repository}),
+            )
+        })
+        .collect();
+    manifest["spec"]["packages"] = Value::Object(packages);
+    manifest["spec"]["serial"] = json!(true);
+    run(&cluster, &manifest).await?;
+    let (applied, configured) = (times(worker, "apply")?, times(worker, "config")?);
+    // From the first stage's begin to the last one's: two steps and all around them in each.
+    let stages = f64::from(u32::try_from(2 * PACKAGES - 1)?);
+    let whole = configured[PACKAGES - 1] - applied[0];
+    println!("stage_overhead_ms={:.1}", whole / stages - 2.0 * own);
+
+    println!("supervisor_mib={:.1}", supervisor(&cluster, worker).await?);
+    println!(
+        "fsyncs_per_stage={:.1}",
+        fsyncs(&cluster, worker, &one).await?
+    );
+
+    worker.agent.stop().await?;
+    worker.agent.start().await?;
+    sleep(Duration::from_secs(5)).await;
+    println!("agent_fresh_mib={:.1}", mib(worker.agent.rss().await?));
+    run(
+        &cluster,
+        &skyhook("bench-idle", "bench", &one, 1, &json!({})),
+    )
+    .await?;
+    sleep(Duration::from_secs(5)).await;
+    let pid = worker.agent.pid().await?;
+    let before = field(worker, pid, "voluntary_ctxt_switches").await?;
+    sleep(MINUTE).await;
+    let after = field(worker, pid, "voluntary_ctxt_switches").await?;
+    println!("agent_idle_mib={:.1}", mib(worker.agent.rss().await?));
+    println!("idle_wakeups_per_min={}", after - before);
+    let size = worker.host.path("/var/lib/skyhook-agent/journal");
+    println!(
+        "journal_bytes={}",
+        std::fs::metadata(Path::new(&size))?.len()
+    );
+    Ok(())
+}
