@@ -220,46 +220,4 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state(machine_id: &str) -> State {
-        State {
-            machine_id: machine_id.into(),
-            next_step: 7,
-            ..State::default()
-        }
-    }
-
-    #[test]
-    fn what_was_saved_is_read() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut journal, _) = Journal::open(directory.path()).unwrap();
-        journal.save(state("a")).unwrap();
-        let (again, aside) = Journal::open(directory.path()).unwrap();
-        assert_eq!((again.state, aside), (state("a"), None));
-    }
-
-    #[test]
-    fn a_cut_or_changed_journal_is_never_believed() {
-        let whole = encode(&state("machine")).unwrap();
-        for cut in 0..whole.len() {
-            assert_eq!(decode(&whole[..cut]), None, "cut at {cut}");
-        }
-        for at in 0..whole.len() {
-            let mut changed = whole.clone();
-            changed[at] ^= 1;
-            assert_eq!(decode(&changed), None, "changed at {at}");
-        }
-        assert_eq!(decode(&whole), Some(state("machine")));
-    }
-
-    #[test]
-    fn a_corrupt_journal_is_kept_aside() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("journal"), "rubbish").unwrap();
-        let (journal, aside) = Journal::open(directory.path()).unwrap();
-        assert_eq!(journal.state, State::default());
-        assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), "rubbish");
-    }
-}
+mod tests;

@@ -321,4 +321,4 @@ fn unpark(p: &mut Progress, name: &str, now: i64) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Tables for every way a package can go, against a host that does what it is told.
 
 mod properties;
-mod world;
+pub(crate) mod world;
 
 use std::collections::BTreeMap;
 

@@ -4,14 +4,18 @@
     reason = "this is the shell's file handling"
 )]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use skyhook_crds::Package;
+use skyhook_oci::{Store, StoreError};
 use tokio::time::sleep;
 
 use super::agent::Agent;
 use crate::host::exec::{Supervisors, is_running};
+use crate::stage::{chain, copy_dir};
 
 /// The highest number of a step that has a directory.
 pub(super) fn last_step(steps: &Path) -> u64 {
@@ -54,19 +58,173 @@ pub(super) async fn await_steps(runner: &Supervisors, steps: Vec<u64>) {
     }
 }
 
+/// What a package on the host keeps.
+struct Kept {
+    skyhook: String,
+    /// `name|version`.
+    key: String,
+    name: String,
+    /// Name of its copy directory, when the agent made one.
+    copy: Option<String>,
+}
+
 impl Agent {
     /// Removes what nothing needs any more. Best effort: it is tried again after the next lease.
     pub(super) fn keep_house(&self) {
         if let Err(error) = self.journal.prune() {
-            tracing::warn!(error = %crate::stage::chain(&error), "old revisions cannot be removed");
+            tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
+        let kept = self.kept();
         let steps = self.host.path(&self.settings.state_dir).join("steps");
-        for (id, directory) in step_directories(&steps) {
-            if !is_running(&directory)
-                && let Err(error) = fs::remove_dir_all(&directory)
+        let copies = self.host.path(&self.settings.layout.copy_root);
+        let store = self.images.store.clone();
+        tokio::task::spawn_blocking(move || {
+            for (id, directory) in step_directories(&steps) {
+                if !is_running(&directory)
+                    && let Err(error) = fs::remove_dir_all(&directory)
+                {
+                    tracing::warn!(id, %error, "a step's directory cannot be removed");
+                }
+            }
+            remove_old_copies(&copies, &kept);
+            match collect_images(&store, &kept) {
+                Ok(bytes) => tracing::info!(image_bytes = bytes, "the house is kept"),
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
+                }
+            }
+        });
+    }
+
+    fn kept(&self) -> Vec<Kept> {
+        let run = self.run().map(|run| (&run.skyhook.name, &run.entries));
+        let recorded = &self.journal.state.skyhooks;
+        recorded
+            .iter()
+            .map(|(name, record)| (name, &record.entries))
+            .chain(run)
+            .flat_map(|(skyhook, entries)| {
+                entries.iter().map(|(key, entry)| {
+                    let package = Package {
+                        name: entry.name.clone(),
+                        version: entry.version.clone(),
+                        ..Package::default()
+                    };
+                    let copy = entry.cycle.as_ref().map(|cycle| {
+                        let whole = copy_dir(&self.settings.layout, &cycle.skyhook, &package);
+                        whole.rsplit('/').next().unwrap_or_default().to_owned()
+                    });
+                    Kept {
+                        skyhook: skyhook.clone(),
+                        key: key.clone(),
+                        name: entry.name.clone(),
+                        copy,
+                    }
+                })
+            })
+            .collect()
+    }
+}
+
+/// Unpins what is not on the host any more, and collects; the bytes that are left.
+fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
+    let owners: BTreeSet<String> = kept
+        .iter()
+        .map(|k| format!("{}/{}", k.skyhook, k.key))
+        .collect();
+    for (owner, _) in store.pins()? {
+        if !owners.contains(&owner) {
+            store.unpin(&owner)?;
+        }
+    }
+    store.collect()?;
+    store.bytes()
+}
+
+fn remove_old_copies(copies: &Path, kept: &[Kept]) {
+    let skyhooks: BTreeSet<&String> = kept.iter().map(|k| &k.skyhook).collect();
+    for skyhook in skyhooks {
+        let directory = copies.join(skyhook);
+        let mut there: Vec<(SystemTime, String)> = Vec::new();
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.path().join("config.json").exists()
+                && let Ok(time) = entry.metadata().and_then(|m| m.modified())
             {
-                tracing::warn!(id, %error, "a step's directory cannot be removed");
+                there.push((time, name));
             }
         }
+        let of_skyhook: Vec<&Kept> = kept.iter().filter(|k| k.skyhook == *skyhook).collect();
+        for name in old_copies(there, &of_skyhook) {
+            if let Err(error) = fs::remove_dir_all(directory.join(&name)) {
+                tracing::warn!(copy = %name, %error, "an old copy cannot be removed");
+            }
+        }
+    }
+}
+
+/// Copies that are neither in use nor the newest of the others of their package. A copy of a package that is not on
+/// record is left alone.
+fn old_copies(mut there: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<String> {
+    there.sort();
+    let in_use: BTreeSet<&String> = kept.iter().filter_map(|k| k.copy.as_ref()).collect();
+    let package = |copy: &str| {
+        kept.iter()
+            .map(|k| k.name.as_str())
+            .filter(|name| {
+                copy.strip_prefix(name)
+                    .and_then(|rest| rest.strip_prefix('-'))
+                    .is_some_and(|rest| {
+                        rest.trim_start_matches('v')
+                            .starts_with(|c: char| c.is_ascii_digit())
+                    })
+            })
+            .max_by_key(|name| name.len())
+            .map(str::to_owned)
+    };
+    let mut previous = BTreeSet::new();
+    let mut old = Vec::new();
+    for (_, copy) in there.into_iter().rev() {
+        if in_use.contains(&copy) {
+            continue;
+        }
+        if let Some(name) = package(&copy)
+            && !previous.insert(name)
+        {
+            old.push(copy);
+        }
+    }
+    old
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_current_and_the_previous_copy_stay() {
+        let kept = |name: &str, copy: &str| Kept {
+            skyhook: "s".into(),
+            key: format!("{name}|3.0.0"),
+            name: name.into(),
+            copy: Some(copy.into()),
+        };
+        let kept = [kept("aa", "aa-3.0.0-u-3"), kept("aa-b", "aa-b-3.0.0-u-3")];
+        let there = [
+            "aa-1.0.0-u-1",
+            "aa-2.0.0-u-2",
+            "aa-3.0.0-u-3",
+            "aa-b-v1-u-1",
+            "aa-b-2.0.0-u-2",
+            "aa-b-3.0.0-u-3",
+            "other-1.0.0-u-1",
+        ];
+        let there = there
+            .into_iter()
+            .zip(0..)
+            .map(|(name, n)| (SystemTime::UNIX_EPOCH + Duration::from_secs(n), name.into()))
+            .collect();
+        let old = old_copies(there, &kept.iter().collect::<Vec<_>>());
+        assert_eq!(old, ["aa-b-v1-u-1", "aa-1.0.0-u-1"]);
     }
 }

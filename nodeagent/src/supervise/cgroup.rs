@@ -23,11 +23,18 @@ pub(super) fn leave() {
     let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else {
         return;
     };
+    // In a cgroup namespace of its own, a process sees its own cgroup as the root.
+    let sees_all = matches!(
+        (fs::read_link("/proc/self/ns/cgroup"), fs::read_link("/proc/1/ns/cgroup")),
+        (Ok(own), Ok(host)) if own == host
+    );
+    let own = if sees_all {
+        fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+    } else {
+        String::new()
+    };
     for mount in parse_mounts(&mounts) {
-        let Some(options) = &mount.options else {
-            continue;
-        };
-        if options.iter().any(|o| o == "name=systemd") {
+        if !is_to_leave(&mount, &own) {
             continue;
         }
         let point = mount.point.strip_prefix("/").unwrap_or(&mount.point);
@@ -36,6 +43,26 @@ pub(super) fn leave() {
             "0",
         );
     }
+}
+
+/// False for version 2, for systemd's own hierarchy, and where the process is at the root already: each move waits for
+/// every CPU, which takes longer than all the rest of starting a step.
+fn is_to_leave(mount: &Mount, own: &str) -> bool {
+    let Some(options) = &mount.options else {
+        return false;
+    };
+    if options.iter().any(|o| o == "name=systemd") {
+        return false;
+    }
+    let at = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let is_this = controllers
+            .split(',')
+            .any(|c| !c.is_empty() && options.iter().any(|o| o == c));
+        is_this.then_some(path)
+    });
+    at != Some("/")
 }
 
 /// Every process of a step.
@@ -148,6 +175,26 @@ mod tests {
 32 20 0:28 / /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory
 33 20 0:29 / /proc rw - proc proc rw
 ";
+
+    #[test]
+    fn only_hierarchies_that_hold_the_process_are_left() {
+        let mounts = parse_mounts(MOUNTS);
+        let left = |own: &str| -> Vec<&Path> {
+            mounts
+                .iter()
+                .filter(|m| is_to_leave(m, own))
+                .map(|m| m.point.as_path())
+                .collect()
+        };
+        let memory = [Path::new("/sys/fs/cgroup/memory")];
+        assert_eq!(
+            left("12:memory:/kubepods/x\n1:name=systemd:/x\n0::/x\n"),
+            memory
+        );
+        assert!(left("12:memory:/\n1:name=systemd:/x\n").is_empty());
+        // Nothing is known: better leave once too often.
+        assert_eq!(left(""), memory);
+    }
 
     #[test]
     fn the_scope_is_found_in_the_hierarchy_that_systemd_moves() {

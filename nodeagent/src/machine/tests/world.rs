@@ -10,13 +10,13 @@ use super::super::*;
 
 /// The packages of a Skyhook.
 #[derive(Clone, Debug)]
-pub(super) struct Spec {
+pub(crate) struct Spec {
     pub packages: BTreeMap<String, Package>,
     pub serial: bool,
 }
 
 impl Spec {
-    pub(super) fn of(packages: &[Package]) -> Self {
+    pub(crate) fn of(packages: &[Package]) -> Self {
         Self {
             packages: packages
                 .iter()
@@ -26,7 +26,7 @@ impl Spec {
         }
     }
 
-    pub(super) fn serial(self) -> Self {
+    pub(crate) fn serial(self) -> Self {
         Self {
             serial: true,
             ..self
@@ -34,7 +34,7 @@ impl Spec {
     }
 }
 
-pub(super) fn pkg(name: &str, version: &str) -> Package {
+pub(crate) fn pkg(name: &str, version: &str) -> Package {
     Package {
         name: name.into(),
         version: version.into(),
@@ -45,7 +45,7 @@ pub(super) fn pkg(name: &str, version: &str) -> Package {
 
 /// A host and its agent.
 #[derive(Clone, Debug)]
-pub(super) struct World {
+pub(crate) struct World {
     pub now: i64,
     pub run: Option<Progress>,
     pub queue: VecDeque<Effect>,
@@ -67,7 +67,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             now: 1_000_000,
             run: None,
@@ -87,27 +87,27 @@ impl World {
         }
     }
 
-    pub(super) fn progress(&self) -> &Progress {
+    pub(crate) fn progress(&self) -> &Progress {
         self.run.as_ref().expect("a lease was taken")
     }
 
-    pub(super) fn ended(&self) -> Option<Phase> {
+    pub(crate) fn ended(&self) -> Option<Phase> {
         self.progress().ended
     }
 
-    pub(super) fn entry(&self, key: &str) -> &Entry {
+    pub(crate) fn entry(&self, key: &str) -> &Entry {
         &self.progress().entries[key]
     }
 
-    pub(super) fn fail(&mut self, what: &str, times: u32) {
+    pub(crate) fn fail(&mut self, what: &str, times: u32) {
         self.faults.insert(what.to_owned(), times);
     }
 
-    pub(super) fn no_image(&mut self, key: &str, times: u32) {
+    pub(crate) fn no_image(&mut self, key: &str, times: u32) {
         self.images.insert(key.to_owned(), times);
     }
 
-    pub(super) fn adopt(&mut self, name: &str, version: &str, stage: Stage, state: State) {
+    pub(crate) fn adopt(&mut self, name: &str, version: &str, stage: Stage, state: State) {
         let entry = Entry::adopted(&PackageStatus {
             name: name.into(),
             version: version.into(),
@@ -121,7 +121,7 @@ impl World {
     }
 
     /// Takes a new lease.
-    pub(super) fn lease(&mut self, spec: &Spec) {
+    pub(crate) fn lease(&mut self, spec: &Spec) {
         let next_step = self.run.as_ref().map_or(1, |r| r.next_step);
         if let Some(run) = self.run.take() {
             self.entries = run.entries;
@@ -152,7 +152,7 @@ impl World {
     }
 
     /// The watch shows the lease; the node is drained as soon as that is asked for.
-    pub(super) fn see(&mut self) {
+    pub(crate) fn see(&mut self) {
         let view = LeaseView {
             stop: self.stop,
             hold: self.held,
@@ -162,12 +162,12 @@ impl World {
         self.input_queued(Event::LeaseSeen(view));
     }
 
-    pub(super) fn hold(&mut self, held: bool) {
+    pub(crate) fn hold(&mut self, held: bool) {
         self.held = held;
         self.see();
     }
 
-    pub(super) fn stop(&mut self, reason: StopReason) -> Vec<Effect> {
+    pub(crate) fn stop(&mut self, reason: StopReason) -> Vec<Effect> {
         self.stop = Some(reason);
         let view = LeaseView {
             stop: Some(reason),
@@ -179,7 +179,7 @@ impl World {
     }
 
     /// Steps the machine, without performing what it says.
-    pub(super) fn input(&mut self, event: Event) -> Vec<Effect> {
+    pub(crate) fn input(&mut self, event: Event) -> Vec<Effect> {
         let run = self.run.take().expect("a lease was taken");
         let input = Input {
             now: self.now,
@@ -190,13 +190,13 @@ impl World {
         effects
     }
 
-    pub(super) fn input_queued(&mut self, event: Event) {
+    pub(crate) fn input_queued(&mut self, event: Event) {
         let effects = self.input(event);
         self.queue.extend(effects);
     }
 
     /// Performs effects until one of that kind is next; it stays in the queue's place and is performed.
-    pub(super) fn settle_until(&mut self, is_it: impl Fn(&Effect) -> bool) {
+    pub(crate) fn settle_until(&mut self, is_it: impl Fn(&Effect) -> bool) {
         for _ in 0..100_000 {
             let effect = self.queue.pop_front().expect("it never came");
             if is_it(&effect) {
@@ -208,7 +208,7 @@ impl World {
     }
 
     /// Performs effects as long as `go_on` says so.
-    pub(super) fn settle_while(&mut self, go_on: impl Fn(&Self) -> bool) {
+    pub(crate) fn settle_while(&mut self, go_on: impl Fn(&Self) -> bool) {
         while go_on(self) {
             let effect = self.queue.pop_front().expect("it never changes");
             self.perform(effect);
@@ -216,7 +216,7 @@ impl World {
     }
 
     /// Performs everything that does not need time to go by.
-    pub(super) fn settle_quiet(&mut self) {
+    pub(crate) fn settle_quiet(&mut self) {
         for _ in 0..1_000_000 {
             let Some(effect) = self.queue.pop_front() else {
                 return;
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// Performs everything, and lets time go by, until the lease's work has ended.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..10_000 {
             self.settle_quiet();
             if self.ended().is_some() {
@@ -241,12 +241,12 @@ impl World {
         panic!("never ends: {:#?}", self.progress());
     }
 
-    pub(super) fn settle_stopped(&mut self) {
+    pub(crate) fn settle_stopped(&mut self) {
         self.settle_quiet();
     }
 
     /// The agent is killed: what it was about to do is forgotten, and a new one reads the journal.
-    pub(super) fn kill_agent(&mut self) {
+    pub(crate) fn kill_agent(&mut self) {
         self.queue.clear();
         self.running.clear();
         let boot_id = self.boot.to_string();
@@ -255,13 +255,13 @@ impl World {
     }
 
     /// The host loses its power: steps that run are gone too.
-    pub(super) fn power_cut(&mut self) {
+    pub(crate) fn power_cut(&mut self) {
         self.boot += 1;
         self.kill_agent();
     }
 
     /// Does what an effect says and feeds back what comes of it.
-    pub(super) fn perform(&mut self, effect: Effect) {
+    pub(crate) fn perform(&mut self, effect: Effect) {
         let event = match effect {
             Effect::PullImage { key } => self.pull(key),
             Effect::PrepareStage { key, .. } => Event::StageReady {
@@ -316,7 +316,7 @@ impl World {
     }
 
     /// Runs a step to its end and leaves its result.
-    pub(super) fn run_step(&mut self, key: &str, id: u64, half: Half) -> Outcome {
+    pub(crate) fn run_step(&mut self, key: &str, id: u64, half: Half) -> Outcome {
         assert!(!self.steps.contains_key(&id), "step {id} runs twice");
         let stage = self.entry(key).stage;
         let mode = match half {
@@ -340,7 +340,7 @@ impl World {
 }
 
 /// The log without versions.
-pub(super) fn run_lines(log: &[String]) -> String {
+pub(crate) fn run_lines(log: &[String]) -> String {
     log.iter()
         .map(|line| match line.split_once('@') {
             Some((name, rest)) => {

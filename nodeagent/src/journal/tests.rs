@@ -1,0 +1,172 @@
+#![expect(clippy::disallowed_methods, reason = "the journal is files")]
+
+use super::*;
+use crate::atomic::{Disk, write_on};
+use crate::machine::tests::world::{Spec, World, pkg};
+
+fn state(machine_id: &str) -> State {
+    State {
+        machine_id: machine_id.into(),
+        next_step: 7,
+        ..State::default()
+    }
+}
+
+#[test]
+fn what_was_saved_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut journal, _) = Journal::open(directory.path()).unwrap();
+    journal.save(state("a")).unwrap();
+    let (again, aside) = Journal::open(directory.path()).unwrap();
+    assert_eq!((again.state, aside), (state("a"), None));
+}
+
+#[test]
+fn a_cut_or_changed_journal_is_never_believed() {
+    let whole = encode(&state("machine")).unwrap();
+    for cut in 0..whole.len() {
+        assert_eq!(decode(&whole[..cut]), None, "cut at {cut}");
+    }
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        assert_eq!(decode(&changed), None, "changed at {at}");
+    }
+    assert_eq!(decode(&whole), Some(state("machine")));
+}
+
+#[test]
+fn a_corrupt_journal_is_kept_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("journal"), "rubbish").unwrap();
+    let (journal, aside) = Journal::open(directory.path()).unwrap();
+    assert_eq!(journal.state, State::default());
+    assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), "rubbish");
+}
+
+/// A disk that remembers every operation.
+#[derive(Default)]
+struct Recorder(Vec<Operation>);
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Write(Vec<u8>),
+    Sync,
+    Rename,
+    SyncDirectory,
+}
+
+impl Disk for Recorder {
+    fn write(&mut self, _: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.0.push(Operation::Write(bytes.to_vec()));
+        Ok(())
+    }
+
+    fn sync(&mut self, _: &Path) -> io::Result<()> {
+        self.0.push(Operation::Sync);
+        Ok(())
+    }
+
+    fn rename(&mut self, _: &Path, _: &Path) -> io::Result<()> {
+        self.0.push(Operation::Rename);
+        Ok(())
+    }
+
+    fn sync_directory(&mut self, _: &Path) -> io::Result<()> {
+        self.0.push(Operation::SyncDirectory);
+        Ok(())
+    }
+
+    fn remove(&mut self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the journal can hold after a power cut that follows these operations: what was not synced is there, is not, or is
+/// there in part, and a rename that was not synced may have happened or not.
+fn after_power_cut(operations: &[Operation]) -> Vec<Option<Vec<u8>>> {
+    let mut durable: Option<Vec<u8>> = None;
+    // Contents that the name may lead to besides.
+    let mut possible: Vec<Option<Vec<u8>>> = Vec::new();
+    let mut temporary: (Vec<u8>, bool) = (Vec::new(), false);
+    for operation in operations {
+        match operation {
+            Operation::Write(bytes) => temporary = (bytes.clone(), false),
+            Operation::Sync => temporary.1 = true,
+            Operation::Rename => {
+                possible.push(Some(temporary.0.clone()));
+                if !temporary.1 {
+                    possible.push(Some(Vec::new()));
+                    possible.push(Some(temporary.0[..temporary.0.len() / 2].to_vec()));
+                }
+            }
+            Operation::SyncDirectory => {
+                assert!(temporary.1, "renamed before it was synced");
+                durable = Some(temporary.0.clone());
+                possible.clear();
+            }
+        }
+    }
+    possible.push(durable);
+    possible
+}
+
+#[test]
+fn a_power_cut_at_any_operation_of_a_run_leaves_a_state_that_was_saved() {
+    let mut world = World::new();
+    let mut disk = Recorder::default();
+    let mut saved: Vec<(usize, State)> = Vec::new();
+    let mut save = |world: &World, saved: &mut Vec<(usize, State)>| {
+        let state = State {
+            run: world.run.clone(),
+            ..state("machine")
+        };
+        if saved.last().is_none_or(|(_, last)| *last != state) {
+            write_on(&mut disk, Path::new("/journal"), &encode(&state).unwrap()).unwrap();
+            saved.push((disk.0.len(), state));
+        }
+        disk.0.len()
+    };
+    let reboot = skyhook_crds::Interrupt {
+        kind: skyhook_crds::InterruptType::Reboot,
+        services: vec![],
+    };
+    for version in ["1.0.0", "2.0.0"] {
+        let package = skyhook_crds::Package {
+            interrupt: Some(reboot.clone()),
+            ..pkg("aa", version)
+        };
+        world.lease(&Spec::of(&[package, pkg("bb", "1.0.0")]));
+        save(&world, &mut saved);
+        while let Some(effect) = world.queue.pop_front() {
+            world.perform(effect);
+            save(&world, &mut saved);
+        }
+    }
+    let operations = disk.0;
+    assert!(operations.len() > 100, "{}", operations.len());
+    for cut in 0..=operations.len() {
+        let finished = saved.iter().filter(|(end, _)| *end <= cut).count();
+        for content in after_power_cut(&operations[..cut]) {
+            let found = content.map(|bytes| decode(&bytes).expect("a whole journal"));
+            let legal = match found {
+                None => finished == 0,
+                Some(found) => {
+                    let at = saved.iter().position(|(_, s)| *s == found).unwrap();
+                    recovers(found);
+                    at + 1 == finished || at == finished
+                }
+            };
+            assert!(legal, "cut after {cut} operations, {finished} saved");
+        }
+    }
+}
+
+/// An agent that finds this journal, and no result of any step, brings the host to the end.
+fn recovers(found: State) {
+    let mut world = World::new();
+    world.run = found.run;
+    world.power_cut();
+    world.settle();
+    assert_eq!(world.ended(), Some(skyhook_crds::lease::Phase::Complete));
+}
