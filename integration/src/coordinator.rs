@@ -82,6 +82,35 @@ impl Coordinator {
         rss_from(&status).with_context(|| format!("{path} has no VmRSS"))
     }
 
+    /// Most resident memory so far, in KiB.
+    pub fn peak_rss_kib(&self) -> Result<f64> {
+        let path = format!("/proc/{}/status", self.process.pid());
+        let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line
+            .and_then(|line| line.split_whitespace().next())
+            .with_context(|| format!("{path} has no VmHWM"))?;
+        Ok(kib.parse()?)
+    }
+
+    /// Processor time used so far.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let path = format!("/proc/{}/stat", self.process.pid());
+        let stat = fs::read_to_string(&path).with_context(|| path.clone())?;
+        // utime and stime are the 14th and 15th field; the second, in brackets, may hold anything.
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
+        let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok());
+        let used = ticks(11)
+            .zip(ticks(12))
+            .with_context(|| format!("{path} has no times"))?;
+        Ok((used.0 + used.1) / 100.0)
+    }
+
     /// The end of its log.
     pub fn log(&self) -> String {
         tail(self.process.log(), 40)

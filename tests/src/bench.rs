@@ -125,6 +125,16 @@ pub struct InProcess {
 }
 
 impl InProcess {
+    /// One that has stopped already.
+    #[must_use]
+    pub fn none() -> Self {
+        let (stop, _) = watch::channel(true);
+        Self {
+            stop,
+            task: tokio::spawn(async { Ok(()) }),
+        }
+    }
+
     /// Runs it with `settings`.
     #[must_use]
     pub fn start(client: Client, settings: Settings) -> Self {

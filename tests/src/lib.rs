@@ -2,5 +2,7 @@
 
 pub mod bench;
 pub mod coreagent;
+pub mod crash;
+pub mod model;
 pub mod scripted;
 pub mod world;

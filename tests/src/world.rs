@@ -63,6 +63,12 @@ impl World {
         Ok(host)
     }
 
+    /// The host of a node.
+    #[must_use]
+    pub fn host(&self, name: &str) -> Option<&FakeHost> {
+        self.hosts.get(name).map(|(host, _)| host)
+    }
+
     /// Applies a Skyhook for the nodes labelled `test: LABEL`, as `kubectl apply` would.
     pub async fn apply(&self, name: &str, label: &str, mut spec: Value) -> anyhow::Result<()> {
         spec["nodeSelectors"] = json!({ "matchLabels": { "test": label } });
@@ -241,6 +247,18 @@ impl World {
             .collect();
         ensure!(marks.is_empty(), "{node} still carries {marks:?}");
         Ok(())
+    }
+
+    /// Waits until [`World::expect_settled`] holds.
+    pub async fn expect_settled_soon(&self, node: &str, skyhook: &str) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.expect_settled(node, skyhook).await {
+                Ok(()) => return Ok(()),
+                Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     /// Creates a running pod on a node that goes at once when it is evicted.

@@ -1,0 +1,125 @@
+//! The coordinator killed at every write of a roll-out, one after the other, before and after the server carries it out.
+//! Whatever was under way, the next one brings the roll-out to its end, and nothing runs twice on a host.
+
+use anyhow::{Context as _, ensure};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::json;
+use skyhook_coordinator::config::Settings;
+use skyhook_integration::rollout::LeaseRecorder;
+use skyhook_tests::bench::InProcess;
+use skyhook_tests::coreagent::HostScript;
+use skyhook_tests::crash::{Crash, Moment, client};
+use skyhook_tests::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_at_every_write_loses_nothing() -> anyhow::Result<()> {
+    let mut world = World::start(Settings::default()).await?;
+    // Every roll-out has a coordinator of its own; the first one only started the world.
+    std::mem::replace(&mut world.coordinator, InProcess::none())
+        .stop()
+        .await?;
+    for node in ["plain-1", "plain-2", "drained-1"] {
+        world
+            .node(
+                node,
+                node.trim_end_matches(|c| "-12".contains(c)),
+                HostScript::default(),
+            )
+            .await?;
+    }
+    for moment in [Moment::Before, Moment::After] {
+        every_write(
+            &world,
+            &Case {
+                moment,
+                label: "plain",
+                nodes: &["plain-1", "plain-2"],
+                interrupt: false,
+            },
+        )
+        .await?;
+    }
+    // A drain takes seconds, and its writes are carried out more often than they are lost.
+    let drained = Case {
+        moment: Moment::After,
+        label: "drained",
+        nodes: &["drained-1"],
+        interrupt: true,
+    };
+    every_write(&world, &drained).await
+}
+
+struct Case {
+    moment: Moment,
+    label: &'static str,
+    nodes: &'static [&'static str],
+    interrupt: bool,
+}
+
+/// Rolls out again and again, killing the coordinator one write later each time, until a roll-out has fewer writes.
+async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
+    let Case { moment, label, .. } = case;
+    let kubeconfig = Kubeconfig::read_from(world.fixture.plane.kubeconfig())?;
+    let config =
+        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let recorder = LeaseRecorder::start(world.client.clone()).await?;
+    let mut writes = 0;
+    loop {
+        writes += 1;
+        let version = format!("1.{}.{writes}", *moment as u8);
+        let what = || format!("{label}: killed {moment:?} write {writes}");
+        let crash = Crash::at(writes, *moment);
+        let doomed = InProcess::start(client(config.clone(), &crash)?, Settings::default());
+        let mut package = json!({ "version": version, "image": "example.com/pkg" });
+        if case.interrupt {
+            package["interrupt"] = json!({ "type": "service", "services": ["cron"] });
+        }
+        let spec = json!({ "interruptionBudget": { "count": 1 }, "packages": { "pkg": package } });
+        world.apply(label, label, spec).await?;
+        let died = tokio::select! {
+            () = crash.died() => true,
+            done = world.complete(label) => { done?; false }
+        };
+        let last = if died {
+            doomed.kill();
+            InProcess::start(world.client.clone(), Settings::default())
+        } else {
+            doomed
+        };
+        world.complete(label).await.with_context(what)?;
+        for node in case.nodes {
+            world
+                .expect_settled_soon(node, label)
+                .await
+                .with_context(what)?;
+            let ledger = world.host(node).context("a node of the world")?.ledger();
+            let times = ledger
+                .iter()
+                .filter(|entry| **entry == format!("pkg|{version} config"))
+                .count();
+            ensure!(
+                times == 1,
+                "{}: config ran {times} times: {ledger:#?}",
+                what()
+            );
+        }
+        last.stop().await?;
+        ensure!(
+            recorder.most_granted()? <= 1,
+            "{}: {:#?}",
+            what(),
+            recorder.changes()
+        );
+        if !died {
+            println!(
+                "{label}: killed {moment:?} each of {} writes of a roll-out",
+                writes - 1
+            );
+            ensure!(
+                writes > 10,
+                "{label}: a roll-out has more than {writes} writes"
+            );
+            return Ok(());
+        }
+    }
+}
