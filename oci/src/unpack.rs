@@ -66,7 +66,7 @@ impl Default for UnpackOptions {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             overlay: false,
-            durable: true,
+            durable: false,
             threads,
         }
     }
