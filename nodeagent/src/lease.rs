@@ -22,7 +22,7 @@ use crate::stage::metadata::NodeFacts;
 /// At 5,000 nodes the usual five minutes would mean 17 new watches a second.
 const WATCH_SECONDS: u32 = 1800;
 /// The server sends a bookmark every minute: without one for so long the connection is dead.
-const SILENCE: Duration = Duration::from_secs(600);
+const SILENCE: Duration = Duration::from_secs(180);
 const CALL: Duration = Duration::from_secs(30);
 
 /// What a call to the API came to.

@@ -10,6 +10,8 @@ use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::lease::{DrainState, Phase, StopReason};
 use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
+use skyhook_oci::Credentials;
+use tokio::sync::OnceCell;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -83,6 +85,8 @@ pub(super) struct Agent {
     pub stages: BTreeMap<String, Rc<Prepared>>,
     pub revisions: BTreeMap<String, Rc<RevisionData>>,
     pub run_facts: Option<Rc<RunFacts>>,
+    /// Registry credentials, read when the first image of a lease is pulled.
+    pub credentials: Rc<OnceCell<Credentials>>,
     /// Steps that were told to end.
     pub ended_steps: std::collections::BTreeSet<u64>,
     /// What keeps the agent from working, for the report.
@@ -145,6 +149,7 @@ impl Agent {
             stages: BTreeMap::new(),
             revisions: BTreeMap::new(),
             run_facts: None,
+            credentials: Rc::default(),
             ended_steps: std::collections::BTreeSet::new(),
             trouble: None,
             staged: None,
@@ -333,6 +338,7 @@ impl Agent {
         self.stages.clear();
         self.revisions.clear();
         self.run_facts = None;
+        self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
         tokio::task::spawn_local(async move { bus.release().await });
         self.keep_house();

@@ -107,11 +107,16 @@ impl Agent {
                 } else {
                     lease
                 };
-                let revision = api.revision(&lease.spec.revision).await?;
+                let (revision, node, limits) = tokio::join!(
+                    api.revision(&lease.spec.revision),
+                    api.node(),
+                    limits::process(&bus)
+                );
+                let revision = revision?;
                 let facts = RunFacts {
-                    node: api.node().await?,
+                    node: node?,
                     default_resources: default_resources(&api, &revision).await?,
-                    limits: limits::process(&bus).await,
+                    limits,
                 };
                 Ok(Taken {
                     lease,

@@ -142,11 +142,16 @@ impl Agent {
             .run()
             .map(|run| format!("{}/{key}", run.skyhook.name))
             .unwrap_or_default();
-        let (api, notes, images) = (self.api.clone(), self.notes.clone(), self.images.clone());
+        let (api, notes) = (self.api.clone(), self.notes.clone());
         let secrets = self.settings.pull_secrets.clone();
+        let (cell, images) = (Rc::clone(&self.credentials), self.images.clone());
         tokio::task::spawn_local(async move {
             let known = entry.image_digest.as_deref().and_then(|d| d.parse().ok());
-            let pulled = pull(&api, &images, &package, &owner, known, leaving, &secrets).await;
+            let credentials = async || {
+                let read = || async { api.credentials(&secrets).await };
+                cell.get_or_try_init(read).await.cloned()
+            };
+            let pulled = pull(credentials, &images, &package, &owner, known, leaving).await;
             let event = match pulled {
                 Ok(digest) => Event::ImageReady {
                     key,
@@ -449,13 +454,12 @@ impl StageTask {
 
 /// Has the image in the store. One that the package was begun with, or is to be uninstalled with, is not asked for again.
 async fn pull(
-    api: &LeaseApi,
+    credentials: impl AsyncFnOnce() -> Result<Credentials, ApiError>,
     images: &Images,
     package: &Package,
     owner: &str,
     known: Option<Digest>,
     leaving: bool,
-    secrets: &std::collections::BTreeSet<String>,
 ) -> Result<Digest, String> {
     if let Some(digest) = known
         && images.store.image(&digest).is_ok()
@@ -465,7 +469,7 @@ async fn pull(
     if leaving && let Some(digest) = images.kept(package) {
         return Ok(digest);
     }
-    let credentials = api.credentials(secrets).await.unwrap_or_else(|error| {
+    let credentials = credentials().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "registry credentials cannot be read");
         Credentials::anonymous()
     });
