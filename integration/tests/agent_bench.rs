@@ -93,9 +93,15 @@ async fn supervisor(cluster: &Cluster, worker: &Worker) -> Result<f64> {
         &skyhook("bench-sleep", "sleeper", &image, 1, &env),
     )
     .await?;
-    sleep(Duration::from_secs(3)).await;
-    let script = "for p in $(pgrep -f '^skyhook-supervisor'); do grep VmRSS /proc/$p/status; done | awk '{print $2; exit}'";
-    let kib: u64 = worker.host.sh(script).await?.trim().parse()?;
+    let script = "for p in $(pgrep -f '^skyhook-supervisor'); do grep VmRSS /proc/$p/status; done \
+                  | awk '{print $2; exit}'";
+    let kib: u64 = loop {
+        sleep(Duration::from_millis(300)).await;
+        // One that waits for its specification is not what is asked for.
+        if worker.host.sh("pgrep -fx 'sleep 5'").await.is_ok() {
+            break worker.host.sh(script).await?.trim().parse()?;
+        }
+    };
     wait_complete(cluster.client(), "bench-sleep", MINUTE).await?;
     Ok(mib(kib << 10))
 }
