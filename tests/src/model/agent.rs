@@ -71,13 +71,7 @@ pub(crate) fn acts(config: &Config, state: &State, n: usize, offer: &mut dyn FnM
     }
 }
 
-fn with_lease(
-    config: &Config,
-    state: &State,
-    n: usize,
-    seen: &Lease,
-    offer: &mut dyn FnMut(Act),
-) {
+fn with_lease(config: &Config, state: &State, n: usize, seen: &Lease, offer: &mut dyn FnMut(Act)) {
     let host = &state.hosts[n];
     let duty = duty(config, host, seen);
     match duty {
@@ -94,7 +88,8 @@ fn with_lease(
     if host.journal.lease != seen.uid {
         let idle = host.scope == Scope::Empty || config.lacks(Mutation::StepUnawaited);
         // The result of a machine that this one took the place of says nothing about this one.
-        let taken_over = seen.machine != host.machine && !config.lacks(Mutation::ForeignResultStands);
+        let taken_over =
+            seen.machine != host.machine && !config.lacks(Mutation::ForeignResultStands);
         if (duty != AgentDuty::Finished || taken_over) && idle {
             offer(Act::Begins);
         }
@@ -213,18 +208,31 @@ impl Host {
 /// Does it, and, where steps are not told apart, everything that follows from it on the host.
 pub(crate) fn act(config: &Config, state: &mut State, n: usize, act: Act) {
     perform(config, state, n, act);
-    let alone = act.fault().is_some();
-    while !config.fine_host && !alone {
+    if config.fine_host || act.fault().is_some() {
+        return;
+    }
+    loop {
         let mut next = None;
-        acts(config, state, n, &mut |act| match act {
-            Act::Begins
-            | Act::Collects
-            | Act::Intends(Step::Quiet)
-            | Act::Ends(_)
-            | Act::Reports => next = next.or(Some(act)),
-            _ => {}
+        acts(config, state, n, &mut |act| {
+            let follows = match act {
+                Act::Begins
+                | Act::Collects
+                | Act::Intends(Step::Quiet)
+                | Act::Ends(_)
+                | Act::Reports => true,
+                Act::Sees
+                | Act::Accepts
+                | Act::AcceptAnswerLost
+                | Act::ReportsLate
+                | Act::AsksToRun
+                | Act::RunningAnswerLost
+                | Act::Intends(Step::Disruptive)
+                | Act::Starts
+                | Act::Restarts => false,
+            };
+            next = next.or_else(|| follows.then_some(act));
         });
-        let Some(next) = next else { break };
+        let Some(next) = next else { return };
         perform(config, state, n, next);
     }
 }
@@ -240,7 +248,10 @@ fn perform(config: &Config, state: &mut State, n: usize, act: Act) {
             let Some(seen) = host.seen else { return };
             let report = host.report(config, &seen);
             if act == Act::ReportsLate {
-                state.late = Some(super::state::Late::Report { node: n as u8, lease: report });
+                state.late = Some(super::state::Late::Report {
+                    node: n as u8,
+                    lease: report,
+                });
             } else {
                 state.report(config, n, &report);
                 sees(state, n);
@@ -293,7 +304,9 @@ fn writes_phase(config: &Config, state: &mut State, n: usize, phase: Phase, answ
 fn begins(config: &Config, state: &mut State, n: usize) {
     let host = &mut state.hosts[n];
     let Some(seen) = host.seen else { return };
-    let other = seen.result_machine.is_some_and(|machine| machine != host.machine);
+    let other = seen
+        .result_machine
+        .is_some_and(|machine| machine != host.machine);
     let has = match (host.journal.has, seen.result_machine) {
         _ if other && !config.lacks(Mutation::MachineIgnored) => Content::NOTHING,
         (Some(journal), _) if config.lacks(Mutation::JournalAlwaysWins) => journal,
@@ -328,15 +341,19 @@ fn intends(config: &Config, state: &mut State, n: usize, step: Step) {
     let host = &mut state.hosts[n];
     host.journal.failed = false;
     host.journal.doing = Some((step, host.boot));
-    if !config.fine_host {
+    let unaware = [Mutation::ActBeforeJournal, Mutation::StepUnawaited];
+    if !config.fine_host || unaware.into_iter().any(|rule| config.lacks(rule)) {
         starts(config, state, n);
     }
 }
 
 fn starts(config: &Config, state: &mut State, n: usize) {
-    let Some((step, _)) = state.hosts[n].journal.doing else { return };
+    let Some((step, _)) = state.hosts[n].journal.doing else {
+        return;
+    };
     run(state, n, step);
-    if !config.fine_host && !(config.reboots && step == Step::Disruptive) {
+    let goes_down = config.reboots && step == Step::Disruptive;
+    if !config.fine_host && !goes_down {
         super::cluster::act(config, state, super::cluster::Act::StepSucceeds(n as u8));
         collects(config, state, n);
     }
@@ -347,10 +364,15 @@ fn run(state: &mut State, n: usize, step: Step) {
     let revision = host.journal.revision;
     state.broken.two_steps |= matches!(host.scope, Scope::Running(_));
     let finished = match step {
-        Step::Quiet => [Content::begun(revision), Content::complete(revision)].contains(&host.content),
+        Step::Quiet => {
+            [Content::begun(revision), Content::complete(revision)].contains(&host.content)
+        }
         Step::Disruptive => host.content == Content::complete(revision),
     };
-    let newer = host.content.revision().is_some_and(|there| there > revision);
+    let newer = host
+        .content
+        .revision()
+        .is_some_and(|there| there > revision);
     state.broken.rolled_back |= newer && !state.ghosts[n].rerun_asked;
     state.broken.run_again |= finished && !state.ghosts[n].rerun_asked;
     host.scope = Scope::Running(step);
@@ -376,7 +398,7 @@ fn restarts(config: &Config, state: &mut State, n: usize) {
     let host = &mut state.hosts[n];
     host.seen = None;
     host.fresh = false;
-    if config.lacks(Mutation::ActBeforeJournal) {
+    if config.lacks(Mutation::ActBeforeJournal) && host.scope != Scope::Empty {
         host.journal.doing = None;
     }
     // Nobody knows whether an interrupt was begun: it is looked at and done again.

@@ -1,6 +1,9 @@
 //! Runs the checker over one configuration: safety with stateright, liveness over the graph of all states.
 
-#![expect(clippy::disallowed_methods, reason = "how long it took is part of the report")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long it took is part of the report"
+)]
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -37,7 +40,14 @@ pub struct Counterexample {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { name, nodes, coordinators, budget, queue, .. } = self.config;
+        let Config {
+            name,
+            nodes,
+            coordinators,
+            budget,
+            queue,
+            ..
+        } = self.config;
         write!(
             f,
             "{name}: {nodes} nodes, budget {budget}, {coordinators} coordinators, {queue} events held back{}: \
@@ -60,12 +70,17 @@ impl fmt::Display for Report {
     }
 }
 
-/// Explores all states of the configuration, or until a rule is found broken.
+/// Explores all states of the configuration, or until a rule is found broken, or `limit` transitions were made.
 #[must_use]
-pub fn check(config: &Config) -> Report {
+pub fn check(config: &Config, limit: Option<usize>) -> Report {
     let began = Instant::now();
-    let checker =
-        config.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let builder = config.checker().finish_when(HasDiscoveries::AnyFailures);
+    // One thread finds the shortest counterexample, and always the same.
+    let builder = match limit {
+        Some(limit) => builder.target_state_count(limit),
+        None => builder.threads(2),
+    };
+    let checker = builder.spawn_bfs().join();
     let mut report = Report {
         config: *config,
         states: checker.unique_state_count(),
@@ -75,19 +90,26 @@ pub fn check(config: &Config) -> Report {
         took: began.elapsed(),
         broken: None,
     };
-    for (rule, path) in checker.discoveries() {
-        if config.property(rule).expectation.discovery_is_failure() {
-            report.broken = Some(Counterexample {
-                rule,
-                state: Box::new(path.last_state().clone()),
-                steps: path.into_actions(),
-            });
-        }
-    }
-    if report.broken.is_none() {
+    let broken = checker
+        .discoveries()
+        .into_iter()
+        .filter(|(rule, _)| config.property(rule).expectation.discovery_is_failure());
+    report.broken = broken
+        .map(|(rule, path)| Counterexample {
+            rule,
+            state: Box::new(path.last_state().clone()),
+            steps: path.into_actions(),
+        })
+        .min_by_key(|found| (found.steps.len(), found.rule));
+    let all = limit.is_none_or(|limit| report.transitions < limit);
+    if report.broken.is_none() && all {
         let liveness = explore::liveness(config);
         report.complete = liveness.complete;
-        report.broken = liveness.stuck.map(|(steps, state)| Counterexample { rule: STUCK, steps, state });
+        report.broken = liveness.stuck.map(|(steps, state)| Counterexample {
+            rule: STUCK,
+            steps,
+            state,
+        });
     }
     report.took = began.elapsed();
     report

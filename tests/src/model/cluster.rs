@@ -101,7 +101,11 @@ pub(crate) fn acts(config: &Config, state: &State, offer: &mut dyn FnMut(Act)) {
             offer(Act::ChangeSpec);
         }
         offer(Act::DeleteSkyhook);
-        offer(if state.skyhook.disabled { Act::EnableSkyhook } else { Act::DisableSkyhook });
+        offer(if state.skyhook.disabled {
+            Act::EnableSkyhook
+        } else {
+            Act::DisableSkyhook
+        });
     }
 }
 
@@ -112,7 +116,11 @@ fn host_acts(config: &Config, state: &State, n: usize, offer: &mut dyn FnMut(Act
     }
     if let Scope::Running(step) = host.scope {
         let down = config.reboots && step == Step::Disruptive;
-        offer(if down { Act::GoesDown(node) } else { Act::StepSucceeds(node) });
+        offer(if down {
+            Act::GoesDown(node)
+        } else {
+            Act::StepSucceeds(node)
+        });
         offer(Act::StepFails(node));
     }
     offer(Act::LosesPower(node));
@@ -236,9 +244,7 @@ fn new_machine(state: &mut State, n: usize) {
         journal: Journal::default(),
         ..Host::default()
     };
-    let ghost = &mut state.ghosts[n];
-    ghost.rebooting = false;
-    ghost.cut_off = true;
+    state.ghosts[n].rebooting = false;
 }
 
 fn replace(state: &mut State, n: usize, machine: bool) {
@@ -253,8 +259,16 @@ fn replace(state: &mut State, n: usize, machine: bool) {
     ghost.admin_cordon = false;
     ghost.edited = false;
     ghost.unobeyed = false;
-    ghost.cut_off = true;
-    state.write_node(n, |node| *node = Node { uid, ready: true, boot, ..Node::default() });
+    // What the same machine runs goes on, without a lease.
+    ghost.cut_off = !machine;
+    state.write_node(n, |node| {
+        *node = Node {
+            uid,
+            ready: true,
+            boot,
+            ..Node::default()
+        }
+    });
 }
 
 fn arrives(config: &Config, state: &mut State, last: bool) {
@@ -285,7 +299,12 @@ impl State {
     }
 
     /// Writes a lease that exists.
-    pub(crate) fn write_lease(&mut self, config: &Config, n: usize, change: impl FnOnce(&mut Lease)) {
+    pub(crate) fn write_lease(
+        &mut self,
+        config: &Config,
+        n: usize,
+        change: impl FnOnce(&mut Lease),
+    ) {
         if let Some(lease) = &mut self.leases[n] {
             let before = *lease;
             change(lease);
@@ -319,7 +338,9 @@ impl State {
 
     /// The lease and its finalizer go.
     pub(crate) fn remove_lease(&mut self, config: &Config, n: usize) {
-        let Some(lease) = self.leases[n].take() else { return };
+        let Some(lease) = self.leases[n].take() else {
+            return;
+        };
         let node = &self.nodes[n];
         let recorded = node.mark.is_some_and(|mark| mark.lease == lease.uid);
         let held = lease.phase.is_some() && !recorded && !lease.forced;
@@ -342,7 +363,8 @@ impl State {
         }
         self.hosts[n].fresh = false;
         // A late report that carries a resource version will be refused.
-        let guarded = !config.lacks(Mutation::ReportUnguarded) && !config.lacks(Mutation::ReportByName);
+        let guarded =
+            !config.lacks(Mutation::ReportUnguarded) && !config.lacks(Mutation::ReportByName);
         if let Some(Late::Report { node, .. }) = self.late
             && usize::from(node) == n
             && guarded

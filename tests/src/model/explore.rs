@@ -70,7 +70,9 @@ fn graph(config: &Config) -> Graph {
             actions.clear();
             config.actions(&state, &mut actions);
             for (nth, action) in actions.iter().enumerate() {
-                let Some(to) = config.next_state(&state, *action) else { continue };
+                let Some(to) = config.next_state(&state, *action) else {
+                    continue;
+                };
                 graph.transitions += 1;
                 let count = graph.parents.len() as u32;
                 let reached = match numbers.entry(hasher.hash_one(&to)) {

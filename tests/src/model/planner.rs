@@ -17,17 +17,17 @@ use serde_json::json;
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::effect::{Effect, NodePatch};
 use skyhook_coordinator::facts::{
-    WireCondition, WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
+    WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
 };
+use skyhook_coordinator::guard;
 use skyhook_coordinator::index::{Change, Index, Kind};
 use skyhook_coordinator::plan::{self, Now, View};
-use skyhook_coordinator::guard;
 use skyhook_crds::installed::{self, CordonRecord, Stamp};
 use skyhook_crds::lease::{DrainState, StopReason};
 use skyhook_crds::names;
 
-use super::rules;
 use super::hash::FastHash;
+use super::rules;
 use super::state::{Content, Cordon, Lease, MAX_NODES, Mark, Node, Skyhook, Uid};
 
 /// What a coordinator decides from.
@@ -37,8 +37,8 @@ pub struct Picture {
     pub leases: [Option<Lease>; MAX_NODES],
     pub skyhook: Skyhook,
     pub creating: [bool; MAX_NODES],
-    /// Leases are being listed again.
-    pub listing: bool,
+    /// Nodes that something outside the roll-out keeps off: a label, a taint, an agent that did not respond.
+    pub blocked: [bool; MAX_NODES],
     pub count: u8,
     pub budget: u8,
 }
@@ -46,16 +46,44 @@ pub struct Picture {
 /// A write of a coordinator. Those to a lease are meant for the one with `uid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
-    Reserve { node: u8, lease: Lease },
-    Grant { node: u8, uid: Uid },
-    Stop { node: u8, uid: Uid, reason: Option<StopReason> },
-    Drain { node: u8, uid: Uid, state: DrainState },
+    Reserve {
+        node: u8,
+        lease: Lease,
+    },
+    Grant {
+        node: u8,
+        uid: Uid,
+    },
+    Stop {
+        node: u8,
+        uid: Uid,
+        reason: Option<StopReason>,
+    },
+    Drain {
+        node: u8,
+        uid: Uid,
+        state: DrainState,
+    },
     /// Also when the agent did not accept in time.
-    Withdraw { node: u8, uid: Uid, late: bool },
-    Release { node: u8, uid: Uid },
+    Withdraw {
+        node: u8,
+        uid: Uid,
+        late: bool,
+    },
+    Release {
+        node: u8,
+        uid: Uid,
+    },
     /// After a live GET has shown that no Node with this UID exists.
-    ReleaseOfGoneNode { node: u8, uid: Uid, node_uid: u8 },
-    Node { node: u8, change: NodeChange },
+    ReleaseOfGoneNode {
+        node: u8,
+        uid: Uid,
+        node_uid: u8,
+    },
+    Node {
+        node: u8,
+        change: NodeChange,
+    },
     ReleaseSkyhook,
 }
 
@@ -107,8 +135,15 @@ pub fn plan(picture: &Picture) -> Rc<[Write]> {
 }
 
 fn decide(index: &Index, settings: &Settings, mono: Duration, late: bool) -> Vec<Write> {
-    let now = Now { mono, wall: Timestamp::UNIX_EPOCH };
-    let plan = plan::plan(&View { index, settings, now });
+    let now = Now {
+        mono,
+        wall: Timestamp::UNIX_EPOCH,
+    };
+    let plan = plan::plan(&View {
+        index,
+        settings,
+        now,
+    });
     plan.effects
         .iter()
         .filter(|effect| guard::check(index, settings, effect).is_ok())
@@ -117,7 +152,10 @@ fn decide(index: &Index, settings: &Settings, mono: Duration, late: bool) -> Vec
 }
 
 /// The part of an effect that the model knows.
-#[expect(clippy::wildcard_enum_match_arm, reason = "other effects write what the model leaves out")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "other effects write what the model leaves out"
+)]
 fn read(effect: &Effect, late: bool) -> Option<Write> {
     let node = |name: &str| rules::number(name);
     let write = match effect {
@@ -135,32 +173,57 @@ fn read(effect: &Effect, late: bool) -> Option<Write> {
                 ..Lease::default()
             },
         },
-        Effect::GrantLease { node: name, at } => {
-            Write::Grant { node: node(name), uid: rules::number(&at.uid) }
-        }
-        Effect::StopLease { node: name, at, stop } => {
-            Write::Stop { node: node(name), uid: rules::number(&at.uid), reason: *stop }
-        }
-        Effect::SetDrain { node: name, at, drain } => {
-            Write::Drain { node: node(name), uid: rules::number(&at.uid), state: drain.state }
-        }
-        Effect::WithdrawLease { node: name, at, .. } => {
-            Write::Withdraw { node: node(name), uid: rules::number(&at.uid), late }
-        }
-        Effect::ReleaseLease { node: name, at } => {
-            Write::Release { node: node(name), uid: rules::number(&at.uid) }
-        }
-        Effect::ReleaseLeaseOfGoneNode { node: name, at, node_uid } => Write::ReleaseOfGoneNode {
+        Effect::GrantLease { node: name, at } => Write::Grant {
+            node: node(name),
+            uid: rules::number(&at.uid),
+        },
+        Effect::StopLease {
+            node: name,
+            at,
+            stop,
+        } => Write::Stop {
+            node: node(name),
+            uid: rules::number(&at.uid),
+            reason: *stop,
+        },
+        Effect::SetDrain {
+            node: name,
+            at,
+            drain,
+        } => Write::Drain {
+            node: node(name),
+            uid: rules::number(&at.uid),
+            state: drain.state,
+        },
+        Effect::WithdrawLease { node: name, at, .. } => Write::Withdraw {
+            node: node(name),
+            uid: rules::number(&at.uid),
+            late,
+        },
+        Effect::ReleaseLease { node: name, at } => Write::Release {
+            node: node(name),
+            uid: rules::number(&at.uid),
+        },
+        Effect::ReleaseLeaseOfGoneNode {
+            node: name,
+            at,
+            node_uid,
+        } => Write::ReleaseOfGoneNode {
             node: node(name),
             uid: rules::number(&at.uid),
             node_uid: rules::number(node_uid),
         },
-        Effect::PatchNode { node: name, patch, .. } => {
+        Effect::PatchNode {
+            node: name, patch, ..
+        } => {
             let change = change(patch);
             if change == NodeChange::default() {
                 return None;
             }
-            Write::Node { node: node(name), change }
+            Write::Node {
+                node: node(name),
+                change,
+            }
         }
         Effect::ReleaseSkyhook { .. } => Write::ReleaseSkyhook,
         _ => return None,
@@ -189,19 +252,31 @@ fn change(patch: &NodePatch) -> NodeChange {
 
 fn index(picture: &Picture) -> Index {
     let mut index = Index::default();
-    for kind in [Kind::Node, Kind::Skyhook, Kind::Lease, Kind::Revision] {
+    for kind in [
+        Kind::Node,
+        Kind::Skyhook,
+        Kind::Lease,
+        Kind::Revision,
+        Kind::Policy,
+    ] {
         index.apply(Change::Synced(kind), Duration::ZERO);
     }
     for (number, node) in picture.nodes.iter().enumerate().take(picture.count.into()) {
-        index.apply(Change::Node(Box::new(wire_node(number, node))), Duration::ZERO);
+        let node = wire_node(number, node, picture.blocked[number]);
+        index.apply(Change::Node(Box::new(node)), Duration::ZERO);
     }
     for (number, lease) in picture.leases.iter().enumerate() {
         if let Some(lease) = lease {
-            index.apply(Change::Lease(Box::new(wire_lease(number, lease))), Duration::ZERO);
+            index.apply(
+                Change::Lease(Box::new(wire_lease(number, lease))),
+                Duration::ZERO,
+            );
         }
         // Set by hand, as it stands: a lease that is seen ends it.
         if picture.creating[number] && number < picture.count.into() {
-            index.creating.insert(rules::node_name(number), rules::SKYHOOK_UID.to_owned());
+            index
+                .creating
+                .insert(rules::node_name(number), rules::SKYHOOK_UID.to_owned());
         }
     }
     if !picture.skyhook.gone {
@@ -209,42 +284,49 @@ fn index(picture: &Picture) -> Index {
         index.apply(Change::Skyhook(Box::new(skyhook)), Duration::ZERO);
     }
     for revision in 0..=1 {
-        index.apply(Change::Revision(Box::new(wire_revision(revision))), Duration::ZERO);
-    }
-    if picture.listing {
-        index.apply(Change::ListBegins(Kind::Lease), Duration::ZERO);
+        index.apply(
+            Change::Revision(Box::new(wire_revision(revision))),
+            Duration::ZERO,
+        );
     }
     index
 }
 
-fn wire_node(number: usize, node: &Node) -> WireNode {
+fn wire_node(number: usize, node: &Node, blocked: bool) -> WireNode {
     let mut annotations = BTreeMap::new();
     if let Some(states) = rules::annotation(node.record) {
         annotations.insert(names::node_state(rules::SKYHOOK), states);
     }
     if let Some(mark) = &node.mark {
-        annotations.insert(names::stamp(rules::SKYHOOK), rules::stamp(number, mark).render());
+        annotations.insert(
+            names::stamp(rules::SKYHOOK),
+            rules::stamp(number, mark).render(),
+        );
     }
     if let Some(cordon) = &node.cordon {
         let record = rules::cordon_record(number, cordon);
         annotations.insert(names::CORDON_OWNERS.to_owned(), record.render());
     }
+    let ready = if node.ready { "True" } else { "False" };
     WireNode {
         metadata: ObjectMeta {
             annotations: Some(annotations),
+            labels: blocked.then(|| [(names::IGNORE.to_owned(), "true".to_owned())].into()),
             name: Some(rules::node_name(number)),
             resource_version: Some("1".to_owned()),
             uid: Some(rules::node_uid(number, node.uid)),
             ..ObjectMeta::default()
         },
-        spec: WireNodeSpec { unschedulable: Some(node.unschedulable), ..WireNodeSpec::default() },
+        spec: WireNodeSpec {
+            unschedulable: Some(node.unschedulable),
+            ..WireNodeSpec::default()
+        },
         status: WireNodeStatus {
-            conditions: vec![WireCondition {
-                type_: "Ready".to_owned(),
-                status: if node.ready { "True" } else { "False" }.to_owned(),
-                ..WireCondition::default()
-            }],
-            node_info: WireNodeInfo { boot_id: format!("id-{}", node.boot) },
+            conditions: serde_json::from_value(json!([{ "type": "Ready", "status": ready }]))
+                .unwrap_or_default(),
+            node_info: WireNodeInfo {
+                boot_id: format!("id-{}", node.boot),
+            },
         },
     }
 }
@@ -268,7 +350,7 @@ fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
             generation: Some(i64::from(skyhook.revision)),
             resource_version: Some("1".to_owned()),
             finalizers: Some(vec![names::SKYHOOK_FINALIZER.to_owned()]),
-            deletion_timestamp: skyhook.deleting.then(|| Time(Timestamp::UNIX_EPOCH)),
+            deletion_timestamp: skyhook.deleting.then_some(Time(Timestamp::UNIX_EPOCH)),
             ..ObjectMeta::default()
         },
         spec: json!({
@@ -295,7 +377,9 @@ fn wire_revision(revision: u8) -> ControllerRevision {
             }]),
             ..ObjectMeta::default()
         },
-        data: serde_json::to_value(rules::revision_data(revision)).ok().map(RawExtension),
+        data: serde_json::to_value(rules::revision_data(revision))
+            .ok()
+            .map(RawExtension),
         revision: i64::from(revision),
     }
 }

@@ -65,13 +65,20 @@ pub fn node_uid(node: usize, uid: u8) -> String {
 
 #[must_use]
 pub fn lease_uid(node: usize, uid: Uid) -> String {
-    if uid == 0 { String::new() } else { format!("lease-{node}-{uid}") }
+    if uid == 0 {
+        String::new()
+    } else {
+        format!("lease-{node}-{uid}")
+    }
 }
 
 /// The number in a UID or another made-up name.
 #[must_use]
 pub fn number(name: &str) -> u8 {
-    name.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or_default()
+    name.rsplit('-')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or_default()
 }
 
 /// The one package in a revision.
@@ -83,7 +90,10 @@ pub fn revision_data(revision: u8) -> RevisionData {
         "image": "example.com/something",
     }));
     RevisionData {
-        packages: package.map(|p| (PACKAGE.to_owned(), p)).into_iter().collect(),
+        packages: package
+            .map(|p| (PACKAGE.to_owned(), p))
+            .into_iter()
+            .collect(),
         serial: false,
     }
 }
@@ -106,8 +116,16 @@ pub fn states(content: Content) -> PackageStates {
         version: format!("1.{revision}.0"),
         image: "example.com/something".to_owned(),
         container_sha: None,
-        stage: if complete { Stage::PostInterrupt } else { Stage::Config },
-        state: if complete { PackageState::Complete } else { PackageState::InProgress },
+        stage: if complete {
+            Stage::PostInterrupt
+        } else {
+            Stage::Config
+        },
+        state: if complete {
+            PackageState::Complete
+        } else {
+            PackageState::InProgress
+        },
         restarts: 0,
     };
     [(format!("{PACKAGE}|{}", status.version), status)].into()
@@ -116,16 +134,28 @@ pub fn states(content: Content) -> PackageStates {
 /// The reverse of [`states`].
 #[must_use]
 pub fn content(states: &PackageStates) -> Option<Content> {
-    Content::ALL.into_iter().find(|content| self::states(*content) == *states)
+    Content::ALL
+        .into_iter()
+        .find(|content| self::states(*content) == *states)
 }
 
 #[must_use]
 pub fn stamp(node: usize, mark: &Mark) -> Stamp {
     let has_result = mark.lease != 0;
-    let number = |n: u8| if has_result { format!("id-{n}") } else { String::new() };
+    let number = |n: u8| {
+        if has_result {
+            format!("id-{n}")
+        } else {
+            String::new()
+        }
+    };
     Stamp {
         lease: lease_uid(node, mark.lease),
-        revision: if has_result { revision_name(mark.revision) } else { String::new() },
+        revision: if has_result {
+            revision_name(mark.revision)
+        } else {
+            String::new()
+        },
         boot_id: number(mark.boot),
         machine_id: number(mark.machine),
         granted: lease_uid(node, mark.granted),
@@ -178,9 +208,16 @@ pub fn cordon_record(node: usize, cordon: &Cordon) -> CordonRecord {
 pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
     let uid = lease_uid(node, lease.uid);
     let time = || Time(Timestamp::UNIX_EPOCH);
-    let mark = lease.result_machine.map(|machine| Mark { lease: 1, machine, ..Mark::default() });
+    let mark = lease.result_machine.map(|machine| Mark {
+        lease: 1,
+        machine,
+        ..Mark::default()
+    });
     let spec = InterruptionLeaseSpec {
-        node: NodeRef { name: node_name(node), uid: node_uid(node, lease.node_uid) },
+        node: NodeRef {
+            name: node_name(node),
+            uid: node_uid(node, lease.node_uid),
+        },
         skyhook: SkyhookRef {
             name: SKYHOOK.to_owned(),
             uid: SKYHOOK_UID.to_owned(),
@@ -190,8 +227,14 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
         installed: states(lease.installed),
         stamp: mark.map(|mark| stamp(node, &mark)),
         granted: lease.granted.then(Granted::default),
-        drain: Drain { state: lease.drain, ..Drain::default() },
-        stop: lease.stop.map(|reason| Stop { reason, since: String::new() }),
+        drain: Drain {
+            state: lease.drain,
+            ..Drain::default()
+        },
+        stop: lease.stop.map(|reason| Stop {
+            reason,
+            since: String::new(),
+        }),
         ..InterruptionLeaseSpec::default()
     };
     let mut real = InterruptionLease::new(&node_name(node), spec);
@@ -210,7 +253,10 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
         needs_drain: Some(lease.needs_drain),
         boot_id: format!("id-{}", lease.boot),
         machine_id: format!("id-{}", lease.machine),
-        packages: states(lease.packages).into_iter().map(|(k, s)| (k, report(s))).collect(),
+        packages: states(lease.packages)
+            .into_iter()
+            .map(|(k, s)| (k, report(s)))
+            .collect(),
         ..InterruptionLeaseStatus::default()
     });
     real

@@ -33,7 +33,11 @@ impl Content {
     /// The revision that is there, or begun.
     #[must_use]
     pub const fn revision(self) -> Option<u8> {
-        if self.0 == 0 { None } else { Some((self.0 - 1) / 2) }
+        if self.0 == 0 {
+            None
+        } else {
+            Some((self.0 - 1) / 2)
+        }
     }
 
     /// The next step towards a revision.
@@ -148,7 +152,8 @@ impl Coordinator {
     /// True when the copy of the lease has the current resource version.
     #[must_use]
     pub fn is_current(&self, node: usize) -> bool {
-        !self.broken && self.listing.is_none() && self.queue.iter().all(|(n, _)| *n as usize != node)
+        let delivered = self.listing.is_none_or(|list| node < list.delivered.into());
+        !self.broken && delivered && self.queue.iter().all(|(n, _)| *n as usize != node)
     }
 }
 
@@ -275,7 +280,11 @@ impl State {
             if let Some(listing) = &mut coordinator.listing {
                 lease_uid(&mut listing.leases[node], f);
             }
-            for (_, lease) in coordinator.queue.iter_mut().filter(|(n, _)| *n as usize == node) {
+            for (_, lease) in coordinator
+                .queue
+                .iter_mut()
+                .filter(|(n, _)| *n as usize == node)
+            {
                 lease_uid(lease, f);
             }
         }
