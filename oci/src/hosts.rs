@@ -2,6 +2,7 @@
 //! `hosts.toml` or our own configuration says. Pure; `load` reads the files.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
@@ -14,7 +15,7 @@ mod load;
 pub(crate) use load::load;
 
 /// One server that can be asked, in the shape of a `[host."…"]` table.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostSettings {
     /// `https://mirror:port/path`; without a scheme it is https.
@@ -31,6 +32,22 @@ pub struct HostSettings {
     pub header: BTreeMap<String, Vec<String>>,
     /// Regular expressions over the repository, and what to put in their place.
     pub rewrite: BTreeMap<String, String>,
+}
+
+/// Headers may hold secrets: their values are left out.
+impl fmt::Debug for HostSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostSettings")
+            .field("url", &redacted(&self.url))
+            .field("capabilities", &self.capabilities)
+            .field("ca", &self.ca)
+            .field("client", &self.client)
+            .field("skip_verify", &self.skip_verify)
+            .field("override_path", &self.override_path)
+            .field("header", &self.header.keys())
+            .field("rewrite", &self.rewrite)
+            .finish()
+    }
 }
 
 /// What is configured for one registry.
@@ -209,7 +226,7 @@ pub(crate) fn endpoints(
 }
 
 /// A URL for an error, without what stands before an `@`.
-fn redacted(url: &str) -> String {
+pub(crate) fn redacted(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("***@{host}"),
         None => url.to_owned(),

@@ -1,10 +1,13 @@
 //! Credentials, redirects, mirrors, proxies: who is asked, and who is told what.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use skyhook_oci::{
-    Credentials, HostSettings, Limits, ProxyConfig, PullError, Pulled, Reference, RegistrySettings,
+    Credentials, HostSettings, Limits, PluginConfig, ProxyConfig, PullError, Pulled, Reference,
+    RegistrySettings,
 };
 
 use crate::host::{Host, chain, hasty};
@@ -349,4 +352,116 @@ async fn one_blob_is_fetched_once_however_many_ask() {
     }
     assert_eq!(liar.count(&layer.to_string()), 1);
     assert!(fetched > 0 && fetched < 300_000, "{fetched}: counted once");
+}
+
+#[tokio::test]
+async fn a_credential_provider_opens_a_registry_that_no_secret_is_for() {
+    let image = Image::sized(10);
+    let liar = Liar::start(move |request| match request.header("authorization") {
+        Some(header) if header == basic() => image.answer(request),
+        _ => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let registry = liar.host();
+    let answer = json!({"kind": "CredentialProviderResponse",
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "cacheKeyType": "Image",
+        "auth": {&registry: {"username": "user", "password": SECRET}}});
+    let script = format!("#!/bin/sh\ncat >/dev/null\necho '{answer}'\n");
+    crate::support::file(dir.path(), "bin/cloud", &script, 0o755);
+    let config = json!({"apiVersion": "kubelet.config.k8s.io/v1",
+        "kind": "CredentialProviderConfig", "providers": [{"name": "cloud",
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "matchImages": [&registry],
+        "defaultCacheDuration": "1m"}]});
+    crate::support::file(dir.path(), "config.json", &config.to_string(), 0o644);
+    let plugins = PluginConfig {
+        config: dir.path().join("config.json"),
+        bin_dir: dir.path().join("bin"),
+        prefix: Vec::new(),
+        timeout: Duration::from_secs(10),
+    };
+    let config = skyhook_oci::PullerConfig {
+        plugins: Some(plugins),
+        ..hasty()
+    };
+    let host = Host::with(config, Limits::default());
+    pull(&host, &registry, &Credentials::anonymous())
+        .await
+        .unwrap();
+    assert!(!format!("{:?}", host.puller).contains(SECRET));
+}
+
+/// Run by the test below, in a process whose environment names a proxy.
+#[tokio::test]
+#[ignore = "needs the environment that another test makes"]
+async fn pulls_as_the_environment_says() {
+    let config = skyhook_oci::PullerConfig {
+        insecure: vec!["registry.test".into()],
+        ..hasty()
+    };
+    let host = Host::with(config, Limits::default());
+    pull(&host, "registry.test", &Credentials::anonymous())
+        .await
+        .unwrap();
+    let direct = std::env::var("TEST_DIRECT").unwrap();
+    pull(&host, &direct, &Credentials::anonymous())
+        .await
+        .unwrap();
+}
+
+#[test]
+fn the_environments_proxy_is_used_but_never_for_loopback() {
+    let image = Image::sized(10);
+    let proxied = image.clone();
+    let proxy = Liar::start(move |request| proxied.answer(request));
+    let direct = Liar::start(move |request| image.answer(request));
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "access::pulls_as_the_environment_says",
+            "--ignored",
+        ])
+        .env("HTTP_PROXY", format!("http://{}", proxy.host()))
+        .env("TEST_DIRECT", direct.host())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let through = |request: &Request| request.path.starts_with("http://registry.test/");
+    assert!(proxy.requests().len() >= 3 && proxy.requests().iter().all(through));
+    assert_eq!(
+        direct.requests().len(),
+        1,
+        "the manifest; the blobs are the same"
+    );
+}
+
+#[test]
+fn configurations_are_printed_without_their_secrets() {
+    let own = HostSettings {
+        url: format!("https://user:{SECRET}@r.io"),
+        header: [("Authorization".to_owned(), vec![SECRET.to_owned()])].into(),
+        ..HostSettings::default()
+    };
+    let settings = RegistrySettings {
+        server: Some(own),
+        hosts: vec![],
+    };
+    let url = format!("http://user:{SECRET}@proxy:3128");
+    let proxy = ProxyConfig::Url {
+        url,
+        no_proxy: String::new(),
+    };
+    let config = skyhook_oci::PullerConfig {
+        registries: [("r.io".to_owned(), settings)].into(),
+        proxy,
+        ..hasty()
+    };
+    let text = format!("{config:?}");
+    assert!(
+        !text.contains(SECRET) && text.contains("Authorization"),
+        "{text}"
+    );
 }

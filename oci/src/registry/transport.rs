@@ -6,6 +6,7 @@
     reason = "this file is the shell that reads certificates"
 )]
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -18,10 +19,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{RegistryError, Timeouts};
-use crate::hosts::{Endpoint, HostSettings, HostsError};
+use crate::hosts::{Endpoint, HostSettings, HostsError, redacted};
 
 /// Where requests go through.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub enum ProxyConfig {
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case.
     #[default]
@@ -32,6 +33,21 @@ pub enum ProxyConfig {
         url: String,
         no_proxy: String,
     },
+}
+
+/// A proxy's URL may hold a password: it is left out.
+impl fmt::Debug for ProxyConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Environment => f.write_str("Environment"),
+            Self::None => f.write_str("None"),
+            Self::Url { url, no_proxy } => f
+                .debug_struct("Url")
+                .field("url", &redacted(url))
+                .field("no_proxy", no_proxy)
+                .finish(),
+        }
+    }
 }
 
 /// A client for one endpoint. Loopback is never reached through a proxy of the environment.
