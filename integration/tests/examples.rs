@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use skyhook_crds::Skyhook;
 use skyhook_integration::controlplane::{ControlPlane, Options};
 use skyhook_integration::install::install;
+use skyhook_integration::process::output;
+use skyhook_integration::programs;
 use skyhook_integration::run::Run;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,5 +49,24 @@ async fn every_example_is_accepted_and_can_be_decoded() -> Result<()> {
             "{name}"
         );
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_package_of_ours_passes_the_agents_own_check() -> Result<()> {
+    let run = Run::start()?;
+    let agent = programs::collect(&run)?.join(programs::AGENT);
+    let base = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for dir in ["../examples/packages", "fixtures/packages"] {
+        for entry in fs::read_dir(base.join(dir))? {
+            let mut validate = Command::new(&agent);
+            validate.arg("validate").arg(entry?.path());
+            let printed = output(validate).await?;
+            assert!(printed.contains("0 errors, 0 warnings"), "{printed}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "only {seen} packages were found");
     Ok(())
 }
