@@ -13,7 +13,7 @@ use crate::image::{self, Document, ImageError, Manifest, Platform};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registry::{ProxyConfig, RawManifest, RegistryError, Session, Timeouts};
-use crate::store::{Store, StoreError, StoredImage};
+use crate::store::{Store, StoreError, StoredImage, blocking};
 
 mod fetch;
 mod retry;
@@ -102,7 +102,7 @@ pub enum PullError {
 pub enum RetryClass {
     /// With backoff.
     Transient,
-    /// Not before this has passed; the registry said so.
+    /// Not before this has passed: the registry said so, or someone has to act first.
     After(Duration),
     /// Only when something has changed.
     Terminal,
@@ -229,7 +229,8 @@ impl Puller {
         let config = self.store.document(&manifest.config.0)?;
         let platform = Some(&self.config.platform);
         image::diff_ids(&config, manifest.layers.len(), platform)?;
-        let image = self.store.record_image(reference, &manifest_digest)?;
+        let (store, of) = (self.store.clone(), reference.clone());
+        let image = blocking(move || store.record_image(&of, &manifest_digest)).await?;
         progress.say(Event::Pulled {
             manifest: manifest_digest,
         });
@@ -271,15 +272,16 @@ impl Run<'_> {
                 }
             }
         };
-        store.put_document(&raw.digest, &raw.bytes)?;
+        let (digest, of) = (raw.digest, store.clone());
+        blocking(move || of.put_document(&digest, &raw.bytes)).await?;
         let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
         let layers = manifest.layers.len() as u64;
         self.progress.say(Event::Resolved {
-            manifest: raw.digest,
+            manifest: digest,
             layers,
             bytes,
         });
-        Ok((resolved, raw.digest, manifest))
+        Ok((resolved, digest, manifest))
     }
 
     async fn manifest(&self, selector: &str, want: Option<Digest>) -> Result<RawManifest, Failure> {

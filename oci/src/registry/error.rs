@@ -10,6 +10,9 @@ use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
 use crate::pull::RetryClass;
 
+/// When to look again for what someone has to put there first.
+const NOT_SOON: Duration = Duration::from_secs(60);
+
 /// `what` is what was asked for, `host` who was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -98,8 +101,8 @@ impl RegistryError {
         }
     }
 
-    /// What is not there or refused stays so until someone acts; what a cache or a network did to
-    /// an answer may be gone the next time.
+    /// What a cache or a network did to an answer may be gone the next time. What is not there or
+    /// refused stays so until someone pushes it or mends a secret: now and then is enough.
     pub fn retry_class(&self) -> RetryClass {
         match self {
             Self::Status {
@@ -107,6 +110,7 @@ impl RegistryError {
                 ..
             } => RetryClass::After(*after),
             Self::Status { status, .. } if is_transient(*status) => RetryClass::Transient,
+            Self::NotFound { .. } | Self::Denied { .. } => RetryClass::After(NOT_SOON),
             Self::Http { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
@@ -115,8 +119,6 @@ impl RegistryError {
             | Self::Client(_)
             | Self::Hosts(_)
             | Self::Certificate { .. }
-            | Self::NotFound { .. }
-            | Self::Denied { .. }
             | Self::Redirect { .. }
             | Self::Limit { .. }
             | Self::NoHost { .. } => RetryClass::Terminal,
