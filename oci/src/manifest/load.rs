@@ -5,10 +5,11 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Report, StepFile, check};
+use crate::beneath::{self, Outside};
 
 const MAX_BYTES: u64 = 4 << 20;
 
@@ -26,8 +27,7 @@ pub fn load(package: &Path) -> io::Result<Report> {
 }
 
 fn open(dir: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+    beneath::open(dir, path, flags, Outside::IsRefused)
 }
 
 fn step_file(dir: &OwnedFd, path: &str) -> StepFile {

@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::UnpackError;
+use crate::beneath::{self, Outside};
 
 /// A directory, named from the root it must not leave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,8 +106,7 @@ fn enter(
     name: &OsStr,
     flags: OFlags,
 ) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let open = || rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
+    let open = || beneath::open(root, path, flags, Outside::IsRoot);
     match open() {
         Err(Errno::NOENT) => {
             match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)) {
