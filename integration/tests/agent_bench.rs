@@ -84,8 +84,8 @@ fn mib(bytes: u64) -> f64 {
     f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) / 1024.0
 }
 
-/// Resident memory of a supervisor in the middle of its step.
-async fn supervisor(cluster: &Cluster, worker: &Worker) -> Result<f64> {
+/// Memory of a supervisor in the middle of its step: resident, and without the pages that it shares with the agent.
+async fn supervisor(cluster: &Cluster, worker: &Worker) -> Result<(f64, f64)> {
     let image = cluster.push("sleeper").await?;
     let env = json!({"env": [{"name": "SLEEP_LEN", "value": "5"}]});
     apply(
@@ -93,17 +93,21 @@ async fn supervisor(cluster: &Cluster, worker: &Worker) -> Result<f64> {
         &skyhook("bench-sleep", "sleeper", &image, 1, &env),
     )
     .await?;
-    let script = "for p in $(pgrep -f '^skyhook-supervisor'); do grep VmRSS /proc/$p/status; done \
-                  | awk '{print $2; exit}'";
-    let kib: u64 = loop {
+    let script = "for p in $(pgrep -f '^skyhook-supervisor'); do grep -h -E 'VmRSS|RssAnon' /proc/$p/status; done \
+                  | awk '{print $2}' | head -2 | xargs";
+    let kib = loop {
         sleep(Duration::from_millis(300)).await;
         // One that waits for its specification is not what is asked for.
         if worker.host.sh("pgrep -fx 'sleep 5'").await.is_ok() {
-            break worker.host.sh(script).await?.trim().parse()?;
+            break worker.host.sh(script).await?;
         }
     };
     wait_complete(cluster.client(), "bench-sleep", MINUTE).await?;
-    Ok(mib(kib << 10))
+    let (resident, own) = kib.trim().split_once(' ').context(kib.clone())?;
+    Ok((
+        mib(resident.parse::<u64>()? << 10),
+        mib(own.parse::<u64>()? << 10),
+    ))
 }
 
 /// fsyncs of agent and supervisors for one package (two stages).
@@ -183,7 +187,9 @@ async fn bench_agent() -> Result<()> {
     let whole = configured[PACKAGES - 1] - applied[0];
     println!("stage_overhead_ms={:.1}", whole / stages - 2.0 * own);
 
-    println!("supervisor_mib={:.1}", supervisor(&cluster, worker).await?);
+    let (resident, own) = supervisor(&cluster, worker).await?;
+    println!("supervisor_mib={resident:.1}");
+    println!("supervisor_own_mib={own:.1}");
     println!(
         "fsyncs_per_stage={:.1}",
         fsyncs(&cluster, worker, &one).await?

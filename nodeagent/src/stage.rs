@@ -204,6 +204,15 @@ pub fn copy_dir(layout: &Layout, skyhook: &SkyhookRef, package: &Package) -> Str
     )
 }
 
+/// `<skyhook>-<uid>-<generation>_<package>_<version>`.
+#[must_use]
+pub fn resource_id(skyhook: &SkyhookRef, package: &str, version: &str) -> String {
+    format!(
+        "{}-{}-{}_{package}_{version}",
+        skyhook.name, skyhook.uid, skyhook.generation
+    )
+}
+
 fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, String> {
     let skyhook = &input.skyhook;
     let defaults = [
@@ -220,14 +229,7 @@ fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, String> {
     let ours = [
         (
             "SKYHOOK_RESOURCE_ID",
-            format!(
-                "{}-{}-{}_{}_{}",
-                skyhook.name,
-                skyhook.uid,
-                skyhook.generation,
-                input.package.name,
-                input.package.version
-            ),
+            resource_id(skyhook, &input.package.name, &input.package.version),
         ),
         (
             "SKYHOOK_ROOT_DIR",

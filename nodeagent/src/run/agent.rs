@@ -25,9 +25,11 @@ use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{LeaseApi, LeaseEvent};
+use crate::machine::progress::WaveAt;
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
+use crate::stage::flags::note_interrupt;
 use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
@@ -246,6 +248,7 @@ impl Agent {
         let (mut after, effects) = machine::step(before.clone(), input);
         report::mark_since(&mut after, now());
         self.conclude_stages(&before, &after);
+        self.conclude_interrupt(&before, &after);
         match &mut self.staged {
             Some(staged) => {
                 staged.progress = after;
@@ -329,6 +332,29 @@ impl Agent {
             {
                 tracing::warn!(package = %key, error = %crate::stage::chain(&error), "history cannot be written");
             }
+        }
+    }
+
+    /// Writes what the host is to remember of an interrupt that has happened.
+    fn conclude_interrupt(&self, before: &Progress, after: &Progress) {
+        let Some(WaveAt::Interrupting {
+            owner, interrupt, ..
+        }) = before.wave.as_ref().map(|w| &w.at)
+        else {
+            return;
+        };
+        let happened = after
+            .entries
+            .get(owner)
+            .is_some_and(|e| e.stage == skyhook_crds::Stage::PostInterrupt);
+        let entry = before.entries.get(owner).filter(|_| happened);
+        let Some((entry, cycle)) = entry.and_then(|e| Some((e, e.cycle.as_ref()?))) else {
+            return;
+        };
+        let package = (entry.name.as_str(), entry.version.as_str());
+        let layout = &self.settings.layout;
+        if let Err(error) = note_interrupt(&self.host, layout, &cycle.skyhook, package, interrupt) {
+            tracing::warn!(error = %crate::stage::chain(&error), "the interrupt cannot be noted");
         }
     }
 

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use skyhook_crds::Stage;
 use skyhook_crds::lease::SkyhookRef;
+use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_oci::manifest::{PackageConfig, Step};
 
 use super::{Layout, StageError, io_error};
@@ -174,6 +175,33 @@ impl Records {
     }
 }
 
+/// Notes an interrupt that has happened, one file for each command that the reference would have run. Nothing reads them
+/// here: whether an interrupt is due is in the journal.
+pub fn note_interrupt(
+    host: &Host,
+    layout: &Layout,
+    cycle: &SkyhookRef,
+    package: (&str, &str),
+    interrupt: &Interrupt,
+) -> Result<(), StageError> {
+    let id = super::resource_id(cycle, package.0, package.1);
+    let directory = host
+        .path(format!("{}/{}", layout.copy_root, cycle.name))
+        .join("interrupts/flags")
+        .join(id);
+    let (kind, commands) = match interrupt.kind {
+        InterruptType::Reboot => ("node_restart", 1),
+        // daemon-reload, and a restart each.
+        InterruptType::Service => ("service_restart", interrupt.services.len() + 1),
+        InterruptType::RestartAllServices => ("restart_all_services", 1),
+        InterruptType::Noop => return write(&directory.join("no_op.complete"), &now()),
+    };
+    for n in 0..commands {
+        write(&directory.join(format!("{kind}_{n}.complete")), &now())?;
+    }
+    Ok(())
+}
+
 fn create_parent(file: &Path) -> Result<(), StageError> {
     match file.parent() {
         Some(parent) => fs::create_dir_all(parent).map_err(io_error(parent, "creating")),
@@ -228,6 +256,48 @@ fn python_str(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interrupts_leave_the_files_of_the_reference() {
+        let root = tempfile::tempdir().unwrap();
+        let host = Host {
+            root: root.path().to_owned(),
+        };
+        let layout = Layout {
+            copy_root: "/var/lib/skyhook".into(),
+            log_root: "/var/log/skyhook".into(),
+        };
+        let skyhook = SkyhookRef {
+            name: "s".into(),
+            uid: "uid".into(),
+            generation: 2,
+        };
+        for (kind, services, want) in [
+            (InterruptType::Reboot, 0, vec!["node_restart_0.complete"]),
+            (
+                InterruptType::Service,
+                1,
+                vec!["service_restart_0.complete", "service_restart_1.complete"],
+            ),
+            (InterruptType::Noop, 0, vec!["no_op.complete"]),
+        ] {
+            let interrupt = Interrupt {
+                kind,
+                services: vec!["x".to_owned(); services],
+            };
+            note_interrupt(&host, &layout, &skyhook, ("aa", "1.0.0"), &interrupt).unwrap();
+            let directory = root
+                .path()
+                .join("var/lib/skyhook/s/interrupts/flags/s-uid-2_aa_1.0.0");
+            let mut names: Vec<String> = fs::read_dir(&directory)
+                .unwrap()
+                .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+                .collect();
+            names.sort();
+            assert_eq!(names, want);
+            fs::remove_dir_all(&directory).unwrap();
+        }
+    }
 
     #[test]
     fn flags_are_named_as_the_reference_names_them() {

@@ -1,0 +1,54 @@
+//! The API server goes away in the middle of a stage: what may go on goes on, and the results arrive later.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::rollout::{apply, skyhook, wait_complete};
+use skyhook_integration::skip::hosts_can_run;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_cut_off_finishes_what_it_began() -> Result<()> {
+    if !hosts_can_run("a_host_that_is_cut_off_finishes_what_it_began").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("sleeper").await?;
+    let host = &cluster.worker("worker-1")?.host;
+    let env = json!({"env": [{"name": "SLEEP_LEN", "value": "3"}]});
+    apply(
+        cluster.client(),
+        &skyhook("away", "sleeper", &image, 1, &env),
+    )
+    .await?;
+    until(&cluster, "apply begin").await?;
+    host.cut_off().await?;
+    until(&cluster, "config-check end 0").await?;
+    host.reconnect().await?;
+    wait_complete(cluster.client(), "away", 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    let log = host.read("/var/lib/sleeper/log")?;
+    assert_eq!(log.lines().count(), 8, "{log}");
+    Ok(())
+}
+
+async fn until(cluster: &Cluster, line: &str) -> Result<()> {
+    let host = &cluster.worker("worker-1")?.host;
+    let begin = Instant::now();
+    loop {
+        let log = host.read("/var/lib/sleeper/log").unwrap_or_default();
+        if log.lines().any(|l| l == line) {
+            return Ok(());
+        }
+        ensure!(
+            begin.elapsed() < 2 * MINUTE,
+            "{line} never came: {log} {}",
+            cluster.logs()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
