@@ -1,5 +1,6 @@
 //! Effects to API calls. Every write carries what it was decided on; a refusal is a value, not a surprise.
 
+mod live;
 mod pods;
 
 use std::time::Duration;
@@ -277,6 +278,7 @@ impl Applier {
         patch: &NodePatch,
         wall: &str,
     ) -> Result<Option<Change>, ApplyError> {
+        self.check_live(name, &patch.check).await?;
         let api: Api<WireNode> = Api::all(self.client.clone());
         let mut metadata = guard(at);
         metadata["annotations"] = json!(patch.annotations);

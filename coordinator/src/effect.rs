@@ -1,6 +1,6 @@
 //! What the planner wants done, as values: a target, the whole desired change, and what it was decided on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::{CordonRecord, PackageStates, Stamp};
 use skyhook_crds::lease::{Drain, InterruptionLeaseSpec, StopReason};
@@ -143,6 +143,17 @@ pub struct NodePatch {
     pub unschedulable: Option<bool>,
     /// Conditions, by type.
     pub conditions: BTreeMap<String, WireCondition>,
+    /// What a live GET of the node's lease must show before the write.
+    pub check: LiveCheck,
+}
+
+/// What no watch is fresh enough for. Costs one GET when anything is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveCheck {
+    /// The node's lease must have this UID.
+    pub lease: Option<String>,
+    /// The node's lease, if there is one, must not be for any of these Skyhooks.
+    pub not_for: BTreeSet<String>,
 }
 
 impl NodePatch {
@@ -253,6 +264,8 @@ impl NodePatch {
         self.labels.extend(other.labels);
         self.conditions.extend(other.conditions);
         self.unschedulable = other.unschedulable.or(self.unschedulable);
+        self.check.lease = other.check.lease.or(self.check.lease.take());
+        self.check.not_for.extend(other.check.not_for);
     }
 }
 

@@ -137,7 +137,7 @@ fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
 }
 
 /// True when the lease's Skyhook is gone, being deleted or disabled.
-fn is_given_up(index: &Index, lease: &InterruptionLease) -> bool {
+pub(crate) fn is_given_up(index: &Index, lease: &InterruptionLease) -> bool {
     index
         .skyhooks
         .get(&lease.spec.skyhook.name)

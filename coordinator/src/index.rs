@@ -138,7 +138,10 @@ pub struct Index {
     pub drains: BTreeMap<String, DrainWatch>,
     /// When a target was last written, for coalescing.
     pub written: BTreeMap<Target, Mono>,
+    /// When the API server answered creates of ours that the lease watch has not delivered.
+    pub answered: BTreeMap<String, Mono>,
     synced: BTreeSet<Kind>,
+    list_began: Mono,
     listed: BTreeMap<Kind, BTreeSet<String>>,
 }
 
@@ -213,6 +216,9 @@ impl Index {
                 true
             }
             Change::ListBegins(kind) => {
+                // Half a list is no picture to decide on.
+                self.synced.remove(&kind);
+                self.list_began = now;
                 self.listed.insert(kind, BTreeSet::new());
                 false
             }
@@ -277,6 +283,7 @@ impl Index {
         }
         clock.stopped = clock.stopped.or(Some(now)).filter(|_| stopped);
         self.creating.remove(&lease.node);
+        self.answered.remove(&lease.node);
         self.settled(&Target::Lease(lease.node.clone()), &lease.resource_version);
         self.leases.insert(lease.node.clone(), lease);
         true
@@ -316,6 +323,10 @@ impl Index {
             Kind::Revision => self.revisions.retain(|name, _| listed.contains(name)),
             Kind::Policy => self.policies.retain(|name| listed.contains(name)),
             Kind::Lease => {
+                // A create that was answered before the list began, and is not in it, has been undone since.
+                let (answered, began) = (&self.answered, self.list_began);
+                self.creating
+                    .retain(|node, _| answered.get(node).is_none_or(|at| *at >= began));
                 self.leases.retain(|name, _| listed.contains(name));
                 self.lease_clocks.retain(|name, _| listed.contains(name));
             }
@@ -324,6 +335,11 @@ impl Index {
 
     /// Notes that a lease was written: nothing is decided about it until its watch delivers what was written.
     pub fn lags(&mut self, target: Target, effect: &Effect, now: Mono) {
+        if let Effect::ReserveLease { node, .. } = effect
+            && self.creating.contains_key(node)
+        {
+            self.answered.insert(node.clone(), now);
+        }
         if let Some(at) = effect.decided_on() {
             self.stale
                 .insert(target, (at.resource_version.clone(), now));

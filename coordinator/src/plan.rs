@@ -64,6 +64,7 @@ pub fn plan(view: &View<'_>) -> Plan {
     let standings = standing::all(view, &skyhooks);
     advance::leases(view, &skyhooks, &mut draft);
     let standings = admit::nodes(view, &skyhooks, standings, &mut draft);
+    cleanup::cordons(view, &standings, &mut draft);
     rollup::nodes(view, &skyhooks, &standings, &mut draft);
     rollup::skyhooks(view, &skyhooks, &standings, &mut draft);
     cleanup::revisions(view, &skyhooks, &mut draft);

@@ -1,7 +1,9 @@
 //! Reading and evicting the pods of a node that drains.
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DeleteParams, EvictParams, ListParams, Preconditions};
+use kube::Resource as _;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
+use serde_json::json;
 
 use super::{Applier, ApplyError, failed};
 use crate::effect::Effect;
@@ -53,11 +55,7 @@ impl Applier {
         let answer = if *by_deletion {
             api.delete(pod, &delete).await.map(|_| ())
         } else {
-            let params = EvictParams {
-                delete_options: Some(delete),
-                ..EvictParams::default()
-            };
-            api.evict(pod, &params).await.map(|_| ())
+            self.eviction(namespace, pod, &delete).await
         };
         let problem = match answer {
             Ok(()) => None,
@@ -72,6 +70,27 @@ impl Applier {
             pod_uid: pod_uid.clone(),
             problem,
         }))
+    }
+
+    /// kube's own call spells `deleteOptions` in a way that the API server ignores, and with it UID and grace period.
+    async fn eviction(
+        &self,
+        namespace: &str,
+        pod: &str,
+        delete: &DeleteParams,
+    ) -> Result<(), kube::Error> {
+        let body = json!({
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": { "name": pod, "namespace": namespace },
+            "deleteOptions": delete,
+        });
+        let body = serde_json::to_vec(&body).map_err(kube::Error::SerdeError)?;
+        let request = kube::core::Request::new(Pod::url_path(&(), Some(namespace)))
+            .create_subresource("eviction", pod, &PostParams::default(), body)
+            .map_err(kube::Error::BuildRequest)?;
+        let _status: serde_json::Value = self.client.request(request).await?;
+        Ok(())
     }
 }
 

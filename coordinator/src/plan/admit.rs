@@ -252,10 +252,32 @@ fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
         .then(|| Reason::new("Settling", "the revision is being written"))
 }
 
+/// True when the Node carries a result of a revision that came later: the picture of the Skyhook is older than the Node's.
+#[must_use]
+pub fn is_overtaken(view: &View<'_>, node: &NodeFact, skyhook: &str, revision: &str) -> bool {
+    let number = |name: &str| {
+        view.index
+            .revisions
+            .get(name)
+            .map(|revision| revision.number)
+    };
+    let recorded = node
+        .record(skyhook)
+        .stamp
+        .as_ref()
+        .and_then(|stamp| number(&stamp.revision));
+    recorded
+        .zip(number(revision))
+        .is_some_and(|(recorded, wanted)| recorded > wanted)
+}
+
 fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut Draft<'_>) -> bool {
     let Ok(checked) = &skyhook.checked else {
         return false;
     };
+    if is_overtaken(view, node, &skyhook.name, &checked.revision) {
+        return false;
+    }
     let record = node.record(&skyhook.name);
     let Ok(installed) = &record.states else {
         return false;

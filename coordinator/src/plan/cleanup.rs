@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use skyhook_crds::names;
 
+use super::standing::{Standing, Standings};
 use super::{Draft, View, cordon, version};
 use crate::effect::Effect;
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
@@ -13,7 +14,6 @@ const HISTORY: usize = 10;
 
 /// Takes Skyhooks in, lets those go that are being deleted, and keeps the revision of each.
 pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
-    sweep_cordons(view, draft);
     for skyhook in skyhooks {
         let ours = skyhook
             .finalizers
@@ -147,8 +147,8 @@ fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String
     used
 }
 
-/// Gives back cordons whose owner holds no lease any more and will not go on with the node.
-fn sweep_cordons(view: &View<'_>, draft: &mut Draft<'_>) {
+/// Gives back cordons whose owner holds no lease any more and is not about to go on with the node.
+pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<'_>) {
     for node in view.index.nodes.values() {
         let orphaned = node
             .cordon
@@ -165,27 +165,30 @@ fn sweep_cordons(view: &View<'_>, draft: &mut Draft<'_>) {
                             Err(_) => true,
                         });
                 let skyhook = view.index.skyhooks.get(*owner);
-                let goes_on = skyhook.is_some_and(|skyhook| may_go_on(view, skyhook, node));
+                let goes_on = skyhook.is_some_and(|s| may_go_on(s, node, standings));
                 !leased && !goes_on && !view.index.creating.contains_key(&node.name)
             });
-        draft.patch(
-            node,
-            cordon::give_back(node, orphaned),
-            "cordon without an owner",
-        );
+        let orphaned: Vec<&str> = orphaned.collect();
+        let mut patch = cordon::give_back(node, orphaned.iter().copied());
+        // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
+        patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
+        draft.patch(node, patch, "cordon without an owner");
     }
 }
 
-/// True when a Skyhook that holds no lease on the node is about to get one, or only paused.
-fn may_go_on(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
-    let wanted = !skyhook.deleting && !skyhook.is_disabled() && skyhook.selects(node);
-    let backs_off = view.index.backoff.contains_key(&node.name);
-    wanted && !backs_off && is_unfinished(view, skyhook, node)
-}
-
-fn is_unfinished(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
-    skyhook.checked.as_ref().is_ok_and(|checked| {
-        super::standing::outstanding(view, skyhook, checked, node)
-            .map_or(true, |work| !work.is_empty())
-    })
+/// True when a Skyhook that holds no lease on the node is about to get one, or only paused: it waits for a slot, not for
+/// something that may never come.
+fn may_go_on(skyhook: &SkyhookFact, node: &NodeFact, standings: &Standings) -> bool {
+    let standing = standings
+        .get(&skyhook.name)
+        .and_then(|nodes| nodes.get(&node.name));
+    let soon = match standing {
+        Some(Standing::Leased | Standing::Eligible(_)) => true,
+        Some(Standing::Waiting(reason)) => !matches!(
+            reason.reason,
+            "BudgetZero" | "EarlierSkyhook" | "NodeLeased"
+        ),
+        Some(Standing::Complete | Standing::Blocked(_)) | None => false,
+    };
+    soon && !skyhook.deleting && !skyhook.is_disabled()
 }

@@ -15,7 +15,7 @@ use super::standing::{Reason, Standing, Standings};
 use super::verdict::{self, NodeVerdict, verdict};
 use super::{COALESCE, Draft, View, version};
 use crate::effect::{Effect, NodePatch, Target};
-use crate::facts::{NodeFact, SkyhookFact};
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 
 /// Above this many nodes, a Skyhook's status lists only those that are not complete.
 pub const MAX_LISTED_NODES: usize = 500;
@@ -175,7 +175,20 @@ impl<'a> Summary<'a> {
             .filter(|s| matches!(s, Status::InProgress | Status::Erroring))
             .count();
         Self {
-            overall: overall(skyhook, complete == verdicts.len(), &statuses),
+            overall: match overall(skyhook, complete == verdicts.len(), &statuses) {
+                // One node is done and the next one not taken yet: the roll-out has not stopped.
+                Status::Blocked | Status::Waiting if is_under_way(view, skyhook) => {
+                    Status::InProgress
+                }
+                status @ (Status::Unknown
+                | Status::Complete
+                | Status::Blocked
+                | Status::Waiting
+                | Status::Disabled
+                | Status::Paused
+                | Status::InProgress
+                | Status::Erroring) => status,
+            },
             verdicts,
             complete,
             in_progress,
@@ -266,6 +279,17 @@ fn compartment(
         progress_percent: number((complete * 100).checked_div(total).unwrap_or(100)),
         batch_state: None,
     }
+}
+
+/// True while a lease of the Skyhook exists, or is being created.
+fn is_under_way(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+    let leases = view
+        .index
+        .leases
+        .values()
+        .filter_map(LeaseFact::skyhook_uid);
+    let creating = view.index.creating.values().map(String::as_str);
+    skyhook.checked.is_ok() && leases.chain(creating).any(|uid| uid == skyhook.uid)
 }
 
 /// One total order, so that a status cannot flap between two that hold at once.

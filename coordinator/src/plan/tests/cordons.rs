@@ -67,6 +67,17 @@ fn a_cordon_without_an_owner_is_given_back() {
         )),
         "the node left the selection"
     );
+    let ignored = |picture: Picture| {
+        picture.node(
+            1,
+            &["metadata", "labels", "skyhook.nvidia.com/ignore"],
+            json!("true"),
+        )
+    };
+    assert!(
+        uncordons(ignored(cordoned(Picture::new()))),
+        "nothing says when the Skyhook could go on"
+    );
     let orphaned = Picture {
         skyhooks: Vec::new(),
         ..cordoned(Picture::new())

@@ -130,6 +130,22 @@ fn before_an_agent_accepts() {
             vec!["WithdrawLease the node's package states changed"],
         ),
         (
+            "the record is of another run",
+            leased(
+                stamp(
+                    base(),
+                    Stamp {
+                        lease: "another".into(),
+                        states: states_digest(""),
+                        ..Stamp::default()
+                    },
+                ),
+                json!({}),
+                json!(null),
+            ),
+            vec!["WithdrawLease the node's package states are of another run"],
+        ),
+        (
             "nothing to do",
             {
                 let installed: Value = serde_json::from_str(&complete("1.0.0")).unwrap();
@@ -416,6 +432,22 @@ fn when_the_agent_is_done() {
                 done(),
             ),
             vec!["PatchNode result beside an edit"],
+        ),
+        (
+            "the Node is ahead of the leases",
+            leased(
+                stamp(
+                    Picture::new(),
+                    Stamp {
+                        granted: "later".into(),
+                        lease: "later".into(),
+                        ..granted()
+                    },
+                ),
+                grant_and(json!({})),
+                done(),
+            ),
+            vec![],
         ),
         (
             "it is on record",

@@ -1,0 +1,40 @@
+//! What has to be asked of the API server itself before a write.
+
+use kube::api::Api;
+
+use super::{Applier, ApplyError, failed};
+use crate::effect::LiveCheck;
+use crate::facts::{LeaseFact, WireLease};
+
+impl Applier {
+    /// Looks at the node's lease itself where a watch is not fresh enough.
+    pub(super) async fn check_live(&self, node: &str, check: &LiveCheck) -> Result<(), ApplyError> {
+        if *check == LiveCheck::default() {
+            return Ok(());
+        }
+        let api: Api<WireLease> = Api::all(self.client.clone());
+        let live = api.get_opt(node).await;
+        let live = live
+            .map_err(|source| failed("get", "interruptionlease", node, source))?
+            .map(LeaseFact::new);
+        let same =
+            check.lease.is_none() || live.as_ref().map(|lease| &lease.uid) == check.lease.as_ref();
+        let free = live.as_ref().is_none_or(|fact| match &fact.lease {
+            Ok(lease) => !check.not_for.contains(&lease.spec.skyhook.name),
+            Err(_) => check.not_for.is_empty(),
+        });
+        if same && free {
+            return Ok(());
+        }
+        let stale = kube::core::Status::failure(
+            "the node's lease is not what the watch showed",
+            "Conflict",
+        );
+        Err(failed(
+            "check",
+            "interruptionlease",
+            node,
+            kube::Error::Api(stale.with_code(409).boxed()),
+        ))
+    }
+}
