@@ -221,7 +221,7 @@ fn parse(image: &str) -> Result<(Reference, Option<String>), ReferenceError> {
             "the registry is not a host name or address with an optional port",
         ));
     }
-    if repository.len() > 255 || !repository.split('/').all(is_path_component) {
+    if !repository.split('/').all(is_path_component) {
         return Err(grammar(
             "the repository must be lower-case letters and digits in parts separated by '/', with \
              single '.', '_', '__' or '-' inside a part",
@@ -231,6 +231,9 @@ fn parse(image: &str) -> Result<(Reference, Option<String>), ReferenceError> {
         ("docker.io", false) => format!("library/{repository}"),
         _ => repository.to_owned(),
     };
+    if repository.len() > 255 {
+        return Err(grammar("the repository has more than 255 characters"));
+    }
     let registry = registry.to_owned();
     Ok((
         Reference {

@@ -174,6 +174,19 @@ fn fields_that_disagree_are_refused() {
     );
 }
 
+#[test]
+fn a_short_names_length_counts_with_what_is_put_before_it() {
+    let of = |length: usize| "a".repeat(length).parse::<Reference>();
+    assert_eq!(
+        of(247).map(|reference| reference.repository().len()),
+        Ok(255)
+    );
+    assert_eq!(
+        of(248).map_err(|error| error.kind()),
+        Err("reference_grammar")
+    );
+}
+
 proptest! {
     #[test]
     fn any_text_is_refused_or_reads_back_the_same(text in "[a-zA-Z0-9:/@._\\-\\[\\]]{0,80}") {
