@@ -27,7 +27,7 @@ fuzz:
 	  mkdir -p oci/fuzz/corpus/$$target oci/fuzz/artifacts/$$target; \
 	  echo "== $$target for $$seconds s"; \
 	  $(FUZZ_TARGET_DIR)/$(FUZZ_HOST)/release/$$target -max_total_time=$$seconds -timeout=10 \
-	    -rss_limit_mb=1024 -max_len=65536 -verbosity=0 -print_final_stats=1 \
+	    -rss_limit_mb=1024 -max_len=65536 -verbosity=0 -print_funcs=0 -print_final_stats=1 \
 	    -artifact_prefix=oci/fuzz/artifacts/$$target/ \
 	    oci/fuzz/corpus/$$target oci/fuzz/seeds/$$target; \
 	done
