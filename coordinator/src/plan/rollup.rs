@@ -180,14 +180,7 @@ impl<'a> Summary<'a> {
                 Status::Blocked | Status::Waiting if is_under_way(view, skyhook) => {
                     Status::InProgress
                 }
-                status @ (Status::Unknown
-                | Status::Complete
-                | Status::Blocked
-                | Status::Waiting
-                | Status::Disabled
-                | Status::Paused
-                | Status::InProgress
-                | Status::Erroring) => status,
+                status => status,
             },
             verdicts,
             complete,
