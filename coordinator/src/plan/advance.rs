@@ -116,6 +116,14 @@ impl Case<'_> {
         if record.states.as_ref().ok() != Some(&self.lease.spec.installed) {
             return Some("the node's package states changed".to_owned());
         }
+        let result_of =
+            |stamp: Option<&Stamp>| stamp.map(|stamp| stamp.lease.clone()).unwrap_or_default();
+        if result_of(record.stamp.as_ref()) != result_of(self.lease.spec.stamp.as_ref()) {
+            return Some("the node's package states are of another run".to_owned());
+        }
+        if admit::is_overtaken(self.view, node, &skyhook.name, &self.lease.spec.revision) {
+            return Some("the node has a newer revision".to_owned());
+        }
         let checked = skyhook.checked.as_ref().ok()?;
         let idle = standing::outstanding(self.view, skyhook, checked, node)
             .is_ok_and(|work| work.is_empty());
@@ -147,6 +155,8 @@ impl Case<'_> {
         if !node.annotations.contains_key(&version_key) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
+        // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
+        patch.check.lease = Some(self.fact.uid.clone());
         draft.patch(node, patch, "grant");
     }
 
@@ -168,13 +178,21 @@ impl Case<'_> {
             });
             return;
         }
+        // A picture in which the Node is ahead of the leases: what this lease says is history there.
+        let ours = record
+            .stamp
+            .as_ref()
+            .is_none_or(|stamp| stamp.granted == self.fact.uid);
         match protocol::result_duty(self.lease, &facts) {
-            ResultDuty::Take => self.take_result(node, record, draft),
+            ResultDuty::Take if ours => self.take_result(node, record, draft),
             ResultDuty::NotYet => {
                 self.order_stop(node, record, draft);
-                self.drain(node, draft);
-                self.mirror(node, record, draft);
+                if ours {
+                    self.drain(node, draft);
+                    self.mirror(node, record, draft);
+                }
             }
+            ResultDuty::Take => {}
             ResultDuty::AwaitBoot | ResultDuty::AwaitReady | ResultDuty::Recorded => {}
         }
     }

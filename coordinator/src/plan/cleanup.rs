@@ -168,11 +168,11 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
                 let goes_on = skyhook.is_some_and(|s| may_go_on(s, node, standings));
                 !leased && !goes_on && !view.index.creating.contains_key(&node.name)
             });
-        draft.patch(
-            node,
-            cordon::give_back(node, orphaned),
-            "cordon without an owner",
-        );
+        let orphaned: Vec<&str> = orphaned.collect();
+        let mut patch = cordon::give_back(node, orphaned.iter().copied());
+        // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
+        patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
+        draft.patch(node, patch, "cordon without an owner");
     }
 }
 

@@ -180,7 +180,14 @@ impl<'a> Summary<'a> {
                 Status::Blocked | Status::Waiting if is_under_way(view, skyhook) => {
                     Status::InProgress
                 }
-                status => status,
+                status @ (Status::Unknown
+                | Status::Complete
+                | Status::Blocked
+                | Status::Waiting
+                | Status::Disabled
+                | Status::Paused
+                | Status::InProgress
+                | Status::Erroring) => status,
             },
             verdicts,
             complete,
