@@ -1,4 +1,5 @@
 //! `make bench-agent`: what the agent adds to what packages do. Meant for a release build of the agent.
+#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::path::Path;
 use std::process::Stdio;

@@ -1,4 +1,5 @@
 //! The API server goes away in the middle of a stage: what may go on goes on, and the results arrive later.
+#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
 //! Steps on a real host: what they may do to it and to the agent, and what they find there.
+#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

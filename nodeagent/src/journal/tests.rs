@@ -170,3 +170,20 @@ fn recovers(found: State) {
     world.settle();
     assert_eq!(world.ended(), Some(skyhook_crds::lease::Phase::Complete));
 }
+
+#[test]
+fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("journal");
+    let (mut journal, _) = Journal::open(&directory).unwrap();
+    journal.save(state("before")).unwrap();
+    let away = root.path().join("away");
+    fs::rename(&directory, &away).unwrap();
+    let error = journal.save(state("after")).unwrap_err();
+    assert!(matches!(error, JournalError::Io { .. }), "{error}");
+    // What was not written is not believed to be written.
+    assert_eq!(journal.state, state("before"));
+    fs::rename(&away, &directory).unwrap();
+    journal.save(state("after")).unwrap();
+    assert_eq!(Journal::open(&directory).unwrap().0.state, state("after"));
+}
