@@ -46,11 +46,11 @@
 //!
 //! | image | ours | skopeo + umoci | decompress and tar | our peak MiB |
 //! |---|---|---|---|---|
-//! | gzip | 0.55 | 2.80 | 1.37 | 27 |
-//! | zstd | 0.62 | 2.77 | 0.77 | 27 |
-//! | small | 0.35 | 3.08 | 0.30 | 27 |
+//! | gzip | 0.58 | 2.69 | 1.32 | 27 |
+//! | zstd | 0.48 | 2.34 | 0.70 | 27 |
+//! | small | 0.33 | 2.79 | 0.31 | 27 |
 //!
-//! `speedup_gzip` 5.1, `speedup_zstd` 4.5, `speedup_small_files` 8.8, `floor_ratio_gzip` 0.81 (our
+//! `speedup_gzip` 4.6, `speedup_zstd` 4.9, `speedup_small_files` 8.5, `floor_ratio_gzip` 0.88 (our
 //! time over that of `gzip -dc | tar x`, divided by cores), `peak_mib` 27.
 //!
 //! Candidates on that machine, MB/s of what comes out. gzip as a stream: zlib-ng 581, **zlib-rs
