@@ -53,3 +53,38 @@ async fn until(cluster: &Cluster, line: &str) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_and_a_clean_stop_while_a_step_goes_on() -> Result<()> {
+    if !hosts_can_run("readiness_and_a_clean_stop_while_a_step_goes_on").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("sleeper").await?;
+    let worker = cluster.worker("worker-1")?;
+    let probe = || worker.host.exec(["/opt/skyhook/skyhook-agent", "ready"]);
+    let begin = Instant::now();
+    while probe().await.is_err() {
+        ensure!(begin.elapsed() < MINUTE, "never ready: {}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let env = json!({"env": [{"name": "SLEEP_LEN", "value": "4"}]});
+    apply(
+        cluster.client(),
+        &skyhook("stopped", "sleeper", &image, 1, &env),
+    )
+    .await?;
+    until(&cluster, "apply begin").await?;
+    let begin = Instant::now();
+    worker.agent.stop().await?;
+    ensure!(begin.elapsed() < Duration::from_secs(3), "a slow stop");
+    ensure!(probe().await.is_err(), "ready without an agent");
+    until(&cluster, "apply end 0").await?;
+    let log = worker.host.read("/var/lib/sleeper/log")?;
+    ensure!(!log.contains("apply-check"), "nobody could start it: {log}");
+    worker.agent.start().await?;
+    wait_complete(cluster.client(), "stopped", MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    Ok(())
+}
