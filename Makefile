@@ -18,7 +18,7 @@ RELEASE := $(CARGO_TARGET_DIR)/release
 TEST_THREADS ?= 2
 
 .PHONY: help setup build release controlplane demo test check fmt fmt-check lint lengths typos deny \
-        gen gen-check unit sim integration bench-one
+        gen gen-check unit integration bench-one
 
 help:
 	@echo "make demo         a roll-out on three real hosts, live"
@@ -86,9 +86,6 @@ gen-check: build
 
 unit: build
 	cargo test --workspace --exclude skyhook-integration
-
-sim: build
-	cargo test -p skyhook-tests
 
 integration: controlplane build
 	$(AS_ROOT) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)

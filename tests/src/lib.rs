@@ -5,4 +5,5 @@ pub mod coreagent;
 pub mod crash;
 pub mod model;
 pub mod scripted;
+pub mod sim;
 pub mod world;

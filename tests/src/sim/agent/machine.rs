@@ -1,0 +1,173 @@
+//! The core that ships: `skyhook_nodeagent::machine`.
+
+use skyhook_crds::installed::PackageStates;
+use skyhook_crds::revision::RevisionData;
+use skyhook_nodeagent::machine::progress::{StepPlan, states};
+use skyhook_nodeagent::machine::{
+    self, Effect, Entries, Half, Input, LeaseView, Outcome, Progress, Wanted, reconcile,
+};
+use skyhook_nodeagent::report::{self, HostFacts};
+
+use super::{Action, Core, Event, Report, Seen, Start, Step};
+
+/// The progress of one lease.
+#[derive(Clone, Debug)]
+pub struct Machine(Progress);
+
+impl Machine {
+    fn at(&self, key: String, id: u64, half: Half, index: usize) -> Step {
+        let entry = self.0.entries.get(&key);
+        Step {
+            id,
+            stage: entry.map_or(skyhook_crds::Stage::Apply, |e| e.stage),
+            check: half == Half::Check,
+            index,
+            content: entry
+                .and_then(|e| e.cycle.as_ref())
+                .map(|cycle| format!("{} {:?}", cycle.identity, cycle.content))
+                .unwrap_or_default(),
+            disruptive: entry.is_some_and(|e| e.interrupt().is_some()),
+            key,
+        }
+    }
+
+    fn action(&self, effect: Effect) -> Action {
+        match effect {
+            Effect::PullImage { key } => Action::PullImage { key },
+            Effect::PrepareStage { key, .. } => Action::PrepareStage { key },
+            Effect::RunStep {
+                key,
+                id,
+                half,
+                index,
+            } => Action::RunStep(self.at(key, id, half, index)),
+            Effect::AdoptStep {
+                key,
+                id,
+                half,
+                index,
+            } => Action::AdoptStep(self.at(key, id, half, index)),
+            Effect::EndStep { id } => Action::EndStep { id },
+            Effect::WriteRunning { resource_version } => Action::WriteRunning { resource_version },
+            Effect::LookAtLease => Action::LookAtLease,
+            Effect::Interrupt { interrupt, .. } => Action::Interrupt(interrupt),
+        }
+    }
+}
+
+impl Core for Machine {
+    type Known = Entries;
+
+    fn begin(start: &Start<'_, Entries>) -> Self {
+        let spec = &start.lease.spec;
+        let (entries, _) = reconcile::reconcile(
+            start.known,
+            &spec.installed,
+            spec.stamp.as_ref(),
+            start.machine_id,
+        );
+        Self(Progress {
+            lease: start.lease.metadata.uid.clone().unwrap_or_default(),
+            skyhook: spec.skyhook.clone(),
+            revision: spec.revision.clone(),
+            serial: start.data.serial,
+            wanted: Wanted::of_revision(start.data),
+            entries,
+            next_step: start.next_step,
+            boot_id: start.boot_id.to_owned(),
+            ..Progress::default()
+        })
+    }
+
+    fn step(self, now: i64, event: Event) -> (Self, Vec<Action>) {
+        let input = Input {
+            now,
+            event: told(event),
+        };
+        let (mut progress, effects) = machine::step(self.0, input);
+        report::mark_since(&mut progress, now);
+        let after = Self(progress);
+        let actions = effects.into_iter().map(|e| after.action(e)).collect();
+        (after, actions)
+    }
+
+    fn wake_at(&self) -> Option<i64> {
+        machine::wake_at(&self.0)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.0.is_busy()
+    }
+
+    fn report(&self) -> Report {
+        let status = report::status(&self.0, &HostFacts::default(), 0);
+        Report {
+            phase: status.phase,
+            needs_drain: status.needs_drain,
+            packages: Some(status.packages),
+        }
+    }
+
+    fn known(&self) -> Entries {
+        self.0.entries.clone()
+    }
+
+    fn states(known: &Entries) -> PackageStates {
+        states(known)
+    }
+
+    fn is_at(known: &Entries, data: &RevisionData) -> bool {
+        let wanted = Wanted::of_revision(data);
+        let is_there = |name: &String, wanted: &Wanted| {
+            known
+                .get(&skyhook_crds::package::key(name, &wanted.version))
+                .is_some_and(|e| e.is_done() && e.configured.as_ref() == Some(&wanted.config))
+        };
+        known.len() == wanted.len() && wanted.iter().all(|(name, wanted)| is_there(name, wanted))
+    }
+
+    fn next_step(&self) -> u64 {
+        self.0.next_step
+    }
+}
+
+fn told(event: Event) -> machine::Event {
+    match event {
+        Event::Begun => machine::Event::Begun,
+        Event::Restarted { boot_id } => machine::Event::Restarted { boot_id },
+        Event::LeaseSeen(Seen {
+            stop,
+            hold,
+            drained,
+            running,
+        }) => machine::Event::LeaseSeen(LeaseView {
+            stop,
+            hold,
+            drained,
+            running,
+        }),
+        Event::ImageReady { key } => machine::Event::ImageReady { key, digest: None },
+        Event::StageReady { key, main, checks } => machine::Event::StageReady {
+            key,
+            plan: StepPlan {
+                main: vec![true; main],
+                checks,
+            },
+        },
+        Event::StepExited { key, id, succeeded } => machine::Event::StepExited {
+            key,
+            id,
+            outcome: if succeeded {
+                Outcome::Succeeded
+            } else {
+                Outcome::Failed("exited with 1".to_owned())
+            },
+        },
+        Event::StepLost { key, id } => machine::Event::StepLost { key, id },
+        Event::RunningWritten => machine::Event::RunningWritten,
+        Event::RunningRefused => machine::Event::RunningRefused,
+        Event::LeaseLooked { stands } => machine::Event::LeaseLooked { stands },
+        Event::Interrupted => machine::Event::Interrupted,
+        Event::Ticked => machine::Event::Ticked,
+    }
+}

@@ -1,0 +1,438 @@
+//! The rules, held against what is stored and what the hosts do, never against what a coordinator believes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Deserialize as _;
+use serde_json::Value;
+use skyhook_coordinator::effect::Effect;
+use skyhook_coordinator::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
+use skyhook_crds::names;
+
+use super::{LEASES, NODES, PODS, REVISIONS, SKYHOOKS, Sender, World};
+use crate::sim::agent::Core;
+use crate::sim::api::Request;
+
+/// What the rules need to remember.
+#[derive(Debug, Default)]
+pub struct Checks {
+    /// Who writes just now; `None` for everybody who is neither coordinator nor agent.
+    pub author: Option<Sender>,
+    /// The truth, decoded.
+    pub nodes: BTreeMap<String, NodeFact>,
+    pub skyhooks: BTreeMap<String, SkyhookFact>,
+    granted: BTreeMap<String, Grant>,
+    /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
+    caps: BTreeMap<(usize, String), usize>,
+    /// Slots of each Skyhook, by UID, since when.
+    slots: BTreeMap<String, Vec<(u64, usize)>>,
+    /// Leases whose agent may interrupt the host.
+    permitted: BTreeSet<String>,
+    /// Nodes that an administrator cordoned.
+    pub cordoned: BTreeSet<String>,
+    /// Nodes whose cordon an administrator changed while one of ours was on.
+    pub meddled: BTreeSet<String>,
+    statuses: BTreeMap<String, Vec<(u64, String)>>,
+    /// When something last gave a status a reason to change, by node; "" for all.
+    excuses: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Grant {
+    node: String,
+    skyhook: String,
+    /// Leases in the order of their creation.
+    order: u64,
+    cap: usize,
+}
+
+/// Whose status it is.
+#[derive(Clone, Copy, Debug)]
+enum Of<'a> {
+    Node(&'a str, &'a str),
+    Skyhook(&'a str),
+}
+
+/// A cause may be this old when its effect shows.
+const CAUSE: u64 = 30_000;
+
+impl Checks {
+    /// True when the agent of the lease wrote `Running` over `Drained`.
+    #[must_use]
+    pub fn is_permitted(&self, lease: &str) -> bool {
+        self.permitted.contains(lease)
+    }
+
+    /// Something happened to a node that may change its status there and back.
+    pub fn excuse(&mut self, node: &str, now: u64) {
+        self.excuses.insert(node.to_owned(), now);
+    }
+
+    /// A Skyhook holds another one up, or no longer.
+    fn excuse_others(&mut self, skyhook: &str, now: u64) {
+        self.excuses.insert(format!("not {skyhook}"), now);
+    }
+
+    fn is_excused(&self, of: Of<'_>, since: u64) -> bool {
+        self.excuses
+            .iter()
+            .filter(|(_, at)| **at + CAUSE >= since)
+            .any(|(key, _)| match (of, key.strip_prefix("not ")) {
+                (Of::Node(node, _), None) => key.is_empty() || key == node,
+                (Of::Skyhook(_), None) => true,
+                (Of::Node(_, skyhook) | Of::Skyhook(skyhook), Some(not)) => not != skyhook,
+            })
+    }
+
+    /// Takes a status in. Says whether it went there and back without a cause.
+    fn flaps(&mut self, key: &str, of: Of<'_>, now: u64, status: &str) -> bool {
+        let history = self.statuses.get(key).cloned().unwrap_or_default();
+        if history.last().is_some_and(|(_, last)| last == status) {
+            return false;
+        }
+        let back = history.len() >= 2 && history[history.len() - 2].1 == status;
+        let flaps = back && !self.is_excused(of, history[history.len() - 2].0);
+        let history = self.statuses.entry(key.to_owned()).or_default();
+        history.push((now, status.to_owned()));
+        flaps
+    }
+
+    /// The statuses that something has had.
+    #[must_use]
+    pub fn history(&self, key: &str) -> String {
+        let history = self.statuses.get(key).cloned().unwrap_or_default();
+        let words: Vec<String> = history
+            .iter()
+            .map(|(at, status)| format!("{status}@{}.{:03}", at / 1000, at % 1000))
+            .collect();
+        words.join(" ")
+    }
+
+    fn count_slots(&mut self, now: u64) {
+        for skyhook in self.skyhooks.values() {
+            let selected = self.nodes.values().filter(|n| skyhook.selects(n)).count();
+            let slots = budget(skyhook, selected);
+            let history = self.slots.entry(skyhook.uid.clone()).or_default();
+            if history.last().is_none_or(|(_, last)| *last != slots) {
+                history.push((now, slots));
+            }
+        }
+    }
+
+    /// The most slots that a Skyhook had at any time since `since`.
+    fn most_slots(&self, skyhook: &str, since: u64) -> usize {
+        let Some(history) = self.slots.get(skyhook) else {
+            return 0;
+        };
+        let before = history.iter().rev().find(|(at, _)| *at <= since);
+        let later = history.iter().filter(|(at, _)| *at > since);
+        before
+            .into_iter()
+            .chain(later)
+            .map(|(_, n)| *n)
+            .max()
+            .unwrap_or_default()
+    }
+}
+
+/// The budget, in the words of the reference: percent rounds down, at least one; none means all.
+fn budget(skyhook: &SkyhookFact, selected: usize) -> usize {
+    let Some(budget) = &skyhook.spec.interruption_budget else {
+        return selected;
+    };
+    let number = |n: i32| usize::try_from(n).unwrap_or_default();
+    match (budget.count, budget.percent) {
+        (Some(count), _) => number(count),
+        (None, Some(0)) => 0,
+        (None, Some(percent)) => (selected * number(percent) / 100).max(1),
+        (None, None) => selected,
+    }
+}
+
+impl<C: Core> World<'_, C> {
+    /// Notes what a coordinator could know when it decided on an effect.
+    pub(super) fn decided(&mut self, index: usize, effect: &Effect) {
+        let Effect::GrantLease { node, at } = effect else {
+            return;
+        };
+        let Some(running) = self.replicas.get(index).and_then(|r| r.running.as_ref()) else {
+            return;
+        };
+        let mut since = self.now;
+        for kind in [NODES, SKYHOOKS] {
+            let next = running.position(kind).unwrap_or_default();
+            if let Some(entry) = self.api.log(kind, next).first() {
+                since = since.min(entry.at);
+            }
+        }
+        let lease = self.api.get(LEASES, node);
+        let skyhook = lease.and_then(|l| l["spec"]["skyhook"]["uid"].as_str());
+        let cap = self.checks.most_slots(skyhook.unwrap_or_default(), since);
+        self.checks.caps.insert((index, at.uid.clone()), cap);
+    }
+
+    /// Every write of a coordinator to an object that exists says what it was decided on.
+    pub(super) fn check_precondition(&mut self, request: &Request) {
+        let ours = [NODES, SKYHOOKS, LEASES, REVISIONS]
+            .iter()
+            .any(|kind| request.path.contains(&format!("/{kind}/")));
+        let said = match request.method.as_str() {
+            "PATCH" | "PUT" => &request.body["metadata"],
+            "DELETE" => &request.body["preconditions"],
+            _ => return,
+        };
+        let guarded = !said["uid"].is_null() && !said["resourceVersion"].is_null();
+        if ours && !guarded {
+            self.fail(format!(
+                "a coordinator writes without a precondition: {} {} {}",
+                request.method, request.path, request.body
+            ));
+        }
+    }
+
+    /// Holds the rules against one entry of a log.
+    pub(super) fn observe(&mut self, kind: &'static str, at: usize) {
+        let Some(entry) = self.api.log(kind, at).first().cloned() else {
+            return;
+        };
+        let (before, after) = (entry.before.as_deref(), entry.after.as_deref());
+        match kind {
+            NODES => self.observe_node(&entry.key, before, after),
+            SKYHOOKS => self.observe_skyhook(&entry.key, before, after),
+            LEASES => {
+                self.observe_lease(&entry.key, before, after);
+                self.inform_agent(&entry.key, entry.after.clone());
+            }
+            _ => {}
+        }
+    }
+
+    fn observe_node(&mut self, name: &str, before: Option<&Value>, after: Option<&Value>) {
+        let now = self.now;
+        let Some(after) = after else {
+            self.checks.nodes.remove(name);
+            self.checks.count_slots(now);
+            return;
+        };
+        let cordoned = |node: &Value| node["spec"]["unschedulable"] == true;
+        let uncordoned = before.is_some_and(cordoned) && !cordoned(after);
+        let by_coordinator = matches!(self.checks.author, Some(Sender::Replica { .. }));
+        // Where an administrator took off a cordon of ours and set one again, nothing tells the two apart.
+        let theirs = self.checks.cordoned.contains(name) && !self.checks.meddled.contains(name);
+        if uncordoned && by_coordinator && theirs {
+            self.fail(format!("an administrator's cordon of {name} is undone"));
+        }
+        let fact = NodeFact::new(WireNode::deserialize(after).unwrap_or_default());
+        let prefix = format!("{}/status_", names::GROUP);
+        for (label, status) in &fact.labels {
+            let Some(skyhook) = label.strip_prefix(&prefix) else {
+                continue;
+            };
+            let key = format!("{name} {} {skyhook}", fact.uid);
+            if self
+                .checks
+                .flaps(&key, Of::Node(name, skyhook), now, status)
+            {
+                let history = self.checks.history(&key);
+                self.fail(format!(
+                    "the status of {skyhook} on {name} flaps: {history}"
+                ));
+            }
+        }
+        let moved = self
+            .checks
+            .nodes
+            .get(name)
+            .is_none_or(|held| held.labels != fact.labels);
+        self.checks.nodes.insert(name.to_owned(), fact);
+        if moved {
+            self.checks.count_slots(now);
+        }
+    }
+
+    fn observe_skyhook(&mut self, name: &str, before: Option<&Value>, after: Option<&Value>) {
+        let now = self.now;
+        let Some(after) = after else {
+            self.checks.skyhooks.remove(name);
+            let delay = self.rng.between(100, 5_000);
+            self.after(delay, super::Event::Collect);
+            return;
+        };
+        let fact = SkyhookFact::new(WireSkyhook::deserialize(after).unwrap_or_default());
+        if let Some(status) = after["status"]["status"].as_str() {
+            let key = format!("{name} {}", fact.uid);
+            if self.checks.flaps(&key, Of::Skyhook(name), now, status) {
+                let history = self.checks.history(&key);
+                self.fail(format!("the status of Skyhook {name} flaps: {history}"));
+            }
+        }
+        let moved = before.is_none_or(|before| before["spec"] != after["spec"]);
+        self.checks.skyhooks.insert(name.to_owned(), fact);
+        if moved {
+            self.checks.count_slots(now);
+        }
+    }
+
+    fn observe_lease(&mut self, node: &str, before: Option<&Value>, after: Option<&Value>) {
+        if before.is_none() || after.is_none() {
+            let lease = before.or(after).map(|l| &l["spec"]["skyhook"]["name"]);
+            let skyhook = lease.and_then(Value::as_str).unwrap_or_default().to_owned();
+            let now = self.now;
+            self.checks.excuse_others(&skyhook, now);
+        }
+        let null = Value::Null;
+        let (old, new) = (before.unwrap_or(&null), after.unwrap_or(&null));
+        let Some(after) = after else {
+            self.observe_release(node, old);
+            return;
+        };
+        let uid = after["metadata"]["uid"].as_str().unwrap_or_default();
+        if old["spec"]["granted"].is_null() && !new["spec"]["granted"].is_null() {
+            self.stats.grants += 1;
+            self.observe_grant(node, uid, after);
+        }
+        let phase = |lease: &Value| lease["status"]["phase"].as_str().unwrap_or("").to_owned();
+        let drain = |lease: &Value| {
+            lease["spec"]["drain"]["state"]
+                .as_str()
+                .unwrap_or("")
+                .to_owned()
+        };
+        let deleting = !old["metadata"]["deletionTimestamp"].is_null();
+        if phase(old).is_empty()
+            && !phase(new).is_empty()
+            && (new["spec"]["granted"].is_null() || deleting)
+        {
+            self.fail(format!(
+                "the lease of {node} is accepted without a grant, or on its way out"
+            ));
+        }
+        if phase(old) != "Running" && phase(new) == "Running" {
+            if drain(old) == "Drained" && !deleting {
+                self.checks.permitted.insert(uid.to_owned());
+            }
+        }
+        if self.checks.is_permitted(uid)
+            && phase(old) == "Running"
+            && drain(old) == "Drained"
+            && drain(new) != "Drained"
+        {
+            self.fail(format!("Drained is taken back from {node}, which runs"));
+        }
+        if drain(old) != "Drained" && drain(new) == "Drained" {
+            self.observe_drained(node);
+        }
+    }
+
+    fn observe_grant(&mut self, node: &str, uid: &str, lease: &Value) {
+        let skyhook = lease["spec"]["skyhook"]["uid"].as_str().unwrap_or_default();
+        let cap = match &self.checks.author {
+            Some(Sender::Replica { index, .. }) => {
+                self.checks.caps.get(&(*index, uid.to_owned())).copied()
+            }
+            Some(Sender::Agent { .. }) | None => None,
+        };
+        let order = uid.rsplit('-').next().and_then(|n| n.parse().ok());
+        let grant = Grant {
+            node: node.to_owned(),
+            skyhook: skyhook.to_owned(),
+            order: order.unwrap_or_default(),
+            cap: cap.unwrap_or_default(),
+        };
+        self.checks.granted.insert(uid.to_owned(), grant);
+        let of_skyhook = || {
+            self.checks
+                .granted
+                .values()
+                .filter(|g| g.skyhook == skyhook)
+        };
+        let count = of_skyhook().count();
+        // Of one too many, the one that was created last was granted from a picture that held all others.
+        let cap = of_skyhook().max_by_key(|g| g.order).map_or(0, |g| g.cap);
+        let all = self.checks.granted.len();
+        let most = self.settings.max_concurrent_nodes.unwrap_or(usize::MAX);
+        let control_plane = self.checks.granted.values().filter(|g| {
+            let node = self.checks.nodes.get(&g.node);
+            node.is_some_and(NodeFact::is_control_plane)
+        });
+        let control_plane = control_plane.count();
+        if count > cap {
+            let name = &lease["spec"]["skyhook"]["name"];
+            self.fail(format!(
+                "{count} leases of {name} are granted, the budget is {cap}"
+            ));
+        } else if all > most {
+            self.fail(format!(
+                "{all} leases are granted, the cluster-wide budget is {most}"
+            ));
+        } else if control_plane > 1 {
+            self.fail(format!(
+                "{control_plane} control-plane nodes are worked on at once"
+            ));
+        }
+    }
+
+    fn observe_drained(&mut self, node: &str) {
+        let cordoned = self
+            .api
+            .get(NODES, node)
+            .is_some_and(|n| n["spec"]["unschedulable"] == true);
+        if self.checks.meddled.contains(node) {
+            return;
+        }
+        let left = self
+            .api
+            .list(PODS)
+            .find(|(_, pod)| pod["spec"]["nodeName"] == node)
+            .map(|(key, _)| key.clone());
+        if !cordoned {
+            self.fail(format!("{node} is Drained and not cordoned"));
+        } else if let Some(pod) = left {
+            self.fail(format!("{node} is Drained and pod {pod} is there"));
+        }
+    }
+
+    /// A slot is free only when the node is as it was found, or its result is on record.
+    fn observe_release(&mut self, node: &str, lease: &Value) {
+        let uid = lease["metadata"]["uid"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        self.checks.granted.remove(&uid);
+        if lease["status"]["phase"].is_null() {
+            self.checks.excuse(node, self.now);
+            return;
+        }
+        let forced = &lease["metadata"]["annotations"][names::FORCE_RELEASE];
+        let stop = lease["spec"]["stop"]["reason"].as_str().unwrap_or_default();
+        let gives_up = matches!(stop, "Deleted" | "Disabled");
+        let there = self
+            .api
+            .get(NODES, node)
+            .filter(|n| n["metadata"]["uid"] == lease["spec"]["node"]["uid"]);
+        let Some(there) = there.map(Arc::clone) else {
+            return;
+        };
+        if *forced == *uid {
+            return;
+        }
+        let skyhook = lease["spec"]["skyhook"]["name"]
+            .as_str()
+            .unwrap_or_default();
+        let stamp = there["metadata"]["annotations"][names::stamp(skyhook).as_str()]
+            .as_str()
+            .unwrap_or_default();
+        let recorded = stamp.contains(&format!("\"lease\":\"{uid}\""));
+        let machine = self.machines.get(node);
+        let runs = machine.is_some_and(|m| m.running().any(|step| step.lease == uid));
+        if !recorded && !gives_up {
+            self.fail(format!(
+                "the lease of {node} is released without its result"
+            ));
+        } else if runs && recorded {
+            self.fail(format!(
+                "the lease of {node} is released while a step of it runs"
+            ));
+        }
+    }
+}

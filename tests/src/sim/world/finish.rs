@@ -1,0 +1,199 @@
+//! What has to be true when everything has come to rest, and for a minute after: nothing is written any more.
+
+use std::collections::BTreeSet;
+
+use skyhook_coordinator::facts::{NodeFact, SkyhookFact};
+use skyhook_crds::names;
+use skyhook_crds::stage::Status;
+
+use super::{Event, LEASES, NODES, REVISIONS, SKYHOOKS, World};
+use crate::sim::agent::Core;
+
+/// Everything has converged by then, in milliseconds.
+const PATIENCE: u64 = 40 * 60_000;
+/// How long nothing may be written.
+const REST: u64 = 60_000;
+
+/// When the world came to rest, and how much had been written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rest {
+    since: u64,
+    ends: [usize; 4],
+}
+
+impl<C: Core> World<'_, C> {
+    /// Looks whether everything is as it should be.
+    pub(super) fn look(&mut self) {
+        let now = self.now;
+        let ends = [NODES, SKYHOOKS, LEASES, REVISIONS].map(|kind| self.api.end(kind));
+        let calm = self.weather.calm_since.unwrap_or(now);
+        match self.unmet() {
+            Some(problem) => {
+                self.rest = None;
+                if now > calm + PATIENCE {
+                    self.fail(format!("it does not converge: {problem}"));
+                }
+            }
+            None => match &self.rest {
+                Some(rest) if rest.ends != ends => {
+                    self.rest = None;
+                    if now > calm + PATIENCE {
+                        self.fail("writes go on although nothing is left to do");
+                    }
+                }
+                Some(rest) => self.done = now >= rest.since + REST,
+                None => self.rest = Some(Rest { since: now, ends }),
+            },
+        }
+        self.after(5_000, Event::Look);
+    }
+
+    /// What is not yet as it should be.
+    fn unmet(&self) -> Option<String> {
+        let mut held: BTreeSet<&str> = BTreeSet::new();
+        for (node, lease) in self.api.list(LEASES) {
+            let uid = &lease["spec"]["skyhook"]["uid"];
+            // One that is paused holds its leases, and one whose spec cannot be rolled out until it is mended.
+            let holds = self.checks.skyhooks.values().any(|s| {
+                let waits = s.is_paused() || s.checked.is_err();
+                *uid == *s.uid && waits && !s.is_disabled() && !s.deleting
+            });
+            if !holds || lease["status"]["phase"].is_null() {
+                return Some(format!(
+                    "the lease of {node} is left: {}",
+                    lease["status"]["phase"]
+                ));
+            }
+            held.insert(node);
+        }
+        for node in self.checks.nodes.values() {
+            if let Some(problem) = self.unmet_node(node, held.contains(node.name.as_str())) {
+                return Some(problem);
+            }
+        }
+        self.checks
+            .skyhooks
+            .values()
+            .find_map(|skyhook| self.unmet_skyhook(skyhook, &held))
+    }
+
+    fn unmet_node(&self, node: &NodeFact, held: bool) -> Option<String> {
+        let name = &node.name;
+        if !self.machines.get(name).is_some_and(|m| m.up && node.ready) {
+            return Some(format!("{name} is not back"));
+        }
+        if held {
+            return None;
+        }
+        let marks: Vec<&String> = node
+            .annotations
+            .keys()
+            .filter(|key| key.contains("/cordon"))
+            .collect();
+        if !marks.is_empty() {
+            return Some(format!("marks are left on {name}: {marks:?}"));
+        }
+        let cordoned = self.checks.cordoned.contains(name);
+        (node.unschedulable != cordoned && !self.checks.meddled.contains(name)).then(|| {
+            format!(
+                "{name} is cordoned: {}, it was: {cordoned}",
+                node.unschedulable
+            )
+        })
+    }
+
+    fn unmet_skyhook(&self, skyhook: &SkyhookFact, held: &BTreeSet<&str>) -> Option<String> {
+        let name = &skyhook.name;
+        if skyhook.deleting {
+            return Some(format!("Skyhook {name} is not gone"));
+        }
+        let Some(status) = &skyhook.status else {
+            return Some(format!("Skyhook {name} has no status"));
+        };
+        if status.observed_generation != skyhook.generation {
+            return Some(format!("Skyhook {name} is not observed"));
+        }
+        let selected = self
+            .checks
+            .nodes
+            .values()
+            .filter(|node| skyhook.selects(node));
+        let open: Vec<&NodeFact> = selected.filter(|node| !self.is_at(skyhook, node)).collect();
+        let want: &[Status] = if skyhook.is_paused() {
+            &[Status::Paused]
+        } else if skyhook.checked.is_err() {
+            &[Status::Blocked]
+        } else if open.is_empty() {
+            &[Status::Complete]
+        } else if skyhook.is_disabled() {
+            &[Status::Disabled]
+        } else {
+            let stuck = open
+                .iter()
+                .find(|node| !self.is_excused(skyhook, node, held));
+            if let Some(node) = stuck {
+                return Some(format!(
+                    "{name} is not complete on {}: {status:?}",
+                    node.name
+                ));
+            }
+            &[Status::Blocked, Status::Waiting]
+        };
+        if want.contains(&status.status) {
+            None
+        } else {
+            Some(format!(
+                "Skyhook {name} is {}, not {want:?}: {status:?}",
+                status.status
+            ))
+        }
+    }
+
+    /// Whether the host is at the Skyhook's revision, as the host knows it, and the Node says the same.
+    fn is_at(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+        let Ok(checked) = &skyhook.checked else {
+            return false;
+        };
+        let Some(machine) = self.machines.get(&node.name) else {
+            return false;
+        };
+        let current = machine.journal.current.as_ref();
+        let current = current
+            .filter(|c| c.skyhook == skyhook.name)
+            .map(|c| c.core.known());
+        let known = current.or_else(|| machine.journal.known.get(&skyhook.name).cloned());
+        let there = known.is_some_and(|known| {
+            C::is_at(&known, &checked.data)
+                && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(&known))
+        });
+        there || (checked.data.packages.is_empty() && node.record(&skyhook.name).states.is_ok())
+    }
+
+    /// Whether something that was left as it is keeps the Skyhook off the node.
+    fn is_excused(&self, skyhook: &SkyhookFact, node: &NodeFact, held: &BTreeSet<&str>) -> bool {
+        let ignored = node.labels.get(names::IGNORE).is_some_and(|v| v == "true");
+        let malformed = node.record(&skyhook.name).states.is_err();
+        let budget = skyhook.spec.interruption_budget.as_ref();
+        let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));
+        let earlier = self.checks.skyhooks.values().any(|other| {
+            (other.spec.priority, &other.name) < (skyhook.spec.priority, &skyhook.name)
+                && other.selects(node)
+                && !other.is_disabled()
+                && !self.is_at(other, node)
+        });
+        let cap = self.settings.max_concurrent_nodes;
+        let full = cap.is_some_and(|cap| held.len() >= cap);
+        let control_plane = node.is_control_plane()
+            && held.iter().any(|other| {
+                let other = self.checks.nodes.get(*other);
+                other.is_some_and(NodeFact::is_control_plane)
+            });
+        ignored
+            || malformed
+            || zero
+            || earlier
+            || full
+            || control_plane
+            || held.contains(node.name.as_str())
+    }
+}

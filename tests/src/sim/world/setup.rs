@@ -1,0 +1,210 @@
+//! What a seed begins with.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skyhook_coordinator::config::Settings;
+
+use super::host::Machine;
+use super::{Event, NODES, World};
+use crate::sim::agent::Core;
+use crate::sim::api::Request;
+use crate::sim::rng::Rng;
+
+/// Settings of the coordinators.
+#[must_use]
+pub fn settings(rng: &mut Rng) -> Settings {
+    let cap = rng.one_in(3).then(|| rng.between(1, 3));
+    Settings {
+        max_concurrent_nodes: cap.and_then(|cap| usize::try_from(cap).ok()),
+        accept_timeout: Duration::from_secs(rng.between(20, 120)),
+        agent_backoff: Duration::from_secs(rng.between(5, 60)),
+        drain_cool_down: Duration::from_secs(rng.between(5, 60)),
+        ..Settings::default()
+    }
+}
+
+/// Names of the Skyhooks.
+pub(super) const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+impl<C: Core> World<'_, C> {
+    pub(super) fn set_up(&mut self) {
+        self.weather.stormy = true;
+        self.weather.kills = !self.rng.one_in(3);
+        self.weather.kill_odds = self.rng.between(40, 250);
+        self.weather.steps_fail = self.rng.one_in(3);
+        for _ in 0..self.rng.between(1, 6) {
+            self.add_node();
+        }
+        let skyhooks = usize::try_from(self.rng.between(1, 3)).unwrap_or(1);
+        for name in NAMES.iter().take(skyhooks) {
+            let delay = self.rng.between(0, 3_000);
+            let body = self.manifest(name);
+            self.after(delay, Event::Apply(Box::new(body)));
+        }
+        for index in 0..2 {
+            self.replicas.push(super::replica::Replica::default());
+            let delay = self.rng.between(0, 2_000);
+            self.after(delay, Event::StartReplica(index));
+        }
+        self.replicas[0].leads = true;
+        let faults = self.rng.between(0, 25);
+        for _ in 0..faults {
+            let delay = self.rng.between(500, 120_000);
+            self.after(delay, Event::Fault);
+        }
+        let calm = self.rng.between(20_000, 150_000);
+        self.after(calm, Event::Calm);
+    }
+
+    /// Registers a Node with a machine of its own.
+    pub(super) fn add_node(&mut self) {
+        self.weather.nodes += 1;
+        let name = format!("worker-{}", self.weather.nodes);
+        self.register(&name, None);
+    }
+
+    /// Creates the Node object of a machine; of a new one unless there is one already.
+    pub(super) fn register(&mut self, name: &str, machine: Option<Machine<C>>) {
+        self.weather.machines += 1;
+        let serial = self.weather.machines;
+        let mut labels = json!({ "tier": if self.rng.one_in(2) { "a" } else { "b" } });
+        if self.rng.one_in(5) {
+            labels[skyhook_crds::names::CONTROL_PLANE] = json!("");
+        }
+        let mut machine =
+            machine.unwrap_or_else(|| Machine::new(format!("machine-{serial}"), String::new()));
+        let boot_id = machine.boot_id();
+        let ready = if machine.up { "True" } else { "Unknown" };
+        let body = json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": { "name": name, "labels": labels },
+            "spec": {},
+            "status": {
+                "nodeInfo": { "bootID": boot_id },
+                "conditions": [{ "type": "Ready", "status": ready }],
+            },
+        });
+        let created = self.as_admin("POST", "/api/v1/nodes", body);
+        machine.node_uid = created["metadata"]["uid"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        machine.agent = None;
+        machine.life += 1;
+        machine.inbox.clear();
+        self.machines.insert(name.to_owned(), machine);
+        self.checks.cordoned.remove(name);
+        self.checks.meddled.remove(name);
+        for _ in 0..self.rng.below(3) {
+            self.schedule_pod(name);
+        }
+        let delay = self.rng.between(0, 4_000);
+        self.after(delay, Event::StartAgent(name.to_owned()));
+    }
+
+    /// A request that takes no time and is never refused for the weather.
+    pub(super) fn as_admin(&mut self, method: &str, path: &str, body: Value) -> Value {
+        let request = Request {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            content_type: "application/merge-patch+json".to_owned(),
+            body,
+            ..Request::default()
+        };
+        let response = self.api.serve(&request);
+        self.note(|| {
+            format!(
+                "world: {method} {path} {} -> {}",
+                request.body, response.code
+            )
+        });
+        self.notice();
+        response.body
+    }
+
+    /// Binds a pod to a node that takes pods.
+    pub(super) fn schedule_pod(&mut self, node: &str) {
+        let takes = self
+            .api
+            .get(NODES, node)
+            .is_some_and(|n| n["spec"]["unschedulable"] != true);
+        if !takes {
+            return;
+        }
+        self.weather.pods += 1;
+        let name = format!("pod-{}", self.weather.pods);
+        let body = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": name,
+                "ownerReferences": [{
+                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "web", "controller": true,
+                }],
+            },
+            "spec": { "nodeName": node, "containers": [{ "name": "web" }] },
+            "status": { "phase": "Running" },
+        });
+        self.as_admin("POST", "/api/v1/namespaces/default/pods", body);
+    }
+
+    /// A Skyhook as an administrator may write it.
+    pub(super) fn manifest(&mut self, name: &str) -> Value {
+        let spec = self.spec(name);
+        json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook",
+            "metadata": { "name": name },
+            "spec": spec,
+        })
+    }
+
+    fn spec(&mut self, name: &str) -> Value {
+        let mut spec = json!({
+            "priority": self.rng.between(1, 3) * 100,
+            "serial": self.rng.one_in(4),
+            "packages": {},
+        });
+        match self.rng.below(5) {
+            0 => spec["interruptionBudget"] = json!({ "percent": self.rng.between(0, 60) }),
+            1 | 2 => spec["interruptionBudget"] = json!({ "count": self.rng.between(1, 2) }),
+            3 if self.rng.one_in(4) => spec["interruptionBudget"] = json!({ "count": 0 }),
+            _ => {}
+        }
+        if self.rng.one_in(3) {
+            spec["nodeSelectors"] = json!({ "matchLabels": { "tier": "a" } });
+        }
+        if self.rng.one_in(3) {
+            spec["drain"] = json!({ "timeout": "20s" });
+        }
+        let count = self.rng.between(1, 3);
+        for n in 0..count {
+            let package = format!(
+                "{name}-{}",
+                ["one", "two", "three"][usize::try_from(n).unwrap_or(0) % 3]
+            );
+            spec["packages"][&package] = self.package();
+            if n > 0 && self.rng.one_in(2) {
+                let on = format!("{name}-one");
+                let version = spec["packages"][&on]["version"].clone();
+                spec["packages"][&package]["dependsOn"] = json!({ on: version });
+            }
+        }
+        spec
+    }
+
+    /// A package at some version.
+    pub(super) fn package(&mut self) -> Value {
+        let mut package = json!({
+            "version": format!("1.{}.0", self.rng.below(3)),
+            "image": "example.com/package",
+            "configMap": { "key": format!("{}", self.rng.below(2)) },
+        });
+        match self.rng.below(8) {
+            0 => package["interrupt"] = json!({ "type": "reboot" }),
+            1 => package["interrupt"] = json!({ "type": "service", "services": ["a"] }),
+            2 => package["configInterrupts"] = json!({ "key": { "type": "noop" } }),
+            _ => {}
+        }
+        package
+    }
+}

@@ -1,0 +1,95 @@
+//! Properties of the planner over arbitrary pictures: it never wants what the guard refuses, it decides the same twice, it
+//! writes each target once, and never what is there already.
+
+#[path = "properties/picture.rs"]
+mod picture;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use picture::{a_picture, index, settings};
+use proptest::prelude::*;
+use skyhook_coordinator::config::Settings;
+use skyhook_coordinator::effect::Effect;
+use skyhook_coordinator::index::Index;
+use skyhook_coordinator::plan::{Now, Plan, View, plan};
+use skyhook_coordinator::session::{Held, Session};
+
+const MONO: Duration = Duration::from_secs(10_000);
+
+fn now(later: i64) -> Now {
+    Now {
+        mono: MONO,
+        wall: Timestamp::from_second(1_790_000_000 + later).unwrap_or_default(),
+    }
+}
+
+fn decide(index: &Index, settings: &Settings, later: i64) -> Plan {
+    plan(&View {
+        index,
+        settings,
+        now: now(later),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_guard_refuses_nothing_that_is_planned(picture in a_picture()) {
+        let settings = settings(&picture);
+        let mut session = Session::new(&settings);
+        session.index = index(&picture);
+        let effects = decide(&session.index, &settings, 0).effects;
+        for effect in &effects {
+            let begun = session.begin(effect, MONO);
+            prop_assert!(!matches!(begun, Err(Held::Broken(_))), "{begun:?}: {effect:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_picture_gives_the_same_plan(picture in a_picture()) {
+        let settings = settings(&picture);
+        let index = index(&picture);
+        prop_assert_eq!(decide(&index, &settings, 0), decide(&index, &settings, 0));
+    }
+
+    #[test]
+    fn every_target_is_written_once_and_none_that_is_busy(picture in a_picture()) {
+        let settings = settings(&picture);
+        let index = index(&picture);
+        let mut seen = BTreeSet::new();
+        for effect in decide(&index, &settings, 0).effects {
+            let target = effect.target();
+            prop_assert!(!index.busy.contains(&target), "{effect:?}");
+            prop_assert!(seen.insert(target), "{effect:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_that_is_there(picture in a_picture()) {
+        let settings = settings(&picture);
+        let mut index = index(&picture);
+        for effect in decide(&index, &settings, 0).effects {
+            if let Effect::PatchNode { node, patch, .. } = &effect {
+                let held = &index.nodes[node];
+                prop_assert!(!patch.is_empty());
+                for (key, value) in &patch.annotations {
+                    prop_assert_ne!(held.annotations.get(key), value.as_ref(), "{}", key);
+                }
+                prop_assert_ne!(patch.unschedulable, Some(held.unschedulable));
+            }
+            if let Effect::WriteSkyhookStatus { name, status, .. } = effect
+                && let Some(skyhook) = index.skyhooks.get_mut(&name)
+            {
+                prop_assert_ne!(skyhook.status.as_ref(), Some(&*status));
+                skyhook.status = Some(*status);
+            }
+        }
+        // Time alone is no reason to write a status again.
+        for effect in decide(&index, &settings, 3_600).effects {
+            prop_assert!(!matches!(effect, Effect::WriteSkyhookStatus { .. }), "{effect:?}");
+        }
+    }
+}

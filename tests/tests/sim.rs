@@ -1,0 +1,164 @@
+//! The simulated cluster, over as many seeds as fit.
+//!
+//! `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` runs that many instead of a minute's worth, `SIM_FROM=n` starts there.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how many seeds fit is a matter of wall time, and what to run comes from the environment"
+)]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use skyhook_tests::sim::agent::machine::Machine;
+use skyhook_tests::sim::agent::scripted::Scripted;
+use skyhook_tests::sim::{self, Run};
+use tokio::runtime::Runtime;
+
+/// Seeds that broke something once.
+const REGRESSIONS: [u64; 0] = [];
+
+const BUDGET: Duration = Duration::from_secs(60);
+const AT_LEAST: u64 = 2_000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Every fourth seed is played by the scripted agent, which does less at once and nothing that the protocol does not
+/// ask for; the others by the core that ships.
+fn play(runtime: &Runtime, seed: u64, traced: bool) -> Run {
+    if seed.is_multiple_of(4) {
+        sim::run::<Scripted>(runtime, seed, traced)
+    } else {
+        sim::run::<Machine>(runtime, seed, traced)
+    }
+}
+
+/// Runs one seed; one that fails is run again for its trace.
+fn check(runtime: &Runtime, seed: u64) -> Run {
+    let run = play(runtime, seed, false);
+    if run.failure.is_none() {
+        return run;
+    }
+    play(runtime, seed, true)
+}
+
+#[derive(Debug, Default)]
+struct Sums {
+    seeds: u64,
+    requests: u64,
+    passes: u64,
+    kills: u64,
+    grants: u64,
+    virtual_ms: u64,
+    failures: Vec<(u64, Run)>,
+}
+
+/// Runs seeds from `from` on until `limit` of them or the time is up.
+fn run(from: u64, limit: u64, budget: Duration) -> Sums {
+    let started = Instant::now();
+    let next = AtomicU64::new(from);
+    let stop = AtomicBool::new(false);
+    let sums = Mutex::new(Sums::default());
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let runtime = sim::runtime().expect("a runtime without I/O can be built");
+                while !stop.load(Ordering::Relaxed) && started.elapsed() < budget {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + limit {
+                        break;
+                    }
+                    let run = check(&runtime, seed);
+                    let mut sums = sums.lock().expect("no thread panics with the lock");
+                    sums.seeds += 1;
+                    sums.requests += run.requests;
+                    sums.passes += run.passes;
+                    sums.kills += run.kills;
+                    sums.grants += run.grants;
+                    sums.virtual_ms += run.took;
+                    if run.failure.is_some() {
+                        sums.failures.push((seed, run));
+                        if number("SIM_KEEP_GOING").is_none() {
+                            stop.store(true, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    sums.into_inner().expect("no thread panics with the lock")
+}
+
+#[test]
+fn seeds() {
+    if let Some(seed) = number("SIM_SEED") {
+        let runtime = sim::runtime().expect("a runtime without I/O can be built");
+        let run = play(&runtime, seed, true);
+        println!("{}", sim::explain(seed, &run));
+        assert_eq!(run.failure, None, "seed {seed}");
+        return;
+    }
+    let started = Instant::now();
+    let asked = number("SIM_SEEDS");
+    let budget = asked.map_or(BUDGET, |_| Duration::from_secs(24 * 3600));
+    let from = number("SIM_FROM").unwrap_or(1);
+    let sums = run(from, asked.unwrap_or(u64::MAX / 2), budget);
+    let seconds = started.elapsed().as_secs_f64();
+    for (seed, run) in sums.failures.iter().skip(1) {
+        println!(
+            "seed {seed}: {}",
+            run.failure.as_deref().unwrap_or_default()
+        );
+    }
+    if let Some((seed, run)) = sums.failures.first() {
+        println!("{}", sim::explain(*seed, run));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "for people")]
+    let rate = sums.seeds as f64 / seconds;
+    println!(
+        "simulation: {} seeds in {seconds:.1} s ({rate:.1}/s): {} grants, {} requests, {} passes, {} kills, {} h of virtual time, {} failures",
+        sums.seeds,
+        sums.grants,
+        sums.requests,
+        sums.passes,
+        sums.kills,
+        sums.virtual_ms / 3_600_000,
+        sums.failures.len(),
+    );
+    assert!(
+        sums.failures.is_empty(),
+        "{} seeds failed",
+        sums.failures.len()
+    );
+    let wanted = asked.unwrap_or(AT_LEAST);
+    assert!(
+        sums.seeds >= wanted,
+        "{} seeds, at least {wanted} are wanted",
+        sums.seeds
+    );
+}
+
+#[test]
+fn seeds_that_broke_something_once() {
+    let runtime = sim::runtime().expect("a runtime without I/O can be built");
+    for seed in REGRESSIONS {
+        let run = check(&runtime, seed);
+        assert!(run.failure.is_none(), "{}", sim::explain(seed, &run));
+    }
+}
+
+/// A seed that fails must fail again.
+#[test]
+fn a_seed_repeats_exactly() {
+    let runtime = sim::runtime().expect("a runtime without I/O can be built");
+    for seed in [3, 4, 5] {
+        let once = play(&runtime, seed, true);
+        let again = play(&runtime, seed, true);
+        assert!(once.trace == again.trace, "seed {seed} does not repeat");
+        assert_eq!(once.requests, again.requests);
+    }
+}
