@@ -1,0 +1,139 @@
+//! Every way from one specification to another (reference section 5, with the differences in `design.md`).
+
+use skyhook_crds::Package;
+use skyhook_crds::lease::Phase;
+use skyhook_crds::package::Interrupt;
+
+use super::reboot;
+use super::world::{Spec, World, pkg};
+
+/// Runs `before` to its end, then `after`; gives what ran for `after`.
+fn second(before: &Spec, after: &Spec) -> (World, Vec<String>) {
+    let mut world = World::new();
+    world.lease(before);
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete), "first");
+    world.log.clear();
+    world.lease(after);
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete), "second");
+    let log = world.log.clone();
+    (world, log)
+}
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
+fn every_row_of_the_lifecycle() {
+    let cfg = |p: Package, pairs: &[(&str, &str)]| Package {
+        config_map: pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+        ..p
+    };
+    let with = |p: Package, i: Option<Interrupt>| Package { interrupt: i, ..p };
+    let on_key = |p: Package, key: &str| Package {
+        config_interrupts: [(key.to_owned(), reboot().unwrap())].into(),
+        ..p
+    };
+    let a1 = || pkg("aa", "1.0.0");
+    let a2 = || pkg("aa", "2.0.0");
+    let env = |p: Package| Package {
+        env: vec![k8s_openapi::api::core::v1::EnvVar {
+            name: "X".into(),
+            ..Default::default()
+        }],
+        ..p
+    };
+    let rows: Vec<(&str, Package, Option<Package>, &str)> = vec![
+        ("nothing changed", a1(), Some(a1()), ""),
+        (
+            "upgrade",
+            a1(),
+            Some(a2()),
+            "aa@2.0.0 upgrade; aa@2.0.0 config",
+        ),
+        (
+            "upgrade with an interrupt",
+            a1(),
+            Some(with(a2(), reboot())),
+            "aa@2.0.0 upgrade; aa@2.0.0 config; reboot; aa@2.0.0 post-interrupt",
+        ),
+        (
+            "downgrade",
+            a2(),
+            Some(a1()),
+            "aa@2.0.0 uninstall; aa@1.0.0 apply; aa@1.0.0 config",
+        ),
+        (
+            "downgrade with an interrupt",
+            a2(),
+            Some(with(a1(), reboot())),
+            "aa@2.0.0 uninstall; aa@1.0.0 apply; aa@1.0.0 config; reboot; aa@1.0.0 post-interrupt",
+        ),
+        (
+            "same precedence, other string",
+            a1(),
+            Some(pkg("aa", "1.0.0+b")),
+            "aa@1.0.0+b apply; aa@1.0.0+b config",
+        ),
+        ("removal", a1(), None, "aa@1.0.0 uninstall"),
+        (
+            "removal of one that has an interrupt interrupts nothing",
+            with(a1(), reboot()),
+            None,
+            "aa@1.0.0 uninstall",
+        ),
+        (
+            "config key added",
+            a1(),
+            Some(cfg(a1(), &[("k", "1")])),
+            "aa@1.0.0 config",
+        ),
+        (
+            "config key removed counts",
+            on_key(cfg(a1(), &[("k", "1")]), "k"),
+            Some(on_key(a1(), "k")),
+            "aa@1.0.0 config; reboot; aa@1.0.0 post-interrupt",
+        ),
+        (
+            "config change without a match, package interrupt is left alone",
+            with(cfg(a1(), &[("k", "1")]), reboot()),
+            Some(with(cfg(a1(), &[("k", "2")]), reboot())),
+            "aa@1.0.0 config",
+        ),
+        (
+            "config change that matches exactly",
+            on_key(cfg(a1(), &[("k", "1")]), "k"),
+            Some(on_key(cfg(a1(), &[("k", "2")]), "k")),
+            "aa@1.0.0 config; reboot; aa@1.0.0 post-interrupt",
+        ),
+        (
+            "config change that matches a glob",
+            on_key(cfg(a1(), &[("service_a.conf", "1")]), "service_*"),
+            Some(on_key(cfg(a1(), &[("service_a.conf", "2")]), "service_*")),
+            "aa@1.0.0 config; reboot; aa@1.0.0 post-interrupt",
+        ),
+        (
+            "config change that matches nothing",
+            on_key(cfg(a1(), &[("k", "1"), ("j", "1")]), "k"),
+            Some(on_key(cfg(a1(), &[("k", "1"), ("j", "2")]), "k")),
+            "aa@1.0.0 config",
+        ),
+        (
+            "interrupt added",
+            a1(),
+            Some(with(a1(), reboot())),
+            "reboot; aa@1.0.0 post-interrupt",
+        ),
+        ("interrupt removed", with(a1(), reboot()), Some(a1()), ""),
+        ("env alone", a1(), Some(env(a1())), ""),
+    ];
+    for (name, before, after, want) in rows {
+        let after = after.map_or_else(|| Spec::of(&[]), |p| Spec::of(&[p]));
+        let (world, log) = second(&Spec::of(&[before]), &after);
+        assert_eq!(log.join("; "), want, "{name}");
+        let entries = &world.progress().entries;
+        assert_eq!(entries.len(), after.packages.len(), "{name}: {entries:?}");
+    }
+}
