@@ -340,7 +340,22 @@ impl Index {
         {
             self.answered.insert(node.clone(), now);
         }
-        if let Some(at) = effect.decided_on() {
+        self.await_watch(target, effect, now);
+    }
+
+    /// Waits for what comes after the version that was decided on, unless the watch was faster than the answer.
+    fn await_watch(&mut self, target: Target, effect: &Effect, now: Mono) {
+        let Some(at) = effect.decided_on() else {
+            return;
+        };
+        let held = match &target {
+            Target::Lease(node) => self.leases.get(node).map(|held| &held.resource_version),
+            Target::Node(name) => self.nodes.get(name).map(|held| &held.resource_version),
+            Target::Skyhook(name) => self.skyhooks.get(name).map(|held| &held.resource_version),
+            Target::Revision(name) => self.revisions.get(name).map(|held| &held.resource_version),
+            Target::Pods(_) | Target::Pod(_) => None,
+        };
+        if held == Some(&at.resource_version) {
             self.stale
                 .insert(target, (at.resource_version.clone(), now));
         }
@@ -351,10 +366,7 @@ impl Index {
         if let Effect::ReserveLease { node, .. } = effect {
             self.creating.remove(node);
         }
-        if let Some(at) = effect.decided_on() {
-            self.stale
-                .insert(effect.target(), (at.resource_version.clone(), now));
-        }
+        self.await_watch(effect.target(), effect, now);
     }
 
     fn settled(&mut self, target: &Target, resource_version: &str) {

@@ -136,6 +136,10 @@ fn judge(
         };
         return Standing::Waiting(Reason::new("NodeLeased", message));
     }
+    if view.index.creating.contains_key(&node.name) {
+        let message = "a lease of the node is being created for another Skyhook";
+        return Standing::Waiting(Reason::new("NodeLeased", message));
+    }
     if let Some(backoff) = view
         .index
         .backoff

@@ -1,5 +1,3 @@
-#![expect(clippy::too_many_lines, reason = "one table, a row per case")]
-
 use serde_json::{Value, json};
 
 use super::*;

@@ -5,10 +5,10 @@ use super::*;
 pub(crate) async fn cleanup(world: &mut World) -> anyhow::Result<()> {
     let one = world.node("cleanup-1", "cleanup", slow()).await?;
     let two = world.node("cleanup-2", "cleanup", slow()).await?;
-    let spec = |foo: &str| {
+    let spec = |value: &str| {
         json!({ "packages": {
             "aa": package("1.2.3", json!({})),
-            "bb": package("1.2", json!({ "dependsOn": { "aa": "1.2.3" }, "configMap": { "foo": foo }, "gracefulShutdown": "46s" })),
+            "bb": package("1.2", json!({ "dependsOn": { "aa": "1.2.3" }, "configMap": { "foo": value }, "gracefulShutdown": "46s" })),
         } })
     };
     world.apply("cleanup", "cleanup", spec("bar")).await?;

@@ -307,10 +307,12 @@ impl<C: Core> World<'_, C> {
                 "the lease of {node} is accepted without a grant, or on its way out"
             ));
         }
-        if phase(old) != "Running" && phase(new) == "Running" {
-            if drain(old) == "Drained" && !deleting {
-                self.checks.permitted.insert(uid.to_owned());
-            }
+        if phase(old) != "Running"
+            && phase(new) == "Running"
+            && drain(old) == "Drained"
+            && !deleting
+        {
+            self.checks.permitted.insert(uid.to_owned());
         }
         if self.checks.is_permitted(uid)
             && phase(old) == "Running"

@@ -312,7 +312,8 @@ impl<C: Core> World<'_, C> {
 
     /// A step exits, or was told to end.
     pub(super) fn step_ends(&mut self, node: &str, boot: u64, id: u64, ended: bool) {
-        let succeeded = !ended && !(self.weather.steps_fail && self.rng.one_in(6));
+        let fails = self.weather.steps_fail && self.rng.one_in(6);
+        let succeeded = !(ended || fails);
         let now = self.now;
         let Some(machine) = self.machines.get_mut(node).filter(|m| m.boots == boot) else {
             return;
