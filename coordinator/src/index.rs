@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::effect::{Effect, Target};
 use crate::facts::{
@@ -226,6 +227,22 @@ impl Index {
                 self.synced(kind);
                 true
             }
+        }
+    }
+
+    /// True for an object that a write returned and that the watch has since said is gone.
+    #[must_use]
+    pub fn has_lost(&self, change: &Change) -> bool {
+        let is_lost = |held: Option<&String>, metadata: &ObjectMeta| held != metadata.uid.as_ref();
+        let name = |metadata: &ObjectMeta| metadata.name.clone().unwrap_or_default();
+        if let Change::Node(node) = change {
+            let held = self.nodes.get(&name(&node.metadata));
+            is_lost(held.map(|held| &held.uid), &node.metadata)
+        } else if let Change::Skyhook(skyhook) = change {
+            let held = self.skyhooks.get(&name(&skyhook.metadata));
+            is_lost(held.map(|held| &held.uid), &skyhook.metadata)
+        } else {
+            false
         }
     }
 

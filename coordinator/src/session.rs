@@ -82,6 +82,8 @@ impl<'a> Session<'a> {
             Outcome::Done(change) => {
                 self.index.written.insert(target.clone(), now);
                 match change {
+                    // The watch may have said meanwhile that the object is gone: nothing would ever say so again.
+                    Some(change) if self.index.has_lost(&change) => {}
                     Some(change) => {
                         self.index.apply(change, now);
                     }
