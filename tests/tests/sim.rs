@@ -17,7 +17,7 @@ use skyhook_tests::sim::{self, Run};
 use tokio::runtime::Runtime;
 
 /// Seeds that broke something once.
-const REGRESSIONS: [u64; 0] = [];
+const REGRESSIONS: [u64; 9] = [2, 3, 10, 34, 131, 186, 276, 525, 561];
 
 const BUDGET: Duration = Duration::from_secs(60);
 const AT_LEAST: u64 = 2_000;

@@ -90,8 +90,10 @@ impl Checks {
         if history.last().is_some_and(|(_, last)| last == status) {
             return false;
         }
+        // A package that fails, and then does not, is the host's doing.
+        let failed = [status, history.last().map_or("", |(_, last)| last)].contains(&"erroring");
         let back = history.len() >= 2 && history[history.len() - 2].1 == status;
-        let flaps = back && !self.is_excused(of, history[history.len() - 2].0);
+        let flaps = back && !failed && !self.is_excused(of, history[history.len() - 2].0);
         let history = self.statuses.entry(key.to_owned()).or_default();
         history.push((now, status.to_owned()));
         flaps
