@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::effect::{Effect, NodePatch, Version};
 use crate::facts::LeaseFact;
 use crate::index::Index;
-use crate::plan::admit::{self, Ledger};
+use crate::plan::admit::Ledger;
 use crate::plan::{advance, cordon};
 
 /// A safety rule that an effect would break.
@@ -161,9 +161,7 @@ fn grant(
         .filter(|node| skyhook.selects(node))
         .count();
     let ledger = Ledger::new(index, settings.max_concurrent_nodes);
-    if ledger.used(skyhook) > admit::slots(skyhook, selected)
-        || ledger.refusal(skyhook, selected, 0).is_some()
-    {
+    if ledger.refusal(skyhook, selected, 0).is_some() {
         return Err(Broken::GrantBeyondBudget);
     }
     let stamped = index.nodes.get(&fact.node).is_some_and(|node| {

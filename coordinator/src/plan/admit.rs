@@ -304,6 +304,20 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
     }) && !view.index.leases.contains_key(&node.name)
 }
 
+/// True when all leases of the picture fit the budgets that a Skyhook's leases fall under.
+#[must_use]
+pub fn fits(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+    let selected = view
+        .index
+        .nodes
+        .values()
+        .filter(|node| skyhook.selects(node))
+        .count();
+    Ledger::new(view.index, view.settings.max_concurrent_nodes)
+        .refusal(skyhook, selected, 0)
+        .is_none()
+}
+
 /// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
 #[must_use]
 pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<(&'a LeaseFact, Reason)> {

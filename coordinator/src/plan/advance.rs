@@ -135,10 +135,16 @@ impl Case<'_> {
         let record = node.record(self.skyhook_name());
         let stamp = record.stamp.clone().unwrap_or_default();
         if stamp.granted == self.fact.uid {
-            draft.push(Effect::GrantLease {
-                node: self.fact.node.clone(),
-                at: self.at(),
-            });
+            // Others may have to be withdrawn first: a grant needs a picture in which all leases fit.
+            if self
+                .skyhook
+                .is_some_and(|skyhook| admit::fits(self.view, skyhook))
+            {
+                draft.push(Effect::GrantLease {
+                    node: self.fact.node.clone(),
+                    at: self.at(),
+                });
+            }
             return;
         }
         let stamp = Stamp {
@@ -324,12 +330,18 @@ impl Case<'_> {
         if skyhook.is_disabled() {
             return Some(StopReason::Disabled);
         }
-        match &skyhook.checked {
-            Ok(checked) if checked.revision != self.lease.spec.revision => {
-                Some(StopReason::NewRevision)
-            }
-            Ok(_) | Err(_) => skyhook.is_paused().then_some(StopReason::Paused),
+        // A pause holds whatever else changes: lease, slot and cordon stay until it is over.
+        if skyhook.is_paused() {
+            return Some(StopReason::Paused);
         }
+        let revision = skyhook
+            .checked
+            .as_ref()
+            .ok()
+            .map(|checked| &checked.revision);
+        revision
+            .filter(|revision| **revision != self.lease.spec.revision)
+            .map(|_| StopReason::NewRevision)
     }
 
     /// Copies progress to the Node, at most once per second.

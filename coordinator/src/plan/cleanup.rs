@@ -176,8 +176,8 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
     }
 }
 
-/// True when a Skyhook that holds no lease on the node is about to get one, or only paused: it waits for a slot, not for
-/// something that may never come.
+/// True when a Skyhook that holds no lease on the node is about to get one: it waits for a slot, not for something that
+/// may never come.
 fn may_go_on(skyhook: &SkyhookFact, node: &NodeFact, standings: &Standings) -> bool {
     let standing = standings
         .get(&skyhook.name)
@@ -186,7 +186,7 @@ fn may_go_on(skyhook: &SkyhookFact, node: &NodeFact, standings: &Standings) -> b
         Some(Standing::Leased | Standing::Eligible(_)) => true,
         Some(Standing::Waiting(reason)) => !matches!(
             reason.reason,
-            "BudgetZero" | "EarlierSkyhook" | "NodeLeased"
+            "BudgetZero" | "EarlierSkyhook" | "NodeLeased" | "Paused"
         ),
         Some(Standing::Complete | Standing::Blocked(_)) | None => false,
     };

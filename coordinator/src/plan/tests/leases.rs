@@ -292,6 +292,15 @@ fn while_the_agent_works() {
             vec!["StopLease Some(NewRevision)"],
         ),
         (
+            "another revision while paused",
+            leased(
+                annotate(base(), "skyhook.nvidia.com/pause"),
+                grant_and(json!({ "revision": "s-old" })),
+                phase("Accepted"),
+            ),
+            vec!["StopLease Some(Paused)"],
+        ),
+        (
             "an order stands",
             leased(base(), stop("NewRevision"), phase("Accepted")),
             vec![],
