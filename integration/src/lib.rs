@@ -11,7 +11,7 @@
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
 //! - [`rollout`]: apply a Skyhook, wait for it, record every grant
-//! - [`skip`]: what a test says when it cannot run
+//! - [`source`]: where the checkout is; [`skip`]: what a test says when it cannot run
 #![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
 
 pub mod agent;
@@ -30,3 +30,4 @@ pub mod rollout;
 pub mod rootfs;
 pub mod run;
 pub mod skip;
+pub mod source;
