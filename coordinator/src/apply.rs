@@ -169,10 +169,16 @@ impl Applier {
                 self.lease_spec(node, at, &json!({ "granted": granted }))
                     .await
             }
-            Effect::StopLease { node, at, stop } => {
+            Effect::StopLease {
+                node,
+                at,
+                stop,
+                revision,
+            } => {
                 let stop = stop.map(|reason| Stop {
                     reason,
                     since: wall.to_owned(),
+                    revision: revision.clone(),
                 });
                 self.lease_spec(node, at, &json!({ "stop": stop })).await
             }

@@ -40,6 +40,10 @@ pub struct Settings {
     #[arg(long, env = "NODE_RETURN_TIMEOUT", default_value = "15m", value_parser = duration)]
     pub node_return_timeout: Duration,
 
+    /// Bring a node to its packages again after a reboot that Skyhook did not ask for.
+    #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub reapply_on_reboot: bool,
+
     /// Stand for election among the replicas; without it, this one always leads.
     #[arg(long, env = "LEADER_ELECTION", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub leader_election: bool,

@@ -9,6 +9,7 @@ pub mod advance;
 pub mod cleanup;
 pub mod cordon;
 pub mod drain;
+mod reapply;
 pub mod rollup;
 pub mod standing;
 mod verdict;
@@ -63,6 +64,7 @@ pub fn plan(view: &View<'_>) -> Plan {
     cleanup::skyhooks(view, &skyhooks, &mut draft);
     let standings = standing::all(view, &skyhooks);
     advance::leases(view, &skyhooks, &mut draft);
+    reapply::nodes(view, &skyhooks, &mut draft);
     let standings = admit::nodes(view, &skyhooks, standings, &mut draft);
     cleanup::cordons(view, &standings, &mut draft);
     rollup::nodes(view, &skyhooks, &standings, &mut draft);
@@ -191,6 +193,7 @@ pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
 }
 
 pub(crate) use advance::{AGENT_NOT_RESPONDING, VERSION};
+pub(crate) use reapply::REAPPLY;
 pub(crate) use rollup::seconds;
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ pub struct Stamp {
     pub boot_id: String,
     #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
+    /// Boot ID of the last boot before or at `boot_id` that Skyhook did not ask for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub epoch: String,
     /// UID of the lease under which the node is worked on now.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub granted: String,

@@ -10,6 +10,7 @@
 //! - [`registry`]: package folders to images in a registry
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
+//! - [`cordons`]: which nodes were cordoned when; [`crash`]: death right after the agent's `n`th write of its journal
 //! - [`rollout`]: apply a Skyhook, wait for it, record every grant
 //! - [`source`]: where the checkout is; [`skip`]: what a test says when it cannot run
 #![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
@@ -19,6 +20,8 @@ pub mod assets;
 pub mod cluster;
 pub mod controlplane;
 pub mod coordinator;
+pub mod cordons;
+pub mod crash;
 pub mod host;
 pub mod install;
 pub mod network;

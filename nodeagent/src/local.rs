@@ -20,10 +20,11 @@ use skyhook_oci::manifest::PackageConfig;
 use skyhook_oci::{Credentials, Digest, Reference, Store};
 
 use crate::config::LocalRunArgs;
+use crate::host::Host;
 use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
-use crate::host::{Host, interrupt};
-use crate::image::Images;
+use crate::image::{Images, Registries};
 use crate::machine::Half;
 use crate::stage::{self, Layout, Prepared, StageInput, chain};
 
@@ -206,10 +207,11 @@ impl LocalRun {
                 .source
                 .parse()
                 .with_context(|| format!("{} is neither a folder nor an image", args.source))?;
-            let images = Images::open(
-                &self.scratch.join("images"),
-                args.insecure_registries.clone(),
-            )?;
+            let registries = Registries {
+                insecure: args.insecure_registries.clone(),
+                ..Registries::default()
+            };
+            let images = Images::open(&self.scratch.join("images"), Path::new("/"), registries)?;
             let credentials = match &args.docker_config {
                 Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
                 None => Credentials::anonymous(),
@@ -328,9 +330,19 @@ impl LocalRun {
         bar.next(&self.interrupt_text());
         match (&self.package.interrupt, &self.bus) {
             (None, _) => Ok(()),
-            (Some(interrupt), Some(bus)) => interrupt::execute(bus, interrupt)
-                .await
-                .map_err(|e| chain(&e)),
+            (Some(interrupt), Some(bus)) => {
+                let interrupter = Interrupter {
+                    bus,
+                    root: &self.host.root,
+                    patience: Patience::default(),
+                    waits: &|what| eprintln!("{what}"),
+                };
+                let done = async {
+                    let before = interrupter.observe(interrupt).await?;
+                    interrupter.execute(interrupt, &before).await
+                };
+                done.await.map_err(|e| chain(&e))
+            }
             (Some(interrupt), None) if interrupt.kind == InterruptType::Noop => Ok(()),
             (Some(_), None) => {
                 Err("there is no systemd to ask here (--root, or no system bus)".to_owned())

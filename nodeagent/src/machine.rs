@@ -4,6 +4,8 @@
 //! performs the effects. A restart resumes from there: an effect that was not performed, or whose end was not recorded, is
 //! performed again.
 
+use std::collections::BTreeMap;
+
 mod advance;
 pub mod effect;
 pub mod plan;
@@ -50,6 +52,9 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 p.permit = Permit::None;
             }
         }
+        Event::UnitsSeen { before } => wave::units_seen(&mut p, before, &mut effects),
+        Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
+        Event::RevisionSeen { packages } => end_changed(&p, &packages, &mut effects),
         Event::LeaseLooked { stands } => wave::looked(&mut p, stands, now, &mut effects),
         Event::Interrupted => wave::interrupted(&mut p, now),
         Event::InterruptFailed { reason } => wave::failed(&mut p, &reason, now),
@@ -229,6 +234,56 @@ fn step_lost(p: &mut Progress, key: &str, id: u64) {
         && let Some(entry) = p.entries.get_mut(key)
     {
         entry.doing = Doing::Ready(cursor);
+    }
+}
+
+/// Ends steps of packages that the revision the lease is stopped for has otherwise: another version, or another image,
+/// env, resources or agent image. An uninstall goes on: it is of what was there before.
+fn end_changed(
+    p: &Progress,
+    packages: &BTreeMap<String, (String, String)>,
+    effects: &mut Vec<Effect>,
+) {
+    if p.stop.is_none_or(|s| s.reason != StopReason::NewRevision) {
+        return;
+    }
+    for entry in p.entries.values() {
+        let Doing::Step(cursor) = &entry.doing else {
+            continue;
+        };
+        let is_same = packages
+            .get(&entry.name)
+            .is_some_and(|(version, identity)| {
+                let runs_with = entry.cycle.as_ref().map(|c| &c.identity);
+                *version == entry.version && runs_with == Some(identity)
+            });
+        if !is_same && entry.stage != Stage::Uninstall {
+            effects.push(Effect::EndStep { id: cursor.id });
+        }
+    }
+}
+
+/// The host was rebooted, which nobody asked for, and forgets what was done to it: everything under the lease is done
+/// again. What is being uninstalled goes on.
+pub fn reapply(p: &mut Progress, now: i64) {
+    if p.ended.is_some() {
+        return;
+    }
+    let reboots: BTreeMap<String, u32> = p
+        .entries
+        .iter()
+        .map(|(key, entry)| (key.clone(), entry.reboots))
+        .collect();
+    let wanted = &p.wanted;
+    p.entries
+        .retain(|_, e| !wanted.contains_key(&e.name) && e.stage == Stage::Uninstall);
+    for entry in p.entries.values_mut() {
+        entry.doing = Doing::Idle;
+    }
+    p.wave = None;
+    plan::begin(p, now);
+    for (key, entry) in &mut p.entries {
+        entry.reboots = reboots.get(key).copied().unwrap_or_default();
     }
 }
 

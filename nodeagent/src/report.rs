@@ -13,8 +13,12 @@ use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     pub boot_id: String,
+    /// Boot ID of the last boot that was not of our making.
+    pub epoch: String,
     pub machine_id: String,
     pub agent_version: String,
+    /// Bytes of ours on the host's disk when the lease was taken.
+    pub disk_bytes: Option<i64>,
 }
 
 /// The status for this progress.
@@ -34,6 +38,8 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
             .join("; "),
         boot_id: host.boot_id.clone(),
         machine_id: host.machine_id.clone(),
+        epoch: host.epoch.clone(),
+        disk_bytes: host.disk_bytes,
         agent_version: host.agent_version.clone(),
         packages: packages(p),
         package: shown.map(|e| e.name.clone()),
@@ -158,8 +164,14 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
             if p.held {
                 return "paused".to_owned();
             }
-            if let Some(WaveAt::Interrupting { interrupt, .. }) = p.wave.as_ref().map(|w| &w.at) {
-                return wave::describe(interrupt);
+            if let Some(WaveAt::Interrupting {
+                owner, interrupt, ..
+            }) = p.wave.as_ref().map(|w| &w.at)
+            {
+                return match p.entries.get(owner).map(|e| e.message.as_str()) {
+                    Some(message) if !message.is_empty() => message.to_owned(),
+                    Some(_) | None => wave::describe(interrupt),
+                };
             }
             match shown {
                 Some(e) if !e.message.is_empty() => {

@@ -24,6 +24,9 @@ mod agent;
 mod begin;
 mod effects;
 mod housekeeping;
+mod interrupt;
+mod recover;
+mod revision;
 mod writer;
 
 use agent::{Agent, Note};

@@ -253,7 +253,9 @@ impl Agent {
                 self.write_running(&resource_version).await?
             }
             Effect::LookAtLease => Event::LeaseLooked { stands: true },
-            Effect::Interrupt { owner, interrupt } => {
+            Effect::Interrupt {
+                owner, interrupt, ..
+            } => {
                 self.host.with(|disk| {
                     disk.ledger.push(format!(
                         "interrupt {owner} {:?} {:?}",

@@ -213,6 +213,7 @@ impl Case<'_> {
             revision: self.lease.spec.revision.clone(),
             boot_id: status.boot_id.clone(),
             machine_id: status.machine_id.clone(),
+            epoch: status.epoch.clone(),
             granted: String::new(),
             was_ready: false,
             states: record.digest.clone(),
@@ -267,17 +268,36 @@ impl Case<'_> {
         let current = self.stop();
         // An order other than a pause stands: the agent may have obeyed it already.
         let stands = !matches!(current, None | Some(StopReason::Paused));
-        if wanted != current && !stands {
+        let revision = self.stored_revision(wanted);
+        // The agent ends steps by it: a further change may ask for one more.
+        let further = wanted == current
+            && revision.is_some()
+            && revision
+                != self
+                    .lease
+                    .spec
+                    .stop
+                    .as_ref()
+                    .and_then(|s| s.revision.clone());
+        if (wanted != current && !stands) || further {
             draft.push(Effect::StopLease {
                 node: self.fact.node.clone(),
                 at: self.at(),
                 stop: wanted,
+                revision,
             });
         } else if matches!(current, Some(StopReason::Deleted | StopReason::Disabled))
             && guard::is_given_up(self.view.index, self.lease)
         {
             self.abandon(draft);
         }
+    }
+
+    /// The revision that a stop is for, once agents can read it.
+    fn stored_revision(&self, stop: Option<StopReason>) -> Option<String> {
+        let checked = self.skyhook?.checked.as_ref().ok()?;
+        let is_stored = self.view.index.revisions.contains_key(&checked.revision);
+        (stop == Some(StopReason::NewRevision) && is_stored).then(|| checked.revision.clone())
     }
 
     fn drain_timed_out(&self, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> Option<StopReason> {

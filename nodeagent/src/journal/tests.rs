@@ -44,6 +44,40 @@ fn a_corrupt_journal_is_kept_aside() {
     assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), "rubbish");
 }
 
+#[test]
+fn only_a_reboot_that_was_asked_for_keeps_the_epoch() {
+    let journal = |boot: &str, epoch: &str, asked: Option<&str>| State {
+        boot_id: boot.into(),
+        epoch: epoch.into(),
+        run: asked.map(|asked| Progress {
+            wave: Some(crate::machine::progress::Wave {
+                reboot_asked: Some(asked.into()),
+                ..Default::default()
+            }),
+            ..Progress::default()
+        }),
+        ..State::default()
+    };
+    for (name, journal, want) in [
+        ("a fresh host", journal("", "", None), "new"),
+        ("the same boot", journal("new", "first", None), "first"),
+        ("nobody asked", journal("old", "first", None), "new"),
+        ("asked for", journal("old", "first", Some("old")), "first"),
+        (
+            "asked for in an earlier boot",
+            journal("old", "first", Some("older")),
+            "new",
+        ),
+        (
+            "of a journal without epochs",
+            journal("", "", Some("old")),
+            "new",
+        ),
+    ] {
+        assert_eq!(journal.epoch_in("new"), want, "{name}");
+    }
+}
+
 /// A disk that remembers every operation.
 #[derive(Default)]
 struct Recorder(Vec<Operation>);

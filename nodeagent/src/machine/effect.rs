@@ -1,5 +1,7 @@
 //! What goes into [`super::step`] and what comes out of it.
 
+use std::collections::BTreeMap;
+
 use skyhook_crds::lease::StopReason;
 use skyhook_crds::package::Interrupt;
 
@@ -58,6 +60,18 @@ pub enum Event {
     LeaseLooked {
         stands: bool,
     },
+    /// The units that are to be restarted, with their invocations now.
+    UnitsSeen {
+        before: BTreeMap<String, String>,
+    },
+    /// Something holds the interrupt up.
+    InterruptWaits {
+        reason: String,
+    },
+    /// What the revision that the lease is stopped for has of each package: version and identity.
+    RevisionSeen {
+        packages: BTreeMap<String, (String, String)>,
+    },
     Interrupted,
     InterruptFailed {
         reason: String,
@@ -112,6 +126,11 @@ pub enum Effect {
     WriteRunning { resource_version: String },
     /// Ask the API whether the lease still stands.
     LookAtLease,
-    /// Interrupt the host.
-    Interrupt { owner: String, interrupt: Interrupt },
+    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already; without
+    /// any, say first which there are.
+    Interrupt {
+        owner: String,
+        interrupt: Interrupt,
+        before: BTreeMap<String, String>,
+    },
 }

@@ -25,11 +25,9 @@ use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{LeaseApi, LeaseEvent};
-use crate::machine::progress::WaveAt;
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
-use crate::stage::flags::note_interrupt;
 use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
@@ -49,6 +47,8 @@ pub(super) enum Note {
     Written(Box<Written>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
+    /// Bytes of ours on the host's disk.
+    Disk(u64),
     Woken,
 }
 
@@ -91,6 +91,10 @@ pub(super) struct Agent {
     pub credentials: Rc<OnceCell<Credentials>>,
     /// Steps that were told to end.
     pub ended_steps: std::collections::BTreeSet<u64>,
+    /// Bytes of ours on the host's disk, as counted last.
+    pub disk_bytes: Option<i64>,
+    /// Revision that a stop names, whose packages were compared with those that run.
+    pub compared: Option<String>,
     /// What keeps the agent from working, for the report.
     pub trouble: Option<String>,
     /// Steps of the machine that are not in the journal yet.
@@ -118,13 +122,19 @@ impl Agent {
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
+            epoch: String::new(),
+            disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let (journal, aside) = Journal::open(&state)?;
         if let Some(aside) = aside {
             tracing::error!(kept = %aside.display(), "the journal cannot be believed: the Node's record is taken for this host");
         }
-        let images = Images::open(&state.join("images"), settings.insecure_registries.clone())?;
+        let images = Images::open(
+            &state.join("images"),
+            &host.root,
+            settings.registries.clone(),
+        )?;
         let bus = Rc::new(Bus::of(&host.root));
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),
@@ -153,9 +163,12 @@ impl Agent {
             run_facts: None,
             credentials: Rc::default(),
             ended_steps: std::collections::BTreeSet::new(),
+            disk_bytes: None,
+            compared: None,
             trouble: None,
             staged: None,
         };
+        agent.count_disk();
         agent.take_up(&state.join("steps"))?;
         Ok(agent)
     }
@@ -170,6 +183,7 @@ impl Agent {
                 ..State::default()
             };
         }
+        self.note_boot(&mut state);
         let last = super::housekeeping::last_step(steps);
         state.next_step = state.next_step.max(last + 1);
         if let Some(run) = &mut state.run {
@@ -181,6 +195,21 @@ impl Agent {
             self.send(Note::Event(Event::Restarted { boot_id }));
         }
         Ok(())
+    }
+
+    /// Puts on record which boot this is, and what that means for what was done in earlier ones.
+    fn note_boot(&mut self, state: &mut State) {
+        let epoch = state.epoch_in(&self.facts.boot_id);
+        let is_lost = epoch != state.epoch && !state.epoch.is_empty();
+        if is_lost && self.settings.reapply_on_reboot {
+            tracing::warn!("the host was rebooted, and not by Skyhook: everything is done again");
+            if let Some(run) = &mut state.run {
+                machine::reapply(run, now());
+            }
+        }
+        state.boot_id.clone_from(&self.facts.boot_id);
+        state.epoch.clone_from(&epoch);
+        self.facts.epoch = epoch;
     }
 
     /// Takes one note in.
@@ -208,6 +237,7 @@ impl Agent {
                 self.look_at_lease();
             }
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
+            Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
             Note::Woken => self.woken(),
         }
     }
@@ -335,29 +365,6 @@ impl Agent {
         }
     }
 
-    /// Writes what the host is to remember of an interrupt that has happened.
-    fn conclude_interrupt(&self, before: &Progress, after: &Progress) {
-        let Some(WaveAt::Interrupting {
-            owner, interrupt, ..
-        }) = before.wave.as_ref().map(|w| &w.at)
-        else {
-            return;
-        };
-        let happened = after
-            .entries
-            .get(owner)
-            .is_some_and(|e| e.stage == skyhook_crds::Stage::PostInterrupt);
-        let entry = before.entries.get(owner).filter(|_| happened);
-        let Some((entry, cycle)) = entry.and_then(|e| Some((e, e.cycle.as_ref()?))) else {
-            return;
-        };
-        let package = (entry.name.as_str(), entry.version.as_str());
-        let layout = &self.settings.layout;
-        if let Err(error) = note_interrupt(&self.host, layout, &cycle.skyhook, package, interrupt) {
-            tracing::warn!(error = %crate::stage::chain(&error), "the interrupt cannot be noted");
-        }
-    }
-
     fn run_ended(&mut self) {
         let Some(run) = self.run() else { return };
         tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the lease's work has ended");
@@ -388,6 +395,7 @@ impl Agent {
             self.writer.seen(self.lease.as_ref());
             let view = self.view();
             self.feed(Event::LeaseSeen(view));
+            self.compare_revision();
             return;
         }
         if self.run().is_some_and(|run| run.ended.is_none()) {

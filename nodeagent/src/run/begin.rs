@@ -31,6 +31,8 @@ struct Taken {
     lease: InterruptionLease,
     revision: RevisionData,
     facts: RunFacts,
+    /// Revision that was needed to know what is on the host.
+    recovered: Option<(String, RevisionData)>,
 }
 
 impl Agent {
@@ -84,7 +86,7 @@ impl Agent {
 
     fn take_lease(&mut self, lease: InterruptionLease, accept: bool) {
         self.is_beginning = true;
-        let (entries, source) = self.reconciled(&lease);
+        let (mut entries, source) = self.reconciled(&lease);
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         tracing::info!(lease = %uid, skyhook = %lease.spec.skyhook.name, revision = %lease.spec.revision, ?source, "taking the lease");
         let status = self.accepted_status(&lease, &entries);
@@ -113,6 +115,7 @@ impl Agent {
                     limits::process(&bus)
                 );
                 let revision = revision?;
+                let recovered = super::recover::recover(&api, &lease, &mut entries).await?;
                 let facts = RunFacts {
                     node: node?,
                     default_resources: default_resources(&api, &revision).await?,
@@ -122,6 +125,7 @@ impl Agent {
                     lease,
                     revision,
                     facts,
+                    recovered,
                 })
             };
             let result = taken.await;
@@ -165,6 +169,7 @@ impl Agent {
             phase: Some(Phase::Accepted),
             boot_id: self.facts.boot_id.clone(),
             machine_id: self.facts.machine_id.clone(),
+            epoch: self.facts.epoch.clone(),
             agent_version: self.facts.agent_version.clone(),
             packages: report::packages(&progress),
             since: Some(crate::machine::progress::time(now())),
@@ -203,9 +208,15 @@ impl Agent {
             lease,
             revision,
             facts,
+            recovered,
         } = taken;
         let spec = &lease.spec;
-        if let Err(error) = self.journal.keep_revision(&spec.revision, &revision) {
+        let kept = match &recovered {
+            Some((name, data)) => self.journal.keep_revision(name, data),
+            None => Ok(()),
+        };
+        let kept = kept.and_then(|()| self.journal.keep_revision(&spec.revision, &revision));
+        if let Err(error) = kept {
             // The lease is taken: it is begun when there is room.
             self.journal_failed(&error, Vec::new());
             self.retry_begin(1);
@@ -225,6 +236,8 @@ impl Agent {
         self.revisions
             .insert(spec.revision.clone(), Rc::new(revision));
         self.run_facts = Some(Rc::new(facts));
+        self.facts.disk_bytes = self.disk_bytes;
+        self.compared = None;
         self.writer.begin(&lease);
         self.ended_steps.clear();
         self.stage(progress, Event::Begun);
@@ -255,7 +268,10 @@ impl Agent {
                 self.api.clone(),
                 lease.metadata.uid.clone().unwrap_or_default(),
             );
-            let change = serde_json::json!({ "bootID": self.facts.boot_id });
+            let change = serde_json::json!({
+                "bootID": self.facts.boot_id,
+                "epoch": self.facts.epoch,
+            });
             tokio::task::spawn_local(async move {
                 if let Err(error) = api.patch_status(&uid, None, change).await {
                     tracing::warn!(%error, "the boot ID cannot be refreshed");

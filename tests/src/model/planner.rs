@@ -181,6 +181,7 @@ fn read(effect: &Effect, late: bool) -> Option<Write> {
             node: name,
             at,
             stop,
+            ..
         } => Write::Stop {
             node: node(name),
             uid: rules::number(&at.uid),

@@ -150,6 +150,7 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         }
     };
     Stamp {
+        epoch: String::new(),
         lease: lease_uid(node, mark.lease),
         revision: if has_result {
             revision_name(mark.revision)
@@ -234,6 +235,7 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
         stop: lease.stop.map(|reason| Stop {
             reason,
             since: String::new(),
+            revision: None,
         }),
         ..InterruptionLeaseSpec::default()
     };

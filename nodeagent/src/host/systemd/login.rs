@@ -39,7 +39,9 @@ impl Bus {
             Ok(()) => Ok(()),
             Err(error) => {
                 tracing::warn!(%error, "logind does not reboot; reboot.target is started");
-                self.run_job("reboot.target", false).await.map(drop)
+                self.run_job("reboot.target", false, super::CALL)
+                    .await
+                    .map(drop)
             }
         }
     }
