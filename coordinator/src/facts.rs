@@ -354,6 +354,8 @@ pub struct LeaseFact {
     pub node: String,
     pub uid: String,
     pub resource_version: String,
+    /// An administrator wants it released, whatever became of it.
+    pub forced: bool,
     pub lease: Result<Box<InterruptionLease>, String>,
 }
 
@@ -371,7 +373,12 @@ impl LeaseFact {
                 .map(Some)
                 .map_err(|e| format!("status cannot be read: {e}"))
         };
+        let force = metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
         Self {
+            forced: force.is_some() && force == metadata.uid.as_ref(),
             node: metadata.name.clone().unwrap_or_default(),
             uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),

@@ -1,5 +1,7 @@
 //! `skyhook-coordinator`: parses flags, sets logging up, runs the loop until it is told to stop.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use clap::Parser as _;
 use kube::Client;
@@ -26,10 +28,16 @@ fn main() -> anyhow::Result<()> {
         .block_on(serve(settings))
 }
 
+/// How long a connection to the API server may be silent.
+const WATCH_SILENCE: Duration = Duration::from_secs(150);
+
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let client = Client::try_default()
+    let mut config = kube::Config::infer()
         .await
         .context("find the API server (KUBECONFIG, or the pod's service account)")?;
+    // A watch that is cut off says nothing either; bookmarks come every minute.
+    config.read_timeout = Some(WATCH_SILENCE);
+    let client = Client::try_from(config).context("prepare requests to the API server")?;
     let (stop, stopped) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

@@ -24,6 +24,12 @@ use crate::watch;
 /// Changes are gathered this long before the next pass, so that a burst costs one.
 const DEBOUNCE: Duration = Duration::from_millis(2);
 
+/// Changes do not put a pass off for longer than this.
+const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// How long the last writes may take after the order to stop.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// Runs until `stop` says so. Writes under way are finished before it returns.
 pub async fn run(
     client: Client,
@@ -45,33 +51,39 @@ pub async fn run(
         started: Instant::now(),
     };
     let mut writes = FuturesUnordered::new();
-    let mut dirty = false;
+    // Since when there is something new to decide on.
+    let mut dirty: Option<Mono> = None;
     let mut wake_at: Option<Mono> = None;
     loop {
         let now = state.now();
-        let pause = if dirty {
-            DEBOUNCE
-        } else {
-            wake_at.map_or(Duration::from_secs(600), |at| at.saturating_sub(now.mono))
+        let pause = match dirty {
+            Some(_) => DEBOUNCE,
+            None => wake_at.map_or(Duration::from_secs(600), |at| at.saturating_sub(now.mono)),
         };
+        let overdue = dirty.is_some_and(|since| now.mono - since >= LONGEST_DEBOUNCE);
         tokio::select! {
             biased;
             _ = stop.changed() => break,
-            () = leadership.changed() => {
+            () = std::future::ready(()), if overdue => {}
+            changed = leadership.changed() => {
+                changed?;
                 tracing::info!(leads = leadership.leads(), "leader election");
-                dirty = true;
+                dirty = dirty.or(Some(now.mono));
                 continue;
             }
             Some(change) = changes.recv() => {
-                dirty |= state.take(change);
+                let mut changed = state.take(change);
                 while let Ok(change) = changes.try_recv() {
-                    dirty |= state.take(change);
+                    changed |= state.take(change);
+                }
+                if changed {
+                    dirty = dirty.or(Some(now.mono));
                 }
                 continue;
             }
             Some((effect, outcome, events)) = writes.next(), if !writes.is_empty() => {
                 state.settle(&effect, outcome, events);
-                dirty = true;
+                dirty = dirty.or(Some(now.mono));
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
@@ -79,7 +91,7 @@ pub async fn run(
         let now = state.now();
         state.session.expire(now.mono);
         ready.send_replace(state.session.index.is_synced());
-        dirty = false;
+        dirty = None;
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
@@ -104,10 +116,17 @@ pub async fn run(
         }
     }
     watches.shutdown().await;
-    while let Some((effect, outcome, events)) = writes.next().await {
-        state.settle(&effect, outcome, events);
+    let finish = async {
+        while let Some((effect, outcome, events)) = writes.next().await {
+            state.settle(&effect, outcome, events);
+        }
+        leadership.resign().await;
+    };
+    if tokio::time::timeout(FAREWELL, finish).await.is_err() {
+        tracing::warn!(
+            "the API server does not answer; what was under way is left to the next leader"
+        );
     }
-    leadership.resign().await;
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use skyhook_crds::package::Package;
 use skyhook_oci::{
-    Credentials, Digest, PluginConfig, PluginError, PullError, Puller, PullerConfig, Reference,
-    ReferenceError, Store, StoreConfig, StoreError,
+    Credentials, Digest, PluginConfig, PluginError, Progress, PullError, Puller, PullerConfig,
+    Reference, ReferenceError, Store, StoreConfig, StoreError,
 };
 
 /// Why an image is not at hand.
@@ -113,13 +113,17 @@ impl Images {
         Ok(digest)
     }
 
-    /// Has the image in the store.
+    /// Has the image in the store, telling what happens.
     pub async fn pull_reference(
         &self,
         reference: &Reference,
         credentials: &Credentials,
+        progress: &Progress,
     ) -> Result<Digest, ImageError> {
-        let pulled = self.puller.pull(reference, credentials).await?;
+        let pulled = self
+            .puller
+            .pull_with(reference, credentials, progress)
+            .await?;
         Ok(pulled.manifest_digest)
     }
 

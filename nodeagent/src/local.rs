@@ -84,19 +84,15 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
     let stages = stages(&args, interrupt.is_some())?;
     let root =
         fs::canonicalize(&args.root).with_context(|| format!("--root {}", args.root.display()))?;
-    let scratch = std::env::temp_dir().join(format!("skyhook-local-run-{}", std::process::id()));
-    fs::create_dir_all(&scratch)?;
-    let result = async {
-        let mut run = LocalRun::new(&args, root, scratch.clone(), interrupt).await?;
-        if args.dry_run {
-            return run.describe(&stages).map(|()| None);
-        }
-        run.all(&stages).await
+    let scratch = tempfile::Builder::new()
+        .prefix("skyhook-local-run-")
+        .tempdir()
+        .context("make a temporary directory")?;
+    let mut run = LocalRun::new(&args, root, scratch.path().to_owned(), interrupt).await?;
+    if args.dry_run {
+        return run.describe(&stages).map(|()| None);
     }
-    .await;
-    // What is left of it is in the temporary directory.
-    let _removed = fs::remove_dir_all(&scratch);
-    result
+    run.all(&stages).await
 }
 
 fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>> {
@@ -216,11 +212,21 @@ impl LocalRun {
                 Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
                 None => Credentials::anonymous(),
             };
-            let digest = images.pull_reference(&reference, &credentials).await?;
+            let errors = std::io::stderr();
+            let is_terminal = errors.is_terminal();
+            let progress = skyhook_oci::progress::show(errors, is_terminal);
+            let digest = images
+                .pull_reference(&reference, &credentials, &progress)
+                .await?;
             let target = skyhook_oci::Target::path(&staged);
             images
                 .store
-                .unpack(&digest, &target, skyhook_oci::UnpackOptions::default())
+                .unpack_with(
+                    &digest,
+                    &target,
+                    skyhook_oci::UnpackOptions::default(),
+                    &progress,
+                )
                 .await?;
             self.digest = Some(digest);
             self.store = Some(images.store);
@@ -229,7 +235,8 @@ impl LocalRun {
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
-        if self.digest.is_none() {
+        // An image is unpacked there when its first stage is prepared.
+        if self.digest.is_none() && !args.dry_run {
             let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
             stage::files::copy_tree(&staged, &self.host.path(copy))?;
         }

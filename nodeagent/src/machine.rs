@@ -38,7 +38,10 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
             if let Some(entry) = p.entries.get_mut(&key) {
                 entry.image_state = ImageState::Ready;
                 entry.image_digest = digest;
-                entry.message = String::new();
+                // What an erroring package shows is why it errs, not that its image is there.
+                if entry.state != State::Erroring {
+                    entry.message = String::new();
+                }
             }
         }
         Event::ImageFailed { key, reason } => image_failed(&mut p, &key, &reason, now),
@@ -74,21 +77,7 @@ pub fn wake_at(p: &Progress) -> Option<i64> {
     if p.stop.is_some() || p.held {
         return stop;
     }
-    let retries = p.entries.values().filter_map(|e| match e.doing {
-        Doing::Retry { at, .. } => Some(at),
-        Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Step(_) => None,
-    });
-    let pulls = p.entries.values().filter_map(|e| match e.image_state {
-        ImageState::Failed { retry_at, .. } => Some(retry_at),
-        ImageState::Unknown | ImageState::Pulling { .. } | ImageState::Ready => None,
-    });
-    let wave = p.wave.as_ref().and_then(|w| match w.at {
-        progress::WaveAt::Retry { at } => Some(at),
-        progress::WaveAt::Staging
-        | progress::WaveAt::Looking
-        | progress::WaveAt::Interrupting { .. } => None,
-    });
-    retries.chain(pulls).chain(wave).min()
+    advance::wake_at(p)
 }
 
 fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effect>) {
@@ -97,6 +86,12 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
     p.drained = None;
     if p.permit == Permit::Asked {
         p.permit = Permit::None;
+    }
+    if let Some(stopping) = &mut p.stop
+        && ends_steps(stopping.reason)
+    {
+        // Steps may have been due to end: whether they were told is not on record.
+        stopping.end_steps_at.get_or_insert(now);
     }
     for (key, entry) in &mut p.entries {
         entry.image_state = ImageState::Unknown;
@@ -129,13 +124,7 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
         (Some(reason), Some(before)) if before.reason == reason => Some(before),
         (Some(reason), _) => Some(Stopping {
             reason,
-            end_steps_at: match reason {
-                StopReason::Disabled | StopReason::Deleted => Some(now + STOP_PATIENCE_MS),
-                StopReason::NewRevision
-                | StopReason::Paused
-                | StopReason::Edited
-                | StopReason::DrainTimedOut => None,
-            },
+            end_steps_at: ends_steps(reason).then_some(now + STOP_PATIENCE_MS),
         }),
     };
     // The write went through, though its answer was lost.
@@ -143,6 +132,17 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
         p.permit = Permit::Granted;
     }
     p.drained = view.drained;
+}
+
+/// True for a stop that wants the node back also when a step takes long.
+fn ends_steps(reason: StopReason) -> bool {
+    match reason {
+        StopReason::Disabled | StopReason::Deleted => true,
+        StopReason::NewRevision
+        | StopReason::Paused
+        | StopReason::Edited
+        | StopReason::DrainTimedOut => false,
+    }
 }
 
 fn image_failed(p: &mut Progress, key: &str, reason: &str, now: i64) {
@@ -207,6 +207,10 @@ fn stage_failed(p: &mut Progress, key: &str, reason: String, now: i64) {
         Some(Doing::Step(cursor)) => cursor.half,
         None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. }) => return,
     };
+    // What was to be unpacked may have been damaged: it is looked at, and fetched again if need be.
+    if let Some(entry) = p.entries.get_mut(key) {
+        entry.image_state = ImageState::Unknown;
+    }
     fail(p, key, half, reason, now);
 }
 

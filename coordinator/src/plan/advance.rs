@@ -1,5 +1,6 @@
 //! The next write for every lease that exists: grant it, withdraw it, stop it, take its result, release it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use skyhook_crds::installed::{PackageStates, Stamp};
@@ -11,19 +12,26 @@ use skyhook_crds::stage::Status;
 use super::{Draft, View, admit, cordon, drain, standing, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
-use crate::guard;
 
 /// Carries every lease on.
 pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
-    let excess: Vec<String> = admit::excess(view, skyhooks)
+    let excess: BTreeSet<&String> = admit::excess(view, skyhooks)
         .into_iter()
-        .map(|(lease, _)| lease.uid.clone())
+        .map(|lease| &lease.uid)
         .collect();
     for fact in view.index.leases.values() {
-        let Ok(lease) = &fact.lease else { continue };
         if view.index.is_unsettled(&Target::Lease(fact.node.clone())) {
             continue;
         }
+        let Ok(lease) = &fact.lease else {
+            if fact.forced {
+                draft.push(Effect::ReleaseLease {
+                    node: fact.node.clone(),
+                    at: version(&fact.uid, &fact.resource_version),
+                });
+            }
+            continue;
+        };
         let case = Case {
             view,
             fact,
@@ -138,7 +146,7 @@ impl Case<'_> {
             // Others may have to be withdrawn first: a grant needs a picture in which all leases fit.
             if self
                 .skyhook
-                .is_some_and(|skyhook| admit::fits(self.view, skyhook))
+                .is_some_and(|skyhook| admit::fits(self.view, skyhook, &node.name))
             {
                 draft.push(Effect::GrantLease {
                     node: self.fact.node.clone(),
@@ -286,9 +294,7 @@ impl Case<'_> {
                 stop: wanted,
                 revision,
             });
-        } else if matches!(current, Some(StopReason::Deleted | StopReason::Disabled))
-            && guard::is_given_up(self.view.index, self.lease)
-        {
+        } else if stands && self.view.index.is_given_up(self.lease) {
             self.abandon(draft);
         }
     }
@@ -323,16 +329,16 @@ impl Case<'_> {
             .flat_map(|data| data.packages.values())
             .filter_map(|package| package.graceful_shutdown.as_ref()?.value().ok())
             .fold(DEFAULT_GRACE, Duration::max);
-        let Some(told) = self
+        let Some(given_up) = self
             .view
             .index
             .lease_clocks
             .get(&self.fact.node)
-            .and_then(|clock| clock.stopped)
+            .and_then(|clock| clock.given_up)
         else {
             return;
         };
-        let deadline = told + grace + ABANDON_AFTER;
+        let deadline = given_up + grace + ABANDON_AFTER;
         if deadline <= self.view.now.mono {
             draft.push(Effect::AbandonLease {
                 node: self.fact.node.clone(),

@@ -132,7 +132,11 @@ fn judge(
                 "the node is worked on for Skyhook {}",
                 lease.spec.skyhook.name
             ),
-            Err(problem) => format!("the node's InterruptionLease {problem}: delete it"),
+            Err(problem) => format!(
+                "the node's InterruptionLease {problem}: mend it, or when nothing runs on the node, annotate it with {}: {}",
+                names::FORCE_RELEASE,
+                lease.uid
+            ),
         };
         return Standing::Waiting(Reason::new("NodeLeased", message));
     }

@@ -13,6 +13,7 @@ use super::*;
 use crate::testkit;
 
 mod cordons;
+mod endings;
 mod leases;
 mod reapply;
 mod status;

@@ -3,6 +3,7 @@
 mod interrupts;
 mod lifecycle;
 mod properties;
+mod waits;
 pub(crate) mod world;
 
 use std::collections::BTreeMap;

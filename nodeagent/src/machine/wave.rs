@@ -56,6 +56,16 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     }
 }
 
+/// When the interrupt is tried again. Without the permit it waits for that.
+pub(super) fn wake_at(p: &Progress) -> Option<i64> {
+    match p.wave.as_ref()?.at {
+        WaveAt::Retry { at } if p.permit == Permit::Granted => Some(at),
+        WaveAt::Retry { .. } | WaveAt::Staging | WaveAt::Looking | WaveAt::Interrupting { .. } => {
+            None
+        }
+    }
+}
+
 fn can_join(p: &Progress, entry: &Entry) -> bool {
     p.is_wanted(entry)
         && !entry.is_done()

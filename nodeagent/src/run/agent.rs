@@ -337,10 +337,16 @@ impl Agent {
         }
         self.trouble = Some(format!("the host's journal cannot be written: {text}"));
         self.write_status();
+        let pause = Duration::from_secs(2);
+        // Of the lease, what it says by then counts.
+        let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
+        if events.iter().any(is_seen) {
+            self.begin_at.get_or_insert(Instant::now() + pause);
+        }
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            for event in events {
+            tokio::time::sleep(pause).await;
+            for event in events.into_iter().filter(|event| !is_seen(event)) {
                 let _sent = notes.send(Note::Event(event));
             }
         });

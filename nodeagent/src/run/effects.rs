@@ -12,7 +12,7 @@ use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
 use crate::host::limits;
 use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
-use crate::machine::progress::Cycle;
+use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half, Outcome};
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, chain, metadata};
@@ -121,6 +121,10 @@ impl Agent {
             return;
         };
         let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
+        if matches!(entry.image_state, ImageState::Pulling { attempts } if attempts > 0) {
+            // The secrets may have been what was wrong.
+            self.credentials = Rc::default();
+        }
         let package = match self.content(&entry) {
             Ok((_, package)) => package,
             Err(reason) => {
