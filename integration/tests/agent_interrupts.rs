@@ -120,7 +120,7 @@ async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<
             "Type=oneshot\nExecStart=/bin/sh -c 'echo digs on; exec sleep 99'",
         ),
         ("brief", "ExecStart=/bin/sh -c 'echo not my day; exit 3'"),
-        ("wrong", "Type=nonsense\nExecStart=relative"),
+        ("wrong", "Type=simple"),
         (
             "needy",
             "ExecStart=/bin/sleep 99\n[Unit]\nRequires=broken.service\nAfter=broken.service",
