@@ -165,7 +165,10 @@ async fn bench_agent() -> Result<()> {
     let (first, last) = (begun[0], begun[STEPS - 1]);
     let between = f64::from(u32::try_from(STEPS - 1)?);
     println!("bench script_ms {own:.1}");
-    println!("bench step_overhead_ms {:.1}", (last - first) / between - own);
+    println!(
+        "bench step_overhead_ms {:.1}",
+        (last - first) / between - own
+    );
 
     let one = push(&cluster, "one", 1).await?;
     worker.host.sh("rm /times").await?;
@@ -199,7 +202,10 @@ async fn bench_agent() -> Result<()> {
     worker.agent.stop().await?;
     worker.agent.start().await?;
     sleep(Duration::from_secs(5)).await;
-    println!("bench agent_fresh_mib {:.1}", mib(worker.agent.rss().await?));
+    println!(
+        "bench agent_fresh_mib {:.1}",
+        mib(worker.agent.rss().await?)
+    );
     run(
         &cluster,
         &skyhook("bench-idle", "bench", &one, 1, &json!({})),

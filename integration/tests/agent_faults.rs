@@ -47,6 +47,10 @@ fn clear(host: &Host) -> Result<()> {
     Ok(())
 }
 
+fn seen(host: &Host) -> String {
+    host.read(LOG).unwrap_or_else(|_| "nothing".to_owned())
+}
+
 /// How often a line stands in the sleeper's log.
 fn count(host: &Host, line: &str) -> usize {
     let log = host.read(LOG).unwrap_or_default();
@@ -150,7 +154,13 @@ async fn a_full_disk(cluster: &Cluster, image: &Image, host: &Host) -> Result<()
     ensure!(count(host, "apply begin") == 0, "it ran without a journal");
     host.sh(FREE).await?;
     finish(cluster, &manifest).await?;
-    ensure!(count(host, "apply end 0") == 1, "{}", host.read(LOG)?);
+    ensure!(
+        count(host, "apply end 0") == 1,
+        "{}{}{}",
+        seen(host),
+        cluster.plane.kubectl(&["get", "skyhooks,nodes,interruptionleases", "-o", "yaml"]).await?,
+        cluster.logs()
+    );
 
     clear(host)?;
     let manifest = sleeper("full-within", image, "2", "1");
@@ -167,13 +177,13 @@ async fn a_full_disk(cluster: &Cluster, image: &Image, host: &Host) -> Result<()
     ensure!(
         count(host, "config begin") == 0,
         "it went on: {}",
-        host.read(LOG)?
+        seen(host)
     );
     host.sh(FREE).await?;
     finish(cluster, &manifest).await?;
     for mode in ["apply", "config"] {
         let times = count(host, &format!("{mode} end 0"));
-        ensure!(times == 1, "{mode} ran {times} times: {}", host.read(LOG)?);
+        ensure!(times == 1, "{mode} ran {times} times: {}", seen(host));
     }
     Ok(())
 }
@@ -210,7 +220,7 @@ async fn a_step_that_is_not_wanted_any_more(
     ensure!(
         count(host, "apply begin") == 1 && count(host, "apply end 0") == 1,
         "its step was ended: {}",
-        host.read(LOG)?
+        seen(host)
     );
     // What it takes on the disk is reported with the next lease.
     apply(cluster.client(), &sleeper("reported", image, "3", "1")).await?;
@@ -264,17 +274,13 @@ async fn a_lost_journal(cluster: &Cluster, image: &Image) -> Result<()> {
     .await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(lease(cluster).await.is_none(), "a lease without need");
-    ensure!(
-        host.read(LOG).is_err(),
-        "something ran: {}",
-        host.read(LOG)?
-    );
+    ensure!(host.read(LOG).is_err(), "something ran: {}", seen(host));
     manifest["spec"]["packages"]["sleeper"]["configMap"]["key"] = json!("2");
     complete(cluster, &manifest).await?;
     ensure!(
         count(host, "config end 0") == 1 && count(host, "apply begin") == 0,
         "{}",
-        host.read(LOG)?
+        seen(host)
     );
     ensure!(
         count(host, "post-interrupt begin") == 0,
@@ -302,7 +308,7 @@ async fn everything_is_done_again_after_a_reboot_that_was_not_ours() -> Result<(
     let before = host.current()?;
     // Neither of the two is done again for our own reboot.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    ensure!(count(&host, "apply end 0") == 2, "{}", host.read(LOG)?);
+    ensure!(count(&host, "apply end 0") == 2, "{}", seen(&host));
 
     clear(&host)?;
     host.reboot().await?;
@@ -316,7 +322,7 @@ async fn everything_is_done_again_after_a_reboot_that_was_not_ours() -> Result<(
     ensure!(
         count(&host, "apply end 0") == 2,
         "it loops: {}",
-        host.read(LOG)?
+        seen(&host)
     );
     // The foreign one, and ours after it.
     let after = host.current()?;
