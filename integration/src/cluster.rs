@@ -1,6 +1,5 @@
 //! Everything together: control plane, registry, hosts with agents, coordinator.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use crate::programs;
 use crate::registry::{Image, Registry};
 use crate::rootfs::Rootfs;
 use crate::run::Run;
+use crate::source;
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -165,9 +165,8 @@ impl Cluster {
 
     /// Pushes a package of `examples/packages` or `integration/fixtures/packages`.
     pub async fn push(&self, package: &str) -> Result<Image> {
-        let base = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for dir in ["../examples/packages", "fixtures/packages"] {
-            let folder = base.join(dir).join(package);
+        for dir in source::PACKAGES {
+            let folder = source::source(dir).join(package);
             if folder.exists() {
                 return self.registry.push_package(&folder).await;
             }

@@ -2,7 +2,6 @@
 //! every grant while it goes on.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,13 +15,12 @@ use skyhook_crds::{InterruptionLease, Skyhook};
 use tokio::task::JoinHandle;
 
 use crate::registry::Image;
+use crate::source::source;
 
 /// The manifest of `examples/<file>` (its first document), with every package's image taken from
 /// `image`'s registry and repository, and a budget of `count` nodes.
 pub fn example(file: &str, image: &Image, count: u32) -> Result<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples")
-        .join(file);
+    let path = source("examples").join(file);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut manifest: Value = serde_yaml_ng::from_str(&text)?;
     let packages = manifest["spec"]["packages"]

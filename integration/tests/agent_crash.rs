@@ -11,6 +11,7 @@ use skyhook_integration::crash::kill_after;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::source::source;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -75,7 +76,7 @@ async fn killed_at_every_effect_of_an_install_and_an_upgrade() -> Result<()> {
     }
     let cluster = Cluster::start(Setup::hosts(1)).await?;
     let image = cluster.push("sleeper").await?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/packages/sleeper");
+    let folder = source("integration/fixtures/packages/sleeper");
     cluster
         .registry
         .push_folder(&folder, "skyhook-packages/sleeper", "2.0.0")

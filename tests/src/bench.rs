@@ -146,10 +146,12 @@ impl InProcess {
         Self { stop, task }
     }
 
-    /// Stops it as SIGTERM would.
+    /// Stops it as SIGTERM would. One that has not ended after half a minute never will.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.send_replace(true);
-        self.task.await?
+        tokio::time::timeout(Duration::from_secs(30), self.task)
+            .await
+            .context("the coordinator was asked to stop 30 s ago and has not")??
     }
 
     /// Ends it at once, wherever it is.
