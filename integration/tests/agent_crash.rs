@@ -1,7 +1,6 @@
 //! The agent is killed after each of its journal writes, enumerated: every effect is performed right after one.
 #![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};

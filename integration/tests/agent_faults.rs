@@ -158,7 +158,10 @@ async fn a_full_disk(cluster: &Cluster, image: &Image, host: &Host) -> Result<()
         count(host, "apply end 0") == 1,
         "{}{}{}",
         seen(host),
-        cluster.plane.kubectl(&["get", "skyhooks,nodes,interruptionleases", "-o", "yaml"]).await?,
+        cluster
+            .plane
+            .kubectl(&["get", "skyhooks,nodes,interruptionleases", "-o", "yaml"])
+            .await?,
         cluster.logs()
     );
 

@@ -143,8 +143,8 @@ async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<
         (
             "hanging",
             [
-                "hanging.service did not start in the time",
-                "waits for godot",
+                "hanging.service failed to start",
+                "start operation timed out",
             ],
         ),
         (

@@ -17,6 +17,7 @@ use skyhook_crds::lease::{DrainState, Phase};
 use skyhook_crds::{InterruptionLease, Skyhook};
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::cordons::CordonRecorder;
+use skyhook_integration::crash;
 use skyhook_integration::install;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
 use skyhook_integration::skip::hosts_can_run;
@@ -205,24 +206,19 @@ async fn lost_host(
     let leases: Api<InterruptionLease> = Api::all(cluster.client());
     let begin = Instant::now();
     let node = loop {
-        let running = leases
-            .list(&ListParams::default())
-            .await?
-            .into_iter()
-            .find(|l| {
-                l.status
-                    .as_ref()
-                    .is_some_and(|s| s.message.starts_with("reboot"))
-            });
-        if let Some(lease) = running {
-            break lease.name_any();
+        let asked = cluster.workers.iter().find(|w| {
+            let run = crash::journal(&w.host).map(|journal| journal["run"].clone());
+            run.is_ok_and(|run| run["ended"].is_null() && !run["wave"]["rebootAsked"].is_null())
+        });
+        if let Some(worker) = asked {
+            break worker.host.name().to_owned();
         }
         ensure!(
             begin.elapsed() < MINUTE,
             "nothing reboots: {}",
             cluster.logs()
         );
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     };
     let host = &cluster.worker(&node)?.host;
     host.kill().await?;
