@@ -1,5 +1,4 @@
 //! Interrupts on a real host, carried out over D-Bus.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,4 @@
 //! What each published package needs of a runner (`packages.md`), by a fixture that needs just that.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,5 @@
 //! Death around interrupts: the power is cut after each journal write of a service interrupt and of a reboot, and agent,
 //! supervisor, bus and coordinator are killed in the middle of one.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

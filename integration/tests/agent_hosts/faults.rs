@@ -1,6 +1,5 @@
 //! What goes wrong on a host, and what is asked for in the middle of it: full disks, lost journals, foreign reboots, steps
 //! that are not wanted any more.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::time::{Duration, Instant};
 
