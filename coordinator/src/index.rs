@@ -9,6 +9,8 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use skyhook_crds::lease::protocol::is_older;
+
 use crate::effect::{Effect, Target};
 use crate::facts::{
     LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
@@ -408,16 +410,6 @@ impl Index {
     #[must_use]
     pub fn is_unsettled(&self, target: &Target) -> bool {
         self.busy.contains(target) || self.stale.contains_key(target)
-    }
-}
-
-/// Compares resource versions: newer API servers promise that they are numbers that grow. Versions that are not
-/// numbers are never called older.
-#[must_use]
-pub fn is_older(a: &str, b: &str) -> bool {
-    match (a.parse::<u128>(), b.parse::<u128>()) {
-        (Ok(a), Ok(b)) => a < b,
-        _ => false,
     }
 }
 

@@ -27,6 +27,10 @@ pub struct Stamp {
     pub boot_id: String,
     #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
+    /// The machine ID that the Node itself gave when the result was taken: when it gives another, another machine has
+    /// taken the Node over, and nothing is installed on it.
+    #[serde(rename = "nodeMachineID", skip_serializing_if = "String::is_empty")]
+    pub node_machine_id: String,
     /// UID of the lease under which the node is worked on now.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub granted: String,

@@ -24,7 +24,7 @@ use skyhook_crds::names;
 use skyhook_crds::package::InterruptType;
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::journal::Record;
-use skyhook_nodeagent::machine::reconcile::reconcile;
+use skyhook_nodeagent::machine::reconcile::of_lease;
 use skyhook_nodeagent::machine::{
     self, Effect, Event, Half, Input, LeaseView, Outcome, Progress, StepPlan, Wanted,
 };
@@ -177,12 +177,7 @@ impl Agent {
             .skyhooks
             .get(&skyhook.name)
             .map(|record| &record.entries);
-        let (entries, _) = reconcile(
-            entries,
-            &lease.spec.installed,
-            lease.spec.stamp.as_ref(),
-            &facts.machine_id,
-        );
+        let (entries, _) = of_lease(entries, &lease, &facts.machine_id);
         let body = json!({ "phase": Phase::Accepted, "bootID": facts.boot_id, "machineID": facts.machine_id });
         let Some(lease) = self.write(&lease, body).await? else {
             return Ok(());

@@ -213,6 +213,7 @@ impl Case<'_> {
             revision: self.lease.spec.revision.clone(),
             boot_id: status.boot_id.clone(),
             machine_id: status.machine_id.clone(),
+            node_machine_id: node.machine_id.clone(),
             granted: String::new(),
             was_ready: false,
             states: record.digest.clone(),

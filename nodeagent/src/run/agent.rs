@@ -24,7 +24,7 @@ use crate::host::exec::Supervisors;
 use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::journal::{Journal, State};
-use crate::lease::{LeaseApi, LeaseEvent};
+use crate::lease::{ApiError, LeaseApi, LeaseEvent};
 use crate::machine::progress::WaveAt;
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
@@ -47,6 +47,7 @@ pub(super) enum Note {
     },
     StepDone(Box<StepDone>),
     Written(Box<Written>),
+    KeptTrue(Box<Result<InterruptionLease, ApiError>>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
     Woken,
@@ -202,6 +203,7 @@ impl Agent {
             }
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
+            Note::KeptTrue(result) => self.kept_true(*result),
             Note::Node(node) => {
                 self.is_beginning = false;
                 self.node_uid = Some(node.uid.clone());
@@ -375,10 +377,17 @@ impl Agent {
     }
 
     fn lease_event(&mut self, event: LeaseEvent) {
-        self.lease = match event {
-            LeaseEvent::Seen(lease) => Some(*lease),
-            LeaseEvent::Gone => None,
-        };
+        match event {
+            LeaseEvent::Seen(lease) => {
+                // Another lease is another story; of the same one an answer may have told more than this.
+                let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
+                if !self.lease.as_ref().is_some_and(same) {
+                    self.lease = None;
+                }
+                self.saw(*lease);
+            }
+            LeaseEvent::Gone => self.lease = None,
+        }
         self.look_at_lease();
     }
 

@@ -60,12 +60,7 @@ impl Core for Machine {
 
     fn begin(start: &Start<'_, Entries>) -> Self {
         let spec = &start.lease.spec;
-        let (entries, _) = reconcile::reconcile(
-            start.known,
-            &spec.installed,
-            spec.stamp.as_ref(),
-            start.machine_id,
-        );
+        let (entries, _) = reconcile::of_lease(start.known, start.lease, start.machine_id);
         Self(Progress {
             lease: start.lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::PackageStates;
-use skyhook_crds::lease::{PackageReport, Phase};
+use skyhook_crds::lease::{PackageReport, Phase, protocol};
 use skyhook_crds::package::{Interrupt, Package, PackageStatus};
 use skyhook_crds::revision::{self, RevisionData, Work};
 use skyhook_crds::{Stage, State};
@@ -340,7 +340,7 @@ fn shown(status: &PackageStatus) -> PackageReport {
 fn reconcile(start: &Start<'_, Known>) -> Known {
     let spec = &start.lease.spec;
     let result = spec.stamp.as_ref().filter(|stamp| stamp.has_result());
-    if result.is_some_and(|s| !s.machine_id.is_empty() && s.machine_id != start.machine_id) {
+    if protocol::is_of_another_machine(start.lease, start.machine_id) {
         return Known::default();
     }
     match (start.known.cloned(), result) {

@@ -9,6 +9,7 @@ use skyhook_crds::lease::{
     DrainState, InterruptionLease, InterruptionLeaseStatus, Phase, StopReason,
 };
 use skyhook_crds::revision::RevisionData;
+use skyhook_nodeagent::report::{self, HostFacts};
 
 use super::{Core, Event, Report, Seen};
 
@@ -144,11 +145,14 @@ impl Agent {
     ) -> Option<Act> {
         let Some(current) = &journal.current else {
             if duty == AgentDuty::Finished {
-                let report = Report {
-                    phase: protocol::phase(lease),
-                    ..Report::default()
+                let facts = HostFacts {
+                    boot_id: host.boot_id.to_owned(),
+                    machine_id: host.machine_id.to_owned(),
+                    agent_version: String::new(),
                 };
-                return self.report(lease, &report, host, now);
+                let wanted = report::finished(lease.status.as_ref()?, &facts)?;
+                let waits = self.waits || self.is_refused(lease, now);
+                return (!waits).then(|| Act::Report(Box::new(wanted)));
             }
             return match &self.revision {
                 Some((name, _)) if *name == lease.spec.revision => Some(Act::Begin),

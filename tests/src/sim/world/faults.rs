@@ -343,6 +343,10 @@ impl<C: Core> World<'_, C> {
                 }
             }
             Heal::Register(node) => {
+                // Registered meanwhile: the kubelet finds its Node and uses it.
+                if self.api.get(NODES, &node).is_some() {
+                    return;
+                }
                 if let Some(machine) = self.machines.remove(&node) {
                     self.register(&node, Some(machine));
                 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 use serde::Deserialize as _;
 use serde_json::Value;
-use skyhook_coordinator::index::is_older;
+use skyhook_crds::lease::protocol::is_older;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{InterruptionLease, Stage};
 
