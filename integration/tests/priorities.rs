@@ -42,11 +42,7 @@ async fn play(cluster: &Cluster) -> Result<()> {
     let noop = cluster.push("noop").await?;
     // The one that goes first has the later name, and is created later.
     for (name, priority, manifest) in [
-        (
-            SECOND,
-            200,
-            skyhook(SECOND, "noop", &noop, 1, &json!({})),
-        ),
+        (SECOND, 200, skyhook(SECOND, "noop", &noop, 1, &json!({}))),
         (
             FIRST,
             100,

@@ -14,6 +14,7 @@ use crate::testkit;
 
 mod cordons;
 mod leases;
+mod replaced;
 mod status;
 
 /// A picture in the making.

@@ -6,8 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::{self, AgentDuty};
-use skyhook_crds::lease::{DrainState, Phase, StopReason};
+use skyhook_crds::lease::StopReason;
 use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::Credentials;
@@ -411,13 +410,12 @@ impl Agent {
     }
 
     fn view(&self) -> LeaseView {
-        let (Some(lease), Some(node_uid)) = (&self.lease, &self.node_uid) else {
-            return self.lease.as_ref().map_or_else(LeaseView::default, |l| {
-                // The lease was accepted: its node is this one.
-                view_of(l, &l.spec.node.uid)
-            });
+        let Some(lease) = &self.lease else {
+            return LeaseView::default();
         };
-        view_of(lease, node_uid)
+        // The lease was accepted: its node is this one.
+        let node_uid = self.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
+        LeaseView::of(lease, node_uid)
     }
 
     fn woken(&mut self) {
@@ -464,25 +462,6 @@ fn put_away(state: &mut State, lease: &str) {
             entries: run.entries,
         };
         state.skyhooks.insert(run.skyhook.name, record);
-    }
-}
-
-fn view_of(lease: &InterruptionLease, node_uid: &str) -> LeaseView {
-    let duty = protocol::agent_duty(lease, node_uid);
-    let drained = lease.spec.drain.state == DrainState::Drained;
-    LeaseView {
-        stop: match duty {
-            AgentDuty::Stop(reason) => Some(reason),
-            AgentDuty::Ignore(_) => Some(StopReason::Deleted),
-            AgentDuty::Accept | AgentDuty::Work | AgentDuty::Hold | AgentDuty::Finished => None,
-        },
-        hold: duty == AgentDuty::Hold,
-        drained: lease
-            .metadata
-            .resource_version
-            .clone()
-            .filter(|_| drained && duty == AgentDuty::Work),
-        running: protocol::phase(lease) == Some(Phase::Running),
     }
 }
 

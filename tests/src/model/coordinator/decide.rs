@@ -171,8 +171,8 @@ fn drain(config: &Config, node: u8, lease: &Lease, object: &Node) -> Option<Writ
     }
     let was_unschedulable = match object.cordon {
         _ if config.lacks(Mutation::CordonForgets) => false,
-        Some(cordon) => cordon.was_unschedulable,
-        None => object.unschedulable,
+        Some(cordon) if object.unschedulable => cordon.was_unschedulable,
+        Some(_) | None => object.unschedulable,
     };
     let change = NodeChange {
         cordon: Some(Some(Cordon {

@@ -7,8 +7,9 @@ use skyhook_crds::lease::{PackageReport, Phase, protocol};
 use skyhook_crds::package::{Interrupt, Package, PackageStatus};
 use skyhook_crds::revision::{self, RevisionData, Work};
 use skyhook_crds::{Stage, State};
+use skyhook_nodeagent::machine::LeaseView;
 
-use super::{Action, Core, Event, Report, Seen, Start, Step};
+use super::{Action, Core, Event, Report, Start, Step};
 
 /// What stays on the host.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +51,7 @@ pub struct Scripted {
     /// The first is worked on.
     tasks: Vec<Task>,
     doing: Doing,
-    seen: Seen,
+    seen: LeaseView,
     needs_drain: bool,
     permit: bool,
     failed: bool,

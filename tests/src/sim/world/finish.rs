@@ -53,11 +53,12 @@ impl<C: Core> World<'_, C> {
         let mut held: BTreeSet<&str> = BTreeSet::new();
         for (node, lease) in self.api.list(LEASES) {
             let uid = &lease["spec"]["skyhook"]["uid"];
-            // One that is paused holds its leases, and one whose spec cannot be rolled out until it is mended.
-            let holds = self.checks.skyhooks.values().any(|s| {
-                let waits = s.is_paused() || s.checked.is_err();
-                *uid == *s.uid && waits && !s.is_disabled() && !s.deleting
-            });
+            // One that is paused holds its leases.
+            let holds = self
+                .checks
+                .skyhooks
+                .values()
+                .any(|s| *uid == *s.uid && s.is_paused() && !s.is_disabled() && !s.deleting);
             if !holds || lease["status"]["phase"].is_null() {
                 return Some(format!(
                     "the lease of {node} is left: {}",
