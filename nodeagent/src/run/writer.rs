@@ -171,8 +171,9 @@ impl Writer {
         }
         match &written.result {
             Ok(lease) if lease.metadata.uid.as_ref() == Some(&self.uid) => {
-                self.failures = 0;
                 self.not_before = None;
+                // That it can be read says nothing of whether it can be written.
+                self.failures = if writes { 0 } else { self.failures };
                 self.learn(lease);
                 // Asked for, it is what the API has, whatever was known before.
                 self.in_doubt = false;

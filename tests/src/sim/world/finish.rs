@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use skyhook_coordinator::facts::{NodeFact, SkyhookFact};
-use skyhook_crds::names;
 use skyhook_crds::stage::Status;
+use skyhook_crds::{names, revision};
 
 use super::{Event, LEASES, NODES, REVISIONS, SKYHOOKS, World};
 use crate::sim::agent::Core;
@@ -167,7 +167,16 @@ impl<C: Core> World<'_, C> {
             C::is_at(&known, &checked.data)
                 && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(&known))
         });
-        there || (checked.data.packages.is_empty() && node.record(&skyhook.name).states.is_ok())
+        // Nobody can tell that a machine took a Node over that carries a complete record and no result of ours.
+        let record = node.record(&skyhook.name);
+        let unstamped = record
+            .stamp
+            .as_ref()
+            .is_none_or(|stamp| !stamp.has_result());
+        let taken_for_complete = record.states.as_ref().is_ok_and(|states| {
+            unstamped && revision::work(states, None, &checked.data).is_empty()
+        });
+        there || taken_for_complete || (checked.data.packages.is_empty() && record.states.is_ok())
     }
 
     /// Whether something that was left as it is keeps the Skyhook off the node.
