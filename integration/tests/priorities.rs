@@ -1,4 +1,5 @@
 //! Two Skyhooks with priorities on real hosts, and a drain that a PodDisruptionBudget holds up for a while.
+#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

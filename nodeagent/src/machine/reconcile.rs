@@ -115,6 +115,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn who_wins() {
         let old = status("1.0.0", Stage::Config, State::Complete);
         let new = status("2.0.0", Stage::Config, State::Complete);

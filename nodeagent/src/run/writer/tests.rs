@@ -37,7 +37,7 @@ fn sent(writer: &mut Writer, phase: Phase) -> Call {
             writer.in_flight = true;
             call
         }
-        other => panic!("no call but {other:?}"),
+        other @ (Next::Nothing | Next::WakeAt(_)) => panic!("no call but {other:?}"),
     }
 }
 
