@@ -15,6 +15,7 @@ use crate::testkit;
 mod cordons;
 mod leases;
 mod reapply;
+mod replaced;
 mod status;
 
 /// A picture in the making.
