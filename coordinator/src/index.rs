@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::protocol::is_older;
 
 use crate::effect::{Effect, Target};
 use crate::facts::{
@@ -138,6 +139,8 @@ pub struct Index {
     pub busy: BTreeSet<Target>,
     /// Objects whose watch has not yet delivered our last write: target to the version that was written over.
     pub stale: BTreeMap<Target, (String, Mono)>,
+    /// Leases that we have removed and whose watch has not said so yet: node to UID.
+    pub removed: BTreeMap<String, (String, Mono)>,
     pub lease_clocks: BTreeMap<String, LeaseClock>,
     /// Nodes that are left alone for a while.
     pub backoff: BTreeMap<String, Backoff>,
@@ -178,6 +181,7 @@ impl Index {
             Change::LeaseGone(node) => {
                 self.lease_clocks.remove(&node);
                 self.stale.remove(&Target::Lease(node.clone()));
+                self.removed.remove(&node);
                 self.creating.remove(&node);
                 self.leases.remove(&node).is_some()
             }
@@ -450,7 +454,20 @@ impl Index {
     /// True while nothing should be decided about a target: a write is under way, or its watch lags behind one.
     #[must_use]
     pub fn is_unsettled(&self, target: &Target) -> bool {
-        self.busy.contains(target) || self.stale.contains_key(target)
+        let is_removed = |node: &String| {
+            let held = self.leases.get(node).map(|lease| &lease.uid);
+            self.removed.get(node).map(|(uid, _)| uid) == held && held.is_some()
+        };
+        self.busy.contains(target)
+            || self.stale.contains_key(target)
+            || matches!(target, Target::Lease(node) if is_removed(node))
+    }
+
+    /// Notes that a lease is gone, whatever its watch still delivers of it on the way.
+    pub fn has_removed(&mut self, node: &str, uid: &str, now: Mono) {
+        if self.leases.get(node).is_some_and(|lease| lease.uid == uid) {
+            self.removed.insert(node.to_owned(), (uid.to_owned(), now));
+        }
     }
 }
 
@@ -459,16 +476,6 @@ fn is_given_up(skyhooks: &BTreeMap<String, SkyhookFact>, lease: &InterruptionLea
         .get(&lease.spec.skyhook.name)
         .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
         .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
-}
-
-/// Compares resource versions: newer API servers promise that they are numbers that grow. Versions that are not
-/// numbers are never called older.
-#[must_use]
-pub fn is_older(a: &str, b: &str) -> bool {
-    match (a.parse::<u128>(), b.parse::<u128>()) {
-        (Ok(a), Ok(b)) => a < b,
-        _ => false,
-    }
 }
 
 #[cfg(test)]

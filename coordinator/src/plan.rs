@@ -144,6 +144,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// True when this pass writes to the Node already.
+    pub(crate) fn is_patched(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
+    }
+
     /// True when this pass writes a result to the Node.
     pub(crate) fn is_writing_result(&self, node: &str) -> bool {
         self.nodes
@@ -169,11 +174,9 @@ impl<'a> Draft<'a> {
         for backoff in self.view.index.backoff.values() {
             self.wake_at(backoff.until);
         }
-        for (_, since) in self.view.index.stale.values() {
-            self.wake_at = Some(
-                self.wake_at
-                    .map_or(*since + STALE, |at| at.min(*since + STALE)),
-            );
+        let index = self.view.index;
+        for (_, since) in index.stale.values().chain(index.removed.values()) {
+            self.wake_at(*since + STALE);
         }
         Plan {
             effects: self.effects,

@@ -37,6 +37,8 @@ pub struct Options {
     pub fsync: bool,
     /// More flags for kube-apiserver.
     pub apiserver_flags: Vec<String>,
+    /// More flags for the controller manager.
+    pub controller_manager_flags: Vec<String>,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             audit: false,
             fsync: false,
             apiserver_flags: Vec::new(),
+            controller_manager_flags: Vec::new(),
         }
     }
 }
@@ -105,10 +108,10 @@ impl ControlPlane {
         };
         plane.start_apiserver().await?;
         if options.controller_manager {
-            plane.start_controller("kube-controller-manager")?;
+            plane.start_controller("kube-controller-manager", &options.controller_manager_flags)?;
         }
         if options.scheduler {
-            plane.start_controller("kube-scheduler")?;
+            plane.start_controller("kube-scheduler", &[])?;
         }
         Ok(plane)
     }
@@ -156,7 +159,7 @@ impl ControlPlane {
         }
     }
 
-    fn start_controller(&mut self, name: &str) -> Result<()> {
+    fn start_controller(&mut self, name: &str, flags: &[String]) -> Result<()> {
         let port = free_port(Ipv4Addr::LOCALHOST)?;
         let mut command = Command::new(self.assets.program(name));
         command.arg(flag("kubeconfig", &self.kubeconfig));
@@ -171,6 +174,7 @@ impl ControlPlane {
             command.arg(flag("root-ca-file", &self.dir.join("ca.crt")));
             command.arg("--use-service-account-credentials=true");
         }
+        command.args(flags);
         self.controllers
             .push(Process::spawn(&self.run, name, &command)?);
         Ok(())

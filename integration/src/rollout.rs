@@ -130,6 +130,8 @@ struct Seen {
 pub struct LeaseChange {
     pub at: Instant,
     pub node: String,
+    /// The Skyhook that the node is worked on for.
+    pub skyhook: String,
     /// `reserved`, `granted`, a phase, or `released`.
     pub what: String,
 }
@@ -192,18 +194,19 @@ impl Seen {
             Ok(Event::Apply(lease)) => {
                 let granted = lease.spec.granted.is_some();
                 let node = lease.metadata.name.unwrap_or_default();
+                let skyhook = lease.spec.skyhook.name;
                 let phase = lease.status.and_then(|status| status.phase);
                 let what = match phase {
                     Some(phase) => format!("{phase:?}"),
                     None if granted => "granted".to_owned(),
                     None => "reserved".to_owned(),
                 };
-                self.note(&node, what);
+                self.note(&node, skyhook, what);
                 self.granted.insert(node, granted);
             }
             Ok(Event::Delete(lease)) => {
                 let node = lease.metadata.name.unwrap_or_default();
-                self.note(&node, "released".to_owned());
+                self.note(&node, lease.spec.skyhook.name, "released".to_owned());
                 self.granted.remove(&node);
             }
             Ok(Event::Init | Event::InitApply(_) | Event::InitDone) => {
@@ -215,13 +218,14 @@ impl Seen {
         self.most_granted = self.most_granted.max(granted);
     }
 
-    fn note(&mut self, node: &str, what: String) {
+    fn note(&mut self, node: &str, skyhook: String, what: String) {
         let last = self.changes.iter().rev().find(|change| change.node == node);
         if last.is_none_or(|last| last.what != what) {
             let node = node.to_owned();
             self.changes.push(LeaseChange {
                 at: Instant::now(),
                 node,
+                skyhook,
                 what,
             });
         }

@@ -19,7 +19,7 @@ pub use progress::{
     Cursor, Cycle, Doing, Entries, Entry, Half, Permit, Progress, StepPlan, Wanted,
 };
 use progress::{ImageState, Stopping};
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Stage, State};
 
 /// How long a running step may go on after a stop that asks for the node back, before it is ended.
@@ -268,9 +268,11 @@ fn end_changed(
 }
 
 /// The host was rebooted, which nobody asked for, and forgets what was done to it: everything under the lease is done
-/// again. What is being uninstalled goes on.
+/// again. What is being uninstalled goes on. A lease whose work had ended has nothing to show for it any more.
 pub fn reapply(p: &mut Progress, now: i64) {
     if p.ended.is_some() {
+        p.ended = Some(Phase::Stopped);
+        p.entries.clear();
         return;
     }
     let reboots: BTreeMap<String, u32> = p

@@ -50,6 +50,43 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
     }
 }
 
+/// What the status of a lease that is finished, and not in this agent's journal, has to say; `None` when it says so. The
+/// boot ID is that of this boot: the coordinator waits for the Node to report it. What another machine reported says
+/// nothing about this one, on which nothing is installed.
+#[must_use]
+pub fn finished(
+    there: &InterruptionLeaseStatus,
+    host: &HostFacts,
+) -> Option<InterruptionLeaseStatus> {
+    let foreign = !there.machine_id.is_empty() && there.machine_id != host.machine_id;
+    let wanted = if foreign {
+        InterruptionLeaseStatus {
+            observed_generation: there.observed_generation,
+            phase: Some(Phase::Stopped),
+            boot_id: host.boot_id.clone(),
+            machine_id: host.machine_id.clone(),
+            epoch: host.epoch.clone(),
+            agent_version: host.agent_version.clone(),
+            since: there.since.clone(),
+            message: "another machine has taken the Node over: nothing is installed on it"
+                .to_owned(),
+            ..InterruptionLeaseStatus::default()
+        }
+    } else {
+        let epoch = if there.boot_id == host.boot_id {
+            &there.epoch
+        } else {
+            &host.epoch
+        };
+        InterruptionLeaseStatus {
+            boot_id: host.boot_id.clone(),
+            epoch: epoch.clone(),
+            ..there.clone()
+        }
+    };
+    (wanted != *there).then_some(wanted)
+}
+
 /// Brings `since` up to date; to be called whenever the progress changed.
 pub fn mark_since(p: &mut Progress, now: i64) {
     let what = match shown(p) {
@@ -210,6 +247,43 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn finished_leases_are_kept_true() {
+        let facts = |machine: &str, boot: &str| HostFacts {
+            boot_id: boot.to_owned(),
+            machine_id: machine.to_owned(),
+            agent_version: "1".to_owned(),
+            ..HostFacts::default()
+        };
+        let there: InterruptionLeaseStatus = serde_json::from_value(json!({
+            "phase": "Complete", "bootID": "b", "machineID": "m", "agentVersion": "0", "needsDrain": true,
+            "packages": { "a|1": { "name": "a", "version": "1", "image": "r/a", "stage": "config", "state": "complete" } },
+        }))
+        .expect("a status");
+        for (name, host, want) in [
+            ("nothing changed", facts("m", "b"), None),
+            (
+                "booted since",
+                facts("m", "c"),
+                Some((Phase::Complete, "c", "m", 1)),
+            ),
+            (
+                "another machine",
+                facts("n", "c"),
+                Some((Phase::Stopped, "c", "n", 0)),
+            ),
+        ] {
+            let wanted = finished(&there, &host);
+            let short = wanted.as_ref().map(|w| {
+                let phase = w.phase.expect("finished");
+                (phase, &*w.boot_id, &*w.machine_id, w.packages.len())
+            });
+            assert_eq!(short, want, "{name}");
+            let again = wanted.and_then(|w| finished(&w, &host));
+            assert_eq!(again, None, "{name}: said twice");
+        }
+    }
 
     #[test]
     fn merge_patches() {

@@ -22,13 +22,6 @@
 //! after `gracefulShutdown` for an agent that does not stop. An administrator's uncordon followed by a cordon, while the
 //! cordon is ours and nobody looks, cannot be told from nothing.
 //!
-//! # Rules that the shipped code does not have yet
-//!
-//! The model found that these are needed; it has them, and the [`Mutation`] of each is the code as shipped:
-//! [`Mutation::GrantInMidList`], [`Mutation::StampFromCache`], [`Mutation::ResultOfEarlierLease`],
-//! [`Mutation::ResultUnchecked`], [`Mutation::OldRevisionGranted`], [`Mutation::SweepFromCache`],
-//! [`Mutation::ReportUnguarded`], [`Mutation::ForeignResultStands`].
-//!
 //! # Properties
 //!
 //! Safety in [`Config::properties`](stateright::Model::properties). Liveness: from every reachable state a complete one is
@@ -288,6 +281,7 @@ impl Model for Config {
                 uid: 1,
                 ready: true,
                 boot: 1,
+                machine: 1,
                 record: content,
                 ..Node::default()
             };
@@ -449,12 +443,8 @@ impl Config {
         }
     }
 
-    /// A machine that took over a complete Node is only found out when the node is worked on again.
+    /// Nobody can tell that a machine took a Node over that carries a complete record and no result of ours.
     fn has(&self, state: &State, node: usize, want: Content) -> bool {
-        let host = &state.hosts[node];
-        host.content == want
-            || state.nodes[node]
-                .mark
-                .is_none_or(|m| m.lease == 0 || m.machine != host.machine)
+        state.hosts[node].content == want || state.nodes[node].result().is_none()
     }
 }

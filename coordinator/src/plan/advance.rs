@@ -166,7 +166,7 @@ impl Case<'_> {
             .stamp(self.skyhook_name(), &stamp)
             .status(self.skyhook_name(), Status::InProgress)
             .conditions(self.skyhook_name(), Status::InProgress);
-        if !node.annotations.contains_key(&version_key) {
+        if is_to_be_stamped(node.annotations.get(&version_key)) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
         // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
@@ -222,6 +222,7 @@ impl Case<'_> {
             boot_id: status.boot_id.clone(),
             machine_id: status.machine_id.clone(),
             epoch: status.epoch.clone(),
+            node_machine_id: node.machine_id.clone(),
             granted: String::new(),
             was_ready: false,
             states: record.digest.clone(),
@@ -360,14 +361,10 @@ impl Case<'_> {
         if skyhook.is_paused() {
             return Some(StopReason::Paused);
         }
-        let revision = skyhook
-            .checked
-            .as_ref()
-            .ok()
-            .map(|checked| &checked.revision);
-        revision
-            .filter(|revision| **revision != self.lease.spec.revision)
-            .map(|_| StopReason::NewRevision)
+        // A spec that cannot be rolled out is another one too: what is parked holds no slot.
+        let checked = skyhook.checked.as_ref().ok();
+        let same = checked.is_some_and(|checked| checked.revision == self.lease.spec.revision);
+        (!same).then_some(StopReason::NewRevision)
     }
 
     /// Copies progress to the Node, at most once per second.
@@ -383,6 +380,14 @@ impl Case<'_> {
             draft.patch(node, patch, "progress");
         }
     }
+}
+
+/// The version at the first touch stays; those of which the reference says so are brought up to date.
+fn is_to_be_stamped(version: Option<&String>) -> bool {
+    version.is_none_or(|version| {
+        let old = ["v0.5.", "v0.6.", "v0.7."];
+        version.is_empty() || old.iter().any(|old| version.starts_with(old))
+    })
 }
 
 /// gracefulShutdown of a package that sets none.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
+use skyhook_crds::installed::{PackageStates, Stamp};
 use skyhook_crds::names;
 use skyhook_crds::revision::{self, Work};
 
@@ -168,6 +169,9 @@ pub(super) fn outstanding(
         .as_ref()
         .map_err(|e| Reason::new("NodeStateMalformed", e.to_string()))?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
+    if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
+        return Ok(revision::work(&PackageStates::new(), None, &checked.data));
+    }
     let recorded = match stamp {
         None => None,
         Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
@@ -187,6 +191,13 @@ pub(super) fn outstanding(
             .collect());
     }
     Ok(revision::work(states, recorded, &checked.data))
+}
+
+/// True when another machine has taken the Node over since the result was taken. What either does not say is not held
+/// against it.
+fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
+    let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
+    known && stamp.node_machine_id != node.machine_id
 }
 
 /// Why the DeploymentPolicy that the Skyhook names keeps it from starting.

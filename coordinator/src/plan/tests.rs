@@ -16,6 +16,7 @@ mod cordons;
 mod endings;
 mod leases;
 mod reapply;
+mod replaced;
 mod status;
 
 /// A picture in the making.

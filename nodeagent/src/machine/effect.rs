@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::lease::{DrainState, InterruptionLease, Phase, StopReason};
 use skyhook_crds::package::Interrupt;
 
 use super::progress::{Half, StepPlan};
@@ -89,6 +90,25 @@ pub struct LeaseView {
     pub drained: Option<String>,
     /// Whether the lease's status says `Running`.
     pub running: bool,
+}
+
+impl LeaseView {
+    /// What the agent of the Node with this UID makes of a lease that it works on.
+    #[must_use]
+    pub fn of(lease: &InterruptionLease, node_uid: &str) -> Self {
+        let duty = protocol::agent_duty(lease, node_uid);
+        let drained = lease.spec.drain.state == DrainState::Drained && duty == AgentDuty::Work;
+        Self {
+            stop: match duty {
+                AgentDuty::Stop(reason) => Some(reason),
+                AgentDuty::Ignore(_) => Some(StopReason::Deleted),
+                AgentDuty::Accept | AgentDuty::Work | AgentDuty::Hold | AgentDuty::Finished => None,
+            },
+            hold: duty == AgentDuty::Hold,
+            drained: lease.metadata.resource_version.clone().filter(|_| drained),
+            running: protocol::phase(lease) == Some(Phase::Running),
+        }
+    }
 }
 
 /// How a step ended.

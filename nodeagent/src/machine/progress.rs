@@ -258,6 +258,7 @@ pub struct StepPlan {
 
 /// Packages that are brought up to their interrupt together, and then interrupt the host once.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
 pub struct Wave {
     /// Keys of the packages.
     pub members: BTreeSet<String>,

@@ -6,8 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::{self, AgentDuty};
-use skyhook_crds::lease::{DrainState, Phase, StopReason};
+use skyhook_crds::lease::StopReason;
 use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::Credentials;
@@ -24,7 +23,7 @@ use crate::host::exec::Supervisors;
 use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::journal::{Journal, State};
-use crate::lease::{LeaseApi, LeaseEvent};
+use crate::lease::{ApiError, LeaseApi, LeaseEvent};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
@@ -45,6 +44,7 @@ pub(super) enum Note {
     },
     StepDone(Box<StepDone>),
     Written(Box<Written>),
+    KeptTrue(Box<Result<InterruptionLease, ApiError>>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
     /// Bytes of ours on the host's disk.
@@ -231,6 +231,7 @@ impl Agent {
             }
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
+            Note::KeptTrue(result) => self.kept_true(*result),
             Note::Node(node) => {
                 self.is_beginning = false;
                 self.node_uid = Some(node.uid.clone());
@@ -388,10 +389,17 @@ impl Agent {
     }
 
     fn lease_event(&mut self, event: LeaseEvent) {
-        self.lease = match event {
-            LeaseEvent::Seen(lease) => Some(*lease),
-            LeaseEvent::Gone => None,
-        };
+        match event {
+            LeaseEvent::Seen(lease) => {
+                // Another lease is another story; of the same one an answer may have told more than this.
+                let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
+                if !self.lease.as_ref().is_some_and(same) {
+                    self.lease = None;
+                }
+                self.saw(*lease);
+            }
+            LeaseEvent::Gone => self.lease = None,
+        }
         self.look_at_lease();
     }
 
@@ -416,13 +424,12 @@ impl Agent {
     }
 
     fn view(&self) -> LeaseView {
-        let (Some(lease), Some(node_uid)) = (&self.lease, &self.node_uid) else {
-            return self.lease.as_ref().map_or_else(LeaseView::default, |l| {
-                // The lease was accepted: its node is this one.
-                view_of(l, &l.spec.node.uid)
-            });
+        let Some(lease) = &self.lease else {
+            return LeaseView::default();
         };
-        view_of(lease, node_uid)
+        // The lease was accepted: its node is this one.
+        let node_uid = self.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
+        LeaseView::of(lease, node_uid)
     }
 
     fn woken(&mut self) {
@@ -469,25 +476,6 @@ fn put_away(state: &mut State, lease: &str) {
             entries: run.entries,
         };
         state.skyhooks.insert(run.skyhook.name, record);
-    }
-}
-
-fn view_of(lease: &InterruptionLease, node_uid: &str) -> LeaseView {
-    let duty = protocol::agent_duty(lease, node_uid);
-    let drained = lease.spec.drain.state == DrainState::Drained;
-    LeaseView {
-        stop: match duty {
-            AgentDuty::Stop(reason) => Some(reason),
-            AgentDuty::Ignore(_) => Some(StopReason::Deleted),
-            AgentDuty::Accept | AgentDuty::Work | AgentDuty::Hold | AgentDuty::Finished => None,
-        },
-        hold: duty == AgentDuty::Hold,
-        drained: lease
-            .metadata
-            .resource_version
-            .clone()
-            .filter(|_| drained && duty == AgentDuty::Work),
-        running: protocol::phase(lease) == Some(Phase::Running),
     }
 }
 

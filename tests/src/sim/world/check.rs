@@ -225,6 +225,12 @@ impl<C: Core> World<'_, C> {
             self.fail(format!("an administrator's cordon of {name} is undone"));
         }
         let fact = NodeFact::new(WireNode::deserialize(after).unwrap_or_default());
+        // With our marks gone and the node as they left it, what they do from here on is plain again.
+        if fact.cordon.owners.is_empty()
+            && fact.unschedulable == self.checks.cordoned.contains(name)
+        {
+            self.checks.meddled.remove(name);
+        }
         let prefix = format!("{}/status_", names::GROUP);
         for (label, status) in &fact.labels {
             let Some(skyhook) = label.strip_prefix(&prefix) else {

@@ -1,6 +1,5 @@
 //! Death around interrupts: the power is cut after each journal write of a service interrupt and of a reboot, and agent,
 //! supervisor, bus and coordinator are killed in the middle of one.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -140,7 +139,7 @@ fn check_reboot(host: &Host, log: &[(String, String)], state: &Value) -> Result<
     Ok(())
 }
 
-/// Which writes the power is cut after: all with `SKYHOOK_CRASH=all`, else every fourth.
+/// The writes after which somebody dies: all with `SKYHOOK_CRASH=all`, else every fourth.
 fn points() -> impl Iterator<Item = usize> {
     let all = std::env::var("SKYHOOK_CRASH").is_ok_and(|v| v == "all");
     (1..).filter(move |n| all || n % 4 == 1)
@@ -210,31 +209,34 @@ async fn whoever_is_killed_around_an_interrupt_it_happens() -> Result<()> {
     agent_at_every_write(&cluster, &image, &interrupt).await?;
     for who in ["agent", "dbus", "coordinator", "both", "supervisor"] {
         let begin = Instant::now();
-        let manifest = witness(&format!("killed-{who}"), "worker-1", &image, &interrupt);
+        let mut manifest = witness(&format!("killed-{who}"), "worker-1", &image, &interrupt);
         reset(&host)?;
+        if who == "supervisor" {
+            let config = &mut manifest["spec"]["packages"]["witness"]["configMap"];
+            for script in ["apply.sh", "post_interrupt.sh"] {
+                let slow = format!("{}sleep 2\n", config[script].as_str().unwrap_or_default());
+                config[script] = json!(slow);
+            }
+        }
         apply(cluster.client(), &manifest).await?;
-        let awaited = if who == "supervisor" {
-            "apply"
-        } else {
-            "restart"
-        };
-        await_line(&cluster, &host, awaited).await?;
         match who {
-            "agent" => cluster.worker("worker-1")?.agent.kill().await?,
-            "dbus" => ensure!(kill_on(&host, "dbus-daemon --system").await, "no dbus"),
-            "coordinator" => cluster.restart_coordinator().await?,
-            "both" => {
-                cluster.worker("worker-1")?.agent.kill().await?;
-                ensure!(kill_on(&host, "dbus-daemon --system").await, "no dbus");
+            "supervisor" => {
+                for step in ["apply", "post-interrupt"] {
+                    await_line(&cluster, &host, step).await?;
+                    ensure!(kill_on(&host, "^skyhook-supervisor").await, "no supervisor");
+                }
             }
             _ => {
-                // In whatever step it is now, and in those that follow.
-                let mut killed = 0;
-                while killed < 3 && begin.elapsed() < MINUTE {
-                    killed += u32::from(kill_on(&host, "^skyhook-supervisor").await);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+                await_line(&cluster, &host, "restart").await?;
+                if who == "agent" || who == "both" {
+                    cluster.worker("worker-1")?.agent.kill().await?;
                 }
-                ensure!(killed == 3, "only {killed} supervisors were found");
+                if who == "dbus" || who == "both" {
+                    ensure!(kill_on(&host, "dbus-daemon --system").await, "no dbus");
+                }
+                if who == "coordinator" {
+                    cluster.restart_coordinator().await?;
+                }
             }
         }
         done(&cluster, &host, &manifest).await?;
@@ -247,13 +249,8 @@ async fn whoever_is_killed_around_an_interrupt_it_happens() -> Result<()> {
 /// around it: its invocation tells.
 async fn agent_at_every_write(cluster: &Cluster, image: &Image, interrupt: &Value) -> Result<()> {
     let worker = cluster.worker("worker-1")?;
-    let step = if std::env::var("SKYHOOK_CRASH").is_ok_and(|v| v == "all") {
-        1
-    } else {
-        2
-    };
     let mut kills = 0;
-    for n in (1..).step_by(step) {
+    for n in points() {
         let manifest = witness(&format!("agent-{n}"), "worker-1", image, interrupt);
         reset(&worker.host)?;
         let finished = AtomicBool::new(false);
