@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use kube::Client;
+use kube::{Client, Config};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::run;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,9 +27,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let client = Client::try_default()
+    let mut config = Config::infer()
         .await
         .context("find the API server (KUBECONFIG, or the pod's service account)")?;
+    // A refusal is for the planner to judge: kube would try a refused eviction again by itself, and say nothing.
+    config.default_retry = false;
+    let client = Client::try_from(config).context("build the API client")?;
     let (stop, stopped) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
