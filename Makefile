@@ -28,6 +28,9 @@ help:
 	@echo "make check        the part of it that runs nothing: format, lints, spelling, licences"
 	@echo "make unit         unit tests and the simulated cluster, no root"
 	@echo "make integration  tests on real hosts (root)"
+	@echo "make model        the lease protocol, model-checked with larger bounds (an hour)"
+	@echo "make soak         the simulated cluster, 100,000 seeds"
+	@echo "make bench-scale  N nodes, P packages, faked hosts: time, writes, memory"
 	@echo "make bench-one    one node, a package that does nothing: time, requests, memory"
 	@echo "make gen          write the CRDs"
 

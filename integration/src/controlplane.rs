@@ -320,7 +320,9 @@ fn kubeconfig(url: &str, ca: &str, token: &str) -> String {
 async fn client(kubeconfig: &str) -> Result<kube::Client> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
     let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    // As the programs under test have it.
+    config.default_retry = false;
     Ok(kube::Client::try_from(config)?)
 }
 

@@ -103,9 +103,11 @@ fn far() -> Instant {
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
-    let config = kube::Config::infer()
+    let mut config = kube::Config::infer()
         .await
         .context("neither KUBECONFIG nor a service account leads to the API")?;
+    // What is tried again, and when, is decided here.
+    config.default_retry = false;
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 

@@ -30,7 +30,7 @@
 //! # Bounds explored
 //!
 //! `tests/model.rs` has the configurations and prints the states of each. In CI 16 of them with 1 to 3 nodes, budget 1, 1 or
-//! 2 coordinators, and up to 4 faults of 14 kinds: 466,557 states, to the end, depth up to 86. `make model` adds 12 larger ones.
+//! 2 coordinators, and up to 4 faults of 14 kinds: 458,976 states, to the end, depth up to 91. `make model` adds 12 larger ones.
 //! Two rules show nothing when switched off: creates that the watch has not delivered need not count (the grant counts what
 //! it delivered; counting saves withdrawals), and the resource version on the accept has the one on the withdrawal behind it.
 

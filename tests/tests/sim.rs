@@ -1,6 +1,7 @@
 //! The simulated cluster, over as many seeds as fit.
 //!
-//! `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` runs that many instead of a minute's worth, `SIM_FROM=n` starts there.
+//! `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` runs that many instead of a minute's worth, `SIM_SECONDS=n` as many as
+//! fit into that time, `SIM_FROM=n` starts there, `SIM_KEEP_GOING=1` does not stop at the first that fails.
 
 #![expect(
     clippy::disallowed_methods,
@@ -84,7 +85,8 @@ fn run(from: u64, limit: u64, budget: Duration) -> Sums {
                     sums.kills += run.kills;
                     sums.grants += run.grants;
                     sums.virtual_ms += run.took;
-                    if run.failure.is_some() {
+                    if let Some(failure) = &run.failure {
+                        eprintln!("seed {seed}: {failure}");
                         sums.failures.push((seed, run));
                         if number("SIM_KEEP_GOING").is_none() {
                             stop.store(true, Ordering::Relaxed);
@@ -108,16 +110,14 @@ fn seeds() {
     }
     let started = Instant::now();
     let asked = number("SIM_SEEDS");
-    let budget = asked.map_or(BUDGET, |_| Duration::from_secs(24 * 3600));
+    let budget = match (number("SIM_SECONDS"), asked) {
+        (Some(seconds), _) => Duration::from_secs(seconds),
+        (None, Some(_)) => Duration::from_secs(24 * 3600),
+        (None, None) => BUDGET,
+    };
     let from = number("SIM_FROM").unwrap_or(1);
     let sums = run(from, asked.unwrap_or(u64::MAX / 2), budget);
     let seconds = started.elapsed().as_secs_f64();
-    for (seed, run) in sums.failures.iter().skip(1) {
-        println!(
-            "seed {seed}: {}",
-            run.failure.as_deref().unwrap_or_default()
-        );
-    }
     if let Some((seed, run)) = sums.failures.first() {
         println!("{}", sim::explain(*seed, run, LINES));
     }
