@@ -12,7 +12,7 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$(PATH)")
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 AS_ROOT = $(if $(ROOT),CARGO_TARGET_$(TRIPLE)_RUNNER='$(ROOT)')
 
-CRDS := helm/skyhook-operator/crds
+CRDS := helm/skyhook-operator/generated/crds
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 TEST_THREADS ?= 2

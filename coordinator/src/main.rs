@@ -1,16 +1,38 @@
 //! `skyhook-coordinator`: parses flags, sets logging up, runs the loop until it is told to stop.
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{Parser, Subcommand};
 use kube::Client;
+use skyhook_coordinator::cleanup::{self, CleanupArgs};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::run;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
+/// Grants interruption leases for the nodes of a cluster and keeps the record of what is installed on them.
+#[derive(Parser, Debug)]
+#[command(
+    name = "skyhook-coordinator",
+    version,
+    args_conflicts_with_subcommands = false
+)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do instead of coordinating.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Delete all Skyhooks and see that nothing of them holds up an uninstall.
+    Cleanup(CleanupArgs),
+}
+
 fn main() -> anyhow::Result<()> {
-    let settings = Settings::parse();
+    let Cli { settings, command } = Cli::parse();
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(
@@ -23,13 +45,24 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(serve(settings))
+        .block_on(async {
+            match command {
+                None => serve(settings).await,
+                Some(Command::Cleanup(args)) => {
+                    cleanup::run(client().await?, &settings, &args).await
+                }
+            }
+        })
+}
+
+async fn client() -> anyhow::Result<Client> {
+    Client::try_default()
+        .await
+        .context("find the API server (KUBECONFIG, or the pod's service account)")
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let client = Client::try_default()
-        .await
-        .context("find the API server (KUBECONFIG, or the pod's service account)")?;
+    let client = client().await?;
     let (stop, stopped) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

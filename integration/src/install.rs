@@ -12,7 +12,8 @@ pub const NAMESPACE: &str = "skyhook";
 
 /// Applies all of it and waits until the API server serves our kinds.
 pub async fn install(plane: &ControlPlane) -> Result<()> {
-    let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/skyhook-operator/crds");
+    let crds =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/skyhook-operator/generated/crds");
     let yaml = |path: &Path| {
         path.extension()
             .is_some_and(|extension| extension == "yaml")
