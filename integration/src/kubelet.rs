@@ -69,6 +69,14 @@ impl KubeNode {
                 "/etc/systemd/system/harness-services.service",
                 include_str!("kubelet/harness-services.service"),
             ),
+            // The registry of the harness stands for this one, so that examples work as they stand.
+            (
+                "/etc/hosts",
+                &format!(
+                    "127.0.0.1 localhost @NODE@\n{} ghcr.io\n",
+                    network.gateway()
+                ),
+            ),
             ("/etc/harness/services", include_str!("kubelet/services")),
             ("/etc/harness/resolv.conf", "nameserver 127.0.0.1\n"),
             (

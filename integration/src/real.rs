@@ -1,6 +1,7 @@
 //! A cluster as users have it: real kubelets, the chart installed by helm, our programs as pods.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,7 +68,8 @@ impl RealCluster {
             apiserver_flags: vec!["--runtime-config=admissionregistration.k8s.io/v1".to_owned()],
             ..Options::default()
         };
-        let registry = Registry::start(Arc::clone(&run), network.gateway());
+        let registry = SocketAddr::from((network.gateway(), 80));
+        let registry = Registry::start_on(Arc::clone(&run), registry);
         let plane = ControlPlane::start(Arc::clone(&run), &options);
         let (plane, registry, bin) = tokio::try_join!(plane, registry, programs_and_images(&run))?;
         timings.push(("control plane, registry, images", started.elapsed()));
@@ -115,7 +117,10 @@ impl RealCluster {
     /// until all pods are ready.
     pub async fn install(&self, args: &[&str]) -> Result<()> {
         let chart = chart::path();
-        let registry = format!("agent.insecureRegistries={{{}}}", self.registry.address());
+        let registry = format!(
+            "agent.insecureRegistries={{{},ghcr.io}}",
+            self.registry.address()
+        );
         let mut all = vec!["upgrade", "--install", chart::RELEASE];
         let path = chart.to_string_lossy();
         all.extend([
@@ -132,6 +137,23 @@ impl RealCluster {
         }
     }
 
+    /// `helm uninstall`, as the seed has it.
+    pub async fn uninstall(&self) -> Result<()> {
+        let args = [
+            "uninstall",
+            chart::RELEASE,
+            "--namespace",
+            NAMESPACE,
+            "--wait",
+            "--timeout",
+            "180s",
+        ];
+        match chart::helm(&self.plane, &args).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.context(self.describe().await)),
+        }
+    }
+
     /// A client with all rights.
     pub fn client(&self) -> kube::Client {
         self.plane.client()
@@ -141,6 +163,11 @@ impl RealCluster {
     pub fn node(&self, name: &str) -> Result<&KubeNode> {
         let found = self.nodes.iter().find(|node| node.host.name() == name);
         found.with_context(|| format!("no node {name}"))
+    }
+
+    /// Where the archives of its images are.
+    pub fn images(&self) -> PathBuf {
+        self.bin.join("images")
     }
 
     /// Pushes a package of `examples/packages` or `integration/fixtures/packages`.

@@ -324,16 +324,7 @@ async fn an_uninstall_leaves_nothing_of_ours(cluster: &RealCluster, image: &Imag
         .until(&running, MINUTE, |phases| phases.contains("Running"))
         .await?;
 
-    let uninstall = [
-        "uninstall",
-        chart::RELEASE,
-        "--namespace",
-        NAMESPACE,
-        "--wait",
-        "--timeout",
-        "150s",
-    ];
-    chart::helm(&cluster.plane, &uninstall).await?;
+    cluster.uninstall().await?;
     let ours = [
         "get",
         "crd,clusterroles,clusterrolebindings,validatingadmissionpolicies",

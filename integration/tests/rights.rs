@@ -17,6 +17,7 @@ use skyhook_integration::chart::{self, AGENT, COORDINATOR};
 use skyhook_integration::controlplane::{ControlPlane, Options};
 use skyhook_integration::coordinator::Coordinator;
 use skyhook_integration::install::{NAMESPACE, apply};
+use skyhook_integration::programs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::chart_can_run;
 
@@ -32,6 +33,7 @@ impl Lab {
     /// an agent may want to read.
     async fn start() -> Result<Self> {
         let run = Arc::new(Run::start()?);
+        programs::collect(&run)?;
         let plane = ControlPlane::start(Arc::clone(&run), &Options::default()).await?;
         let path = chart::path();
         let path = path.to_string_lossy();

@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 /// Good only for a server that lives as long as one test, on an address of this machine.
 pub(super) const ADMIN_TOKEN: &str = "skyhook-harness-admin";
 
+/// The first address for Services, which is that of the Service `kubernetes`.
+const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
 /// What the kubelet of a node logs in with.
 pub(super) fn kubelet_token(node: &str) -> String {
     format!("skyhook-harness-kubelet-{node}")
@@ -41,7 +44,7 @@ pub(super) fn write(dir: &Path, address: Ipv4Addr, kubelets: &[String]) -> Resul
     let names = ["localhost", "kubernetes", "kubernetes.default.svc"].map(str::to_owned);
     let mut certificate = CertificateParams::new(names)?;
     let addresses =
-        [Ipv4Addr::LOCALHOST, address].map(|ip| rcgen::SanType::IpAddress(IpAddr::V4(ip)));
+        [Ipv4Addr::LOCALHOST, address, SERVICE].map(|ip| rcgen::SanType::IpAddress(IpAddr::V4(ip)));
     certificate.subject_alt_names.extend(addresses);
     certificate
         .distinguished_name
