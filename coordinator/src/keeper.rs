@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::rbac::v1::{PolicyRule, Role};
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event as Seen};
 use kube::{Client, ResourceExt as _};
@@ -26,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often that is asked again while they are missing.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Keeps the Role `name` to what is wanted, whoever else changes or deletes it. Nothing is written while nothing is
-/// wanted: another replica leads.
+/// Keeps the Role `name` to what is wanted, whoever else changes or deletes it; when nothing is referred to there is none,
+/// so that nothing is left after an uninstall. `None`: another replica leads, and nothing is written.
 pub async fn references(
     client: Client,
     namespace: String,
@@ -45,12 +45,13 @@ pub async fn references(
     loop {
         let rules = wanted.borrow_and_update().as_ref().map(References::rules);
         let differs = match (&rules, &live) {
+            (Some(rules), Some(live)) if rules.is_empty() => live.is_some(),
             (Some(rules), Some(live)) => live.as_ref() != Some(rules),
             (None, _) | (_, None) => false,
         };
         if let Some(rules) = rules.filter(|_| differs) {
             match apply(&api, &name, &rules).await {
-                Ok(()) => live = Some(Some(rules)),
+                Ok(()) => live = Some((!rules.is_empty()).then_some(rules)),
                 Err(error) => {
                     tracing::warn!(role = name, %error, "the Role with what Skyhooks refer to cannot be written");
                     sleep(RETRY).await;
@@ -76,6 +77,12 @@ pub async fn references(
 }
 
 async fn apply(api: &Api<Role>, name: &str, rules: &[PolicyRule]) -> kube::Result<()> {
+    if rules.is_empty() {
+        return match api.delete(name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            answer => answer.map(drop),
+        };
+    }
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "Role",

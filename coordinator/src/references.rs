@@ -17,7 +17,7 @@ pub struct References {
 
 impl References {
     /// What the Skyhooks as they are now refer to, and what hosts may still need: the revisions that leases pin, and those
-    /// that nodes were installed at, whose uninstall reads them again.
+    /// that nodes were installed at, whose uninstall reads them again. Revisions of Skyhooks that are gone need nothing.
     #[must_use]
     pub fn of(index: &Index) -> Self {
         let mut all = Self::default();
@@ -37,6 +37,7 @@ impl References {
         for revision in names
             .into_iter()
             .filter_map(|name| index.revisions.get(name))
+            .filter(|revision| index.skyhooks.values().any(|s| s.uid == revision.owner))
         {
             if let Some(data) = &revision.data {
                 all.take(data);
@@ -118,10 +119,13 @@ mod tests {
         Change::Skyhook(Box::new(skyhook))
     }
 
-    fn revision(name: &str, env: &[serde_json::Value]) -> Change {
+    fn revision(name: &str, owner: &str, env: &[serde_json::Value]) -> Change {
         Change::Revision(Box::new(
             serde_json::from_value(json!({
-                "metadata": {"name": name, "uid": name, "resourceVersion": "1"},
+                "metadata": {"name": name, "uid": name, "resourceVersion": "1", "ownerReferences": [{
+                    "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook",
+                    "name": "one", "uid": owner,
+                }]},
                 "revision": 1,
                 "data": {"packages": {"pkg": {"version": "1.0.0", "image": "r/pkg", "env": env}}},
             }))
@@ -139,6 +143,8 @@ mod tests {
             "metadata": {"name": "a", "uid": "a", "resourceVersion": "1", "annotations": {
                 "skyhook.nvidia.com/stamp_one":
                     skyhook_crds::installed::Stamp { revision: "one-old".into(), ..Default::default() }.render(),
+                "skyhook.nvidia.com/stamp_three":
+                    skyhook_crds::installed::Stamp { revision: "three-old".into(), ..Default::default() }.render(),
             }},
         }))
         .expect("a Node");
@@ -154,8 +160,17 @@ mod tests {
                     json!({"name": "Y", "value": "plain"}),
                 ],
             ),
-            revision("one-old", &[env("secretKeyRef", "s-old")]),
-            revision("one-older", &[env("secretKeyRef", "nobody-needs-it")]),
+            revision("one-old", "uid-one", &[env("secretKeyRef", "s-old")]),
+            revision(
+                "one-older",
+                "uid-one",
+                &[env("secretKeyRef", "nobody-needs-it")],
+            ),
+            revision(
+                "three-old",
+                "uid-three",
+                &[env("secretKeyRef", "its-skyhook-is-gone")],
+            ),
             Change::Node(Box::new(stamped)),
         ]);
         let given = References::of(&index);
