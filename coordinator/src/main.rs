@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use kube::Client;
+use kube::{Client, Config};
 use skyhook_coordinator::cleanup::{self, CleanupArgs};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::run;
@@ -56,9 +56,12 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn client() -> anyhow::Result<Client> {
-    Client::try_default()
+    let mut config = Config::infer()
         .await
-        .context("find the API server (KUBECONFIG, or the pod's service account)")
+        .context("find the API server (KUBECONFIG, or the pod's service account)")?;
+    // An eviction that a PodDisruptionBudget refuses is a 429 as well: retried inside the client, nobody would hear of it.
+    config.default_retry = false;
+    Client::try_from(config).context("build the API client")
 }
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {

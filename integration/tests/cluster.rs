@@ -1,6 +1,7 @@
 //! As users run it: real kubelets and containerd, our images, `helm install`; everything that kills
 //! a pod in the middle of a step, and everything that an uninstall has to leave behind.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -34,8 +35,9 @@ async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {
 }
 
 async fn story(cluster: &mut RealCluster) -> Result<()> {
-    cluster.install(&[]).await?;
     let image = cluster.push("shellscript").await?;
+    the_commands_of_the_readme_work(cluster).await?;
+    cluster.install(&[]).await?;
     the_sample_completes(cluster, &image).await?;
     a_step_outlives_everything_around_its_agent(cluster, &image).await?;
     an_interrupt_restarts_containerd(cluster, &image).await?;
@@ -51,6 +53,29 @@ fn scripts(name: &str, image: &Image, scripts: &Value, more: &Value) -> Value {
         package[key] = value.clone();
     }
     skyhook(name, "work", image, 1, &package)
+}
+
+/// From `helm install` to `helm uninstall`; the chart is installed again after it.
+async fn the_commands_of_the_readme_work(cluster: &RealCluster) -> Result<()> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/packages/shellscript");
+    let name = "nvidia/skyhook-packages/shellscript";
+    cluster
+        .registry
+        .push_folder(&package, name, "1.1.1")
+        .await?;
+    let repository = chart::serve(&cluster.run).await?;
+    let shown = chart::seed(&cluster.plane, &repository).await?;
+    for words in [
+        "skyhook-sample condition met",
+        "something-important:1.1.1",
+        "uninstalled",
+    ] {
+        ensure!(shown.contains(words), "no {words:?} in:\n{shown}");
+    }
+    for node in &cluster.nodes {
+        assert_eq!(node.host.read("/skyhook-hello-world")?, "hello world\n");
+    }
+    Ok(())
 }
 
 async fn the_sample_completes(cluster: &RealCluster, image: &Image) -> Result<()> {
@@ -79,8 +104,9 @@ async fn the_sample_completes(cluster: &RealCluster, image: &Image) -> Result<()
     Ok(())
 }
 
-/// One step of half a minute, and in its midst: a rolling update of the agents, a forced deletion of
-/// the pod, the agent killed for lack of memory, kubelet and containerd restarted.
+/// One step, and in its midst: an upgrade and a rollback of the chart, each with a rolling update of
+/// the agents, a forced deletion of the pod, the agent killed for lack of memory, kubelet and
+/// containerd restarted.
 async fn a_step_outlives_everything_around_its_agent(
     cluster: &RealCluster,
     image: &Image,
@@ -97,29 +123,35 @@ async fn a_step_outlives_everything_around_its_agent(
     until_host(node, "grep -q begin /steps", MINUTE).await?;
     let supervisor = supervisor(node).await?;
 
-    let before = agent_pod(cluster, "worker-1").await?;
-    let set = format!("daemonset/{}", chart::AGENT);
-    let kubectl = |args: &'static [&'static str]| {
-        let mut all = vec!["-n", NAMESPACE];
-        all.extend(args);
-        all
-    };
-    cluster
-        .plane
-        .kubectl(&["-n", NAMESPACE, "rollout", "restart", &set])
-        .await?;
-    cluster
-        .plane
-        .kubectl(&["-n", NAMESPACE, "rollout", "status", &set, "--timeout=90s"])
-        .await?;
-    let updated = agent_pod(cluster, "worker-1").await?;
-    ensure!(updated != before, "the pod was not replaced");
-    assert_same(node, &supervisor, "a rolling update").await?;
+    // The DaemonSet's pods are replaced by an upgrade of the chart, and again by a rollback.
+    let first = agent_pod(cluster, "worker-1").await?;
+    cluster.install(&["--set", "agent.logLevel=debug"]).await?;
+    let upgraded = new_agent_pod(cluster, "worker-1", &first).await?;
+    assert_same(node, &supervisor, "an upgrade").await?;
+    let rollback = [
+        "rollback",
+        chart::RELEASE,
+        "--namespace",
+        NAMESPACE,
+        "--wait",
+        "--timeout",
+        "120s",
+    ];
+    chart::helm(&cluster.plane, &rollback).await?;
+    let back = new_agent_pod(cluster, "worker-1", &upgraded).await?;
+    assert_same(node, &supervisor, "a rollback").await?;
 
-    let mut delete = kubectl(&["delete", "pod", "--force", "--grace-period=0"]);
-    delete.push(&updated);
+    let delete = [
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pod",
+        "--force",
+        "--grace-period=0",
+        &back,
+    ];
     cluster.plane.kubectl(&delete).await?;
-    let forced = new_agent_pod(cluster, "worker-1", &updated).await?;
+    let forced = new_agent_pod(cluster, "worker-1", &back).await?;
     assert_same(node, &supervisor, "a forced deletion").await?;
 
     starve(node).await?;
@@ -300,7 +332,7 @@ async fn a_node_that_joins_is_treated_as_well(
     Ok(())
 }
 
-/// With Skyhooks present, and one of them at work on a cordoned node.
+/// With Skyhooks present, one of them at work on a cordoned node, and no coordinator left.
 async fn an_uninstall_leaves_nothing_of_ours(cluster: &RealCluster, image: &Image) -> Result<()> {
     let steps = json!({"apply.sh": "sleep 3600"});
     let interrupt = json!({"interrupt": {"type": "noop"}, "gracefulShutdown": "1s"});
@@ -319,6 +351,25 @@ async fn an_uninstall_leaves_nothing_of_ours(cluster: &RealCluster, image: &Imag
         .until(&running, MINUTE, |phases| phases.contains("Running"))
         .await?;
 
+    let down = [
+        "-n",
+        NAMESPACE,
+        "scale",
+        "--replicas=0",
+        &format!("deployment/{}", chart::COORDINATOR),
+    ];
+    cluster.plane.kubectl(&down).await?;
+    let pods = [
+        "-n",
+        NAMESPACE,
+        "get",
+        "pods",
+        "-l",
+        "control-plane=controller-manager",
+        "-o",
+        "name",
+    ];
+    cluster.until(&pods, MINUTE, str::is_empty).await?;
     cluster.uninstall().await?;
     let ours = [
         "get",

@@ -32,9 +32,13 @@ impl Lab {
     /// The chart on a control plane without kubelets; nodes `a` and `b` with a lease each, and what
     /// an agent may want to read.
     async fn start() -> Result<Self> {
+        Self::start_with(&Options::default()).await
+    }
+
+    async fn start_with(options: &Options) -> Result<Self> {
         let run = Arc::new(Run::start()?);
         programs::collect(&run)?;
-        let plane = ControlPlane::start(Arc::clone(&run), &Options::default()).await?;
+        let plane = ControlPlane::start(Arc::clone(&run), options).await?;
         let path = chart::path();
         let path = path.to_string_lossy();
         let install = [
@@ -382,6 +386,70 @@ async fn an_agent_reads_what_skyhooks_refer_to_and_no_longer() -> Result<()> {
         readable(false, || secrets.get("referred")).await
     };
     outcome.await.with_context(|| coordinator.log())
+}
+
+/// A namespace in which privileged pods are forbidden: no agent can start, and Skyhooks say so, with
+/// what to do about it; when it has been done, they no longer say it.
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_agents_are_named_by_the_ready_condition() -> Result<()> {
+    if !chart_can_run("refused_agents_are_named_by_the_ready_condition").await {
+        return Ok(());
+    }
+    let options = Options {
+        controller_manager: true,
+        ..Options::default()
+    };
+    let lab = Lab::start_with(&options).await?;
+    let enforce = |level: &str| format!("pod-security.kubernetes.io/enforce={level}");
+    let label = async |level: &str| {
+        let label = enforce(level);
+        let args = ["label", "namespace", NAMESPACE, "--overwrite", &label];
+        lab.plane.kubectl(&args).await
+    };
+    label("baseline").await?;
+    let pods = Api::<Pod>::namespaced(lab.plane.client(), NAMESPACE);
+    pods.delete_collection(
+        &DeleteParams::default().grace_period(0),
+        &ListParams::default(),
+    )
+    .await?;
+    let set = format!("--agent-daemon-set={AGENT}");
+    let run = Arc::clone(&lab.run);
+    let coordinator =
+        Coordinator::start_as(run, &lab.plane, "coordinator", COORDINATOR, &[&set]).await?;
+    apply(&lab.plane, &skyhook_for_all()).await?;
+    let outcome = async {
+        let said = ready_says(&lab, |reason, _| reason == "AgentsRefused").await?;
+        for words in ["PodSecurity", &enforce("privileged"), "hostPID"] {
+            ensure!(said.contains(words), "no {words:?} in {said}");
+        }
+        label("privileged").await?;
+        ready_says(&lab, |reason, _| reason != "AgentsRefused")
+            .await
+            .map(drop)
+    };
+    outcome.await.with_context(|| coordinator.log())
+}
+
+/// Waits until the Ready condition of the Skyhook is as wanted; returns its message.
+async fn ready_says(lab: &Lab, wanted: impl Fn(&str, &str) -> bool) -> Result<String> {
+    let skyhooks: Api<skyhook_crds::Skyhook> = Api::all(lab.plane.client());
+    let mut last = None;
+    for _ in 0..300 {
+        let status = skyhooks.get("reader").await?.status.unwrap_or_default();
+        last = status.conditions.into_iter().find(|c| c.type_ == "Ready");
+        if let Some(ready) = &last
+            && wanted(&ready.reason, &ready.message)
+        {
+            return Ok(ready.message.clone());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    anyhow::bail!("after a minute: {last:?}")
+}
+
+fn skyhook_for_all() -> String {
+    skyhook_with_env(false).replace(r#""matchLabels":{"no":"node"}"#, r#""matchLabels":{}"#)
 }
 
 fn skyhook_with_env(refers: bool) -> String {

@@ -104,9 +104,11 @@ fn far() -> Instant {
 }
 
 async fn client() -> anyhow::Result<kube::Client> {
-    let config = kube::Config::infer()
+    let mut config = kube::Config::infer()
         .await
         .context("neither KUBECONFIG nor a service account leads to the API")?;
+    // Calls are tried again by those who know what they are for.
+    config.default_retry = false;
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 
