@@ -14,13 +14,17 @@ TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 # No test program takes minutes; one that hangs must not take the rest with it.
 RUNNER = CARGO_TARGET_$(TRIPLE)_RUNNER='timeout --foreground --verbose --kill-after=30 900 $(ROOT)'
 
-CRDS := helm/skyhook-operator/crds
+CRDS := helm/skyhook-operator/generated/crds
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 TEST_THREADS ?= 2
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC = $(CARGO_TARGET_DIR)/$(HOST)/release
+IMAGES ?= $(CARGO_TARGET_DIR)/images
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 .PHONY: help setup build release controlplane demo test check fmt fmt-check lint lengths typos deny \
-        gen gen-check unit integration bench-one
+        gen gen-check unit integration bench-one static images bench-cluster cluster chart
 
 help:
 	@echo "make demo         a roll-out on three real hosts, live"
@@ -32,6 +36,9 @@ help:
 	@echo "make soak         the simulated cluster, 100,000 seeds"
 	@echo "make bench-scale  N nodes, P packages, faked hosts: time, writes, memory"
 	@echo "make bench-one    one node, a package that does nothing: time, requests, memory"
+	@echo "make bench-cluster  two real nodes, the chart, the sample: time, memory, image sizes, writes"
+	@echo "make cluster      nodes with real kubelets to try things out on, until Ctrl-C"
+	@echo "make images       OCI archives of both programs, without a container engine"
 	@echo "make gen          write the CRDs"
 
 setup:
@@ -46,6 +53,16 @@ build: setup
 release: setup
 	cargo build --release -p skyhook-nodeagent -p skyhook-coordinator
 
+# Static programs: with a target named, build scripts and macros are spared from being so as well.
+static: setup
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(HOST) \
+	    -p skyhook-nodeagent -p skyhook-coordinator
+
+# As OCI archives in $(IMAGES), for this machine's architecture, without a container engine.
+images: static
+	images/build $(STATIC) $(IMAGES) v$(VERSION)
+	@ls -l $(IMAGES)
+
 # Minutes on a clean machine, then cached.
 controlplane: setup
 	@integration/controlplane/build >/dev/null
@@ -58,7 +75,7 @@ test: check build gen-check controlplane
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
 
-check: setup lengths fmt-check typos deny lint
+check: setup lengths fmt-check typos deny lint chart
 
 fmt:
 	cargo fmt --all
@@ -94,6 +111,17 @@ unit: build
 
 integration: controlplane build
 	$(RUNNER) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)
+
+bench-cluster: controlplane build static
+	@SKYHOOK_BIN_DIR=$(STATIC) $(ROOT) $(DEBUG)/bench_cluster
+
+# Two nodes (NODES=3 for three) with real kubelets to try things out on, until Ctrl-C.
+cluster: controlplane build
+	@$(ROOT) $(DEBUG)/cluster
+
+chart: setup
+	helm lint --strict helm/skyhook-operator --namespace skyhook
+	@helm template skyhook helm/skyhook-operator --namespace skyhook >/dev/null
 
 bench-one: controlplane build release
 	@SKYHOOK_BIN_DIR=$(RELEASE) $(ROOT) $(DEBUG)/bench_one

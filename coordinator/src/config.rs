@@ -48,6 +48,14 @@ pub struct Settings {
     #[arg(long, env = "LEADER_ELECTION", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub leader_election: bool,
 
+    /// Role that is kept to the secrets and config maps that Skyhooks refer to; unset keeps none.
+    #[arg(long, env = "REFERENCES_ROLE")]
+    pub references_role: Option<String>,
+
+    /// DaemonSet of the agents: Skyhooks say why when its pods are refused.
+    #[arg(long, env = "AGENT_DAEMON_SET")]
+    pub agent_daemon_set: Option<String>,
+
     /// Requests in flight at once.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value = "16", value_parser = at_least_one)]
     pub max_in_flight: usize,
@@ -57,7 +65,7 @@ pub struct Settings {
     pub probe_address: Option<std::net::SocketAddr>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     skyhook_crds::duration::GoDuration(text.to_owned())
         .value()
         .map_err(|e| e.to_string())

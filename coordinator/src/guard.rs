@@ -33,8 +33,20 @@ pub enum Broken {
     WithdrawAccepted,
     #[error("a lease was to be released without its result on the node")]
     ReleaseUnrecorded,
+    #[error("a record was to be written over that a newer version wrote")]
+    NewerRecord,
     #[error("a node was to be uncordoned that somebody else cordoned, or that is still owned")]
     UncordonNotOurs,
+}
+
+/// True when the patch writes a Skyhook's record on a node where a newer version wrote it.
+fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
+    let records = index.nodes.get(node).map(|node| &node.records);
+    records.into_iter().flatten().any(|(skyhook, record)| {
+        let newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
+        let ours = [names::stamp(skyhook), names::node_state(skyhook)];
+        newer && ours.iter().any(|key| patch.annotations.contains_key(key))
+    })
 }
 
 /// Says which rule the effect would break, if any.
@@ -79,7 +91,10 @@ pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), 
                 .is_some_and(|fact| fact.uid == *lease_uid && is_cordoned(index, fact));
             require(held, Broken::EvictUncordoned)
         }
-        Effect::PatchNode { node, patch, .. } => uncordon(index, node, patch),
+        Effect::PatchNode { node, patch, .. } => {
+            require(!is_over_newer(index, node, patch), Broken::NewerRecord)?;
+            uncordon(index, node, patch)
+        }
         Effect::AdoptSkyhook { .. }
         | Effect::SurveyPods { .. }
         | Effect::ReleaseSkyhook { .. }

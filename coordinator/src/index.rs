@@ -49,6 +49,8 @@ pub enum Change {
         pod_uid: String,
         problem: Option<String>,
     },
+    /// Why the agents' pods cannot be created; `None` when they are all there.
+    AgentsRefused(Option<String>),
     /// A full list of one kind arrives: what is not in it is gone when `Synced` comes.
     ListBegins(Kind),
     Synced(Kind),
@@ -150,6 +152,8 @@ pub struct Index {
     pub written: BTreeMap<Target, Mono>,
     /// When the API server answered creates of ours that the lease watch has not delivered.
     pub answered: BTreeMap<String, Mono>,
+    /// Why the agents' pods cannot be created.
+    pub agents_refused: Option<String>,
     synced: BTreeSet<Kind>,
     list_began: Mono,
     listed: BTreeMap<Kind, BTreeSet<String>>,
@@ -233,6 +237,11 @@ impl Index {
                     };
                 }
                 true
+            }
+            Change::AgentsRefused(why) => {
+                let changed = self.agents_refused != why;
+                self.agents_refused = why;
+                changed
             }
             Change::ListBegins(kind) => {
                 // Half a list is no picture to decide on.

@@ -4,17 +4,20 @@
 //! would break a safety rule, [`apply`] writes them. `plan` is pure: no clock, no I/O.
 
 pub mod apply;
+pub mod cleanup;
 pub mod config;
 pub mod effect;
 pub mod events;
 pub mod facts;
 pub mod guard;
 pub mod index;
+pub mod keeper;
 pub mod leadership;
 pub mod plan;
 pub mod pods;
 pub mod probe;
 pub mod publish;
+pub mod references;
 pub mod run;
 pub mod session;
 pub mod watch;

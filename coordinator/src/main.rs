@@ -3,16 +3,38 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{Parser, Subcommand};
 use kube::{Client, Config};
+use skyhook_coordinator::cleanup::{self, CleanupArgs};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::run;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
+/// Grants interruption leases for the nodes of a cluster and keeps the record of what is installed on them.
+#[derive(Parser, Debug)]
+#[command(
+    name = "skyhook-coordinator",
+    version,
+    args_conflicts_with_subcommands = false
+)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do instead of coordinating.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Delete all Skyhooks and see that nothing of them holds up an uninstall.
+    Cleanup(CleanupArgs),
+}
+
 fn main() -> anyhow::Result<()> {
-    let settings = Settings::parse();
+    let Cli { settings, command } = Cli::parse();
     tracing_subscriber::fmt()
         .json()
         .with_env_filter(
@@ -25,21 +47,32 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?
-        .block_on(serve(settings))
+        .block_on(async {
+            match command {
+                None => serve(settings).await,
+                Some(Command::Cleanup(args)) => {
+                    cleanup::run(client().await?, &settings, &args).await
+                }
+            }
+        })
+}
+
+async fn client() -> anyhow::Result<Client> {
+    let mut config = Config::infer()
+        .await
+        .context("find the API server (KUBECONFIG, or the pod's service account)")?;
+    // An eviction that a PodDisruptionBudget refuses is a 429 as well: retried inside the client, nobody would hear of it.
+    config.default_retry = false;
+    // A watch that is cut off says nothing either; bookmarks come every minute.
+    config.read_timeout = Some(WATCH_SILENCE);
+    Client::try_from(config).context("build the API client")
 }
 
 /// How long a connection to the API server may be silent.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let mut config = Config::infer()
-        .await
-        .context("find the API server (KUBECONFIG, or the pod's service account)")?;
-    // A refusal is for the planner to judge: kube would try a refused eviction again by itself, and say nothing.
-    config.default_retry = false;
-    // A watch that is cut off says nothing either; bookmarks come every minute.
-    config.read_timeout = Some(WATCH_SILENCE);
-    let client = Client::try_from(config).context("build the API client")?;
+    let client = client().await?;
     let (stop, stopped) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;

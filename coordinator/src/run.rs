@@ -14,10 +14,12 @@ use crate::apply::{Applier, Outcome};
 use crate::config::Settings;
 use crate::effect::Effect;
 use crate::events::{self, EventFact};
-use crate::index::{Change, Mono};
+use crate::index::{Change, Index, Mono};
+use crate::keeper;
 use crate::leadership::Leadership;
 use crate::plan::{self, Now};
 use crate::publish::Publisher;
+use crate::references::References;
 use crate::session::{Held, Session};
 use crate::watch;
 
@@ -44,6 +46,20 @@ pub async fn run(
     };
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
+    let (references, wanted) = channel::channel(None);
+    if let Some(role) = settings.references_role.clone() {
+        let namespace = settings.namespace.clone();
+        watches.spawn(keeper::references(client.clone(), namespace, role, wanted));
+    }
+    if let Some(set) = settings.agent_daemon_set.clone() {
+        let namespace = settings.namespace.clone();
+        watches.spawn(keeper::agents(
+            client.clone(),
+            namespace,
+            set,
+            sender.clone(),
+        ));
+    }
     let mut state = Loop {
         session: Session::new(settings),
         publisher: Publisher::new(client.clone(), &settings.identity),
@@ -92,6 +108,10 @@ pub async fn run(
         state.session.expire(now.mono);
         ready.send_replace(state.session.index.is_synced());
         dirty = None;
+        let leads = leadership.leads() && state.session.index.is_synced();
+        if settings.references_role.is_some() {
+            publish_references(&references, leads.then_some(&state.session.index));
+        }
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
@@ -128,6 +148,16 @@ pub async fn run(
         );
     }
     Ok(())
+}
+
+/// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
+fn publish_references(to: &channel::Sender<Option<References>>, index: Option<&Index>) {
+    let wanted = index.map(References::of);
+    to.send_if_modified(|held| {
+        let changed = *held != wanted;
+        *held = wanted;
+        changed
+    });
 }
 
 struct Loop<'a> {

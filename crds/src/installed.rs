@@ -11,12 +11,19 @@ use crate::package::{self, PackageStatus};
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
 
+/// The newest form of the record on Nodes that this version writes and understands; 0 is the first. It grows when an older
+/// version would misread what a newer one wrote.
+pub const FORMAT: u32 = 0;
+
 /// Where the package states of a Node came from (annotation [`crate::names::stamp`]).
 ///
 /// A Node without it was registered anew, or is known from the reference implementation alone.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Stamp {
+    /// Form of the record, see [`FORMAT`].
+    #[serde(skip_serializing_if = "is_first")]
+    pub format: u32,
     /// UID of the lease whose result is recorded.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub lease: String,
@@ -52,10 +59,26 @@ impl Stamp {
         !self.lease.is_empty()
     }
 
-    /// Reads the annotation; one that cannot be read is treated as absent, since the stamp is ours alone.
+    /// True when a newer version wrote the record: it may not be understood, and is not to be written over.
+    #[must_use]
+    pub const fn is_newer(&self) -> bool {
+        self.format > FORMAT
+    }
+
+    /// Reads the annotation; one that cannot be read is treated as absent, since the stamp is ours alone, unless it says
+    /// that it is of a newer form.
     #[must_use]
     pub fn parse(annotation: Option<&str>) -> Option<Self> {
-        serde_json::from_str(annotation?).ok()
+        let annotation = annotation?;
+        serde_json::from_str(annotation).ok().or_else(|| {
+            let foreign: serde_json::Value = serde_json::from_str(annotation).ok()?;
+            let format = u32::try_from(foreign.get("format")?.as_u64()?).unwrap_or(u32::MAX);
+            let stamp = Self {
+                format,
+                ..Self::default()
+            };
+            stamp.is_newer().then_some(stamp)
+        })
     }
 
     /// The annotation's value.
@@ -63,6 +86,14 @@ impl Stamp {
     pub fn render(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+const fn is_first(format: &u32) -> bool {
+    *format == 0
 }
 
 /// Who cordoned a Node (annotation [`crate::names::CORDON_OWNERS`]).
@@ -152,6 +183,26 @@ mod tests {
     use super::*;
 
     const STATE: &str = r#"{"a|1.0.0":{"name":"a","version":"1.0.0","image":"r/a","stage":"config","state":"complete"}}"#;
+
+    #[test]
+    fn a_stamp_of_a_newer_form_is_seen_as_such_whatever_it_holds() {
+        for (annotation, want) in [
+            (r#"{"lease":"u","revision":"r"}"#, Some((0, false))),
+            (r#"{"format":1,"lease":"u"}"#, Some((1, true))),
+            (r#"{"format":7,"lease":{"uid":"u"}}"#, Some((7, true))),
+            (
+                r#"{"format":99999999999,"lease":[]}"#,
+                Some((u32::MAX, true)),
+            ),
+            (r#"{"lease":{"uid":"u"}}"#, None),
+            ("garbage", None),
+        ] {
+            let stamp = Stamp::parse(Some(annotation));
+            let given = stamp.map(|stamp| (stamp.format, stamp.is_newer()));
+            assert_eq!(given, want, "{annotation}");
+        }
+        assert!(!Stamp::default().render().contains("format"));
+    }
 
     #[test]
     fn states_survive_a_round_trip_byte_for_byte() {

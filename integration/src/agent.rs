@@ -130,7 +130,7 @@ pub async fn token(plane: &ControlPlane, node: &str) -> Result<String> {
 }
 
 /// A token of a service account of ours.
-pub(crate) async fn service_account_token(
+pub async fn service_account_token(
     client: kube::Client,
     account: &str,
     bound: Option<serde_json::Value>,

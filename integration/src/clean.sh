@@ -40,6 +40,7 @@ if [ -e "$run/journal" ]; then
         mount) mountpoint -q "$what" 2>/dev/null && umount -l "$what" ;;
         netns) [ -e "/run/netns/$what" ] && ip netns delete "$what" ;;
         link) [ -e "/sys/class/net/$what" ] && ip link delete "$what" ;;
+        sysctl) echo "$since" >"/proc/sys/$what" ;;
         tree) rm -rf --one-file-system "$what" ;;
         esac
     done

@@ -165,13 +165,7 @@ impl Cluster {
 
     /// Pushes a package of `examples/packages` or `integration/fixtures/packages`.
     pub async fn push(&self, package: &str) -> Result<Image> {
-        for dir in source::PACKAGES {
-            let folder = source::source(dir).join(package);
-            if folder.exists() {
-                return self.registry.push_package(&folder).await;
-            }
-        }
-        bail!("no package {package} in examples/packages or integration/fixtures/packages")
+        push(&self.registry, package).await
     }
 
     /// What to look at when something did not happen: the ends of all logs.
@@ -189,6 +183,16 @@ impl Cluster {
         }
         text
     }
+}
+
+pub(crate) async fn push(registry: &Registry, package: &str) -> Result<Image> {
+    for dir in source::PACKAGES {
+        let folder = source::source(dir).join(package);
+        if folder.exists() {
+            return registry.push_package(&folder).await;
+        }
+    }
+    bail!("no package {package} in examples/packages or integration/fixtures/packages")
 }
 
 async fn start_worker(plane: &ControlPlane, host: Arc<Host>, setup: &Setup) -> Result<Worker> {

@@ -35,6 +35,8 @@ pub struct Options {
     pub audit: bool,
     /// Whether etcd waits for the disk. Only a benchmark needs it to.
     pub fsync: bool,
+    /// Nodes whose kubelets may log in, with [`ControlPlane::kubelet_kubeconfig`].
+    pub kubelets: Vec<String>,
     /// More flags for kube-apiserver.
     pub apiserver_flags: Vec<String>,
     /// More flags for the controller manager.
@@ -49,6 +51,7 @@ impl Default for Options {
             scheduler: false,
             audit: false,
             fsync: false,
+            kubelets: Vec::new(),
             apiserver_flags: Vec::new(),
             controller_manager_flags: Vec::new(),
         }
@@ -84,7 +87,7 @@ impl ControlPlane {
         let assets = Assets::locate().await?;
         let dir = run.scratch().join("controlplane");
         let (etcd, etcd_url) = start_etcd(&run, &assets, &dir, options.fsync)?;
-        let ca = pki::write(&dir, options.address)?;
+        let ca = pki::write(&dir, options.address, &options.kubelets)?;
         let address = SocketAddr::new(IpAddr::V4(options.address), free_port(options.address)?);
         let url = format!("https://{address}");
         fs::write(dir.join("audit-policy.yaml"), AUDIT_POLICY)?;
@@ -195,9 +198,19 @@ impl ControlPlane {
         kubeconfig(&self.url, &self.ca, token)
     }
 
+    /// The text of the kubeconfig of a node's kubelet: one of [`Options::kubelets`].
+    pub fn kubelet_kubeconfig(&self, node: &str) -> String {
+        self.kubeconfig_for(&pki::kubelet_token(node))
+    }
+
     /// A client for whoever bears `token`.
     pub async fn client_for(&self, token: &str) -> Result<kube::Client> {
         client(&self.kubeconfig_for(token)).await
+    }
+
+    /// Signs what a service account's token says, as the API server itself would.
+    pub fn sign_token(&self, claims: &serde_json::Value) -> Result<String> {
+        pki::sign_token(&self.dir, claims)
     }
 
     pub fn url(&self) -> &str {
@@ -288,6 +301,9 @@ fn apiserver_command(
         "--endpoint-reconciler-type=none",
         "--kubelet-preferred-address-types=InternalIP",
     ]);
+    if !options.kubelets.is_empty() {
+        command.arg("--enable-admission-plugins=NodeRestriction");
+    }
     if options.audit {
         command.arg(flag("audit-policy-file", &dir.join("audit-policy.yaml")));
         command.arg(flag("audit-log-path", &dir.join("audit.log")));

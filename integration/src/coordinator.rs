@@ -32,7 +32,18 @@ impl Coordinator {
         name: &str,
         extra: &[&str],
     ) -> Result<Self> {
-        let token = service_account_token(plane.client(), COORDINATOR, None).await?;
+        Self::start_as(run, plane, name, COORDINATOR, extra).await
+    }
+
+    /// Starts one as another service account of the namespace.
+    pub async fn start_as(
+        run: Arc<Run>,
+        plane: &ControlPlane,
+        name: &str,
+        account: &str,
+        extra: &[&str],
+    ) -> Result<Self> {
+        let token = service_account_token(plane.client(), account, None).await?;
         let kubeconfig = run.scratch().join(format!("{name}.kubeconfig"));
         fs::write(&kubeconfig, plane.kubeconfig_for(&token))?;
         let mut command = Command::new(run.scratch().join("bin").join(COORDINATOR));

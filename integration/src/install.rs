@@ -13,7 +13,7 @@ pub const NAMESPACE: &str = "skyhook";
 
 /// Applies all of it and waits until the API server serves our kinds.
 pub async fn install(plane: &ControlPlane) -> Result<()> {
-    let crds = source("helm/skyhook-operator/crds");
+    let crds = source("helm/skyhook-operator/generated/crds");
     let yaml = |path: &Path| {
         path.extension()
             .is_some_and(|extension| extension == "yaml")

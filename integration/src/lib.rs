@@ -5,6 +5,8 @@
 //! - [`assets`], [`controlplane`]: etcd, kube-apiserver and their friends; request counters
 //! - [`network`]: one wire per host, so that it can be cut
 //! - [`rootfs`], [`host`]: systemd hosts: boot, reboot, power cut, freeze
+//! - [`kubelet`], [`images`]: hosts with containerd and a real kubelet, and our images for them
+//! - [`chart`], [`real`]: helm, and a cluster that runs the chart on such hosts
 //! - [`node`]: the kubelet's part: Node objects that say what is true of the host
 //! - [`programs`]: our two programs' command lines; [`agent`], [`coordinator`]: running them
 //! - [`registry`]: package folders to images in a registry
@@ -17,17 +19,21 @@
 
 pub mod agent;
 pub mod assets;
+pub mod chart;
 pub mod cluster;
 pub mod controlplane;
 pub mod coordinator;
 pub mod cordons;
 pub mod crash;
 pub mod host;
+pub mod images;
 pub mod install;
+pub mod kubelet;
 pub mod network;
 pub mod node;
 pub mod process;
 pub mod programs;
+pub mod real;
 pub mod registry;
 pub mod rollout;
 pub mod rootfs;

@@ -107,6 +107,17 @@ impl Link {
             .map(drop)
     }
 
+    /// Gives the host a default route.
+    pub(crate) async fn route_through(&self, gateway: Ipv4Addr) -> Result<()> {
+        let (netns, gateway) = (self.netns.as_str(), gateway.to_string());
+        sh(
+            "ip",
+            ["-n", netns, "route", "add", "default", "via", &gateway],
+        )
+        .await
+        .map(drop)
+    }
+
     pub async fn reconnect(&self) -> Result<()> {
         sh("ip", ["link", "set", &self.veth, "master", &self.bridge])
             .await

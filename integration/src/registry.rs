@@ -38,7 +38,12 @@ pub struct Image {
 impl Registry {
     /// Listens on a free port of `address`.
     pub async fn start(run: Arc<Run>, address: Ipv4Addr) -> Result<Self> {
-        let address = SocketAddr::from((address, free_port(address)?));
+        let port = free_port(address)?;
+        Self::start_on(run, SocketAddr::from((address, port))).await
+    }
+
+    /// Listens there.
+    pub async fn start_on(run: Arc<Run>, address: SocketAddr) -> Result<Self> {
         let dir = run.scratch().join(format!("registry-{}", address.port()));
         fs::create_dir_all(&dir)?;
         let config = dir.join("config.yml");

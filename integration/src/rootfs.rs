@@ -11,7 +11,12 @@ use anyhow::{Context, Result, bail};
 use crate::process::{output, sh};
 use crate::run::{Leftover, Run};
 
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,procps,iproute2,kmod,udev,cron,rsyslog";
+/// The last line is for hosts that run a kubelet; on others nothing of it is started.
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,procps,iproute2,kmod,udev,cron,rsyslog,\
+    containerd,runc,containernetworking-plugins,iptables";
+
+/// Units that their packages start and that only some hosts want.
+const NOT_STARTED: &[&str] = &["containerd.service"];
 
 const MASKED: &[&str] = &[
     "console-getty.service",
@@ -157,6 +162,7 @@ fn key(suite: &str) -> String {
     hash.update(PACKAGES);
     for part in MASKED
         .iter()
+        .chain(NOT_STARTED)
         .chain(UNITS.iter().flat_map(|(name, text)| [name, text]))
     {
         hash.update(part);
@@ -189,6 +195,12 @@ fn prepare(tree: &Path) -> Result<()> {
     for (unit, text) in UNITS {
         fs::write(units.join(unit), text)?;
         symlink(Path::new("..").join(unit), wanted.join(unit))?;
+    }
+    for unit in NOT_STARTED {
+        let link = wanted.join(unit);
+        if link.symlink_metadata().is_ok() {
+            fs::remove_file(link)?;
+        }
     }
     // Each host gets these of its own.
     fs::remove_file(tree.join("etc/machine-id"))?;

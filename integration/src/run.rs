@@ -36,6 +36,8 @@ pub enum Leftover<'a> {
     Netns(&'a str),
     Link(&'a str),
     Tree(&'a Path),
+    /// A kernel setting below `/proc/sys`, with the value to go back to.
+    Sysctl(&'a str, &'a str),
 }
 
 impl Run {
@@ -85,6 +87,7 @@ impl Run {
             Leftover::Netns(name) => format!("netns {name}\n"),
             Leftover::Link(name) => format!("link {name}\n"),
             Leftover::Tree(path) => format!("tree {}\n", path.display()),
+            Leftover::Sysctl(name, value) => format!("sysctl {name} {value}\n"),
         };
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal

@@ -1,6 +1,6 @@
 //! Whether a test can run here, said out loud when it cannot.
 
-use crate::rootfs;
+use crate::{chart, rootfs};
 
 /// True when hosts can be booted here. False, with a loud line, where they cannot on a developer's
 /// machine; in CI that is a failure, because a test that silently does not run is no test.
@@ -8,7 +8,31 @@ use crate::rootfs;
 /// # Panics
 /// When `CI` is `true` and something is missing.
 pub async fn hosts_can_run(test: &str) -> bool {
-    let Some(why) = rootfs::missing().await else {
+    can_run(test, rootfs::missing().await)
+}
+
+/// The same for hosts with real kubelets and the chart.
+///
+/// # Panics
+/// When `CI` is `true` and something is missing.
+pub async fn cluster_can_run(test: &str) -> bool {
+    let missing = match rootfs::missing().await {
+        None => chart::missing().await,
+        missing => missing,
+    };
+    can_run(test, missing)
+}
+
+/// The same for the chart on a control plane alone.
+///
+/// # Panics
+/// When `CI` is `true` and something is missing.
+pub async fn chart_can_run(test: &str) -> bool {
+    can_run(test, chart::missing().await)
+}
+
+fn can_run(test: &str, missing: Option<String>) -> bool {
+    let Some(why) = missing else {
         return true;
     };
     assert!(

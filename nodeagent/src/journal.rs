@@ -28,6 +28,10 @@ pub enum JournalError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "{path} was written by a newer agent ({form:?}, this one knows {MAGIC:?}): run the newer version again"
+    )]
+    Newer { path: PathBuf, form: String },
     #[error("revision {name} is not in the journal at {path}")]
     NoRevision {
         name: String,
@@ -113,6 +117,9 @@ impl Journal {
             Ok(bytes) => match decode(&bytes) {
                 Some(state) => (state, None),
                 None => {
+                    if let Some(form) = newer(&bytes) {
+                        return Err(JournalError::Newer { path, form });
+                    }
                     let aside = directory.join("journal.corrupt");
                     fs::rename(&path, &aside).map_err(failed("keeping a corrupt journal aside"))?;
                     (State::default(), Some(aside))
@@ -225,6 +232,17 @@ fn decode(bytes: &[u8]) -> Option<State> {
     let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
     let expected = head.strip_prefix(MAGIC)?.trim();
     (expected == digest(body)).then(|| serde_json::from_slice(body).ok())?
+}
+
+/// The form of a journal that a newer version wrote: it is neither corrupt nor to be written over.
+fn newer(bytes: &[u8]) -> Option<String> {
+    let (name, known) = MAGIC.rsplit_once(' ')?;
+    let end = bytes.iter().position(|b| *b == b'\n')?;
+    let head = std::str::from_utf8(&bytes[..end]).ok()?;
+    let (form, expected) = head.strip_prefix(name)?.trim_start().split_once(' ')?;
+    let (form, known): (u32, u32) = (form.parse().ok()?, known.parse().ok()?);
+    let is_whole = expected == digest(&bytes[end + 1..]);
+    (form > known && is_whole).then(|| format!("{name} {form}"))
 }
 
 fn digest(bytes: &[u8]) -> String {

@@ -64,7 +64,11 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let state = host.path(&settings.state_dir);
     fs::create_dir_all(&state).with_context(|| format!("{} cannot be made", state.display()))?;
-    let _only = only_agent(&state)?;
+    let _only = tokio::select! {
+        only = only_agent(&state) => only?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
     let (notes, mut inbox) = unbounded_channel();
@@ -111,12 +115,25 @@ async fn client() -> anyhow::Result<kube::Client> {
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 
-/// Holds a lock for the life of the process: two agents on one host would run two steps at once.
-fn only_agent(state: &Path) -> anyhow::Result<fs::File> {
+/// Holds a lock for the life of the process: two agents on one host would run two steps at once. Waits for the end of an
+/// agent that is there: the pod of one that was deleted by force may take a while to end.
+async fn only_agent(state: &Path) -> anyhow::Result<fs::File> {
     let file = fs::File::create(state.join("agent.lock"))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another agent works in {}", state.display()))?;
-    Ok(file)
+    let mut told = false;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("{}: agent.lock", state.display()));
+            }
+        }
+        if !told {
+            tracing::warn!(state = %state.display(), "another agent works here; this one waits for its end");
+            told = true;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 fn ready_file(state: &Path) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use skyhook_crds::installed::{PackageStates, Stamp};
+use skyhook_crds::installed::{self, PackageStates, Stamp};
 use skyhook_crds::lease::protocol::{self, NodeFacts, ResultDuty};
 use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
@@ -217,6 +217,7 @@ impl Case<'_> {
             return;
         };
         let stamp = Stamp {
+            format: installed::FORMAT,
             lease: self.fact.uid.clone(),
             revision: self.lease.spec.revision.clone(),
             boot_id: status.boot_id.clone(),

@@ -259,7 +259,8 @@ fn status(view: &View<'_>, skyhook: &SkyhookFact, summary: &Summary<'_>) -> Skyh
             .unwrap_or_default(),
         ..current.clone()
     };
-    let conditions = wanted_conditions(skyhook, &wanted, current, verdicts);
+    let refused = view.index.agents_refused.as_deref();
+    let conditions = wanted_conditions(skyhook, &wanted, current, verdicts, refused);
     let conditions = conditions::merge(
         &current.conditions,
         &conditions,
@@ -330,14 +331,16 @@ fn wanted_conditions(
     wanted: &SkyhookStatus,
     current: &SkyhookStatus,
     verdicts: &BTreeMap<&str, (NodeVerdict, &NodeFact)>,
+    agents_refused: Option<&str>,
 ) -> Vec<Wanted> {
-    let (reason, message) = match (&skyhook.checked, wanted.status) {
-        (Err(problem), _) => ("Invalid", problem.clone()),
-        (Ok(_), Status::Complete) => (
+    let (reason, message) = match (&skyhook.checked, wanted.status, agents_refused) {
+        (Err(problem), _, _) => ("Invalid", problem.clone()),
+        (Ok(_), Status::Complete, _) => (
             "Complete",
             format!("{} nodes complete", wanted.complete_nodes),
         ),
-        (Ok(_), status) => (ready_reason(status), stuck_message(wanted)),
+        (Ok(_), _, Some(why)) => ("AgentsRefused", why.to_owned()),
+        (Ok(_), status, None) => (ready_reason(status), stuck_message(wanted)),
     };
     let mut conditions = vec![Wanted::new(
         "Ready",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
-use skyhook_crds::installed::{PackageStates, Stamp};
+use skyhook_crds::installed::{self, PackageStates, Stamp};
 use skyhook_crds::names;
 use skyhook_crds::revision::{self, Work};
 
@@ -94,6 +94,21 @@ fn judge(
         || view.index.creating.get(&node.name) == Some(&skyhook.uid);
     if ours {
         return Standing::Leased;
+    }
+    if let Some(stamp) = node
+        .record(&skyhook.name)
+        .stamp
+        .as_ref()
+        .filter(|s| s.is_newer())
+    {
+        let message = format!(
+            "the node's record was written by a newer version (form {}, this one knows {}): upgrade the coordinator, or \
+             delete the node's annotation {} to have its packages applied again",
+            stamp.format,
+            installed::FORMAT,
+            names::stamp(&skyhook.name)
+        );
+        return Standing::Blocked(Reason::new("NewerVersion", message));
     }
     let work = match outstanding(view, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,

@@ -1,4 +1,5 @@
-//! `make demo`: three hosts, one package, one node at a time, live in the terminal.
+//! `make demo`: a cluster with real kubelets, `helm install`, one package, one node at a time, live in
+//! the terminal.
 #![expect(
     clippy::disallowed_methods,
     reason = "a demo reads the clock and files"
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use skyhook_crds::{InterruptionLease, Skyhook, names};
-use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::real::RealCluster;
 use skyhook_integration::rollout::{apply, example, is_complete};
 
 const NAME: &str = "skyhook-sample";
@@ -35,19 +36,26 @@ async fn main() -> ExitCode {
 }
 
 async fn demo() -> Result<()> {
-    println!("Starting a control plane, a registry and three hosts with systemd.");
+    println!(
+        "Starting a control plane, a registry and three hosts with systemd, containerd and kubelet."
+    );
     let started = Instant::now();
-    let cluster = Cluster::start(Setup::hosts(3)).await?;
+    let cluster = RealCluster::start(3).await?;
     let mut parts = cluster.timings.clone();
     let up = started.elapsed();
+
+    println!(
+        "\n$ helm install skyhook helm/skyhook-operator --namespace skyhook --create-namespace --wait"
+    );
+    let installing = Instant::now();
+    cluster.install(&[]).await?;
+    parts.push(("helm install, all pods ready", installing.elapsed()));
+    show(&cluster, &["get", "pods", "-n", "skyhook", "-o", "wide"]).await?;
 
     let pushing = Instant::now();
     let image = cluster.push("shellscript").await?;
     parts.push(("package image built and pushed", pushing.elapsed()));
-    println!(
-        "\n$ kubectl get nodes\n{}",
-        cluster.plane.kubectl(&["get", "nodes"]).await?
-    );
+    show(&cluster, &["get", "nodes"]).await?;
     let manifest = example("skyhook-sample.yaml", &image, 1)?;
     println!(
         "$ kubectl apply -f -\n{}",
@@ -56,19 +64,24 @@ async fn demo() -> Result<()> {
     let applied = Instant::now();
     apply(cluster.client(), &manifest).await?;
     if let Err(error) = show_until_complete(&cluster, applied).await {
-        eprintln!("{}", cluster.logs());
+        eprintln!("{}", cluster.describe().await);
         return Err(error);
     }
     parts.push(("roll-out on three nodes, one at a time", applied.elapsed()));
 
-    println!(
-        "\n$ kubectl get skyhooks\n{}",
-        cluster.plane.kubectl(&["get", "skyhooks"]).await?
-    );
-    for worker in &cluster.workers {
-        let content = worker.host.exec(["cat", FILE]).await?;
-        println!("{}$ cat {FILE}\n{}", worker.host.name(), content.trim_end());
+    show(&cluster, &["get", "skyhooks"]).await?;
+    for node in &cluster.nodes {
+        let content = node.host.exec(["cat", FILE]).await?;
+        println!("{}$ cat {FILE}\n{}", node.host.name(), content.trim_end());
     }
+
+    println!("\n$ helm uninstall skyhook --namespace skyhook");
+    let uninstalling = Instant::now();
+    cluster.uninstall().await?;
+    parts.push((
+        "helm uninstall, with the Skyhook still there",
+        uninstalling.elapsed(),
+    ));
 
     let stopping = Instant::now();
     drop(cluster);
@@ -83,6 +96,12 @@ async fn demo() -> Result<()> {
     Ok(())
 }
 
+async fn show(cluster: &RealCluster, args: &[&str]) -> Result<()> {
+    let printed = cluster.plane.kubectl(args).await?;
+    println!("\n$ kubectl {}\n{printed}", args.join(" "));
+    Ok(())
+}
+
 /// What is shown of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Row {
@@ -92,7 +111,7 @@ struct Row {
     doing: String,
 }
 
-async fn show_until_complete(cluster: &Cluster, applied: Instant) -> Result<()> {
+async fn show_until_complete(cluster: &RealCluster, applied: Instant) -> Result<()> {
     let terminal = std::io::stdout().is_terminal();
     let skyhooks: Api<Skyhook> = Api::all(cluster.client());
     let mut shown: Vec<Row> = Vec::new();
@@ -123,14 +142,11 @@ async fn show_until_complete(cluster: &Cluster, applied: Instant) -> Result<()> 
             let status = serde_json::to_string_pretty(&skyhook.status)?;
             bail!("{NAME} is not complete after {DEADLINE:?}: {status}");
         }
-        if let Some(coordinator) = &cluster.coordinator {
-            coordinator.check_alive()?;
-        }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-async fn rows(cluster: &Cluster) -> Result<Vec<Row>> {
+async fn rows(cluster: &RealCluster) -> Result<Vec<Row>> {
     let nodes = Api::<Node>::all(cluster.client())
         .list(&Default::default())
         .await?;

@@ -1,7 +1,7 @@
 //! What each published package needs of a runner (`packages.md`), by a fixture that needs just that.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,9 +15,7 @@ use skyhook_integration::skip::hosts_can_run;
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures/packages")
-        .join(name)
+    skyhook_integration::source::source("integration/fixtures/packages").join(name)
 }
 
 /// A container runtime and what needs it, as units.

@@ -162,6 +162,7 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
     };
     Stamp {
         epoch: String::new(),
+        format: 0,
         lease: lease_uid(node, mark.lease),
         revision: if has_result {
             revision_name(mark.revision)

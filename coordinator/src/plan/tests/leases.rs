@@ -462,6 +462,19 @@ fn when_the_agent_is_done() {
             vec![],
         ),
         (
+            "a newer version wrote the record",
+            leased(
+                Picture::new().annotated(
+                    1,
+                    "skyhook.nvidia.com/stamp_s",
+                    r#"{"format":1,"granted":"lease"}"#,
+                ),
+                grant_and(json!({})),
+                done(),
+            ),
+            vec![],
+        ),
+        (
             "it is on record",
             leased(
                 stamp(Picture::new(), recorded.clone()).annotated(

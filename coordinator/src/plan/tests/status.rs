@@ -58,6 +58,12 @@ fn every_node_that_does_not_move_has_a_reason() {
             "NodeStateMalformed",
         ),
         (
+            "newer",
+            Picture::new().annotated(1, "skyhook.nvidia.com/stamp_s", r#"{"format":1}"#),
+            "worker-1",
+            "NewerVersion",
+        ),
+        (
             "policy",
             Picture::new().skyhook(
                 &["spec"],

@@ -1,0 +1,215 @@
+//! `cleanup`: what has to happen before the chart is uninstalled. All Skyhooks are deleted; nodes get back what they
+//! were; whatever does not end in time loses our finalizers, so that nothing holds up the removal of the CRDs.
+//!
+//! The ordinary way is the coordinator's own: this program runs its loop and stands for election, so that it does not
+//! matter whether another coordinator lives. Guarantees: it ends in time, and after a success no object of ours has a
+//! finalizer. Caveat: an agent that did not answer may still be running a step on its host.
+
+#![expect(clippy::disallowed_methods, reason = "the shell owns the clock")]
+
+use std::fmt::Debug;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use k8s_openapi::api::rbac::v1::Role;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use skyhook_crds::lease::protocol;
+use skyhook_crds::{InterruptionLease, names};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::config::{Settings, duration};
+use crate::facts::{WireLease, WirePolicy, WireSkyhook};
+use crate::run;
+
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Flags of `cleanup`.
+#[derive(Args, Clone, Debug)]
+pub struct CleanupArgs {
+    /// How long the whole may take; the last third is for what does not end by itself.
+    #[arg(long, default_value = "100s", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+/// Deletes everything of ours from the cluster.
+pub async fn run(client: Client, settings: &Settings, args: &CleanupArgs) -> anyhow::Result<()> {
+    let role = settings.references_role.clone();
+    let settings = Settings {
+        leader_election: true,
+        identity: format!("cleanup-{}", settings.identity),
+        // The Role is to go.
+        references_role: None,
+        ..settings.clone()
+    };
+    let (stop, stopped) = watch::channel(false);
+    let (ready, _) = watch::channel(false);
+    let coordinating = run::run(client.clone(), &settings, stopped, ready);
+    tokio::pin!(coordinating);
+    let cleaning = clean(&client, args.timeout);
+    tokio::pin!(cleaning);
+    let cleaned = tokio::select! {
+        cleaned = &mut cleaning => cleaned,
+        ended = &mut coordinating => {
+            // Without it only the coordinator that may still run can help; the rest is done all the same.
+            tracing::warn!(error = ?ended.err(), "cannot coordinate");
+            return finish(&client, &settings, role, cleaning.await).await;
+        }
+    };
+    stop.send_replace(true);
+    if let Err(error) = coordinating.await {
+        tracing::warn!(%error, "the loop did not end well");
+    }
+    finish(&client, &settings, role, cleaned).await
+}
+
+async fn finish(
+    client: &Client,
+    settings: &Settings,
+    role: Option<String>,
+    cleaned: anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if let Some(role) = &role {
+        let roles: Api<Role> = Api::namespaced(client.clone(), &settings.namespace);
+        forgive(roles.delete(role, &DeleteParams::default()).await)
+            .with_context(|| format!("delete role {role}"))?;
+    }
+    cleaned
+}
+
+async fn clean(client: &Client, timeout: Duration) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let policies: Api<WirePolicy> = Api::all(client.clone());
+    let skyhooks: Api<WireSkyhook> = Api::all(client.clone());
+    let leases: Api<WireLease> = Api::all(client.clone());
+    let mut forced = false;
+    loop {
+        // Again and again: something may be creating them.
+        delete_all(&skyhooks).await.context("delete Skyhooks")?;
+        let left = names_of(&skyhooks).await? + names_of(&leases).await?;
+        if left == 0 {
+            break;
+        }
+        let spent = started.elapsed();
+        if spent > timeout * 2 / 3 && !forced {
+            tracing::warn!(
+                left,
+                "it takes too long: leases are released without their agents"
+            );
+            force_release(client).await?;
+            forced = true;
+        }
+        if spent > timeout * 5 / 6 {
+            tracing::warn!(left, "our finalizers are taken away");
+            strip(&leases, names::LEASE_FINALIZER).await?;
+            // With the leases gone, cordons are given back.
+            sleep(2 * LOOK).await;
+            strip(&skyhooks, names::SKYHOOK_FINALIZER).await?;
+        }
+        if spent > timeout {
+            bail!(
+                "{left} objects are left after {timeout:?}: somebody else's finalizer keeps them, or they are created anew"
+            );
+        }
+        sleep(LOOK).await;
+    }
+    delete_all(&policies)
+        .await
+        .context("delete DeploymentPolicies")?;
+    tracing::info!(took = ?started.elapsed(), "no Skyhook and no lease is left");
+    Ok(())
+}
+
+async fn names_of<K>(api: &Api<K>) -> anyhow::Result<usize>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    match api.list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items.len()),
+        // The CRD is gone.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn delete_all<K>(api: &Api<K>) -> anyhow::Result<()>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let all = match api.list(&ListParams::default()).await {
+        Ok(all) => all,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for object in all {
+        if object.meta().deletion_timestamp.is_none() {
+            forgive(
+                api.delete(&object.name_any(), &DeleteParams::default())
+                    .await,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the coordinator, whichever leads, to release every lease whatever its agent says.
+async fn force_release(client: &Client) -> anyhow::Result<()> {
+    let leases: Api<InterruptionLease> = Api::all(client.clone());
+    for lease in leases.list(&ListParams::default()).await? {
+        if !protocol::is_accepted(&lease) {
+            continue;
+        }
+        let uid = lease.metadata.uid.clone();
+        let body = json!({"metadata": {"uid": uid, "annotations": {names::FORCE_RELEASE: uid}}});
+        forgive(merge(&leases, &lease.name_any(), &body).await)?;
+    }
+    Ok(())
+}
+
+/// Deletes everything and takes our finalizer off.
+async fn strip<K>(api: &Api<K>, finalizer: &str) -> anyhow::Result<()>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    delete_all(api).await?;
+    for object in api.list(&ListParams::default()).await? {
+        let metadata = object.meta();
+        let kept: Vec<&String> = object
+            .finalizers()
+            .iter()
+            .filter(|held| *held != finalizer)
+            .collect();
+        let body = json!({"metadata": {
+            "uid": metadata.uid,
+            "resourceVersion": metadata.resource_version,
+            "finalizers": kept,
+        }});
+        forgive(merge(api, &object.name_any(), &body).await)?;
+    }
+    Ok(())
+}
+
+async fn merge<K>(api: &Api<K>, name: &str, body: &serde_json::Value) -> kube::Result<K>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
+    let params = PatchParams {
+        field_manager: Some(names::COORDINATOR.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(name, &params, &Patch::Merge(body)).await
+}
+
+/// Gone already, or changed in between: the next look shows what is left to do.
+fn forgive<T>(answer: kube::Result<T>) -> kube::Result<()> {
+    match answer {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,212 @@
+//! What the coordinator keeps about the agents besides their leases: the Role with what they may read by name, and an eye
+//! on the DaemonSet, whose pods may be refused.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::rbac::v1::{PolicyRule, Role};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event as Seen};
+use kube::{Client, ResourceExt as _};
+use serde_json::json;
+use skyhook_crds::names;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::index::Change;
+use crate::references::References;
+
+/// How long a Role that could not be written waits for the next try.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long pods may take to be created before somebody is asked why they are not.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often that is asked again while they are missing.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Keeps the Role `name` to what is wanted, whoever else changes or deletes it; when nothing is referred to there is none,
+/// so that nothing is left after an uninstall. `None`: another replica leads, and nothing is written.
+pub async fn references(
+    client: Client,
+    namespace: String,
+    name: String,
+    mut wanted: watch::Receiver<Option<References>>,
+) {
+    let api: Api<Role> = Api::namespaced(client, &namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut events = watcher::watcher(api.clone(), config)
+        .default_backoff()
+        .boxed();
+    // Unknown until the first list is complete.
+    let mut live: Option<Option<Vec<PolicyRule>>> = None;
+    let mut listed = None;
+    loop {
+        let rules = wanted.borrow_and_update().as_ref().map(References::rules);
+        let differs = match (&rules, &live) {
+            (Some(rules), Some(live)) if rules.is_empty() => live.is_some(),
+            (Some(rules), Some(live)) => live.as_ref() != Some(rules),
+            (None, _) | (_, None) => false,
+        };
+        if let Some(rules) = rules.filter(|_| differs) {
+            match apply(&api, &name, &rules).await {
+                Ok(()) => live = Some((!rules.is_empty()).then_some(rules)),
+                Err(error) => {
+                    tracing::warn!(role = name, %error, "the Role with what Skyhooks refer to cannot be written");
+                    sleep(RETRY).await;
+                    continue;
+                }
+            }
+        }
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() {
+                return;
+            },
+            event = events.next() => match event {
+                Some(Ok(Seen::Apply(role))) => live = Some(Some(role.rules.unwrap_or_default())),
+                Some(Ok(Seen::Delete(_))) => live = Some(None),
+                Some(Ok(Seen::Init)) => listed = None,
+                Some(Ok(Seen::InitApply(role))) => listed = Some(role.rules.unwrap_or_default()),
+                Some(Ok(Seen::InitDone)) => live = Some(listed.take()),
+                Some(Err(error)) => tracing::debug!(role = name, %error, "watch broke; it is taken up again"),
+                None => return,
+            },
+        }
+    }
+}
+
+async fn apply(api: &Api<Role>, name: &str, rules: &[PolicyRule]) -> kube::Result<()> {
+    if rules.is_empty() {
+        return match api.delete(name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            answer => answer.map(drop),
+        };
+    }
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": names::COORDINATOR}},
+        "rules": rules,
+    });
+    let params = PatchParams::apply(names::COORDINATOR).force();
+    api.patch(name, &params, &Patch::Apply(&role))
+        .await
+        .map(drop)
+}
+
+/// Tells `changes` why agents' pods are missing, when the DaemonSet's controller could not create them.
+pub async fn agents(
+    client: Client,
+    namespace: String,
+    name: String,
+    changes: mpsc::Sender<Change>,
+) {
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut watched = watcher::watcher(api, config).default_backoff().boxed();
+    let mut missing = 0;
+    let mut ask_at: Option<Instant> = None;
+    loop {
+        let far = Instant::now() + Duration::from_secs(86_400);
+        match timeout_at(ask_at.unwrap_or(far), watched.next()).await {
+            Ok(Some(Ok(Seen::Apply(set) | Seen::InitApply(set)))) => {
+                let now_missing = missing_pods(&set);
+                if now_missing > 0 && ask_at.is_none() {
+                    ask_at = Some(Instant::now() + PATIENCE);
+                } else if now_missing == 0 {
+                    ask_at = None;
+                    if missing > 0 && changes.send(Change::AgentsRefused(None)).await.is_err() {
+                        return;
+                    }
+                }
+                missing = now_missing;
+            }
+            Ok(Some(Ok(Seen::Init | Seen::InitDone | Seen::Delete(_)))) => {}
+            Ok(Some(Err(error))) => {
+                tracing::debug!(daemonset = name, %error, "watch broke; it is taken up again");
+            }
+            Ok(None) => return,
+            Err(_) => {
+                ask_at = Some(Instant::now() + ASK_AGAIN);
+                let why = why_refused(&client, &namespace, &name).await;
+                let change = Change::AgentsRefused(why);
+                if changes.send(change).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn missing_pods(set: &DaemonSet) -> i32 {
+    set.status.as_ref().map_or(0, |status| {
+        status.desired_number_scheduled - status.current_number_scheduled
+    })
+}
+
+/// What the API server last said to the DaemonSet's controller.
+async fn why_refused(client: &Client, namespace: &str, name: &str) -> Option<String> {
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let of =
+        format!("involvedObject.kind=DaemonSet,involvedObject.name={name},reason=FailedCreate");
+    match api.list(&ListParams::default().fields(&of)).await {
+        Ok(events) => events
+            .into_iter()
+            .max_by_key(|event| {
+                let last = event.last_timestamp.as_ref().map(|time| time.0);
+                last.or_else(|| event.creation_timestamp().map(|time| time.0))
+            })
+            .and_then(|event| event.message)
+            .map(|said| explain(namespace, &said)),
+        Err(error) => {
+            tracing::debug!(%error, "events of the agents' DaemonSet cannot be read");
+            None
+        }
+    }
+}
+
+/// The server's words, and what to do about the usual reason.
+fn explain(namespace: &str, said: &str) -> String {
+    let mut text = format!("the agents' pods are refused in namespace {namespace}: {said}");
+    if said.contains("PodSecurity") {
+        text.push_str(&format!(
+            "; allow them: kubectl label namespace {namespace} --overwrite \
+             pod-security.kubernetes.io/enforce=privileged"
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_by_pod_security_comes_with_the_command_that_ends_it() {
+        let said =
+            "Error creating: pods \"a-\" is forbidden: violates PodSecurity \"baseline:latest\"";
+        let text = explain("skyhook", said);
+        assert!(text.contains(said), "{text}");
+        assert!(
+            text.ends_with("enforce=privileged") && text.contains("label namespace skyhook"),
+            "{text}"
+        );
+        let quota = explain("skyhook", "exceeded quota");
+        assert!(!quota.contains("kubectl"), "{quota}");
+    }
+
+    #[test]
+    fn pods_are_missing_when_fewer_exist_than_are_wanted() {
+        for (desired, current, want) in [(3, 3, 0), (3, 1, 2), (0, 0, 0)] {
+            let set: DaemonSet = serde_json::from_value(json!({
+                "metadata": {}, "status": {
+                    "desiredNumberScheduled": desired, "currentNumberScheduled": current,
+                    "numberMisscheduled": 0, "numberReady": 0,
+                },
+            }))
+            .expect("a DaemonSet");
+            assert_eq!(missing_pods(&set), want);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What the chart renders, and what it refuses to render. No cluster.
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize as _;
+use serde_json::{Value, json};
+use skyhook_integration::chart::{AGENT, COORDINATOR, lint, template};
+use skyhook_integration::skip::chart_can_run;
+
+/// All objects of the chart with these arguments.
+async fn render(args: &[&str]) -> Result<Vec<Value>> {
+    let text = template(args).await?;
+    let mut objects = Vec::new();
+    for document in serde_yaml_ng::Deserializer::from_str(&text) {
+        let object = Value::deserialize(document)?;
+        if !object.is_null() {
+            objects.push(object);
+        }
+    }
+    Ok(objects)
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Result<&'a Value> {
+    let found = objects
+        .iter()
+        .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    found.with_context(|| format!("no {kind} {name}"))
+}
+
+#[tokio::test]
+async fn it_lints_and_renders_with_every_switch() -> Result<()> {
+    if !chart_can_run("it_lints_and_renders_with_every_switch").await {
+        return Ok(());
+    }
+    for args in [
+        &[][..],
+        &["--set", "cleanup.enabled=false,crds.keep=true"],
+        &["--set", "limitRange=null"],
+        &[
+            "--set",
+            "imagePullSecret=s,useHostNetwork=true,kubernetesApi.host=h,kubernetesApi.port=1",
+        ],
+        &[
+            "--set",
+            "rbac.createSkyhookViewerRole=true,rbac.createSkyhookEditorRole=true",
+        ],
+        &[
+            "--set",
+            "agent.imagePullSecrets={a,b},agent.insecureRegistries={r:1},agent.stepTimeoutSeconds=60",
+        ],
+        &[
+            "--set",
+            "controllerManager.selectors.role=infra,controllerManager.replicas=1",
+        ],
+        &["--set", "estimatedNodeCount=5000,estimatedPackageCount=4"],
+    ] {
+        lint(args).await?;
+        let objects = render(args).await?;
+        for object in &objects {
+            ensure!(object["kind"].is_string(), "{args:?}: {object}");
+        }
+    }
+    let big = render(&["--set", "estimatedNodeCount=5000,estimatedPackageCount=4"]).await?;
+    let coordinator = find(&big, "Deployment", COORDINATOR)?;
+    let resources = &coordinator["spec"]["template"]["spec"]["containers"][0]["resources"];
+    assert_eq!(resources["requests"]["memory"], "400Mi");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
+    if !chart_can_run("what_cannot_work_is_refused_with_the_reason").await {
+        return Ok(());
+    }
+    for (args, words) in [
+        (&["--namespace", "default"][..], "namespace of its own"),
+        (
+            &[
+                "--set",
+                "controllerManager.selectors.a=b",
+                "--set-json",
+                r#"controllerManager.nodeAffinity.matchExpressions=[{"key":"a","operator":"Exists"}]"#,
+            ],
+            "exclude each other",
+        ),
+        (
+            &[
+                "--set",
+                "controllerManager.podDisruptionBudget.minAvailable=2",
+            ],
+            "less than",
+        ),
+        (
+            &[
+                "--set",
+                "controllerManager.manager.env.leaderElection=false",
+            ],
+            "more than one replica",
+        ),
+        (
+            &["--set", "controllerManager.manager.env.copyDirRoot=var"],
+            "absolute path",
+        ),
+        (&["--kube-version", "1.29.0"], "kubeVersion"),
+    ] {
+        let error = template(args)
+            .await
+            .err()
+            .with_context(|| format!("{args:?} renders"))?;
+        ensure!(error.to_string().contains(words), "{args:?}: {error:#}");
+    }
+    Ok(())
+}
+
+/// A selector that changes breaks every upgrade; the reference's names are what other tools look for.
+#[tokio::test]
+async fn names_and_selectors_stay() -> Result<()> {
+    if !chart_can_run("names_and_selectors_stay").await {
+        return Ok(());
+    }
+    let objects = render(&[]).await?;
+    let coordinator = find(&objects, "Deployment", COORDINATOR)?;
+    assert_eq!(
+        coordinator["spec"]["selector"]["matchLabels"],
+        json!({
+            "control-plane": "controller-manager",
+            "app.kubernetes.io/name": "skyhook-operator",
+            "app.kubernetes.io/instance": "skyhook",
+        })
+    );
+    let agent = find(&objects, "DaemonSet", AGENT)?;
+    assert_eq!(
+        agent["spec"]["selector"]["matchLabels"],
+        json!({
+            "app.kubernetes.io/component": "agent",
+            "app.kubernetes.io/name": "skyhook-operator",
+            "app.kubernetes.io/instance": "skyhook",
+        })
+    );
+    let crds = objects
+        .iter()
+        .filter(|o| o["kind"] == "CustomResourceDefinition");
+    assert_eq!(crds.count(), 3);
+    let roles = render(&[
+        "--set",
+        "rbac.createSkyhookViewerRole=true,rbac.createSkyhookEditorRole=true",
+    ]);
+    let roles = roles.await?;
+    find(&roles, "ClusterRole", "skyhook-viewer-role")?;
+    find(&roles, "ClusterRole", "skyhook-editor-role").map(drop)
+}
+
+#[tokio::test]
+async fn pods_have_what_they_need_and_no_more() -> Result<()> {
+    if !chart_can_run("pods_have_what_they_need_and_no_more").await {
+        return Ok(());
+    }
+    let digest = "controllerManager.manager.agent.digest=sha256:00";
+    let objects = render(&["--set", digest]).await?;
+    let agent = &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"];
+    assert_eq!(agent["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(
+        (&agent["hostPID"], &agent["hostNetwork"]),
+        (&json!(true), &json!(true))
+    );
+    let container = &agent["containers"][0];
+    assert_eq!(container["securityContext"]["privileged"], true);
+    ensure!(container["ports"].is_null(), "the agent opens no port");
+    for probe in ["startupProbe", "readinessProbe"] {
+        ensure!(container[probe]["exec"].is_object(), "{probe} is not exec");
+    }
+    let image = container["image"].as_str().context("image")?;
+    ensure!(image.ends_with("/agent@sha256:00"), "{image}");
+
+    let coordinator = &find(&objects, "Deployment", COORDINATOR)?["spec"]["template"]["spec"];
+    let cleanup = "skyhook-skyhook-operator-skyhook-cleanup";
+    let cleanup = &find(&objects, "Job", cleanup)?["spec"]["template"]["spec"];
+    // What the restricted Pod Security Standard asks for.
+    for pod in [coordinator, cleanup] {
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(
+            pod["securityContext"]["seccompProfile"]["type"],
+            "RuntimeDefault"
+        );
+        let container = &pod["containers"][0]["securityContext"];
+        assert_eq!(container["allowPrivilegeEscalation"], false);
+        assert_eq!(container["capabilities"]["drop"], json!(["ALL"]));
+        ensure!(
+            pod["hostNetwork"].is_null() && pod["volumes"].is_null(),
+            "{pod}"
+        );
+    }
+    let tolerations = coordinator["tolerations"]
+        .as_array()
+        .context("tolerations")?;
+    ensure!(
+        tolerations
+            .iter()
+            .any(|t| t["key"] == "node.kubernetes.io/unschedulable")
+    );
+    Ok(())
+}
+
+/// Nobody is given a wildcard, and only the coordinator's own Role reaches secrets without names.
+#[tokio::test]
+async fn no_role_is_wider_than_it_says() -> Result<()> {
+    if !chart_can_run("no_role_is_wider_than_it_says").await {
+        return Ok(());
+    }
+    for object in render(&[]).await? {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        if !matches!(kind, "Role" | "ClusterRole") {
+            continue;
+        }
+        let name = &object["metadata"]["name"];
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            for field in ["verbs", "resources", "apiGroups"] {
+                let values = rule[field].as_array().context("a list")?;
+                ensure!(!values.contains(&json!("*")), "{name}: {rule}");
+            }
+            let resources = rule["resources"].as_array().context("a list")?;
+            let reads_secrets = resources.contains(&json!("secrets"));
+            let is_the_keeper = kind == "Role" && *name == COORDINATOR;
+            ensure!(
+                !reads_secrets || is_the_keeper || rule["resourceNames"].is_array(),
+                "{name}: {rule}"
+            );
+        }
+    }
+    Ok(())
+}

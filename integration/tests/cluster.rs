@@ -1,0 +1,485 @@
+//! As users run it: real kubelets and containerd, our images, `helm install`; everything that kills
+//! a pod in the middle of a step, and everything that an uninstall has to leave behind.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use skyhook_crds::Status;
+use skyhook_integration::chart;
+use skyhook_integration::images::BUSYBOX;
+use skyhook_integration::install::{NAMESPACE, apply as kubectl_apply};
+use skyhook_integration::kubelet::KubeNode;
+use skyhook_integration::real::RealCluster;
+use skyhook_integration::registry::Image;
+use skyhook_integration::rollout::{
+    LeaseRecorder, apply, example, skyhook, wait_complete, wait_for,
+};
+use skyhook_integration::skip::cluster_can_run;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {
+    if !cluster_can_run("installed_by_helm_it_survives_what_kills_pods").await {
+        return Ok(());
+    }
+    let mut cluster = RealCluster::start(2).await?;
+    let outcome = tokio::time::timeout(10 * MINUTE, story(&mut cluster)).await;
+    let outcome = outcome.context("the story takes more than ten minutes")?;
+    if let Err(error) = outcome {
+        return Err(error.context(cluster.describe().await));
+    }
+    Ok(())
+}
+
+async fn story(cluster: &mut RealCluster) -> Result<()> {
+    let image = cluster.push("shellscript").await?;
+    the_commands_of_the_readme_work(cluster).await?;
+    cluster.install(&[]).await?;
+    the_sample_completes(cluster, &image).await?;
+    a_step_outlives_everything_around_its_agent(cluster, &image).await?;
+    an_interrupt_restarts_containerd(cluster, &image).await?;
+    a_budget_for_pods_delays_the_drain_before_a_reboot(cluster, &image).await?;
+    a_node_that_joins_is_treated_as_well(cluster, &image).await?;
+    an_uninstall_leaves_nothing_of_ours(cluster, &image).await
+}
+
+/// A Skyhook for all nodes with these scripts, one node at a time.
+fn scripts(name: &str, image: &Image, scripts: &Value, more: &Value) -> Value {
+    let mut package = json!({"configMap": scripts});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        package[key] = value.clone();
+    }
+    skyhook(name, "work", image, 1, &package)
+}
+
+/// From `helm install` to `helm uninstall`; the chart is installed again after it.
+async fn the_commands_of_the_readme_work(cluster: &RealCluster) -> Result<()> {
+    let package = skyhook_integration::source::source("examples/packages/shellscript");
+    let name = "nvidia/skyhook-packages/shellscript";
+    cluster
+        .registry
+        .push_folder(&package, name, "1.1.1")
+        .await?;
+    let repository = chart::serve(&cluster.run).await?;
+    let shown = chart::seed(&cluster.plane, &repository).await?;
+    for words in [
+        "skyhook-sample condition met",
+        "something-important:1.1.1",
+        "uninstalled",
+    ] {
+        ensure!(shown.contains(words), "no {words:?} in:\n{shown}");
+    }
+    for node in &cluster.nodes {
+        assert_eq!(node.host.read("/skyhook-hello-world")?, "hello world\n");
+    }
+    Ok(())
+}
+
+async fn the_sample_completes(cluster: &RealCluster, image: &Image) -> Result<()> {
+    let recorder = LeaseRecorder::start(cluster.client()).await?;
+    let mut sample = example("skyhook-sample.yaml", image, 1)?;
+    let scripts = &mut sample["spec"]["packages"]["something-important"]["configMap"];
+    for script in scripts
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|s| s.values_mut())
+    {
+        *script = json!(
+            script
+                .as_str()
+                .unwrap_or_default()
+                .replace("sleep 10", "sleep 1")
+        );
+    }
+    apply(cluster.client(), &sample).await?;
+    let done = wait_complete(cluster.client(), "skyhook-sample", 2 * MINUTE).await?;
+    assert_eq!(done.status.unwrap_or_default().complete_nodes, "2/2");
+    assert_eq!(recorder.most_granted()?, 1, "{:#?}", recorder.changes());
+    for node in &cluster.nodes {
+        assert_eq!(node.host.read("/skyhook-hello-world")?, "hello world\n");
+    }
+    Ok(())
+}
+
+/// One step, and in its midst: an upgrade and a rollback of the chart, each with a rolling update of
+/// the agents, a forced deletion of the pod, the agent killed for lack of memory, kubelet and
+/// containerd restarted.
+async fn a_step_outlives_everything_around_its_agent(
+    cluster: &RealCluster,
+    image: &Image,
+) -> Result<()> {
+    let steps = json!({
+        "apply.sh": "echo begin >>/steps; while [ ! -e /steps-may-end ]; do sleep 0.2; done; echo end >>/steps",
+    });
+    let manifest =
+        json!({"nodeSelectors": {"matchLabels": {"kubernetes.io/hostname": "worker-1"}}});
+    let mut long = scripts("long", image, &steps, &json!({}));
+    long["spec"]["nodeSelectors"] = manifest["nodeSelectors"].clone();
+    apply(cluster.client(), &long).await?;
+    let node = cluster.node("worker-1")?;
+    until_host(node, "grep -q begin /steps", MINUTE).await?;
+    let supervisor = supervisor(node).await?;
+
+    // The DaemonSet's pods are replaced by an upgrade of the chart, and again by a rollback.
+    let first = agent_pod(cluster, "worker-1").await?;
+    cluster.install(&["--set", "agent.logLevel=debug"]).await?;
+    let upgraded = new_agent_pod(cluster, "worker-1", &first).await?;
+    assert_same(node, &supervisor, "an upgrade").await?;
+    let rollback = [
+        "rollback",
+        chart::RELEASE,
+        "--namespace",
+        NAMESPACE,
+        "--wait",
+        "--timeout",
+        "120s",
+    ];
+    chart::helm(&cluster.plane, &rollback).await?;
+    let back = new_agent_pod(cluster, "worker-1", &upgraded).await?;
+    assert_same(node, &supervisor, "a rollback").await?;
+
+    let delete = [
+        "-n",
+        NAMESPACE,
+        "delete",
+        "pod",
+        "--force",
+        "--grace-period=0",
+        &back,
+    ];
+    cluster.plane.kubectl(&delete).await?;
+    let forced = new_agent_pod(cluster, "worker-1", &back).await?;
+    assert_same(node, &supervisor, "a forced deletion").await?;
+
+    starve(node).await?;
+    let last = "{.status.containerStatuses[0].lastState.terminated.reason}";
+    let reason = [
+        "-n",
+        NAMESPACE,
+        "get",
+        "pod",
+        &forced,
+        "-o",
+        &format!("jsonpath={last}"),
+    ];
+    cluster
+        .until(&reason, MINUTE, |reason| reason == "OOMKilled")
+        .await?;
+    assert_same(node, &supervisor, "an agent killed for lack of memory").await?;
+
+    for unit in ["kubelet", "containerd"] {
+        node.host.exec(["systemctl", "restart", unit]).await?;
+        assert_same(node, &supervisor, unit).await?;
+    }
+    node.host.exec(["touch", "/steps-may-end"]).await?;
+    wait_complete(cluster.client(), "long", 2 * MINUTE).await?;
+    assert_eq!(node.host.read("/steps")?, "begin\nend\n");
+    Ok(())
+}
+
+async fn an_interrupt_restarts_containerd(cluster: &RealCluster, image: &Image) -> Result<()> {
+    let mut before = Vec::new();
+    for node in &cluster.nodes {
+        before.push(main_pid(node, "containerd").await?);
+    }
+    let steps = json!({
+        "apply.sh": "echo apply >>/containerd-steps",
+        "post_interrupt.sh": "echo post-interrupt >>/containerd-steps",
+    });
+    let interrupt = json!({"interrupt": {"type": "service", "services": ["containerd"]}});
+    let restart = scripts("restart", image, &steps, &interrupt);
+    apply(cluster.client(), &restart).await?;
+    wait_complete(cluster.client(), "restart", 3 * MINUTE).await?;
+    for (node, before) in cluster.nodes.iter().zip(before) {
+        assert_eq!(
+            node.host.read("/containerd-steps")?,
+            "apply\npost-interrupt\n"
+        );
+        assert_ne!(
+            main_pid(node, "containerd").await?,
+            before,
+            "containerd was not restarted"
+        );
+        assert!(!is_cordoned(cluster, node.host.name()).await?);
+    }
+    Ok(())
+}
+
+/// A workload that may not lose its only pod: the drain waits and says for whom, until there are two.
+async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
+    cluster: &RealCluster,
+    image: &Image,
+) -> Result<()> {
+    kubectl_apply(&cluster.plane, &workload()).await?;
+    cluster
+        .plane
+        .kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])
+        .await?;
+    let node_of_pod = [
+        "get",
+        "pods",
+        "-l",
+        "app=web",
+        "-o",
+        "jsonpath={.items[0].spec.nodeName}",
+    ];
+    let busy = cluster.plane.kubectl(&node_of_pod).await?;
+    let node = cluster.node(busy.trim())?;
+    let boot = node.host.current()?;
+    let steps = json!({"apply.sh": "echo apply >>/reboot-steps", "post_interrupt.sh": "echo post >>/reboot-steps"});
+    let interrupt = json!({"interrupt": {"type": "reboot"}});
+    let mut reboot = scripts("reboot", image, &steps, &interrupt);
+    reboot["spec"]["nodeSelectors"] =
+        json!({"matchLabels": {"kubernetes.io/hostname": busy.trim()}});
+    apply(cluster.client(), &reboot).await?;
+
+    let blockers = [
+        "get",
+        "interruptionlease",
+        busy.trim(),
+        "-o",
+        "jsonpath={.spec.drain.blockers}",
+    ];
+    let is_named = |said: &str| said.contains("web-") && said.contains("disruption budget");
+    cluster.until(&blockers, MINUTE, is_named).await?;
+    ensure!(
+        is_cordoned(cluster, busy.trim()).await?,
+        "drained without a cordon"
+    );
+    cluster
+        .plane
+        .kubectl(&["scale", "deployment/web", "--replicas=2"])
+        .await?;
+
+    wait_complete(cluster.client(), "reboot", 4 * MINUTE).await?;
+    let now = node.host.current()?;
+    assert_eq!(now.count, boot.count + 1, "one reboot");
+    assert_eq!(node.host.read("/reboot-steps")?, "apply\npost\n");
+    assert!(!is_cordoned(cluster, busy.trim()).await?);
+    let web = cluster
+        .plane
+        .kubectl(&["get", "pods", "-l", "app=web", "-o", "wide"])
+        .await?;
+    ensure!(
+        !web.contains(busy.trim()),
+        "the pod was not evicted:\n{web}"
+    );
+    Ok(())
+}
+
+fn workload() -> String {
+    format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web, namespace: default}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: web
+          image: {BUSYBOX}
+          command: [/bin/sleep, \"100000\"]
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{name: web, namespace: default}}
+spec:
+  minAvailable: 1
+  selector: {{matchLabels: {{app: web}}}}
+"
+    )
+}
+
+async fn a_node_that_joins_is_treated_as_well(
+    cluster: &mut RealCluster,
+    image: &Image,
+) -> Result<()> {
+    let steps = json!({"apply.sh": "while [ ! -e /go ]; do sleep 0.2; done; echo joined >/joined"});
+    apply(
+        cluster.client(),
+        &scripts("join", image, &steps, &json!({})),
+    )
+    .await?;
+    let underway = |skyhook: &skyhook_crds::Skyhook| {
+        skyhook
+            .status
+            .as_ref()
+            .is_some_and(|s| s.status == Status::InProgress)
+    };
+    wait_for(cluster.client(), "join", "in progress", MINUTE, underway).await?;
+    let third = cluster.join().await?;
+    for node in &cluster.nodes {
+        node.host.exec(["touch", "/go"]).await?;
+    }
+    let done = wait_complete(cluster.client(), "join", 3 * MINUTE).await?;
+    assert_eq!(done.status.unwrap_or_default().complete_nodes, "3/3");
+    assert_eq!(third.host.read("/joined")?, "joined\n");
+    // What was complete on two nodes is not forgotten on the third.
+    for (name, file) in [
+        ("skyhook-sample", "/skyhook-hello-world"),
+        ("restart", "/containerd-steps"),
+    ] {
+        wait_complete(cluster.client(), name, 2 * MINUTE).await?;
+        third.host.read(file)?;
+    }
+    Ok(())
+}
+
+/// With Skyhooks present, one of them at work on a cordoned node, and no coordinator left.
+async fn an_uninstall_leaves_nothing_of_ours(cluster: &RealCluster, image: &Image) -> Result<()> {
+    let steps = json!({"apply.sh": "sleep 3600"});
+    let interrupt = json!({"interrupt": {"type": "noop"}, "gracefulShutdown": "1s"});
+    apply(
+        cluster.client(),
+        &scripts("stuck", image, &steps, &interrupt),
+    )
+    .await?;
+    let running = [
+        "get",
+        "interruptionleases",
+        "-o",
+        "jsonpath={.items[*].status.phase}",
+    ];
+    cluster
+        .until(&running, MINUTE, |phases| phases.contains("Running"))
+        .await?;
+
+    let down = [
+        "-n",
+        NAMESPACE,
+        "scale",
+        "--replicas=0",
+        &format!("deployment/{}", chart::COORDINATOR),
+    ];
+    cluster.plane.kubectl(&down).await?;
+    let pods = [
+        "-n",
+        NAMESPACE,
+        "get",
+        "pods",
+        "-l",
+        "control-plane=controller-manager",
+        "-o",
+        "name",
+    ];
+    cluster.until(&pods, MINUTE, str::is_empty).await?;
+    cluster.uninstall().await?;
+    let ours = [
+        "get",
+        "crd,clusterroles,clusterrolebindings,validatingadmissionpolicies",
+        "-o",
+        "name",
+    ];
+    let left = cluster.plane.kubectl(&ours).await?;
+    ensure!(!left.contains("skyhook"), "left behind:\n{left}");
+    let kinds = "all,serviceaccounts,roles,rolebindings,limitranges,controllerrevisions,leases";
+    let left = cluster
+        .until(
+            &["get", kinds, "-n", NAMESPACE, "-o", "name"],
+            MINUTE,
+            |left| {
+                left.lines()
+                    .all(|line| line == "serviceaccount/default" || line.starts_with("lease"))
+            },
+        )
+        .await?;
+    ensure!(!left.contains("operator"), "left behind:\n{left}");
+    for node in &cluster.nodes {
+        assert!(!is_cordoned(cluster, node.host.name()).await?);
+        let scopes = node
+            .host
+            .sh("systemctl list-units --plain --no-legend 'skyhook-*'")
+            .await?;
+        assert_eq!(scopes, "", "steps still run on {}", node.host.name());
+    }
+    Ok(())
+}
+
+async fn is_cordoned(cluster: &RealCluster, node: &str) -> Result<bool> {
+    let get = ["get", "node", node, "-o", "jsonpath={.spec.unschedulable}"];
+    Ok(cluster.plane.kubectl(&get).await?.trim() == "true")
+}
+
+/// Name of the agent's pod on a node, once there is one that is not being deleted.
+async fn agent_pod(cluster: &RealCluster, node: &str) -> Result<String> {
+    new_agent_pod(cluster, node, "").await
+}
+
+/// The same, another than `old`, and Ready.
+async fn new_agent_pod(cluster: &RealCluster, node: &str, old: &str) -> Result<String> {
+    let on = format!("spec.nodeName={node}");
+    let jsonpath = "jsonpath={range .items[?(@.status.containerStatuses[0].ready==true)]}{.metadata.name} {end}";
+    let selector = "app.kubernetes.io/component=agent";
+    let get = [
+        "-n",
+        NAMESPACE,
+        "get",
+        "pods",
+        "-l",
+        selector,
+        "--field-selector",
+        &on,
+        "-o",
+        jsonpath,
+    ];
+    let is_new = |names: &str| !names.is_empty() && names.split(' ').all(|name| name != old);
+    let names = cluster.until(&get, MINUTE, is_new).await?;
+    let name = names.split(' ').next().context("a pod")?;
+    Ok(name.to_owned())
+}
+
+/// The supervisor of the one step that runs: its process number inside the host.
+async fn supervisor(node: &KubeNode) -> Result<String> {
+    let find = "scope=$(systemctl list-units --plain --no-legend 'skyhook-*.scope' | cut -d' ' -f1); \
+                cat /sys/fs/cgroup/systemd/system.slice/$scope/cgroup.procs \
+                    /sys/fs/cgroup/system.slice/$scope/cgroup.procs 2>/dev/null | head -n 1";
+    let pid = node.host.sh(find).await?.trim().to_owned();
+    ensure!(!pid.is_empty(), "no step runs on {}", node.host.name());
+    Ok(pid)
+}
+
+async fn assert_same(node: &KubeNode, pid: &str, after: &str) -> Result<()> {
+    let now = supervisor(node)
+        .await
+        .with_context(|| format!("after {after}"))?;
+    ensure!(
+        now == pid,
+        "after {after} the step's supervisor is {now}, not {pid}"
+    );
+    Ok(())
+}
+
+async fn main_pid(node: &KubeNode, unit: &str) -> Result<String> {
+    let show = ["systemctl", "show", "--property=MainPID", "--value", unit];
+    Ok(node.host.exec(show).await?.trim().to_owned())
+}
+
+/// Has something else in the agent's cgroup take more memory than the cgroup may have. The agent is
+/// made the first to be killed, as it is on a node whose kubelet may set scores.
+async fn starve(node: &KubeNode) -> Result<()> {
+    let script = "pid=$(pgrep -f '^/usr/bin/skyhook-agent run'); echo 1000 >/proc/$pid/oom_score_adj
+        group=$(sed -n 's/^[0-9]*:memory://p' /proc/$pid/cgroup)
+        dir=/sys/fs/cgroup/memory$group
+        if [ ! -d $dir ]; then dir=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/$pid/cgroup); fi
+        sh -c \"echo \\$\\$ >$dir/cgroup.procs; exec dd if=/dev/zero of=/dev/null bs=400M count=1\" || true";
+    node.host.sh(script).await.map(drop)
+}
+
+async fn until_host(node: &KubeNode, test: &str, within: Duration) -> Result<()> {
+    let started = std::time::Instant::now();
+    while node.host.sh(test).await.is_err() {
+        ensure!(
+            started.elapsed() < within,
+            "{}: {test} after {within:?}",
+            node.host.name()
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
