@@ -75,11 +75,13 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
         && super::advance::is_turn(p, entry)
 }
 
-/// The next wave waits for the post-interrupt of the one before; one that fails does not hold others up.
+/// The next wave waits for the post-interrupt of the one before; one that fails, or that has come to depend on a package
+/// of the next wave, does not hold others up.
 fn has_unfinished_post_interrupt(p: &Progress) -> bool {
-    p.entries
-        .values()
-        .any(|e| p.is_wanted(e) && e.stage == Stage::PostInterrupt && e.state == State::InProgress)
+    p.entries.values().any(|e| {
+        let unfinished = e.stage == Stage::PostInterrupt && e.state == State::InProgress;
+        unfinished && p.is_wanted(e) && super::advance::is_turn(p, e)
+    })
 }
 
 fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {

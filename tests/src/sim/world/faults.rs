@@ -38,6 +38,9 @@ pub enum Heal {
     Register(String),
 }
 
+/// What a vandal writes over a stamp.
+pub(super) const NONSENSE: &str = "nonsense";
+
 const SKYHOOK_PATH: &str = "/apis/skyhook.nvidia.com/v1alpha1/skyhooks";
 
 impl<C: Core> World<'_, C> {
@@ -305,7 +308,7 @@ impl<C: Core> World<'_, C> {
             3 | 4 => self.cordon(&node),
             5 => {
                 let body = json!({ "metadata": { "annotations": {
-                    names::reason(&name): "[", names::stamp(&name): "nonsense",
+                    names::reason(&name): "[", names::stamp(&name): NONSENSE,
                 } } });
                 self.as_admin("PATCH", &path, body);
             }
