@@ -117,7 +117,7 @@ bench-cluster: controlplane build static
 
 # Two nodes (NODES=3 for three) with real kubelets to try things out on, until Ctrl-C.
 cluster: controlplane build
-	@$(ROOT) $(DEBUG)/cluster
+	@$(ROOT) $(DEBUG)/real_cluster
 
 chart: setup
 	helm lint --strict helm/skyhook-operator --namespace skyhook

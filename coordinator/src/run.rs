@@ -5,10 +5,12 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use tokio::sync::{mpsc, watch as channel};
+use tokio::task::JoinSet;
 
 use crate::apply::{Applier, Outcome};
 use crate::config::Settings;
@@ -46,27 +48,14 @@ pub async fn run(
     };
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
-    let (references, wanted) = channel::channel(None);
-    if let Some(role) = settings.references_role.clone() {
-        let namespace = settings.namespace.clone();
-        watches.spawn(keeper::references(client.clone(), namespace, role, wanted));
-    }
-    if let Some(set) = settings.agent_daemon_set.clone() {
-        let namespace = settings.namespace.clone();
-        watches.spawn(keeper::agents(
-            client.clone(),
-            namespace,
-            set,
-            sender.clone(),
-        ));
-    }
+    let references = spawn_keepers(&client, settings, &sender, &mut watches);
     let mut state = Loop {
         session: Session::new(settings),
         publisher: Publisher::new(client.clone(), &settings.identity),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
     };
-    let mut writes = FuturesUnordered::new();
+    let mut writes = Writes::new();
     // Since when there is something new to decide on.
     let mut dirty: Option<Mono> = None;
     let mut wake_at: Option<Mono> = None;
@@ -119,21 +108,7 @@ pub async fn run(
         }
         let plan = state.session.plan(now);
         wake_at = plan.wake_at;
-        for effect in plan.effects {
-            if writes.len() >= settings.max_in_flight {
-                break;
-            }
-            let events = events::events(&state.session.index, &effect);
-            let Some(effect) = state.begin(effect) else {
-                continue;
-            };
-            let applier = state.applier.clone();
-            let wall = plan::seconds(Timestamp::now());
-            writes.push(async move {
-                let outcome = applier.apply(&effect, &wall).await;
-                (effect, outcome, events)
-            });
-        }
+        state.launch(plan.effects, settings.max_in_flight, &mut writes);
     }
     watches.shutdown().await;
     let finish = async {
@@ -150,6 +125,35 @@ pub async fn run(
     Ok(())
 }
 
+/// Starts what is kept beside the plan; what is returned tells the keeper of the Role what is wanted.
+fn spawn_keepers(
+    client: &Client,
+    settings: &Settings,
+    changes: &mpsc::Sender<Change>,
+    tasks: &mut JoinSet<()>,
+) -> channel::Sender<Option<References>> {
+    let (references, wanted) = channel::channel(None);
+    let namespace = &settings.namespace;
+    if let Some(role) = settings.references_role.clone() {
+        tasks.spawn(keeper::references(
+            client.clone(),
+            namespace.clone(),
+            role,
+            wanted,
+        ));
+    }
+    if let Some(set) = settings.agent_daemon_set.clone() {
+        let changes = changes.clone();
+        tasks.spawn(keeper::agents(
+            client.clone(),
+            namespace.clone(),
+            set,
+            changes,
+        ));
+    }
+    references
+}
+
 /// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
 fn publish_references(to: &channel::Sender<Option<References>>, index: Option<&Index>) {
     let wanted = index.map(References::of);
@@ -159,6 +163,9 @@ fn publish_references(to: &channel::Sender<Option<References>>, index: Option<&I
         changed
     });
 }
+
+/// Writes under way.
+type Writes = FuturesUnordered<BoxFuture<'static, (Effect, Outcome, Vec<EventFact>)>>;
 
 struct Loop<'a> {
     session: Session<'a>,
@@ -178,6 +185,25 @@ impl Loop<'_> {
     fn take(&mut self, change: Change) -> bool {
         let mono = self.now().mono;
         self.session.take(change, mono)
+    }
+
+    /// Starts writes, as many as may be in flight.
+    fn launch(&mut self, effects: Vec<Effect>, most: usize, writes: &mut Writes) {
+        for effect in effects {
+            if writes.len() >= most {
+                break;
+            }
+            let events = events::events(&self.session.index, &effect);
+            let Some(effect) = self.begin(effect) else {
+                continue;
+            };
+            let applier = self.applier.clone();
+            let wall = plan::seconds(Timestamp::now());
+            writes.push(Box::pin(async move {
+                let outcome = applier.apply(&effect, &wall).await;
+                (effect, outcome, events)
+            }));
+        }
     }
 
     /// Marks the effect's target as being written, or drops the effect.

@@ -121,6 +121,9 @@ impl Case<'_> {
             return Some(format!("{reason:?}"));
         }
         let record = node.record(&skyhook.name);
+        if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
+            return Some("a newer version wrote the node's record".to_owned());
+        }
         if record.states.as_ref().ok() != Some(&self.lease.spec.installed) {
             return Some("the node's package states changed".to_owned());
         }
@@ -216,6 +219,10 @@ impl Case<'_> {
         let Some(status) = &self.lease.status else {
             return;
         };
+        // A newer version was here: its record is neither understood nor written over.
+        if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
+            return;
+        }
         let stamp = Stamp {
             format: installed::FORMAT,
             lease: self.fact.uid.clone(),
