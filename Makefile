@@ -11,8 +11,8 @@ SHELL := /bin/bash
 # Hosts need root. Everything is built as who you are, and only what boots them runs as root.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E env PATH="$(PATH)")
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-# No test program takes minutes; one that hangs must not take the rest with it.
-RUNNER = CARGO_TARGET_$(TRIPLE)_RUNNER='timeout --foreground --verbose --kill-after=30 900 $(ROOT)'
+# No test program takes this many seconds; one that hangs must not take the rest with it.
+RUNNER = CARGO_TARGET_$(TRIPLE)_RUNNER='timeout --foreground --verbose --kill-after=30 1500 $(ROOT)'
 
 CRDS := helm/skyhook-operator/generated/crds
 DEBUG := $(CARGO_TARGET_DIR)/debug
@@ -35,7 +35,11 @@ help:
 	@echo "make model        the lease protocol, model-checked with larger bounds (an hour)"
 	@echo "make soak         the simulated cluster, 100,000 seeds"
 	@echo "make bench-scale  N nodes, P packages, faked hosts: time, writes, memory"
-	@echo "make bench-one    one node, a package that does nothing: time, requests, memory"
+	@echo "make bench-one    one node, a package that does nothing: time, requests, memory;"
+	@echo "                  also bench-oci, bench-agent, bench-interrupt, bench-scale, bench-cluster"
+	@echo "make sim          the simulated cluster; make soak: very many seeds of it"
+	@echo "make model        the lease protocol, model-checked with larger bounds"
+	@echo "make fuzz         a minute of fuzzing what images and registries say"
 	@echo "make bench-cluster  two real nodes, the chart, the sample: time, memory, image sizes, writes"
 	@echo "make cluster      nodes with real kubelets to try things out on, until Ctrl-C"
 	@echo "make images       OCI archives of both programs, without a container engine"

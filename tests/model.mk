@@ -3,4 +3,4 @@
 .PHONY: model
 
 model: build
-	cargo test -p skyhook-tests --test model -- --ignored --nocapture
+	cargo test --workspace --test model -- --ignored --nocapture

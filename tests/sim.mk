@@ -3,7 +3,7 @@
 .PHONY: sim soak
 
 sim: build
-	cargo test -p skyhook-tests --test sim -- --nocapture
+	cargo test --workspace --test sim -- --nocapture
 
 soak:
 	SIM_SEEDS=100000 cargo test --release -p skyhook-tests --test sim -- --nocapture seeds

@@ -186,7 +186,8 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: agent-secrets}
 subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
 ";
     skyhook_integration::install::apply(&cluster.plane, rule).await?;
-    let script = "[ ${#TOKEN} = 28 ] && [ \"$NODE\" = worker-1 ] && sleep 2";
+    let script = "[ ${#TOKEN} = 28 ] && [ \"$NODE\" = worker-1 ] && touch /secretive \
+                  && while [ ! -e /searched ]; do sleep 0.1; done";
     let env = json!([
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "key"}}},
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -199,13 +200,27 @@ subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
         json!({"env": env}),
     );
     apply(cluster.client(), &manifest).await?;
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    await_file(cluster, host, "/secretive").await?;
     let search = format!("grep -rl {secret} /var /etc /run /tmp 2>/dev/null || true");
     assert_eq!(host.sh(&search).await?, "", "while it runs");
+    host.sh("touch /searched").await?;
     wait_complete(cluster.client(), "secretive", MINUTE)
         .await
         .with_context(|| cluster.logs())?;
     assert_eq!(host.sh(&search).await?, "", "afterwards");
+    Ok(())
+}
+
+async fn await_file(cluster: &Cluster, host: &Host, path: &str) -> Result<()> {
+    let begin = Instant::now();
+    while host.read(path).is_err() {
+        ensure!(
+            begin.elapsed() < MINUTE,
+            "{path} never came: {}",
+            cluster.logs()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     Ok(())
 }
 
@@ -215,15 +230,7 @@ async fn ignore_sigterm(cluster: &Cluster, image: &Image, host: &Host) -> Result
     let more = json!({"gracefulShutdown": "2s"});
     let manifest = scripts("stubborn", image, &[("apply", script)], more);
     apply(cluster.client(), &manifest).await?;
-    let begin = Instant::now();
-    while host.read("/stubborn").is_err() {
-        ensure!(
-            begin.elapsed() < MINUTE,
-            "it never began: {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    await_file(cluster, host, "/stubborn").await?;
     let disable = json!({"metadata": {"annotations": {"skyhook.nvidia.com/disable": "true"}}});
     Api::<Skyhook>::all(cluster.client())
         .patch("stubborn", &PatchParams::default(), &Patch::Merge(&disable))

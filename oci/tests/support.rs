@@ -29,7 +29,7 @@ pub(crate) fn tools(names: &[&str]) -> bool {
         Ok("true"),
         "CI must have {missing:?}"
     );
-    eprintln!("SKIPPED: {missing:?} not found (apt-get install docker-registry skopeo umoci)");
+    eprintln!("!!!! SKIPPED: {missing:?} not found (apt-get install docker-registry skopeo umoci)");
     false
 }
 

@@ -124,11 +124,13 @@ pub(crate) async fn forged_pods(world: &mut World) -> anyhow::Result<()> {
             ],
         )
         .await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let annotation = world
-        .annotation("forged-1", &names::node_state("forged"))
+    let spec = json!({ "packages": { "foobar": package("1.0.0", json!({})) } });
+    world.apply("forged", "forged", spec).await?;
+    world.complete("forged").await?;
+    world
+        .expect_states("forged-1", "forged", &[("foobar|1.0.0", "config/complete")])
         .await?;
-    ensure!(annotation.is_none(), "{annotation:?}");
+    ensure!(world.has_pod("forged").await?, "it was there all along");
     Ok(())
 }
 
@@ -147,7 +149,13 @@ pub(crate) async fn lifecycle(world: &mut World) -> anyhow::Result<()> {
         .skyhook_until("lifecycle", "paused", status_is(Status::Paused))
         .await?;
     world.apply("lifecycle", "lifecycle", spec("1.1.0")).await?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let is_observed = |s: &Skyhook| {
+        let observed = s.status.as_ref().map(|status| status.observed_generation);
+        observed == s.metadata.generation
+    };
+    world
+        .skyhook_until("lifecycle", "observed", is_observed)
+        .await?;
     ensure!(
         times(&host, "pkg|1.1.0 upgrade") == 0,
         "paused: nothing starts"
