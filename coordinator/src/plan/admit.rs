@@ -6,7 +6,7 @@ use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
 
 use super::standing::{Reason, Standing, Standings};
 use super::{Draft, View};
-use crate::effect::Effect;
+use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
 
@@ -211,6 +211,8 @@ pub(super) fn nodes(
                     ledger.reserve(node, skyhook);
                     Standing::Leased
                 }
+                // Between two leases: the one before is on its way out.
+                None if view.index.is_unsettled(&Target::Lease(name.clone())) => Standing::Leased,
                 None => {
                     Standing::Waiting(Reason::new("Settling", "an earlier write is on its way"))
                 }

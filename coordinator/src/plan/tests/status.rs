@@ -111,3 +111,19 @@ fn a_parked_skyhook_says_why_and_the_same_status_is_not_written_again() {
     picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
     assert_eq!(picture.plan().effects, vec![]);
 }
+
+#[test]
+fn a_node_between_two_leases_does_not_flap() {
+    let picture = Picture::new();
+    let mut index = picture.index();
+    index.busy.insert(Target::Lease("worker-1".into()));
+    let plan = picture.plan_of(&index);
+    let shown = plan.effects.iter().find_map(|effect| match effect {
+        Effect::WriteSkyhookStatus { status, .. } => {
+            Some((status.status, status.node_status.get("worker-1").copied()))
+        }
+        _ => None,
+    });
+    let in_progress = skyhook_crds::Status::InProgress;
+    assert_eq!(shown, Some((in_progress, Some(in_progress))));
+}

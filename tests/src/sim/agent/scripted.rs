@@ -219,8 +219,17 @@ impl Core for Scripted {
     type Known = Known;
 
     fn begin(start: &Start<'_, Known>) -> Self {
-        let known = reconcile(start);
+        let mut known = reconcile(start);
         let tasks = tasks(&known, start.data);
+        // What is to be done is on record from the beginning: a lease that is stopped before its turn has not brought
+        // the package to the revision.
+        for task in &tasks {
+            if let (Some(there), Some(package)) = (known.states.get_mut(&task.key), &task.package) {
+                there.stage = task.stage;
+                there.state = State::InProgress;
+                known.content.insert(package.name.clone(), package.clone());
+            }
+        }
         Self {
             needs_drain: tasks.iter().any(|task| task.interrupt.is_some()),
             tasks,

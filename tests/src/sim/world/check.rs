@@ -164,7 +164,8 @@ impl<C: Core> World<'_, C> {
         for kind in [NODES, SKYHOOKS] {
             let next = running.position(kind).unwrap_or_default();
             if let Some(entry) = self.api.log(kind, next).first() {
-                since = since.min(entry.at);
+                // It has seen what was before that.
+                since = since.min(entry.at.saturating_sub(1));
             }
         }
         let lease = self.api.get(LEASES, node);

@@ -69,6 +69,13 @@ impl<C: Core> Machine<C> {
         format!("{}-boot-{}", self.machine_id, self.boots)
     }
 
+    /// True while its agent has this lease in the journal.
+    #[must_use]
+    pub fn works_on(&self, lease: &str) -> bool {
+        let current = self.journal.current.as_ref();
+        current.is_some_and(|current| current.lease == lease)
+    }
+
     /// The steps that run now.
     pub fn running(&self) -> impl Iterator<Item = &HostStep> {
         self.steps.values().filter(|step| step.result.is_none())

@@ -17,7 +17,7 @@ use crate::sim::api::{Request, Response};
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Report,
-    Running,
+    Running { lease: String },
     Revision(String),
     Look { lease: String },
 }
@@ -222,7 +222,10 @@ impl<C: Core> World<'_, C> {
         let metadata = json!({ "uid": lease, "resourceVersion": resource_version });
         let body = json!({ "metadata": metadata, "status": status });
         let path = format!("{}/status", lease_path(node));
-        self.agent_send(node, "PUT", path, body, Answer::Running);
+        let answer = Answer::Running {
+            lease: lease.to_owned(),
+        };
+        self.agent_send(node, "PUT", path, body, answer);
     }
 
     pub(super) fn look_at_lease(&mut self, node: &str, lease: String) {
@@ -270,7 +273,7 @@ impl<C: Core> World<'_, C> {
         let held = agent.lease.as_ref().and_then(|l| l.resource_version());
         let ok = response.is_success();
         match tag {
-            Answer::Report | Answer::Running => {
+            Answer::Report | Answer::Running { .. } => {
                 agent.waits = false;
                 if ok {
                     machine.learn(Some(&response.body));
@@ -278,7 +281,9 @@ impl<C: Core> World<'_, C> {
                     agent.refused = held.map(|version| (version, again));
                     agent.forget();
                 }
-                if matches!(tag, Answer::Running) {
+                if let Answer::Running { lease } = tag
+                    && machine.works_on(&lease)
+                {
                     let written = Told::RunningWritten;
                     self.feed(node, if ok { written } else { Told::RunningRefused });
                 }
@@ -299,7 +304,9 @@ impl<C: Core> World<'_, C> {
                     // Silence does not stop a wave.
                     _ => true,
                 };
-                self.feed(node, Told::LeaseLooked { stands });
+                if machine.works_on(&lease) {
+                    self.feed(node, Told::LeaseLooked { stands });
+                }
             }
         }
         self.run_agent(node);
