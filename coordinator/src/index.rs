@@ -189,21 +189,7 @@ impl Index {
                 self.creating.remove(&node);
                 self.leases.remove(&node).is_some()
             }
-            Change::Revision(revision) => {
-                let revision = RevisionFact::new(*revision);
-                self.note(Kind::Revision, &revision.name);
-                self.settled(
-                    &Target::Revision(revision.name.clone()),
-                    &revision.resource_version,
-                );
-                let older = self.revisions.get(&revision.name).is_some_and(|held| {
-                    is_older(&revision.resource_version, &held.resource_version)
-                });
-                if !older {
-                    self.revisions.insert(revision.name.clone(), revision);
-                }
-                !older
-            }
+            Change::Revision(revision) => self.revision(RevisionFact::new(*revision)),
             Change::RevisionGone(name) => self.revisions.remove(&name).is_some(),
             Change::Policy(name) => {
                 self.note(Kind::Policy, &name);
@@ -309,6 +295,22 @@ impl Index {
             .is_some_and(|held| is_older(&skyhook.resource_version, &held.resource_version));
         if !older {
             self.skyhooks.insert(skyhook.name.clone(), skyhook);
+        }
+        !older
+    }
+
+    fn revision(&mut self, revision: RevisionFact) -> bool {
+        self.note(Kind::Revision, &revision.name);
+        self.settled(
+            &Target::Revision(revision.name.clone()),
+            &revision.resource_version,
+        );
+        let older = self
+            .revisions
+            .get(&revision.name)
+            .is_some_and(|held| is_older(&revision.resource_version, &held.resource_version));
+        if !older {
+            self.revisions.insert(revision.name.clone(), revision);
         }
         !older
     }

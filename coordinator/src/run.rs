@@ -77,11 +77,7 @@ pub async fn run(
                 continue;
             }
             Some(change) = changes.recv() => {
-                let mut changed = state.take(change);
-                while let Ok(change) = changes.try_recv() {
-                    changed |= state.take(change);
-                }
-                if changed {
+                if state.take_all(change, &mut changes) {
                     dirty = dirty.or(Some(now.mono));
                 }
                 continue;
@@ -180,6 +176,15 @@ impl Loop<'_> {
             mono: self.started.elapsed(),
             wall: Timestamp::now(),
         }
+    }
+
+    /// Takes in a change and those that came behind it.
+    fn take_all(&mut self, first: Change, more: &mut mpsc::Receiver<Change>) -> bool {
+        let mut changed = self.take(first);
+        while let Ok(change) = more.try_recv() {
+            changed |= self.take(change);
+        }
+        changed
     }
 
     fn take(&mut self, change: Change) -> bool {

@@ -103,68 +103,74 @@ async fn services_are_restarted_whatever_they_carry() -> Result<()> {
     failing_units(&cluster, &image, host).await
 }
 
+/// Units that cannot be restarted, each for a reason of its own.
+const UNITS: &[(&str, &str)] = &[
+    (
+        "broken",
+        "Type=oneshot\nExecStart=/bin/sh -c 'echo the flux capacitor is cold; exit 7'",
+    ),
+    (
+        "hanging",
+        "Type=notify\nTimeoutStartSec=2\nExecStart=/bin/sh -c 'echo waits for godot; exec sleep 99'",
+    ),
+    (
+        "endless",
+        "Type=oneshot\nExecStart=/bin/sh -c 'echo digs on; exec sleep 99'",
+    ),
+    ("brief", "ExecStart=/bin/sh -c 'echo not my day; exit 3'"),
+    ("wrong", "Type=simple"),
+    (
+        "needy",
+        "ExecStart=/bin/sleep 99\n[Unit]\nRequires=broken.service\nAfter=broken.service",
+    ),
+];
+
+/// What is said of them, and of one that does not exist and one that is masked.
+const WORDS: &[(&str, [&str; 2])] = &[
+    (
+        "broken",
+        [
+            "broken.service failed to start",
+            "the flux capacitor is cold",
+        ],
+    ),
+    (
+        "hanging",
+        [
+            "hanging.service failed to start",
+            "start operation timed out",
+        ],
+    ),
+    (
+        "endless",
+        ["endless.service is activating after 6 s", "digs on"],
+    ),
+    (
+        "brief",
+        ["brief.service failed after its restart", "not my day"],
+    ),
+    ("wrong", ["wrong.service cannot be loaded", "unit file"]),
+    (
+        "needy",
+        ["needy.service was not started", "Dependency failed"],
+    ),
+    (
+        "no-such-unit",
+        ["no-such-unit.service", "does not exist on this host"],
+    ),
+    ("rsyslog", ["rsyslog.service is masked", "unmask it"]),
+];
+
 /// What is wrong with a unit is said with its name and the end of its journal; the node is given back when asked for.
 async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
-    for (unit, service) in [
-        (
-            "broken",
-            "Type=oneshot\nExecStart=/bin/sh -c 'echo the flux capacitor is cold; exit 7'",
-        ),
-        (
-            "hanging",
-            "Type=notify\nTimeoutStartSec=2\nExecStart=/bin/sh -c 'echo waits for godot; exec sleep 99'",
-        ),
-        (
-            "endless",
-            "Type=oneshot\nExecStart=/bin/sh -c 'echo digs on; exec sleep 99'",
-        ),
-        ("brief", "ExecStart=/bin/sh -c 'echo not my day; exit 3'"),
-        ("wrong", "Type=simple"),
-        (
-            "needy",
-            "ExecStart=/bin/sleep 99\n[Unit]\nRequires=broken.service\nAfter=broken.service",
-        ),
-    ] {
+    for (unit, service) in UNITS {
         host.write(
             &format!("/etc/systemd/system/{unit}.service"),
             &format!("[Service]\n{service}\n"),
         )?;
     }
     host.sh("systemctl mask --now rsyslog.service").await?;
-    for (unit, words) in [
-        (
-            "broken",
-            [
-                "broken.service failed to start",
-                "the flux capacitor is cold",
-            ],
-        ),
-        (
-            "hanging",
-            [
-                "hanging.service failed to start",
-                "start operation timed out",
-            ],
-        ),
-        (
-            "endless",
-            ["endless.service is activating after 6 s", "digs on"],
-        ),
-        (
-            "brief",
-            ["brief.service failed after its restart", "not my day"],
-        ),
-        ("wrong", ["wrong.service cannot be loaded", "unit file"]),
-        (
-            "needy",
-            ["needy.service was not started", "Dependency failed"],
-        ),
-        (
-            "no-such-unit",
-            ["no-such-unit.service", "does not exist on this host"],
-        ),
-        ("rsyslog", ["rsyslog.service is masked", "unmask it"]),
-    ] {
+    for (unit, words) in WORDS {
         let name = format!("unit-{unit}");
         // What fails comes after what does not.
         let interrupt = json!({"type": "service", "services": ["cron", unit]});
