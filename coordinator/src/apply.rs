@@ -31,6 +31,9 @@ pub enum Outcome {
     Retry { after: Duration, error: String },
 }
 
+/// How long the API server may take to answer everything that one effect asks of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{verb} {object}")]
@@ -105,7 +108,14 @@ impl Applier {
 
     /// Makes the write. `wall` is the time that people are shown.
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
-        match self.write(effect, wall).await {
+        let Ok(written) = tokio::time::timeout(PATIENCE, self.write(effect, wall)).await else {
+            // It may still be carried out; what it was decided on is then out of date, and so is the next attempt.
+            return Outcome::Retry {
+                after: Duration::from_secs(2),
+                error: format!("no answer in {} s", PATIENCE.as_secs()),
+            };
+        };
+        match written {
             Ok(change) => Outcome::Done(change),
             Err(ApplyError {
                 verb,
@@ -169,10 +179,16 @@ impl Applier {
                 self.lease_spec(node, at, &json!({ "granted": granted }))
                     .await
             }
-            Effect::StopLease { node, at, stop } => {
+            Effect::StopLease {
+                node,
+                at,
+                stop,
+                revision,
+            } => {
                 let stop = stop.map(|reason| Stop {
                     reason,
                     since: wall.to_owned(),
+                    revision: revision.clone(),
                 });
                 self.lease_spec(node, at, &json!({ "stop": stop })).await
             }

@@ -21,7 +21,7 @@ pub struct Settings {
     pub max_concurrent_nodes: Option<usize>,
 
     /// How long a granted lease may stay without being accepted by the node's agent.
-    #[arg(long, env = "ACCEPT_TIMEOUT", default_value = "2m", value_parser = duration)]
+    #[arg(long, env = "ACCEPT_TIMEOUT", default_value = "2m", value_parser = some_time)]
     pub accept_timeout: Duration,
 
     /// How long a node is left alone after its agent did not respond.
@@ -40,6 +40,10 @@ pub struct Settings {
     #[arg(long, env = "NODE_RETURN_TIMEOUT", default_value = "15m", value_parser = duration)]
     pub node_return_timeout: Duration,
 
+    /// Bring a node to its packages again after a reboot that Skyhook did not ask for.
+    #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub reapply_on_reboot: bool,
+
     /// Stand for election among the replicas; without it, this one always leads.
     #[arg(long, env = "LEADER_ELECTION", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub leader_election: bool,
@@ -53,7 +57,7 @@ pub struct Settings {
     pub agent_daemon_set: Option<String>,
 
     /// Requests in flight at once.
-    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 16)]
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value = "16", value_parser = at_least_one)]
     pub max_in_flight: usize,
 
     /// Address for /readyz and /livez; unset serves none.
@@ -67,8 +71,40 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|e| e.to_string())
 }
 
+fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it must be longer than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be 1 or more".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("it must be a number".to_owned()),
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self::parse_from(["skyhook-coordinator"])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_with_which_nothing_would_ever_happen_are_refused() {
+        for (flag, problem) in [
+            ("--max-in-flight=0", "it must be 1 or more"),
+            ("--max-in-flight=many", "it must be a number"),
+            ("--accept-timeout=0s", "it must be longer than nothing"),
+        ] {
+            let refused = Settings::try_parse_from(["skyhook-coordinator", flag]).unwrap_err();
+            assert!(refused.to_string().contains(problem), "{refused}");
+        }
     }
 }

@@ -81,6 +81,8 @@ pub enum Effect {
         node: String,
         at: Version,
         stop: Option<StopReason>,
+        /// What the node is to be brought to instead, for `NewRevision`.
+        revision: Option<String>,
     },
     SetDrain {
         node: String,

@@ -8,7 +8,7 @@ use skyhook_crds::stage::Status;
 
 use crate::effect::{Effect, NodePatch};
 use crate::index::Index;
-use crate::plan::AGENT_NOT_RESPONDING;
+use crate::plan::{AGENT_NOT_RESPONDING, REAPPLY};
 
 /// The object that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,13 +46,25 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
             of_status(&subject, &old.unwrap_or_default(), status)
         }
         Effect::PatchNode {
-            node, at, patch, ..
+            node,
+            at,
+            patch,
+            why,
         } => {
             let subject = Subject::Node {
                 name: node.clone(),
                 uid: at.uid.clone(),
             };
-            of_node(index, &subject, node, patch)
+            let mut events = of_node(index, &subject, node, patch);
+            if why.contains(REAPPLY) {
+                events.push(EventFact {
+                    subject,
+                    warning: false,
+                    reason: "Reboot",
+                    note: format!("detected reboot, resetting node [{node}] to be reapplied"),
+                });
+            }
+            events
         }
         Effect::StopLease {
             node,

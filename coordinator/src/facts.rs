@@ -75,6 +75,8 @@ pub struct WireCondition {
 pub struct WireNodeInfo {
     #[serde(rename = "bootID", default)]
     pub boot_id: String,
+    #[serde(rename = "machineID", default)]
+    pub machine_id: String,
 }
 
 /// A custom resource as it comes from the API server: decoded later, so that one that cannot be is not lost.
@@ -160,6 +162,7 @@ pub struct NodeFact {
     pub taints: Vec<Taint>,
     pub unschedulable: bool,
     pub boot_id: String,
+    pub machine_id: String,
     pub ready: bool,
     /// Since when `ready` is what it is.
     pub ready_since: Option<Timestamp>,
@@ -206,6 +209,7 @@ impl NodeFact {
             taints: node.spec.taints.unwrap_or_default(),
             unschedulable: node.spec.unschedulable.unwrap_or(false),
             boot_id: node.status.node_info.boot_id,
+            machine_id: node.status.node_info.machine_id,
             ready: ready.as_ref().is_some_and(|c| c.condition.status == "True"),
             ready_since: ready
                 .and_then(|c| c.last_transition_time)
@@ -354,6 +358,8 @@ pub struct LeaseFact {
     pub node: String,
     pub uid: String,
     pub resource_version: String,
+    /// An administrator wants it released, whatever became of it.
+    pub forced: bool,
     pub lease: Result<Box<InterruptionLease>, String>,
 }
 
@@ -371,7 +377,12 @@ impl LeaseFact {
                 .map(Some)
                 .map_err(|e| format!("status cannot be read: {e}"))
         };
+        let force = metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
         Self {
+            forced: force.is_some() && force == metadata.uid.as_ref(),
             node: metadata.name.clone().unwrap_or_default(),
             uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),

@@ -73,11 +73,13 @@ pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), 
         Effect::ReleaseLease { node, at } => {
             let recorded =
                 seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
-            require(recorded, Broken::ReleaseUnrecorded)
+            let forced = index.leases.get(node).is_some_and(|fact| {
+                fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
+            });
+            require(recorded || forced, Broken::ReleaseUnrecorded)
         }
         Effect::AbandonLease { node, at } => {
-            let given_up =
-                seen(index, node, at).is_some_and(|(_, lease)| is_given_up(index, lease));
+            let given_up = seen(index, node, at).is_some_and(|(_, lease)| index.is_given_up(lease));
             require(given_up, Broken::ReleaseUnrecorded)
         }
         Effect::EvictPod {
@@ -151,15 +153,6 @@ fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
     protocol::release_reason(lease, Some(&advance::facts(node, record))).is_some()
 }
 
-/// True when the lease's Skyhook is gone, being deleted or disabled.
-pub(crate) fn is_given_up(index: &Index, lease: &InterruptionLease) -> bool {
-    index
-        .skyhooks
-        .get(&lease.spec.skyhook.name)
-        .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
-        .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
-}
-
 fn grant(
     index: &Index,
     settings: &Settings,
@@ -176,7 +169,9 @@ fn grant(
         .filter(|node| skyhook.selects(node))
         .count();
     let ledger = Ledger::new(index, settings.max_concurrent_nodes);
-    if ledger.refusal(skyhook, selected, 0).is_some() {
+    if ledger.refusal(skyhook, selected, 0).is_some()
+        || ledger.has_control_planes_too_many(&fact.node)
+    {
         return Err(Broken::GrantBeyondBudget);
     }
     let stamped = index.nodes.get(&fact.node).is_some_and(|node| {

@@ -9,6 +9,10 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::protocol::is_older;
+
 use crate::effect::{Effect, Target};
 use crate::facts::{
     LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
@@ -78,8 +82,11 @@ pub struct LeaseClock {
     pub uid: String,
     /// When the grant was first seen.
     pub granted: Option<Mono>,
-    /// When an order to stop was first seen.
-    pub stopped: Option<Mono>,
+    /// Since when its Skyhook is gone, being deleted or disabled.
+    pub given_up: Option<Mono>,
+    /// When a pause was last seen to end.
+    pub resumed: Option<Mono>,
+    paused: bool,
 }
 
 /// Why a node is left alone, and until when.
@@ -134,6 +141,8 @@ pub struct Index {
     pub busy: BTreeSet<Target>,
     /// Objects whose watch has not yet delivered our last write: target to the version that was written over.
     pub stale: BTreeMap<Target, (String, Mono)>,
+    /// Leases that we have removed and whose watch has not said so yet: node to UID.
+    pub removed: BTreeMap<String, (String, Mono)>,
     pub lease_clocks: BTreeMap<String, LeaseClock>,
     /// Nodes that are left alone for a while.
     pub backoff: BTreeMap<String, Backoff>,
@@ -162,30 +171,25 @@ impl Index {
         match change {
             Change::Node(node) => self.node(NodeFact::new(*node)),
             Change::NodeGone(name) => self.nodes.remove(&name).is_some(),
-            Change::Skyhook(skyhook) => self.skyhook(SkyhookFact::new(*skyhook)),
-            Change::SkyhookGone(name) => self.skyhooks.remove(&name).is_some(),
+            Change::Skyhook(skyhook) => {
+                let changed = self.skyhook(SkyhookFact::new(*skyhook));
+                self.time_given_up(now);
+                changed
+            }
+            Change::SkyhookGone(name) => {
+                let was_there = self.skyhooks.remove(&name).is_some();
+                self.time_given_up(now);
+                was_there
+            }
             Change::Lease(lease) => self.lease(LeaseFact::new(*lease), now),
             Change::LeaseGone(node) => {
                 self.lease_clocks.remove(&node);
                 self.stale.remove(&Target::Lease(node.clone()));
+                self.removed.remove(&node);
                 self.creating.remove(&node);
                 self.leases.remove(&node).is_some()
             }
-            Change::Revision(revision) => {
-                let revision = RevisionFact::new(*revision);
-                self.note(Kind::Revision, &revision.name);
-                self.settled(
-                    &Target::Revision(revision.name.clone()),
-                    &revision.resource_version,
-                );
-                let older = self.revisions.get(&revision.name).is_some_and(|held| {
-                    is_older(&revision.resource_version, &held.resource_version)
-                });
-                if !older {
-                    self.revisions.insert(revision.name.clone(), revision);
-                }
-                !older
-            }
+            Change::Revision(revision) => self.revision(RevisionFact::new(*revision)),
             Change::RevisionGone(name) => self.revisions.remove(&name).is_some(),
             Change::Policy(name) => {
                 self.note(Kind::Policy, &name);
@@ -228,12 +232,15 @@ impl Index {
             Change::ListBegins(kind) => {
                 // Half a list is no picture to decide on.
                 self.synced.remove(&kind);
-                self.list_began = now;
+                if kind == Kind::Lease {
+                    self.list_began = now;
+                }
                 self.listed.insert(kind, BTreeSet::new());
                 false
             }
             Change::Synced(kind) => {
                 self.synced(kind);
+                self.time_given_up(now);
                 true
             }
         }
@@ -276,6 +283,22 @@ impl Index {
         }
     }
 
+    fn revision(&mut self, revision: RevisionFact) -> bool {
+        self.note(Kind::Revision, &revision.name);
+        self.settled(
+            &Target::Revision(revision.name.clone()),
+            &revision.resource_version,
+        );
+        let older = self
+            .revisions
+            .get(&revision.name)
+            .is_some_and(|held| is_older(&revision.resource_version, &held.resource_version));
+        if !older {
+            self.revisions.insert(revision.name.clone(), revision);
+        }
+        !older
+    }
+
     fn skyhook(&mut self, skyhook: SkyhookFact) -> bool {
         self.note(Kind::Skyhook, &skyhook.name);
         self.settled(
@@ -296,7 +319,9 @@ impl Index {
         self.note(Kind::Lease, &lease.node);
         let spec = lease.lease.as_ref().ok().map(|lease| &lease.spec);
         let granted = spec.is_some_and(|spec| spec.granted.is_some());
-        let stopped = spec.is_some_and(|spec| spec.stop.is_some());
+        let stop = spec
+            .and_then(|spec| spec.stop.as_ref())
+            .map(|stop| stop.reason);
         let clock = self.lease_clocks.entry(lease.node.clone()).or_default();
         if clock.uid != lease.uid {
             *clock = LeaseClock {
@@ -307,12 +332,35 @@ impl Index {
         if granted && clock.granted.is_none() {
             clock.granted = Some(now);
         }
-        clock.stopped = clock.stopped.or(Some(now)).filter(|_| stopped);
+        let paused = stop == Some(StopReason::Paused);
+        if clock.paused && !paused {
+            clock.resumed = Some(now);
+        }
+        clock.paused = paused;
         self.creating.remove(&lease.node);
         self.answered.remove(&lease.node);
         self.settled(&Target::Lease(lease.node.clone()), &lease.resource_version);
         self.leases.insert(lease.node.clone(), lease);
+        self.time_given_up(now);
         true
+    }
+
+    /// True when the lease's Skyhook is gone, being deleted or disabled.
+    #[must_use]
+    pub fn is_given_up(&self, lease: &InterruptionLease) -> bool {
+        is_given_up(&self.skyhooks, lease)
+    }
+
+    fn time_given_up(&mut self, now: Mono) {
+        for (node, clock) in &mut self.lease_clocks {
+            let lease = self
+                .leases
+                .get(node)
+                .and_then(|fact| fact.lease.as_ref().ok());
+            clock.given_up = lease
+                .filter(|lease| is_given_up(&self.skyhooks, lease))
+                .map(|_| clock.given_up.unwrap_or(now));
+        }
     }
 
     fn pods(&mut self, node: String, lease_uid: String, pods: Vec<PodFact>, now: Mono) {
@@ -391,6 +439,7 @@ impl Index {
     pub fn refused(&mut self, effect: &Effect, now: Mono) {
         if let Effect::ReserveLease { node, .. } = effect {
             self.creating.remove(node);
+            self.answered.remove(node);
         }
         self.await_watch(effect.target(), effect, now);
     }
@@ -416,18 +465,28 @@ impl Index {
     /// True while nothing should be decided about a target: a write is under way, or its watch lags behind one.
     #[must_use]
     pub fn is_unsettled(&self, target: &Target) -> bool {
-        self.busy.contains(target) || self.stale.contains_key(target)
+        let is_removed = |node: &String| {
+            let held = self.leases.get(node).map(|lease| &lease.uid);
+            self.removed.get(node).map(|(uid, _)| uid) == held && held.is_some()
+        };
+        self.busy.contains(target)
+            || self.stale.contains_key(target)
+            || matches!(target, Target::Lease(node) if is_removed(node))
+    }
+
+    /// Notes that a lease is gone, whatever its watch still delivers of it on the way.
+    pub fn has_removed(&mut self, node: &str, uid: &str, now: Mono) {
+        if self.leases.get(node).is_some_and(|lease| lease.uid == uid) {
+            self.removed.insert(node.to_owned(), (uid.to_owned(), now));
+        }
     }
 }
 
-/// Compares resource versions: newer API servers promise that they are numbers that grow. Versions that are not
-/// numbers are never called older.
-#[must_use]
-pub fn is_older(a: &str, b: &str) -> bool {
-    match (a.parse::<u128>(), b.parse::<u128>()) {
-        (Ok(a), Ok(b)) => a < b,
-        _ => false,
-    }
+fn is_given_up(skyhooks: &BTreeMap<String, SkyhookFact>, lease: &InterruptionLease) -> bool {
+    skyhooks
+        .get(&lease.spec.skyhook.name)
+        .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
+        .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
 }
 
 #[cfg(test)]

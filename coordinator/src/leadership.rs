@@ -59,10 +59,13 @@ impl Leadership {
         *self.leads.borrow()
     }
 
-    /// Waits until that changes; for ever when it cannot.
-    pub async fn changed(&mut self) {
-        if self.leads.changed().await.is_err() {
-            std::future::pending().await
+    /// Waits until that changes; for ever when it cannot. Fails when the election itself is over: what this replica
+    /// believes of it would never change again.
+    pub async fn changed(&mut self) -> anyhow::Result<()> {
+        match self.leads.changed().await {
+            Ok(()) => Ok(()),
+            Err(_) if self.task.is_none() => std::future::pending().await,
+            Err(_) => anyhow::bail!("leader election ended by itself"),
         }
     }
 

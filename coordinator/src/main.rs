@@ -1,5 +1,7 @@
 //! `skyhook-coordinator`: parses flags, sets logging up, runs the loop until it is told to stop.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kube::{Client, Config};
@@ -61,8 +63,13 @@ async fn client() -> anyhow::Result<Client> {
         .context("find the API server (KUBECONFIG, or the pod's service account)")?;
     // An eviction that a PodDisruptionBudget refuses is a 429 as well: retried inside the client, nobody would hear of it.
     config.default_retry = false;
+    // A watch that is cut off says nothing either; bookmarks come every minute.
+    config.read_timeout = Some(WATCH_SILENCE);
     Client::try_from(config).context("build the API client")
 }
+
+/// How long a connection to the API server may be silent.
+const WATCH_SILENCE: Duration = Duration::from_secs(150);
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let client = client().await?;

@@ -9,6 +9,7 @@ pub mod advance;
 pub mod cleanup;
 pub mod cordon;
 pub mod drain;
+mod reapply;
 pub mod rollup;
 pub mod standing;
 mod verdict;
@@ -63,6 +64,7 @@ pub fn plan(view: &View<'_>) -> Plan {
     cleanup::skyhooks(view, &skyhooks, &mut draft);
     let standings = standing::all(view, &skyhooks);
     advance::leases(view, &skyhooks, &mut draft);
+    reapply::nodes(view, &skyhooks, &mut draft);
     let standings = admit::nodes(view, &skyhooks, standings, &mut draft);
     cleanup::cordons(view, &standings, &mut draft);
     rollup::nodes(view, &skyhooks, &standings, &mut draft);
@@ -142,6 +144,11 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// True when this pass writes to the Node already.
+    pub(crate) fn is_patched(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
+    }
+
     /// True when this pass writes a result to the Node.
     pub(crate) fn is_writing_result(&self, node: &str) -> bool {
         self.nodes
@@ -167,11 +174,9 @@ impl<'a> Draft<'a> {
         for backoff in self.view.index.backoff.values() {
             self.wake_at(backoff.until);
         }
-        for (_, since) in self.view.index.stale.values() {
-            self.wake_at = Some(
-                self.wake_at
-                    .map_or(*since + STALE, |at| at.min(*since + STALE)),
-            );
+        let index = self.view.index;
+        for (_, since) in index.stale.values().chain(index.removed.values()) {
+            self.wake_at(*since + STALE);
         }
         Plan {
             effects: self.effects,
@@ -191,6 +196,7 @@ pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
 }
 
 pub(crate) use advance::{AGENT_NOT_RESPONDING, VERSION};
+pub(crate) use reapply::REAPPLY;
 pub(crate) use rollup::seconds;
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! `/livez` and `/readyz` over plain HTTP, for the kubelet's probes.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// How long a probe may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers probes until the process ends. Ready means that every kind was listed completely.
 pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
@@ -16,13 +20,22 @@ pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
         }
     };
     loop {
-        if let Ok((stream, _)) = listener.accept().await {
-            let ready = *ready.borrow();
-            tokio::spawn(async move {
-                if let Err(error) = answer(stream, ready).await {
-                    tracing::debug!(%error, "probe broke off");
-                }
-            });
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let ready = *ready.borrow();
+                tokio::spawn(async move {
+                    match tokio::time::timeout(PATIENCE, answer(stream, ready)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::debug!(%error, "probe broke off"),
+                        Err(_) => tracing::debug!("probe said nothing"),
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, say: trying again at once would only burn the CPU.
+                tracing::warn!(%error, "probe not accepted");
+                tokio::time::sleep(PATIENCE / 5).await;
+            }
         }
     }
 }

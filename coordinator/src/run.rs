@@ -16,7 +16,7 @@ use crate::apply::{Applier, Outcome};
 use crate::config::Settings;
 use crate::effect::Effect;
 use crate::events::{self, EventFact};
-use crate::index::{Change, Index, Mono};
+use crate::index::{Change, Mono};
 use crate::keeper;
 use crate::leadership::Leadership;
 use crate::plan::{self, Now};
@@ -27,6 +27,12 @@ use crate::watch;
 
 /// Changes are gathered this long before the next pass, so that a burst costs one.
 const DEBOUNCE: Duration = Duration::from_millis(2);
+
+/// Changes do not put a pass off for longer than this.
+const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// How long the last writes may take after the order to stop.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Runs until `stop` says so. Writes under way are finished before it returns.
 pub async fn run(
@@ -50,33 +56,39 @@ pub async fn run(
         started: Instant::now(),
     };
     let mut writes = Writes::new();
-    let mut dirty = false;
+    // Since when there is something new to decide on.
+    let mut dirty: Option<Mono> = None;
     let mut wake_at: Option<Mono> = None;
     loop {
         let now = state.now();
-        let pause = if dirty {
-            DEBOUNCE
-        } else {
-            wake_at.map_or(Duration::from_secs(600), |at| at.saturating_sub(now.mono))
+        let pause = match dirty {
+            Some(_) => DEBOUNCE,
+            None => wake_at.map_or(Duration::from_secs(600), |at| at.saturating_sub(now.mono)),
         };
+        let overdue = dirty.is_some_and(|since| now.mono - since >= LONGEST_DEBOUNCE);
         tokio::select! {
             biased;
             _ = stop.changed() => break,
-            () = leadership.changed() => {
+            () = std::future::ready(()), if overdue => {}
+            changed = leadership.changed() => {
+                changed?;
                 tracing::info!(leads = leadership.leads(), "leader election");
-                dirty = true;
+                dirty = dirty.or(Some(now.mono));
                 continue;
             }
             Some(change) = changes.recv() => {
-                dirty |= state.take(change);
+                let mut changed = state.take(change);
                 while let Ok(change) = changes.try_recv() {
-                    dirty |= state.take(change);
+                    changed |= state.take(change);
+                }
+                if changed {
+                    dirty = dirty.or(Some(now.mono));
                 }
                 continue;
             }
             Some((effect, outcome, events)) = writes.next(), if !writes.is_empty() => {
                 state.settle(&effect, outcome, events);
-                dirty = true;
+                dirty = dirty.or(Some(now.mono));
                 continue;
             }
             () = tokio::time::sleep(pause) => {}
@@ -84,11 +96,8 @@ pub async fn run(
         let now = state.now();
         state.session.expire(now.mono);
         ready.send_replace(state.session.index.is_synced());
-        dirty = false;
-        let leads = leadership.leads() && state.session.index.is_synced();
-        if settings.references_role.is_some() {
-            publish_references(&references, leads.then_some(&state.session.index));
-        }
+        dirty = None;
+        state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
@@ -99,10 +108,17 @@ pub async fn run(
         state.launch(plan.effects, settings.max_in_flight, &mut writes);
     }
     watches.shutdown().await;
-    while let Some((effect, outcome, events)) = writes.next().await {
-        state.settle(&effect, outcome, events);
+    let finish = async {
+        while let Some((effect, outcome, events)) = writes.next().await {
+            state.settle(&effect, outcome, events);
+        }
+        leadership.resign().await;
+    };
+    if tokio::time::timeout(FAREWELL, finish).await.is_err() {
+        tracing::warn!(
+            "the API server does not answer; what was under way is left to the next leader"
+        );
     }
-    leadership.resign().await;
     Ok(())
 }
 
@@ -135,16 +151,6 @@ fn spawn_keepers(
     references
 }
 
-/// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
-fn publish_references(to: &channel::Sender<Option<References>>, index: Option<&Index>) {
-    let wanted = index.map(References::of);
-    to.send_if_modified(|held| {
-        let changed = *held != wanted;
-        *held = wanted;
-        changed
-    });
-}
-
 /// Writes under way.
 type Writes = FuturesUnordered<BoxFuture<'static, (Effect, Outcome, Vec<EventFact>)>>;
 
@@ -166,6 +172,25 @@ impl Loop<'_> {
     fn take(&mut self, change: Change) -> bool {
         let mono = self.now().mono;
         self.session.take(change, mono)
+    }
+
+    /// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
+    fn publish_references(
+        &self,
+        to: &channel::Sender<Option<References>>,
+        leads: bool,
+        settings: &Settings,
+    ) {
+        if settings.references_role.is_none() {
+            return;
+        }
+        let index = &self.session.index;
+        let wanted = (leads && index.is_synced()).then(|| References::of(index));
+        to.send_if_modified(|held| {
+            let changed = *held != wanted;
+            *held = wanted;
+            changed
+        });
     }
 
     /// Starts writes, as many as may be in flight.

@@ -89,6 +89,9 @@ impl<'a> Session<'a> {
                     }
                     None => self.index.lags(target, effect, now),
                 }
+                if let Some((node, uid)) = removes(effect) {
+                    self.index.has_removed(node, uid, now);
+                }
                 if let Some((node, backoff)) = self.cool_down(effect, now) {
                     self.index.backoff.insert(node, backoff);
                 }
@@ -137,7 +140,10 @@ impl<'a> Session<'a> {
             .stale
             .retain(|_, (_, since)| *since + plan::STALE > now);
         self.index.backoff.retain(|_, backoff| backoff.until > now);
-        let leases = &self.index.leases;
+        let (leases, stale) = (&self.index.leases, plan::STALE);
+        self.index.removed.retain(|node, (uid, since)| {
+            leases.get(node).is_some_and(|lease| lease.uid == *uid) && *since + stale > now
+        });
         self.index.drains.retain(|node, watch| {
             leases
                 .get(node)
@@ -147,5 +153,20 @@ impl<'a> Session<'a> {
         self.index
             .written
             .retain(|_, at| *at + plan::REMEMBERED > now);
+    }
+}
+
+/// The lease that an effect removes: node and UID.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the others leave every lease where it is"
+)]
+fn removes(effect: &Effect) -> Option<(&str, &str)> {
+    match effect {
+        Effect::WithdrawLease { node, at, .. }
+        | Effect::ReleaseLease { node, at }
+        | Effect::ReleaseLeaseOfGoneNode { node, at, .. }
+        | Effect::AbandonLease { node, at } => Some((node, &at.uid)),
+        _ => None,
     }
 }

@@ -12,7 +12,7 @@ pub fn node_object(name: &str) -> Value {
     json!({
         "metadata": { "name": name, "uid": format!("uid-of-{name}"), "resourceVersion": "1" },
         "status": {
-            "nodeInfo": { "bootID": format!("boot-of-{name}") },
+            "nodeInfo": { "bootID": format!("boot-of-{name}"), "machineID": "m" },
             "conditions": [{ "type": "Ready", "status": "True" }],
         },
     })
@@ -56,7 +56,7 @@ pub fn patched(node: &NodeFact, patch: &NodePatch) -> NodeFact {
             "annotations": annotations, "labels": labels,
         },
         "spec": { "unschedulable": patch.unschedulable.unwrap_or(node.unschedulable), "taints": node.taints },
-        "status": { "nodeInfo": { "bootID": node.boot_id }, "conditions": conditions },
+        "status": { "nodeInfo": { "bootID": node.boot_id, "machineID": node.machine_id }, "conditions": conditions },
     })))
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::package::PackageStatus;
+use crate::package::{self, PackageStatus};
 
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
@@ -34,6 +34,13 @@ pub struct Stamp {
     pub boot_id: String,
     #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
+    /// Boot ID of the last boot before or at `boot_id` that Skyhook did not ask for.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub epoch: String,
+    /// The machine ID that the Node itself gave when the result was taken: when it gives another, another machine has
+    /// taken the Node over, and nothing is installed on it.
+    #[serde(rename = "nodeMachineID", skip_serializing_if = "String::is_empty")]
+    pub node_machine_id: String,
     /// UID of the lease under which the node is worked on now.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub granted: String,
@@ -125,7 +132,8 @@ pub struct MalformedState {
     pub problem: String,
 }
 
-/// Reads a `nodeState_<skyhook>` annotation.
+/// Reads a `nodeState_<skyhook>` annotation. Records of early versions of the reference have the package's name alone
+/// as key.
 pub fn parse_states(
     annotation: &str,
     value: Option<&str>,
@@ -133,10 +141,20 @@ pub fn parse_states(
     let Some(value) = value.filter(|value| !value.is_empty()) else {
         return Ok(PackageStates::new());
     };
-    serde_json::from_str(value).map_err(|e| MalformedState {
+    let states: PackageStates = serde_json::from_str(value).map_err(|e| MalformedState {
         annotation: annotation.to_owned(),
         problem: e.to_string(),
-    })
+    })?;
+    if states.keys().all(|key| key.contains('|')) {
+        return Ok(states);
+    }
+    let (mut current, early): (PackageStates, PackageStates) =
+        states.into_iter().partition(|(key, _)| key.contains('|'));
+    for status in early.into_values() {
+        let key = package::key(&status.name, &status.version);
+        current.entry(key).or_insert(status);
+    }
+    Ok(current)
 }
 
 /// The annotation's value: compact JSON, keys sorted.
@@ -212,6 +230,21 @@ mod tests {
                 "{value:?}"
             );
         }
+    }
+
+    #[test]
+    fn early_keys_get_their_version() {
+        let early = r#"{"a":{"name":"a","version":"1.0.0","image":"r/a","stage":"config","state":"complete"}}"#;
+        let states = parse_states("x", Some(early)).unwrap();
+        assert_eq!(render_states(&states), STATE);
+        // What a later version wrote of the same package stands.
+        let both = early
+            .replace("config", "apply")
+            .replacen('}', "},\"a|1.0.0\":", 1);
+        let both = both.trim_end_matches('}').to_owned()
+            + r#"{"name":"a","version":"1.0.0","image":"r/a","stage":"config","state":"complete"}}"#;
+        let states = parse_states("x", Some(&both)).unwrap();
+        assert_eq!(render_states(&states), STATE);
     }
 
     #[test]

@@ -161,6 +161,10 @@ pub struct Stop {
     pub reason: StopReason,
     /// RFC 3339.
     pub since: String,
+    /// The revision that the node is to be brought to instead: the agent ends a running step of a package that runs with
+    /// something else there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
 }
 
 /// Reasons to stop at the next step boundary.
@@ -206,9 +210,15 @@ pub struct InterruptionLeaseStatus {
         skip_serializing_if = "String::is_empty"
     )]
     pub machine_id: String,
+    /// Boot ID of the last boot of the host that Skyhook did not ask for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub epoch: String,
     /// Version of the agent that wrote this.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent_version: String,
+    /// Bytes that Skyhook took on the host's disk when the lease was taken: images, copies of packages, logs, journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<i64>,
     /// Every package that is or was on the node, by `name|version`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub packages: BTreeMap<String, PackageReport>,

@@ -1,6 +1,6 @@
 //! Where the control plane's programs are: `KUBEBUILDER_ASSETS`, or our own build of them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -24,7 +24,7 @@ impl Assets {
             }
             return Ok(Self(dir));
         }
-        let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("controlplane/build");
+        let build = crate::source::source("integration/controlplane/build");
         let printed = output(Command::new(build))
             .await
             .context("cannot build the control plane")?;

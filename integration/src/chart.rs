@@ -22,7 +22,7 @@ pub const AGENT: &str = "skyhook-skyhook-operator-agent";
 
 /// `helm/skyhook-operator`.
 pub fn path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/skyhook-operator")
+    crate::source::source("helm/skyhook-operator")
 }
 
 /// Why helm cannot be run here, or None.
@@ -108,7 +108,7 @@ pub async fn seed(plane: &ControlPlane, repository: &Repository) -> Result<Strin
     let home = plane.kubeconfig().with_file_name("seed");
     std::fs::create_dir_all(home.join(".docker"))?;
     std::fs::write(home.join(".docker/config.json"), r#"{"auths": {}}"#)?;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("seed/commands.sh");
+    let script = crate::source::source("integration/seed/commands.sh");
     let mut places = vec![plane.assets().program("")];
     places.extend(program()?.parent().map(Path::to_owned));
     places.extend(std::env::split_paths(

@@ -1,6 +1,5 @@
 //! Everything together: control plane, registry, hosts with agents, coordinator.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use crate::programs;
 use crate::registry::{Image, Registry};
 use crate::rootfs::Rootfs;
 use crate::run::Run;
+use crate::source;
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -186,9 +186,8 @@ impl Cluster {
 }
 
 pub(crate) async fn push(registry: &Registry, package: &str) -> Result<Image> {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for dir in ["../examples/packages", "fixtures/packages"] {
-        let folder = base.join(dir).join(package);
+    for dir in source::PACKAGES {
+        let folder = source::source(dir).join(package);
         if folder.exists() {
             return registry.push_package(&folder).await;
         }

@@ -39,6 +39,8 @@ pub struct Options {
     pub kubelets: Vec<String>,
     /// More flags for kube-apiserver.
     pub apiserver_flags: Vec<String>,
+    /// More flags for the controller manager.
+    pub controller_manager_flags: Vec<String>,
 }
 
 impl Default for Options {
@@ -51,6 +53,7 @@ impl Default for Options {
             fsync: false,
             kubelets: Vec::new(),
             apiserver_flags: Vec::new(),
+            controller_manager_flags: Vec::new(),
         }
     }
 }
@@ -108,10 +111,10 @@ impl ControlPlane {
         };
         plane.start_apiserver().await?;
         if options.controller_manager {
-            plane.start_controller("kube-controller-manager")?;
+            plane.start_controller("kube-controller-manager", &options.controller_manager_flags)?;
         }
         if options.scheduler {
-            plane.start_controller("kube-scheduler")?;
+            plane.start_controller("kube-scheduler", &[])?;
         }
         Ok(plane)
     }
@@ -159,7 +162,7 @@ impl ControlPlane {
         }
     }
 
-    fn start_controller(&mut self, name: &str) -> Result<()> {
+    fn start_controller(&mut self, name: &str, flags: &[String]) -> Result<()> {
         let port = free_port(Ipv4Addr::LOCALHOST)?;
         let mut command = Command::new(self.assets.program(name));
         command.arg(flag("kubeconfig", &self.kubeconfig));
@@ -174,6 +177,7 @@ impl ControlPlane {
             command.arg(flag("root-ca-file", &self.dir.join("ca.crt")));
             command.arg("--use-service-account-credentials=true");
         }
+        command.args(flags);
         self.controllers
             .push(Process::spawn(&self.run, name, &command)?);
         Ok(())
@@ -332,7 +336,9 @@ fn kubeconfig(url: &str, ca: &str, token: &str) -> String {
 async fn client(kubeconfig: &str) -> Result<kube::Client> {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig)?;
     let options = KubeConfigOptions::default();
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    // As the programs under test have it.
+    config.default_retry = false;
     Ok(kube::Client::try_from(config)?)
 }
 

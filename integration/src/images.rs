@@ -35,5 +35,5 @@ pub fn size(out: &Path, archive: &str) -> Result<u64> {
 }
 
 fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/build")
+    crate::source::source("images/build")
 }

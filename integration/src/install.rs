@@ -6,14 +6,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use crate::controlplane::ControlPlane;
+use crate::source::source;
 
 /// Where our programs and their objects live.
 pub const NAMESPACE: &str = "skyhook";
 
 /// Applies all of it and waits until the API server serves our kinds.
 pub async fn install(plane: &ControlPlane) -> Result<()> {
-    let crds =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/skyhook-operator/generated/crds");
+    let crds = source("helm/skyhook-operator/generated/crds");
     let yaml = |path: &Path| {
         path.extension()
             .is_some_and(|extension| extension == "yaml")

@@ -12,8 +12,9 @@
 //! - [`registry`]: package folders to images in a registry
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
+//! - [`cordons`]: which nodes were cordoned when; [`crash`]: death right after the agent's `n`th write of its journal
 //! - [`rollout`]: apply a Skyhook, wait for it, record every grant
-//! - [`skip`]: what a test says when it cannot run
+//! - [`source`]: where the checkout is; [`skip`]: what a test says when it cannot run
 #![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
 
 pub mod agent;
@@ -22,6 +23,8 @@ pub mod chart;
 pub mod cluster;
 pub mod controlplane;
 pub mod coordinator;
+pub mod cordons;
+pub mod crash;
 pub mod host;
 pub mod images;
 pub mod install;
@@ -36,3 +39,4 @@ pub mod rollout;
 pub mod rootfs;
 pub mod run;
 pub mod skip;
+pub mod source;

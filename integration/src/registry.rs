@@ -109,8 +109,19 @@ impl Registry {
 
     /// Like [`push_package`](Self::push_package), under a repository and tag of the caller's.
     pub async fn push_folder(&self, folder: &Path, repository: &str, tag: &str) -> Result<Image> {
+        self.push_layers(&[folder], repository, tag).await
+    }
+
+    /// Like [`push_folder`](Self::push_folder), with a layer for each folder, the lowest first; `.wh.` files take away
+    /// what is below.
+    pub async fn push_layers(
+        &self,
+        folders: &[&Path],
+        repository: &str,
+        tag: &str,
+    ) -> Result<Image> {
         let layout = tempfile::tempdir_in(self.run.scratch())?;
-        let digest = image::write_layout(folder, layout.path(), tag).await?;
+        let digest = image::write_layout(folders, layout.path(), tag).await?;
         let repository = format!("{}/{repository}", self.address);
         let mut copy = Command::new("skopeo");
         copy.args([

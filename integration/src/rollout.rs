@@ -2,7 +2,6 @@
 //! every grant while it goes on.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,13 +15,12 @@ use skyhook_crds::{InterruptionLease, Skyhook};
 use tokio::task::JoinHandle;
 
 use crate::registry::Image;
+use crate::source::source;
 
 /// The manifest of `examples/<file>` (its first document), with every package's image taken from
 /// `image`'s registry and repository, and a budget of `count` nodes.
 pub fn example(file: &str, image: &Image, count: u32) -> Result<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples")
-        .join(file);
+    let path = source("examples").join(file);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let mut manifest: Value = serde_yaml_ng::from_str(&text)?;
     let packages = manifest["spec"]["packages"]
@@ -132,6 +130,8 @@ struct Seen {
 pub struct LeaseChange {
     pub at: Instant,
     pub node: String,
+    /// The Skyhook that the node is worked on for.
+    pub skyhook: String,
     /// `reserved`, `granted`, a phase, or `released`.
     pub what: String,
 }
@@ -194,18 +194,19 @@ impl Seen {
             Ok(Event::Apply(lease)) => {
                 let granted = lease.spec.granted.is_some();
                 let node = lease.metadata.name.unwrap_or_default();
+                let skyhook = lease.spec.skyhook.name;
                 let phase = lease.status.and_then(|status| status.phase);
                 let what = match phase {
                     Some(phase) => format!("{phase:?}"),
                     None if granted => "granted".to_owned(),
                     None => "reserved".to_owned(),
                 };
-                self.note(&node, what);
+                self.note(&node, skyhook, what);
                 self.granted.insert(node, granted);
             }
             Ok(Event::Delete(lease)) => {
                 let node = lease.metadata.name.unwrap_or_default();
-                self.note(&node, "released".to_owned());
+                self.note(&node, lease.spec.skyhook.name, "released".to_owned());
                 self.granted.remove(&node);
             }
             Ok(Event::Init | Event::InitApply(_) | Event::InitDone) => {
@@ -217,13 +218,14 @@ impl Seen {
         self.most_granted = self.most_granted.max(granted);
     }
 
-    fn note(&mut self, node: &str, what: String) {
+    fn note(&mut self, node: &str, skyhook: String, what: String) {
         let last = self.changes.iter().rev().find(|change| change.node == node);
         if last.is_none_or(|last| last.what != what) {
             let node = node.to_owned();
             self.changes.push(LeaseChange {
                 at: Instant::now(),
                 node,
+                skyhook,
                 what,
             });
         }

@@ -164,8 +164,11 @@ async fn bench_agent() -> Result<()> {
     let begun = times(worker, "apply")?;
     let (first, last) = (begun[0], begun[STEPS - 1]);
     let between = f64::from(u32::try_from(STEPS - 1)?);
-    println!("script_ms={own:.1}");
-    println!("step_overhead_ms={:.1}", (last - first) / between - own);
+    println!("bench script_ms {own:.1}");
+    println!(
+        "bench step_overhead_ms {:.1}",
+        (last - first) / between - own
+    );
 
     let one = push(&cluster, "one", 1).await?;
     worker.host.sh("rm /times").await?;
@@ -186,20 +189,23 @@ async fn bench_agent() -> Result<()> {
     // From the first stage's begin to the last one's: two steps and all around them in each.
     let stages = f64::from(u32::try_from(2 * PACKAGES - 1)?);
     let whole = configured[PACKAGES - 1] - applied[0];
-    println!("stage_overhead_ms={:.1}", whole / stages - 2.0 * own);
+    println!("bench stage_overhead_ms {:.1}", whole / stages - 2.0 * own);
 
     let (resident, own) = supervisor(&cluster, worker).await?;
-    println!("supervisor_mib={resident:.1}");
-    println!("supervisor_own_mib={own:.1}");
+    println!("bench supervisor_mib {resident:.1}");
+    println!("bench supervisor_own_mib {own:.1}");
     println!(
-        "fsyncs_per_stage={:.1}",
+        "bench fsyncs_per_stage {:.1}",
         fsyncs(&cluster, worker, &one).await?
     );
 
     worker.agent.stop().await?;
     worker.agent.start().await?;
     sleep(Duration::from_secs(5)).await;
-    println!("agent_fresh_mib={:.1}", mib(worker.agent.rss().await?));
+    println!(
+        "bench agent_fresh_mib {:.1}",
+        mib(worker.agent.rss().await?)
+    );
     run(
         &cluster,
         &skyhook("bench-idle", "bench", &one, 1, &json!({})),
@@ -210,11 +216,11 @@ async fn bench_agent() -> Result<()> {
     let before = field(worker, pid, "voluntary_ctxt_switches").await?;
     sleep(MINUTE).await;
     let after = field(worker, pid, "voluntary_ctxt_switches").await?;
-    println!("agent_idle_mib={:.1}", mib(worker.agent.rss().await?));
-    println!("idle_wakeups_per_min={}", after - before);
+    println!("bench agent_idle_mib {:.1}", mib(worker.agent.rss().await?));
+    println!("bench idle_wakeups_per_min {}", after - before);
     let size = worker.host.path("/var/lib/skyhook-agent/journal");
     println!(
-        "journal_bytes={}",
+        "bench journal_bytes {}",
         std::fs::metadata(Path::new(&size))?.len()
     );
     Ok(())

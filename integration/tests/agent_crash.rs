@@ -1,67 +1,18 @@
 //! The agent is killed after each of its journal writes, enumerated: every effect is performed right after one.
 #![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use skyhook_integration::cluster::{Cluster, Setup, Worker};
+use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::crash::kill_after;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::source::source;
 
 const MINUTE: Duration = Duration::from_secs(60);
-const JOURNAL: &str = "/var/lib/skyhook-agent/journal";
-
-/// Kills the agent right after the journal was replaced for the `n`th time; false when that never came.
-async fn kill_after(worker: &Worker, n: usize, done: impl Fn() -> bool) -> Result<bool> {
-    let journal: PathBuf = worker.host.path(JOURNAL);
-    let pid = worker.agent.pid().await?;
-    let leader = worker.host.current()?.leader;
-    let outside = outer_pid(leader, pid).context("the agent's process")?;
-    let mut last = identity(&journal);
-    let mut seen = 0;
-    loop {
-        let now = identity(&journal);
-        if now != last {
-            last = now;
-            seen += 1;
-            if seen == n {
-                let pid = nix::unistd::Pid::from_raw(outside);
-                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
-                return Ok(true);
-            }
-        }
-        if done() {
-            return Ok(false);
-        }
-        // A write takes a millisecond at least: none is missed.
-        tokio::time::sleep(Duration::from_micros(200)).await;
-    }
-}
-
-/// Inode and time of a file: another one after each rename.
-fn identity(path: &Path) -> Option<(u64, i64, i64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
-}
-
-/// The process of this machine that is `inside` in the PID namespace of `leader`.
-fn outer_pid(leader: u32, inside: u32) -> Option<i32> {
-    let namespace = std::fs::read_link(format!("/proc/{leader}/ns/pid")).ok()?;
-    std::fs::read_dir("/proc").ok()?.find_map(|entry| {
-        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-        if std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()? != namespace {
-            return None;
-        }
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find(|l| l.starts_with("NSpid:"))?;
-        let innermost: u32 = line.split_whitespace().last()?.parse().ok()?;
-        (innermost == inside).then_some(pid)
-    })
-}
 
 /// Applies, kills the agent after its `n`th write, and waits for the end; false when there was no such write.
 async fn once(cluster: &Cluster, manifest: &Value, n: usize) -> Result<bool> {
@@ -124,7 +75,7 @@ async fn killed_at_every_effect_of_an_install_and_an_upgrade() -> Result<()> {
     }
     let cluster = Cluster::start(Setup::hosts(1)).await?;
     let image = cluster.push("sleeper").await?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/packages/sleeper");
+    let folder = source("integration/fixtures/packages/sleeper");
     cluster
         .registry
         .push_folder(&folder, "skyhook-packages/sleeper", "2.0.0")

@@ -2,7 +2,6 @@
 //! a pod in the middle of a step, and everything that an uninstall has to leave behind.
 #![expect(clippy::disallowed_methods, reason = "it waits for real time to pass")]
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -60,7 +59,7 @@ fn scripts(name: &str, image: &Image, scripts: &Value, more: &Value) -> Value {
 
 /// From `helm install` to `helm uninstall`; the chart is installed again after it.
 async fn the_commands_of_the_readme_work(cluster: &RealCluster) -> Result<()> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/packages/shellscript");
+    let package = skyhook_integration::source::source("examples/packages/shellscript");
     let name = "nvidia/skyhook-packages/shellscript";
     cluster
         .registry

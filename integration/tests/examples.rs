@@ -2,7 +2,6 @@
 #![expect(clippy::disallowed_methods, reason = "it reads the examples")]
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -13,12 +12,13 @@ use skyhook_integration::install::install;
 use skyhook_integration::process::output;
 use skyhook_integration::programs;
 use skyhook_integration::run::Run;
+use skyhook_integration::source::{self, source};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_is_accepted_and_can_be_decoded() -> Result<()> {
     let plane = ControlPlane::start(Arc::new(Run::start()?), &Options::default()).await?;
     install(&plane).await?;
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let examples = source("examples");
     let mut seen = 0;
     for entry in fs::read_dir(examples)? {
         let path = entry?.path();
@@ -56,10 +56,9 @@ async fn every_example_is_accepted_and_can_be_decoded() -> Result<()> {
 async fn every_package_of_ours_passes_the_agents_own_check() -> Result<()> {
     let run = Run::start()?;
     let agent = programs::collect(&run)?.join(programs::AGENT);
-    let base = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut seen = 0;
-    for dir in ["../examples/packages", "fixtures/packages"] {
-        for entry in fs::read_dir(base.join(dir))? {
+    for dir in source::PACKAGES {
+        for entry in fs::read_dir(source(dir))? {
             let mut validate = Command::new(&agent);
             validate.arg("validate").arg(entry?.path());
             let printed = output(validate).await?;

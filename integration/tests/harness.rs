@@ -26,6 +26,7 @@ use skyhook_integration::registry::Registry;
 use skyhook_integration::rootfs::Rootfs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::source::source;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +193,7 @@ async fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Resul
 async fn a_package_folder_becomes_an_image_that_a_registry_serves() -> Result<()> {
     let run = Arc::new(Run::start()?);
     let registry = Registry::start(Arc::clone(&run), Ipv4Addr::LOCALHOST).await?;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/packages/shellscript");
+    let folder = source("examples/packages/shellscript");
     let image = registry.push_package(&folder).await?;
     assert_eq!(image.version, "1.1.1");
     assert_eq!(

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::host::interrupt::Patience;
+use crate::image::Registries;
 use crate::stage::Layout;
 
 /// Runs Skyhook packages on this host.
@@ -30,6 +32,18 @@ pub enum Command {
     /// Run one step; started by the agent itself.
     #[command(hide = true)]
     Supervise,
+    /// Run a program with another root; started by the agent itself.
+    #[command(hide = true)]
+    InRoot(InRootArgs),
+}
+
+/// Arguments of `in-root`.
+#[derive(Args, Debug, Clone)]
+pub struct InRootArgs {
+    pub root: PathBuf,
+    pub program: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
 }
 
 /// Where the agent keeps its state.
@@ -133,6 +147,39 @@ pub struct RunArgs {
     /// Longest time that one step may take, in seconds; unset: as long as it needs.
     #[arg(long, env = "STEP_TIMEOUT_SECONDS")]
     pub step_timeout_seconds: Option<u64>,
+    /// Do everything again after a reboot that Skyhook did not ask for.
+    #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub reapply_on_reboot: bool,
+    /// Longest time that the restart of one unit may take, in seconds.
+    #[arg(long, env = "UNIT_TIMEOUT_SECONDS", default_value_t = 600)]
+    pub unit_timeout_seconds: u64,
+    /// How long a reboot waits for those who inhibit it, in seconds.
+    #[arg(long, env = "INHIBITOR_TIMEOUT_SECONDS", default_value_t = 300)]
+    pub inhibitor_timeout_seconds: u64,
+    /// How long the host may take to go down for a reboot before that is reported, in seconds.
+    #[arg(long, env = "REBOOT_TIMEOUT_SECONDS", default_value_t = 600)]
+    pub reboot_timeout_seconds: u64,
+    /// Directory on the host with containerd's settings of registries (mirrors, certificates), used when it exists.
+    #[arg(
+        long,
+        env = "REGISTRY_HOSTS_DIR",
+        default_value = "/etc/containerd/certs.d"
+    )]
+    pub registry_hosts_dir: PathBuf,
+    /// The kubelet's credential provider configuration on the host: a file, or a directory of them.
+    #[arg(
+        long,
+        env = "IMAGE_CREDENTIAL_PROVIDER_CONFIG",
+        requires = "image_credential_provider_bin_dir"
+    )]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Directory on the host with the kubelet's credential provider plugins.
+    #[arg(
+        long,
+        env = "IMAGE_CREDENTIAL_PROVIDER_BIN_DIR",
+        requires = "image_credential_provider_config"
+    )]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
 }
 
 /// Settings after the checks.
@@ -144,9 +191,11 @@ pub struct Settings {
     /// As the host sees it.
     pub state_dir: PathBuf,
     pub layout: Layout,
-    pub insecure_registries: Vec<String>,
+    pub registries: Registries,
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
+    pub reapply_on_reboot: bool,
+    pub patience: Patience,
 }
 
 /// A flag that cannot be used.
@@ -185,13 +234,25 @@ impl RunArgs {
                 copy_root: self.copy_dir_root.trim_end_matches('/').to_owned(),
                 log_root: self.log_root.trim_end_matches('/').to_owned(),
             },
-            insecure_registries: self
-                .insecure_registries
-                .into_iter()
-                .filter(|r| !r.is_empty())
-                .collect(),
+            registries: Registries {
+                insecure: self
+                    .insecure_registries
+                    .into_iter()
+                    .filter(|r| !r.is_empty())
+                    .collect(),
+                hosts_dir: Some(self.registry_hosts_dir),
+                plugins: self
+                    .image_credential_provider_config
+                    .zip(self.image_credential_provider_bin_dir),
+            },
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
+            reapply_on_reboot: self.reapply_on_reboot,
+            patience: Patience {
+                job: Duration::from_secs(self.unit_timeout_seconds),
+                inhibited: Duration::from_secs(self.inhibitor_timeout_seconds),
+                going_down: Duration::from_secs(self.reboot_timeout_seconds),
+            },
         })
     }
 }

@@ -6,12 +6,19 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use crate::config::InRootArgs;
 
 pub mod exec;
 pub mod interrupt;
 pub mod limits;
 pub mod systemd;
+mod unit_log;
 
 /// The host's file tree, as this process sees it.
 #[derive(Clone, Debug)]
@@ -87,6 +94,21 @@ impl Host {
         Ok(text.trim().to_owned())
     }
 }
+
+/// Becomes a program of the host: found on its path, with its root as the root. Returns when that cannot be.
+pub fn in_root(args: &InRootArgs) -> anyhow::Result<()> {
+    nix::unistd::chroot(&args.root)
+        .with_context(|| format!("{} cannot be the root", args.root.display()))?;
+    std::env::set_current_dir("/")?;
+    let error = Command::new(&args.program)
+        .args(&args.arguments)
+        .env("PATH", PATH)
+        .exec();
+    Err(error).with_context(|| format!("{} cannot be run", args.program))
+}
+
+/// Where programs of a host are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,13 @@
 //! Package images at hand: pulled once, kept in the store, pinned while a package on the host needs them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use skyhook_crds::package::Package;
 use skyhook_oci::{
-    Credentials, Digest, PluginError, PullError, Puller, PullerConfig, Reference, ReferenceError,
-    Store, StoreConfig, StoreError,
+    Credentials, Digest, PluginConfig, PluginError, Progress, PullError, Puller, PullerConfig,
+    Reference, ReferenceError, Store, StoreConfig, StoreError,
 };
 
 /// Why an image is not at hand.
@@ -34,6 +35,46 @@ impl From<StoreError> for ImageError {
     }
 }
 
+/// How registries are reached; paths are the host's.
+#[derive(Clone, Debug, Default)]
+pub struct Registries {
+    /// Spoken to without TLS.
+    pub insecure: Vec<String>,
+    /// containerd's settings of registries, where there are any.
+    pub hosts_dir: Option<PathBuf>,
+    /// The kubelet's credential provider plugins: configuration and directory of programs.
+    pub plugins: Option<(PathBuf, PathBuf)>,
+}
+
+impl Registries {
+    /// How to pull on the host whose files are at `root`.
+    fn puller(self, root: &Path) -> PullerConfig {
+        let here = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+        let plugins = self.plugins.map(|(config, bin_dir)| PluginConfig {
+            config: here(&config),
+            bin_dir,
+            // They are the host's programs, with the host's libraries and metadata service.
+            prefix: if root == Path::new("/") {
+                Vec::new()
+            } else {
+                let root = root.to_string_lossy().into_owned();
+                vec!["/proc/self/exe".to_owned(), "in-root".to_owned(), root]
+            },
+            timeout: PLUGIN,
+        });
+        PullerConfig {
+            insecure: self.insecure,
+            hosts_dir: self.hosts_dir.map(|dir| here(&dir)).filter(|d| d.is_dir()),
+            hosts_root: root.to_owned(),
+            plugins,
+            ..PullerConfig::default()
+        }
+    }
+}
+
+/// How long a credential provider may take, as the kubelet gives it.
+const PLUGIN: Duration = Duration::from_secs(60);
+
 /// The images of a host.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -42,13 +83,10 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the store in `directory`.
-    pub fn open(directory: &Path, insecure: Vec<String>) -> Result<Self, ImageError> {
+    /// Opens the store in `directory`, for the host whose files are at `root`.
+    pub fn open(directory: &Path, root: &Path, registries: Registries) -> Result<Self, ImageError> {
         let store = Store::open(directory, StoreConfig::default())?;
-        let config = PullerConfig {
-            insecure,
-            ..PullerConfig::default()
-        };
+        let config = registries.puller(root);
         let puller = Rc::new(Puller::new(store.clone(), config)?);
         Ok(Self { store, puller })
     }
@@ -75,13 +113,17 @@ impl Images {
         Ok(digest)
     }
 
-    /// Has the image in the store.
+    /// Has the image in the store, telling what happens.
     pub async fn pull_reference(
         &self,
         reference: &Reference,
         credentials: &Credentials,
+        progress: &Progress,
     ) -> Result<Digest, ImageError> {
-        let pulled = self.puller.pull(reference, credentials).await?;
+        let pulled = self
+            .puller
+            .pull_with(reference, credentials, progress)
+            .await?;
         Ok(pulled.manifest_digest)
     }
 

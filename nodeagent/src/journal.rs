@@ -53,6 +53,10 @@ pub enum JournalError {
 pub struct State {
     /// Machine that this was written on.
     pub machine_id: String,
+    /// Boot that this was written in.
+    pub boot_id: String,
+    /// The last boot that Skyhook did not ask for.
+    pub epoch: String,
     /// Number of the next supervisor.
     pub next_step: u64,
     /// What is installed for each Skyhook that has no lease now.
@@ -60,6 +64,21 @@ pub struct State {
     /// The lease that is worked on, or was last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<Progress>,
+}
+
+impl State {
+    /// The epoch in the boot `boot_id`: a reboot that was asked for does not begin another.
+    #[must_use]
+    pub fn epoch_in(&self, boot_id: &str) -> String {
+        let wave = self.run.as_ref().and_then(|run| run.wave.as_ref());
+        let asked = wave.and_then(|wave| wave.reboot_asked.as_ref());
+        let is_known = self.boot_id == boot_id || asked == Some(&self.boot_id);
+        if is_known && !self.epoch.is_empty() {
+            self.epoch.clone()
+        } else {
+            boot_id.to_owned()
+        }
+    }
 }
 
 /// What is installed for a Skyhook.

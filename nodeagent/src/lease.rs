@@ -196,17 +196,18 @@ impl LeaseApi {
         call("lease", self.leases().get(&self.node)).await
     }
 
-    /// Changes the status of the lease with this UID; only over `version` when that is given.
+    /// Changes the status of the lease with this UID, over this version of it: a write that was delayed must not take
+    /// back what came after it was decided on.
     pub async fn patch_status(
         &self,
         uid: &str,
-        version: Option<&str>,
+        version: &str,
         change: Value,
     ) -> Result<InterruptionLease, ApiError> {
-        let mut patch = json!({ "metadata": { "uid": uid }, "status": change });
-        if let Some(version) = version {
-            patch["metadata"]["resourceVersion"] = json!(version);
-        }
+        let patch = json!({
+            "metadata": { "uid": uid, "resourceVersion": version },
+            "status": change,
+        });
         let params = PatchParams {
             field_manager: Some(names::AGENT.to_owned()),
             ..PatchParams::default()

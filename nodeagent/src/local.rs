@@ -20,10 +20,11 @@ use skyhook_oci::manifest::PackageConfig;
 use skyhook_oci::{Credentials, Digest, Reference, Store};
 
 use crate::config::LocalRunArgs;
+use crate::host::Host;
 use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
-use crate::host::{Host, interrupt};
-use crate::image::Images;
+use crate::image::{Images, Registries};
 use crate::machine::Half;
 use crate::stage::{self, Layout, Prepared, StageInput, chain};
 
@@ -83,19 +84,15 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
     let stages = stages(&args, interrupt.is_some())?;
     let root =
         fs::canonicalize(&args.root).with_context(|| format!("--root {}", args.root.display()))?;
-    let scratch = std::env::temp_dir().join(format!("skyhook-local-run-{}", std::process::id()));
-    fs::create_dir_all(&scratch)?;
-    let result = async {
-        let mut run = LocalRun::new(&args, root, scratch.clone(), interrupt).await?;
-        if args.dry_run {
-            return run.describe(&stages).map(|()| None);
-        }
-        run.all(&stages).await
+    let scratch = tempfile::Builder::new()
+        .prefix("skyhook-local-run-")
+        .tempdir()
+        .context("make a temporary directory")?;
+    let mut run = LocalRun::new(&args, root, scratch.path().to_owned(), interrupt).await?;
+    if args.dry_run {
+        return run.describe(&stages).map(|()| None);
     }
-    .await;
-    // What is left of it is in the temporary directory.
-    let _removed = fs::remove_dir_all(&scratch);
-    result
+    run.all(&stages).await
 }
 
 fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>> {
@@ -206,19 +203,30 @@ impl LocalRun {
                 .source
                 .parse()
                 .with_context(|| format!("{} is neither a folder nor an image", args.source))?;
-            let images = Images::open(
-                &self.scratch.join("images"),
-                args.insecure_registries.clone(),
-            )?;
+            let registries = Registries {
+                insecure: args.insecure_registries.clone(),
+                ..Registries::default()
+            };
+            let images = Images::open(&self.scratch.join("images"), Path::new("/"), registries)?;
             let credentials = match &args.docker_config {
                 Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
                 None => Credentials::anonymous(),
             };
-            let digest = images.pull_reference(&reference, &credentials).await?;
+            let errors = std::io::stderr();
+            let is_terminal = errors.is_terminal();
+            let progress = skyhook_oci::progress::show(errors, is_terminal);
+            let digest = images
+                .pull_reference(&reference, &credentials, &progress)
+                .await?;
             let target = skyhook_oci::Target::path(&staged);
             images
                 .store
-                .unpack(&digest, &target, skyhook_oci::UnpackOptions::default())
+                .unpack_with(
+                    &digest,
+                    &target,
+                    skyhook_oci::UnpackOptions::default(),
+                    &progress,
+                )
                 .await?;
             self.digest = Some(digest);
             self.store = Some(images.store);
@@ -227,7 +235,8 @@ impl LocalRun {
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
-        if self.digest.is_none() {
+        // An image is unpacked there when its first stage is prepared.
+        if self.digest.is_none() && !args.dry_run {
             let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
             stage::files::copy_tree(&staged, &self.host.path(copy))?;
         }
@@ -328,9 +337,19 @@ impl LocalRun {
         bar.next(&self.interrupt_text());
         match (&self.package.interrupt, &self.bus) {
             (None, _) => Ok(()),
-            (Some(interrupt), Some(bus)) => interrupt::execute(bus, interrupt)
-                .await
-                .map_err(|e| chain(&e)),
+            (Some(interrupt), Some(bus)) => {
+                let interrupter = Interrupter {
+                    bus,
+                    root: &self.host.root,
+                    patience: Patience::default(),
+                    waits: &|what| eprintln!("{what}"),
+                };
+                let done = async {
+                    let before = interrupter.observe(interrupt).await?;
+                    interrupter.execute(interrupt, &before).await
+                };
+                done.await.map_err(|e| chain(&e))
+            }
             (Some(interrupt), None) if interrupt.kind == InterruptType::Noop => Ok(()),
             (Some(_), None) => {
                 Err("there is no systemd to ask here (--root, or no system bus)".to_owned())

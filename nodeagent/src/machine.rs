@@ -4,6 +4,8 @@
 //! performs the effects. A restart resumes from there: an effect that was not performed, or whose end was not recorded, is
 //! performed again.
 
+use std::collections::BTreeMap;
+
 mod advance;
 pub mod effect;
 pub mod plan;
@@ -17,7 +19,7 @@ pub use progress::{
     Cursor, Cycle, Doing, Entries, Entry, Half, Permit, Progress, StepPlan, Wanted,
 };
 use progress::{ImageState, Stopping};
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Stage, State};
 
 /// How long a running step may go on after a stop that asks for the node back, before it is ended.
@@ -36,7 +38,10 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
             if let Some(entry) = p.entries.get_mut(&key) {
                 entry.image_state = ImageState::Ready;
                 entry.image_digest = digest;
-                entry.message = String::new();
+                // What an erroring package shows is why it errs, not that its image is there.
+                if entry.state != State::Erroring {
+                    entry.message = String::new();
+                }
             }
         }
         Event::ImageFailed { key, reason } => image_failed(&mut p, &key, &reason, now),
@@ -50,6 +55,9 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 p.permit = Permit::None;
             }
         }
+        Event::UnitsSeen { before } => wave::units_seen(&mut p, before, &mut effects),
+        Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
+        Event::RevisionSeen { packages } => end_changed(&p, &packages, &mut effects),
         Event::LeaseLooked { stands } => wave::looked(&mut p, stands, now, &mut effects),
         Event::Interrupted => wave::interrupted(&mut p, now),
         Event::InterruptFailed { reason } => wave::failed(&mut p, &reason, now),
@@ -69,21 +77,7 @@ pub fn wake_at(p: &Progress) -> Option<i64> {
     if p.stop.is_some() || p.held {
         return stop;
     }
-    let retries = p.entries.values().filter_map(|e| match e.doing {
-        Doing::Retry { at, .. } => Some(at),
-        Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Step(_) => None,
-    });
-    let pulls = p.entries.values().filter_map(|e| match e.image_state {
-        ImageState::Failed { retry_at, .. } => Some(retry_at),
-        ImageState::Unknown | ImageState::Pulling { .. } | ImageState::Ready => None,
-    });
-    let wave = p.wave.as_ref().and_then(|w| match w.at {
-        progress::WaveAt::Retry { at } => Some(at),
-        progress::WaveAt::Staging
-        | progress::WaveAt::Looking
-        | progress::WaveAt::Interrupting { .. } => None,
-    });
-    retries.chain(pulls).chain(wave).min()
+    advance::wake_at(p)
 }
 
 fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effect>) {
@@ -92,6 +86,12 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
     p.drained = None;
     if p.permit == Permit::Asked {
         p.permit = Permit::None;
+    }
+    if let Some(stopping) = &mut p.stop
+        && ends_steps(stopping.reason)
+    {
+        // Steps may have been due to end: whether they were told is not on record.
+        stopping.end_steps_at.get_or_insert(now);
     }
     for (key, entry) in &mut p.entries {
         entry.image_state = ImageState::Unknown;
@@ -124,13 +124,7 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
         (Some(reason), Some(before)) if before.reason == reason => Some(before),
         (Some(reason), _) => Some(Stopping {
             reason,
-            end_steps_at: match reason {
-                StopReason::Disabled | StopReason::Deleted => Some(now + STOP_PATIENCE_MS),
-                StopReason::NewRevision
-                | StopReason::Paused
-                | StopReason::Edited
-                | StopReason::DrainTimedOut => None,
-            },
+            end_steps_at: ends_steps(reason).then_some(now + STOP_PATIENCE_MS),
         }),
     };
     // The write went through, though its answer was lost.
@@ -138,6 +132,17 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
         p.permit = Permit::Granted;
     }
     p.drained = view.drained;
+}
+
+/// True for a stop that wants the node back also when a step takes long.
+fn ends_steps(reason: StopReason) -> bool {
+    match reason {
+        StopReason::Disabled | StopReason::Deleted => true,
+        StopReason::NewRevision
+        | StopReason::Paused
+        | StopReason::Edited
+        | StopReason::DrainTimedOut => false,
+    }
 }
 
 fn image_failed(p: &mut Progress, key: &str, reason: &str, now: i64) {
@@ -202,6 +207,10 @@ fn stage_failed(p: &mut Progress, key: &str, reason: String, now: i64) {
         Some(Doing::Step(cursor)) => cursor.half,
         None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. }) => return,
     };
+    // What was to be unpacked may have been damaged: it is looked at, and fetched again if need be.
+    if let Some(entry) = p.entries.get_mut(key) {
+        entry.image_state = ImageState::Unknown;
+    }
     fail(p, key, half, reason, now);
 }
 
@@ -229,6 +238,58 @@ fn step_lost(p: &mut Progress, key: &str, id: u64) {
         && let Some(entry) = p.entries.get_mut(key)
     {
         entry.doing = Doing::Ready(cursor);
+    }
+}
+
+/// Ends steps of packages that the revision the lease is stopped for has otherwise: another version, or another image,
+/// env, resources or agent image. An uninstall goes on: it is of what was there before.
+fn end_changed(
+    p: &Progress,
+    packages: &BTreeMap<String, (String, String)>,
+    effects: &mut Vec<Effect>,
+) {
+    if p.stop.is_none_or(|s| s.reason != StopReason::NewRevision) {
+        return;
+    }
+    for entry in p.entries.values() {
+        let Doing::Step(cursor) = &entry.doing else {
+            continue;
+        };
+        let is_same = packages
+            .get(&entry.name)
+            .is_some_and(|(version, identity)| {
+                let runs_with = entry.cycle.as_ref().map(|c| &c.identity);
+                *version == entry.version && runs_with == Some(identity)
+            });
+        if !is_same && entry.stage != Stage::Uninstall {
+            effects.push(Effect::EndStep { id: cursor.id });
+        }
+    }
+}
+
+/// The host was rebooted, which nobody asked for, and forgets what was done to it: everything under the lease is done
+/// again. What is being uninstalled goes on. A lease whose work had ended has nothing to show for it any more.
+pub fn reapply(p: &mut Progress, now: i64) {
+    if p.ended.is_some() {
+        p.ended = Some(Phase::Stopped);
+        p.entries.clear();
+        return;
+    }
+    let reboots: BTreeMap<String, u32> = p
+        .entries
+        .iter()
+        .map(|(key, entry)| (key.clone(), entry.reboots))
+        .collect();
+    let wanted = &p.wanted;
+    p.entries
+        .retain(|_, e| !wanted.contains_key(&e.name) && e.stage == Stage::Uninstall);
+    for entry in p.entries.values_mut() {
+        entry.doing = Doing::Idle;
+    }
+    p.wave = None;
+    plan::begin(p, now);
+    for (key, entry) in &mut p.entries {
+        entry.reboots = reboots.get(key).copied().unwrap_or_default();
     }
 }
 

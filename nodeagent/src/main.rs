@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use skyhook_nodeagent::config::{Cli, Command};
-use skyhook_nodeagent::{local, run, supervise, validate};
+use skyhook_nodeagent::{host, local, run, supervise, validate};
 
 fn main() -> ExitCode {
     // A supervisor has to be small: it takes no part in what follows.
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::LocalRun(args) => return local::main(args),
         Command::Validate(args) => validate::main(&args),
         Command::Supervise => Ok(()),
+        Command::InRoot(args) => host::in_root(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,8 +13,12 @@ use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     pub boot_id: String,
+    /// Boot ID of the last boot that was not of our making.
+    pub epoch: String,
     pub machine_id: String,
     pub agent_version: String,
+    /// Bytes of ours on the host's disk when the lease was taken.
+    pub disk_bytes: Option<i64>,
 }
 
 /// The status for this progress.
@@ -34,6 +38,8 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
             .join("; "),
         boot_id: host.boot_id.clone(),
         machine_id: host.machine_id.clone(),
+        epoch: host.epoch.clone(),
+        disk_bytes: host.disk_bytes,
         agent_version: host.agent_version.clone(),
         packages: packages(p),
         package: shown.map(|e| e.name.clone()),
@@ -42,6 +48,43 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
         since: (!p.shown.since.is_empty()).then(|| p.shown.since.clone()),
         message: message(p, phase, shown),
     }
+}
+
+/// What the status of a lease that is finished, and not in this agent's journal, has to say; `None` when it says so. The
+/// boot ID is that of this boot: the coordinator waits for the Node to report it. What another machine reported says
+/// nothing about this one, on which nothing is installed.
+#[must_use]
+pub fn finished(
+    there: &InterruptionLeaseStatus,
+    host: &HostFacts,
+) -> Option<InterruptionLeaseStatus> {
+    let foreign = !there.machine_id.is_empty() && there.machine_id != host.machine_id;
+    let wanted = if foreign {
+        InterruptionLeaseStatus {
+            observed_generation: there.observed_generation,
+            phase: Some(Phase::Stopped),
+            boot_id: host.boot_id.clone(),
+            machine_id: host.machine_id.clone(),
+            epoch: host.epoch.clone(),
+            agent_version: host.agent_version.clone(),
+            since: there.since.clone(),
+            message: "another machine has taken the Node over: nothing is installed on it"
+                .to_owned(),
+            ..InterruptionLeaseStatus::default()
+        }
+    } else {
+        let epoch = if there.boot_id == host.boot_id {
+            &there.epoch
+        } else {
+            &host.epoch
+        };
+        InterruptionLeaseStatus {
+            boot_id: host.boot_id.clone(),
+            epoch: epoch.clone(),
+            ..there.clone()
+        }
+    };
+    (wanted != *there).then_some(wanted)
 }
 
 /// Brings `since` up to date; to be called whenever the progress changed.
@@ -158,8 +201,14 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
             if p.held {
                 return "paused".to_owned();
             }
-            if let Some(WaveAt::Interrupting { interrupt, .. }) = p.wave.as_ref().map(|w| &w.at) {
-                return wave::describe(interrupt);
+            if let Some(WaveAt::Interrupting {
+                owner, interrupt, ..
+            }) = p.wave.as_ref().map(|w| &w.at)
+            {
+                return match p.entries.get(owner).map(|e| e.message.as_str()) {
+                    Some(message) if !message.is_empty() => message.to_owned(),
+                    Some(_) | None => wave::describe(interrupt),
+                };
             }
             match shown {
                 Some(e) if !e.message.is_empty() => {
@@ -198,6 +247,43 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn finished_leases_are_kept_true() {
+        let facts = |machine: &str, boot: &str| HostFacts {
+            boot_id: boot.to_owned(),
+            machine_id: machine.to_owned(),
+            agent_version: "1".to_owned(),
+            ..HostFacts::default()
+        };
+        let there: InterruptionLeaseStatus = serde_json::from_value(json!({
+            "phase": "Complete", "bootID": "b", "machineID": "m", "agentVersion": "0", "needsDrain": true,
+            "packages": { "a|1": { "name": "a", "version": "1", "image": "r/a", "stage": "config", "state": "complete" } },
+        }))
+        .expect("a status");
+        for (name, host, want) in [
+            ("nothing changed", facts("m", "b"), None),
+            (
+                "booted since",
+                facts("m", "c"),
+                Some((Phase::Complete, "c", "m", 1)),
+            ),
+            (
+                "another machine",
+                facts("n", "c"),
+                Some((Phase::Stopped, "c", "n", 0)),
+            ),
+        ] {
+            let wanted = finished(&there, &host);
+            let short = wanted.as_ref().map(|w| {
+                let phase = w.phase.expect("finished");
+                (phase, &*w.boot_id, &*w.machine_id, w.packages.len())
+            });
+            assert_eq!(short, want, "{name}");
+            let again = wanted.and_then(|w| finished(&w, &host));
+            assert_eq!(again, None, "{name}: said twice");
+        }
+    }
 
     #[test]
     fn merge_patches() {

@@ -24,6 +24,9 @@ mod agent;
 mod begin;
 mod effects;
 mod housekeeping;
+mod interrupt;
+mod recover;
+mod revision;
 mod writer;
 
 use agent::{Agent, Note};
@@ -107,7 +110,7 @@ async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer()
         .await
         .context("neither KUBECONFIG nor a service account leads to the API")?;
-    // Calls are tried again by those who know what they are for.
+    // What is tried again, and when, is decided here.
     config.default_retry = false;
     kube::Client::try_from(config).context("the API client cannot be built")
 }

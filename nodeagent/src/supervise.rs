@@ -159,7 +159,7 @@ pub fn main() -> io::Result<()> {
     let (mut result, output) = run(&spec, signals);
     result.finished_at = jiff::Timestamp::now().as_millisecond();
     let text = serde_json::to_vec(&result)?;
-    crate::atomic::write(&spec.directory.join(RESULT), &text)?;
+    leave(&spec.directory.join(RESULT), &text)?;
     // The agent may be gone: it finds the file.
     let _told = stdout.write_all(b"d").and_then(|()| stdout.flush());
     // Whoever the step left behind may go on to print.
@@ -167,6 +167,23 @@ pub fn main() -> io::Result<()> {
         output.pump_until_closed(signals);
     }
     Ok(())
+}
+
+/// Leaves the result, when the disk is full as soon as there is room: a step that is done is not to be run again.
+fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
+    loop {
+        match crate::atomic::write(file, text) {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {

@@ -110,7 +110,9 @@ fn a_dry_run_says_what_would_run_and_runs_nothing() {
     ] {
         assert!(said.contains(line), "{line} in {said}");
     }
-    assert!(!root.path().join("var/log/skyhook").exists());
+    for folder in ["var/log/skyhook", "var/lib/skyhook"] {
+        assert!(!root.path().join(folder).exists(), "{folder}");
+    }
 }
 
 /// Copies a program and the libraries that it is linked with.

@@ -180,17 +180,17 @@ fn report(rows: &[Row], runs: usize) {
     }
     for (row, name) in rows.iter().zip(["gzip", "zstd", "small_files"]) {
         println!(
-            "speedup_{name} {:.2}",
+            "bench speedup_{name} {:.2}",
             row.theirs.seconds / row.ours.seconds
         );
     }
     let gzip = &rows[0];
     println!(
-        "floor_ratio_gzip {:.2}",
+        "bench floor_ratio_gzip {:.2}",
         gzip.ours.seconds / (gzip.floor.seconds / cores as f64)
     );
     let peak = rows.iter().map(|row| row.ours.peak_mib).fold(0.0, f64::max);
-    println!("peak_mib {peak:.0}");
+    println!("bench peak_mib {peak:.0}");
 }
 
 fn text(path: &Path) -> Result<&str> {

@@ -31,6 +31,8 @@ pub struct PullerConfig {
     pub parallel_layers: usize,
     /// containerd's directory of `<registry>/hosts.toml`.
     pub hosts_dir: Option<PathBuf>,
+    /// Where absolute paths in `hosts_dir` start: the mount point of the host's files, where it is the host's.
+    pub hosts_root: PathBuf,
     /// Our own settings by registry (`host` or `host:port`); they replace what `hosts_dir` has.
     pub registries: BTreeMap<String, RegistrySettings>,
     /// Registries (`host` or `host:port`) that are spoken to in plain HTTP. Loopback always is.
@@ -48,6 +50,7 @@ impl Default for PullerConfig {
             deadline: Duration::from_secs(600),
             parallel_layers: 3,
             hosts_dir: None,
+            hosts_root: PathBuf::from("/"),
             registries: BTreeMap::new(),
             insecure: Vec::new(),
             proxy: ProxyConfig::default(),

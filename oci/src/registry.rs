@@ -113,7 +113,7 @@ impl Session {
         let registry = reference.registry();
         let settings = match (config.registries.get(registry), &config.hosts_dir) {
             (Some(own), _) => own.clone(),
-            (None, Some(dir)) => hosts::load(dir, registry)?,
+            (None, Some(dir)) => hosts::load(dir, registry, &config.hosts_root)?,
             (None, None) => hosts::RegistrySettings::default(),
         };
         let insecure = config.insecure.iter().any(|name| name == registry);

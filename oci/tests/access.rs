@@ -11,7 +11,7 @@ use skyhook_oci::{
 };
 
 use crate::host::{Host, chain, hasty};
-use crate::image::Image;
+use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::{Answer, Body, Liar, Request};
 
 const SECRET: &str = "hunter2";
@@ -352,6 +352,35 @@ async fn one_blob_is_fetched_once_however_many_ask() {
     }
     assert_eq!(liar.count(&layer.to_string()), 1);
     assert!(fetched > 0 && fetched < 300_000, "{fetched}: counted once");
+}
+
+#[tokio::test]
+async fn layers_are_fetched_several_at_once_but_no_more_than_allowed() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NOW: AtomicUsize = AtomicUsize::new(0);
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+    let layers = (0..9).map(|number| {
+        let name = format!("skyhook-package/{number}");
+        Layer::gzip(&tar(&[Entry::file(&name, name.as_bytes())]))
+    });
+    let image = Image::new(layers.collect());
+    let liar = Liar::start(move |request| {
+        if request.path.contains("/blobs/") {
+            MOST.fetch_max(NOW.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(100));
+            NOW.fetch_sub(1, Ordering::SeqCst);
+        }
+        image.answer(request)
+    });
+    let config = skyhook_oci::PullerConfig {
+        parallel_layers: 4,
+        ..hasty()
+    };
+    let host = Host::with(config, Limits::default());
+    host.pull(&liar).await.unwrap();
+    assert_eq!(liar.count("/blobs/"), 10, "nine layers and a config");
+    let most = MOST.load(Ordering::SeqCst);
+    assert!((2..=4).contains(&most), "{most} at once");
 }
 
 #[tokio::test]

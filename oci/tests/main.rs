@@ -18,4 +18,5 @@ mod liar;
 mod lying;
 mod real;
 mod support;
+mod trust;
 mod unpacking;

@@ -45,6 +45,44 @@ pub(crate) fn run(program: &str, args: &[&str]) {
     );
 }
 
+/// A certificate authority that leaves its certificate, and those it issues, in a directory.
+struct Authority<'a> {
+    dir: &'a Path,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl<'a> Authority<'a> {
+    fn new(dir: &'a Path) -> Self {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate");
+        file(dir, "ca.crt", &certificate.pem(), 0o644);
+        let issuer = rcgen::Issuer::new(params, key);
+        Self { dir, issuer }
+    }
+
+    /// `NAME.pem` and `NAME.key`.
+    fn issue(&self, name: &str) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
+        file(self.dir, &format!("{name}.pem"), &certificate.pem(), 0o644);
+        file(
+            self.dir,
+            &format!("{name}.key"),
+            &key.serialize_pem(),
+            0o600,
+        );
+    }
+}
+
+/// The registry's `tls` with what [`Authority`] issued for it.
+fn tls(certificates: &Path) -> String {
+    let dir = certificates.display();
+    format!("  tls:\n    certificate: {dir}/127.0.0.1.pem\n    key: {dir}/127.0.0.1.key\n")
+}
+
 /// A docker-registry process on a free port of loopback; ends when dropped.
 pub(crate) struct Registry {
     child: Child,
@@ -88,32 +126,28 @@ impl Registry {
     /// With TLS by a certificate authority of its own, and the user `user` with password `hunter2`.
     /// The authority's certificate is `ca.crt` in `certificates`.
     pub(crate) fn secured(certificates: &Path) -> Self {
-        let mut authority = rcgen::CertificateParams::default();
-        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let authority_key = rcgen::KeyPair::generate().expect("a key");
-        let ca = authority
-            .self_signed(&authority_key)
-            .expect("a certificate");
-        let issuer = rcgen::Issuer::new(authority, authority_key);
-        let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
-        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-        let file = |name: &str, text: &str| {
-            let path = certificates.join(name);
-            fs::write(&path, text).expect("a file");
-            path.display().to_string()
-        };
-        file("ca.crt", &ca.pem());
-        let (certificate, key) = (
-            file("tls.pem", &certificate.pem()),
-            file("tls.key", &key.serialize_pem()),
-        );
+        Authority::new(certificates).issue("127.0.0.1");
         let users = "user:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n";
-        let users = file("htpasswd", users);
+        let users = file(certificates, "htpasswd", users, 0o644);
         Self::start(
-            &format!("  tls:\n    certificate: {certificate}\n    key: {key}\n"),
-            &format!("auth:\n  htpasswd:\n    realm: test\n    path: {users}\n"),
+            &tls(certificates),
+            &format!(
+                "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
+                users.display()
+            ),
         )
+    }
+
+    /// With TLS, for those who show a certificate of the same authority: `client.pem`, `client.key`.
+    pub(crate) fn mutual(certificates: &Path) -> Self {
+        let authority = Authority::new(certificates);
+        authority.issue("127.0.0.1");
+        authority.issue("client");
+        let clients = format!(
+            "    clientcas:\n      - {}/ca.crt\n",
+            certificates.display()
+        );
+        Self::start(&(tls(certificates) + &clients), "")
     }
 
     /// Its storage, for the benchmark.

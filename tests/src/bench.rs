@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
@@ -11,6 +11,7 @@ use serde_json::json;
 use skyhook_coordinator::config::Settings;
 use skyhook_crds::Skyhook;
 use skyhook_integration::controlplane::{ControlPlane, Options};
+use skyhook_integration::rollout;
 use skyhook_integration::run::Run;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -76,21 +77,8 @@ impl Fixture {
         timeout: Duration,
         is_met: impl Fn(&Skyhook) -> bool,
     ) -> anyhow::Result<Skyhook> {
-        let skyhooks: Api<Skyhook> = Api::all(self.client.clone());
-        let deadline = tokio::time::Instant::now() + timeout;
-        loop {
-            let skyhook = skyhooks.get(name).await?;
-            if is_met(&skyhook) {
-                return Ok(skyhook);
-            }
-            if tokio::time::Instant::now() > deadline {
-                bail!(
-                    "Skyhook {name} did not get there in {timeout:?}: {:#?}",
-                    skyhook.status
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let what = "what the test waits for";
+        rollout::wait_for(self.client.clone(), name, what, timeout, is_met).await
     }
 }
 
@@ -146,10 +134,12 @@ impl InProcess {
         Self { stop, task }
     }
 
-    /// Stops it as SIGTERM would.
+    /// Stops it as SIGTERM would. One that has not ended after half a minute never will.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.stop.send_replace(true);
-        self.task.await?
+        tokio::time::timeout(Duration::from_secs(30), self.task)
+            .await
+            .context("the coordinator was asked to stop 30 s ago and has not")??
     }
 
     /// Ends it at once, wherever it is.

@@ -19,12 +19,12 @@ use kube::runtime::watcher::{self, Event as Watched};
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
 use skyhook_crds::lease::protocol::{self, AgentDuty};
-use skyhook_crds::lease::{DrainState, InterruptionLease, Phase, StopReason};
+use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::package::InterruptType;
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::journal::Record;
-use skyhook_nodeagent::machine::reconcile::reconcile;
+use skyhook_nodeagent::machine::reconcile::of_lease;
 use skyhook_nodeagent::machine::{
     self, Effect, Event, Half, Input, LeaseView, Outcome, Progress, StepPlan, Wanted,
 };
@@ -106,7 +106,10 @@ impl Agent {
             tokio::select! {
                 Some(event) = leases.next() => match event {
                     Ok(Watched::Apply(lease) | Watched::InitApply(lease)) => {
-                        self.lease = Some(lease);
+                        if !self.is_ahead_of(&lease) {
+                            self.reported = serde_json::to_value(&lease.status)?;
+                            self.lease = Some(lease);
+                        }
                         self.look().await?;
                     }
                     Ok(Watched::Delete(_)) => {
@@ -126,6 +129,14 @@ impl Agent {
         }
     }
 
+    /// True when an answer has told more of this lease than the watch.
+    fn is_ahead_of(&self, seen: &InterruptionLease) -> bool {
+        let version = |lease: &InterruptionLease| lease.resource_version().unwrap_or_default();
+        self.lease.as_ref().is_some_and(|held| {
+            held.uid() == seen.uid() && protocol::is_older(&version(seen), &version(held))
+        })
+    }
+
     fn progress(&self) -> Option<Progress> {
         self.host.with(|disk| disk.journal.run.clone())
     }
@@ -135,7 +146,7 @@ impl Agent {
         if let (Some(lease), Some(run)) = (&self.lease, &run)
             && lease.uid().as_deref() == Some(&run.lease)
         {
-            let view = view(lease, &self.node_uid);
+            let view = LeaseView::of(lease, &self.node_uid);
             return self.feed(Event::LeaseSeen(view)).await;
         }
         if run.is_some_and(|run| run.ended.is_none()) {
@@ -177,12 +188,7 @@ impl Agent {
             .skyhooks
             .get(&skyhook.name)
             .map(|record| &record.entries);
-        let (entries, _) = reconcile(
-            entries,
-            &lease.spec.installed,
-            lease.spec.stamp.as_ref(),
-            &facts.machine_id,
-        );
+        let (entries, _) = of_lease(entries, &lease, &facts.machine_id);
         let body = json!({ "phase": Phase::Accepted, "bootID": facts.boot_id, "machineID": facts.machine_id });
         let Some(lease) = self.write(&lease, body).await? else {
             return Ok(());
@@ -253,7 +259,9 @@ impl Agent {
                 self.write_running(&resource_version).await?
             }
             Effect::LookAtLease => Event::LeaseLooked { stands: true },
-            Effect::Interrupt { owner, interrupt } => {
+            Effect::Interrupt {
+                owner, interrupt, ..
+            } => {
                 self.host.with(|disk| {
                     disk.ledger.push(format!(
                         "interrupt {owner} {:?} {:?}",
@@ -378,23 +386,17 @@ impl Agent {
         if generation_only || (!urgent && self.last_write.is_some_and(|at| at.elapsed() < PACE)) {
             return Ok(());
         }
-        let body = json!({ "metadata": { "uid": run.lease }, "status": change });
-        match self
-            .leases
-            .patch_status(&self.node, &params(), &Patch::Merge(&body))
-            .await
-        {
-            Ok(written) => {
+        match self.write(&lease, change).await {
+            Ok(Some(written)) => {
                 self.reported = serde_json::to_value(&written.status)?;
                 self.last_write = Some(tokio::time::Instant::now());
-                Ok(())
+                self.lease = Some(written);
             }
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            Err(error) => {
-                eprintln!("core agent of {}: {error}", self.node);
-                Ok(())
-            }
+            // The watch brings what it is now, and it is decided again.
+            Ok(None) => {}
+            Err(error) => eprintln!("core agent of {}: {error:#}", self.node),
         }
+        Ok(())
     }
 
     /// Writes with the version of `lease` as precondition; `None` when it did not hold.
@@ -423,24 +425,5 @@ fn params() -> PatchParams {
     PatchParams {
         field_manager: Some(names::AGENT.into()),
         ..PatchParams::default()
-    }
-}
-
-fn view(lease: &InterruptionLease, node_uid: &str) -> LeaseView {
-    let duty = protocol::agent_duty(lease, node_uid);
-    LeaseView {
-        stop: match duty {
-            AgentDuty::Stop(reason) => Some(reason),
-            AgentDuty::Ignore(_)
-            | AgentDuty::Accept
-            | AgentDuty::Work
-            | AgentDuty::Hold
-            | AgentDuty::Finished => None,
-        },
-        hold: duty == AgentDuty::Hold,
-        drained: (lease.spec.drain.state == DrainState::Drained)
-            .then(|| lease.resource_version())
-            .flatten(),
-        running: protocol::phase(lease) == Some(Phase::Running),
     }
 }

@@ -4,6 +4,5 @@ pub mod bench;
 pub mod coreagent;
 pub mod crash;
 pub mod model;
-pub mod scripted;
 pub mod sim;
 pub mod world;

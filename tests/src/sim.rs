@@ -43,12 +43,13 @@ pub fn run<C: Core>(runtime: &Runtime, seed: u64, traced: bool) -> Run {
     World::<C>::new(runtime, &settings, rng, traced).run()
 }
 
-/// The report of a seed that failed.
+/// The report of a seed that failed, with the last lines of its trace.
 #[must_use]
-pub fn explain(seed: u64, run: &Run) -> String {
+pub fn explain(seed: u64, run: &Run, lines: usize) -> String {
     let failure = run.failure.as_deref().unwrap_or("nothing failed");
+    let skipped = run.trace.len().saturating_sub(lines);
     format!(
         "seed {seed}: {failure}\n{}\nseed {seed}: {failure}\nreplay: SIM_SEED={seed} cargo test -p skyhook-tests --test sim",
-        run.trace.join("\n")
+        run.trace[skipped..].join("\n")
     )
 }

@@ -1,11 +1,11 @@
-//! The coordinator against a real API server, with scripted agents.
+//! The coordinator against a real API server, with agents whose hosts are faked.
 
 use std::time::Duration;
 
 use serde_json::json;
 use skyhook_coordinator::config::Settings;
-use skyhook_tests::bench::{Fixture, InProcess, boot_id, status};
-use skyhook_tests::scripted::{Script, ScriptedAgent};
+use skyhook_tests::bench::{Fixture, InProcess, status};
+use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -15,17 +15,12 @@ async fn a_roll_out_completes_under_its_budget() -> anyhow::Result<()> {
     let mut agents = Vec::new();
     for name in ["worker-1", "worker-2", "worker-3"] {
         let uid = fixture.node(name, &[]).await?;
-        let script = Script {
-            package_time: Duration::from_millis(50),
-            ..Script::default()
+        let script = HostScript {
+            step_time: Duration::from_millis(50),
+            ..HostScript::default()
         };
-        agents.push(ScriptedAgent::start(
-            fixture.client.clone(),
-            name,
-            &uid,
-            &boot_id(name),
-            script,
-        ));
+        let host = FakeHost::new(name, script);
+        agents.push(CoreAgent::start(fixture.client.clone(), name, &uid, &host));
     }
     let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
     fixture

@@ -78,20 +78,13 @@ async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
         world.apply(label, label, spec).await?;
         let died = tokio::select! {
             () = crash.died() => true,
-            done = world.complete(label) => { done?; false }
+            done = settled(world, case) => { done.with_context(what)?; false }
         };
-        let last = if died {
-            doomed.kill();
-            InProcess::start(world.client.clone(), Settings::default())
-        } else {
-            doomed
-        };
-        world.complete(label).await.with_context(what)?;
+        // It may still die at a write that nothing waits for, so it is never asked to stop.
+        doomed.kill();
+        let next = died.then(|| InProcess::start(world.client.clone(), Settings::default()));
+        settled(world, case).await.with_context(what)?;
         for node in case.nodes {
-            world
-                .expect_settled_soon(node, label)
-                .await
-                .with_context(what)?;
             let ledger = world.host(node).context("a node of the world")?.ledger();
             let times = ledger
                 .iter()
@@ -103,7 +96,9 @@ async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
                 what()
             );
         }
-        last.stop().await?;
+        if let Some(next) = next {
+            next.stop().await.with_context(what)?;
+        }
         ensure!(
             recorder.most_granted()? <= 1,
             "{}: {:#?}",
@@ -122,4 +117,13 @@ async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Waits until the roll-out is over and has left nothing behind.
+async fn settled(world: &World, case: &Case) -> anyhow::Result<()> {
+    world.complete(case.label).await?;
+    for node in case.nodes {
+        world.expect_settled_soon(node, case.label).await?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The simulated cluster, over as many seeds as fit.
 //!
-//! `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` runs that many instead of a minute's worth, `SIM_FROM=n` starts there.
+//! `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` runs that many instead of a minute's worth, `SIM_SECONDS=n` as many as
+//! fit into that time, `SIM_FROM=n` starts there, `SIM_KEEP_GOING=1` does not stop at the first that fails.
 
 #![expect(
     clippy::disallowed_methods,
@@ -17,13 +18,14 @@ use skyhook_tests::sim::{self, Run};
 use tokio::runtime::Runtime;
 
 /// Seeds that broke something once.
-const REGRESSIONS: [u64; 11] = [2, 3, 10, 34, 131, 186, 276, 411, 435, 525, 561];
+const REGRESSIONS: [u64; 13] = [2, 3, 10, 34, 131, 186, 276, 411, 435, 437, 452, 525, 561];
 
 const BUDGET: Duration = Duration::from_secs(60);
-/// What two busy cores manage in that time; the aim is 2,000.
+/// Fewer than this in that time is a simulation that has become useless, whatever the machine; two idle cores do ten
+/// times as many.
 const AT_LEAST: u64 = 200;
-/// Seeds of a run that asks for nothing else. Seed 437 is open: an agent that never accepts its lease.
-const SEEDS: u64 = 430;
+/// Lines of the trace of a seed that fails; `SIM_SEED` shows all.
+const LINES: usize = 400;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -83,7 +85,8 @@ fn run(from: u64, limit: u64, budget: Duration) -> Sums {
                     sums.kills += run.kills;
                     sums.grants += run.grants;
                     sums.virtual_ms += run.took;
-                    if run.failure.is_some() {
+                    if let Some(failure) = &run.failure {
+                        eprintln!("seed {seed}: {failure}");
                         sums.failures.push((seed, run));
                         if number("SIM_KEEP_GOING").is_none() {
                             stop.store(true, Ordering::Relaxed);
@@ -101,24 +104,22 @@ fn seeds() {
     if let Some(seed) = number("SIM_SEED") {
         let runtime = sim::runtime().expect("a runtime without I/O can be built");
         let run = play(&runtime, seed, true);
-        println!("{}", sim::explain(seed, &run));
+        println!("{}", sim::explain(seed, &run, usize::MAX));
         assert_eq!(run.failure, None, "seed {seed}");
         return;
     }
     let started = Instant::now();
     let asked = number("SIM_SEEDS");
-    let budget = asked.map_or(BUDGET, |_| Duration::from_secs(24 * 3600));
+    let budget = match (number("SIM_SECONDS"), asked) {
+        (Some(seconds), _) => Duration::from_secs(seconds),
+        (None, Some(_)) => Duration::from_secs(24 * 3600),
+        (None, None) => BUDGET,
+    };
     let from = number("SIM_FROM").unwrap_or(1);
-    let sums = run(from, asked.unwrap_or(SEEDS), budget);
+    let sums = run(from, asked.unwrap_or(u64::MAX / 2), budget);
     let seconds = started.elapsed().as_secs_f64();
-    for (seed, run) in sums.failures.iter().skip(1) {
-        println!(
-            "seed {seed}: {}",
-            run.failure.as_deref().unwrap_or_default()
-        );
-    }
     if let Some((seed, run)) = sums.failures.first() {
-        println!("{}", sim::explain(*seed, run));
+        println!("{}", sim::explain(*seed, run, LINES));
     }
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let rate = sums.seeds as f64 / seconds;
@@ -150,7 +151,7 @@ fn seeds_that_broke_something_once() {
     let runtime = sim::runtime().expect("a runtime without I/O can be built");
     for seed in REGRESSIONS {
         let run = check(&runtime, seed);
-        assert!(run.failure.is_none(), "{}", sim::explain(seed, &run));
+        assert!(run.failure.is_none(), "{}", sim::explain(seed, &run, LINES));
     }
 }
 

@@ -12,8 +12,8 @@ use skyhook_integration::coordinator::Coordinator;
 use skyhook_integration::programs;
 use skyhook_integration::rollout::{LeaseRecorder, is_complete, wait_complete};
 use skyhook_integration::run::Run;
-use skyhook_tests::bench::{Fixture, boot_id, pseudo_random};
-use skyhook_tests::scripted::{Script, ScriptedAgent};
+use skyhook_tests::bench::{Fixture, pseudo_random};
+use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
 
 /// Hand-overs in which the old leader is woken in mid-grant.
 const HAND_OVERS: u32 = 200;
@@ -29,17 +29,12 @@ async fn a_frozen_leader_that_wakes_up_never_exceeds_the_budget() -> anyhow::Res
     for n in 0..NODES {
         let name = format!("worker-{n}");
         let uid = fixture.node(&name, &[]).await?;
-        let script = Script {
-            package_time: Duration::from_millis(10),
-            ..Script::default()
+        let script = HostScript {
+            step_time: Duration::from_millis(2),
+            ..HostScript::default()
         };
-        agents.push(ScriptedAgent::start(
-            fixture.client.clone(),
-            &name,
-            &uid,
-            &boot_id(&name),
-            script,
-        ));
+        let host = FakeHost::new(&name, script);
+        agents.push(CoreAgent::start(fixture.client.clone(), &name, &uid, &host));
     }
     let pair = [
         Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator-a").await?,

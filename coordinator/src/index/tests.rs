@@ -112,3 +112,19 @@ fn a_write_is_settled_when_the_watch_has_moved_on() {
     index.apply(newer, Mono::ZERO);
     assert!(!index.is_unsettled(&target));
 }
+
+#[test]
+fn a_lease_that_was_removed_is_not_removed_again() {
+    let target = Target::Lease("n".into());
+    let mut index = synced();
+    index.apply(lease("one"), Mono::ZERO);
+    index.has_removed("n", "one", Mono::ZERO);
+    // Its last versions are still on their way.
+    index.apply(lease("one"), Mono::ZERO);
+    assert!(index.is_unsettled(&target));
+    index.apply(lease("two"), Mono::ZERO);
+    assert!(!index.is_unsettled(&target), "the next one is another");
+    index.has_removed("n", "two", Mono::ZERO);
+    index.apply(Change::LeaseGone("n".into()), Mono::ZERO);
+    assert!(!index.is_unsettled(&target) && index.removed.is_empty());
+}

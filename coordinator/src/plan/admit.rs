@@ -120,6 +120,24 @@ impl<'a> Ledger<'a> {
         })
     }
 
+    /// True when the node belongs to the control plane and is not the only one of it with a lease.
+    #[must_use]
+    pub fn has_control_planes_too_many(&self, node: &str) -> bool {
+        let is_control_plane = |name: &String| {
+            self.index
+                .nodes
+                .get(name)
+                .is_some_and(NodeFact::is_control_plane)
+        };
+        let leased = || {
+            self.index
+                .leases
+                .keys()
+                .filter(|name| is_control_plane(name))
+        };
+        leased().any(|name| name == node) && leased().count() > 1
+    }
+
     /// Why this control-plane node may not be taken: one at a time, and only while the others are Ready.
     #[must_use]
     pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
@@ -304,25 +322,24 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
     }) && !view.index.leases.contains_key(&node.name)
 }
 
-/// True when all leases of the picture fit the budgets that a Skyhook's leases fall under.
+/// True when all leases of the picture fit the budgets that a Skyhook's lease on `node` falls under.
 #[must_use]
-pub fn fits(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+pub fn fits(view: &View<'_>, skyhook: &SkyhookFact, node: &str) -> bool {
     let selected = view
         .index
         .nodes
         .values()
         .filter(|node| skyhook.selects(node))
         .count();
-    Ledger::new(view.index, view.settings.max_concurrent_nodes)
-        .refusal(skyhook, selected, 0)
-        .is_none()
+    let ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
+    ledger.refusal(skyhook, selected, 0).is_none() && !ledger.has_control_planes_too_many(node)
 }
 
 /// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
 #[must_use]
-pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<(&'a LeaseFact, Reason)> {
+pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<&'a LeaseFact> {
     let ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
-    let mut excess = Vec::new();
+    let mut excess = control_plane_excess(view, &ledger);
     for skyhook in skyhooks {
         let selected = view
             .index
@@ -330,24 +347,7 @@ pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<(&'a LeaseF
             .values()
             .filter(|node| skyhook.selects(node))
             .count();
-        let mut reserved: Vec<&LeaseFact> = view
-            .index
-            .leases
-            .values()
-            .filter(|fact| {
-                fact.lease
-                    .as_ref()
-                    .is_ok_and(|l| l.spec.granted.is_none() && l.spec.skyhook.uid == skyhook.uid)
-            })
-            .collect();
-        reserved.sort_by_key(|fact| {
-            let created = fact
-                .lease
-                .as_ref()
-                .ok()
-                .and_then(|l| l.metadata.creation_timestamp.clone());
-            std::cmp::Reverse((created.map(|t| t.0), fact.uid.clone()))
-        });
+        let mine = |fact: &&LeaseFact| fact.skyhook_uid() == Some(skyhook.uid.as_str());
         let over = (ledger
             .used(skyhook)
             .saturating_sub(slots(skyhook, selected)))
@@ -356,15 +356,41 @@ pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<(&'a LeaseF
                 .cap
                 .map_or(0, |cap| ledger.used_in_all().saturating_sub(cap)),
         );
-        let reason = ledger
-            .refusal(skyhook, selected, 0)
-            .unwrap_or_else(|| Reason::new("BudgetExhausted", ""));
-        excess.extend(
-            reserved
-                .into_iter()
-                .take(over)
-                .map(|fact| (fact, reason.clone())),
-        );
+        excess.extend(youngest_reserved(view, mine).into_iter().take(over));
     }
     excess
+}
+
+/// Of the control plane, every reserved node but the one that came first.
+fn control_plane_excess<'a>(view: &View<'a>, ledger: &Ledger<'_>) -> Vec<&'a LeaseFact> {
+    let crowded = |fact: &&LeaseFact| ledger.has_control_planes_too_many(&fact.node);
+    let reserved = youngest_reserved(view, crowded);
+    let is_any_granted = view.index.leases.values().filter(crowded).count() > reserved.len();
+    let keep = usize::from(!is_any_granted);
+    let excess = reserved.len().saturating_sub(keep);
+    reserved.into_iter().take(excess).collect()
+}
+
+/// Leases that are not granted yet, youngest first.
+fn youngest_reserved<'a>(
+    view: &View<'a>,
+    is_meant: impl Fn(&&LeaseFact) -> bool,
+) -> Vec<&'a LeaseFact> {
+    let is_reserved = |fact: &&LeaseFact| {
+        let granted = fact.lease.as_ref().map(|lease| &lease.spec.granted);
+        granted.is_ok_and(Option::is_none)
+    };
+    let mut reserved: Vec<&LeaseFact> = view
+        .index
+        .leases
+        .values()
+        .filter(is_reserved)
+        .filter(is_meant)
+        .collect();
+    reserved.sort_by_key(|fact| {
+        let lease = fact.lease.as_ref().ok();
+        let created = lease.and_then(|lease| lease.metadata.creation_timestamp.clone());
+        std::cmp::Reverse((created.map(|time| time.0), fact.uid.clone()))
+    });
+    reserved
 }

@@ -1,5 +1,6 @@
 //! The next write for every lease that exists: grant it, withdraw it, stop it, take its result, release it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use skyhook_crds::installed::{self, PackageStates, Stamp};
@@ -11,19 +12,26 @@ use skyhook_crds::stage::Status;
 use super::{Draft, View, admit, cordon, drain, standing, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
-use crate::guard;
 
 /// Carries every lease on.
 pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
-    let excess: Vec<String> = admit::excess(view, skyhooks)
+    let excess: BTreeSet<&String> = admit::excess(view, skyhooks)
         .into_iter()
-        .map(|(lease, _)| lease.uid.clone())
+        .map(|lease| &lease.uid)
         .collect();
     for fact in view.index.leases.values() {
-        let Ok(lease) = &fact.lease else { continue };
         if view.index.is_unsettled(&Target::Lease(fact.node.clone())) {
             continue;
         }
+        let Ok(lease) = &fact.lease else {
+            if fact.forced {
+                draft.push(Effect::ReleaseLease {
+                    node: fact.node.clone(),
+                    at: version(&fact.uid, &fact.resource_version),
+                });
+            }
+            continue;
+        };
         let case = Case {
             view,
             fact,
@@ -141,7 +149,7 @@ impl Case<'_> {
             // Others may have to be withdrawn first: a grant needs a picture in which all leases fit.
             if self
                 .skyhook
-                .is_some_and(|skyhook| admit::fits(self.view, skyhook))
+                .is_some_and(|skyhook| admit::fits(self.view, skyhook, &node.name))
             {
                 draft.push(Effect::GrantLease {
                     node: self.fact.node.clone(),
@@ -161,7 +169,7 @@ impl Case<'_> {
             .stamp(self.skyhook_name(), &stamp)
             .status(self.skyhook_name(), Status::InProgress)
             .conditions(self.skyhook_name(), Status::InProgress);
-        if !node.annotations.contains_key(&version_key) {
+        if is_to_be_stamped(node.annotations.get(&version_key)) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
         // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
@@ -221,6 +229,8 @@ impl Case<'_> {
             revision: self.lease.spec.revision.clone(),
             boot_id: status.boot_id.clone(),
             machine_id: status.machine_id.clone(),
+            epoch: status.epoch.clone(),
+            node_machine_id: node.machine_id.clone(),
             granted: String::new(),
             was_ready: false,
             states: record.digest.clone(),
@@ -275,17 +285,34 @@ impl Case<'_> {
         let current = self.stop();
         // An order other than a pause stands: the agent may have obeyed it already.
         let stands = !matches!(current, None | Some(StopReason::Paused));
-        if wanted != current && !stands {
+        let revision = self.stored_revision(wanted);
+        // The agent ends steps by it: a further change may ask for one more.
+        let further = wanted == current
+            && revision.is_some()
+            && revision
+                != self
+                    .lease
+                    .spec
+                    .stop
+                    .as_ref()
+                    .and_then(|s| s.revision.clone());
+        if (wanted != current && !stands) || further {
             draft.push(Effect::StopLease {
                 node: self.fact.node.clone(),
                 at: self.at(),
                 stop: wanted,
+                revision,
             });
-        } else if matches!(current, Some(StopReason::Deleted | StopReason::Disabled))
-            && guard::is_given_up(self.view.index, self.lease)
-        {
+        } else if stands && self.view.index.is_given_up(self.lease) {
             self.abandon(draft);
         }
+    }
+
+    /// The revision that a stop is for, once agents can read it.
+    fn stored_revision(&self, stop: Option<StopReason>) -> Option<String> {
+        let checked = self.skyhook?.checked.as_ref().ok()?;
+        let is_stored = self.view.index.revisions.contains_key(&checked.revision);
+        (stop == Some(StopReason::NewRevision) && is_stored).then(|| checked.revision.clone())
     }
 
     fn drain_timed_out(&self, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> Option<StopReason> {
@@ -311,16 +338,16 @@ impl Case<'_> {
             .flat_map(|data| data.packages.values())
             .filter_map(|package| package.graceful_shutdown.as_ref()?.value().ok())
             .fold(DEFAULT_GRACE, Duration::max);
-        let Some(told) = self
+        let Some(given_up) = self
             .view
             .index
             .lease_clocks
             .get(&self.fact.node)
-            .and_then(|clock| clock.stopped)
+            .and_then(|clock| clock.given_up)
         else {
             return;
         };
-        let deadline = told + grace + ABANDON_AFTER;
+        let deadline = given_up + grace + ABANDON_AFTER;
         if deadline <= self.view.now.mono {
             draft.push(Effect::AbandonLease {
                 node: self.fact.node.clone(),
@@ -342,14 +369,10 @@ impl Case<'_> {
         if skyhook.is_paused() {
             return Some(StopReason::Paused);
         }
-        let revision = skyhook
-            .checked
-            .as_ref()
-            .ok()
-            .map(|checked| &checked.revision);
-        revision
-            .filter(|revision| **revision != self.lease.spec.revision)
-            .map(|_| StopReason::NewRevision)
+        // A spec that cannot be rolled out is another one too: what is parked holds no slot.
+        let checked = skyhook.checked.as_ref().ok();
+        let same = checked.is_some_and(|checked| checked.revision == self.lease.spec.revision);
+        (!same).then_some(StopReason::NewRevision)
     }
 
     /// Copies progress to the Node, at most once per second.
@@ -365,6 +388,14 @@ impl Case<'_> {
             draft.patch(node, patch, "progress");
         }
     }
+}
+
+/// The version at the first touch stays; those of which the reference says so are brought up to date.
+fn is_to_be_stamped(version: Option<&String>) -> bool {
+    version.is_none_or(|version| {
+        let old = ["v0.5.", "v0.6.", "v0.7."];
+        version.is_empty() || old.iter().any(|old| version.starts_with(old))
+    })
 }
 
 /// gracefulShutdown of a package that sets none.

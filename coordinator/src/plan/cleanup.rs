@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use skyhook_crds::lease::protocol;
 use skyhook_crds::names;
 
 use super::standing::{Standing, Standings};
@@ -150,6 +151,13 @@ fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String
 /// Gives back cordons whose owner holds no lease any more and is not about to go on with the node.
 pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<'_>) {
     for node in view.index.nodes.values() {
+        if !node.unschedulable && !node.cordon.owners.is_empty() {
+            // Somebody uncordoned it: a drain that still needs the cordon takes it again, nothing else does.
+            if !is_draining(view, node) {
+                draft.patch(node, cordon::forget(node), "uncordoned by somebody");
+            }
+            continue;
+        }
         let orphaned = node
             .cordon
             .owners
@@ -174,6 +182,15 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
         patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
         draft.patch(node, patch, "cordon without an owner");
     }
+}
+
+/// True when the lease of the node needs it cordoned now, or cannot be read.
+fn is_draining(view: &View<'_>, node: &NodeFact) -> bool {
+    view.index.leases.get(&node.name).is_some_and(|fact| {
+        fact.lease
+            .as_ref()
+            .map_or(true, |lease| protocol::wants_drain(lease))
+    })
 }
 
 /// True when a Skyhook that holds no lease on the node is about to get one: it waits for a slot, not for something that

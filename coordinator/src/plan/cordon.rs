@@ -3,6 +3,7 @@
 //! Taking a cordon writes the mark, what was there before and the cordon in one write. Giving it back restores what was
 //! there when the last owner goes, and never cordons.
 
+use skyhook_crds::installed::CordonRecord;
 use skyhook_crds::names;
 
 use crate::effect::NodePatch;
@@ -23,7 +24,8 @@ pub fn is_held(node: &NodeFact, skyhook: &str, lease_uid: &str) -> bool {
 #[must_use]
 pub fn take(node: &NodeFact, skyhook: &str, lease_uid: &str) -> NodePatch {
     let mut record = node.cordon.clone();
-    if record.owners.is_empty() {
+    // Somebody who uncordoned the node in between has said how it is to be left.
+    if record.owners.is_empty() || !node.unschedulable {
         record.was_unschedulable = node.unschedulable;
     }
     record
@@ -55,6 +57,17 @@ pub fn give_back<'a>(node: &NodeFact, skyhooks: impl IntoIterator<Item = &'a str
         patch.unschedulable = Some(false);
     }
     patch.cordon(&record)
+}
+
+/// Takes the marks off a node that somebody uncordoned: what is cordoned later is theirs.
+#[must_use]
+pub fn forget(node: &NodeFact) -> NodePatch {
+    let owners = node.cordon.owners.keys();
+    owners
+        .fold(NodePatch::default(), |patch, owner| {
+            patch.annotation(&names::cordon(owner), None)
+        })
+        .cordon(&CordonRecord::default())
 }
 
 #[cfg(test)]
@@ -114,6 +127,29 @@ mod tests {
         ] {
             assert_eq!(play(before, &steps), want, "{name}");
         }
+    }
+
+    #[test]
+    fn who_uncordons_has_the_last_word() {
+        let node = testkit::node("worker-1");
+        let mut node = testkit::patched(&node, &take(&node, "a", "one"));
+        node.unschedulable = false;
+        let forgotten = testkit::patched(&node, &forget(&node));
+        assert!(forgotten.cordon.owners.is_empty() && !forgotten.unschedulable);
+        // Cordoned by them from here on.
+        let theirs = NodeFact {
+            unschedulable: true,
+            ..forgotten
+        };
+        let ours = testkit::patched(&theirs, &take(&theirs, "a", "one"));
+        assert!(testkit::patched(&ours, &give_back(&ours, ["a"])).unschedulable);
+        // Theirs first, taken off while ours was on.
+        let mut first = testkit::node("worker-1");
+        first.unschedulable = true;
+        let mut first = testkit::patched(&first, &take(&first, "a", "one"));
+        first.unschedulable = false;
+        let again = testkit::patched(&first, &take(&first, "a", "one"));
+        assert!(!testkit::patched(&again, &give_back(&again, ["a"])).unschedulable);
     }
 
     #[test]

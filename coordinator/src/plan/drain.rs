@@ -83,7 +83,11 @@ pub fn deadline(view: &View<'_>, lease: &InterruptionLease, checked: &Checked) -
     let since: k8s_openapi::jiff::Timestamp = drain.since.as_deref()?.parse().ok()?;
     let passed = view.now.wall.duration_since(since);
     let passed = Duration::try_from(passed).unwrap_or_default();
-    Some(view.now.mono + timeout.saturating_sub(passed))
+    let deadline = view.now.mono + timeout.saturating_sub(passed);
+    // Time that went by in a pause was nobody's fault: after it, all of the timeout is left.
+    let clock = view.index.lease_clocks.get(&lease.spec.node.name);
+    let resumed = clock.and_then(|clock| clock.resumed);
+    Some(resumed.map_or(deadline, |at| deadline.max(at + timeout)))
 }
 
 /// Pods that keep the node from being drained.

@@ -55,7 +55,15 @@ pub(super) fn nodes(
                     .status(&skyhook.name, status)
                     .conditions(&skyhook.name, status)
                     .annotation(&key, since);
-                draft.patch(node, patch, "status");
+                // Why a node that moves is not further yet is worth a write when it has been so for a moment.
+                let shown = node.annotations.get(&names::status(&skyhook.name));
+                let moves = *standing == Standing::Leased
+                    && shown.is_some_and(|shown| shown == status.as_str())
+                    && !draft.is_patched(name)
+                    && !patch.clone().reduced(node).is_empty();
+                if !(moves && draft.is_too_soon(&Target::Node(name.clone()))) {
+                    draft.patch(node, patch, "status");
+                }
             } else if status == Status::Complete
                 || lease.is_some_and(|l| protocol::phase(l) == Some(Phase::Complete))
             {

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
+use skyhook_crds::installed::{self, PackageStates, Stamp};
+use skyhook_crds::names;
 use skyhook_crds::revision::{self, Work};
-use skyhook_crds::{installed, names};
 
 use super::View;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
@@ -147,7 +148,11 @@ fn judge(
                 "the node is worked on for Skyhook {}",
                 lease.spec.skyhook.name
             ),
-            Err(problem) => format!("the node's InterruptionLease {problem}: delete it"),
+            Err(problem) => format!(
+                "the node's InterruptionLease {problem}: mend it, or when nothing runs on the node, annotate it with {}: {}",
+                names::FORCE_RELEASE,
+                lease.uid
+            ),
         };
         return Standing::Waiting(Reason::new("NodeLeased", message));
     }
@@ -179,6 +184,9 @@ pub(super) fn outstanding(
         .as_ref()
         .map_err(|e| Reason::new("NodeStateMalformed", e.to_string()))?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
+    if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
+        return Ok(revision::work(&PackageStates::new(), None, &checked.data));
+    }
     let recorded = match stamp {
         None => None,
         Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
@@ -198,6 +206,13 @@ pub(super) fn outstanding(
             .collect());
     }
     Ok(revision::work(states, recorded, &checked.data))
+}
+
+/// True when another machine has taken the Node over since the result was taken. What either does not say is not held
+/// against it.
+fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
+    let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
+    known && stamp.node_machine_id != node.machine_id
 }
 
 /// Why the DeploymentPolicy that the Skyhook names keeps it from starting.

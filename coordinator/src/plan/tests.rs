@@ -13,7 +13,10 @@ use super::*;
 use crate::testkit;
 
 mod cordons;
+mod endings;
 mod leases;
+mod reapply;
+mod replaced;
 mod status;
 
 /// A picture in the making.

@@ -72,6 +72,34 @@ pub fn is_accepted(lease: &InterruptionLease) -> bool {
     phase(lease).is_some()
 }
 
+/// True when what the lease says is installed, or what was reported under it, is of another machine than this: nothing
+/// of that is installed here.
+#[must_use]
+pub fn is_of_another_machine(lease: &InterruptionLease, machine_id: &str) -> bool {
+    let result = lease.spec.stamp.as_ref().filter(|stamp| stamp.has_result());
+    let reporter = lease
+        .status
+        .as_ref()
+        .filter(|status| status.phase.is_some());
+    [
+        result.map(|stamp| &stamp.machine_id),
+        reporter.map(|status| &status.machine_id),
+    ]
+    .into_iter()
+    .flatten()
+    .any(|machine| !machine.is_empty() && machine != machine_id)
+}
+
+/// Compares resource versions: newer API servers promise that they are numbers that grow. Versions that are not
+/// numbers are never called older.
+#[must_use]
+pub fn is_older(a: &str, b: &str) -> bool {
+    match (a.parse::<u128>(), b.parse::<u128>()) {
+        (Ok(a), Ok(b)) => a < b,
+        _ => false,
+    }
+}
+
 /// True when the agent may write `phase: Running`, with this lease's resource version as precondition. Only when that
 /// write succeeds may anything disruptive start.
 #[must_use]

@@ -2,7 +2,6 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,6 +12,7 @@ use skyhook_integration::controlplane::counters::{AuditCounts, RequestCounts};
 use skyhook_integration::process::sh;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
+use skyhook_integration::source::source;
 
 /// Long enough for the last write of a roll-out, and for an idle cluster to show that it is idle.
 const QUIET: Duration = Duration::from_secs(5);
@@ -93,7 +93,7 @@ async fn main() -> Result<()> {
 
 /// The package that does nothing, in a layer that was never pulled before.
 async fn push_variant(cluster: &Cluster, round: usize) -> Result<Image> {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/packages/noop");
+    let package = source("integration/fixtures/packages/noop");
     let folder = cluster.run.scratch().join(format!("noop-{round}"));
     let (from, to) = (package.to_string_lossy(), folder.to_string_lossy());
     sh("cp", ["-a", &from, &to]).await?;

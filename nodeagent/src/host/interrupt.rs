@@ -1,54 +1,235 @@
 //! Interrupting the host, over D-Bus.
+#![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use skyhook_crds::package::{Interrupt, InterruptType};
 use tokio::time::{Instant, sleep};
 
 use super::systemd::{Bus, SystemdError, UnitState};
+use super::unit_log;
 
 /// How long the bus may be away after a unit that carries it was restarted.
 const BUS_AWAY: Duration = Duration::from_secs(90);
-/// How long inhibitors are waited for before a reboot goes through them.
-const INHIBITED: Duration = Duration::from_secs(300);
-/// How long a host may take to go down.
-const GOING_DOWN: Duration = Duration::from_secs(600);
+/// A service that ends at once after its start is found by a second look.
+const SETTLE: Duration = Duration::from_millis(200);
+/// How often inhibitors are asked for.
+const INHIBITORS: Duration = Duration::from_secs(5);
+
+/// How long the parts of an interrupt may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The restart of one unit; its own timeouts end it long before, where it has any.
+    pub job: Duration,
+    /// Inhibitors of a reboot; then it goes through them.
+    pub inhibited: Duration,
+    /// The host's going down.
+    pub going_down: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            job: Duration::from_secs(600),
+            inhibited: Duration::from_secs(300),
+            going_down: Duration::from_secs(600),
+        }
+    }
+}
 
 /// Why the interrupt did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum InterruptError {
     #[error(transparent)]
     Systemd(#[from] SystemdError),
-    #[error("{unit}: {problem}")]
+    #[error("{unit} {problem}")]
     Unit { unit: String, problem: String },
     #[error("a reboot was asked for {seconds} s ago, and the host is still up")]
     StillUp { seconds: u64 },
 }
 
-/// Carries the interrupt out. A reboot never returns but with an error: that it happened shows in the boot ID alone.
-pub async fn execute(bus: &Bus, interrupt: &Interrupt) -> Result<(), InterruptError> {
-    match interrupt.kind {
-        InterruptType::Noop => Ok(()),
-        InterruptType::Service => {
-            bus.reload().await?;
-            for unit in units(&interrupt.services) {
-                restart(bus, &unit).await?;
-            }
-            Ok(())
-        }
-        InterruptType::RestartAllServices => {
-            bus.reload().await?;
+/// Interrupts one host.
+pub struct Interrupter<'a> {
+    pub bus: &'a Bus,
+    /// Where the host's files are.
+    pub root: &'a Path,
+    pub patience: Patience,
+    /// Is told what an interrupt waits for.
+    pub waits: &'a dyn Fn(String),
+}
+
+impl std::fmt::Debug for Interrupter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interrupter")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Interrupter<'_> {
+    /// Units that the interrupt restarts, with their invocations now; none for one that restarts no unit.
+    pub async fn observe(
+        &self,
+        interrupt: &Interrupt,
+    ) -> Result<BTreeMap<String, String>, InterruptError> {
+        let units = match interrupt.kind {
+            InterruptType::Noop | InterruptType::Reboot => return Ok(BTreeMap::new()),
+            InterruptType::Service => units(&interrupt.services),
             // What `service procps force-reload` does, which is all that the reference does.
-            let procps = bus.unit_state("procps.service").await?;
-            let unit = if is_absent(&procps) {
-                "systemd-sysctl.service"
-            } else {
-                "procps.service"
-            };
-            restart(bus, unit).await
+            InterruptType::RestartAllServices => {
+                let procps = self.bus.unit_state("procps.service").await?;
+                let unit = match absence(&procps) {
+                    Some(_) => "systemd-sysctl.service",
+                    None => "procps.service",
+                };
+                [unit.to_owned()].into()
+            }
+        };
+        self.bus.reload().await?;
+        let mut before = BTreeMap::new();
+        for unit in units {
+            let state = self.bus.unit_state(&unit).await?;
+            before.insert(unit, state.invocation);
         }
-        InterruptType::Reboot => reboot(bus).await,
+        Ok(before)
+    }
+
+    /// Carries the interrupt out: restarts units whose invocation is still the one in `before`. A reboot never returns but
+    /// with an error: that it happened shows in the boot ID alone.
+    pub async fn execute(
+        &self,
+        interrupt: &Interrupt,
+        before: &BTreeMap<String, String>,
+    ) -> Result<(), InterruptError> {
+        if interrupt.kind == InterruptType::Reboot {
+            return self.reboot().await;
+        }
+        if before.is_empty() {
+            return Ok(());
+        }
+        self.bus.reload().await?;
+        let begun = now();
+        for (unit, invocation) in before {
+            self.restart(unit, invocation, begun).await?;
+        }
+        sleep(SETTLE).await;
+        for unit in before.keys() {
+            if self.bus.unit_state(unit).await?.active == "failed" {
+                return Err(self
+                    .failed(unit, "failed after its restart".into(), begun)
+                    .await);
+            }
+        }
+        Ok(())
+    }
+
+    async fn restart(&self, unit: &str, before: &str, begun: i64) -> Result<(), InterruptError> {
+        let state = self.bus.unit_state(unit).await?;
+        if let Some(problem) = absence(&state) {
+            return Err(InterruptError::Unit {
+                unit: unit.to_owned(),
+                problem: problem.to_owned(),
+            });
+        }
+        if state.invocation != before && !state.invocation.is_empty() && state.active != "failed" {
+            tracing::info!(unit, "was restarted before this agent was");
+            return self
+                .await_start(unit, before, self.patience.job, begun)
+                .await;
+        }
+        match self.bus.run_job(unit, true, self.patience.job).await {
+            Ok(result) if result == "done" => Ok(()),
+            Ok(result) => {
+                let problem = match result.as_str() {
+                    "failed" => "failed to start".to_owned(),
+                    "timeout" => "did not start in the time that it gives itself".to_owned(),
+                    "dependency" => "was not started, since a unit that it needs failed".to_owned(),
+                    other => format!("was not restarted: the job's result is {other}"),
+                };
+                Err(self.failed(unit, problem, begun).await)
+            }
+            Err(e) if e.is_bus_lost() => {
+                self.bus.reconnect(BUS_AWAY).await?;
+                self.await_start(unit, before, BUS_AWAY, begun).await
+            }
+            Err(SystemdError::Timeout { after, .. }) => {
+                let active = self.bus.unit_state(unit).await?.active;
+                let problem = format!("is {active} after {} s", after.as_secs());
+                Err(self.failed(unit, problem, begun).await)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Nobody tells of the job any more: the unit's state is the truth.
+    async fn await_start(
+        &self,
+        unit: &str,
+        before: &str,
+        patience: Duration,
+        begun: i64,
+    ) -> Result<(), InterruptError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let now = self.bus.unit_state(unit).await?;
+            let is_new = now.invocation != before;
+            let problem = match now.active.as_str() {
+                "active" | "inactive" if is_new => return Ok(()),
+                "failed" => Some("failed after its restart".to_owned()),
+                state if Instant::now() >= deadline => {
+                    Some(format!("is {state} and was not started anew"))
+                }
+                _ => None,
+            };
+            if let Some(problem) = problem {
+                return Err(self.failed(unit, problem, begun).await);
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// What is wrong with a unit, with the last lines of its journal.
+    async fn failed(&self, unit: &str, problem: String, since: i64) -> InterruptError {
+        let lines = unit_log::tail(self.root, unit, since).await;
+        InterruptError::Unit {
+            unit: unit.to_owned(),
+            problem: if lines.is_empty() {
+                problem
+            } else {
+                format!("{problem}: {}", lines.join("\n"))
+            },
+        }
+    }
+
+    async fn reboot(&self) -> Result<(), InterruptError> {
+        let deadline = Instant::now() + self.patience.inhibited;
+        let mut told = Vec::new();
+        while Instant::now() < deadline {
+            // Without logind nobody inhibits.
+            let inhibitors = self.bus.shutdown_inhibitors().await.unwrap_or_default();
+            if inhibitors.is_empty() {
+                break;
+            }
+            if inhibitors != told {
+                (self.waits)(format!(
+                    "waits up to {} s for {}",
+                    self.patience.inhibited.as_secs(),
+                    inhibitors.join(", ")
+                ));
+                told = inhibitors;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            sleep(INHIBITORS.min(left)).await;
+        }
+        let asked = Instant::now();
+        self.bus.ask_for_reboot().await?;
+        (self.waits)("asked for; the host goes down".to_owned());
+        sleep(self.patience.going_down).await;
+        Err(InterruptError::StillUp {
+            seconds: asked.elapsed().as_secs(),
+        })
     }
 }
 
@@ -76,74 +257,19 @@ fn units(services: &[String]) -> BTreeSet<String> {
         .collect()
 }
 
-fn is_absent(state: &UnitState) -> bool {
-    state.load == "not-found" || state.load == "masked"
-}
-
-async fn restart(bus: &Bus, unit: &str) -> Result<(), InterruptError> {
-    let failed = |problem: String| InterruptError::Unit {
-        unit: unit.to_owned(),
-        problem,
-    };
-    let before = bus.unit_state(unit).await?;
-    if is_absent(&before) {
-        return Err(failed(format!("the unit is {}", before.load)));
-    }
-    match bus.run_job(unit, true).await {
-        Ok(result) if result == "done" => {}
-        Ok(result) => return Err(failed(format!("the restart's result is {result}"))),
-        Err(e) if e.is_bus_lost() => {
-            bus.reconnect(BUS_AWAY).await?;
-            return await_new_start(bus, unit, &before).await;
-        }
-        Err(e) => return Err(e.into()),
-    }
-    let after = bus.unit_state(unit).await?;
-    if after.active == "failed" {
-        return Err(failed("it failed after the restart".to_owned()));
-    }
-    Ok(())
-}
-
-/// The bus was lost with the job: the unit's state is the truth.
-async fn await_new_start(bus: &Bus, unit: &str, before: &UnitState) -> Result<(), InterruptError> {
-    let deadline = Instant::now() + BUS_AWAY;
-    loop {
-        let now = bus.unit_state(unit).await?;
-        let problem = match now.active.as_str() {
-            "active" if now.active_since != before.active_since => return Ok(()),
-            "failed" => Some("it failed after the restart".to_owned()),
-            state if Instant::now() >= deadline => {
-                Some(format!("it is {state} and was not started anew"))
-            }
-            _ => None,
-        };
-        if let Some(problem) = problem {
-            return Err(InterruptError::Unit {
-                unit: unit.to_owned(),
-                problem,
-            });
-        }
-        sleep(Duration::from_millis(200)).await;
+/// Why a unit cannot be restarted at all.
+fn absence(state: &UnitState) -> Option<&'static str> {
+    match state.load.as_str() {
+        "not-found" => Some("does not exist on this host"),
+        "masked" => Some("is masked: unmask it, or take it out of the interrupt's services"),
+        "bad-setting" | "error" => Some("cannot be loaded: its unit file is wrong"),
+        _ => None,
     }
 }
 
-async fn reboot(bus: &Bus) -> Result<(), InterruptError> {
-    let deadline = Instant::now() + INHIBITED;
-    while Instant::now() < deadline {
-        let inhibitors = bus.shutdown_inhibitors().await.unwrap_or_default();
-        if inhibitors.is_empty() {
-            break;
-        }
-        tracing::info!(?inhibitors, "the reboot waits for inhibitors");
-        sleep(Duration::from_secs(5)).await;
-    }
-    let asked = Instant::now();
-    bus.ask_for_reboot().await?;
-    sleep(GOING_DOWN).await;
-    Err(InterruptError::StillUp {
-        seconds: asked.elapsed().as_secs(),
-    })
+/// Unix seconds.
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
 }
 
 #[cfg(test)]
@@ -159,5 +285,28 @@ mod tests {
             .map(str::to_owned)
             .into();
         assert_eq!(units(&services), want);
+    }
+
+    #[test]
+    fn units_that_cannot_be_restarted_say_why() {
+        for (load, want) in [
+            ("loaded", None),
+            ("not-found", Some("does not exist")),
+            ("masked", Some("unmask it")),
+            ("bad-setting", Some("its unit file is wrong")),
+        ] {
+            let state = UnitState {
+                load: load.into(),
+                active: "inactive".into(),
+                invocation: String::new(),
+            };
+            let problem = absence(&state);
+            assert_eq!(problem.is_some(), want.is_some(), "{load}");
+            assert!(
+                problem
+                    .unwrap_or_default()
+                    .contains(want.unwrap_or_default())
+            );
+        }
     }
 }

@@ -13,8 +13,6 @@ mod login;
 
 /// How long a method call may take.
 const CALL: Duration = Duration::from_secs(25);
-/// How long one job may take; a unit's own timeouts end it long before.
-const JOB: Duration = Duration::from_secs(600);
 
 /// What went wrong on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +88,8 @@ trait Unit {
     fn active_state(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn load_state(&self) -> zbus::Result<String>;
-    #[zbus(property(emits_changed_signal = "false"))]
-    fn active_enter_timestamp_monotonic(&self) -> zbus::Result<u64>;
+    #[zbus(property(emits_changed_signal = "false"), name = "InvocationID")]
+    fn invocation_id(&self) -> zbus::Result<Vec<u8>>;
 }
 
 /// CPU and memory of a step's scope.
@@ -247,7 +245,7 @@ impl Bus {
             Ok(UnitState {
                 load: proxy.load_state().await?,
                 active: proxy.active_state().await?,
-                active_since: proxy.active_enter_timestamp_monotonic().await?,
+                invocation: hex(&proxy.invocation_id().await?),
             })
         };
         let state = call(&format!("state of {unit}"), state).await;
@@ -255,7 +253,12 @@ impl Bus {
     }
 
     /// Restarts (or starts) a unit and waits for the job; the job's result, `done` when all went well.
-    pub async fn run_job(&self, unit: &str, restart: bool) -> Result<String, SystemdError> {
+    pub async fn run_job(
+        &self,
+        unit: &str,
+        restart: bool,
+        patience: Duration,
+    ) -> Result<String, SystemdError> {
         let manager = self.manager().await?;
         let job = async {
             manager.subscribe().await.or_else(already_subscribed)?;
@@ -276,7 +279,7 @@ impl Bus {
             )))
         };
         let name = format!("restart of {unit}");
-        let result = within(&name, JOB, job).await;
+        let result = within(&name, patience, job).await;
         self.noting_loss(result).await
     }
 
@@ -311,8 +314,20 @@ impl Bus {
 pub struct UnitState {
     pub load: String,
     pub active: String,
-    /// Microseconds of the monotonic clock; another value means that it was started anew.
-    pub active_since: u64,
+    /// Another value at every start; empty for a unit that was never started.
+    pub invocation: String,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    if bytes.iter().all(|b| *b == 0) {
+        return String::new();
+    }
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 impl SystemdError {

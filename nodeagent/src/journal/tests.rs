@@ -45,6 +45,40 @@ fn a_corrupt_journal_is_kept_aside() {
 }
 
 #[test]
+fn only_a_reboot_that_was_asked_for_keeps_the_epoch() {
+    let journal = |boot: &str, epoch: &str, asked: Option<&str>| State {
+        boot_id: boot.into(),
+        epoch: epoch.into(),
+        run: asked.map(|asked| Progress {
+            wave: Some(crate::machine::progress::Wave {
+                reboot_asked: Some(asked.into()),
+                ..Default::default()
+            }),
+            ..Progress::default()
+        }),
+        ..State::default()
+    };
+    for (name, journal, want) in [
+        ("a fresh host", journal("", "", None), "new"),
+        ("the same boot", journal("new", "first", None), "first"),
+        ("nobody asked", journal("old", "first", None), "new"),
+        ("asked for", journal("old", "first", Some("old")), "first"),
+        (
+            "asked for in an earlier boot",
+            journal("old", "first", Some("older")),
+            "new",
+        ),
+        (
+            "of a journal without epochs",
+            journal("", "", Some("old")),
+            "new",
+        ),
+    ] {
+        assert_eq!(journal.epoch_in("new"), want, "{name}");
+    }
+}
+
+#[test]
 fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("journal");

@@ -31,7 +31,7 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
     }
     pull(p, now, &mut effects);
     wave::advance(p, now, &mut effects);
-    let mut slots = WIDTH.saturating_sub(p.entries.values().filter(|e| is_running(e)).count());
+    let mut slots = slots(p);
     for key in p.entries.keys().cloned().collect::<Vec<_>>() {
         if slots == 0 {
             break;
@@ -42,6 +42,33 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
         }
     }
     effects
+}
+
+/// When [`advance`] has something to do that no event will announce. What waits for more than time is left out: its
+/// time may have come long ago, and nobody can wait for the past.
+pub(super) fn wake_at(p: &Progress) -> Option<i64> {
+    let has_slot = slots(p) > 0;
+    let entries = p.entries.values().filter_map(|e| match e.doing {
+        Doing::Retry { at, .. } if has_slot && may_start(p, e) => Some(at),
+        Doing::Retry { .. }
+        | Doing::Idle
+        | Doing::Ready(_)
+        | Doing::Preparing { .. }
+        | Doing::Step(_) => None,
+    });
+    let pulls = p.entries.values().filter_map(|e| match e.image_state {
+        ImageState::Failed { retry_at, .. } if needs_image(p, e) => Some(retry_at),
+        ImageState::Failed { .. }
+        | ImageState::Unknown
+        | ImageState::Pulling { .. }
+        | ImageState::Ready => None,
+    });
+    entries.chain(pulls).chain(wave::wake_at(p)).min()
+}
+
+/// How many more packages may be worked on.
+fn slots(p: &Progress) -> usize {
+    WIDTH.saturating_sub(p.entries.values().filter(|e| is_running(e)).count())
 }
 
 fn stop(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -74,7 +101,7 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     let wanted: BTreeSet<String> = p
         .entries
         .values()
-        .filter(|e| p.is_wanted(e) && !e.is_done() || is_leaving(p, e))
+        .filter(|e| needs_image(p, e))
         .map(Entry::key)
         .collect();
     for (key, entry) in &mut p.entries {
@@ -92,6 +119,10 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
             effects.push(Effect::PullImage { key: key.clone() });
         }
     }
+}
+
+fn needs_image(p: &Progress, entry: &Entry) -> bool {
+    p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry)
 }
 
 /// True for a version that is being uninstalled.
@@ -127,7 +158,12 @@ fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
         Doing::Retry { at, .. } => at <= now,
         Doing::Preparing { .. } | Doing::Step(_) => false,
     };
-    free && entry.image_state == ImageState::Ready
+    free && may_start(p, entry)
+}
+
+/// True when nothing but time, or what it does already, keeps a package from starting.
+fn may_start(p: &Progress, entry: &Entry) -> bool {
+    entry.image_state == ImageState::Ready
         && !entry.is_done()
         && entry.stage != Stage::Interrupt
         && is_turn(p, entry)

@@ -1,6 +1,9 @@
 //! What goes into [`super::step`] and what comes out of it.
 
-use skyhook_crds::lease::StopReason;
+use std::collections::BTreeMap;
+
+use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::lease::{DrainState, InterruptionLease, Phase, StopReason};
 use skyhook_crds::package::Interrupt;
 
 use super::progress::{Half, StepPlan};
@@ -58,6 +61,18 @@ pub enum Event {
     LeaseLooked {
         stands: bool,
     },
+    /// The units that are to be restarted, with their invocations now.
+    UnitsSeen {
+        before: BTreeMap<String, String>,
+    },
+    /// Something holds the interrupt up.
+    InterruptWaits {
+        reason: String,
+    },
+    /// What the revision that the lease is stopped for has of each package: version and identity.
+    RevisionSeen {
+        packages: BTreeMap<String, (String, String)>,
+    },
     Interrupted,
     InterruptFailed {
         reason: String,
@@ -75,6 +90,25 @@ pub struct LeaseView {
     pub drained: Option<String>,
     /// Whether the lease's status says `Running`.
     pub running: bool,
+}
+
+impl LeaseView {
+    /// What the agent of the Node with this UID makes of a lease that it works on.
+    #[must_use]
+    pub fn of(lease: &InterruptionLease, node_uid: &str) -> Self {
+        let duty = protocol::agent_duty(lease, node_uid);
+        let drained = lease.spec.drain.state == DrainState::Drained && duty == AgentDuty::Work;
+        Self {
+            stop: match duty {
+                AgentDuty::Stop(reason) => Some(reason),
+                AgentDuty::Ignore(_) => Some(StopReason::Deleted),
+                AgentDuty::Accept | AgentDuty::Work | AgentDuty::Hold | AgentDuty::Finished => None,
+            },
+            hold: duty == AgentDuty::Hold,
+            drained: lease.metadata.resource_version.clone().filter(|_| drained),
+            running: protocol::phase(lease) == Some(Phase::Running),
+        }
+    }
 }
 
 /// How a step ended.
@@ -112,6 +146,11 @@ pub enum Effect {
     WriteRunning { resource_version: String },
     /// Ask the API whether the lease still stands.
     LookAtLease,
-    /// Interrupt the host.
-    Interrupt { owner: String, interrupt: Interrupt },
+    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already; without
+    /// any, say first which there are.
+    Interrupt {
+        owner: String,
+        interrupt: Interrupt,
+        before: BTreeMap<String, String>,
+    },
 }

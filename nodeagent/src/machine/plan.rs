@@ -11,6 +11,10 @@ use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 
 /// Puts every package at the first stage that it has to go through.
 pub(super) fn begin(p: &mut Progress, now: i64) {
+    // Pulls of an earlier lease have ended with it, and what they brought may be gone by now.
+    for entry in p.entries.values_mut() {
+        entry.image_state = ImageState::Unknown;
+    }
     let names: Vec<String> = p.wanted.keys().cloned().collect();
     for name in names {
         plan_package(p, &name, now);

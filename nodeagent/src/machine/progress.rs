@@ -258,6 +258,7 @@ pub struct StepPlan {
 
 /// Packages that are brought up to their interrupt together, and then interrupt the host once.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
 pub struct Wave {
     /// Keys of the packages.
     pub members: BTreeSet<String>,
@@ -265,6 +266,12 @@ pub struct Wave {
     /// Attempts of the interrupt that failed in a row.
     #[serde(default)]
     pub failures: u32,
+    /// Boot in which a reboot was asked for: another one is that reboot, however it came about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reboot_asked: Option<String>,
+    /// Units that are restarted, with their invocations before that: another one is the restart.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub before: BTreeMap<String, String>,
 }
 
 /// How far a wave is.

@@ -1,6 +1,8 @@
 //! Who wins when the Node's record and the host's journal differ (`design.md`, "Who wins").
 
+use skyhook_crds::InterruptionLease;
 use skyhook_crds::installed::{PackageStates, Stamp};
+use skyhook_crds::lease::protocol;
 
 use super::progress::{Entries, Entry, states};
 
@@ -17,18 +19,26 @@ pub enum Source {
     Nothing,
 }
 
-/// The packages that are on this host. `journal` is `None` when the host has none for this Skyhook.
+/// The packages that are on the host that takes a lease.
 #[must_use]
-pub fn reconcile(
+pub fn of_lease(
+    journal: Option<&Entries>,
+    lease: &InterruptionLease,
+    machine_id: &str,
+) -> (Entries, Source) {
+    if protocol::is_of_another_machine(lease, machine_id) {
+        return (Entries::new(), Source::Nothing);
+    }
+    reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref())
+}
+
+/// The same, for a record that is of this machine. `journal` is `None` when the host has none for this Skyhook.
+fn reconcile(
     journal: Option<&Entries>,
     installed: &PackageStates,
     stamp: Option<&Stamp>,
-    machine_id: &str,
 ) -> (Entries, Source) {
     let result = stamp.filter(|stamp| stamp.has_result());
-    if result.is_some_and(|stamp| !stamp.machine_id.is_empty() && stamp.machine_id != machine_id) {
-        return (Entries::new(), Source::Nothing);
-    }
     match (journal, result) {
         (Some(journal), _) if states(journal) == *installed => (journal.clone(), Source::Both),
         (Some(journal), None) => (journal.clone(), Source::Journal),
@@ -68,6 +78,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
 
 #[cfg(test)]
 mod tests {
+    use skyhook_crds::lease::{InterruptionLeaseSpec, InterruptionLeaseStatus, Phase};
     use skyhook_crds::package::PackageStatus;
     use skyhook_crds::{Stage, State};
 
@@ -104,18 +115,20 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn who_wins() {
         let old = status("1.0.0", Stage::Config, State::Complete);
         let new = status("2.0.0", Stage::Config, State::Complete);
         let here = Some(stamp("uid", "m"));
         let granted_only = Some(stamp("", ""));
         let none = PackageStates::new();
-        for (name, journal, installed, stamp, want, states_want) in [
+        for (name, journal, installed, stamp, reporter, want, states_want) in [
             (
                 "agree",
                 Some(&old),
                 record(&old),
                 &here,
+                "",
                 Source::Both,
                 record(&old),
             ),
@@ -124,6 +137,7 @@ mod tests {
                 Some(&old),
                 record(&new),
                 &here,
+                "",
                 Source::Node,
                 record(&new),
             ),
@@ -132,6 +146,7 @@ mod tests {
                 Some(&old),
                 none.clone(),
                 &here,
+                "",
                 Source::Node,
                 none.clone(),
             ),
@@ -140,6 +155,7 @@ mod tests {
                 Some(&old),
                 none.clone(),
                 &None,
+                "",
                 Source::Journal,
                 record(&old),
             ),
@@ -148,6 +164,7 @@ mod tests {
                 Some(&old),
                 record(&new),
                 &granted_only,
+                "",
                 Source::Journal,
                 record(&old),
             ),
@@ -156,6 +173,7 @@ mod tests {
                 None,
                 record(&new),
                 &None,
+                "",
                 Source::Node,
                 record(&new),
             ),
@@ -164,6 +182,7 @@ mod tests {
                 None,
                 record(&new),
                 &here,
+                "",
                 Source::Node,
                 record(&new),
             ),
@@ -172,15 +191,54 @@ mod tests {
                 Some(&old),
                 record(&new),
                 &Some(stamp_of_other()),
+                "",
                 Source::Nothing,
                 none.clone(),
             ),
+            (
+                "another machine accepted the lease",
+                None,
+                record(&new),
+                &None,
+                "other",
+                Source::Nothing,
+                none.clone(),
+            ),
+            (
+                "accepted here before the journal was lost",
+                None,
+                record(&new),
+                &None,
+                "m",
+                Source::Node,
+                record(&new),
+            ),
         ] {
             let journal = journal.map(self::journal);
-            let (entries, source) = reconcile(journal.as_ref(), &installed, stamp.as_ref(), "m");
+            let lease = lease(&installed, stamp.as_ref(), reporter);
+            let (entries, source) = of_lease(journal.as_ref(), &lease, "m");
             assert_eq!(source, want, "{name}");
             assert_eq!(states(&entries), states_want, "{name}");
         }
+    }
+
+    fn lease(
+        installed: &PackageStates,
+        stamp: Option<&Stamp>,
+        reporter: &str,
+    ) -> InterruptionLease {
+        let spec = InterruptionLeaseSpec {
+            installed: installed.clone(),
+            stamp: stamp.cloned(),
+            ..InterruptionLeaseSpec::default()
+        };
+        let mut lease = InterruptionLease::new("worker-1", spec);
+        lease.status = (!reporter.is_empty()).then(|| InterruptionLeaseStatus {
+            phase: Some(Phase::Accepted),
+            machine_id: reporter.to_owned(),
+            ..InterruptionLeaseStatus::default()
+        });
+        lease
     }
 
     fn stamp_of_other() -> Stamp {
@@ -191,10 +249,9 @@ mod tests {
     fn a_rerun_by_hand_keeps_what_the_host_was_configured_with() {
         let done = status("1.0.0", Stage::Config, State::Complete);
         let rerun = status("1.0.0", Stage::Apply, State::InProgress);
-        let (entries, _) = reconcile(
+        let (entries, _) = of_lease(
             Some(&journal(&done)),
-            &record(&rerun),
-            Some(&stamp("uid", "m")),
+            &lease(&record(&rerun), Some(&stamp("uid", "m")), ""),
             "m",
         );
         let entry = &entries["a|1.0.0"];

@@ -1,7 +1,9 @@
 //! Tables for every way a package can go, against a host that does what it is told.
 
+mod interrupts;
 mod lifecycle;
 mod properties;
+mod waits;
 pub(crate) mod world;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! Waves: packages that interrupt the host go through apply or upgrade and config together, interrupt it once, and then
 //! do their post-interrupt.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Stage, State};
 
@@ -54,6 +56,16 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     }
 }
 
+/// When the interrupt is tried again. Without the permit it waits for that.
+pub(super) fn wake_at(p: &Progress) -> Option<i64> {
+    match p.wave.as_ref()?.at {
+        WaveAt::Retry { at } if p.permit == Permit::Granted => Some(at),
+        WaveAt::Retry { .. } | WaveAt::Staging | WaveAt::Looking | WaveAt::Interrupting { .. } => {
+            None
+        }
+    }
+}
+
 fn can_join(p: &Progress, entry: &Entry) -> bool {
     p.is_wanted(entry)
         && !entry.is_done()
@@ -63,11 +75,13 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
         && super::advance::is_turn(p, entry)
 }
 
-/// The next wave waits for the post-interrupt of the one before; one that fails does not hold others up.
+/// The next wave waits for the post-interrupt of the one before; one that fails, or that has come to depend on a package
+/// of the next wave, does not hold others up.
 fn has_unfinished_post_interrupt(p: &Progress) -> bool {
-    p.entries
-        .values()
-        .any(|e| p.is_wanted(e) && e.stage == Stage::PostInterrupt && e.state == State::InProgress)
+    p.entries.values().any(|e| {
+        let unfinished = e.stage == Stage::PostInterrupt && e.state == State::InProgress;
+        unfinished && p.is_wanted(e) && super::advance::is_turn(p, e)
+    })
 }
 
 fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -130,12 +144,55 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         );
         return;
     }
+    if interrupt.kind == InterruptType::Reboot {
+        wave.reboot_asked = Some(boot_id.clone());
+    }
     wave.at = WaveAt::Interrupting {
         owner: owner.clone(),
         interrupt: interrupt.clone(),
         boot_id,
     };
-    effects.push(Effect::Interrupt { owner, interrupt });
+    let before = wave.before.clone();
+    effects.push(Effect::Interrupt {
+        owner,
+        interrupt,
+        before,
+    });
+}
+
+/// What is to be restarted is on record: now it is.
+pub(super) fn units_seen(
+    p: &mut Progress,
+    units: BTreeMap<String, String>,
+    effects: &mut Vec<Effect>,
+) {
+    let Some(wave) = &mut p.wave else { return };
+    let WaveAt::Interrupting {
+        owner, interrupt, ..
+    } = &wave.at
+    else {
+        return;
+    };
+    wave.before = units;
+    effects.push(Effect::Interrupt {
+        owner: owner.clone(),
+        interrupt: interrupt.clone(),
+        before: wave.before.clone(),
+    });
+}
+
+/// Something holds the interrupt up: the owner shows what.
+pub(super) fn waits(p: &mut Progress, reason: &str) {
+    let Some(WaveAt::Interrupting {
+        owner, interrupt, ..
+    }) = p.wave.as_ref().map(|w| &w.at)
+    else {
+        return;
+    };
+    let message = format!("{}: {reason}", describe(interrupt));
+    if let Some(entry) = p.entries.get_mut(&owner.clone()) {
+        entry.message = message;
+    }
 }
 
 /// The interrupt has happened: all members go on to post-interrupt.
@@ -150,11 +207,15 @@ pub(super) fn interrupted(p: &mut Progress, now: i64) {
     else {
         return;
     };
-    for key in &members {
+    go_on(p, &members, interrupt.kind == InterruptType::Reboot, now);
+}
+
+fn go_on(p: &mut Progress, members: &BTreeSet<String>, is_reboot: bool, now: i64) {
+    for key in members {
         let Some(entry) = p.entries.get_mut(key) else {
             continue;
         };
-        if interrupt.kind == InterruptType::Reboot {
+        if is_reboot {
             entry.reboots += 1;
         }
         if let Some(cycle) = &mut entry.cycle {
@@ -172,6 +233,7 @@ pub(super) fn failed(p: &mut Progress, reason: &str, now: i64) {
     let owner = owner(p);
     let Some(wave) = &mut p.wave else { return };
     wave.failures += 1;
+    wave.before.clear();
     let delay = retry::delay_ms(wave.failures, &p.lease);
     wave.at = WaveAt::Retry { at: now + delay };
     if let Some(entry) = owner.and_then(|(key, _)| p.entries.get_mut(&key)) {
@@ -183,14 +245,20 @@ pub(super) fn failed(p: &mut Progress, reason: &str, now: i64) {
 
 /// The agent was started anew in the boot `boot_id`: a reboot that was asked for has happened if that is another one.
 pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
+    let rebooted = p
+        .wave
+        .take_if(|w| w.reboot_asked.as_deref().is_some_and(|b| b != boot_id));
+    if let Some(wave) = rebooted {
+        // Also when it was given up on meanwhile.
+        go_on(p, &wave.members, true, now);
+        return;
+    }
     let Some(wave) = &mut p.wave else { return };
+    if p.boot_id != boot_id {
+        wave.before.clear();
+    }
     match &wave.at {
-        WaveAt::Interrupting {
-            interrupt,
-            boot_id: asked_in,
-            ..
-        } if interrupt.kind == InterruptType::Reboot && asked_in != boot_id => interrupted(p, now),
-        // Nobody knows how far it got: it is done again.
+        // Nobody knows how far it got: it is looked at again.
         WaveAt::Interrupting { .. } | WaveAt::Looking => wave.at = WaveAt::Staging,
         WaveAt::Staging | WaveAt::Retry { .. } => {}
     }

@@ -6,8 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::{self, AgentDuty};
-use skyhook_crds::lease::{DrainState, Phase, StopReason};
+use skyhook_crds::lease::StopReason;
 use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::Credentials;
@@ -24,12 +23,10 @@ use crate::host::exec::Supervisors;
 use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::journal::{Journal, State};
-use crate::lease::{LeaseApi, LeaseEvent};
-use crate::machine::progress::WaveAt;
+use crate::lease::{ApiError, LeaseApi, LeaseEvent};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
-use crate::stage::flags::note_interrupt;
 use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
@@ -47,8 +44,11 @@ pub(super) enum Note {
     },
     StepDone(Box<StepDone>),
     Written(Box<Written>),
+    KeptTrue(Box<Result<InterruptionLease, ApiError>>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
+    /// Bytes of ours on the host's disk.
+    Disk(u64),
     Woken,
 }
 
@@ -91,6 +91,10 @@ pub(super) struct Agent {
     pub credentials: Rc<OnceCell<Credentials>>,
     /// Steps that were told to end.
     pub ended_steps: std::collections::BTreeSet<u64>,
+    /// Bytes of ours on the host's disk, as counted last.
+    pub disk_bytes: Option<i64>,
+    /// Revision that a stop names, whose packages were compared with those that run.
+    pub compared: Option<String>,
     /// What keeps the agent from working, for the report.
     pub trouble: Option<String>,
     /// Steps of the machine that are not in the journal yet.
@@ -118,13 +122,19 @@ impl Agent {
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
+            epoch: String::new(),
+            disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let (journal, aside) = Journal::open(&state)?;
         if let Some(aside) = aside {
             tracing::error!(kept = %aside.display(), "the journal cannot be believed: the Node's record is taken for this host");
         }
-        let images = Images::open(&state.join("images"), settings.insecure_registries.clone())?;
+        let images = Images::open(
+            &state.join("images"),
+            &host.root,
+            settings.registries.clone(),
+        )?;
         let bus = Rc::new(Bus::of(&host.root));
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),
@@ -153,9 +163,12 @@ impl Agent {
             run_facts: None,
             credentials: Rc::default(),
             ended_steps: std::collections::BTreeSet::new(),
+            disk_bytes: None,
+            compared: None,
             trouble: None,
             staged: None,
         };
+        agent.count_disk();
         agent.take_up(&state.join("steps"))?;
         Ok(agent)
     }
@@ -170,6 +183,7 @@ impl Agent {
                 ..State::default()
             };
         }
+        self.note_boot(&mut state);
         let last = super::housekeeping::last_step(steps);
         state.next_step = state.next_step.max(last + 1);
         if let Some(run) = &mut state.run {
@@ -181,6 +195,21 @@ impl Agent {
             self.send(Note::Event(Event::Restarted { boot_id }));
         }
         Ok(())
+    }
+
+    /// Puts on record which boot this is, and what that means for what was done in earlier ones.
+    fn note_boot(&mut self, state: &mut State) {
+        let epoch = state.epoch_in(&self.facts.boot_id);
+        let is_lost = epoch != state.epoch && !state.epoch.is_empty();
+        if is_lost && self.settings.reapply_on_reboot {
+            tracing::warn!("the host was rebooted, and not by Skyhook: everything is done again");
+            if let Some(run) = &mut state.run {
+                machine::reapply(run, now());
+            }
+        }
+        state.boot_id.clone_from(&self.facts.boot_id);
+        state.epoch.clone_from(&epoch);
+        self.facts.epoch = epoch;
     }
 
     /// Takes one note in.
@@ -202,12 +231,14 @@ impl Agent {
             }
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
+            Note::KeptTrue(result) => self.kept_true(*result),
             Note::Node(node) => {
                 self.is_beginning = false;
                 self.node_uid = Some(node.uid.clone());
                 self.look_at_lease();
             }
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
+            Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
             Note::Woken => self.woken(),
         }
     }
@@ -307,10 +338,16 @@ impl Agent {
         }
         self.trouble = Some(format!("the host's journal cannot be written: {text}"));
         self.write_status();
+        let pause = Duration::from_secs(2);
+        // Of the lease, what it says by then counts.
+        let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
+        if events.iter().any(is_seen) {
+            self.begin_at.get_or_insert(Instant::now() + pause);
+        }
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            for event in events {
+            tokio::time::sleep(pause).await;
+            for event in events.into_iter().filter(|event| !is_seen(event)) {
                 let _sent = notes.send(Note::Event(event));
             }
         });
@@ -335,29 +372,6 @@ impl Agent {
         }
     }
 
-    /// Writes what the host is to remember of an interrupt that has happened.
-    fn conclude_interrupt(&self, before: &Progress, after: &Progress) {
-        let Some(WaveAt::Interrupting {
-            owner, interrupt, ..
-        }) = before.wave.as_ref().map(|w| &w.at)
-        else {
-            return;
-        };
-        let happened = after
-            .entries
-            .get(owner)
-            .is_some_and(|e| e.stage == skyhook_crds::Stage::PostInterrupt);
-        let entry = before.entries.get(owner).filter(|_| happened);
-        let Some((entry, cycle)) = entry.and_then(|e| Some((e, e.cycle.as_ref()?))) else {
-            return;
-        };
-        let package = (entry.name.as_str(), entry.version.as_str());
-        let layout = &self.settings.layout;
-        if let Err(error) = note_interrupt(&self.host, layout, &cycle.skyhook, package, interrupt) {
-            tracing::warn!(error = %crate::stage::chain(&error), "the interrupt cannot be noted");
-        }
-    }
-
     fn run_ended(&mut self) {
         let Some(run) = self.run() else { return };
         tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the lease's work has ended");
@@ -375,10 +389,17 @@ impl Agent {
     }
 
     fn lease_event(&mut self, event: LeaseEvent) {
-        self.lease = match event {
-            LeaseEvent::Seen(lease) => Some(*lease),
-            LeaseEvent::Gone => None,
-        };
+        match event {
+            LeaseEvent::Seen(lease) => {
+                // Another lease is another story; of the same one an answer may have told more than this.
+                let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
+                if !self.lease.as_ref().is_some_and(same) {
+                    self.lease = None;
+                }
+                self.saw(*lease);
+            }
+            LeaseEvent::Gone => self.lease = None,
+        }
         self.look_at_lease();
     }
 
@@ -388,6 +409,7 @@ impl Agent {
             self.writer.seen(self.lease.as_ref());
             let view = self.view();
             self.feed(Event::LeaseSeen(view));
+            self.compare_revision();
             return;
         }
         if self.run().is_some_and(|run| run.ended.is_none()) {
@@ -402,13 +424,12 @@ impl Agent {
     }
 
     fn view(&self) -> LeaseView {
-        let (Some(lease), Some(node_uid)) = (&self.lease, &self.node_uid) else {
-            return self.lease.as_ref().map_or_else(LeaseView::default, |l| {
-                // The lease was accepted: its node is this one.
-                view_of(l, &l.spec.node.uid)
-            });
+        let Some(lease) = &self.lease else {
+            return LeaseView::default();
         };
-        view_of(lease, node_uid)
+        // The lease was accepted: its node is this one.
+        let node_uid = self.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
+        LeaseView::of(lease, node_uid)
     }
 
     fn woken(&mut self) {
@@ -455,25 +476,6 @@ fn put_away(state: &mut State, lease: &str) {
             entries: run.entries,
         };
         state.skyhooks.insert(run.skyhook.name, record);
-    }
-}
-
-fn view_of(lease: &InterruptionLease, node_uid: &str) -> LeaseView {
-    let duty = protocol::agent_duty(lease, node_uid);
-    let drained = lease.spec.drain.state == DrainState::Drained;
-    LeaseView {
-        stop: match duty {
-            AgentDuty::Stop(reason) => Some(reason),
-            AgentDuty::Ignore(_) => Some(StopReason::Deleted),
-            AgentDuty::Accept | AgentDuty::Work | AgentDuty::Hold | AgentDuty::Finished => None,
-        },
-        hold: duty == AgentDuty::Hold,
-        drained: lease
-            .metadata
-            .resource_version
-            .clone()
-            .filter(|_| drained && duty == AgentDuty::Work),
-        running: protocol::phase(lease) == Some(Phase::Running),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::agent::{Agent, Note, RunFacts, now};
 use crate::host::limits;
 use crate::lease::ApiError;
-use crate::machine::reconcile::{Source, reconcile};
+use crate::machine::reconcile::{Source, of_lease};
 use crate::machine::{Entries, Event, Progress, Wanted, retry};
 use crate::report;
 use crate::stage::metadata::NodeFacts;
@@ -31,6 +31,8 @@ struct Taken {
     lease: InterruptionLease,
     revision: RevisionData,
     facts: RunFacts,
+    /// Revision that was needed to know what is on the host.
+    recovered: Option<(String, RevisionData)>,
 }
 
 impl Agent {
@@ -56,7 +58,7 @@ impl Agent {
             AgentDuty::Ignore(reason) => {
                 tracing::debug!(?reason, "the lease is left alone");
             }
-            AgentDuty::Finished => self.refresh_boot_id(&lease),
+            AgentDuty::Finished => self.keep_true(&lease),
             AgentDuty::Accept => self.take_lease(lease, true),
             // Accepted by an agent whose journal is lost.
             AgentDuty::Work | AgentDuty::Hold | AgentDuty::Stop(_) => self.take_lease(lease, false),
@@ -84,7 +86,7 @@ impl Agent {
 
     fn take_lease(&mut self, lease: InterruptionLease, accept: bool) {
         self.is_beginning = true;
-        let (entries, source) = self.reconciled(&lease);
+        let (mut entries, source) = self.reconciled(&lease);
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         tracing::info!(lease = %uid, skyhook = %lease.spec.skyhook.name, revision = %lease.spec.revision, ?source, "taking the lease");
         let status = self.accepted_status(&lease, &entries);
@@ -103,7 +105,7 @@ impl Agent {
                     let before = serde_json::to_value(&lease.status).unwrap_or_default();
                     let after = serde_json::to_value(&status).unwrap_or_default();
                     let change = report::merge_diff(&before, &after).unwrap_or_default();
-                    api.patch_status(&uid, Some(&version), change).await?
+                    api.patch_status(&uid, &version, change).await?
                 } else {
                     lease
                 };
@@ -113,6 +115,7 @@ impl Agent {
                     limits::process(&bus)
                 );
                 let revision = revision?;
+                let recovered = super::recover::recover(&api, &lease, &mut entries).await?;
                 let facts = RunFacts {
                     node: node?,
                     default_resources: default_resources(&api, &revision).await?,
@@ -122,6 +125,7 @@ impl Agent {
                     lease,
                     revision,
                     facts,
+                    recovered,
                 })
             };
             let result = taken.await;
@@ -143,12 +147,7 @@ impl Agent {
             .map(|run| &run.entries);
         let journal =
             ended.or_else(|| self.journal.state.skyhooks.get(skyhook).map(|r| &r.entries));
-        reconcile(
-            journal,
-            &lease.spec.installed,
-            lease.spec.stamp.as_ref(),
-            &self.facts.machine_id,
-        )
+        of_lease(journal, lease, &self.facts.machine_id)
     }
 
     fn accepted_status(
@@ -165,6 +164,7 @@ impl Agent {
             phase: Some(Phase::Accepted),
             boot_id: self.facts.boot_id.clone(),
             machine_id: self.facts.machine_id.clone(),
+            epoch: self.facts.epoch.clone(),
             agent_version: self.facts.agent_version.clone(),
             packages: report::packages(&progress),
             since: Some(crate::machine::progress::time(now())),
@@ -203,9 +203,15 @@ impl Agent {
             lease,
             revision,
             facts,
+            recovered,
         } = taken;
         let spec = &lease.spec;
-        if let Err(error) = self.journal.keep_revision(&spec.revision, &revision) {
+        let kept = match &recovered {
+            Some((name, data)) => self.journal.keep_revision(name, data),
+            None => Ok(()),
+        };
+        let kept = kept.and_then(|()| self.journal.keep_revision(&spec.revision, &revision));
+        if let Err(error) = kept {
             // The lease is taken: it is begun when there is room.
             self.journal_failed(&error, Vec::new());
             self.retry_begin(1);
@@ -225,42 +231,63 @@ impl Agent {
         self.revisions
             .insert(spec.revision.clone(), Rc::new(revision));
         self.run_facts = Some(Rc::new(facts));
+        self.facts.disk_bytes = self.disk_bytes;
+        self.compared = None;
         self.writer.begin(&lease);
         self.ended_steps.clear();
         self.stage(progress, Event::Begun);
-        // The watch may have shown more than what the accepted write returned.
-        let newer = self.lease.as_ref().is_some_and(|seen| {
-            seen.metadata.uid == lease.metadata.uid
-                && seen.metadata.resource_version != lease.metadata.resource_version
-                && protocol::is_accepted(seen)
-        });
-        if !newer {
-            self.lease = Some(lease);
-        }
+        self.saw(lease);
         self.look_at_lease();
     }
 
-    /// The coordinator takes a result only when the Node has reported the boot that the status names.
-    fn refresh_boot_id(&mut self, lease: &InterruptionLease) {
-        let stale = lease
-            .status
-            .as_ref()
-            .is_some_and(|s| s.boot_id != self.facts.boot_id);
+    /// The status of a lease that an earlier agent finished is kept true of this machine.
+    fn keep_true(&mut self, lease: &InterruptionLease) {
+        let Some(there) = &lease.status else { return };
         let ours = self
             .run()
             .is_some_and(|run| Some(&run.lease) == lease.metadata.uid.as_ref());
-        if stale && !ours {
-            tracing::info!("a lease of an earlier agent is finished; its boot ID is refreshed");
-            let (api, uid) = (
-                self.api.clone(),
-                lease.metadata.uid.clone().unwrap_or_default(),
-            );
-            let change = serde_json::json!({ "bootID": self.facts.boot_id });
-            tokio::task::spawn_local(async move {
-                if let Err(error) = api.patch_status(&uid, None, change).await {
-                    tracing::warn!(%error, "the boot ID cannot be refreshed");
-                }
-            });
+        let Some(wanted) = report::finished(there, &self.facts).filter(|_| !ours) else {
+            return;
+        };
+        let before = serde_json::to_value(there).unwrap_or_default();
+        let after = serde_json::to_value(&wanted).unwrap_or_default();
+        let change = report::merge_diff(&before, &after).unwrap_or_default();
+        let uid = lease.metadata.uid.clone().unwrap_or_default();
+        let version = lease.metadata.resource_version.clone().unwrap_or_default();
+        tracing::info!(lease = %uid, "a lease that an earlier agent finished: its status is brought up to date");
+        self.is_beginning = true;
+        let (api, notes) = (self.api.clone(), self.notes.clone());
+        tokio::task::spawn_local(async move {
+            let result = api.patch_status(&uid, &version, change).await;
+            let _sent = notes.send(Note::KeptTrue(Box::new(result)));
+        });
+    }
+
+    pub(super) fn kept_true(&mut self, result: Result<InterruptionLease, ApiError>) {
+        self.is_beginning = false;
+        match result {
+            Ok(lease) => {
+                self.begin_failures = 0;
+                self.saw(lease);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the status of a finished lease cannot be brought up to date");
+                self.begin_failures += 1;
+                self.retry_begin(self.begin_failures);
+            }
+        }
+    }
+
+    /// Takes in what a write returned, unless the watch has shown more already.
+    pub(super) fn saw(&mut self, lease: InterruptionLease) {
+        let version =
+            |lease: &InterruptionLease| lease.metadata.resource_version.clone().unwrap_or_default();
+        let newer = self.lease.as_ref().is_none_or(|seen| {
+            seen.metadata.uid == lease.metadata.uid
+                && !protocol::is_older(&version(&lease), &version(seen))
+        });
+        if newer {
+            self.lease = Some(lease);
         }
     }
 

@@ -9,10 +9,10 @@ use skyhook_oci::{Credentials, Digest};
 
 use super::agent::{Agent, Note, RunFacts};
 use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
-use crate::host::{interrupt, limits};
+use crate::host::limits;
 use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
-use crate::machine::progress::Cycle;
+use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half, Outcome};
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, chain, metadata};
@@ -52,21 +52,11 @@ impl Agent {
                 self.writer.want_running(resource_version);
             }
             Effect::LookAtLease => self.look(),
-            Effect::Interrupt { owner, interrupt } => {
-                tracing::warn!(%owner, ?interrupt, "the host is interrupted");
-                let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
-                tokio::task::spawn_local(async move {
-                    let event = match interrupt::execute(&bus, &interrupt).await {
-                        Ok(()) => Event::Interrupted,
-                        Err(error) => {
-                            let reason = chain(&error);
-                            tracing::warn!(%reason, "the interrupt failed");
-                            Event::InterruptFailed { reason }
-                        }
-                    };
-                    let _sent = notes.send(Note::Event(event));
-                });
-            }
+            Effect::Interrupt {
+                owner,
+                interrupt,
+                before,
+            } => self.interrupt(&owner, interrupt, before),
         }
     }
 
@@ -131,6 +121,10 @@ impl Agent {
             return;
         };
         let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
+        if matches!(entry.image_state, ImageState::Pulling { attempts } if attempts > 0) {
+            // The secrets may have been what was wrong.
+            self.credentials = Rc::default();
+        }
         let package = match self.content(&entry) {
             Ok((_, package)) => package,
             Err(reason) => {
@@ -245,12 +239,11 @@ impl Agent {
         F: FnOnce(Stage) -> G + 'static,
         G: Future<Output = Note> + 'static,
     {
-        let stage = match self.stages.get(key) {
-            Some(prepared) => Ok(Stage::Ready(
-                Rc::clone(prepared),
-                self.run_facts.clone().unwrap_or_default(),
-            )),
-            None => self
+        let stage = match (self.stages.get(key), &self.run_facts) {
+            (Some(prepared), Some(facts)) => {
+                Ok(Stage::Ready(Rc::clone(prepared), Rc::clone(facts)))
+            }
+            (_, _) => self
                 .stage_task(key, half)
                 .map(|task| Stage::Task(Box::new(task))),
         };

@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
 use skyhook_oci::{Store, StoreError};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
-use super::agent::Agent;
+use super::agent::{Agent, Note};
 use crate::host::exec::{Supervisors, is_running};
 use crate::stage::{chain, copy_dir};
 
@@ -78,7 +79,7 @@ impl Agent {
         let steps = self.host.path(&self.settings.state_dir).join("steps");
         let copies = self.host.path(&self.settings.layout.copy_root);
         let store = self.images.store.clone();
-        tokio::task::spawn_blocking(move || {
+        let kept = tokio::task::spawn_blocking(move || {
             for (id, directory) in step_directories(&steps) {
                 if !is_running(&directory)
                     && let Err(error) = fs::remove_dir_all(&directory)
@@ -94,6 +95,25 @@ impl Agent {
                 }
             }
         });
+        let (notes, ours) = (self.notes.clone(), self.directories());
+        tokio::task::spawn_local(async move {
+            if kept.await.is_ok() {
+                count(notes, ours).await;
+            }
+        });
+    }
+
+    /// Counts what is on the host's disk, for the report of the next lease.
+    pub(super) fn count_disk(&self) {
+        tokio::task::spawn_local(count(self.notes.clone(), self.directories()));
+    }
+
+    fn directories(&self) -> [PathBuf; 3] {
+        [
+            self.host.path(&self.settings.state_dir),
+            self.host.path(&self.settings.layout.copy_root),
+            self.host.path(&self.settings.layout.log_root),
+        ]
     }
 
     fn kept(&self) -> Vec<Kept> {
@@ -124,6 +144,32 @@ impl Agent {
             })
             .collect()
     }
+}
+
+async fn count(notes: UnboundedSender<Note>, ours: [PathBuf; 3]) {
+    let bytes = move || ours.iter().map(|d| disk_bytes(d)).sum();
+    if let Ok(bytes) = tokio::task::spawn_blocking(bytes).await {
+        let _sent = notes.send(Note::Disk(bytes));
+    }
+}
+
+/// Bytes that the files below `directory` take on the disk; symlinks are not followed.
+fn disk_bytes(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut bytes = 0;
+    let mut left = vec![directory.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                left.push(entry.path());
+            }
+        }
+    }
+    bytes
 }
 
 /// Unpins what is not on the host any more, and collects; the bytes that are left.

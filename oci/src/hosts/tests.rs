@@ -132,7 +132,7 @@ fn directories_are_found_with_ports_defaults_and_certificates_alone() {
         std::fs::write(path, text).unwrap();
     };
     let server = |registry: &str| {
-        let settings = load(dir.path(), registry).unwrap();
+        let settings = load(dir.path(), registry, Path::new("/")).unwrap();
         settings.server.map(|server| (server.url, server.ca.len()))
     };
     assert_eq!(server("r.io"), None);

@@ -50,6 +50,7 @@ impl FakeHost {
             boot_id: crate::bench::boot_id(node),
             machine_id: node.to_owned(),
             agent_version: "test".to_owned(),
+            ..HostFacts::default()
         };
         let disk = Disk {
             journal: State::default(),

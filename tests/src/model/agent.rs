@@ -88,18 +88,20 @@ fn with_lease(config: &Config, state: &State, n: usize, seen: &Lease, offer: &mu
     if host.journal.lease != seen.uid {
         let idle = host.scope == Scope::Empty || config.lacks(Mutation::StepUnawaited);
         // The result of a machine that this one took the place of says nothing about this one.
-        let taken_over =
-            seen.machine != host.machine && !config.lacks(Mutation::ForeignResultStands);
+        let taken_over = rules::is_of_another_machine(seen, host.machine)
+            && !config.lacks(Mutation::ForeignResultStands);
         if (duty != AgentDuty::Finished || taken_over) && idle {
             offer(Act::Begins);
         }
         return;
     }
     let live = state.leases[n];
+    let by_uid = config.lacks(Mutation::ReportUnguarded) || config.lacks(Mutation::ReportByName);
+    let guarded = host.is_guarded(state, n, seen, by_uid);
     if live.is_some_and(|live| {
         let mut reported = live;
         reported.take_status(&host.report(config, seen));
-        live.uid == seen.uid && reported != live
+        guarded && live.uid == seen.uid && reported != live
     }) {
         offer(Act::Reports);
         if state.late.is_none() {
@@ -304,10 +306,8 @@ fn writes_phase(config: &Config, state: &mut State, n: usize, phase: Phase, answ
 fn begins(config: &Config, state: &mut State, n: usize) {
     let host = &mut state.hosts[n];
     let Some(seen) = host.seen else { return };
-    let other = seen
-        .result_machine
-        .is_some_and(|machine| machine != host.machine);
-    let has = match (host.journal.has, seen.result_machine) {
+    let other = rules::is_of_another_machine(&seen, host.machine);
+    let has = match (host.journal.has, seen.result) {
         _ if other && !config.lacks(Mutation::MachineIgnored) => Content::NOTHING,
         (Some(journal), _) if config.lacks(Mutation::JournalAlwaysWins) => journal,
         (Some(journal), None) if !config.lacks(Mutation::RecordAlwaysWins) => journal,

@@ -147,10 +147,11 @@ pub(crate) fn act(config: &Config, state: &mut State, act: Act) {
         Act::LosesPower(n) => down(state, n.into()),
         Act::Boots(n) => boots(config, state, n.into()),
         Act::KubeletReports(n) => {
-            let boot = state.hosts[n as usize].boot;
+            let Host { boot, machine, .. } = state.hosts[n as usize];
             state.ghosts[n as usize].rebooting = false;
             state.write_node(n.into(), |node| {
                 node.boot = boot;
+                node.machine = machine;
                 node.ready = true;
             });
         }
@@ -161,8 +162,11 @@ pub(crate) fn act(config: &Config, state: &mut State, act: Act) {
         Act::ReregisterNode(n) => replace(state, n.into(), false),
         Act::SwapMachine(n) => {
             new_machine(state, n.into());
-            let boot = state.hosts[n as usize].boot;
-            state.write_node(n.into(), |node| node.boot = boot);
+            let Host { boot, machine, .. } = state.hosts[n as usize];
+            state.write_node(n.into(), |node| {
+                node.boot = boot;
+                node.machine = machine;
+            });
         }
         Act::ChangeSpec => state.skyhook.revision = 1,
         Act::DeleteSkyhook => state.skyhook.deleting = true,
@@ -254,7 +258,7 @@ fn replace(state: &mut State, n: usize, machine: bool) {
     let uid = state.nodes[n].uid + 1;
     let host = &mut state.hosts[n];
     host.fresh = false;
-    let boot = host.boot;
+    let (boot, new) = (host.boot, host.machine);
     let ghost = &mut state.ghosts[n];
     ghost.admin_cordon = false;
     ghost.edited = false;
@@ -266,6 +270,7 @@ fn replace(state: &mut State, n: usize, machine: bool) {
             uid,
             ready: true,
             boot,
+            machine: new,
             ..Node::default()
         }
     });

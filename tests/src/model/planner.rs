@@ -41,6 +41,8 @@ pub struct Picture {
     pub blocked: [bool; MAX_NODES],
     pub count: u8,
     pub budget: u8,
+    /// Nobody can tell which of two revisions came later.
+    pub unordered: bool,
 }
 
 /// A write of a coordinator. Those to a lease are meant for the one with `uid`.
@@ -165,11 +167,16 @@ fn read(effect: &Effect, late: bool) -> Option<Write> {
                 node_uid: rules::number(&spec.node.uid),
                 revision: u8::from(spec.revision == rules::revision_name(1)),
                 installed: rules::content(&spec.installed)?,
-                result_machine: spec
+                result: spec
                     .stamp
                     .as_ref()
                     .filter(|stamp| stamp.has_result())
-                    .map(|stamp| rules::number(&stamp.machine_id)),
+                    .map(|stamp| {
+                        (
+                            rules::number(&stamp.lease),
+                            rules::number(&stamp.machine_id),
+                        )
+                    }),
                 ..Lease::default()
             },
         },
@@ -181,6 +188,7 @@ fn read(effect: &Effect, late: bool) -> Option<Write> {
             node: name,
             at,
             stop,
+            ..
         } => Write::Stop {
             node: node(name),
             uid: rules::number(&at.uid),
@@ -285,7 +293,7 @@ fn index(picture: &Picture) -> Index {
     }
     for revision in 0..=1 {
         index.apply(
-            Change::Revision(Box::new(wire_revision(revision))),
+            Change::Revision(Box::new(wire_revision(revision, picture.unordered))),
             Duration::ZERO,
         );
     }
@@ -326,6 +334,7 @@ fn wire_node(number: usize, node: &Node, blocked: bool) -> WireNode {
                 .unwrap_or_default(),
             node_info: WireNodeInfo {
                 boot_id: format!("id-{}", node.boot),
+                machine_id: format!("id-{}", node.machine),
             },
         },
     }
@@ -364,7 +373,7 @@ fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
     }
 }
 
-fn wire_revision(revision: u8) -> ControllerRevision {
+fn wire_revision(revision: u8, unordered: bool) -> ControllerRevision {
     ControllerRevision {
         metadata: ObjectMeta {
             name: Some(rules::revision_name(revision)),
@@ -380,6 +389,6 @@ fn wire_revision(revision: u8) -> ControllerRevision {
         data: serde_json::to_value(rules::revision_data(revision))
             .ok()
             .map(RawExtension),
-        revision: i64::from(revision),
+        revision: if unordered { 0 } else { i64::from(revision) },
     }
 }

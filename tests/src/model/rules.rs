@@ -34,6 +34,17 @@ pub struct Verdict {
 
 thread_local! {
     static VERDICTS: RefCell<HashMap<(Lease, u8), Verdict, FastHash>> = RefCell::default();
+    static FOREIGN: RefCell<HashMap<(Lease, u8), bool, FastHash>> = RefCell::default();
+}
+
+/// Whether what the lease says is of another machine than this.
+#[must_use]
+pub fn is_of_another_machine(lease: &Lease, machine: u8) -> bool {
+    FOREIGN.with_borrow_mut(|known| {
+        *known.entry((*lease, machine)).or_insert_with(|| {
+            protocol::is_of_another_machine(&real_lease(0, lease), &format!("id-{machine}"))
+        })
+    })
 }
 
 /// Judges a lease, for the agent of the Node with this UID.
@@ -150,6 +161,7 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         }
     };
     Stamp {
+        epoch: String::new(),
         format: 0,
         lease: lease_uid(node, mark.lease),
         revision: if has_result {
@@ -159,6 +171,7 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         },
         boot_id: number(mark.boot),
         machine_id: number(mark.machine),
+        node_machine_id: number(mark.node_machine),
         granted: lease_uid(node, mark.granted),
         was_ready: mark.was_ready,
         states: mark.states.map(digest).unwrap_or_default(),
@@ -173,6 +186,7 @@ pub fn mark(stamp: &Stamp) -> Mark {
         revision: u8::from(stamp.revision == revision_name(1)),
         boot: number(&stamp.boot_id),
         machine: number(&stamp.machine_id),
+        node_machine: number(&stamp.node_machine_id),
         granted: number(&stamp.granted),
         was_ready: stamp.was_ready,
         states: Content::ALL
@@ -209,8 +223,8 @@ pub fn cordon_record(node: usize, cordon: &Cordon) -> CordonRecord {
 pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
     let uid = lease_uid(node, lease.uid);
     let time = || Time(Timestamp::UNIX_EPOCH);
-    let mark = lease.result_machine.map(|machine| Mark {
-        lease: 1,
+    let mark = lease.result.map(|(lease, machine)| Mark {
+        lease,
         machine,
         ..Mark::default()
     });
@@ -235,6 +249,7 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
         stop: lease.stop.map(|reason| Stop {
             reason,
             since: String::new(),
+            revision: None,
         }),
         ..InterruptionLeaseSpec::default()
     };

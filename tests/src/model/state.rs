@@ -69,6 +69,8 @@ pub struct Mark {
     pub revision: u8,
     pub boot: u8,
     pub machine: u8,
+    /// The machine that the Node itself named when the result was taken.
+    pub node_machine: u8,
     pub granted: Uid,
     pub was_ready: bool,
     /// The record that the coordinator wrote last.
@@ -91,7 +93,17 @@ pub struct Node {
     pub cordon: Option<Cordon>,
     pub unschedulable: bool,
     pub boot: u8,
+    pub machine: u8,
     pub ready: bool,
+}
+
+impl Node {
+    /// The result that it carries: of which lease, and by which machine.
+    #[must_use]
+    pub fn result(&self) -> Option<(Uid, u8)> {
+        let mark = self.mark.filter(|mark| mark.lease != 0);
+        mark.map(|mark| (mark.lease, mark.machine))
+    }
 }
 
 /// An `InterruptionLease` object.
@@ -101,8 +113,8 @@ pub struct Lease {
     pub node_uid: u8,
     pub revision: u8,
     pub installed: Content,
-    /// Machine of the result that the Node carried when the lease was written.
-    pub result_machine: Option<u8>,
+    /// The result that the Node carried when the lease was written: of which lease, and by which machine.
+    pub result: Option<(Uid, u8)>,
     pub granted: bool,
     pub drain: DrainState,
     pub stop: Option<StopReason>,
@@ -295,14 +307,21 @@ impl State {
             &mut self.late
             && *of as usize == node
         {
-            f(&mut lease.uid);
+            lease_uids(lease, f);
         }
     }
 }
 
 fn lease_uid(lease: &mut Option<Lease>, f: &mut impl FnMut(&mut Uid)) {
     if let Some(lease) = lease {
-        f(&mut lease.uid);
+        lease_uids(lease, f);
+    }
+}
+
+fn lease_uids(lease: &mut Lease, f: &mut impl FnMut(&mut Uid)) {
+    f(&mut lease.uid);
+    if let Some((result, _)) = &mut lease.result {
+        f(result);
     }
 }
 

@@ -10,9 +10,10 @@ use std::fmt::Debug;
 
 use skyhook_crds::Stage;
 use skyhook_crds::installed::PackageStates;
-use skyhook_crds::lease::{InterruptionLease, PackageReport, Phase, StopReason};
+use skyhook_crds::lease::{InterruptionLease, PackageReport, Phase};
 use skyhook_crds::package::Interrupt;
 use skyhook_crds::revision::RevisionData;
+use skyhook_nodeagent::machine::LeaseView;
 
 /// What a core is told.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +23,7 @@ pub enum Event {
     Restarted {
         boot_id: String,
     },
-    LeaseSeen(Seen),
+    LeaseSeen(LeaseView),
     ImageReady {
         key: String,
     },
@@ -48,16 +49,6 @@ pub enum Event {
     },
     Interrupted,
     Ticked,
-}
-
-/// The lease as far as a core needs it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    pub stop: Option<StopReason>,
-    pub hold: bool,
-    /// Resource version, when the lease says `Drained`.
-    pub drained: Option<String>,
-    pub running: bool,
 }
 
 /// What a core asks for.

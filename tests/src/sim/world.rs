@@ -143,7 +143,7 @@ pub struct World<'a, C: Core> {
 }
 
 /// Lines of the trace that are kept.
-const TRACE: usize = 600;
+const TRACE: usize = 20_000;
 
 impl<'a, C: Core> World<'a, C> {
     /// A world of this chance.

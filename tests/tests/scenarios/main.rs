@@ -18,7 +18,7 @@ mod interrupts;
 mod nodes;
 
 use interrupts::{grouping, interrupt};
-use nodes::{cleanup, forged_pods, lifecycle};
+use nodes::{cleanup, forged_pods, lifecycle, upgrade_of_skyhook};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scenarios_of_the_reference() -> anyhow::Result<()> {
@@ -34,6 +34,9 @@ async fn scenarios_of_the_reference() -> anyhow::Result<()> {
     grouping(&mut world).await.context("interrupt-grouping")?;
     cleanup(&mut world).await.context("cleanup-pods")?;
     forged_pods(&mut world).await.context("pod-finalizer")?;
+    upgrade_of_skyhook(&mut world)
+        .await
+        .context("skyhook-upgrade")?;
     lifecycle(&mut world)
         .await
         .context("cli lifecycle, reset and rerun")?;

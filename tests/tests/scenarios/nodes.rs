@@ -76,6 +76,41 @@ pub(crate) async fn cleanup(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A record as an early version of the reference wrote it: the key has no version.
+pub(crate) async fn upgrade_of_skyhook(world: &mut World) -> anyhow::Result<()> {
+    let host = world.node("legacy-1", "legacy", slow()).await?;
+    let version = names::version("foobar");
+    let legacy = json!({ "foobar": {
+        "name": "foobar", "version": "1.2", "image": IMAGE, "stage": "apply", "state": "in_progress",
+    } });
+    world
+        .annotate(
+            "legacy-1",
+            &names::node_state("foobar"),
+            Some(&legacy.to_string()),
+        )
+        .await?;
+    world.annotate("legacy-1", &version, Some("v0.5.0")).await?;
+    let spec = json!({ "packages": { "foobar": package("1.2", json!({})) } });
+    world.apply("foobar", "legacy", spec).await?;
+    world.complete("foobar").await?;
+    // The early entry is gone, and what it said was begun is done once.
+    world
+        .expect_states("legacy-1", "foobar", &[("foobar|1.2", "config/complete")])
+        .await?;
+    ensure!(
+        times(&host, "foobar|1.2 apply") == 1,
+        "{:#?}",
+        host.ledger()
+    );
+    let stamped = world.annotation("legacy-1", &version).await?;
+    ensure!(
+        stamped.as_deref().is_some_and(|v| v != "v0.5.0"),
+        "{stamped:?}"
+    );
+    world.expect_settled("legacy-1", "foobar").await
+}
+
 /// Whoever may create pods cannot forge package states.
 pub(crate) async fn forged_pods(world: &mut World) -> anyhow::Result<()> {
     world.node("forged-1", "forged", slow()).await?;

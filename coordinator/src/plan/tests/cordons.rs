@@ -37,6 +37,48 @@ fn a_result_gives_the_cordon_back_except_for_a_new_revision() {
 }
 
 #[test]
+fn marks_go_when_somebody_uncordons_unless_a_drain_needs_the_cordon() {
+    let uncordoned = || {
+        stamp(Picture::new(), granted())
+            .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
+            .annotated(
+                1,
+                "skyhook.nvidia.com/cordon-owners",
+                r#"{"wasUnschedulable":false,"owners":{"s":"lease"}}"#,
+            )
+    };
+    let written = |picture: &Picture| {
+        picture
+            .plan()
+            .effects
+            .iter()
+            .find_map(|effect| match effect {
+                Effect::PatchNode { patch, .. } => {
+                    let marks = patch.annotations.get("skyhook.nvidia.com/cordon-owners");
+                    marks.map(|marks| (marks.is_some(), patch.unschedulable))
+                }
+                _ => None,
+            })
+    };
+    let working = |phase: &str, needs_drain: bool| {
+        let mut status = with_package(phase, "in_progress");
+        status["needsDrain"] = json!(needs_drain);
+        leased(uncordoned(), grant_and(json!({})), status)
+    };
+    assert_eq!(written(&uncordoned()), Some((false, None)), "no lease");
+    assert_eq!(
+        written(&working("Running", true)),
+        Some((false, None)),
+        "past the drain"
+    );
+    assert_eq!(
+        written(&working("AwaitingDrain", true)),
+        None,
+        "marked already"
+    );
+}
+
+#[test]
 fn a_cordon_without_an_owner_is_given_back() {
     let cordoned = |picture: Picture| {
         picture

@@ -47,9 +47,12 @@ pub(super) fn granted() -> Stamp {
     }
 }
 
-/// Effects on worker-1 and its lease, in one word each, with what distinguishes them.
-fn effects(picture: &Picture) -> Vec<String> {
-    let plan = picture.plan();
+fn effects_on_worker_1(picture: &Picture) -> Vec<String> {
+    effects(&picture.plan())
+}
+
+/// Effects of a plan on worker-1 and on leases, in one word each, with what distinguishes them.
+pub(super) fn effects(plan: &Plan) -> Vec<String> {
     plan.effects
         .iter()
         .filter_map(|effect| match effect {
@@ -78,7 +81,7 @@ pub(super) fn grant_and(more: Value) -> Value {
     spec
 }
 
-fn phase(phase: &str) -> Value {
+pub(super) fn phase(phase: &str) -> Value {
     json!({ "phase": phase, "bootID": "boot-of-worker-1", "machineID": "m" })
 }
 
@@ -217,7 +220,7 @@ fn before_an_agent_accepts() {
         let mut picture = picture;
         // The lease is seen at time zero: still within the time that an agent has.
         picture.now = Duration::from_secs(60);
-        let got = effects(&picture);
+        let got = effects_on_worker_1(&picture);
         let got: Vec<&str> = got
             .iter()
             .map(String::as_str)
@@ -231,7 +234,7 @@ fn before_an_agent_accepts() {
     }
     let late = leased(stamp(base(), granted()), grant_and(json!({})), json!(null));
     assert_eq!(
-        effects(&late)[0],
+        effects_on_worker_1(&late)[0],
         "WithdrawLease AgentNotResponding",
         "after the deadline"
     );
@@ -363,7 +366,7 @@ fn while_the_agent_works() {
             vec!["AbandonLease"],
         ),
     ] {
-        let got = effects(&picture);
+        let got = effects_on_worker_1(&picture);
         let got: Vec<String> = got
             .into_iter()
             .map(|e| e.replace("; status", "").replace("status; ", ""))
@@ -485,7 +488,7 @@ fn when_the_agent_is_done() {
             vec!["ReleaseLease"],
         ),
     ] {
-        let got: Vec<String> = effects(&picture)
+        let got: Vec<String> = effects_on_worker_1(&picture)
             .into_iter()
             .filter(|e| e != "PatchNode status")
             .collect();

@@ -45,6 +45,7 @@ impl Given {
         self.0.spec.stop = Some(Stop {
             reason,
             since: String::new(),
+            revision: None,
         });
         self
     }

@@ -21,7 +21,7 @@ impl Bus {
     pub async fn shutdown_inhibitors(&self) -> Result<Vec<String>, SystemdError> {
         let connection = self.connection().await?;
         let list = async { LoginProxy::new(&connection).await?.list_inhibitors().await };
-        let all = call("ListInhibitors", list).await?;
+        let all = self.noting_loss(call("ListInhibitors", list).await).await?;
         Ok(all
             .into_iter()
             .filter(|(what, _, _, mode, _, _)| {
@@ -35,11 +35,13 @@ impl Bus {
     pub async fn ask_for_reboot(&self) -> Result<(), SystemdError> {
         let connection = self.connection().await?;
         let login = async { LoginProxy::new(&connection).await?.reboot(false).await };
-        match call("login1.Reboot", login).await {
+        match self.noting_loss(call("login1.Reboot", login).await).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 tracing::warn!(%error, "logind does not reboot; reboot.target is started");
-                self.run_job("reboot.target", false).await.map(drop)
+                self.run_job("reboot.target", false, super::CALL)
+                    .await
+                    .map(drop)
             }
         }
     }
@@ -59,7 +61,8 @@ impl Bus {
                 .await?;
             Ok(u32::try_from(value).unwrap_or(0))
         };
-        call(&format!("MainPID of {unit}"), pid).await
+        self.noting_loss(call(&format!("MainPID of {unit}"), pid).await)
+            .await
     }
 
     /// The manager's numeric properties: `DefaultLimitNOFILE` and the like.
@@ -75,7 +78,9 @@ impl Bus {
                 .await?;
             Ok(properties)
         };
-        let all = call("manager properties", all).await?;
+        let all = self
+            .noting_loss(call("manager properties", all).await)
+            .await?;
         Ok(all
             .into_iter()
             .filter_map(|(name, value)| {

@@ -1,8 +1,8 @@
 //! Every way from one specification to another (reference section 5, with the differences in `design.md`).
 
-use skyhook_crds::Package;
-use skyhook_crds::lease::Phase;
+use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::package::Interrupt;
+use skyhook_crds::{Package, Stage, State};
 
 use super::reboot;
 use super::world::{Spec, World, pkg};
@@ -136,4 +136,43 @@ fn every_row_of_the_lifecycle() {
         let entries = &world.progress().entries;
         assert_eq!(entries.len(), after.packages.len(), "{name}: {entries:?}");
     }
+}
+
+#[test]
+fn a_post_interrupt_that_came_to_depend_on_the_next_wave_does_not_hold_it_up() {
+    let mut world = World::new();
+    world.adopt("aa", "1.0.0", Stage::Config, State::Complete);
+    world.adopt("bb", "1.0.0", Stage::PostInterrupt, State::InProgress);
+    world.lease(&Spec::of(&[
+        Package {
+            interrupt: reboot(),
+            ..pkg("aa", "2.0.0")
+        },
+        Package {
+            depends_on: [("aa".to_owned(), "2.0.0".to_owned())].into(),
+            ..pkg("bb", "1.0.0")
+        },
+    ]));
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete), "{:?}", world.log);
+}
+
+#[test]
+fn a_pull_that_an_earlier_lease_began_is_begun_again() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "2.0.0")]));
+    world.settle();
+    let downgrade = Spec::of(&[pkg("aa", "1.0.0")]);
+    world.lease(&downgrade);
+    assert!(
+        !world.queue.is_empty(),
+        "the image of what leaves is pulled"
+    );
+    world.queue.clear();
+    world.stop(StopReason::NewRevision);
+    assert_eq!(world.ended(), Some(Phase::Stopped));
+    world.queue.clear();
+    world.lease(&downgrade);
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete), "{:?}", world.log);
 }

@@ -186,6 +186,11 @@ impl World {
             event,
         };
         let (run, effects) = step(run, input);
+        let wake_at = wake_at(&run);
+        assert!(
+            wake_at.is_none_or(|at| at > self.now),
+            "it waits for what was, and would never rest: {run:#?}"
+        );
         self.run = Some(run);
         effects
     }

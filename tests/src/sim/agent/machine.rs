@@ -4,11 +4,11 @@ use skyhook_crds::installed::PackageStates;
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::machine::progress::{StepPlan, states};
 use skyhook_nodeagent::machine::{
-    self, Effect, Entries, Half, Input, LeaseView, Outcome, Progress, Wanted, reconcile,
+    self, Effect, Entries, Half, Input, Outcome, Progress, Wanted, reconcile,
 };
 use skyhook_nodeagent::report::{self, HostFacts};
 
-use super::{Action, Core, Event, Report, Seen, Start, Step};
+use super::{Action, Core, Event, Report, Start, Step};
 
 /// The progress of one lease.
 #[derive(Clone, Debug)]
@@ -60,12 +60,7 @@ impl Core for Machine {
 
     fn begin(start: &Start<'_, Entries>) -> Self {
         let spec = &start.lease.spec;
-        let (entries, _) = reconcile::reconcile(
-            start.known,
-            &spec.installed,
-            spec.stamp.as_ref(),
-            start.machine_id,
-        );
+        let (entries, _) = reconcile::of_lease(start.known, start.lease, start.machine_id);
         Self(Progress {
             lease: start.lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
@@ -135,17 +130,7 @@ fn told(event: Event) -> machine::Event {
     match event {
         Event::Begun => machine::Event::Begun,
         Event::Restarted { boot_id } => machine::Event::Restarted { boot_id },
-        Event::LeaseSeen(Seen {
-            stop,
-            hold,
-            drained,
-            running,
-        }) => machine::Event::LeaseSeen(LeaseView {
-            stop,
-            hold,
-            drained,
-            running,
-        }),
+        Event::LeaseSeen(view) => machine::Event::LeaseSeen(view),
         Event::ImageReady { key } => machine::Event::ImageReady { key, digest: None },
         Event::StageReady { key, main, checks } => machine::Event::StageReady {
             key,

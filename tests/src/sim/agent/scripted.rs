@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::PackageStates;
-use skyhook_crds::lease::{PackageReport, Phase};
+use skyhook_crds::lease::{PackageReport, Phase, protocol};
 use skyhook_crds::package::{Interrupt, Package, PackageStatus};
 use skyhook_crds::revision::{self, RevisionData, Work};
 use skyhook_crds::{Stage, State};
+use skyhook_nodeagent::machine::LeaseView;
 
-use super::{Action, Core, Event, Report, Seen, Start, Step};
+use super::{Action, Core, Event, Report, Start, Step};
 
 /// What stays on the host.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +51,7 @@ pub struct Scripted {
     /// The first is worked on.
     tasks: Vec<Task>,
     doing: Doing,
-    seen: Seen,
+    seen: LeaseView,
     needs_drain: bool,
     permit: bool,
     failed: bool,
@@ -340,7 +341,7 @@ fn shown(status: &PackageStatus) -> PackageReport {
 fn reconcile(start: &Start<'_, Known>) -> Known {
     let spec = &start.lease.spec;
     let result = spec.stamp.as_ref().filter(|stamp| stamp.has_result());
-    if result.is_some_and(|s| !s.machine_id.is_empty() && s.machine_id != start.machine_id) {
+    if protocol::is_of_another_machine(start.lease, start.machine_id) {
         return Known::default();
     }
     match (start.known.cloned(), result) {

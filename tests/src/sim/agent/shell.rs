@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt as _;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
-use skyhook_crds::lease::{
-    DrainState, InterruptionLease, InterruptionLeaseStatus, Phase, StopReason,
-};
+use skyhook_crds::lease::{InterruptionLease, InterruptionLeaseStatus, Phase, StopReason};
 use skyhook_crds::revision::RevisionData;
+use skyhook_nodeagent::machine::LeaseView;
+use skyhook_nodeagent::report::{self, HostFacts};
 
-use super::{Core, Event, Report, Seen};
+use super::{Core, Event, Report};
 
 /// What a host keeps when its agent dies.
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ pub struct Agent {
     /// After a failure nothing is written over this version before this time, in milliseconds.
     pub refused: Option<(String, u64)>,
     /// What the core was told last, of which lease.
-    fed: Option<(String, Seen)>,
+    fed: Option<(String, LeaseView)>,
 }
 
 /// The next thing to do.
@@ -123,9 +123,9 @@ impl Agent {
 
     /// The lease is gone, or another one is there: what runs ends first.
     fn leave<C: Core>(&self, current: &Current<C>) -> Option<Act> {
-        let seen = Seen {
+        let seen = LeaseView {
             stop: Some(StopReason::Deleted),
-            ..Seen::default()
+            ..LeaseView::default()
         };
         let told = (current.lease.clone(), seen.clone());
         if self.fed.as_ref() != Some(&told) {
@@ -144,11 +144,15 @@ impl Agent {
     ) -> Option<Act> {
         let Some(current) = &journal.current else {
             if duty == AgentDuty::Finished {
-                let report = Report {
-                    phase: protocol::phase(lease),
-                    ..Report::default()
+                let facts = HostFacts {
+                    boot_id: host.boot_id.to_owned(),
+                    machine_id: host.machine_id.to_owned(),
+                    agent_version: String::new(),
+                    ..HostFacts::default()
                 };
-                return self.report(lease, &report, host, now);
+                let wanted = report::finished(lease.status.as_ref()?, &facts)?;
+                let waits = self.waits || self.is_refused(lease, now);
+                return (!waits).then(|| Act::Report(Box::new(wanted)));
             }
             return match &self.revision {
                 Some((name, _)) if *name == lease.spec.revision => Some(Act::Begin),
@@ -156,7 +160,7 @@ impl Agent {
                 Some(_) | None => Some(Act::GetRevision(lease.spec.revision.clone())),
             };
         };
-        let seen = seen(lease, duty);
+        let seen = LeaseView::of(lease, host.node_uid);
         let told = (current.lease.clone(), seen.clone());
         if self.fed.as_ref() != Some(&told) {
             return Some(Act::Feed(Event::LeaseSeen(seen)));
@@ -205,23 +209,5 @@ impl Report {
             phase: Some(Phase::Accepted),
             ..Self::default()
         }
-    }
-}
-
-fn seen(lease: &InterruptionLease, duty: AgentDuty) -> Seen {
-    let stop = match duty {
-        AgentDuty::Stop(reason) => Some(reason),
-        AgentDuty::Work
-        | AgentDuty::Hold
-        | AgentDuty::Finished
-        | AgentDuty::Accept
-        | AgentDuty::Ignore(_) => None,
-    };
-    let drained = lease.spec.drain.state == DrainState::Drained && duty == AgentDuty::Work;
-    Seen {
-        stop,
-        hold: duty == AgentDuty::Hold,
-        drained: drained.then(|| lease.resource_version().unwrap_or_default()),
-        running: protocol::phase(lease) == Some(Phase::Running),
     }
 }

@@ -225,6 +225,12 @@ impl<C: Core> World<'_, C> {
             self.fail(format!("an administrator's cordon of {name} is undone"));
         }
         let fact = NodeFact::new(WireNode::deserialize(after).unwrap_or_default());
+        // With our marks gone and the node as they left it, what they do from here on is plain again.
+        if fact.cordon.owners.is_empty()
+            && fact.unschedulable == self.checks.cordoned.contains(name)
+        {
+            self.checks.meddled.remove(name);
+        }
         let prefix = format!("{}/status_", names::GROUP);
         for (label, status) in &fact.labels {
             let Some(skyhook) = label.strip_prefix(&prefix) else {
@@ -426,6 +432,9 @@ impl<C: Core> World<'_, C> {
         let stamp = there["metadata"]["annotations"][names::stamp(skyhook).as_str()]
             .as_str()
             .unwrap_or_default();
+        if stamp == super::faults::NONSENSE {
+            return;
+        }
         let recorded = stamp.contains(&format!("\"lease\":\"{uid}\""));
         let machine = self.machines.get(node);
         let runs = machine.is_some_and(|m| m.running().any(|step| step.lease == uid));

@@ -38,6 +38,9 @@ pub enum Heal {
     Register(String),
 }
 
+/// What a vandal writes over a stamp.
+pub(super) const NONSENSE: &str = "nonsense";
+
 const SKYHOOK_PATH: &str = "/apis/skyhook.nvidia.com/v1alpha1/skyhooks";
 
 impl<C: Core> World<'_, C> {
@@ -119,7 +122,7 @@ impl<C: Core> World<'_, C> {
 
     fn trouble_node(&mut self) {
         let Some(node) = self.some_node() else { return };
-        match self.rng.below(9) {
+        match self.rng.below(10) {
             0 => {
                 let delay = self.rng.between(1_000, 60_000);
                 self.set_unready(&node, true);
@@ -131,6 +134,7 @@ impl<C: Core> World<'_, C> {
             }
             2 => self.replace(&node, true),
             3 => self.replace(&node, false),
+            8 => self.swap(&node),
             4 if self.machines.len() > 1 => {
                 self.machines.remove(&node);
                 self.remove_node(&node);
@@ -192,6 +196,24 @@ impl<C: Core> World<'_, C> {
         self.remove_node(node);
         let gap = self.rng.between(1, 10_000);
         self.after(gap, Event::Heal(Heal::Register(node.to_owned())));
+    }
+
+    /// Another machine comes up under the Node object that is there.
+    fn swap(&mut self, node: &str) {
+        if self.api.get(NODES, node).is_none() {
+            return;
+        }
+        self.kill_agent(node, None);
+        let Some(held) = self.machines.get_mut(node) else {
+            return;
+        };
+        let mut fresh = Machine::new(format!("{}-next", held.machine_id), held.node_uid.clone());
+        fresh.life = held.life + 1;
+        *held = fresh;
+        self.note(|| format!("another machine takes {node} over"));
+        self.kubelet(node);
+        let delay = self.rng.between(50, 20_000);
+        self.after(delay, Event::StartAgent(node.to_owned()));
     }
 
     fn change_skyhook(&mut self) {
@@ -286,7 +308,7 @@ impl<C: Core> World<'_, C> {
             3 | 4 => self.cordon(&node),
             5 => {
                 let body = json!({ "metadata": { "annotations": {
-                    names::reason(&name): "[", names::stamp(&name): "nonsense",
+                    names::reason(&name): "[", names::stamp(&name): NONSENSE,
                 } } });
                 self.as_admin("PATCH", &path, body);
             }
@@ -343,6 +365,10 @@ impl<C: Core> World<'_, C> {
                 }
             }
             Heal::Register(node) => {
+                // Registered meanwhile: the kubelet finds its Node and uses it.
+                if self.api.get(NODES, &node).is_some() {
+                    return;
+                }
                 if let Some(machine) = self.machines.remove(&node) {
                     self.register(&node, Some(machine));
                 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use skyhook_coordinator::facts::{NodeFact, SkyhookFact};
-use skyhook_crds::names;
 use skyhook_crds::stage::Status;
+use skyhook_crds::{names, revision};
 
 use super::{Event, LEASES, NODES, REVISIONS, SKYHOOKS, World};
 use crate::sim::agent::Core;
@@ -53,11 +53,12 @@ impl<C: Core> World<'_, C> {
         let mut held: BTreeSet<&str> = BTreeSet::new();
         for (node, lease) in self.api.list(LEASES) {
             let uid = &lease["spec"]["skyhook"]["uid"];
-            // One that is paused holds its leases, and one whose spec cannot be rolled out until it is mended.
-            let holds = self.checks.skyhooks.values().any(|s| {
-                let waits = s.is_paused() || s.checked.is_err();
-                *uid == *s.uid && waits && !s.is_disabled() && !s.deleting
-            });
+            // One that is paused holds its leases.
+            let holds = self
+                .checks
+                .skyhooks
+                .values()
+                .any(|s| *uid == *s.uid && s.is_paused() && !s.is_disabled() && !s.deleting);
             if !holds || lease["status"]["phase"].is_null() {
                 return Some(format!(
                     "the lease of {node} is left: {}",
@@ -166,7 +167,16 @@ impl<C: Core> World<'_, C> {
             C::is_at(&known, &checked.data)
                 && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(&known))
         });
-        there || (checked.data.packages.is_empty() && node.record(&skyhook.name).states.is_ok())
+        // Nobody can tell that a machine took a Node over that carries a complete record and no result of ours.
+        let record = node.record(&skyhook.name);
+        let unstamped = record
+            .stamp
+            .as_ref()
+            .is_none_or(|stamp| !stamp.has_result());
+        let taken_for_complete = record.states.as_ref().is_ok_and(|states| {
+            unstamped && revision::work(states, None, &checked.data).is_empty()
+        });
+        there || taken_for_complete || (checked.data.packages.is_empty() && record.states.is_ok())
     }
 
     /// Whether something that was left as it is keeps the Skyhook off the node.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kube::ResourceExt as _;
 use serde::Deserialize as _;
 use serde_json::Value;
-use skyhook_coordinator::index::is_older;
+use skyhook_crds::lease::protocol::is_older;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{InterruptionLease, Stage};
 
@@ -414,12 +414,14 @@ impl<C: Core> World<'_, C> {
         };
         let ready = machine.up && !machine.unready;
         let boot_id = machine.up.then(|| machine.boot_id());
+        let machine_id = machine.machine_id.clone();
         let ready = if ready { "True" } else { "Unknown" };
         let now = self.now;
         self.checks.excuse(node, now);
         self.api.edit(NODES, node, |object| {
             if let Some(boot_id) = &boot_id {
                 object["status"]["nodeInfo"]["bootID"] = Value::from(boot_id.as_str());
+                object["status"]["nodeInfo"]["machineID"] = Value::from(machine_id.as_str());
             }
             let conditions = object["status"]["conditions"].as_array_mut();
             for condition in conditions.into_iter().flatten() {

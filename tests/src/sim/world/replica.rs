@@ -125,6 +125,9 @@ impl<C: Core> World<'_, C> {
             return;
         }
         replica.frozen = false;
+        // What it believes may be written once more, until it learns that it was deposed.
+        let now = self.now;
+        self.checks.excuse("", now);
         self.note(|| format!("coordinator-{index} is woken"));
         for kind in WATCHED {
             self.watch_due(index, kind);

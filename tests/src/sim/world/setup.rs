@@ -81,7 +81,7 @@ impl<C: Core> World<'_, C> {
             "metadata": { "name": name, "labels": labels },
             "spec": {},
             "status": {
-                "nodeInfo": { "bootID": boot_id },
+                "nodeInfo": { "bootID": boot_id, "machineID": machine.machine_id },
                 "conditions": [{ "type": "Ready", "status": ready }],
             },
         });

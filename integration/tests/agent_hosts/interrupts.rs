@@ -1,5 +1,4 @@
 //! Interrupts on a real host, carried out over D-Bus.
-#![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use serde_json::{Value, json};
-use skyhook_crds::Skyhook;
+use skyhook_crds::{InterruptionLease, Skyhook};
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
@@ -55,13 +54,32 @@ async fn services_are_restarted_whatever_they_carry() -> Result<()> {
     if !hosts_can_run("services_are_restarted_whatever_they_carry").await {
         return Ok(());
     }
-    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let mut setup = Setup::hosts(1);
+    setup.agent_args = vec!["--unit-timeout-seconds=6".to_owned()];
+    let cluster = Cluster::start(setup).await?;
     let image = cluster.push("sleeper").await?;
     let host = &cluster.worker("worker-1")?.host;
+    // As the real ones: they tell when they are up, and kubelet ends with what it needs.
+    for (unit, needs) in [
+        ("containerd", ""),
+        ("kubelet", "Requires=containerd.service\n"),
+    ] {
+        host.write(
+            &format!("/etc/systemd/system/{unit}.service"),
+            &format!("[Unit]\n{needs}[Service]\nType=notify\nNotifyAccess=all\nExecStart=/bin/sh -c 'sleep 0.3; systemd-notify --ready; exec sleep 9999'\n"),
+        )?;
+    }
+    host.sh("systemctl daemon-reload; systemctl start kubelet")
+        .await?;
     for (name, services) in [
         ("plain", vec!["cron", "rsyslog.service"]),
         ("bus", vec!["dbus"]),
         ("journal", vec!["systemd-journald"]),
+        ("runtime", vec!["kubelet", "containerd"]),
+        (
+            "all-of-it",
+            vec!["containerd", "dbus", "systemd-journald", "systemd-logind"],
+        ),
     ] {
         let mut before = Vec::new();
         for unit in &services {
@@ -82,33 +100,92 @@ async fn services_are_restarted_whatever_they_carry() -> Result<()> {
         .await?;
     }
 
-    host.write(
-        "/etc/systemd/system/broken.service",
-        "[Service]\nType=oneshot\nExecStart=/bin/false\n",
-    )?;
-    host.sh("systemctl mask --now rsyslog.service").await?;
-    for (name, unit, word) in [
-        ("failing", "broken", "broken.service"),
-        ("missing", "no-such-unit", "not-found"),
-        ("masked", "rsyslog", "masked"),
+    failing_units(&cluster, &image, host).await
+}
+
+/// What is wrong with a unit is said with its name and the end of its journal; the node is given back when asked for.
+async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    for (unit, service) in [
+        (
+            "broken",
+            "Type=oneshot\nExecStart=/bin/sh -c 'echo the flux capacitor is cold; exit 7'",
+        ),
+        (
+            "hanging",
+            "Type=notify\nTimeoutStartSec=2\nExecStart=/bin/sh -c 'echo waits for godot; exec sleep 99'",
+        ),
+        (
+            "endless",
+            "Type=oneshot\nExecStart=/bin/sh -c 'echo digs on; exec sleep 99'",
+        ),
+        ("brief", "ExecStart=/bin/sh -c 'echo not my day; exit 3'"),
+        ("wrong", "Type=simple"),
+        (
+            "needy",
+            "ExecStart=/bin/sleep 99\n[Unit]\nRequires=broken.service\nAfter=broken.service",
+        ),
     ] {
-        let interrupt = json!({"type": "service", "services": [unit]});
-        apply(cluster.client(), &interrupting(name, &image, &interrupt)).await?;
+        host.write(
+            &format!("/etc/systemd/system/{unit}.service"),
+            &format!("[Service]\n{service}\n"),
+        )?;
+    }
+    host.sh("systemctl mask --now rsyslog.service").await?;
+    for (unit, words) in [
+        (
+            "broken",
+            [
+                "broken.service failed to start",
+                "the flux capacitor is cold",
+            ],
+        ),
+        (
+            "hanging",
+            [
+                "hanging.service failed to start",
+                "start operation timed out",
+            ],
+        ),
+        (
+            "endless",
+            ["endless.service is activating after 6 s", "digs on"],
+        ),
+        (
+            "brief",
+            ["brief.service failed after its restart", "not my day"],
+        ),
+        ("wrong", ["wrong.service cannot be loaded", "unit file"]),
+        (
+            "needy",
+            ["needy.service was not started", "Dependency failed"],
+        ),
+        (
+            "no-such-unit",
+            ["no-such-unit.service", "does not exist on this host"],
+        ),
+        ("rsyslog", ["rsyslog.service is masked", "unmask it"]),
+    ] {
+        let name = format!("unit-{unit}");
+        // What fails comes after what does not.
+        let interrupt = json!({"type": "service", "services": ["cron", unit]});
+        let manifest = interrupting(&name, image, &interrupt);
+        apply(cluster.client(), &manifest).await?;
         let says = |s: &Skyhook| {
             let reasons = s.status.as_ref().map(|s| &s.node_reasons);
-            serde_json::to_string(&reasons).is_ok_and(|text| text.contains(word))
+            serde_json::to_string(&reasons)
+                .is_ok_and(|text| words.iter().all(|word| text.contains(word)))
         };
-        wait_for(cluster.client(), name, word, MINUTE, says)
+        wait_for(cluster.client(), &name, words[1], MINUTE, says)
             .await
             .with_context(|| cluster.logs())?;
         let disable = [
             "annotate",
             "skyhook",
-            name,
+            &name,
             "skyhook.nvidia.com/disable=true",
         ];
         cluster.plane.kubectl(&disable).await?;
-        released(&cluster).await?;
+        released(cluster).await?;
     }
     Ok(())
 }
@@ -215,4 +292,78 @@ async fn a_power_cut_in_the_middle_of_a_reboot_is_the_reboot() -> Result<()> {
         "{before:?} then {after:?}"
     );
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_says_what_it_waits_for() -> Result<()> {
+    if !hosts_can_run("a_reboot_says_what_it_waits_for").await {
+        return Ok(());
+    }
+    let mut setup = Setup::hosts(1);
+    setup.agent_args = [
+        "--inhibitor-timeout-seconds=6",
+        "--reboot-timeout-seconds=3",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let cluster = Cluster::start(setup).await?;
+    let image = cluster.push("sleeper").await?;
+    let host = &cluster.worker("worker-1")?.host;
+    let first = host.current()?;
+    host.sh("systemd-run --unit=holder systemd-inhibit --what=shutdown --mode=block --who=apt --why=upgrading sleep 999")
+        .await?;
+    let manifest = interrupting("inhibited", &image, &json!({"type": "reboot"}));
+    apply(cluster.client(), &manifest).await?;
+    leased_says(&cluster, "waits up to 6 s for apt: upgrading").await?;
+    ensure!(host.current()?.id == first.id, "it did not wait");
+    wait_complete(cluster.client(), "inhibited", 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    let second = host.current()?;
+    ensure!(second.count == first.count + 1, "{first:?} then {second:?}");
+
+    // The host takes longer to go down than it is given: that is said, and the reboot still is the one.
+    host.write(
+        "/etc/systemd/system/slow.service",
+        "[Service]\nExecStart=/bin/sleep infinity\nExecStop=/bin/sleep 7\nTimeoutStopSec=20\n",
+    )?;
+    host.write(
+        "/etc/systemd/system/skyhook-agent.service.d/late.conf",
+        "[Unit]\nDefaultDependencies=no\n",
+    )?;
+    host.sh("systemctl daemon-reload; systemctl start slow")
+        .await?;
+    let manifest = interrupting("slow", &image, &json!({"type": "reboot"}));
+    apply(cluster.client(), &manifest).await?;
+    leased_says(
+        &cluster,
+        "a reboot was asked for 3 s ago, and the host is still up",
+    )
+    .await?;
+    wait_complete(cluster.client(), "slow", 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    let third = host.current()?;
+    ensure!(third.count == second.count + 1, "{second:?} then {third:?}");
+    Ok(())
+}
+
+/// Waits until the lease of worker-1 says this.
+async fn leased_says(cluster: &Cluster, words: &str) -> Result<()> {
+    let begin = Instant::now();
+    let leases: Api<InterruptionLease> = Api::all(cluster.client());
+    loop {
+        let lease = leases.get_opt("worker-1").await?;
+        let status = lease.and_then(|l| l.status).unwrap_or_default();
+        if status.message.contains(words) {
+            return Ok(());
+        }
+        ensure!(
+            begin.elapsed() < MINUTE,
+            "it says {:?}: {}",
+            status.message,
+            cluster.logs()
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
