@@ -283,6 +283,22 @@ impl Index {
         }
     }
 
+    fn revision(&mut self, revision: RevisionFact) -> bool {
+        self.note(Kind::Revision, &revision.name);
+        self.settled(
+            &Target::Revision(revision.name.clone()),
+            &revision.resource_version,
+        );
+        let older = self
+            .revisions
+            .get(&revision.name)
+            .is_some_and(|held| is_older(&revision.resource_version, &held.resource_version));
+        if !older {
+            self.revisions.insert(revision.name.clone(), revision);
+        }
+        !older
+    }
+
     fn skyhook(&mut self, skyhook: SkyhookFact) -> bool {
         self.note(Kind::Skyhook, &skyhook.name);
         self.settled(

@@ -16,7 +16,7 @@ use crate::apply::{Applier, Outcome};
 use crate::config::Settings;
 use crate::effect::Effect;
 use crate::events::{self, EventFact};
-use crate::index::{Change, Index, Mono};
+use crate::index::{Change, Mono};
 use crate::keeper;
 use crate::leadership::Leadership;
 use crate::plan::{self, Now};
@@ -93,10 +93,7 @@ pub async fn run(
         state.session.expire(now.mono);
         ready.send_replace(state.session.index.is_synced());
         dirty = None;
-        let leads = leadership.leads() && state.session.index.is_synced();
-        if settings.references_role.is_some() {
-            publish_references(&references, leads.then_some(&state.session.index));
-        }
+        state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
@@ -150,16 +147,6 @@ fn spawn_keepers(
     references
 }
 
-/// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
-fn publish_references(to: &channel::Sender<Option<References>>, index: Option<&Index>) {
-    let wanted = index.map(References::of);
-    to.send_if_modified(|held| {
-        let changed = *held != wanted;
-        *held = wanted;
-        changed
-    });
-}
-
 /// Writes under way.
 type Writes = FuturesUnordered<BoxFuture<'static, (Effect, Outcome, Vec<EventFact>)>>;
 
@@ -190,6 +177,25 @@ impl Loop<'_> {
     fn take(&mut self, change: Change) -> bool {
         let mono = self.now().mono;
         self.session.take(change, mono)
+    }
+
+    /// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
+    fn publish_references(
+        &self,
+        to: &channel::Sender<Option<References>>,
+        leads: bool,
+        settings: &Settings,
+    ) {
+        if settings.references_role.is_none() {
+            return;
+        }
+        let index = &self.session.index;
+        let wanted = (leads && index.is_synced()).then(|| References::of(index));
+        to.send_if_modified(|held| {
+            let changed = *held != wanted;
+            *held = wanted;
+            changed
+        });
     }
 
     /// Starts writes, as many as may be in flight.

@@ -2,7 +2,7 @@
 //! a pod in the middle of a step, and everything that an uninstall has to leave behind.
 #![expect(clippy::disallowed_methods, reason = "it waits for real time to pass")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -19,6 +19,8 @@ use skyhook_integration::rollout::{
 use skyhook_integration::skip::cluster_can_run;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// The clean-up before an uninstall gives up on a step that does not end after a third of this.
+const HURRY: &str = "cleanup.jobTimeoutSeconds=60";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {
@@ -37,7 +39,7 @@ async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {
 async fn story(cluster: &mut RealCluster) -> Result<()> {
     let image = cluster.push("shellscript").await?;
     the_commands_of_the_readme_work(cluster).await?;
-    cluster.install(&[]).await?;
+    cluster.install(&["--set", HURRY]).await?;
     the_sample_completes(cluster, &image).await?;
     a_step_outlives_everything_around_its_agent(cluster, &image).await?;
     an_interrupt_restarts_containerd(cluster, &image).await?;
@@ -125,7 +127,9 @@ async fn a_step_outlives_everything_around_its_agent(
 
     // The DaemonSet's pods are replaced by an upgrade of the chart, and again by a rollback.
     let first = agent_pod(cluster, "worker-1").await?;
-    cluster.install(&["--set", "agent.logLevel=debug"]).await?;
+    cluster
+        .install(&["--set", HURRY, "--set", "agent.logLevel=debug"])
+        .await?;
     let upgraded = new_agent_pod(cluster, "worker-1", &first).await?;
     assert_same(node, &supervisor, "an upgrade").await?;
     let rollback = [
@@ -140,6 +144,13 @@ async fn a_step_outlives_everything_around_its_agent(
     chart::helm(&cluster.plane, &rollback).await?;
     let back = new_agent_pod(cluster, "worker-1", &upgraded).await?;
     assert_same(node, &supervisor, "a rollback").await?;
+
+    let asked = Instant::now();
+    let pod = ["-n", NAMESPACE, "delete", "pod", &back];
+    cluster.plane.kubectl(&pod).await?;
+    let took = asked.elapsed();
+    ensure!(took < MINUTE / 6, "the agent took {took:?} to end");
+    let back = new_agent_pod(cluster, "worker-1", &back).await?;
 
     let delete = [
         "-n",
@@ -469,7 +480,7 @@ async fn starve(node: &KubeNode) -> Result<()> {
 }
 
 async fn until_host(node: &KubeNode, test: &str, within: Duration) -> Result<()> {
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     while node.host.sh(test).await.is_err() {
         ensure!(
             started.elapsed() < within,
