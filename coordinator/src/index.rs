@@ -315,22 +315,6 @@ impl Index {
         !older
     }
 
-    fn revision(&mut self, revision: RevisionFact) -> bool {
-        self.note(Kind::Revision, &revision.name);
-        self.settled(
-            &Target::Revision(revision.name.clone()),
-            &revision.resource_version,
-        );
-        let older = self
-            .revisions
-            .get(&revision.name)
-            .is_some_and(|held| is_older(&revision.resource_version, &held.resource_version));
-        if !older {
-            self.revisions.insert(revision.name.clone(), revision);
-        }
-        !older
-    }
-
     fn lease(&mut self, lease: LeaseFact, now: Mono) -> bool {
         self.note(Kind::Lease, &lease.node);
         let spec = lease.lease.as_ref().ok().map(|lease| &lease.spec);
