@@ -331,7 +331,7 @@ impl<C: Core> World<'_, C> {
             self.fail(format!("Drained is taken back from {node}, which runs"));
         }
         if drain(old) != "Drained" && drain(new) == "Drained" {
-            self.observe_drained(node);
+            self.observe_drained(node, after);
         }
     }
 
@@ -383,11 +383,14 @@ impl<C: Core> World<'_, C> {
         }
     }
 
-    fn observe_drained(&mut self, node: &str) {
-        let cordoned = self
-            .api
-            .get(NODES, node)
-            .is_some_and(|n| n["spec"]["unschedulable"] == true);
+    fn observe_drained(&mut self, node: &str, lease: &Value) {
+        let there = self.api.get(NODES, node);
+        // A Node that was registered anew meanwhile is another: its agent ignores the lease.
+        let Some(there) = there.filter(|n| n["metadata"]["uid"] == lease["spec"]["node"]["uid"])
+        else {
+            return;
+        };
+        let cordoned = there["spec"]["unschedulable"] == true;
         if self.checks.meddled.contains(node) {
             return;
         }
