@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{FlockOperation, Mode, RenameFlags};
+use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
 use crate::digest::{Digest, HashingReader};
@@ -117,11 +117,12 @@ pub(crate) fn unpack(
         let at = stage.subdir("root").map_err(io("create a stage for"))?;
         place::fill(&staged, &at, &root, false).map_err(failed)?;
         flush(&at, options).map_err(io("flush"))?;
-        let name = &*place.name;
-        let flags = RenameFlags::NOREPLACE;
-        match rustix::fs::renameat_with(&stage.fd, "root", &place.parent, name, flags) {
+        let name = place.name.as_slice();
+        match place::rename(&stage.fd, b"root", &place.parent, name, false) {
             Ok(()) => {}
-            Err(Errno::EXIST) => return Err(UnpackError::TargetExists(target.display_path())),
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {
+                return Err(UnpackError::TargetExists(target.display_path()));
+            }
             Err(errno) => return Err(io("rename")(errno)),
         }
         if options.durable {

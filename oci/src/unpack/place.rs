@@ -83,7 +83,11 @@ pub(super) fn fill(
                 };
                 replacing(staged, at, name, over, |dir, name| {
                     let mode = Mode::from_raw_mode(meta.mode);
-                    rustix::fs::mknodat(dir, name, file_type, mode, device)
+                    rustix::fs::mknodat(dir, name, file_type, mode, device)?;
+                    // The mode that it is made with is less the umask.
+                    rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?;
+                    let times = meta.timestamps();
+                    rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
                 })
                 .map_err(failed)?;
             }
@@ -135,7 +139,8 @@ fn file(
     }
 }
 
-fn rename(
+/// Renames; without `over`, never onto what is there.
+pub(super) fn rename(
     from: impl AsFd,
     old: &[u8],
     to: impl AsFd,
