@@ -59,8 +59,13 @@ async fn every_package_of_ours_passes_the_agents_own_check() -> Result<()> {
     let mut seen = 0;
     for dir in source::PACKAGES {
         for entry in fs::read_dir(source(dir))? {
+            let entry = entry?;
+            // Those have what the published ones have, warnings included, and some are layers over others.
+            if entry.file_name().to_string_lossy().starts_with("like-") {
+                continue;
+            }
             let mut validate = Command::new(&agent);
-            validate.arg("validate").arg(entry?.path());
+            validate.arg("validate").arg(entry.path());
             let printed = output(validate).await?;
             assert!(printed.contains("0 errors, 0 warnings"), "{printed}");
             seen += 1;
