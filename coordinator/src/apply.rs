@@ -31,9 +31,6 @@ pub enum Outcome {
     Retry { after: Duration, error: String },
 }
 
-/// How long the API server may take to answer everything that one effect asks of it.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{verb} {object}")]
@@ -108,14 +105,7 @@ impl Applier {
 
     /// Makes the write. `wall` is the time that people are shown.
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
-        let Ok(written) = tokio::time::timeout(PATIENCE, self.write(effect, wall)).await else {
-            // It may still be carried out; what it was decided on is then out of date, and so is the next attempt.
-            return Outcome::Retry {
-                after: Duration::from_secs(2),
-                error: format!("no answer in {} s", PATIENCE.as_secs()),
-            };
-        };
-        match written {
+        match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
             Err(ApplyError {
                 verb,

@@ -31,6 +31,9 @@ const DEBOUNCE: Duration = Duration::from_millis(2);
 /// Changes do not put a pass off for longer than this.
 const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
 
+/// How long the API server may take to answer everything that one effect asks of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long the last writes may take after the order to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -211,7 +214,12 @@ impl Loop<'_> {
             let applier = self.applier.clone();
             let wall = plan::seconds(Timestamp::now());
             writes.push(Box::pin(async move {
-                let outcome = applier.apply(&effect, &wall).await;
+                let written = tokio::time::timeout(PATIENCE, applier.apply(&effect, &wall)).await;
+                // It may still be carried out: what it was decided on is then out of date, and so is the next attempt.
+                let outcome = written.unwrap_or_else(|_| Outcome::Retry {
+                    after: Duration::from_secs(2),
+                    error: format!("no answer in {} s", PATIENCE.as_secs()),
+                });
                 (effect, outcome, events)
             }));
         }
