@@ -124,6 +124,10 @@ impl<C: Core> World<'_, C> {
             &[Status::Paused]
         } else if skyhook.checked.is_err() {
             &[Status::Blocked]
+        } else if open.is_empty() && skyhook.is_disabled() {
+            // What a host was configured with is told by a revision that may be gone: only a run would show that nothing
+            // is to be done.
+            &[Status::Complete, Status::Disabled]
         } else if open.is_empty() {
             &[Status::Complete]
         } else if skyhook.is_disabled() {
