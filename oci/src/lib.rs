@@ -41,16 +41,16 @@
 //!
 //! # How it compares
 //! `make bench-oci`, on images of 200 MB of mixed text and binaries in 6 gzip layers, the same in
-//! zstd, and 20,000 small files; registry and directories in memory, median seconds of 3 runs, 2
+//! zstd, and 20,000 small files; registry and directories in memory, median seconds of 5 runs, 2
 //! cores (AMD EPYC with SHA extensions), each run a process of its own:
 //!
 //! | image | ours | skopeo + umoci | decompress and tar | our peak MiB |
 //! |---|---|---|---|---|
-//! | gzip | 0.58 | 2.69 | 1.32 | 27 |
-//! | zstd | 0.48 | 2.34 | 0.70 | 27 |
-//! | small | 0.33 | 2.79 | 0.31 | 27 |
+//! | gzip | 0.41 | 1.82 | 1.08 | 27 |
+//! | zstd | 0.44 | 1.95 | 0.59 | 27 |
+//! | small | 0.31 | 2.09 | 0.21 | 27 |
 //!
-//! `speedup_gzip` 4.6, `speedup_zstd` 4.9, `speedup_small_files` 8.5, `floor_ratio_gzip` 0.88 (our
+//! `speedup_gzip` 4.4, `speedup_zstd` 4.5, `speedup_small_files` 6.8, `floor_ratio_gzip` 0.76 (our
 //! time over that of `gzip -dc | tar x`, divided by cores), `peak_mib` 27.
 //!
 //! Candidates on that machine, MB/s of what comes out. gzip as a stream: zlib-ng 581, **zlib-rs
