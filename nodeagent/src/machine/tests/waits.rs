@@ -12,24 +12,19 @@ fn one(version: &str) -> Spec {
 /// `World::input` fails when the machine waits for a time that has passed.
 #[test]
 fn what_is_left_behind_is_not_waited_for() {
-    let mut world = World::new();
-    world.no_image("aa|1.0.0", 1);
-    world.lease(&one("1.0.0"));
-    world.settle_quiet();
-    // Its image cannot be pulled either, until long after the first one would be tried again.
-    world.no_image("aa|1.0.1", 3);
-    world.lease(&one("1.0.1"));
-    world.settle();
-    assert_eq!(world.ended(), Some(Phase::Complete));
-
-    let mut world = World::new();
-    world.fail("aa@1.0.0 apply", 1);
-    world.lease(&one("1.0.0"));
-    world.settle_quiet();
-    world.no_image("aa|1.0.1", 3);
-    world.lease(&one("1.0.1"));
-    world.settle();
-    assert_eq!(world.ended(), Some(Phase::Complete));
+    let no_image: fn(&mut World) = |world| world.no_image("aa|1.0.0", 1);
+    let failing: fn(&mut World) = |world| world.fail("aa@1.0.0 apply", 1);
+    for fault in [no_image, failing] {
+        let mut world = World::new();
+        fault(&mut world);
+        world.lease(&one("1.0.0"));
+        world.settle_quiet();
+        // The next one's image cannot be pulled until long after the first would be tried again.
+        world.no_image("aa|1.0.1", 3);
+        world.lease(&one("1.0.1"));
+        world.settle();
+        assert_eq!(world.ended(), Some(Phase::Complete));
+    }
 }
 
 #[test]
