@@ -16,7 +16,8 @@ use crate::install::NAMESPACE;
 use crate::process::tail;
 use crate::programs::{AGENT, AGENT_KUBECONFIG, AGENT_LOG, agent_unit};
 
-const UNIT: &str = "skyhook-agent.service";
+/// The unit that the agent runs as.
+pub const UNIT: &str = "skyhook-agent.service";
 
 /// The agent of one host.
 #[derive(Debug, Clone)]

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use kube::Api;
 use serde_json::{Value, json};
 use skyhook_crds::InterruptionLease;
-use skyhook_integration::cluster::{Cluster, Setup};
+use skyhook_integration::agent::UNIT;
+use skyhook_integration::cluster::{Cluster, Setup, Worker};
 use skyhook_integration::crash::JOURNAL;
 use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
@@ -98,6 +99,7 @@ async fn what_goes_wrong_on_a_host_is_got_over() -> Result<()> {
     a_full_disk(&cluster, &image, host).await?;
     a_step_that_is_not_wanted_any_more(&cluster, &image, host).await?;
     run_locally(&image, host).await?;
+    a_scope_that_outlives_its_processes(&cluster, &image, worker).await?;
     a_lost_journal(&cluster, &image).await
 }
 
@@ -133,6 +135,55 @@ async fn through_a_mirror(cluster: &Cluster, image: &Image, host: &Host) -> Resu
         host.read("/asked")?.contains("registry.example/"),
         "the credential provider was not asked"
     );
+    Ok(())
+}
+
+/// Starts the scope again and again with a process that is killed meanwhile, until systemd has it active without any: what
+/// is left of an agent that died while it started a step.
+const EMPTY_SCOPE: &str = r#"
+manager='org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager'
+for i in $(seq 1 400); do
+    bash -c 'sleep 30 & echo $! >/orphan'
+    busctl call $manager StartTransientUnit 'ssa(sv)a(sa(sv))' "$SCOPE" fail \
+        2 PIDs au 1 "$(cat /orphan)" CollectMode s inactive-or-failed 0 >/dev/null 2>&1 &
+    sleep "0.0$((i * 7 % 40 + 10))"
+    kill -9 "$(cat /orphan)"
+    wait
+    sleep 0.05
+    if systemctl is-active --quiet "$SCOPE"; then
+        echo "$i"
+        exit
+    fi
+done
+"#;
+
+async fn a_scope_that_outlives_its_processes(
+    cluster: &Cluster,
+    image: &Image,
+    worker: &Worker,
+) -> Result<()> {
+    let host = &worker.host;
+    clear(host)?;
+    let manifest = sleeper("empty-scope", image, "5", "1");
+    apply(cluster.client(), &manifest).await?;
+    until(cluster, "begun", async || count(host, "apply begin") == 1).await?;
+    worker.agent.stop().await?;
+    let find = "systemctl list-units --plain --no-legend 'skyhook-*.scope' | cut -d' ' -f1";
+    let scope = host.sh(find).await?.trim().to_owned();
+    ensure!(scope.ends_with("-sleeper-apply.scope"), "scopes: {scope:?}");
+    host.sh(&format!(
+        "systemctl kill --signal KILL {scope}; while systemctl is-active --quiet {scope}; do sleep 0.1; done"
+    ))
+    .await?;
+    let tries = host.sh(&format!("SCOPE={scope}; {EMPTY_SCOPE}")).await?;
+    match tries.trim() {
+        "" => eprintln!("NOT SEEN: systemd kept no scope without processes in 400 tries"),
+        tries => eprintln!("{scope} is active without a process, at try {tries}"),
+    }
+    // Without the daemon-reload of `Agent::start`, which makes systemd look again.
+    host.exec(["systemctl", "start", UNIT]).await?;
+    finish(cluster, &manifest).await?;
+    ensure!(count(host, "apply end 0") == 1, "{}", seen(host));
     Ok(())
 }
 

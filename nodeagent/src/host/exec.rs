@@ -180,13 +180,21 @@ impl Supervisors {
         };
         let name = scope_name(id, label);
         let begin = Instant::now();
+        let mut told = false;
         loop {
-            let active = bus
-                .is_active(&name)
+            // Not whether the scope is active: one that is started while its process dies stays so without any.
+            let count = bus
+                .count_processes(&name)
                 .await
                 .map_err(|source| ExecError::Scope { id, source })?;
-            if !active {
+            if count == 0 {
+                // Best effort: most scopes are gone by now.
+                let _stopped = bus.stop(&name).await;
                 return Ok(StepEnd::Lost);
+            }
+            if !told {
+                tracing::warn!(scope = %name, count, "the step's supervisor is gone: what it left is waited for");
+                told = true;
             }
             let waited = begin.elapsed();
             if waited > ORPHAN_PATIENCE {

@@ -57,7 +57,9 @@ trait Manager {
     fn reload(&self) -> zbus::Result<()>;
     fn get_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
     fn load_unit(&self, name: &str) -> zbus::Result<OwnedObjectPath>;
+    fn get_unit_processes(&self, name: &str) -> zbus::Result<Vec<(String, u32, String)>>;
     fn kill_unit(&self, name: &str, whom: &str, signal: i32) -> zbus::Result<()>;
+    fn stop_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
@@ -205,13 +207,24 @@ impl Bus {
         self.noting_loss(started).await.map(drop)
     }
 
-    /// True while a unit of that name is loaded and has processes.
-    pub async fn is_active(&self, unit: &str) -> Result<bool, SystemdError> {
-        match self.unit_state(unit).await {
-            Ok(state) => Ok(state.active != "inactive" && state.active != "failed"),
-            Err(e) if e.is_no_such_unit() => Ok(false),
+    /// How many processes a unit has; none when there is no such unit.
+    pub async fn count_processes(&self, unit: &str) -> Result<usize, SystemdError> {
+        let manager = self.manager().await?;
+        let name = format!("GetUnitProcesses({unit})");
+        let processes = call(&name, manager.get_unit_processes(unit)).await;
+        match self.noting_loss(processes).await {
+            Ok(processes) => Ok(processes.len()),
+            Err(e) if e.is_no_such_unit() => Ok(0),
             Err(e) => Err(e),
         }
+    }
+
+    /// Stops a unit, without waiting for the job.
+    pub async fn stop(&self, unit: &str) -> Result<(), SystemdError> {
+        let manager = self.manager().await?;
+        let name = format!("StopUnit({unit})");
+        let stopped = call(&name, manager.stop_unit(unit, "replace")).await;
+        self.noting_loss(stopped).await.map(drop)
     }
 
     /// Sends a signal to every process of a unit.
