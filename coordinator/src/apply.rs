@@ -29,6 +29,8 @@ pub enum Outcome {
     Stale,
     /// Try again after this long.
     Retry { after: Duration, error: String },
+    /// The server will not have it: the same again only helps once somebody has changed something.
+    Refused { error: String },
 }
 
 /// Why a write failed.
@@ -48,6 +50,8 @@ pub enum RetryClass {
     Stale,
     /// The server asks for patience.
     After(Duration),
+    /// Forbidden, or not valid.
+    Refused,
     /// It may work the next time.
     Transient,
 }
@@ -69,6 +73,7 @@ pub fn retry_class(error: &kube::Error) -> RetryClass {
                     .map_or(1, |d| d.retry_after_seconds.max(1));
                 RetryClass::After(Duration::from_secs(u64::from(seconds)))
             }
+            400 | 403 | 405 | 413 | 415 | 422 => RetryClass::Refused,
             _ => RetryClass::Transient,
         },
         // Everything else never got an answer, or one that made no sense.
@@ -116,6 +121,7 @@ impl Applier {
                 match retry_class(&source) {
                     RetryClass::Stale => Outcome::Stale,
                     RetryClass::After(after) => Outcome::Retry { after, error },
+                    RetryClass::Refused => Outcome::Refused { error },
                     RetryClass::Transient => Outcome::Retry {
                         after: Duration::from_secs(2),
                         error,

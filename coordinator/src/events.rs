@@ -6,7 +6,8 @@ use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
-use crate::effect::{Effect, NodePatch};
+use crate::effect::{Effect, NodePatch, Target};
+use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::{AGENT_NOT_RESPONDING, REAPPLY};
 
@@ -96,6 +97,46 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
         }
         _ => Vec::new(),
     }
+}
+
+/// What people are told when the API server will not have `effect`: on the object that does not get on for it.
+#[must_use]
+pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
+    let skyhook = |name: &str| {
+        let uid = index.skyhooks.get(name)?.uid.clone();
+        let name = name.to_owned();
+        Some(Subject::Skyhook { name, uid })
+    };
+    let subject = match effect.target() {
+        Target::Skyhook(name) => skyhook(&name),
+        Target::Revision(name) => {
+            if let Effect::CreateRevision { skyhook: owner, .. } = effect {
+                skyhook(owner)
+            } else {
+                let owner = index.revisions.get(&name).map(|r| r.owner.as_str());
+                let owned = |s: &&SkyhookFact| Some(s.uid.as_str()) == owner;
+                let owner = index.skyhooks.values().find(owned);
+                owner.and_then(|s| skyhook(&s.name))
+            }
+        }
+        Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {
+            index.nodes.get(&node).map(|fact| Subject::Node {
+                name: node,
+                uid: fact.uid.clone(),
+            })
+        }
+        // A refusal of an eviction is part of the drain.
+        Target::Pod(_) => None,
+    };
+    let event = |subject| EventFact {
+        subject,
+        warning: true,
+        reason: "WriteRefused",
+        note: format!(
+            "the API server refuses what the coordinator has to write; it is tried again: {error}"
+        ),
+    };
+    subject.into_iter().map(event).collect()
 }
 
 fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec<EventFact> {

@@ -254,6 +254,11 @@ impl Loop<'_> {
             Outcome::Retry { error, .. } => {
                 tracing::warn!(effect = effect.kind(), ?target, %error, "write failed");
             }
+            Outcome::Refused { error } => {
+                tracing::error!(effect = effect.kind(), ?target, %error, "the API server refuses the write");
+                self.publisher
+                    .send(events::refused(&self.session.index, effect, error));
+            }
         }
         let mono = self.now().mono;
         self.session.settle(effect, outcome, mono);

@@ -2,6 +2,7 @@
 //! feeds it the time, and whatever drives it instead gets the same bookkeeping.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
 
@@ -12,12 +13,19 @@ use crate::guard::{self, Broken};
 use crate::index::{Backoff, Change, Index, Mono};
 use crate::plan::{self, Now, Plan, View};
 
+/// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
+const REFUSAL: Duration = Duration::from_secs(2);
+
+const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
+
 /// The bookkeeping of one replica.
 #[derive(Debug)]
 pub struct Session<'a> {
     pub index: Index,
     settings: &'a Settings,
     retry_at: BTreeMap<Target, Mono>,
+    /// How long the last refusal of a target's write was waited on, and when that was.
+    refusals: BTreeMap<Target, (Duration, Mono)>,
 }
 
 /// Why an effect is not carried out now.
@@ -37,6 +45,7 @@ impl<'a> Session<'a> {
             index: Index::default(),
             settings,
             retry_at: BTreeMap::new(),
+            refusals: BTreeMap::new(),
         }
     }
 
@@ -80,6 +89,7 @@ impl<'a> Session<'a> {
         self.index.busy.remove(&target);
         match outcome {
             Outcome::Done(change) => {
+                self.refusals.remove(&target);
                 self.index.written.insert(target.clone(), now);
                 match change {
                     // The watch may have said meanwhile that the object is gone: nothing would ever say so again.
@@ -97,12 +107,23 @@ impl<'a> Session<'a> {
                 }
             }
             Outcome::Stale => self.index.refused(effect, now),
-            Outcome::Retry { after, .. } => {
-                self.index.refused(effect, now);
-                self.index.stale.remove(&target);
-                self.retry_at.insert(target, now + after);
+            Outcome::Retry { after, .. } => self.put_off(effect, now, after),
+            Outcome::Refused { .. } => {
+                let after = match self.refusals.get(&target) {
+                    Some((before, _)) => (*before * 2).min(LONGEST_REFUSAL),
+                    None => REFUSAL,
+                };
+                self.refusals.insert(target, (after, now));
+                self.put_off(effect, now, after);
             }
         }
+    }
+
+    fn put_off(&mut self, effect: &Effect, now: Mono, after: Duration) {
+        let target = effect.target();
+        self.index.refused(effect, now);
+        self.index.stale.remove(&target);
+        self.retry_at.insert(target, now + after);
     }
 
     /// Nodes that did not do their part are left alone for a while, so that others get their turn.
@@ -150,6 +171,8 @@ impl<'a> Session<'a> {
                 .is_some_and(|lease| lease.uid == watch.lease_uid)
         });
         self.retry_at.retain(|_, at| *at > now);
+        self.refusals
+            .retain(|_, (_, at)| *at + 2 * LONGEST_REFUSAL > now);
         self.index
             .written
             .retain(|_, at| *at + plan::REMEMBERED > now);
@@ -168,5 +191,41 @@ fn removes(effect: &Effect) -> Option<(&str, &str)> {
         | Effect::ReleaseLeaseOfGoneNode { node, at, .. }
         | Effect::AbandonLease { node, at } => Some((node, &at.uid)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::effect::Version;
+
+    #[test]
+    fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
+        let settings = Settings::default();
+        let mut session = Session::new(&settings);
+        let effect = Effect::GrantLease {
+            node: "n1".into(),
+            at: Version {
+                uid: "u".into(),
+                resource_version: "1".into(),
+            },
+        };
+        let refused = || Outcome::Refused {
+            error: "patch interruptionlease/n1: denied".into(),
+        };
+        let mut now = Mono::ZERO;
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            session.settle(&effect, refused(), now);
+            let at = session.retry_at[&effect.target()];
+            waits.push((at - now).as_secs());
+            now = at;
+            session.expire(now);
+        }
+        assert_eq!(waits, [2, 4, 8, 16, 32, 64, 64]);
+        session.settle(&effect, Outcome::Done(None), now);
+        session.settle(&effect, refused(), now);
+        let at = session.retry_at[&effect.target()];
+        assert_eq!((at - now).as_secs(), 2, "it had worked in between");
     }
 }

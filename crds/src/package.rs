@@ -158,6 +158,10 @@ pub enum InvalidPackage {
     #[error("spec.packages[{package}].gracefulShutdown: {problem}")]
     GracefulShutdown { package: String, problem: String },
     #[error(
+        "spec.packages[{package}].configMap[{key:?}]: a key is a file name of at most 253 characters A-Z, a-z, 0-9, '-', '_' and '.', as in a ConfigMap"
+    )]
+    ConfigMapKey { package: String, key: String },
+    #[error(
         "spec.packages[{package}].image carries {in_image}, containerSHA says {container_sha}: leave one out"
     )]
     Digests {
@@ -165,6 +169,15 @@ pub enum InvalidPackage {
         in_image: String,
         container_sha: String,
     },
+}
+
+/// True for a key that a ConfigMap may have: it becomes the name of a file.
+fn is_valid_key(key: &str) -> bool {
+    let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    (1..=253).contains(&key.len())
+        && key.bytes().all(is_plain)
+        && key != "."
+        && !key.starts_with("..")
 }
 
 /// True for a name that the API accepts: `^[a-z][-a-z0-9]{0,41}[a-z]$`.
@@ -238,6 +251,12 @@ impl Package {
             return Err(InvalidPackage::GracefulShutdown {
                 package,
                 problem: problem.to_string(),
+            });
+        }
+        if let Some(key) = self.config_map.keys().find(|key| !is_valid_key(key)) {
+            return Err(InvalidPackage::ConfigMapKey {
+                package,
+                key: key.clone(),
             });
         }
         Ok(Self {

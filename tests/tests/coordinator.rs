@@ -1,5 +1,6 @@
 //! The coordinator against a real API server, with agents whose hosts are faked.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use serde_json::json;
@@ -47,5 +48,90 @@ async fn a_roll_out_completes_under_its_budget() -> anyhow::Result<()> {
             .kubectl(&["get", "skyhooks,interruptionleases,nodes", "-o", "yaml"])
             .await?
     );
+    coordinator.stop().await
+}
+
+const POLICY: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: { name: frozen-nodes }
+spec:
+  matchConstraints:
+    resourceRules:
+    - apiGroups: [""]
+      apiVersions: ["v1"]
+      operations: ["UPDATE"]
+      resources: ["nodes/status"]
+  validations:
+  - expression: "false"
+    message: nodes are frozen until Monday
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: { name: frozen-nodes }
+spec: { policyName: frozen-nodes, validationActions: [Deny] }
+"#;
+
+/// Polls until it holds.
+async fn soon(what: &str, is_so: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let patience = 2 * SOON;
+    let poll = async {
+        while !is_so().await? {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(patience, poll)
+        .await
+        .map_err(|_| anyhow::anyhow!("never {what}"))?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let uid = fixture.node("worker-1", &[]).await?;
+    let host = FakeHost::new("worker-1", HostScript::default());
+    let _agent = CoreAgent::start(fixture.client.clone(), "worker-1", &uid, &host);
+    let mut file = tempfile::NamedTempFile::new()?;
+    file.write_all(POLICY.as_bytes())?;
+    let file = file.path().to_str().expect("a path of plain letters");
+    let plane = &fixture.plane;
+    plane.kubectl(&["apply", "-f", file]).await?;
+    let patch = r#"{"status":{"phase":"Running"}}"#;
+    soon("a policy in force", async || {
+        let probe = ["patch", "node", "worker-1", "--subresource=status", "-p"];
+        let probe = [&probe[..], &[patch, "--dry-run=server"]].concat();
+        Ok(plane.kubectl(&probe).await.is_err())
+    })
+    .await?;
+    let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
+    let packages = json!({ "thing": { "version": "1.0.0", "image": "example.com/thing" } });
+    fixture
+        .skyhook(json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1",
+            "kind": "Skyhook",
+            "metadata": { "name": "sample" },
+            "spec": { "packages": packages },
+        }))
+        .await?;
+    soon("an event that says who refuses", async || {
+        let selector = "reason=WriteRefused,type=Warning,involvedObject.name=worker-1";
+        let args = [
+            "get",
+            "events",
+            "-A",
+            "-o",
+            "yaml",
+            "--field-selector",
+            selector,
+        ];
+        let events = plane.kubectl(&args).await?;
+        Ok(events.contains("nodes are frozen until Monday"))
+    })
+    .await?;
+    plane.kubectl(&["delete", "-f", file]).await?;
+    fixture
+        .until("sample", 3 * SOON, |s| status(s) == "complete")
+        .await?;
     coordinator.stop().await
 }

@@ -97,6 +97,34 @@ fn bad_packages_name_the_field() {
 }
 
 #[test]
+fn keys_of_a_config_map_are_file_names() {
+    for (key, valid) in [
+        ("colors", true),
+        ("_a-b.C.sh", true),
+        (".bashrc", true),
+        ("", false),
+        (".", false),
+        ("..", false),
+        ("..data", false),
+        ("a/b", false),
+        ("/etc/passwd", false),
+        ("../../etc/passwd", false),
+        ("a b", false),
+    ] {
+        let given = Package {
+            config_map: [(key.to_owned(), String::new())].into(),
+            ..package("r/x", "1.0.0")
+        };
+        let got = given.normalised("pkg");
+        assert_eq!(got.is_ok(), valid, "{key:?}: {got:?}");
+        if let Err(problem) = got {
+            let field = format!("spec.packages[pkg].configMap[{key:?}]: ");
+            assert!(problem.to_string().starts_with(&field), "{problem}");
+        }
+    }
+}
+
+#[test]
 fn limits_are_not_below_requests() {
     let resources = |request: &str, limit: &str| Resources {
         cpu_request: Some(Quantity(request.into())),
