@@ -23,7 +23,7 @@ STATIC = $(CARGO_TARGET_DIR)/$(HOST)/release
 IMAGES ?= $(CARGO_TARGET_DIR)/images
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release controlplane demo test check fmt fmt-check lint lengths typos deny \
+.PHONY: help setup build release controlplane previous demo test check fmt fmt-check lint lengths typos deny \
         gen gen-check unit integration bench-one static images bench-cluster cluster chart
 
 help:
@@ -74,7 +74,11 @@ controlplane: setup
 demo: controlplane build
 	@$(ROOT) $(DEBUG)/demo
 
-test: check build gen-check controlplane
+# The version before this one, against which this one is tested; without it in the clone that test is skipped, loudly.
+previous: setup
+	@integration/previous/build >/dev/null || [ $$? -eq 3 ]
+
+test: check build gen-check controlplane previous
 	@$(RUNNER) .ci/tests '--workspace -- --test-threads=$(TEST_THREADS)'
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
@@ -113,7 +117,7 @@ gen-check: build
 unit: build
 	cargo test --workspace --exclude skyhook-integration
 
-integration: controlplane build
+integration: controlplane previous build
 	$(RUNNER) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)
 
 bench-cluster: controlplane build static

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::install::NAMESPACE;
 use crate::run::Run;
+use crate::source::source;
 
 pub const AGENT: &str = "skyhook-agent";
 pub const COORDINATOR: &str = "skyhook-coordinator";
@@ -64,6 +65,23 @@ pub fn collect(run: &Run) -> Result<PathBuf> {
             .with_context(|| format!("cannot copy {program}"))?;
     }
     Ok(dir)
+}
+
+/// Directory of the programs of the version before this one, built when need be; none where the clone does not have it.
+pub async fn previous() -> Result<Option<PathBuf>> {
+    let mut build = tokio::process::Command::new(source("integration/previous/build"));
+    let output = build
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .await?;
+    if output.status.code() == Some(3) {
+        return Ok(None);
+    }
+    if !output.status.success() {
+        bail!("integration/previous/build ended with {}", output.status);
+    }
+    let directory = String::from_utf8(output.stdout)?;
+    Ok(Some(PathBuf::from(directory.trim())))
 }
 
 fn find(program: &str) -> Result<PathBuf> {
