@@ -58,7 +58,12 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         Event::UnitsSeen { before } => wave::units_seen(&mut p, before, &mut effects),
         Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
         Event::RevisionSeen { packages } => end_changed(&p, &packages, &mut effects),
-        Event::LeaseLooked { stands } => wave::looked(&mut p, stands, now, &mut effects),
+        Event::LeaseLooked { lease, stands } => {
+            // An answer may come late: to another lease, or to one whose work has ended meanwhile.
+            if lease == p.lease && p.ended.is_none() {
+                wave::looked(&mut p, stands, now, &mut effects);
+            }
+        }
         Event::Interrupted => wave::interrupted(&mut p, now),
         Event::InterruptFailed { reason } => wave::failed(&mut p, &reason, now),
         Event::Ticked => {}

@@ -258,7 +258,10 @@ impl Agent {
             Effect::WriteRunning { resource_version } => {
                 self.write_running(&resource_version).await?
             }
-            Effect::LookAtLease => Event::LeaseLooked { stands: true },
+            Effect::LookAtLease => Event::LeaseLooked {
+                lease: self.progress().map(|p| p.lease).unwrap_or_default(),
+                stands: true,
+            },
             Effect::Interrupt {
                 owner, interrupt, ..
             } => {

@@ -57,8 +57,9 @@ pub enum Event {
     RunningWritten,
     /// The lease changed meanwhile.
     RunningRefused,
-    /// Whether the lease still stands, as far as the API answers.
+    /// Whether this lease still stands, as far as the API answers.
     LeaseLooked {
+        lease: String,
         stands: bool,
     },
     /// The units that are to be restarted, with their invocations now.

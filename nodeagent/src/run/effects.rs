@@ -78,7 +78,7 @@ impl Agent {
                     | ApiError::Malformed { .. },
                 ) => false,
             };
-            let _sent = notes.send(Note::Event(Event::LeaseLooked { stands }));
+            let _sent = notes.send(Note::Event(Event::LeaseLooked { lease: uid, stands }));
         });
     }
 

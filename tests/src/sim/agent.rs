@@ -45,6 +45,7 @@ pub enum Event {
     RunningWritten,
     RunningRefused,
     LeaseLooked {
+        lease: String,
         stands: bool,
     },
     Interrupted,

@@ -214,3 +214,25 @@ fn after_a_reboot_of_a_host_that_forgets_everything_is_done_again() {
     assert_eq!(world.ended(), Some(Phase::Stopped));
     assert_eq!(world.progress().entries, BTreeMap::new());
 }
+
+#[test]
+fn an_answer_that_comes_late_interrupts_nothing() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[restarting()]));
+    world.settle_until(|e| matches!(e, Effect::LookAtLease));
+    let late = Event::LeaseLooked {
+        lease: world.progress().lease.clone(),
+        stands: true,
+    };
+    world.queue.clear();
+    world.stop(StopReason::NewRevision);
+    assert_eq!(world.ended(), Some(Phase::Stopped));
+    // What the agent's own result makes of the lease.
+    world.input(Event::LeaseSeen(LeaseView::default()));
+    assert_eq!(world.input(late.clone()), [], "its work has ended");
+    world.lease(&Spec::of(&[restarting()]));
+    world.settle_until(|e| matches!(e, Effect::LookAtLease));
+    assert_eq!(world.input(late), [], "it was about another lease");
+    let state = world.entry("aa|1.0.0").state;
+    assert_eq!(state, State::InProgress);
+}

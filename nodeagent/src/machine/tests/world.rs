@@ -290,7 +290,10 @@ impl World {
             },
             Effect::EndStep { .. } => Event::Ticked,
             Effect::WriteRunning { .. } => Event::RunningWritten,
-            Effect::LookAtLease => Event::LeaseLooked { stands: true },
+            Effect::LookAtLease => Event::LeaseLooked {
+                lease: self.progress().lease.clone(),
+                stands: true,
+            },
             Effect::Interrupt { interrupt, .. } => {
                 if interrupt.kind == InterruptType::Reboot {
                     self.log.push("reboot".into());

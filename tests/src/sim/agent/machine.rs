@@ -151,7 +151,7 @@ fn told(event: Event) -> machine::Event {
         Event::StepLost { key, id } => machine::Event::StepLost { key, id },
         Event::RunningWritten => machine::Event::RunningWritten,
         Event::RunningRefused => machine::Event::RunningRefused,
-        Event::LeaseLooked { stands } => machine::Event::LeaseLooked { stands },
+        Event::LeaseLooked { lease, stands } => machine::Event::LeaseLooked { lease, stands },
         Event::Interrupted => machine::Event::Interrupted,
         Event::Ticked => machine::Event::Ticked,
     }

@@ -47,6 +47,7 @@ enum Doing {
 /// The core.
 #[derive(Clone, Debug, Default)]
 pub struct Scripted {
+    lease: String,
     known: Known,
     /// The first is worked on.
     tasks: Vec<Task>,
@@ -231,6 +232,7 @@ impl Core for Scripted {
             }
         }
         Self {
+            lease: start.lease.metadata.uid.clone().unwrap_or_default(),
             needs_drain: tasks.iter().any(|task| task.interrupt.is_some()),
             tasks,
             known,
@@ -261,7 +263,10 @@ impl Core for Scripted {
                 self.doing = Doing::Idle;
             }
             Event::RunningRefused => self.doing = Doing::Idle,
-            Event::LeaseLooked { stands } => actions.extend(self.looked(now, stands)),
+            Event::LeaseLooked { lease, stands } if lease == self.lease => {
+                actions.extend(self.looked(now, stands));
+            }
+            Event::LeaseLooked { .. } => {}
             Event::Interrupted => {
                 if matches!(self.doing, Doing::Interrupting { .. }) {
                     self.stage_done();

@@ -323,6 +323,9 @@ impl<C: Core> World<'_, C> {
         {
             self.checks.permitted.insert(uid.to_owned());
         }
+        if matches!(phase(new).as_str(), "Complete" | "Stopped") {
+            self.checks.permitted.remove(uid);
+        }
         if self.checks.is_permitted(uid)
             && phase(old) == "Running"
             && drain(old) == "Drained"

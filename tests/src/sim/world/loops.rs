@@ -304,9 +304,7 @@ impl<C: Core> World<'_, C> {
                     // Silence does not stop a wave.
                     _ => true,
                 };
-                if machine.works_on(&lease) {
-                    self.feed(node, Told::LeaseLooked { stands });
-                }
+                self.feed(node, Told::LeaseLooked { lease, stands });
             }
         }
         self.run_agent(node);
