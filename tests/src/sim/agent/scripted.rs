@@ -200,7 +200,7 @@ impl Scripted {
     }
 
     fn looked(&mut self, now: i64, stands: bool) -> Option<Action> {
-        if self.doing != Doing::Looking {
+        if self.doing != Doing::Looking || self.ended.is_some() {
             return None;
         }
         let interrupt = self.tasks.first().and_then(|task| task.interrupt.clone());
