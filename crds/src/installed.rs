@@ -169,7 +169,9 @@ pub fn states_digest(value: &str) -> String {
     hex(&Sha256::digest(value.as_bytes())[..8])
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut out, byte| {
         // Writing to a String cannot fail.

@@ -128,6 +128,12 @@ pub fn key(name: &str, version: &str) -> String {
     format!("{name}|{version}")
 }
 
+/// Name of the package that a key is of.
+#[must_use]
+pub fn name_of(key: &str) -> &str {
+    key.split_once('|').map_or(key, |(name, _)| name)
+}
+
 /// Why a package of a stored Skyhook cannot be run. Admission refuses the same.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPackage {

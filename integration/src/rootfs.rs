@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use skyhook_crds::installed::hex;
 
 use crate::process::{output, sh};
 use crate::run::{Leftover, Run};
@@ -167,11 +168,7 @@ fn key(suite: &str) -> String {
     {
         hash.update(part);
     }
-    hash.finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&hash.finalize()[..6])
 }
 
 /// What is the same on every host and saves time at boot.

@@ -39,11 +39,13 @@ async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {
 async fn story(cluster: &mut RealCluster) -> Result<()> {
     let image = cluster.push("shellscript").await?;
     the_commands_of_the_readme_work(cluster).await?;
+    an_uninstall_with_skyhooks_present_ends_by_itself(cluster, &image).await?;
     cluster.install(&["--set", HURRY]).await?;
     the_sample_completes(cluster, &image).await?;
     a_step_outlives_everything_around_its_agent(cluster, &image).await?;
     an_interrupt_restarts_containerd(cluster, &image).await?;
     a_budget_for_pods_delays_the_drain_before_a_reboot(cluster, &image).await?;
+    a_drain_that_may_deletes_pods_past_their_budget(cluster, &image).await?;
     a_node_that_joins_is_treated_as_well(cluster, &image).await?;
     an_uninstall_leaves_nothing_of_ours(cluster, &image).await
 }
@@ -76,6 +78,29 @@ async fn the_commands_of_the_readme_work(cluster: &RealCluster) -> Result<()> {
     }
     for node in &cluster.nodes {
         assert_eq!(node.host.read("/skyhook-hello-world")?, "hello world\n");
+    }
+    Ok(())
+}
+
+/// With the coordinator up, which lets go of what it holds: nobody has to delete Skyhooks first.
+async fn an_uninstall_with_skyhooks_present_ends_by_itself(
+    cluster: &RealCluster,
+    image: &Image,
+) -> Result<()> {
+    cluster.install(&["--set", HURRY]).await?;
+    let steps = json!({"apply.sh": "touch /present"});
+    let interrupt = json!({"interrupt": {"type": "noop"}});
+    let present = scripts("present", image, &steps, &interrupt);
+    apply(cluster.client(), &present).await?;
+    wait_complete(cluster.client(), "present", MINUTE).await?;
+    let asked = Instant::now();
+    cluster.uninstall().await?;
+    // The clean-up takes leases from their agents by force after two thirds of its time.
+    let took = asked.elapsed();
+    ensure!(took < MINUTE * 2 / 3, "the uninstall took {took:?}");
+    nothing_of_ours_is_left(cluster).await?;
+    for node in &cluster.nodes {
+        ensure!(node.host.path("/present").exists(), "it was never applied");
     }
     Ok(())
 }
@@ -281,6 +306,38 @@ async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
     Ok(())
 }
 
+/// `drain.disableEviction` as of kubectl: the pod goes although its budget allows no eviction, and the chart's rights
+/// suffice for that.
+async fn a_drain_that_may_deletes_pods_past_their_budget(
+    cluster: &RealCluster,
+    image: &Image,
+) -> Result<()> {
+    let scale = ["scale", "deployment/web", "--replicas=1"];
+    cluster.plane.kubectl(&scale).await?;
+    let pods = ["get", "pods", "-l", "app=web", "-o"];
+    let spec = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName};{end}";
+    let one = [&pods[..], &[spec]].concat();
+    let shown = cluster
+        .until(&one, MINUTE, |shown| shown.matches(';').count() == 1)
+        .await?;
+    let (pod, node) = shown
+        .trim_end_matches(';')
+        .split_once(' ')
+        .context("a pod on a node")?;
+    let interrupt = json!({"interrupt": {"type": "service", "services": ["cron"]}});
+    let mut manifest = scripts("delete", image, &json!({}), &interrupt);
+    manifest["spec"]["nodeSelectors"] = json!({"matchLabels": {"kubernetes.io/hostname": node}});
+    manifest["spec"]["drain"] = json!({"disableEviction": true});
+    apply(cluster.client(), &manifest).await?;
+    wait_complete(cluster.client(), "delete", MINUTE).await?;
+    let left = cluster
+        .plane
+        .kubectl(&[&pods[..], &["name"]].concat())
+        .await?;
+    ensure!(!left.contains(pod), "{pod} was not deleted: {left}");
+    Ok(())
+}
+
 fn workload() -> String {
     format!(
         "apiVersion: apps/v1
@@ -383,6 +440,11 @@ async fn an_uninstall_leaves_nothing_of_ours(cluster: &RealCluster, image: &Imag
     ];
     cluster.until(&pods, MINUTE, str::is_empty).await?;
     cluster.uninstall().await?;
+    nothing_of_ours_is_left(cluster).await
+}
+
+/// Neither in the cluster nor, as far as the API knows, on its nodes.
+async fn nothing_of_ours_is_left(cluster: &RealCluster) -> Result<()> {
     let ours = [
         "get",
         "crd,clusterroles,clusterrolebindings,validatingadmissionpolicies",

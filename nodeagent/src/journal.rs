@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use skyhook_crds::installed::hex;
 use skyhook_crds::revision::RevisionData;
 
 use crate::machine::{Entries, Progress};
@@ -246,14 +247,7 @@ fn newer(bytes: &[u8]) -> Option<String> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::new(), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _infallible = write!(text, "{byte:02x}");
-            text
-        })
+    hex(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]

@@ -379,6 +379,6 @@ fn judge<T>(what: &str, answer: kube::Result<T>) -> Result<T, ApiError> {
             what,
             problem: e.to_string(),
         }),
-        Err(e) => Err(silent(&what, &crate::stage::chain(&e))),
+        Err(e) => Err(silent(&what, &skyhook_oci::chain(&e))),
     }
 }

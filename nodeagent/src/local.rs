@@ -17,7 +17,7 @@ use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Package, Stage};
 use skyhook_oci::manifest::PackageConfig;
-use skyhook_oci::{Credentials, Digest, Reference, Store};
+use skyhook_oci::{Credentials, Digest, Reference, Store, chain};
 
 use crate::config::LocalRunArgs;
 use crate::host::Host;
@@ -26,7 +26,7 @@ use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{Images, Registries};
 use crate::machine::Half;
-use crate::stage::{self, Layout, Prepared, StageInput, chain};
+use crate::stage::{self, Layout, Prepared, StageInput};
 
 /// Exit codes by stage.
 const fn exit_code(stage: Stage) -> u8 {

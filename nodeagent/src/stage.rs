@@ -14,7 +14,7 @@ use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::Resources;
 use skyhook_crds::{Package, Stage};
 use skyhook_oci::manifest::{self, ManifestError, PackageConfig, Step};
-use skyhook_oci::{Digest, Store, StoreError, Target, UnpackOptions};
+use skyhook_oci::{Digest, Store, StoreError, Target, UnpackOptions, chain};
 
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
@@ -50,22 +50,6 @@ pub enum StageError {
     Env(#[from] env::EnvError),
     #[error("neither image nor copy of the package is on the host")]
     NothingLeft,
-}
-
-/// An error with its causes.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Where things are on the host.

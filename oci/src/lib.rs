@@ -82,7 +82,7 @@ pub use hosts::{HostSettings, HostsError, RegistrySettings};
 pub use image::{ImageError, Platform};
 pub use limits::Limits;
 pub use progress::{Event, Progress};
-pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass};
+pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass, chain};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{ProxyConfig, RegistryError, Timeouts};
 pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};

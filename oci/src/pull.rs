@@ -20,6 +20,7 @@ mod retry;
 
 use fetch::Flights;
 use retry::Retry;
+pub use retry::chain;
 
 /// How to pull.
 #[derive(Debug, Clone)]

@@ -7,10 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use skyhook_oci::{
     Credentials, HostSettings, Limits, PluginConfig, ProxyConfig, PullError, Pulled, Reference,
-    RegistrySettings,
+    RegistrySettings, chain,
 };
 
-use crate::host::{Host, chain, hasty};
+use crate::host::{Host, hasty};
 use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::{Answer, Body, Liar, Request};
 

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use skyhook_oci::{Limits, Target, UnpackOptions};
+use skyhook_oci::{Limits, Target, UnpackOptions, chain};
 
-use crate::host::{Host, chain, hasty};
+use crate::host::{Host, hasty};
 use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::Liar;
 use crate::support::listing;

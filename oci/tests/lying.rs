@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use skyhook_oci::{Credentials, Digest, Limits, Reference, RetryClass};
+use skyhook_oci::{Credentials, Digest, Limits, Reference, RetryClass, chain};
 
-use crate::host::{Host, chain, hasty};
+use crate::host::{Host, hasty};
 use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::{Answer, Body, Liar, Request};
 

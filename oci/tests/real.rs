@@ -5,10 +5,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 
 use skyhook_oci::{
     Credentials, HostSettings, Limits, Platform, Puller, PullerConfig, Reference, RegistrySettings,
-    RetryClass, Store, StoreConfig, Target, UnpackOptions,
+    RetryClass, Store, StoreConfig, Target, UnpackOptions, chain,
 };
 
-use crate::host::{Host, chain, hasty};
+use crate::host::{Host, hasty};
 use crate::support::{Layout, Registry, file, listing, tools};
 
 const TOOLS: [&str; 3] = ["docker-registry", "skopeo", "umoci"];

@@ -8,10 +8,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use skyhook_oci::{
     Credentials, HostSettings, Limits, PluginConfig, ProxyConfig, PullerConfig, Reference,
-    RegistrySettings,
+    RegistrySettings, chain,
 };
 
-use crate::host::{Host, chain, hasty};
+use crate::host::{Host, hasty};
 use crate::image::Image;
 use crate::liar::{Answer, Liar};
 use crate::support::{Layout, Registry, file, tools};

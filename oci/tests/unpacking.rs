@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use skyhook_oci::{Target, UnpackOptions};
+use skyhook_oci::{Target, UnpackOptions, chain};
 
-use crate::host::{Host, chain};
+use crate::host::Host;
 use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::Liar;
 use crate::support::{file, listing};

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
-use skyhook_crds::package::InterruptType;
+use skyhook_crds::package::{InterruptType, name_of};
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::journal::Record;
 use skyhook_nodeagent::machine::reconcile::of_lease;
@@ -287,7 +287,7 @@ impl Agent {
         let stage = self
             .progress()
             .and_then(|p| p.entries.get(&key).map(|e| e.stage));
-        let name = key.split('|').next().unwrap_or_default().to_owned();
+        let name = name_of(&key).to_owned();
         let (time, fails) = self.host.with(|disk| {
             let what = stage.map(|s| {
                 if half == Half::Check {

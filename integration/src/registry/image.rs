@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use skyhook_crds::installed::hex;
 
 use crate::process::output;
 
@@ -88,9 +89,5 @@ fn put(blobs: &Path, media_type: &str, content: &[u8]) -> Result<Value> {
 }
 
 fn digest(content: &[u8]) -> String {
-    let hash: String = Sha256::digest(content)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("sha256:{hash}")
+    format!("sha256:{}", hex(&Sha256::digest(content)))
 }

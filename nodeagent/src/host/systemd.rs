@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use skyhook_crds::installed::hex;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use zbus::Connection;
@@ -258,7 +259,7 @@ impl Bus {
             Ok(UnitState {
                 load: proxy.load_state().await?,
                 active: proxy.active_state().await?,
-                invocation: hex(&proxy.invocation_id().await?),
+                invocation: invocation(&proxy.invocation_id().await?),
             })
         };
         let state = call(&format!("state of {unit}"), state).await;
@@ -331,16 +332,11 @@ pub struct UnitState {
     pub invocation: String,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    if bytes.iter().all(|b| *b == 0) {
+fn invocation(id: &[u8]) -> String {
+    if id.iter().all(|b| *b == 0) {
         return String::new();
     }
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
+    hex(id)
 }
 
 impl SystemdError {

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
-use skyhook_crds::package::{Interrupt, key};
+use skyhook_crds::package::{Interrupt, key, name_of};
 use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State, glob};
 
@@ -253,7 +253,7 @@ fn go_on(
         }
         if entry.stage == Stage::Interrupt && wanted.interrupt.is_none() {
             entry.set(Stage::Config, State::Complete, now);
-            plan_package(p, &key_name(key), now);
+            plan_package(p, name_of(key), now);
         }
     }
 }
@@ -280,10 +280,6 @@ fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) 
     if let Some(entry) = p.entries.get_mut(key) {
         entry.restarts = restarts;
     }
-}
-
-fn key_name(key: &str) -> String {
-    key.split('|').next().unwrap_or(key).to_owned()
 }
 
 /// Keys that were added, changed or removed.

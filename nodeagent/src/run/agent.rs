@@ -332,7 +332,7 @@ impl Agent {
 
     /// Nothing was done: the same inputs are tried again when there may be room.
     pub(super) fn journal_failed(&mut self, error: &dyn std::error::Error, events: Vec<Event>) {
-        let text = crate::stage::chain(error);
+        let text = skyhook_oci::chain(error);
         if self.trouble.is_none() {
             tracing::error!(error = %text, "the journal cannot be written: nothing is done");
         }
@@ -367,7 +367,7 @@ impl Agent {
                 && stage.stage == entry.stage
                 && let Err(error) = stage.note_done()
             {
-                tracing::warn!(package = %key, error = %crate::stage::chain(&error), "history cannot be written");
+                tracing::warn!(package = %key, error = %skyhook_oci::chain(&error), "history cannot be written");
             }
         }
     }

@@ -4,8 +4,9 @@ use std::rc::Rc;
 
 use skyhook_crds::Package;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::package::name_of;
 use skyhook_crds::revision::RevisionData;
-use skyhook_oci::{Credentials, Digest};
+use skyhook_oci::{Credentials, Digest, chain};
 
 use super::agent::{Agent, Note, RunFacts};
 use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
@@ -15,7 +16,7 @@ use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half, Outcome};
 use crate::stage::env::{self, Sources};
-use crate::stage::{self, Prepared, StageError, StageInput, chain, metadata};
+use crate::stage::{self, Prepared, StageError, StageInput, metadata};
 
 /// A step that is over, or could not be run.
 #[derive(Debug)]
@@ -300,7 +301,7 @@ impl Agent {
             .map(|e| stage::mode(e.stage, half))
             .unwrap_or_default();
         self.with_stage(&name, half, move |stage| async move {
-            let label = format!("{}-{stage_name}", package_name(&key));
+            let label = format!("{}-{stage_name}", name_of(&key));
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
                 // Only now: files must not change under a step that runs.
@@ -364,11 +365,7 @@ fn done(
 }
 
 fn label(key: &str, prepared: &Prepared, half: Half) -> String {
-    format!("{}-{}", package_name(key), prepared.mode(half))
-}
-
-fn package_name(key: &str) -> &str {
-    key.split('|').next().unwrap_or(key)
+    format!("{}-{}", name_of(key), prepared.mode(half))
 }
 
 /// A stage that is prepared, or can be.

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Store, StoreError};
+use skyhook_oci::{Store, StoreError, chain};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
 use super::agent::{Agent, Note};
 use crate::host::exec::{Supervisors, is_running};
-use crate::stage::{chain, copy_dir};
+use crate::stage::copy_dir;
 
 /// The highest number of a step that has a directory.
 pub(super) fn last_step(steps: &Path) -> u64 {

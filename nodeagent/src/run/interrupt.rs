@@ -5,12 +5,12 @@ use std::rc::Rc;
 
 use skyhook_crds::Stage;
 use skyhook_crds::package::Interrupt;
+use skyhook_oci::chain;
 
 use super::agent::{Agent, Note};
 use crate::host::interrupt::{InterruptError, Interrupter};
 use crate::machine::progress::WaveAt;
 use crate::machine::{Event, Progress};
-use crate::stage::chain;
 use crate::stage::flags::note_interrupt;
 
 impl Agent {

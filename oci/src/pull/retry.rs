@@ -55,13 +55,18 @@ impl<'a> Retry<'a> {
     }
 }
 
-/// The error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes in one line, each said once.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
     }
     text
 }

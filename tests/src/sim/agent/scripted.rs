@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::PackageStates;
 use skyhook_crds::lease::{PackageReport, Phase, protocol};
-use skyhook_crds::package::{Interrupt, Package, PackageStatus};
+use skyhook_crds::package::{Interrupt, Package, PackageStatus, name_of};
 use skyhook_crds::revision::{self, RevisionData, Work};
 use skyhook_crds::{Stage, State};
 use skyhook_nodeagent::machine::LeaseView;
@@ -147,7 +147,7 @@ impl Scripted {
             self.tasks.remove(0);
             return;
         }
-        let name = task.key.split('|').next().unwrap_or_default().to_owned();
+        let name = name_of(&task.key).to_owned();
         if matches!(task.stage, Stage::Apply | Stage::Upgrade) {
             self.known
                 .states

@@ -40,6 +40,7 @@ pub struct Checks {
 #[derive(Clone, Debug)]
 struct Grant {
     node: String,
+    node_uid: String,
     skyhook: String,
     /// Leases in the order of their creation.
     order: u64,
@@ -349,6 +350,10 @@ impl<C: Core> World<'_, C> {
         let order = uid.rsplit('-').next().and_then(|n| n.parse().ok());
         let grant = Grant {
             node: node.to_owned(),
+            node_uid: lease["spec"]["node"]["uid"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             skyhook: skyhook.to_owned(),
             order: order.unwrap_or_default(),
             cap: cap.unwrap_or_default(),
@@ -366,8 +371,9 @@ impl<C: Core> World<'_, C> {
         let all = self.checks.granted.len();
         let most = self.settings.max_concurrent_nodes.unwrap_or(usize::MAX);
         let control_plane = self.checks.granted.values().filter(|g| {
+            // One that was registered anew under the name is another.
             let node = self.checks.nodes.get(&g.node);
-            node.is_some_and(NodeFact::is_control_plane)
+            node.is_some_and(|node| node.uid == g.node_uid && node.is_control_plane())
         });
         let control_plane = control_plane.count();
         if count > cap {
