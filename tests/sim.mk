@@ -1,4 +1,4 @@
-# The simulated cluster: a minute's worth of seeds, one seed, or very many.
+# The simulated cluster: a minute's worth of seeds, or very many, of which all that fail are named.
 
 .PHONY: sim soak
 
@@ -6,4 +6,4 @@ sim: build
 	cargo test --workspace --test sim -- --nocapture
 
 soak:
-	SIM_SEEDS=100000 cargo test --release -p skyhook-tests --test sim -- --nocapture seeds
+	SIM_SEEDS=100000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture seeds

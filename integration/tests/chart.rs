@@ -100,6 +100,10 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
             &["--set", "controllerManager.manager.env.copyDirRoot=var"],
             "absolute path",
         ),
+        (
+            &["--set", "agent.imageCredentialProviderBinDir=/opt/plugins"],
+            "go together",
+        ),
         (&["--kube-version", "1.29.0"], "kubeVersion"),
     ] {
         let error = template(args)

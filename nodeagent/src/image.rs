@@ -62,6 +62,14 @@ impl Registries {
             },
             timeout: PLUGIN,
         });
+        // Nodes of one fleet differ: what is not there is not needed, and no reason not to start.
+        let plugins = plugins.filter(|plugins| {
+            let is_there = plugins.config.exists();
+            if !is_there {
+                tracing::warn!(config = %plugins.config.display(), "this host has no credential providers");
+            }
+            is_there
+        });
         PullerConfig {
             insecure: self.insecure,
             hosts_dir: self.hosts_dir.map(|dir| here(&dir)).filter(|d| d.is_dir()),

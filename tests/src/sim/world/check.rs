@@ -422,13 +422,17 @@ impl<C: Core> World<'_, C> {
             .unwrap_or_default()
             .to_owned();
         self.checks.granted.remove(&uid);
-        if lease["status"]["phase"].is_null() {
+        let stop = lease["spec"]["stop"]["reason"].as_str().unwrap_or_default();
+        let gives_up = matches!(stop, "Deleted" | "Disabled");
+        let is_accepted = !lease["status"]["phase"].is_null();
+        if gives_up || !is_accepted {
+            // Whoever waited for the node goes on.
             self.checks.excuse(node, self.now);
+        }
+        if !is_accepted {
             return;
         }
         let forced = &lease["metadata"]["annotations"][names::FORCE_RELEASE];
-        let stop = lease["spec"]["stop"]["reason"].as_str().unwrap_or_default();
-        let gives_up = matches!(stop, "Deleted" | "Disabled");
         let there = self
             .api
             .get(NODES, node)

@@ -8,8 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skyhook_crds::Status;
 use skyhook_integration::chart;
-use skyhook_integration::images::BUSYBOX;
-use skyhook_integration::install::{NAMESPACE, apply as kubectl_apply};
+use skyhook_integration::install::NAMESPACE;
 use skyhook_integration::kubelet::KubeNode;
 use skyhook_integration::real::RealCluster;
 use skyhook_integration::registry::Image;
@@ -17,6 +16,9 @@ use skyhook_integration::rollout::{
     LeaseRecorder, apply, example, skyhook, wait_complete, wait_for,
 };
 use skyhook_integration::skip::cluster_can_run;
+
+mod drain;
+mod uninstall;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// The clean-up before an uninstall gives up on a step that does not end after a third of this.
@@ -39,15 +41,22 @@ async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {
 async fn story(cluster: &mut RealCluster) -> Result<()> {
     let image = cluster.push("shellscript").await?;
     the_commands_of_the_readme_work(cluster).await?;
-    an_uninstall_with_skyhooks_present_ends_by_itself(cluster, &image).await?;
-    cluster.install(&["--set", HURRY]).await?;
+    uninstall::an_uninstall_with_skyhooks_present_ends_by_itself(cluster, &image).await?;
+    let providers = credential_providers(cluster).await?;
+    cluster
+        .install(&["--set", HURRY, "--set", &providers])
+        .await?;
     the_sample_completes(cluster, &image).await?;
+    for node in &cluster.nodes {
+        let asked = node.host.read("/asked")?;
+        ensure!(asked.contains("shellscript"), "not asked for it: {asked}");
+    }
     a_step_outlives_everything_around_its_agent(cluster, &image).await?;
     an_interrupt_restarts_containerd(cluster, &image).await?;
-    a_budget_for_pods_delays_the_drain_before_a_reboot(cluster, &image).await?;
-    a_drain_that_may_deletes_pods_past_their_budget(cluster, &image).await?;
+    drain::a_budget_for_pods_delays_the_drain_before_a_reboot(cluster, &image).await?;
+    drain::a_drain_that_may_deletes_pods_past_their_budget(cluster, &image).await?;
     a_node_that_joins_is_treated_as_well(cluster, &image).await?;
-    an_uninstall_leaves_nothing_of_ours(cluster, &image).await
+    uninstall::an_uninstall_leaves_nothing_of_ours(cluster, &image).await
 }
 
 /// A Skyhook for all nodes with these scripts, one node at a time.
@@ -82,27 +91,35 @@ async fn the_commands_of_the_readme_work(cluster: &RealCluster) -> Result<()> {
     Ok(())
 }
 
-/// With the coordinator up, which lets go of what it holds: nobody has to delete Skyhooks first.
-async fn an_uninstall_with_skyhooks_present_ends_by_itself(
-    cluster: &RealCluster,
-    image: &Image,
-) -> Result<()> {
-    cluster.install(&["--set", HURRY]).await?;
-    let steps = json!({"apply.sh": "touch /present"});
-    let interrupt = json!({"interrupt": {"type": "noop"}});
-    let present = scripts("present", image, &steps, &interrupt);
-    apply(cluster.client(), &present).await?;
-    wait_complete(cluster.client(), "present", MINUTE).await?;
-    let asked = Instant::now();
-    cluster.uninstall().await?;
-    // The clean-up takes leases from their agents by force after two thirds of its time.
-    let took = asked.elapsed();
-    ensure!(took < MINUTE * 2 / 3, "the uninstall took {took:?}");
-    nothing_of_ours_is_left(cluster).await?;
+/// Gives the nodes a credential provider plugin of the kubelet's, which only runs with the host's own files; the chart's
+/// values for it.
+async fn credential_providers(cluster: &RealCluster) -> Result<String> {
+    let (config, programs) = ("/etc/kubelet-credentials.yaml", "/opt/providers");
+    let provider = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1",
+        "kind": "CredentialProviderConfig",
+        "providers": [{
+            "name": "cloud",
+            "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+            "matchImages": [cluster.registry.address().to_string()],
+            "defaultCacheDuration": "1m",
+        }],
+    });
+    let answer = json!({
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "kind": "CredentialProviderResponse",
+        "cacheKeyType": "Registry",
+    });
     for node in &cluster.nodes {
-        ensure!(node.host.path("/present").exists(), "it was never applied");
+        node.host.write(config, &provider.to_string())?;
+        let script = format!("#!/bin/sh\ncat >>/asked\necho '{answer}'\n");
+        let program = format!("{programs}/cloud");
+        node.host.write(&program, &script)?;
+        node.host.exec(["chmod", "755", &program]).await?;
     }
-    Ok(())
+    Ok(format!(
+        "agent.imageCredentialProviderConfig={config},agent.imageCredentialProviderBinDir={programs}"
+    ))
 }
 
 async fn the_sample_completes(cluster: &RealCluster, image: &Image) -> Result<()> {
@@ -244,127 +261,6 @@ async fn an_interrupt_restarts_containerd(cluster: &RealCluster, image: &Image) 
     Ok(())
 }
 
-/// A workload that may not lose its only pod: the drain waits and says for whom, until there are two.
-async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
-    cluster: &RealCluster,
-    image: &Image,
-) -> Result<()> {
-    kubectl_apply(&cluster.plane, &workload()).await?;
-    cluster
-        .plane
-        .kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])
-        .await?;
-    let node_of_pod = [
-        "get",
-        "pods",
-        "-l",
-        "app=web",
-        "-o",
-        "jsonpath={.items[0].spec.nodeName}",
-    ];
-    let busy = cluster.plane.kubectl(&node_of_pod).await?;
-    let node = cluster.node(busy.trim())?;
-    let boot = node.host.current()?;
-    let steps = json!({"apply.sh": "echo apply >>/reboot-steps", "post_interrupt.sh": "echo post >>/reboot-steps"});
-    let interrupt = json!({"interrupt": {"type": "reboot"}});
-    let mut reboot = scripts("reboot", image, &steps, &interrupt);
-    reboot["spec"]["nodeSelectors"] =
-        json!({"matchLabels": {"kubernetes.io/hostname": busy.trim()}});
-    apply(cluster.client(), &reboot).await?;
-
-    let blockers = [
-        "get",
-        "interruptionlease",
-        busy.trim(),
-        "-o",
-        "jsonpath={.spec.drain.blockers}",
-    ];
-    let is_named = |said: &str| said.contains("web-") && said.contains("disruption budget");
-    cluster.until(&blockers, MINUTE, is_named).await?;
-    ensure!(
-        is_cordoned(cluster, busy.trim()).await?,
-        "drained without a cordon"
-    );
-    cluster
-        .plane
-        .kubectl(&["scale", "deployment/web", "--replicas=2"])
-        .await?;
-
-    wait_complete(cluster.client(), "reboot", 4 * MINUTE).await?;
-    let now = node.host.current()?;
-    assert_eq!(now.count, boot.count + 1, "one reboot");
-    assert_eq!(node.host.read("/reboot-steps")?, "apply\npost\n");
-    assert!(!is_cordoned(cluster, busy.trim()).await?);
-    let web = cluster
-        .plane
-        .kubectl(&["get", "pods", "-l", "app=web", "-o", "wide"])
-        .await?;
-    ensure!(
-        !web.contains(busy.trim()),
-        "the pod was not evicted:\n{web}"
-    );
-    Ok(())
-}
-
-/// `drain.disableEviction` as of kubectl: the pod goes although its budget allows no eviction, and the chart's rights
-/// suffice for that.
-async fn a_drain_that_may_deletes_pods_past_their_budget(
-    cluster: &RealCluster,
-    image: &Image,
-) -> Result<()> {
-    let scale = ["scale", "deployment/web", "--replicas=1"];
-    cluster.plane.kubectl(&scale).await?;
-    let pods = ["get", "pods", "-l", "app=web", "-o"];
-    let spec = "jsonpath={range .items[*]}{.metadata.name} {.spec.nodeName};{end}";
-    let one = [&pods[..], &[spec]].concat();
-    let shown = cluster
-        .until(&one, MINUTE, |shown| shown.matches(';').count() == 1)
-        .await?;
-    let (pod, node) = shown
-        .trim_end_matches(';')
-        .split_once(' ')
-        .context("a pod on a node")?;
-    let interrupt = json!({"interrupt": {"type": "service", "services": ["cron"]}});
-    let mut manifest = scripts("delete", image, &json!({}), &interrupt);
-    manifest["spec"]["nodeSelectors"] = json!({"matchLabels": {"kubernetes.io/hostname": node}});
-    manifest["spec"]["drain"] = json!({"disableEviction": true});
-    apply(cluster.client(), &manifest).await?;
-    wait_complete(cluster.client(), "delete", MINUTE).await?;
-    let left = cluster
-        .plane
-        .kubectl(&[&pods[..], &["name"]].concat())
-        .await?;
-    ensure!(!left.contains(pod), "{pod} was not deleted: {left}");
-    Ok(())
-}
-
-fn workload() -> String {
-    format!(
-        "apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: web, namespace: default}}
-spec:
-  replicas: 1
-  selector: {{matchLabels: {{app: web}}}}
-  template:
-    metadata: {{labels: {{app: web}}}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-        - name: web
-          image: {BUSYBOX}
-          command: [/bin/sleep, \"100000\"]
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {{name: web, namespace: default}}
-spec:
-  minAvailable: 1
-  selector: {{matchLabels: {{app: web}}}}
-"
-    )
-}
-
 async fn a_node_that_joins_is_treated_as_well(
     cluster: &mut RealCluster,
     image: &Image,
@@ -396,77 +292,6 @@ async fn a_node_that_joins_is_treated_as_well(
     ] {
         wait_complete(cluster.client(), name, 2 * MINUTE).await?;
         third.host.read(file)?;
-    }
-    Ok(())
-}
-
-/// With Skyhooks present, one of them in a step that does not end on a cordoned node, and no
-/// coordinator left.
-async fn an_uninstall_leaves_nothing_of_ours(cluster: &RealCluster, image: &Image) -> Result<()> {
-    let steps = json!({"apply.sh": "sleep 3600"});
-    let interrupt = json!({"interrupt": {"type": "noop"}, "gracefulShutdown": "1s"});
-    apply(
-        cluster.client(),
-        &scripts("stuck", image, &steps, &interrupt),
-    )
-    .await?;
-    let running = [
-        "get",
-        "interruptionleases",
-        "-o",
-        "jsonpath={.items[*].status.phase}",
-    ];
-    cluster
-        .until(&running, MINUTE, |phases| phases.contains("Running"))
-        .await?;
-
-    let down = [
-        "-n",
-        NAMESPACE,
-        "scale",
-        "--replicas=0",
-        &format!("deployment/{}", chart::COORDINATOR),
-    ];
-    cluster.plane.kubectl(&down).await?;
-    let pods = [
-        "-n",
-        NAMESPACE,
-        "get",
-        "pods",
-        "-l",
-        "control-plane=controller-manager",
-        "-o",
-        "name",
-    ];
-    cluster.until(&pods, MINUTE, str::is_empty).await?;
-    cluster.uninstall().await?;
-    nothing_of_ours_is_left(cluster).await
-}
-
-/// Neither in the cluster nor, as far as the API knows, on its nodes.
-async fn nothing_of_ours_is_left(cluster: &RealCluster) -> Result<()> {
-    let ours = [
-        "get",
-        "crd,clusterroles,clusterrolebindings,validatingadmissionpolicies",
-        "-o",
-        "name",
-    ];
-    let left = cluster.plane.kubectl(&ours).await?;
-    ensure!(!left.contains("skyhook"), "left behind:\n{left}");
-    let kinds = "all,serviceaccounts,roles,rolebindings,limitranges,controllerrevisions,leases";
-    let left = cluster
-        .until(
-            &["get", kinds, "-n", NAMESPACE, "-o", "name"],
-            MINUTE,
-            |left| {
-                left.lines()
-                    .all(|line| line == "serviceaccount/default" || line.starts_with("lease"))
-            },
-        )
-        .await?;
-    ensure!(!left.contains("operator"), "left behind:\n{left}");
-    for node in &cluster.nodes {
-        assert!(!is_cordoned(cluster, node.host.name()).await?);
     }
     Ok(())
 }
