@@ -21,6 +21,8 @@ pub struct Checks {
     /// The truth, decoded.
     pub nodes: BTreeMap<String, NodeFact>,
     pub skyhooks: BTreeMap<String, SkyhookFact>,
+    /// Skyhooks as they last were when they were valid, by UID.
+    valid: BTreeMap<String, SkyhookFact>,
     granted: BTreeMap<String, Grant>,
     /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
     caps: BTreeMap<(usize, String), usize>,
@@ -113,6 +115,11 @@ impl Checks {
 
     fn count_slots(&mut self, now: u64) {
         for skyhook in self.skyhooks.values() {
+            // Whoever has not seen yet that it is invalid goes by what it was before.
+            let skyhook = match &skyhook.checked {
+                Ok(_) => skyhook,
+                Err(_) => self.valid.get(&skyhook.uid).unwrap_or(skyhook),
+            };
             let selected = self.nodes.values().filter(|n| skyhook.selects(n)).count();
             let slots = budget(skyhook, selected);
             let history = self.slots.entry(skyhook.uid.clone()).or_default();
@@ -277,6 +284,10 @@ impl<C: Core> World<'_, C> {
             }
         }
         let moved = before.is_none_or(|before| before["spec"] != after["spec"]);
+        if fact.checked.is_ok() {
+            let valid = &mut self.checks.valid;
+            valid.insert(fact.uid.clone(), fact.clone());
+        }
         self.checks.skyhooks.insert(name.to_owned(), fact);
         if moved {
             self.checks.count_slots(now);
@@ -423,7 +434,14 @@ impl<C: Core> World<'_, C> {
             .to_owned();
         self.checks.granted.remove(&uid);
         let stop = lease["spec"]["stop"]["reason"].as_str().unwrap_or_default();
-        let gives_up = matches!(stop, "Deleted" | "Disabled");
+        let owner = &lease["spec"]["skyhook"];
+        let wants_it = owner["name"].as_str().and_then(|name| {
+            let there = self.checks.skyhooks.get(name)?;
+            let same = owner["uid"] == *there.uid;
+            (same && !there.deleting && !there.is_disabled()).then_some(())
+        });
+        // The order to stop may be an older one, for another reason.
+        let gives_up = matches!(stop, "Deleted" | "Disabled") || wants_it.is_none();
         let is_accepted = !lease["status"]["phase"].is_null();
         if gives_up || !is_accepted {
             // Whoever waited for the node goes on.
