@@ -393,10 +393,11 @@ impl Agent {
             LeaseEvent::Seen(lease) => {
                 // Another lease is another story; of the same one an answer may have told more than this.
                 let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
-                if !self.lease.as_ref().is_some_and(same) {
-                    self.lease = None;
+                if self.lease.as_ref().is_some_and(same) {
+                    self.saw(*lease);
+                } else {
+                    self.lease = Some(*lease);
                 }
-                self.saw(*lease);
             }
             LeaseEvent::Gone => self.lease = None,
         }

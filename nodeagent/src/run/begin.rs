@@ -278,11 +278,11 @@ impl Agent {
         }
     }
 
-    /// Takes in what a write returned, unless the watch has shown more already.
+    /// Takes in what a write returned, unless the watch has shown more already: that the lease is gone is more.
     pub(super) fn saw(&mut self, lease: InterruptionLease) {
         let version =
             |lease: &InterruptionLease| lease.metadata.resource_version.clone().unwrap_or_default();
-        let newer = self.lease.as_ref().is_none_or(|seen| {
+        let newer = self.lease.as_ref().is_some_and(|seen| {
             seen.metadata.uid == lease.metadata.uid
                 && !protocol::is_older(&version(&lease), &version(seen))
         });

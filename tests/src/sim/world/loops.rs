@@ -275,7 +275,8 @@ impl<C: Core> World<'_, C> {
         match tag {
             Answer::Report | Answer::Running { .. } => {
                 agent.waits = false;
-                if ok {
+                // An answer that comes after the watch has said that the lease is gone says nothing new.
+                if ok && agent.lease.is_some() {
                     machine.learn(Some(&response.body));
                 } else {
                     agent.refused = held.map(|version| (version, again));
