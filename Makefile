@@ -19,7 +19,11 @@ DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
 TEST_THREADS ?= 2
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC = $(CARGO_TARGET_DIR)/$(HOST)/release
+# Another one needs its cross compiler: `make images TARGET=aarch64-unknown-linux-gnu` Debian's
+# gcc-aarch64-linux-gnu and libc6-dev-arm64-cross, and `rustup target add`.
+TARGET ?= $(HOST)
+CROSS = $(if $(filter $(HOST),$(TARGET)),,CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_LINKER=$(subst -unknown,,$(TARGET))-gcc)
+STATIC = $(CARGO_TARGET_DIR)/$(TARGET)/release
 IMAGES ?= $(CARGO_TARGET_DIR)/images
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
@@ -59,10 +63,10 @@ release: setup
 
 # Static programs: with a target named, build scripts and macros are spared from being so as well.
 static: setup
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(HOST) \
+	$(CROSS) RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target $(TARGET) \
 	    -p skyhook-nodeagent -p skyhook-coordinator
 
-# As OCI archives in $(IMAGES), for this machine's architecture, without a container engine.
+# As OCI archives in $(IMAGES), for the architecture of $(TARGET), without a container engine.
 images: static
 	images/build $(STATIC) $(IMAGES) v$(VERSION)
 	@ls -l $(IMAGES)
