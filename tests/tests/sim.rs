@@ -18,9 +18,10 @@ use skyhook_tests::sim::{self, Run};
 use tokio::runtime::Runtime;
 
 /// Seeds that broke something once.
-const REGRESSIONS: [u64; 32] = [
+const REGRESSIONS: [u64; 35] = [
     2, 3, 10, 34, 131, 186, 276, 308, 411, 435, 437, 452, 525, 561, 664, 870, 1107, 1191, 1318,
-    2049, 2516, 3304, 3532, 3936, 5292, 10915, 12021, 14515, 14517, 17718, 25289, 26596,
+    2049, 2516, 3304, 3532, 3936, 5292, 10915, 12021, 14515, 14517, 17718, 24674, 25289, 26596,
+    31289, 35902,
 ];
 
 const BUDGET: Duration = Duration::from_secs(60);

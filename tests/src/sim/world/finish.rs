@@ -114,12 +114,14 @@ impl<C: Core> World<'_, C> {
         if status.observed_generation != skyhook.generation {
             return Some(format!("Skyhook {name} is not observed"));
         }
-        let selected = self
-            .checks
-            .nodes
-            .values()
-            .filter(|node| skyhook.selects(node));
-        let open: Vec<&NodeFact> = selected.filter(|node| !self.is_at(skyhook, node)).collect();
+        let selected = || {
+            let nodes = self.checks.nodes.values();
+            nodes.filter(|node| skyhook.selects(node))
+        };
+        let open: Vec<&NodeFact> = selected()
+            .filter(|node| !self.is_at(skyhook, node))
+            .collect();
+        let is_kept_off = || selected().any(|node| self.is_excused(skyhook, node, held));
         let want: &[Status] = if skyhook.is_paused() {
             &[Status::Paused]
         } else if skyhook.checked.is_err() {
@@ -128,6 +130,9 @@ impl<C: Core> World<'_, C> {
             // What a host was configured with is told by a revision that may be gone: only a run would show that nothing
             // is to be done.
             &[Status::Complete, Status::Disabled]
+        } else if open.is_empty() && is_kept_off() {
+            // The same: there can be no run.
+            &[Status::Complete, Status::Blocked, Status::Waiting]
         } else if open.is_empty() {
             &[Status::Complete]
         } else if skyhook.is_disabled() {
@@ -193,7 +198,7 @@ impl<C: Core> World<'_, C> {
             (other.spec.priority, &other.name) < (skyhook.spec.priority, &skyhook.name)
                 && other.selects(node)
                 && !other.is_disabled()
-                && !self.is_at(other, node)
+                && (!self.is_at(other, node) || self.is_excused(other, node, held))
         });
         let cap = self.settings.max_concurrent_nodes;
         let full = cap.is_some_and(|cap| held.len() >= cap);
