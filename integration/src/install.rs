@@ -32,6 +32,11 @@ pub async fn install(plane: &ControlPlane) -> Result<()> {
     ] {
         apply(plane, manifest).await?;
     }
+    await_crds(plane).await
+}
+
+/// Waits until objects of all CRDs can be made.
+pub async fn await_crds(plane: &ControlPlane) -> Result<()> {
     let wait = [
         "wait",
         "--for=condition=Established",
@@ -39,8 +44,7 @@ pub async fn install(plane: &ControlPlane) -> Result<()> {
         "--all",
         "--timeout=60s",
     ];
-    plane.kubectl(&wait).await?;
-    Ok(())
+    plane.kubectl(&wait).await.map(drop)
 }
 
 /// `kubectl apply` of a manifest's text.

@@ -17,7 +17,7 @@ use skyhook_integration::agent::service_account_token;
 use skyhook_integration::chart::{self, AGENT, COORDINATOR};
 use skyhook_integration::controlplane::{ControlPlane, Options};
 use skyhook_integration::coordinator::Coordinator;
-use skyhook_integration::install::{NAMESPACE, apply};
+use skyhook_integration::install::{NAMESPACE, apply, await_crds};
 use skyhook_integration::programs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::chart_can_run;
@@ -51,14 +51,7 @@ impl Lab {
             "--create-namespace",
         ];
         chart::helm(&plane, &install).await?;
-        let wait = [
-            "wait",
-            "--for=condition=Established",
-            "crd",
-            "--all",
-            "--timeout=60s",
-        ];
-        plane.kubectl(&wait).await?;
+        await_crds(&plane).await?;
         apply(&plane, include_str!("rights.yaml")).await?;
         Ok(Self { plane, run })
     }
