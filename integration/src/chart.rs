@@ -1,12 +1,10 @@
 //! The chart, by helm, on a control plane of the harness.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::net::TcpStream;
 
 use crate::controlplane::{ControlPlane, free_port};
 use crate::process::{Process, output};
@@ -87,16 +85,8 @@ pub async fn serve(run: &Run) -> Result<Repository> {
     command.args(["-m", "http.server", "--bind", "127.0.0.1", "--directory"]);
     command.arg(&dir).arg(port.to_string());
     let server = Process::spawn(run, "charts", &command)?;
-    for _ in 0..100 {
-        server.check_alive()?;
-        if TcpStream::connect((Ipv4Addr::LOCALHOST, port))
-            .await
-            .is_ok()
-        {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    server.wait_listening(address).await?;
     Ok(Repository {
         url: format!("http://127.0.0.1:{port}"),
         _server: server,

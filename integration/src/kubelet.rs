@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 
@@ -12,6 +12,7 @@ use crate::controlplane::ControlPlane;
 use crate::host::Host;
 use crate::network::Network;
 use crate::process::tail;
+use crate::wait::eventually;
 
 /// How long a node may take from a booted host to Ready.
 const READY: Duration = Duration::from_secs(90);
@@ -125,21 +126,17 @@ impl KubeNode {
     pub async fn wait_ready(&self, client: kube::Client) -> Result<()> {
         let nodes: Api<Node> = Api::all(client);
         let boot = self.host.current()?.id;
-        let started = Instant::now();
-        loop {
+        eventually(READY, async || {
             let node = nodes.get_opt(self.host.name()).await?;
-            if node.is_some_and(|node| is_ready(&node, &boot)) {
-                return Ok(());
-            }
-            if started.elapsed() > READY {
-                bail!(
-                    "node {} is not Ready after {READY:?}:\n{}",
-                    self.host.name(),
-                    self.log()
-                );
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+            ensure!(
+                node.is_some_and(|node| is_ready(&node, &boot)),
+                "node {} is not Ready:\n{}",
+                self.host.name(),
+                self.log()
+            );
+            Ok(())
+        })
+        .await
     }
 
     /// The end of the kubelet's log.

@@ -14,6 +14,7 @@
 //! - [`cluster`]: all of the above in one call
 //! - [`cordons`]: which nodes were cordoned when; [`crash`]: death right after the agent's `n`th write of its journal
 //! - [`rollout`]: apply a Skyhook, wait for it, record every grant
+//! - [`wait`]: ask again until it is so
 //! - [`source`]: where the checkout is; [`skip`]: what a test says when it cannot run
 #![expect(clippy::disallowed_methods, reason = "the harness is shell throughout")]
 
@@ -40,3 +41,4 @@ pub mod rootfs;
 pub mod run;
 pub mod skip;
 pub mod source;
+pub mod wait;

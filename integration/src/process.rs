@@ -2,6 +2,7 @@
 //! when the harness is.
 
 use std::fs::{self, OpenOptions};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -13,9 +14,11 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::run::{Leftover, Run};
+use crate::wait::{MINUTE, eventually};
 
 /// A running program. Dropping it kills its whole process group.
 #[derive(Debug)]
@@ -114,6 +117,21 @@ impl Process {
                     tail(&self.log, 20)
                 )
             }
+        }
+    }
+
+    /// Waits until somebody listens at `address`; fails at once when the program ends.
+    pub async fn wait_listening(&self, address: SocketAddr) -> Result<()> {
+        let listening = eventually(MINUTE, async || {
+            TcpStream::connect(address)
+                .await
+                .map(drop)
+                .with_context(|| format!("{}: {address}: see {}", self.name, self.log.display()))
+        });
+        let mut exit = self.exit.clone();
+        tokio::select! {
+            listening = listening => listening,
+            _ = exit.wait_for(Option::is_some) => self.check_alive(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 
 use crate::chart;
@@ -21,6 +21,7 @@ use crate::programs;
 use crate::registry::{Image, Registry};
 use crate::rootfs::Rootfs;
 use crate::run::{Leftover, Run};
+use crate::wait::asking_every;
 
 /// What kubelet changes on the whole machine.
 const SYSCTLS: [&str; 3] = [
@@ -28,6 +29,9 @@ const SYSCTLS: [&str; 3] = [
     "kernel/panic",
     "kernel/panic_on_oops",
 ];
+
+/// A kubectl takes a tenth of a second of a core.
+const BETWEEN: Duration = Duration::from_millis(300);
 
 /// A running cluster. All of it is gone when dropped.
 #[derive(Debug)]
@@ -182,19 +186,15 @@ impl RealCluster {
         within: Duration,
         mut done: impl FnMut(&str) -> bool,
     ) -> Result<String> {
-        let started = Instant::now();
-        loop {
-            let printed = self.plane.kubectl(args).await;
-            if let Ok(text) = &printed
-                && done(text.trim())
-            {
-                return Ok(text.trim().to_owned());
-            }
-            if started.elapsed() > within {
-                let state = self.describe().await;
-                bail!("kubectl {args:?} after {within:?}: {printed:?}\n{state}");
-            }
-            tokio::time::sleep(Duration::from_millis(300)).await;
+        let asked = asking_every(BETWEEN, within, async || {
+            let printed = self.plane.kubectl(args).await?;
+            let text = printed.trim();
+            ensure!(done(text), "kubectl {args:?}: {text}");
+            Ok(text.to_owned())
+        });
+        match asked.await {
+            Ok(text) => Ok(text),
+            Err(error) => Err(error.context(self.describe().await)),
         }
     }
 

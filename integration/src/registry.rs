@@ -5,10 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use tokio::net::TcpStream;
+use anyhow::{Context, Result};
 
 use crate::controlplane::free_port;
 use crate::process::{Process, output};
@@ -63,22 +61,12 @@ impl Registry {
             .arg(&config)
             .env("OTEL_TRACES_EXPORTER", "none");
         let process = Process::spawn(&run, "registry", &command)?;
-        let registry = Self {
+        process.wait_listening(address).await?;
+        Ok(Self {
             run,
             address,
             process,
-        };
-        for _ in 0..200 {
-            registry.process.check_alive()?;
-            if TcpStream::connect(address).await.is_ok() {
-                return Ok(registry);
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        bail!(
-            "docker-registry does not listen after ten seconds: see {}",
-            registry.log().display()
-        )
+        })
     }
 
     /// Where it listens.

@@ -11,10 +11,10 @@ use skyhook_integration::cluster::{Cluster, Setup, Worker};
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::wait::MINUTE;
 use tokio::process::Command;
 use tokio::time::sleep;
 
-const MINUTE: Duration = Duration::from_secs(60);
 const STEPS: usize = 40;
 const PACKAGES: usize = 12;
 

@@ -1,7 +1,7 @@
 //! The agent is killed after each of its journal writes, enumerated: every effect is performed right after one.
 #![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -11,8 +11,7 @@ use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
 use skyhook_integration::source::source;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::{MINUTE, eventually};
 
 /// Applies, kills the agent after its `n`th write, and waits for the end; false when there was no such write.
 async fn once(cluster: &Cluster, manifest: &Value, n: usize) -> Result<bool> {
@@ -29,11 +28,14 @@ async fn once(cluster: &Cluster, manifest: &Value, n: usize) -> Result<bool> {
     let (killed, end) = tokio::join!(kill_after(worker, n, done), roll_out);
     end.with_context(|| format!("{name}, killed after write {n}: {}", cluster.logs()))?;
     let killed = killed?;
-    let begin = Instant::now();
-    while worker.agent.pid().await? == 0 {
-        ensure!(begin.elapsed() < MINUTE, "the agent does not come back");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually(MINUTE, async || {
+        ensure!(
+            worker.agent.pid().await? != 0,
+            "the agent does not come back"
+        );
+        Ok(())
+    })
+    .await?;
     Ok(killed)
 }
 

@@ -8,8 +8,7 @@ use serde_json::json;
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::{MINUTE, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_is_cut_off_finishes_what_it_began() -> Result<()> {
@@ -39,19 +38,13 @@ async fn a_host_that_is_cut_off_finishes_what_it_began() -> Result<()> {
 
 async fn until(cluster: &Cluster, line: &str) -> Result<()> {
     let host = &cluster.worker("worker-1")?.host;
-    let begin = Instant::now();
-    loop {
-        let log = host.read("/var/lib/sleeper/log").unwrap_or_default();
-        if log.lines().any(|l| l == line) {
-            return Ok(());
-        }
-        ensure!(
-            begin.elapsed() < 2 * MINUTE,
-            "{line} never came: {log} {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    eventually(2 * MINUTE, async || {
+        let log = host.read("/var/lib/sleeper/log")?;
+        ensure!(log.lines().any(|l| l == line), "{line} never came: {log}");
+        Ok(())
+    })
+    .await
+    .with_context(|| cluster.logs())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,11 +56,9 @@ async fn readiness_and_a_clean_stop_while_a_step_goes_on() -> Result<()> {
     let image = cluster.push("sleeper").await?;
     let worker = cluster.worker("worker-1")?;
     let probe = || worker.host.exec(["/opt/skyhook/skyhook-agent", "ready"]);
-    let begin = Instant::now();
-    while probe().await.is_err() {
-        ensure!(begin.elapsed() < MINUTE, "never ready: {}", cluster.logs());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    eventually(MINUTE, async || probe().await)
+        .await
+        .with_context(|| format!("never ready: {}", cluster.logs()))?;
     let env = json!({"env": [{"name": "SLEEP_LEN", "value": "4"}]});
     apply(
         cluster.client(),

@@ -14,8 +14,7 @@ use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
 use skyhook_integration::skip::hosts_can_run;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::{MINUTE, eventually};
 
 /// The package `shellscript` with these scripts, by name without `.sh`.
 fn scripts(name: &str, image: &Image, scripts: &[(&str, &str)], more: Value) -> Value {
@@ -212,16 +211,9 @@ subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
 }
 
 async fn await_file(cluster: &Cluster, host: &Host, path: &str) -> Result<()> {
-    let begin = Instant::now();
-    while host.read(path).is_err() {
-        ensure!(
-            begin.elapsed() < MINUTE,
-            "{path} never came: {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
+    eventually(MINUTE, async || host.read(path).map(drop))
+        .await
+        .with_context(|| cluster.logs())
 }
 
 /// Disabled in the middle of a step that ignores SIGTERM: it is killed after its grace.
@@ -243,11 +235,9 @@ async fn ignore_sigterm(cluster: &Cluster, image: &Image, host: &Host) -> Result
     wait_for(cluster.client(), "stubborn", "disabled", MINUTE, disabled)
         .await
         .with_context(|| cluster.logs())?;
-    let begin = Instant::now();
-    while host.sh("! pgrep -fx 'sleep 4343'").await.is_err() {
-        ensure!(begin.elapsed() < MINUTE, "it goes on: {}", cluster.logs());
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    eventually(MINUTE, async || host.sh("! pgrep -fx 'sleep 4343'").await)
+        .await
+        .with_context(|| format!("it goes on: {}", cluster.logs()))?;
     assert_eq!(host.read("/stubborn")?, "begin\n");
     Ok(())
 }

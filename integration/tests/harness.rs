@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::Api;
@@ -27,6 +27,7 @@ use skyhook_integration::rootfs::Rootfs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::hosts_can_run;
 use skyhook_integration::source::source;
+use skyhook_integration::wait::{MINUTE, eventually};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,17 +140,21 @@ async fn freeze(host: &Host) -> Result<()> {
     )
     .await?;
     let ticks = || host.read("/root/ticks").map(|text| text.lines().count());
-    wait_until("the ticker ticks", || {
-        Ok(host.path("/root/ticks").exists() && ticks()? > 2)
-    })
-    .await?;
+    let ticked = async |more_than: usize| {
+        eventually(MINUTE, async || {
+            ensure!(ticks()? > more_than, "the ticker does not tick");
+            Ok(())
+        })
+        .await
+    };
+    ticked(2).await?;
     host.freeze()?;
     let at_freeze = ticks()?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(ticks()? <= at_freeze + 1, "a frozen host went on");
     host.thaw()?;
     let at_thaw = ticks()?;
-    wait_until("the ticker goes on", || Ok(ticks()? > at_thaw + 2)).await
+    ticked(at_thaw + 2).await
 }
 
 async fn network_cut(host: &Host, network: &Network) -> Result<()> {
@@ -169,24 +174,9 @@ async fn network_cut(host: &Host, network: &Network) -> Result<()> {
     );
     host.reconnect().await?;
     assert!(host.is_reachable());
-    for attempt in 0.. {
-        match host.sh(&connect).await {
-            Ok(_) => break,
-            Err(error) if attempt == 10 => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-        }
-    }
-    Ok(())
-}
-
-async fn wait_until(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    for _ in 0..100 {
-        if done()? {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    anyhow::bail!("not within ten seconds: {what}")
+    eventually(MINUTE, async || host.sh(&connect).await)
+        .await
+        .map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::PostParams;
@@ -16,6 +16,7 @@ use skyhook_integration::node::{ENDS_AFTER, NodeOptions, NodePlayer};
 use skyhook_integration::rootfs::Rootfs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::wait::{MINUTE, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_and_its_pods_follow_the_host() -> Result<()> {
@@ -84,15 +85,18 @@ async fn a_node_and_its_pods_follow_the_host() -> Result<()> {
         .context("a pod ended on a host that nobody could reach")?;
     host.reconnect().await?;
     until(&nodes, ("True", &second.id)).await?;
-    for _ in 0..100 {
-        if pods.get_opt("quick").await?.is_none() {
-            let left = pods.get("stubborn").await?;
-            assert!(left.metadata.deletion_timestamp.is_some());
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!("a deleted pod is still there ten seconds after its host came back")
+    eventually(MINUTE, async || {
+        let pod = pods.get_opt("quick").await?;
+        ensure!(
+            pod.is_none(),
+            "a deleted pod is still there after its host came back"
+        );
+        Ok(())
+    })
+    .await?;
+    let left = pods.get("stubborn").await?;
+    assert!(left.metadata.deletion_timestamp.is_some());
+    Ok(())
 }
 
 /// Ready and boot ID, as the Node has them.
@@ -107,15 +111,11 @@ async fn seen(nodes: &Api<Node>) -> Result<(String, String)> {
 }
 
 async fn until(nodes: &Api<Node>, want: (&str, &str)) -> Result<()> {
-    for _ in 0..150 {
+    eventually(MINUTE, async || {
         let (ready, boot) = seen(nodes).await?;
-        if (ready.as_str(), boot.as_str()) == want {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    bail!(
-        "the node is {:?}, not {want:?}, after 15 s",
-        seen(nodes).await?
-    )
+        let is = (ready.as_str(), boot.as_str());
+        ensure!(is == want, "the node is {is:?}, not {want:?}");
+        Ok(())
+    })
+    .await
 }

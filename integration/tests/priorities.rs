@@ -16,8 +16,7 @@ use skyhook_integration::rollout::{
     LeaseChange, LeaseRecorder, apply, skyhook, wait_complete, wait_for,
 };
 use skyhook_integration::skip::hosts_can_run;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::MINUTE;
 
 /// The first interrupts every host; the second only writes to it.
 const FIRST: &str = "first";

@@ -3,7 +3,6 @@
 #![expect(clippy::disallowed_methods, reason = "tokens have a time in them")]
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -21,6 +20,7 @@ use skyhook_integration::install::{NAMESPACE, apply, await_crds};
 use skyhook_integration::programs;
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::chart_can_run;
+use skyhook_integration::wait::{MINUTE, eventually};
 
 const ISSUER: &str = "https://kubernetes.default.svc";
 
@@ -324,15 +324,14 @@ async fn refused_in_time<T, F>(what: &str, mut ask: impl FnMut() -> F) -> Result
 where
     F: Future<Output = kube::Result<T>>,
 {
-    for _ in 0..150 {
-        if let Err(kube::Error::Api(status)) = ask().await {
-            println!("{what}: {} {}", status.code, status.message);
-            ensure!(status.code == 401, "{what}: {status:?}");
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    anyhow::bail!("{what}: still allowed after half a minute")
+    let refusal = eventually(MINUTE, async || match ask().await {
+        Err(kube::Error::Api(status)) => Ok(status),
+        Ok(_) | Err(_) => anyhow::bail!("{what}: allowed"),
+    })
+    .await?;
+    println!("{what}: {} {}", refusal.code, refusal.message);
+    ensure!(refusal.code == 401, "{what}: {refusal:?}");
+    Ok(())
 }
 
 /// The coordinator, with the chart's rights alone, keeps the Role to what Skyhooks refer to.
@@ -428,18 +427,14 @@ async fn refused_agents_are_named_by_the_ready_condition() -> Result<()> {
 /// Waits until the Ready condition of the Skyhook is as wanted; returns its message.
 async fn ready_says(lab: &Lab, wanted: impl Fn(&str, &str) -> bool) -> Result<String> {
     let skyhooks: Api<skyhook_crds::Skyhook> = Api::all(lab.plane.client());
-    let mut last = None;
-    for _ in 0..300 {
+    eventually(MINUTE, async || {
         let status = skyhooks.get("reader").await?.status.unwrap_or_default();
-        last = status.conditions.into_iter().find(|c| c.type_ == "Ready");
-        if let Some(ready) = &last
-            && wanted(&ready.reason, &ready.message)
-        {
-            return Ok(ready.message.clone());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    anyhow::bail!("after a minute: {last:?}")
+        let ready = status.conditions.into_iter().find(|c| c.type_ == "Ready");
+        let ready = ready.context("no condition Ready")?;
+        ensure!(wanted(&ready.reason, &ready.message), "{ready:?}");
+        Ok(ready.message)
+    })
+    .await
 }
 
 fn skyhook_for_all() -> String {
@@ -468,14 +463,14 @@ async fn readable<T, F>(want: bool, mut get: impl FnMut() -> F) -> Result<()>
 where
     F: Future<Output = kube::Result<T>>,
 {
-    let mut last = None;
-    for _ in 0..100 {
+    eventually(MINUTE, async || {
         let answer = get().await;
-        if answer.is_ok() == want {
-            return Ok(());
-        }
-        last = answer.err();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    anyhow::bail!("readable is not {want} after ten seconds: {last:?}")
+        ensure!(
+            answer.is_ok() == want,
+            "readable is not {want}: {:?}",
+            answer.err()
+        );
+        Ok(())
+    })
+    .await
 }

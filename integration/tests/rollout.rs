@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
@@ -15,8 +15,7 @@ use skyhook_integration::rollout::{
     LeaseRecorder, apply, example, skyhook, wait_complete, wait_for,
 };
 use skyhook_integration::skip::hosts_can_run;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::{MINUTE, eventually};
 
 /// Adds the logs of everything to a failure.
 fn with_logs<T>(cluster: &Cluster, result: Result<T>) -> Result<T> {
@@ -259,21 +258,21 @@ async fn warned(cluster: &Cluster, words: &[&str]) -> Result<()> {
         "-o",
         "json",
     ];
-    let mut last = String::new();
-    for _ in 0..50 {
-        last = cluster.plane.kubectl(&list).await?;
-        let events: Value = serde_json::from_str(&last)?;
-        let mut events = events["items"]
+    eventually(MINUTE, async || {
+        let events = cluster.plane.kubectl(&list).await?;
+        let events: Value = serde_json::from_str(&events)?;
+        let mut each = events["items"]
             .as_array()
             .into_iter()
             .flatten()
             .map(Value::to_string);
-        if events.any(|event| words.iter().all(|word| event.contains(word))) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    anyhow::bail!("no Warning event names {words:?}: {last}")
+        ensure!(
+            each.any(|event| words.iter().all(|word| event.contains(word))),
+            "no Warning event names {words:?}: {events}"
+        );
+        Ok(())
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,27 +341,24 @@ fn steps(host: &Host) -> Result<Vec<String>> {
 }
 
 async fn wait_for_log(host: &Host, line: &str) -> Result<()> {
-    for _ in 0..600 {
-        if steps(host).is_ok_and(|lines| lines.iter().any(|one| one == line)) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    anyhow::bail!(
-        "{}: no step wrote {line:?} within 30 s: {:?}",
-        host.name(),
-        steps(host)
-    )
+    eventually(MINUTE, async || {
+        let lines = steps(host)?;
+        ensure!(
+            lines.iter().any(|one| one == line),
+            "{}: no step wrote {line:?}: {lines:?}",
+            host.name()
+        );
+        Ok(())
+    })
+    .await
 }
 
 async fn wait_for_agent(cluster: &Cluster, not: u32) -> Result<()> {
     let worker = cluster.worker("worker-1")?;
-    for _ in 0..100 {
+    eventually(MINUTE, async || {
         let pid = worker.agent.pid().await?;
-        if pid != 0 && pid != not {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    anyhow::bail!("no new agent within 5 s: {}", cluster.logs())
+        ensure!(pid != 0 && pid != not, "no new agent: {}", cluster.logs());
+        Ok(())
+    })
+    .await
 }

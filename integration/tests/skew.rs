@@ -3,7 +3,6 @@
 #![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -14,8 +13,8 @@ use skyhook_integration::programs::{self, AGENT, COORDINATOR};
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::wait::{MINUTE, eventually};
 
-const MINUTE: Duration = Duration::from_secs(60);
 const LOG: &str = "/var/lib/sleeper/log";
 
 /// Who is replaced by what, in the order of an update and of a roll-back.
@@ -86,15 +85,12 @@ async fn roll_out(
     });
     let manifest = skyhook(&name, "sleeper", image, 1, &more);
     apply(cluster.client(), &manifest).await?;
-    let begin = Instant::now();
-    while count(&cluster.worker("worker-1")?.host, "apply begin") < number {
-        ensure!(
-            begin.elapsed() < MINUTE,
-            "no step began: {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually(MINUTE, async || {
+        let begun = count(&cluster.worker("worker-1")?.host, "apply begin");
+        ensure!(begun >= number, "no step began: {}", cluster.logs());
+        Ok(())
+    })
+    .await?;
     meanwhile(cluster).await?;
     wait_complete(cluster.client(), &name, 2 * MINUTE)
         .await

@@ -16,6 +16,8 @@ use skyhook_integration::run::Run;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::coreagent::{CoreAgent, FakeHost, HostScript};
+
 /// A real API server with our resources installed.
 pub struct Fixture {
     pub plane: ControlPlane,
@@ -60,6 +62,26 @@ impl Fixture {
             .patch(name, &PatchParams::default(), &Patch::Merge(&untaint))
             .await?;
         created.uid().context("a created Node has a UID")
+    }
+
+    /// Registers `worker-0` and so on, each with an agent whose steps take `step_time`.
+    pub async fn workers(
+        &self,
+        count: usize,
+        step_time: Duration,
+    ) -> anyhow::Result<Vec<CoreAgent>> {
+        let mut agents = Vec::new();
+        for n in 0..count {
+            let name = format!("worker-{n}");
+            let uid = self.node(&name, &[]).await?;
+            let script = HostScript {
+                step_time,
+                ..HostScript::default()
+            };
+            let host = FakeHost::new(&name, script);
+            agents.push(CoreAgent::start(self.client.clone(), &name, &uid, &host));
+        }
+        Ok(agents)
     }
 
     /// Creates a Skyhook.

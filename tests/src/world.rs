@@ -1,9 +1,8 @@
 //! A whole cluster but for its hosts: real API server, real coordinator, the agents' real core on faked hosts.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
@@ -12,12 +11,10 @@ use skyhook_coordinator::config::Settings;
 use skyhook_crds::installed::{PackageStates, parse_states};
 use skyhook_crds::{InterruptionLease, Skyhook, names};
 use skyhook_integration::rollout::is_complete;
+use skyhook_integration::wait::{MINUTE, eventually};
 
 use crate::bench::{Fixture, InProcess};
 use crate::coreagent::{CoreAgent, FakeHost, HostScript};
-
-/// How long anything may take here.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The cluster.
 pub struct World {
@@ -97,7 +94,7 @@ impl World {
         is_met: impl Fn(&Skyhook) -> bool,
     ) -> anyhow::Result<Skyhook> {
         self.fixture
-            .until(name, PATIENCE, is_met)
+            .until(name, MINUTE, is_met)
             .await
             .with_context(|| format!("waiting for {name}: {what}"))
     }
@@ -110,17 +107,15 @@ impl World {
         is_met: impl Fn(Option<&InterruptionLease>) -> bool,
     ) -> anyhow::Result<()> {
         let leases: Api<InterruptionLease> = Api::all(self.client.clone());
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
+        eventually(MINUTE, async || {
             let lease = leases.get_opt(node).await?;
-            if is_met(lease.as_ref()) {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() > deadline {
-                bail!("lease of {node} did not get there: {what}: {lease:#?}");
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            ensure!(
+                is_met(lease.as_ref()),
+                "lease of {node} did not get there: {what}: {lease:#?}"
+            );
+            Ok(())
+        })
+        .await
     }
 
     /// The Node as it is.
@@ -251,14 +246,7 @@ impl World {
 
     /// Waits until [`World::expect_settled`] holds.
     pub async fn expect_settled_soon(&self, node: &str, skyhook: &str) -> anyhow::Result<()> {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            match self.expect_settled(node, skyhook).await {
-                Ok(()) => return Ok(()),
-                Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
+        eventually(MINUTE, async || self.expect_settled(node, skyhook).await).await
     }
 
     /// Creates a running pod on a node that goes at once when it is evicted.

@@ -3,26 +3,17 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use anyhow::ensure;
 use serde_json::json;
 use skyhook_coordinator::config::Settings;
+use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::bench::{Fixture, InProcess, status};
 use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
-
-const SOON: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_roll_out_completes_under_its_budget() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
-    let mut agents = Vec::new();
-    for name in ["worker-1", "worker-2", "worker-3"] {
-        let uid = fixture.node(name, &[]).await?;
-        let script = HostScript {
-            step_time: Duration::from_millis(50),
-            ..HostScript::default()
-        };
-        let host = FakeHost::new(name, script);
-        agents.push(CoreAgent::start(fixture.client.clone(), name, &uid, &host));
-    }
+    let _agents = fixture.workers(3, Duration::from_millis(50)).await?;
     let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
     fixture
         .skyhook(json!({
@@ -36,7 +27,7 @@ async fn a_roll_out_completes_under_its_budget() -> anyhow::Result<()> {
         }))
         .await?;
     let done = fixture
-        .until("sample", SOON, |s| status(s) == "complete")
+        .until("sample", MINUTE, |s| status(s) == "complete")
         .await?;
     let done = done.status.expect("a complete Skyhook has a status");
     assert_eq!(done.complete_nodes, "3/3");
@@ -72,20 +63,6 @@ metadata: { name: frozen-nodes }
 spec: { policyName: frozen-nodes, validationActions: [Deny] }
 "#;
 
-/// Polls until it holds.
-async fn soon(what: &str, is_so: impl AsyncFn() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let patience = 2 * SOON;
-    let poll = async {
-        while !is_so().await? {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(patience, poll)
-        .await
-        .map_err(|_| anyhow::anyhow!("never {what}"))?
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
@@ -98,10 +75,14 @@ async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Re
     let plane = &fixture.plane;
     plane.kubectl(&["apply", "-f", file]).await?;
     let patch = r#"{"status":{"phase":"Running"}}"#;
-    soon("a policy in force", async || {
+    eventually(MINUTE, async || {
         let probe = ["patch", "node", "worker-1", "--subresource=status", "-p"];
         let probe = [&probe[..], &[patch, "--dry-run=server"]].concat();
-        Ok(plane.kubectl(&probe).await.is_err())
+        ensure!(
+            plane.kubectl(&probe).await.is_err(),
+            "the policy is not in force"
+        );
+        Ok(())
     })
     .await?;
     let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
@@ -114,7 +95,7 @@ async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Re
             "spec": { "packages": packages },
         }))
         .await?;
-    soon("an event that says who refuses", async || {
+    eventually(MINUTE, async || {
         let selector = "reason=WriteRefused,type=Warning,involvedObject.name=worker-1";
         let args = [
             "get",
@@ -126,12 +107,16 @@ async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Re
             selector,
         ];
         let events = plane.kubectl(&args).await?;
-        Ok(events.contains("nodes are frozen until Monday"))
+        ensure!(
+            events.contains("nodes are frozen until Monday"),
+            "no event says who refuses: {events}"
+        );
+        Ok(())
     })
     .await?;
     plane.kubectl(&["delete", "-f", file]).await?;
     fixture
-        .until("sample", 3 * SOON, |s| status(s) == "complete")
+        .until("sample", MINUTE, |s| status(s) == "complete")
         .await?;
     coordinator.stop().await
 }

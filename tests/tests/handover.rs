@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
@@ -19,10 +19,9 @@ use skyhook_integration::install::NAMESPACE;
 use skyhook_integration::programs;
 use skyhook_integration::rollout::{LeaseRecorder, wait_complete, wait_for};
 use skyhook_integration::run::Run;
+use skyhook_integration::wait::{MINUTE, asking_every};
 use skyhook_tests::bench::Fixture;
-use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// An orderly hand-over is a matter of one write and one watch event; the rest is for a busy machine.
 const ORDERLY: Duration = Duration::from_secs(5);
 /// A leader that says nothing is believed for 6 s.
@@ -33,17 +32,7 @@ async fn a_leader_hands_over_and_a_frozen_one_is_replaced() -> anyhow::Result<()
     let fixture = Fixture::start().await?;
     let run = Arc::new(Run::start()?);
     programs::collect(&run)?;
-    let mut agents = Vec::new();
-    for n in 1..=3 {
-        let name = format!("worker-{n}");
-        let uid = fixture.node(&name, &[]).await?;
-        let script = HostScript {
-            step_time: Duration::from_millis(400),
-            ..HostScript::default()
-        };
-        let host = FakeHost::new(&name, script);
-        agents.push(CoreAgent::start(fixture.client.clone(), &name, &uid, &host));
-    }
+    let _agents = fixture.workers(3, Duration::from_millis(400)).await?;
     let start = async |name: &str| {
         let run = Arc::clone(&run);
         Coordinator::start_with(run, &fixture.plane, name, &["--leader-election"]).await
@@ -54,18 +43,15 @@ async fn a_leader_hands_over_and_a_frozen_one_is_replaced() -> anyhow::Result<()
     let second = start("coordinator-b").await?;
 
     fixture.skyhook(skyhook(0)).await?;
-    let begun = |skyhook: &Skyhook| {
-        let status = skyhook.status.as_ref();
-        status.is_some_and(|status| matches!(&*status.complete_nodes, "1/3" | "2/3"))
+    let some_are_complete = async || {
+        let some = |skyhook: &Skyhook| {
+            let status = skyhook.status.as_ref();
+            status.is_some_and(|status| matches!(&*status.complete_nodes, "1/3" | "2/3"))
+        };
+        let client = fixture.client.clone();
+        wait_for(client, "sample", "some nodes complete", MINUTE, some).await
     };
-    wait_for(
-        fixture.client.clone(),
-        "sample",
-        "some nodes complete",
-        MINUTE,
-        begun,
-    )
-    .await?;
+    some_are_complete().await?;
     let stopped = Instant::now();
     first.stop().await?;
     leads(&fixture, "coordinator-b", ORDERLY).await?;
@@ -78,14 +64,7 @@ async fn a_leader_hands_over_and_a_frozen_one_is_replaced() -> anyhow::Result<()
     let change = Patch::Merge(skyhook(1));
     let params = PatchParams::default();
     skyhooks.patch("sample", &params, &change).await?;
-    wait_for(
-        fixture.client.clone(),
-        "sample",
-        "some nodes complete",
-        MINUTE,
-        begun,
-    )
-    .await?;
+    some_are_complete().await?;
     let frozen = Instant::now();
     second.freeze(true);
     leads(&fixture, "coordinator-c", RUN_OUT).await?;
@@ -105,18 +84,16 @@ async fn a_leader_hands_over_and_a_frozen_one_is_replaced() -> anyhow::Result<()
 /// Waits until this replica holds the Lease.
 async fn leads(fixture: &Fixture, who: &str, within: Duration) -> anyhow::Result<()> {
     let leases: Api<Lease> = Api::namespaced(fixture.client.clone(), NAMESPACE);
-    let deadline = Instant::now() + within;
-    loop {
+    asking_every(Duration::from_millis(20), within, async || {
         let lease = leases.get_opt("skyhook-coordinator").await?;
         let holder = lease.and_then(|lease| lease.spec?.holder_identity);
-        if holder.as_deref() == Some(who) {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("{who} does not lead after {within:?}, {holder:?} does");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        ensure!(
+            holder.as_deref() == Some(who),
+            "{who} does not lead, {holder:?} does"
+        );
+        Ok(())
+    })
+    .await
 }
 
 fn skyhook(version: u32) -> serde_json::Value {

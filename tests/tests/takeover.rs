@@ -13,7 +13,6 @@ use skyhook_integration::programs;
 use skyhook_integration::rollout::{LeaseRecorder, is_complete, wait_complete};
 use skyhook_integration::run::Run;
 use skyhook_tests::bench::{Fixture, pseudo_random};
-use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
 
 /// Hand-overs in which the old leader is woken in mid-grant.
 const HAND_OVERS: u32 = 200;
@@ -25,17 +24,7 @@ async fn a_frozen_leader_that_wakes_up_never_exceeds_the_budget() -> anyhow::Res
     let fixture = Fixture::start().await?;
     let run = Arc::new(Run::start()?);
     programs::collect(&run)?;
-    let mut agents = Vec::new();
-    for n in 0..NODES {
-        let name = format!("worker-{n}");
-        let uid = fixture.node(&name, &[]).await?;
-        let script = HostScript {
-            step_time: Duration::from_millis(2),
-            ..HostScript::default()
-        };
-        let host = FakeHost::new(&name, script);
-        agents.push(CoreAgent::start(fixture.client.clone(), &name, &uid, &host));
-    }
+    let _agents = fixture.workers(NODES, Duration::from_millis(2)).await?;
     let pair = [
         Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator-a").await?,
         Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator-b").await?,

@@ -14,8 +14,8 @@ use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::wait::{MINUTE, eventually};
 
-const MINUTE: Duration = Duration::from_secs(60);
 const LOG: &str = "/var/lib/sleeper/log";
 
 fn sleeper(name: &str, image: &Image, seconds: &str, config: &str) -> Value {
@@ -58,12 +58,12 @@ fn count(host: &Host, line: &str) -> usize {
 }
 
 async fn until(cluster: &Cluster, what: &str, mut is_so: impl AsyncFnMut() -> bool) -> Result<()> {
-    let begin = Instant::now();
-    while !is_so().await {
-        ensure!(begin.elapsed() < MINUTE, "never {what}: {}", cluster.logs());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    Ok(())
+    eventually(MINUTE, async || {
+        ensure!(is_so().await, "never {what}");
+        Ok(())
+    })
+    .await
+    .with_context(|| cluster.logs())
 }
 
 async fn lease(cluster: &Cluster) -> Option<InterruptionLease> {

@@ -1,7 +1,5 @@
 //! Interrupts on a real host, carried out over D-Bus.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -12,8 +10,7 @@ use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
 use skyhook_integration::skip::hosts_can_run;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::{MINUTE, eventually};
 
 fn interrupting(name: &str, image: &Image, interrupt: &Value) -> Value {
     skyhook(
@@ -197,19 +194,14 @@ async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<
 }
 
 async fn released(cluster: &Cluster) -> Result<()> {
-    let begin = Instant::now();
-    loop {
+    eventually(2 * MINUTE, async || {
         let leases = ["get", "interruptionleases", "-o", "name"];
-        if cluster.plane.kubectl(&leases).await?.trim().is_empty() {
-            return Ok(());
-        }
-        ensure!(
-            begin.elapsed() < 2 * MINUTE,
-            "the slot is kept: {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        let held = cluster.plane.kubectl(&leases).await?;
+        ensure!(held.trim().is_empty(), "the slot is kept: {held}");
+        Ok(())
+    })
+    .await
+    .with_context(|| cluster.logs())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,20 +264,10 @@ async fn a_power_cut_in_the_middle_of_a_reboot_is_the_reboot() -> Result<()> {
         &interrupting("rebooting", &image, &json!({"type": "reboot"})),
     )
     .await?;
-    let begin = Instant::now();
-    while worker
-        .host
-        .sh("systemctl is-system-running | grep -q stopping")
+    let stopping = "systemctl is-system-running | grep -q stopping";
+    eventually(MINUTE, async || worker.host.sh(stopping).await)
         .await
-        .is_err()
-    {
-        ensure!(
-            begin.elapsed() < MINUTE,
-            "it does not go down: {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        .with_context(|| format!("it does not go down: {}", cluster.logs()))?;
     worker.host.kill().await?;
     worker.host.boot().await?;
     wait_complete(cluster.client(), "rebooting", 2 * MINUTE)
@@ -356,20 +338,17 @@ async fn a_reboot_says_what_it_waits_for() -> Result<()> {
 
 /// Waits until the lease of worker-1 says this.
 async fn leased_says(cluster: &Cluster, words: &str) -> Result<()> {
-    let begin = Instant::now();
     let leases: Api<InterruptionLease> = Api::all(cluster.client());
-    loop {
+    eventually(MINUTE, async || {
         let lease = leases.get_opt("worker-1").await?;
         let status = lease.and_then(|l| l.status).unwrap_or_default();
-        if status.message.contains(words) {
-            return Ok(());
-        }
         ensure!(
-            begin.elapsed() < MINUTE,
-            "it says {:?}: {}",
-            status.message,
-            cluster.logs()
+            status.message.contains(words),
+            "it says {:?}",
+            status.message
         );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        Ok(())
+    })
+    .await
+    .with_context(|| cluster.logs())
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -11,8 +11,7 @@ use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
-
-const MINUTE: Duration = Duration::from_secs(60);
+use skyhook_integration::wait::MINUTE;
 
 fn fixture(name: &str) -> PathBuf {
     skyhook_integration::source::source("integration/fixtures/packages").join(name)

@@ -2,7 +2,7 @@
 //! supervisor, bus and coordinator are killed in the middle of one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -12,8 +12,8 @@ use skyhook_integration::host::Host;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::wait::{MINUTE, eventually};
 
-const MINUTE: Duration = Duration::from_secs(60);
 const LOG: &str = "/log";
 /// Writes its start to the same log as the package's steps, each with its boot.
 const VICTIM: &str = "[Service]\nType=oneshot\nRemainAfterExit=yes\n\
@@ -282,15 +282,15 @@ async fn agent_at_every_write(cluster: &Cluster, image: &Image, interrupt: &Valu
 }
 
 async fn await_agent(worker: &Worker) -> Result<()> {
-    let begin = Instant::now();
-    loop {
+    eventually(MINUTE, async || {
         let pid = worker.agent.pid().await?;
-        if pid != 0 && outer_pid(&worker.host, pid).is_some() {
-            return Ok(());
-        }
-        ensure!(begin.elapsed() < MINUTE, "the agent does not come back");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        ensure!(
+            pid != 0 && outer_pid(&worker.host, pid).is_some(),
+            "the agent does not come back"
+        );
+        Ok(())
+    })
+    .await
 }
 
 fn reset(host: &Host) -> Result<()> {
@@ -301,12 +301,13 @@ fn reset(host: &Host) -> Result<()> {
 }
 
 async fn await_line(cluster: &Cluster, host: &Host, what: &str) -> Result<()> {
-    let begin = Instant::now();
-    while !host.path(LOG).exists() || !log(host)?.iter().any(|(w, _)| w == what) {
-        ensure!(begin.elapsed() < MINUTE, "no {what}: {}", cluster.logs());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
+    eventually(MINUTE, async || {
+        let lines = log(host)?;
+        ensure!(lines.iter().any(|(w, _)| w == what), "no {what}: {lines:?}");
+        Ok(())
+    })
+    .await
+    .with_context(|| cluster.logs())
 }
 
 async fn done(cluster: &Cluster, host: &Host, manifest: &Value) -> Result<()> {

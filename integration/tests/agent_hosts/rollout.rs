@@ -20,8 +20,8 @@ use skyhook_integration::crash;
 use skyhook_integration::install;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
 use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::wait::{MINUTE, asking_every, eventually};
 
-const MINUTE: Duration = Duration::from_secs(60);
 const REPLICAS: usize = 6;
 
 const WORKLOAD: &str = "apiVersion: apps/v1
@@ -57,8 +57,7 @@ async fn pods(client: kube::Client) -> Result<Vec<(String, Pod)>> {
 
 /// Waits until the whole workload runs and is Ready.
 async fn await_workload(cluster: &Cluster) -> Result<BTreeSet<String>> {
-    let begin = Instant::now();
-    loop {
+    eventually(MINUTE, async || {
         let all = pods(cluster.client()).await?;
         let ready = all.iter().filter(|(_, pod)| {
             let conditions = pod
@@ -70,15 +69,13 @@ async fn await_workload(cluster: &Cluster) -> Result<BTreeSet<String>> {
                     .into_iter()
                     .any(|c| c.type_ == "Ready" && c.status == "True")
         });
-        if ready.count() == REPLICAS {
-            return Ok(all.into_iter().map(|(node, _)| node).collect());
-        }
         ensure!(
-            begin.elapsed() < MINUTE,
+            ready.count() == REPLICAS,
             "the workload is not back: {all:#?}"
         );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        Ok(all.into_iter().map(|(node, _)| node).collect())
+    })
+    .await
 }
 
 /// Watches leases: when one runs, its drain was over and no pod of the workload is on its node. Returns the nodes seen.
@@ -205,22 +202,15 @@ async fn lost_host(
     let reboot = json!({"type": "reboot"});
     apply(cluster.client(), &manifest("lost", image, &reboot)).await?;
     let leases: Api<InterruptionLease> = Api::all(cluster.client());
-    let begin = Instant::now();
-    let node = loop {
+    let node = asking_every(Duration::from_millis(5), MINUTE, async || {
         let asked = cluster.workers.iter().find(|w| {
             let run = crash::journal(&w.host).map(|journal| journal["run"].clone());
             run.is_ok_and(|run| run["ended"].is_null() && !run["wave"]["rebootAsked"].is_null())
         });
-        if let Some(worker) = asked {
-            break worker.host.name().to_owned();
-        }
-        ensure!(
-            begin.elapsed() < MINUTE,
-            "nothing reboots: {}",
-            cluster.logs()
-        );
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+        Ok(asked.context("nothing reboots")?.host.name().to_owned())
+    })
+    .await
+    .with_context(|| cluster.logs())?;
     let host = &cluster.worker(&node)?.host;
     host.kill().await?;
     let parked = |s: &Skyhook| {

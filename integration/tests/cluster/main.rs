@@ -16,11 +16,11 @@ use skyhook_integration::rollout::{
     LeaseRecorder, apply, example, skyhook, wait_complete, wait_for,
 };
 use skyhook_integration::skip::cluster_can_run;
+use skyhook_integration::wait::{MINUTE, eventually};
 
 mod drain;
 mod uninstall;
 
-const MINUTE: Duration = Duration::from_secs(60);
 /// The clean-up before an uninstall gives up on a step that does not end after a third of this.
 const HURRY: &str = "cleanup.jobTimeoutSeconds=60";
 
@@ -367,14 +367,8 @@ async fn starve(node: &KubeNode) -> Result<()> {
 }
 
 async fn until_host(node: &KubeNode, test: &str, within: Duration) -> Result<()> {
-    let started = Instant::now();
-    while node.host.sh(test).await.is_err() {
-        ensure!(
-            started.elapsed() < within,
-            "{}: {test} after {within:?}",
-            node.host.name()
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    Ok(())
+    eventually(within, async || node.host.sh(test).await)
+        .await
+        .with_context(|| format!("{}: {test}", node.host.name()))
+        .map(drop)
 }

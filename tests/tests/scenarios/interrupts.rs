@@ -34,22 +34,16 @@ pub(crate) async fn interrupt(world: &mut World) -> anyhow::Result<()> {
             })
         })
         .await?;
-    for _ in 0..200 {
-        if world
-            .states("interrupt-1", "interrupt")
-            .await?
-            .get("jason|1.3.2")
-            .is_some_and(|s| s == "config/complete")
-        {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let got = world.states("interrupt-1", "interrupt").await?;
-    ensure!(
-        got["jason|1.3.2"] == "config/complete",
-        "no interrupt, no wait: {got:?}"
-    );
+    eventually(MINUTE, async || {
+        let got = world.states("interrupt-1", "interrupt").await?;
+        ensure!(
+            got.get("jason|1.3.2")
+                .is_some_and(|s| s == "config/complete"),
+            "no interrupt, no wait: {got:?}"
+        );
+        Ok(())
+    })
+    .await?;
     ensure!(
         times(&host, "dexter|1.2.3 apply") == 0 && times(&host, "john|1.2.3 apply") == 0,
         "{:#?}",

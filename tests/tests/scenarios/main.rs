@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use skyhook_coordinator::config::Settings;
 use skyhook_crds::lease::DrainState;
 use skyhook_crds::{Skyhook, Status, names};
+use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::coreagent::{FakeHost, HostScript};
 use skyhook_tests::world::World;
 
@@ -164,16 +165,12 @@ async fn simple(world: &mut World) -> anyhow::Result<()> {
 
     let skyhooks: Api<Skyhook> = Api::all(world.client.clone());
     skyhooks.delete("simple", &DeleteParams::default()).await?;
-    for _ in 0..200 {
-        if skyhooks.get_opt("simple").await?.is_none() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    ensure!(
-        skyhooks.get_opt("simple").await?.is_none(),
-        "the finalizer keeps the Skyhook"
-    );
+    eventually(MINUTE, async || {
+        let left = skyhooks.get_opt("simple").await?;
+        ensure!(left.is_none(), "the finalizer keeps the Skyhook");
+        Ok(())
+    })
+    .await?;
     ensure!(
         world.states("simple-1", "simple").await?.len() == 5,
         "what is installed stays on record"

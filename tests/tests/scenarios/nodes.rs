@@ -41,13 +41,13 @@ pub(crate) async fn cleanup(world: &mut World) -> anyhow::Result<()> {
     world
         .annotate("cleanup-1", &names::node_state("cleanup"), None)
         .await?;
-    for _ in 0..600 {
+    eventually(MINUTE, async || {
         let states = world.states("cleanup-1", "cleanup").await?;
-        if states.get("bb|1.2").is_some_and(|s| s == "apply/erroring") {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        let state = states.get("bb|1.2").map(String::as_str);
+        ensure!(state == Some("apply/erroring"), "bb: {state:?}");
+        Ok(())
+    })
+    .await?;
     let complete = "config/complete";
     world
         .expect_states(
@@ -191,34 +191,24 @@ pub(crate) async fn lifecycle(world: &mut World) -> anyhow::Result<()> {
         .unwrap_or_default()
         .replace("complete", "in_progress");
     world.annotate("lifecycle-1", &key, Some(&rerun)).await?;
-    let ran = |what: &'static str, count: usize| times(&host, what) >= count;
-    for _ in 0..200 {
-        if ran("pkg|1.1.0 config", 2) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    ensure!(
-        ran("pkg|1.1.0 config", 2),
-        "the edit is obeyed: {:#?}",
-        host.ledger()
-    );
+    let ran = async |what: &'static str, count: usize| {
+        eventually(MINUTE, async || {
+            ensure!(times(&host, what) >= count, "{what}: {:#?}", host.ledger());
+            Ok(())
+        })
+        .await
+    };
+    ran("pkg|1.1.0 config", 2)
+        .await
+        .context("the edit is obeyed")?;
     world.complete("lifecycle").await?;
     world
         .lease_until("lifecycle-1", "released", |lease| lease.is_none())
         .await?;
     world.annotate("lifecycle-1", &key, None).await?;
-    for _ in 0..200 {
-        if ran("pkg|1.1.0 apply", 1) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    ensure!(
-        ran("pkg|1.1.0 apply", 1),
-        "reset: everything is applied again: {:#?}",
-        host.ledger()
-    );
+    ran("pkg|1.1.0 apply", 1)
+        .await
+        .context("reset: everything is applied again")?;
     world.complete("lifecycle").await?;
     world.expect_settled("lifecycle-1", "lifecycle").await
 }
