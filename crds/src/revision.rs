@@ -70,10 +70,14 @@ pub fn work(
             .filter(|s| s.name == *name)
             .collect::<Vec<_>>();
         let found = match states.get(&package.key()) {
-            Some(state) if is_finished(state.stage, state.state) => recorded
-                .and_then(|data| data.packages.get(name))
-                .filter(|old| old.version == package.version)
-                .and_then(|old| change(old, package)),
+            Some(state) if is_finished(state.stage, state.state) => {
+                recorded.and_then(|data| match data.packages.get(name) {
+                    Some(old) if old.version == package.version => change(old, package),
+                    // The run at that revision ended before its turn came: how it is configured, the host's journal
+                    // knows alone.
+                    Some(_) | None => Some(Work::Config),
+                })
+            }
             Some(_) => Some(Work::Unfinished),
             None if there.is_empty() => Some(Work::Unfinished),
             None => Some(Work::Version),

@@ -124,6 +124,20 @@ fn work_of_a_node() {
             None,
         ),
         (
+            "taken back to what is there, from a version that was never begun",
+            done.clone(),
+            Some(data([&package("aa", "1.1.0")])),
+            data([&configured]),
+            Some(Work::Config),
+        ),
+        (
+            "wanted again before it was removed",
+            done.clone(),
+            Some(data([])),
+            data([&configured]),
+            Some(Work::Config),
+        ),
+        (
             "env changed",
             done,
             Some(data([&a1])),
