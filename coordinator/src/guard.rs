@@ -27,6 +27,8 @@ pub enum Broken {
     RetractRunning,
     #[error("Drained was to be set on a node that is not cordoned for this lease")]
     DrainedUncordoned,
+    #[error("a pause was to end with the node said to be drained since before it")]
+    ResumedDrained,
     #[error("a pod was to be evicted from a node that is not cordoned for this lease")]
     EvictUncordoned,
     #[error("a lease was to be withdrawn that an agent has accepted")]
@@ -95,14 +97,24 @@ pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), 
             require(!is_over_newer(index, node, patch), Broken::NewerRecord)?;
             uncordon(index, node, patch)
         }
+        Effect::StopLease {
+            node,
+            at,
+            stop: None,
+            ..
+        } => {
+            let offers =
+                seen(index, node, at).is_some_and(|(_, lease)| protocol::offers_drained(lease));
+            require(!offers, Broken::ResumedDrained)
+        }
         Effect::AdoptSkyhook { .. }
+        | Effect::StopLease { .. }
         | Effect::SurveyPods { .. }
         | Effect::ReleaseSkyhook { .. }
         | Effect::WriteSkyhookStatus { .. }
         | Effect::CreateRevision { .. }
         | Effect::RenumberRevision { .. }
         | Effect::PruneRevision { .. }
-        | Effect::StopLease { .. }
         | Effect::ReleaseLeaseOfGoneNode { .. } => Ok(()),
     }
 }

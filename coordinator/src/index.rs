@@ -18,6 +18,7 @@ use crate::facts::{
     LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
 };
 
+use crate::plan::cordon;
 use crate::pods::PodFact;
 
 /// Time since the process started: what deadlines are measured in.
@@ -262,57 +263,55 @@ impl Index {
         }
     }
 
+    /// Keeps the newer of what is held and what comes. Says whether decisions may depend on the difference.
     fn node(&mut self, node: NodeFact) -> bool {
         self.note(Kind::Node, &node.name);
         self.settled(&Target::Node(node.name.clone()), &node.resource_version);
-        match self.nodes.get_mut(&node.name) {
-            Some(held) if is_older(&node.resource_version, &held.resource_version) => false,
-            Some(held) => {
-                // Heartbeats change nothing but the version, which later writes are guarded with.
-                let changed = NodeFact {
-                    resource_version: held.resource_version.clone(),
-                    ..node.clone()
-                } != *held;
-                *held = node;
-                changed
-            }
-            None => {
-                self.nodes.insert(node.name.clone(), node);
-                true
-            }
+        let held = self.nodes.get(&node.name);
+        if held.is_some_and(|held| is_older(&node.resource_version, &held.resource_version)) {
+            return false;
         }
+        // Heartbeats change nothing but the version, which later writes are guarded with.
+        let changed = held.is_none_or(|held| {
+            let resource_version = held.resource_version.clone();
+            let node = node.clone();
+            *held
+                != NodeFact {
+                    resource_version,
+                    ..node
+                }
+        });
+        // What was listed before somebody uncordoned it says nothing about what has come since.
+        let drain = self.drains.get(&node.name);
+        if drain.is_some_and(|drain| !cordon::is_held_for(&node, &drain.lease_uid)) {
+            self.drains.remove(&node.name);
+        }
+        self.nodes.insert(node.name.clone(), node);
+        changed
     }
 
     fn revision(&mut self, revision: RevisionFact) -> bool {
-        self.note(Kind::Revision, &revision.name);
-        self.settled(
-            &Target::Revision(revision.name.clone()),
-            &revision.resource_version,
-        );
-        let older = self
-            .revisions
-            .get(&revision.name)
-            .is_some_and(|held| is_older(&revision.resource_version, &held.resource_version));
-        if !older {
-            self.revisions.insert(revision.name.clone(), revision);
+        let (name, version) = (revision.name.clone(), &revision.resource_version);
+        self.note(Kind::Revision, &name);
+        self.settled(&Target::Revision(name.clone()), version);
+        let held = self.revisions.get(&name);
+        if held.is_some_and(|held| is_older(version, &held.resource_version)) {
+            return false;
         }
-        !older
+        self.revisions.insert(name, revision);
+        true
     }
 
     fn skyhook(&mut self, skyhook: SkyhookFact) -> bool {
-        self.note(Kind::Skyhook, &skyhook.name);
-        self.settled(
-            &Target::Skyhook(skyhook.name.clone()),
-            &skyhook.resource_version,
-        );
-        let older = self
-            .skyhooks
-            .get(&skyhook.name)
-            .is_some_and(|held| is_older(&skyhook.resource_version, &held.resource_version));
-        if !older {
-            self.skyhooks.insert(skyhook.name.clone(), skyhook);
+        let (name, version) = (skyhook.name.clone(), &skyhook.resource_version);
+        self.note(Kind::Skyhook, &name);
+        self.settled(&Target::Skyhook(name.clone()), version);
+        let held = self.skyhooks.get(&name);
+        if held.is_some_and(|held| is_older(version, &held.resource_version)) {
+            return false;
         }
-        !older
+        self.skyhooks.insert(name, skyhook);
+        true
     }
 
     fn lease(&mut self, lease: LeaseFact, now: Mono) -> bool {

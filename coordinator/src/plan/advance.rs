@@ -296,7 +296,12 @@ impl Case<'_> {
                     .stop
                     .as_ref()
                     .and_then(|s| s.revision.clone());
-        if (wanted != current && !stands) || further {
+        if wanted.is_none()
+            && current == Some(StopReason::Paused)
+            && let Some(take_back) = drain::take_back(self.view, self.fact, self.lease)
+        {
+            draft.push(take_back);
+        } else if (wanted != current && !stands) || further {
             draft.push(Effect::StopLease {
                 node: self.fact.node.clone(),
                 at: self.at(),

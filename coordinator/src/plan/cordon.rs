@@ -9,6 +9,12 @@ use skyhook_crds::names;
 use crate::effect::NodePatch;
 use crate::facts::NodeFact;
 
+/// True when the node is cordoned for this lease, whosever it is.
+#[must_use]
+pub fn is_held_for(node: &NodeFact, lease_uid: &str) -> bool {
+    node.unschedulable && node.cordon.owners.values().any(|uid| uid == lease_uid)
+}
+
 /// True when the node is cordoned for this very lease.
 #[must_use]
 pub fn is_held(node: &NodeFact, skyhook: &str, lease_uid: &str) -> bool {

@@ -15,6 +15,8 @@ use crate::pods::{self, PodFact, Rules, Verdict};
 /// How often a draining node's pods are listed. Two lists without a pod, this far apart, make it drained: a scheduler
 /// may still be binding when the first is taken.
 const SURVEY: Duration = Duration::from_secs(1);
+/// A list older than this says nothing: a coordinator that was away, or a drain that was paused, begins anew.
+const FRESH: Duration = Duration::from_secs(15);
 /// How often when the drain takes long.
 const SLOW_SURVEY: Duration = Duration::from_secs(5);
 /// A drain older than this takes long.
@@ -49,7 +51,9 @@ pub(super) fn carry_on(
         .filter(|watch| watch.lease_uid == fact.uid);
     let current = &lease.spec.drain;
     survey_when_due(view, fact, node, watch, current, draft);
-    let Some(watch) = watch else { return };
+    let Some(watch) = watch.filter(|watch| view.now.mono <= watch.surveyed + FRESH) else {
+        return;
+    };
     let rules = Rules {
         wait_for: checked.spec.pods_to_wait_for.as_ref(),
         options: &checked.spec.drain,
@@ -100,10 +104,10 @@ fn left<'a>(pods: &'a [PodFact], rules: &Rules<'_>) -> Vec<(&'a PodFact, Verdict
 
 /// True when the list before showed none either, and was taken long enough before.
 fn is_confirmed(watch: &DrainWatch, rules: &Rules<'_>) -> bool {
-    watch
-        .previous
-        .as_ref()
-        .is_some_and(|(at, pods)| *at + SURVEY <= watch.surveyed && left(pods, rules).is_empty())
+    watch.previous.as_ref().is_some_and(|(at, pods)| {
+        let apart = *at + SURVEY <= watch.surveyed && watch.surveyed <= *at + FRESH;
+        apart && left(pods, rules).is_empty()
+    })
 }
 
 fn survey_when_due(
@@ -199,6 +203,24 @@ fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
             .and_then(|tried| tried.problem.clone())
             .unwrap_or_else(|| "is being evicted".to_owned()),
     }
+}
+
+/// Takes back, before a pause ends, that the node was drained before it began: pods may have come since. What the agent
+/// has taken stands.
+pub(super) fn take_back(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> Option<Effect> {
+    protocol::offers_drained(lease).then(|| Effect::SetDrain {
+        node: fact.node.clone(),
+        at: version(&fact.uid, &fact.resource_version),
+        drain: Drain {
+            state: DrainState::Draining,
+            since: Some(seconds(view.now.wall)),
+            blockers: Vec::new(),
+        },
+    })
 }
 
 /// Writes the state; a change of blockers alone waits its turn. `Drained` is taken back only until the agent took it,

@@ -117,6 +117,12 @@ pub fn may_retract_drained(lease: &InterruptionLease) -> bool {
     }
 }
 
+/// True when the node is said to be drained and the agent has not taken it yet.
+#[must_use]
+pub fn offers_drained(lease: &InterruptionLease) -> bool {
+    lease.spec.drain.state == DrainState::Drained && may_retract_drained(lease)
+}
+
 /// True when the coordinator may start to drain the node: the agent holds the lease, has asked, and is not told to stop.
 #[must_use]
 pub fn wants_drain(lease: &InterruptionLease) -> bool {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::Settings;
+use crate::guard::{self, Broken};
 use crate::index::{Change, Index};
 use crate::plan::{Now, Plan, plan};
 use crate::testkit;
@@ -45,6 +46,9 @@ struct Case {
     cordoned: bool,
     lists: Vec<(Mono, Vec<PodFact>)>,
     evictions: Vec<(&'static str, Option<&'static str>)>,
+    paused: bool,
+    /// The cordon was off for a moment after the lists were taken.
+    meddled: bool,
 }
 
 impl Case {
@@ -55,6 +59,8 @@ impl Case {
             cordoned: true,
             lists,
             evictions: Vec::new(),
+            paused: false,
+            meddled: false,
         }
     }
 
@@ -71,7 +77,7 @@ impl Case {
             "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1", "finalizers": ["skyhook.nvidia.com/skyhook"] },
             "spec": self.spec,
         });
-        let mut index = testkit::index(&[node], &[skyhook], &[], &[]);
+        let mut index = testkit::index(&[node.clone()], &[skyhook], &[], &[]);
         let revision = index.skyhooks["s"]
             .checked
             .as_ref()
@@ -85,6 +91,7 @@ impl Case {
                 "revision": revision,
                 "granted": { "by": "c", "at": "t" },
                 "drain": self.drain,
+                "stop": self.paused.then(|| json!({ "reason": "Paused", "since": "t" })),
             },
             "status": { "phase": "AwaitingDrain", "needsDrain": true },
         });
@@ -108,6 +115,14 @@ impl Case {
                 problem: problem.map(str::to_owned),
             };
             index.apply(change, NOW);
+        }
+        if self.meddled {
+            for (version, cordoned) in [("2", false), ("3", true)] {
+                node["spec"]["unschedulable"] = json!(cordoned);
+                node["metadata"]["resourceVersion"] = json!(version);
+                let node = serde_json::from_value(node.clone()).unwrap();
+                index.apply(Change::Node(Box::new(node)), NOW);
+            }
         }
         index
     }
@@ -249,6 +264,45 @@ fn states_of_a_drain() {
             vec!["Draining []"],
         ),
         (
+            "nor are two between which much may have happened",
+            Case::new(vec![(before - FRESH * 2, vec![]), (before, vec![])]),
+            vec!["Draining []"],
+        ),
+        (
+            "what was seen long ago says nothing",
+            Case::new(vec![
+                (long_before - FRESH, vec![]),
+                (before - FRESH, vec![]),
+            ]),
+            vec!["list"],
+        ),
+        (
+            "nor what was seen before somebody uncordoned the node",
+            Case {
+                meddled: true,
+                ..Case::new(vec![(long_before, vec![]), (before, vec![])])
+            },
+            vec!["list"],
+        ),
+        (
+            "a pause ends, and the agent had not started",
+            Case {
+                drain: json!({ "state": "Drained", "since": since(999) }),
+                paused: true,
+                ..Case::new(vec![])
+            },
+            vec!["Draining []"],
+        ),
+        (
+            "and then",
+            Case {
+                drain: json!({ "state": "Draining", "since": since(0) }),
+                paused: true,
+                ..Case::new(vec![])
+            },
+            vec!["stop None"],
+        ),
+        (
             "a pod came after Drained, and the agent has not started",
             Case {
                 drain: json!({ "state": "Drained", "since": since(3) }),
@@ -304,4 +358,26 @@ fn many_blockers_are_counted() {
     let blockers = blockers.expect("blockers are written");
     assert_eq!(blockers.len(), MAX_BLOCKERS + 1);
     assert_eq!(blockers[MAX_BLOCKERS].pod, "and 20 more");
+}
+
+#[test]
+fn a_pause_does_not_end_over_a_drain_from_before_it() {
+    for (state, want) in [
+        ("Drained", Err(Broken::ResumedDrained)),
+        ("Draining", Ok(())),
+    ] {
+        let case = Case {
+            drain: json!({ "state": state }),
+            paused: true,
+            ..Case::new(vec![])
+        };
+        let resume = Effect::StopLease {
+            node: "worker-1".into(),
+            at: version("lease", "5"),
+            stop: None,
+            revision: None,
+        };
+        let got = guard::check(&case.index(), &Settings::default(), &resume);
+        assert_eq!(got, want, "{state}");
+    }
 }
