@@ -18,10 +18,10 @@ use skyhook_tests::sim::{self, Run};
 use tokio::runtime::Runtime;
 
 /// Seeds that broke something once.
-const REGRESSIONS: [u64; 35] = [
+const REGRESSIONS: [u64; 40] = [
     2, 3, 10, 34, 131, 186, 276, 308, 411, 435, 437, 452, 525, 561, 664, 870, 1107, 1191, 1318,
     2049, 2516, 3304, 3532, 3936, 5292, 10915, 12021, 14515, 14517, 17718, 24674, 25289, 26596,
-    31289, 35902,
+    31289, 35902, 46319, 65640, 72792, 74797, 85722,
 ];
 
 const BUDGET: Duration = Duration::from_secs(60);

@@ -8,6 +8,7 @@ pub mod host;
 mod loops;
 pub mod replica;
 pub mod setup;
+mod slots;
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -9,6 +9,7 @@ use skyhook_coordinator::effect::Effect;
 use skyhook_coordinator::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 use skyhook_crds::names;
 
+use super::slots::Slots;
 use super::{LEASES, NODES, PODS, REVISIONS, SKYHOOKS, Sender, World};
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
@@ -21,13 +22,10 @@ pub struct Checks {
     /// The truth, decoded.
     pub nodes: BTreeMap<String, NodeFact>,
     pub skyhooks: BTreeMap<String, SkyhookFact>,
-    /// Skyhooks as they last were when they were valid, by UID.
-    valid: BTreeMap<String, SkyhookFact>,
     granted: BTreeMap<String, Grant>,
     /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
     caps: BTreeMap<(usize, String), usize>,
-    /// Slots of each Skyhook, by UID, since when.
-    slots: BTreeMap<String, Vec<(u64, usize)>>,
+    slots: Slots,
     /// Leases whose agent may interrupt the host.
     permitted: BTreeSet<String>,
     /// Nodes that an administrator cordoned.
@@ -68,7 +66,8 @@ impl Checks {
 
     /// Something happened to a node that may change its status there and back.
     pub fn excuse(&mut self, node: &str, now: u64) {
-        self.excuses.insert(node.to_owned(), now);
+        let at = self.excuses.entry(node.to_owned()).or_default();
+        *at = now.max(*at);
     }
 
     /// A Skyhook holds another one up, or no longer.
@@ -112,51 +111,12 @@ impl Checks {
             .collect();
         words.join(" ")
     }
-
-    fn count_slots(&mut self, now: u64) {
-        for skyhook in self.skyhooks.values() {
-            // Whoever has not seen yet that it is invalid goes by what it was before.
-            let skyhook = match &skyhook.checked {
-                Ok(_) => skyhook,
-                Err(_) => self.valid.get(&skyhook.uid).unwrap_or(skyhook),
-            };
-            let selected = self.nodes.values().filter(|n| skyhook.selects(n)).count();
-            let slots = budget(skyhook, selected);
-            let history = self.slots.entry(skyhook.uid.clone()).or_default();
-            if history.last().is_none_or(|(_, last)| *last != slots) {
-                history.push((now, slots));
-            }
-        }
-    }
-
-    /// The most slots that a Skyhook had at any time since `since`.
-    fn most_slots(&self, skyhook: &str, since: u64) -> usize {
-        let Some(history) = self.slots.get(skyhook) else {
-            return 0;
-        };
-        let before = history.iter().rev().find(|(at, _)| *at <= since);
-        let later = history.iter().filter(|(at, _)| *at > since);
-        before
-            .into_iter()
-            .chain(later)
-            .map(|(_, n)| *n)
-            .max()
-            .unwrap_or_default()
-    }
 }
 
-/// The budget, in the words of the reference: percent rounds down, at least one; none means all.
-fn budget(skyhook: &SkyhookFact, selected: usize) -> usize {
-    let Some(budget) = &skyhook.spec.interruption_budget else {
-        return selected;
-    };
-    let number = |n: i32| usize::try_from(n).unwrap_or_default();
-    match (budget.count, budget.percent) {
-        (Some(count), _) => number(count),
-        (None, Some(0)) => 0,
-        (None, Some(percent)) => (selected * number(percent) / 100).max(1),
-        (None, None) => selected,
-    }
+/// The labels that a selector may ask for: not those that say how far a roll-out is.
+fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&String, &String)> {
+    let labels = node.labels.iter();
+    labels.filter(|(key, _)| !key.starts_with(names::GROUP))
 }
 
 impl<C: Core> World<'_, C> {
@@ -178,7 +138,7 @@ impl<C: Core> World<'_, C> {
         }
         let lease = self.api.get(LEASES, node);
         let skyhook = lease.and_then(|l| l["spec"]["skyhook"]["uid"].as_str());
-        let cap = self.checks.most_slots(skyhook.unwrap_or_default(), since);
+        let cap = self.checks.slots.most(skyhook.unwrap_or_default(), since);
         self.checks.caps.insert((index, at.uid.clone()), cap);
     }
 
@@ -222,7 +182,7 @@ impl<C: Core> World<'_, C> {
         let now = self.now;
         let Some(after) = after else {
             self.checks.nodes.remove(name);
-            self.checks.count_slots(now);
+            self.checks.slots.moved(now, &self.checks.nodes);
             return;
         };
         let cordoned = |node: &Value| node["spec"]["unschedulable"] == true;
@@ -260,10 +220,10 @@ impl<C: Core> World<'_, C> {
             .checks
             .nodes
             .get(name)
-            .is_none_or(|held| held.labels != fact.labels);
+            .is_none_or(|held| theirs_of(held).ne(theirs_of(&fact)));
         self.checks.nodes.insert(name.to_owned(), fact);
         if moved {
-            self.checks.count_slots(now);
+            self.checks.slots.moved(now, &self.checks.nodes);
         }
     }
 
@@ -284,14 +244,10 @@ impl<C: Core> World<'_, C> {
             }
         }
         let moved = before.is_none_or(|before| before["spec"] != after["spec"]);
-        if fact.checked.is_ok() {
-            let valid = &mut self.checks.valid;
-            valid.insert(fact.uid.clone(), fact.clone());
+        if moved {
+            self.checks.slots.respecified(now, &fact);
         }
         self.checks.skyhooks.insert(name.to_owned(), fact);
-        if moved {
-            self.checks.count_slots(now);
-        }
     }
 
     fn observe_lease(&mut self, node: &str, before: Option<&Value>, after: Option<&Value>) {
@@ -443,9 +399,15 @@ impl<C: Core> World<'_, C> {
         // The order to stop may be an older one, for another reason.
         let gives_up = matches!(stop, "Deleted" | "Disabled") || wants_it.is_none();
         let is_accepted = !lease["status"]["phase"].is_null();
-        if gives_up || !is_accepted {
-            // Whoever waited for the node goes on.
-            self.checks.excuse(node, self.now);
+        let rest = if is_accepted {
+            (stop == "DrainTimedOut").then_some(self.settings.drain_cool_down)
+        } else {
+            Some(self.settings.agent_backoff)
+        };
+        if gives_up || rest.is_some() {
+            // Whoever waited for the node goes on, and it is tried again when it has been left alone for a while.
+            let rest = u64::try_from(rest.unwrap_or_default().as_millis()).unwrap_or_default();
+            self.checks.excuse(node, self.now + rest);
         }
         if !is_accepted {
             return;
