@@ -89,7 +89,11 @@ pub fn work(
     let wanted_keys: BTreeSet<String> = wanted.packages.values().map(Package::key).collect();
     for (key, state) in states {
         if !wanted_keys.contains(key) {
-            work.entry(state.name.clone()).or_insert(Work::Removed);
+            let found = work.entry(state.name.clone()).or_insert(Work::Removed);
+            // Another version was begun over one that is wanted again: more than its configuration is to be done.
+            if matches!(found, Work::Config | Work::Interrupt) {
+                *found = Work::Removed;
+            }
         }
     }
     work

@@ -131,6 +131,16 @@ fn work_of_a_node() {
             Some(Work::Config),
         ),
         (
+            "taken back from a version that was begun",
+            states(&[
+                ("aa", "1.0.0", Stage::Config, State::Complete),
+                ("aa", "1.1.0", Stage::Upgrade, State::InProgress),
+            ]),
+            Some(data([&package("aa", "1.1.0")])),
+            data([&a1]),
+            Some(Work::Removed),
+        ),
+        (
             "wanted again before it was removed",
             done.clone(),
             Some(data([])),
