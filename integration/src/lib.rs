@@ -12,7 +12,8 @@
 //! - [`registry`]: package folders to images in a registry
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
-//! - [`cordons`]: which nodes were cordoned when; [`crash`]: death right after the agent's `n`th write of its journal
+//! - [`record`]: what a watch tells of one kind; [`cordons`]: which nodes were cordoned when;
+//!   [`crash`]: death right after the agent's `n`th write of its journal
 //! - [`rollout`]: apply a Skyhook, wait for it, record every grant
 //! - [`wait`]: ask again until it is so
 //! - [`source`]: where the checkout is; [`skip`]: what a test says when it cannot run
@@ -35,6 +36,7 @@ pub mod node;
 pub mod process;
 pub mod programs;
 pub mod real;
+pub mod record;
 pub mod registry;
 pub mod rollout;
 pub mod rootfs;

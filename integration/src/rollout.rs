@@ -2,18 +2,17 @@
 //! every grant while it goes on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 use skyhook_crds::{InterruptionLease, Skyhook};
-use tokio::task::JoinHandle;
 
+use crate::record::{Record, Recorder};
 use crate::registry::Image;
 use crate::source::source;
 
@@ -110,19 +109,14 @@ pub fn is_complete(skyhook: &Skyhook) -> bool {
         && status.status == skyhook_crds::Status::Complete
 }
 
-/// Records the leases as the API server's one ordered stream of changes delivers them.
-#[derive(Debug)]
-pub struct LeaseRecorder {
-    seen: Arc<Mutex<Seen>>,
-    task: JoinHandle<()>,
-}
+pub type LeaseRecorder = Recorder<Leases>;
 
-#[derive(Debug, Default, Clone)]
-struct Seen {
+/// Which leases were granted when.
+#[derive(Debug, Default)]
+pub struct Leases {
     granted: BTreeMap<String, bool>,
     most_granted: usize,
     changes: Vec<LeaseChange>,
-    broken: Option<String>,
 }
 
 /// One change of one lease.
@@ -137,87 +131,44 @@ pub struct LeaseChange {
 }
 
 impl LeaseRecorder {
-    /// Returns once the watch delivers.
-    pub async fn start(client: kube::Client) -> Result<Self> {
-        let leases: Api<InterruptionLease> = Api::all(client);
-        let mut events = watcher::watcher(leases, watcher::Config::default()).boxed();
-        let mut seen = Seen::default();
-        // The list ends with InitDone: from there on nothing is missed.
-        while let Some(event) = events.try_next().await? {
-            match event {
-                Event::InitApply(lease) => seen.take(Ok(Event::Apply(lease))),
-                Event::InitDone => break,
-                Event::Init | Event::Apply(_) | Event::Delete(_) => {}
-            }
-        }
-        let seen = Arc::new(Mutex::new(seen));
-        let record = Arc::clone(&seen);
-        let task = tokio::spawn(async move {
-            while let Some(event) = events.next().await {
-                record
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take(event);
-            }
-        });
-        Ok(Self { seen, task })
-    }
-
     /// The most leases that were granted at once. Fails if the stream had a gap.
     pub fn most_granted(&self) -> Result<usize> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match &seen.broken {
-            None => Ok(seen.most_granted),
-            Some(why) => bail!("the record of leases has a gap: {why}"),
-        }
+        self.whole(|leases| leases.most_granted)
     }
 
     /// Everything seen so far, in order.
     pub fn changes(&self) -> Vec<LeaseChange> {
-        self.seen
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .changes
-            .clone()
+        self.look(|leases| leases.changes.clone())
     }
 }
 
-impl Drop for LeaseRecorder {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
+impl Record for Leases {
+    type Object = InterruptionLease;
 
-impl Seen {
-    fn take(&mut self, event: watcher::Result<Event<InterruptionLease>>) {
-        match event {
-            Ok(Event::Apply(lease)) => {
-                let granted = lease.spec.granted.is_some();
-                let node = lease.metadata.name.unwrap_or_default();
-                let skyhook = lease.spec.skyhook.name;
-                let phase = lease.status.and_then(|status| status.phase);
-                let what = match phase {
-                    Some(phase) => format!("{phase:?}"),
-                    None if granted => "granted".to_owned(),
-                    None => "reserved".to_owned(),
-                };
-                self.note(&node, skyhook, what);
-                self.granted.insert(node, granted);
-            }
-            Ok(Event::Delete(lease)) => {
-                let node = lease.metadata.name.unwrap_or_default();
-                self.note(&node, lease.spec.skyhook.name, "released".to_owned());
-                self.granted.remove(&node);
-            }
-            Ok(Event::Init | Event::InitApply(_) | Event::InitDone) => {
-                self.broken = Some("the list was read again".to_owned());
-            }
-            Err(error) => self.broken = Some(error.to_string()),
-        }
+    fn is(&mut self, lease: InterruptionLease) {
+        let granted = lease.spec.granted.is_some();
+        let node = lease.metadata.name.unwrap_or_default();
+        let skyhook = lease.spec.skyhook.name;
+        let phase = lease.status.and_then(|status| status.phase);
+        let what = match phase {
+            Some(phase) => format!("{phase:?}"),
+            None if granted => "granted".to_owned(),
+            None => "reserved".to_owned(),
+        };
+        self.note(&node, skyhook, what);
+        self.granted.insert(node, granted);
         let granted = self.granted.values().filter(|granted| **granted).count();
         self.most_granted = self.most_granted.max(granted);
     }
 
+    fn is_gone(&mut self, lease: InterruptionLease) {
+        let node = lease.metadata.name.unwrap_or_default();
+        self.note(&node, lease.spec.skyhook.name, "released".to_owned());
+        self.granted.remove(&node);
+    }
+}
+
+impl Leases {
     fn note(&mut self, node: &str, skyhook: String, what: String) {
         let last = self.changes.iter().rev().find(|change| change.node == node);
         if last.is_none_or(|last| last.what != what) {
