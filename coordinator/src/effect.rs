@@ -9,6 +9,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
 use crate::facts::{NodeFact, WireCondition};
+use crate::plan::reason::Withdrawal;
 
 /// The object that an effect writes. At most one effect per target is under way.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,7 +94,7 @@ pub enum Effect {
     WithdrawLease {
         node: String,
         at: Version,
-        why: String,
+        why: Withdrawal,
     },
     /// Gives the slot back: the result is on the Node.
     ReleaseLease {
@@ -131,7 +132,8 @@ pub enum Effect {
         node: String,
         at: Version,
         patch: NodePatch,
-        why: String,
+        /// What for, each thing once.
+        why: Vec<&'static str>,
     },
 }
 

@@ -9,7 +9,8 @@ use skyhook_crds::stage::Status;
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
-use crate::plan::{AGENT_NOT_RESPONDING, REAPPLY};
+use crate::plan::REAPPLY;
+use crate::plan::reason::Withdrawal;
 
 /// The object that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
                 uid: at.uid.clone(),
             };
             let mut events = of_node(index, &subject, node, patch);
-            if why.contains(REAPPLY) {
+            if why.contains(&REAPPLY) {
                 events.push(EventFact {
                     subject,
                     warning: false,
@@ -79,13 +80,17 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
             };
             of_lease(index, node, "DrainTimedOut", note)
         }
-        Effect::WithdrawLease { node, why, .. } if why == AGENT_NOT_RESPONDING => {
+        Effect::WithdrawLease {
+            node,
+            why: Withdrawal::AgentNotResponding,
+            ..
+        } => {
             let note = |skyhook: &str| {
                 format!(
                     "the agent of node [{node}] did not accept the lease of [skyhook:{skyhook}]"
                 )
             };
-            of_lease(index, node, AGENT_NOT_RESPONDING, note)
+            of_lease(index, node, "AgentNotResponding", note)
         }
         Effect::AbandonLease { node, .. } => {
             let note = |skyhook: &str| {

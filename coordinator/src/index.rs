@@ -19,6 +19,7 @@ use crate::facts::{
 };
 
 use crate::plan::cordon;
+use crate::plan::reason::Word;
 use crate::pods::PodFact;
 
 /// Time since the process started: what deadlines are measured in.
@@ -94,7 +95,7 @@ pub struct LeaseClock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     pub until: Mono,
-    pub reason: &'static str,
+    pub word: Word,
     pub message: &'static str,
 }
 

@@ -10,6 +10,7 @@ pub mod cleanup;
 pub mod cordon;
 pub mod drain;
 mod reapply;
+pub mod reason;
 pub mod rollup;
 pub mod standing;
 mod verdict;
@@ -86,7 +87,7 @@ pub(crate) struct Draft<'a> {
     view: View<'a>,
     effects: Vec<Effect>,
     taken: BTreeSet<Target>,
-    nodes: BTreeMap<String, (NodePatch, Vec<String>)>,
+    nodes: BTreeMap<String, (NodePatch, Vec<&'static str>)>,
     wake_at: Option<Mono>,
 }
 
@@ -112,14 +113,14 @@ impl<'a> Draft<'a> {
     }
 
     /// Adds changes to a Node.
-    pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &str) {
+    pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &'static str) {
         if patch.is_empty() {
             return;
         }
         let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
         all.unite(patch);
-        if !why.is_empty() && !reasons.iter().any(|r| r == why) {
-            reasons.push(why.to_owned());
+        if !why.is_empty() && !reasons.contains(&why) {
+            reasons.push(why);
         }
     }
 
@@ -153,7 +154,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn is_writing_result(&self, node: &str) -> bool {
         self.nodes
             .get(node)
-            .is_some_and(|(_, why)| why.iter().any(|w| w == advance::RESULT))
+            .is_some_and(|(_, why)| why.contains(&advance::RESULT))
     }
 
     fn finish(mut self) -> Plan {
@@ -167,7 +168,7 @@ impl<'a> Draft<'a> {
                     node: name,
                     at: version(&node.uid, &node.resource_version),
                     patch,
-                    why: why.join("; "),
+                    why,
                 });
             }
         }
@@ -195,7 +196,7 @@ pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
     }
 }
 
-pub(crate) use advance::{AGENT_NOT_RESPONDING, VERSION};
+pub(crate) use advance::VERSION;
 pub(crate) use reapply::REAPPLY;
 pub(crate) use rollup::seconds;
 

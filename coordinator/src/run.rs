@@ -265,10 +265,14 @@ impl Loop<'_> {
     }
 }
 
-fn why(effect: &Effect) -> &str {
-    if let Effect::PatchNode { why, .. } | Effect::WithdrawLease { why, .. } = effect {
-        why
-    } else {
-        ""
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the others say it themselves"
+)]
+fn why(effect: &Effect) -> String {
+    match effect {
+        Effect::PatchNode { why, .. } => why.join("; "),
+        Effect::WithdrawLease { why, .. } => why.to_string(),
+        _ => String::new(),
     }
 }

@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
 use crate::index::{Backoff, Change, Index, Mono};
+use crate::plan::reason::{Withdrawal, Word};
 use crate::plan::{self, Now, Plan, View};
 
 /// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
@@ -133,10 +134,10 @@ impl<'a> Session<'a> {
     )]
     fn cool_down(&self, effect: &Effect, now: Mono) -> Option<(String, Backoff)> {
         match effect {
-            Effect::WithdrawLease { node, why, .. } if why == plan::AGENT_NOT_RESPONDING => {
+            Effect::WithdrawLease { node, why, .. } if *why == Withdrawal::AgentNotResponding => {
                 let backoff = Backoff {
                     until: now + self.settings.agent_backoff,
-                    reason: plan::AGENT_NOT_RESPONDING,
+                    word: Word::AgentNotResponding,
                     message: "the node's agent did not accept the lease in time: is its pod running there?",
                 };
                 Some((node.clone(), backoff))
@@ -146,7 +147,7 @@ impl<'a> Session<'a> {
                 let timed_out = lease.spec.stop.as_ref()?.reason == StopReason::DrainTimedOut;
                 let backoff = Backoff {
                     until: now + self.settings.drain_cool_down,
-                    reason: "DrainTimedOut",
+                    word: Word::DrainTimedOut,
                     message: "pods did not leave before the drain's deadline; the node is tried again later",
                 };
                 timed_out.then(|| (node.clone(), backoff))

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
 
-use super::standing::{Reason, Standing, Standings};
+use super::reason::{Reason, Word};
+use super::standing::{Standing, Standings};
 use super::{Draft, View};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
@@ -91,7 +92,7 @@ impl<'a> Ledger<'a> {
         let slots = slots(skyhook, selected);
         if slots == 0 && selected > 0 {
             return Some(Reason::new(
-                "BudgetZero",
+                Word::BudgetZero,
                 "interruptionBudget is 0: no node is started until it is raised",
             ));
         }
@@ -108,13 +109,13 @@ impl<'a> Ledger<'a> {
             };
             let message =
                 format!("{used} of {slots} nodes of the interruptionBudget are in use{and}");
-            return Some(Reason::new("BudgetExhausted", message));
+            return Some(Reason::new(Word::BudgetExhausted, message));
         }
         let cap = self.cap?;
         let used = self.used_in_all();
         (used + over > cap).then(|| {
             Reason::new(
-                "ClusterBudgetExhausted",
+                Word::ClusterBudgetExhausted,
                 format!("{used} of {cap} nodes of the cluster-wide budget are in use"),
             )
         })
@@ -160,11 +161,11 @@ impl<'a> Ledger<'a> {
                 "control-plane node {} is being worked on: one at a time",
                 other.name
             );
-            return Some(Reason::new("ControlPlane", message));
+            return Some(Reason::new(Word::ControlPlane, message));
         }
         others().find(|other| !other.ready).map(|other| {
             Reason::new(
-                "ControlPlane",
+                Word::ControlPlane,
                 format!("control-plane node {} is not Ready", other.name),
             )
         })
@@ -213,9 +214,10 @@ pub(super) fn nodes(
                 }
                 // Between two leases: the one before is on its way out.
                 None if view.index.is_unsettled(&Target::Lease(name.clone())) => Standing::Leased,
-                None => {
-                    Standing::Waiting(Reason::new("Settling", "an earlier write is on its way"))
-                }
+                None => Standing::Waiting(Reason::new(
+                    Word::Settling,
+                    "an earlier write is on its way",
+                )),
             };
             nodes.insert(name, standing);
         }
@@ -259,17 +261,17 @@ fn candidates(
 /// Why a Skyhook gives no leases at all now.
 fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     if skyhook.is_paused() {
-        return Some(Reason::new("Paused", "the Skyhook is paused"));
+        return Some(Reason::new(Word::Paused, "the Skyhook is paused"));
     }
     if skyhook.is_disabled() {
-        return Some(Reason::new("Disabled", "the Skyhook is disabled"));
+        return Some(Reason::new(Word::Disabled, "the Skyhook is disabled"));
     }
     if skyhook.deleting {
-        return Some(Reason::new("Deleted", "the Skyhook is being deleted"));
+        return Some(Reason::new(Word::Deleted, "the Skyhook is being deleted"));
     }
     let revision = skyhook.checked.as_ref().ok()?;
     (!view.index.revisions.contains_key(&revision.revision))
-        .then(|| Reason::new("Settling", "the revision is being written"))
+        .then(|| Reason::new(Word::Settling, "the revision is being written"))
 }
 
 /// True when the Node carries a result of a revision that came later: the picture of the Skyhook is older than the Node's.

@@ -9,6 +9,7 @@ use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
+use super::reason::Withdrawal;
 use super::{Draft, View, admit, cordon, drain, standing, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
@@ -76,7 +77,7 @@ impl Case<'_> {
     }
 
     fn not_accepted(&self, draft: &mut Draft<'_>) {
-        let withdraw = |draft: &mut Draft<'_>, why: String| {
+        let withdraw = |draft: &mut Draft<'_>, why: Withdrawal| {
             draft.push(Effect::WithdrawLease {
                 node: self.fact.node.clone(),
                 at: self.at(),
@@ -100,45 +101,45 @@ impl Case<'_> {
             .and_then(|clock| clock.granted);
         let deadline = clock.unwrap_or(self.view.now.mono) + self.view.settings.accept_timeout;
         if deadline <= self.view.now.mono {
-            withdraw(draft, AGENT_NOT_RESPONDING.to_owned());
+            withdraw(draft, Withdrawal::AgentNotResponding);
         } else {
             draft.wake_at(deadline);
         }
     }
 
     /// Why a lease that no agent has accepted should go.
-    fn reason_to_withdraw(&self) -> Option<String> {
+    fn reason_to_withdraw(&self) -> Option<Withdrawal> {
         if self.lease.metadata.deletion_timestamp.is_some() {
-            return Some("it is being deleted".to_owned());
+            return Some(Withdrawal::Deleting);
         }
         let (Some(node), Some(skyhook)) = (self.node, self.skyhook) else {
-            return Some("its Node or its Skyhook is gone".to_owned());
+            return Some(Withdrawal::Orphaned);
         };
         if self.over_budget {
-            return Some("it does not fit the budget".to_owned());
+            return Some(Withdrawal::OverBudget);
         }
         if let Some(reason) = self.reason_to_stop(node, skyhook) {
-            return Some(format!("{reason:?}"));
+            return Some(Withdrawal::Stop(reason));
         }
         let record = node.record(&skyhook.name);
         if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
-            return Some("a newer version wrote the node's record".to_owned());
+            return Some(Withdrawal::NewerRecord);
         }
         if record.states.as_ref().ok() != Some(&self.lease.spec.installed) {
-            return Some("the node's package states changed".to_owned());
+            return Some(Withdrawal::RecordChanged);
         }
         let result_of =
             |stamp: Option<&Stamp>| stamp.map(|stamp| stamp.lease.clone()).unwrap_or_default();
         if result_of(record.stamp.as_ref()) != result_of(self.lease.spec.stamp.as_ref()) {
-            return Some("the node's package states are of another run".to_owned());
+            return Some(Withdrawal::OtherRun);
         }
         if admit::is_overtaken(self.view, node, &skyhook.name, &self.lease.spec.revision) {
-            return Some("the node has a newer revision".to_owned());
+            return Some(Withdrawal::Overtaken);
         }
         let checked = skyhook.checked.as_ref().ok()?;
         let idle = standing::outstanding(self.view, skyhook, checked, node)
             .is_ok_and(|work| work.is_empty());
-        idle.then(|| "there is nothing to do".to_owned())
+        idle.then_some(Withdrawal::NothingToDo)
     }
 
     /// Stamps the Node, then grants: both decided on the picture that the lease watch delivered.
@@ -407,9 +408,6 @@ fn is_to_be_stamped(version: Option<&String>) -> bool {
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How much longer than its packages' grace period an agent has to stop.
 const ABANDON_AFTER: Duration = Duration::from_secs(60);
-
-/// Why a lease is withdrawn that no agent accepted in time.
-pub(crate) const AGENT_NOT_RESPONDING: &str = "AgentNotResponding";
 
 /// Why a Node is written when a result is taken.
 pub(super) const RESULT: &str = "result";

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use skyhook_crds::lease::protocol;
 use skyhook_crds::names;
 
+use super::reason::Word;
 use super::standing::{Standing, Standings};
 use super::{Draft, View, cordon, version};
 use crate::effect::Effect;
@@ -202,8 +203,8 @@ fn may_go_on(skyhook: &SkyhookFact, node: &NodeFact, standings: &Standings) -> b
     let soon = match standing {
         Some(Standing::Leased | Standing::Eligible(_)) => true,
         Some(Standing::Waiting(reason)) => !matches!(
-            reason.reason,
-            "BudgetZero" | "EarlierSkyhook" | "NodeLeased" | "Paused"
+            reason.word,
+            Word::BudgetZero | Word::EarlierSkyhook | Word::NodeLeased | Word::Paused
         ),
         Some(Standing::Complete | Standing::Blocked(_)) | None => false,
     };

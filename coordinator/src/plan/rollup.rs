@@ -11,7 +11,8 @@ use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
 use super::admit::{self, DEFAULT_COMPARTMENT};
-use super::standing::{Reason, Standing, Standings};
+use super::reason::{Reason, Word};
+use super::standing::{Standing, Standings};
 use super::verdict::{self, NodeVerdict, verdict};
 use super::{COALESCE, Draft, View, version};
 use crate::effect::{Effect, NodePatch, Target};
@@ -97,11 +98,11 @@ fn since_on_node(
 
 fn with_since(reason: &Reason, there: Option<&NodeReason>, now: Timestamp) -> NodeReason {
     let since = match there {
-        Some(there) if there.reason == reason.reason => there.since.clone(),
+        Some(there) if there.reason == reason.word.to_string() => there.since.clone(),
         Some(_) | None => seconds(now),
     };
     NodeReason {
-        reason: reason.reason.to_owned(),
+        reason: reason.word.to_string(),
         message: reason.message.clone(),
         since,
     }
@@ -359,23 +360,23 @@ fn wanted_conditions(
             format!("Transitioned [{}] -> [{}]", current.status, wanted.status),
         ));
     }
-    let with_reason = |wanted: &str| -> Vec<&str> {
+    let with_reason = |wanted: Word| -> Vec<&str> {
         verdicts
             .iter()
-            .filter(|(_, ((_, reason), _))| reason.as_ref().is_some_and(|r| r.reason == wanted))
+            .filter(|(_, ((_, reason), _))| reason.as_ref().is_some_and(|r| r.word == wanted))
             .map(|(name, _)| *name)
             .collect()
     };
     for (type_, reason, some, none) in [
         (
             "skyhook.nvidia.com/TaintNotTolerable",
-            "TaintNotTolerable",
+            Word::TaintNotTolerable,
             "has taints that are not tolerable. Skipping.",
             "All nodes have tolerable taints.",
         ),
         (
             "skyhook.nvidia.com/NodesIgnored",
-            "NodeIgnored",
+            Word::NodeIgnored,
             "has ignore label set. Skipping.",
             "No nodes have ignore label set.",
         ),

@@ -8,6 +8,7 @@ use skyhook_crds::names;
 use skyhook_crds::revision::{self, Work};
 
 use super::View;
+use super::reason::{Reason, Word};
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 
 /// Where a node stands with a Skyhook.
@@ -23,26 +24,6 @@ pub enum Standing {
     Waiting(Reason),
     /// It may be given a lease.
     Eligible(BTreeMap<String, Work>),
-}
-
-/// Why a node does not move.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason {
-    /// One word for programs.
-    pub reason: &'static str,
-    /// A sentence for people.
-    pub message: String,
-}
-
-impl Reason {
-    /// A reason.
-    #[must_use]
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
-    }
 }
 
 /// Standings by Skyhook, then node. Skyhooks that are parked have none.
@@ -108,7 +89,7 @@ fn judge(
             installed::FORMAT,
             names::stamp(&skyhook.name)
         );
-        return Standing::Blocked(Reason::new("NewerVersion", message));
+        return Standing::Blocked(Reason::new(Word::NewerVersion, message));
     }
     let work = match outstanding(view, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,
@@ -121,7 +102,7 @@ fn judge(
         .is_some_and(|value| value == "true")
     {
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
-        return Standing::Blocked(Reason::new("NodeIgnored", message));
+        return Standing::Blocked(Reason::new(Word::NodeIgnored, message));
     }
     if let Some(reason) = missing_policy(view, skyhook) {
         return Standing::Blocked(reason);
@@ -135,12 +116,12 @@ fn judge(
             "taint {} is not tolerated: add it to spec.additionalTolerations",
             show(taint)
         );
-        return Standing::Blocked(Reason::new("TaintNotTolerable", message));
+        return Standing::Blocked(Reason::new(Word::TaintNotTolerable, message));
     }
     if let Some(earlier) = earlier {
         let message =
             format!("Skyhook {earlier} goes first on this node and is not complete there");
-        return Standing::Waiting(Reason::new("EarlierSkyhook", message));
+        return Standing::Waiting(Reason::new(Word::EarlierSkyhook, message));
     }
     if let Some(lease) = lease {
         let message = match &lease.lease {
@@ -154,11 +135,11 @@ fn judge(
                 lease.uid
             ),
         };
-        return Standing::Waiting(Reason::new("NodeLeased", message));
+        return Standing::Waiting(Reason::new(Word::NodeLeased, message));
     }
     if view.index.creating.contains_key(&node.name) {
         let message = "a lease of the node is being created for another Skyhook";
-        return Standing::Waiting(Reason::new("NodeLeased", message));
+        return Standing::Waiting(Reason::new(Word::NodeLeased, message));
     }
     if let Some(backoff) = view
         .index
@@ -166,7 +147,7 @@ fn judge(
         .get(&node.name)
         .filter(|backoff| backoff.until > view.now.mono)
     {
-        return Standing::Blocked(Reason::new(backoff.reason, backoff.message));
+        return Standing::Blocked(Reason::new(backoff.word, backoff.message));
     }
     Standing::Eligible(work)
 }
@@ -182,7 +163,7 @@ pub(super) fn outstanding(
     let states = record
         .states
         .as_ref()
-        .map_err(|e| Reason::new("NodeStateMalformed", e.to_string()))?;
+        .map_err(|e| Reason::new(Word::NodeStateMalformed, e.to_string()))?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
     if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
         return Ok(revision::work(&PackageStates::new(), None, &checked.data));
@@ -224,10 +205,10 @@ pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<R
         let message = format!(
             "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
         );
-        Some(Reason::new("DeploymentPolicyNotSupported", message))
+        Some(Reason::new(Word::DeploymentPolicyNotSupported, message))
     } else {
         Some(Reason::new(
-            "DeploymentPolicyNotFound",
+            Word::DeploymentPolicyNotFound,
             format!("deploymentPolicy {policy:?} not found"),
         ))
     }

@@ -7,7 +7,8 @@ use skyhook_crds::lease::{DrainState, InterruptionLease, Phase};
 use skyhook_crds::names;
 use skyhook_crds::stage::{State, Status};
 
-use super::standing::{self, Reason, Standing};
+use super::reason::{Reason, Word};
+use super::standing::{self, Standing};
 use super::{View, advance, seconds};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::index::Mono;
@@ -25,7 +26,7 @@ pub(super) fn verdict(
     if skyhook.is_paused() {
         return (
             Status::Paused,
-            Some(Reason::new("Paused", "the Skyhook is paused")),
+            Some(Reason::new(Word::Paused, "the Skyhook is paused")),
         );
     }
     match standing {
@@ -43,7 +44,7 @@ pub(super) fn verdict(
         {
             (
                 Status::Disabled,
-                Some(Reason::new("Disabled", "the Skyhook is disabled")),
+                Some(Reason::new(Word::Disabled, "the Skyhook is disabled")),
             )
         }
         Standing::Blocked(reason) => (Status::Blocked, Some(reason.clone())),
@@ -58,13 +59,12 @@ fn leased(
     node: &NodeFact,
     lease: &InterruptionLease,
 ) -> NodeVerdict {
-    let working = |reason: &'static str, message: String| {
-        (Status::InProgress, Some(Reason { reason, message }))
-    };
+    let working =
+        |word: Word, message: String| (Status::InProgress, Some(Reason { word, message }));
     let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
         return match lease.spec.granted {
             Some(_) => working(
-                "AwaitingAgent",
+                Word::AwaitingAgent,
                 "the lease is granted; the node's agent has not accepted it".to_owned(),
             ),
             None => (Status::InProgress, None),
@@ -74,7 +74,7 @@ fn leased(
         let record = node.record(&skyhook.name);
         return match protocol::result_duty(lease, &advance::facts(node, record)) {
             ResultDuty::AwaitBoot => working(
-                "AwaitingNode",
+                Word::AwaitingNode,
                 "the kubelet has not reported the boot that the agent runs in".to_owned(),
             ),
             ResultDuty::AwaitReady => away(view, node).unwrap_or((Status::InProgress, None)),
@@ -98,21 +98,21 @@ fn leased(
         );
         return (
             Status::Erroring,
-            Some(Reason::new("PackageErroring", message)),
+            Some(Reason::new(Word::PackageErroring, message)),
         );
     }
     match phase {
         Phase::Erroring => (
             Status::Erroring,
-            Some(Reason::new("PackageErroring", status.message.clone())),
+            Some(Reason::new(Word::PackageErroring, status.message.clone())),
         ),
         Phase::Preparing | Phase::AwaitingDrain
             if lease.spec.drain.state != DrainState::NotRequested =>
         {
-            working("Draining", drain_message(lease))
+            working(Word::Draining, drain_message(lease))
         }
-        Phase::Accepted | Phase::Preparing => working("Preparing", status.message.clone()),
-        Phase::AwaitingDrain => working("AwaitingDrain", status.needs_drain_reason.clone()),
+        Phase::Accepted | Phase::Preparing => working(Word::Preparing, status.message.clone()),
+        Phase::AwaitingDrain => working(Word::AwaitingDrain, status.needs_drain_reason.clone()),
         Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
     }
 }
@@ -133,12 +133,12 @@ fn away(view: &View<'_>, node: &NodeFact) -> Option<NodeVerdict> {
              InterruptionLease with {}=<UID of the lease>",
             names::FORCE_RELEASE
         );
-        (Status::Erroring, Some(Reason::new("Parked", message)))
+        (Status::Erroring, Some(Reason::new(Word::Parked, message)))
     } else {
         (
             Status::InProgress,
             Some(Reason::new(
-                "AwaitingNode",
+                Word::AwaitingNode,
                 format!("the node is not Ready{since}"),
             )),
         )

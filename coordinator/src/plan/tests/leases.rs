@@ -57,7 +57,7 @@ pub(super) fn effects(plan: &Plan) -> Vec<String> {
         .iter()
         .filter_map(|effect| match effect {
             Effect::PatchNode { node, why, .. } if node == "worker-1" => {
-                Some(format!("PatchNode {why}"))
+                Some(format!("PatchNode {}", why.join("; ")))
             }
             Effect::StopLease { stop, .. } => Some(format!("StopLease {stop:?}")),
             Effect::WithdrawLease { why, .. } => Some(format!("WithdrawLease {why}")),
@@ -235,7 +235,7 @@ fn before_an_agent_accepts() {
     let late = leased(stamp(base(), granted()), grant_and(json!({})), json!(null));
     assert_eq!(
         effects_on_worker_1(&late)[0],
-        "WithdrawLease AgentNotResponding",
+        "WithdrawLease the agent did not accept it in time",
         "after the deadline"
     );
 }
