@@ -131,7 +131,15 @@ pub async fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("hosts need root".to_owned());
     }
-    for tool in ["debootstrap", "systemd-nspawn", "ip", "nsenter", "setpriv"] {
+    for tool in [
+        "debootstrap",
+        "docker-registry",
+        "ip",
+        "nsenter",
+        "setpriv",
+        "skopeo",
+        "systemd-nspawn",
+    ] {
         if sh("sh", ["-c", &format!("command -v {tool}")])
             .await
             .is_err()

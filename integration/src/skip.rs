@@ -1,5 +1,7 @@
 //! Whether a test can run here, said out loud when it cannot.
 
+use std::io::Write as _;
+
 use crate::{chart, rootfs};
 
 /// True when hosts can be booted here. False, with a loud line, where they cannot on a developer's
@@ -39,6 +41,17 @@ fn can_run(test: &str, missing: Option<String>) -> bool {
         !std::env::var("CI").is_ok_and(|ci| ci == "true"),
         "{test} cannot run in CI: {why}"
     );
-    eprintln!("\n!!!! SKIPPED {test}: {why}\n");
+    skipped(test, &why);
     false
+}
+
+/// Says out loud that a test did not run.
+pub fn skipped(test: &str, why: &str) {
+    aloud(&format!("!!!! SKIPPED {test}: {why}"));
+}
+
+/// A line that is seen although the test passes: what `println!` and `eprintln!` write, libtest keeps to itself then.
+pub fn aloud(line: &str) {
+    // Who closed it does not want to see it.
+    let _closed = writeln!(std::io::stderr().lock(), "\n{line}");
 }

@@ -12,7 +12,7 @@ use skyhook_integration::host::Host;
 use skyhook_integration::programs::{self, AGENT, COORDINATOR};
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
-use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::skip::{hosts_can_run, skipped};
 use skyhook_integration::wait::{MINUTE, eventually};
 
 const LOG: &str = "/var/lib/sleeper/log";
@@ -119,7 +119,7 @@ async fn neighbouring_versions_work_together() -> Result<()> {
         return Ok(());
     }
     let Some(previous) = programs::previous().await? else {
-        eprintln!("\n!!!! SKIPPED {test}: this clone does not have the previous version\n");
+        skipped(test, "this clone does not have the previous version");
         return Ok(());
     };
     let mut setup = Setup::hosts(2);

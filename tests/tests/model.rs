@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use skyhook_integration::skip::aloud;
 use skyhook_tests::model::{Config, Fault, Mutation, check};
 
 const fn one(name: &'static str, nodes: usize) -> Config {
@@ -110,7 +111,7 @@ fn all_hold(configurations: Vec<Config>) {
             failed.insert(config.name);
         }
     }
-    println!("{total} states in all");
+    aloud(&format!("model: {total} states in all"));
     assert!(failed.is_empty(), "broken in {failed:?}");
 }
 

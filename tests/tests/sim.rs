@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use skyhook_integration::skip::aloud;
 use skyhook_tests::sim::agent::machine::Machine;
 use skyhook_tests::sim::agent::scripted::Scripted;
 use skyhook_tests::sim::{self, Run};
@@ -130,7 +131,7 @@ fn seeds() {
     }
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let rate = sums.seeds as f64 / seconds;
-    println!(
+    aloud(&format!(
         "simulation: {} seeds in {seconds:.1} s ({rate:.1}/s): {} grants, {} requests, {} passes, {} kills, {} h of virtual time, {} failures",
         sums.seeds,
         sums.grants,
@@ -139,7 +140,7 @@ fn seeds() {
         sums.kills,
         sums.virtual_ms / 3_600_000,
         sums.failures.len(),
-    );
+    ));
     assert!(
         sums.failures.is_empty(),
         "{} seeds failed",
