@@ -35,6 +35,9 @@ fn configurations() -> Vec<Config> {
             .fault(Fault::SkyhookDeleted, 1)
             .fault(Fault::AgentCrash, 1),
         one("disable", 2).fault(Fault::SkyhookDisabled, 1),
+        one("pause", 2)
+            .fault(Fault::SkyhookPaused, 1)
+            .fault(Fault::PodAppeared, 1),
         one("replace", 2).fault(Fault::NodeReplaced, 1),
         one("reregister", 1)
             .fine()
@@ -77,6 +80,14 @@ fn larger() -> Vec<Config> {
             .fault(Fault::AcceptTimedOut, 1),
         two("two spec", 1).adopted().fault(Fault::SpecChanged, 1),
         two("two disable", 1).fault(Fault::SkyhookDisabled, 1),
+        two("two pause", 1)
+            .fine()
+            .fault(Fault::SkyhookPaused, 1)
+            .fault(Fault::AdminUncordoned, 1)
+            .fault(Fault::PodAppeared, 1),
+        two("pause and delete", 1)
+            .fault(Fault::SkyhookPaused, 2)
+            .fault(Fault::SkyhookDeleted, 1),
         two("two delete", 1)
             .fault(Fault::SkyhookDeleted, 1)
             .fault(Fault::LeaseDeleted, 1),
@@ -223,6 +234,11 @@ fn rules() -> Vec<(Mutation, Config, &'static str)> {
         (
             M::RetractRunning,
             one("", 1).fine().fault(Fault::PodAppeared, 1),
+            DRAINED,
+        ),
+        (
+            M::DrainedOverPause,
+            one("", 1).fault(Fault::SkyhookPaused, 1),
             DRAINED,
         ),
         (

@@ -29,6 +29,8 @@ pub enum Act {
     DeleteSkyhook,
     DisableSkyhook,
     EnableSkyhook,
+    PauseSkyhook,
+    ResumeSkyhook,
     EditRecord(u8),
     Cordon(u8),
     Uncordon(u8),
@@ -45,7 +47,8 @@ impl Act {
             | Self::KubeletReports(_)
             | Self::CollectGarbage(_)
             | Self::Arrives
-            | Self::EnableSkyhook => None,
+            | Self::EnableSkyhook
+            | Self::ResumeSkyhook => None,
             Self::StepFails(_) => Some(Fault::StepFailed),
             Self::LosesPower(_) => Some(Fault::PowerLoss),
             Self::ArrivesTwice => Some(Fault::Repeated),
@@ -55,6 +58,7 @@ impl Act {
             Self::ChangeSpec => Some(Fault::SpecChanged),
             Self::DeleteSkyhook => Some(Fault::SkyhookDeleted),
             Self::DisableSkyhook => Some(Fault::SkyhookDisabled),
+            Self::PauseSkyhook => Some(Fault::SkyhookPaused),
             Self::EditRecord(_) => Some(Fault::RecordEdited),
             Self::Cordon(_) => Some(Fault::AdminCordoned),
             Self::Uncordon(_) => Some(Fault::AdminUncordoned),
@@ -105,6 +109,11 @@ pub(crate) fn acts(config: &Config, state: &State, offer: &mut dyn FnMut(Act)) {
             Act::EnableSkyhook
         } else {
             Act::DisableSkyhook
+        });
+        offer(if state.skyhook.paused {
+            Act::ResumeSkyhook
+        } else {
+            Act::PauseSkyhook
         });
     }
 }
@@ -172,6 +181,8 @@ pub(crate) fn act(config: &Config, state: &mut State, act: Act) {
         Act::DeleteSkyhook => state.skyhook.deleting = true,
         Act::DisableSkyhook => state.skyhook.disabled = true,
         Act::EnableSkyhook => state.skyhook.disabled = false,
+        Act::PauseSkyhook => state.skyhook.paused = true,
+        Act::ResumeSkyhook => state.skyhook.paused = false,
         Act::EditRecord(n) => {
             let ghost = &mut state.ghosts[n as usize];
             ghost.edited = true;

@@ -10,7 +10,7 @@ use skyhook_crds::lease::DrainState;
 
 use super::planner::{NodeChange, Write};
 use super::state::{Coordinator, Late, Lease, Listing, MAX_NODES, Mark, Skyhook, State};
-use super::{Config, Fault, Mutation};
+use super::{Config, Fault, Mutation, rules};
 
 /// What a coordinator does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +255,12 @@ fn apply(config: &Config, state: &mut State, who: usize, write: &Write, answered
             state.write_lease(config, node.into(), |lease| lease.granted = true);
         }
         Write::Stop { node, reason, .. } => {
+            // A pod may have come in the pause.
+            let offered = state.leases[node as usize].is_some_and(|lease| {
+                let retractable = rules::judge(&lease, lease.node_uid).may_retract_drained;
+                lease.drain == DrainState::Drained && retractable
+            });
+            state.broken.undrained |= reason.is_none() && offered;
             state.write_lease(config, node.into(), |lease| lease.stop = reason);
         }
         Write::Drain {

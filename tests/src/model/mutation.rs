@@ -35,6 +35,8 @@ pub enum Mutation {
     DrainedUncordoned,
     /// Rule 5: `Drained` is taken back after the agent took it.
     RetractRunning,
+    /// Rule 5: a pause ends with the node said to be drained since before it.
+    DrainedOverPause,
     /// Rule 5: the cordon forgets what was there before.
     CordonForgets,
     /// Rule 6: `Running` is written by UID alone.
@@ -87,7 +89,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::OldRevisionGranted,
         Self::GrantFromResponse,
         Self::UngrantedUncounted,
@@ -104,6 +106,7 @@ impl Mutation {
         Self::WithdrawUnguarded,
         Self::DrainedUncordoned,
         Self::RetractRunning,
+        Self::DrainedOverPause,
         Self::CordonForgets,
         Self::RunningUnguarded,
         Self::RunningUnwritten,

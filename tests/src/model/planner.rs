@@ -350,10 +350,17 @@ fn wire_lease(number: usize, lease: &Lease) -> WireLease {
 }
 
 fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
-    let disabled = [(names::DISABLE.to_owned(), "true".to_owned())];
+    let annotations = [
+        (skyhook.disabled, names::DISABLE),
+        (skyhook.paused, names::PAUSE),
+    ];
+    let annotations = annotations
+        .into_iter()
+        .filter(|(is_set, _)| *is_set)
+        .map(|(_, key)| (key.to_owned(), "true".to_owned()));
     WireSkyhook {
         metadata: ObjectMeta {
-            annotations: skyhook.disabled.then(|| disabled.into()),
+            annotations: Some(annotations.collect()),
             name: Some(rules::SKYHOOK.to_owned()),
             uid: Some(rules::SKYHOOK_UID.to_owned()),
             generation: Some(i64::from(skyhook.revision)),

@@ -132,6 +132,7 @@ pub struct Lease {
 pub struct Skyhook {
     pub revision: u8,
     pub disabled: bool,
+    pub paused: bool,
     pub deleting: bool,
     pub gone: bool,
 }

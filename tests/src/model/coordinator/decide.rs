@@ -97,6 +97,13 @@ fn tampered(config: &Config, picture: &Picture) -> Rc<[Write]> {
                     node.ready = true;
                 }
             }
+            Some(Mutation::DrainedOverPause) => {
+                if let Some(lease) = lease.as_mut().filter(|lease| lease.stop.is_some())
+                    && lease.drain == DrainState::Drained
+                {
+                    lease.drain = DrainState::Draining;
+                }
+            }
             Some(Mutation::EditOverwritten) => {
                 if let Some(mark) = &mut node.mark {
                     mark.states = Some(node.record);
