@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::jiff::Timestamp;
+use skyhook_crds::InterruptionLease;
 use skyhook_crds::conditions::{self, Wanted};
 use skyhook_crds::lease::Phase;
 use skyhook_crds::lease::protocol;
@@ -66,7 +67,7 @@ pub(super) fn nodes(
                     draft.patch(node, patch, "status");
                 }
             } else if status == Status::Complete
-                || lease.is_some_and(|l| protocol::phase(l) == Some(Phase::Complete))
+                || lease.is_some_and(|lease| is_complete_here(skyhook, lease))
             {
                 let recorded = draft.is_writing_result(name);
                 if recorded {
@@ -79,6 +80,12 @@ pub(super) fn nodes(
             }
         }
     }
+}
+
+/// True when the lease's result says that the node is complete, and not only at a revision that is no longer wanted.
+fn is_complete_here(skyhook: &SkyhookFact, lease: &InterruptionLease) -> bool {
+    let wanted = skyhook.checked.as_ref().map(|checked| &checked.revision);
+    protocol::phase(lease) == Some(Phase::Complete) && wanted == Ok(&lease.spec.revision)
 }
 
 /// The reason annotation: its time stays while the reason stays.

@@ -1,5 +1,6 @@
 //! What people are told.
 
+use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;
 
 #[test]
@@ -126,4 +127,24 @@ fn a_node_between_two_leases_does_not_flap() {
     });
     let in_progress = skyhook_crds::Status::InProgress;
     assert_eq!(shown, Some((in_progress, Some(in_progress))));
+}
+
+#[test]
+fn a_result_is_complete_only_at_the_revision_that_is_wanted() {
+    let label = "skyhook.nvidia.com/status_s";
+    for (name, spec, want) in [
+        ("wanted", json!({}), Some("complete")),
+        ("an older one", json!({ "revision": "s-old" }), None),
+    ] {
+        let picture = stamp(Picture::new(), granted());
+        let done = with_package("Complete", "complete");
+        let plan = leased(picture, grant_and(spec), done).plan();
+        let patch = plan.effects.iter().find_map(|effect| match effect {
+            Effect::PatchNode { patch, why, .. } if why.contains(&"result") => Some(patch),
+            _ => None,
+        });
+        let patch = patch.expect("the result is taken");
+        let shown = patch.labels.get(label).and_then(Option::as_deref);
+        assert_eq!(shown, want, "{name}");
+    }
 }
