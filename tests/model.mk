@@ -1,4 +1,4 @@
-# The protocol of the lease, model-checked with larger bounds than in CI: ten million states, minutes.
+# The protocol of the lease, model-checked with larger bounds than in CI: twenty million states, minutes.
 
 .PHONY: model
 

@@ -292,27 +292,19 @@ impl Index {
     }
 
     fn revision(&mut self, revision: RevisionFact) -> bool {
-        let (name, version) = (revision.name.clone(), &revision.resource_version);
-        self.note(Kind::Revision, &name);
-        self.settled(&Target::Revision(name.clone()), version);
-        let held = self.revisions.get(&name);
-        if held.is_some_and(|held| is_older(version, &held.resource_version)) {
-            return false;
-        }
-        self.revisions.insert(name, revision);
-        true
+        self.note(Kind::Revision, &revision.name);
+        let target = Target::Revision(revision.name.clone());
+        self.settled(&target, &revision.resource_version);
+        let key = revision.name.clone();
+        keep_newer(&mut self.revisions, key, revision, |r| &r.resource_version)
     }
 
     fn skyhook(&mut self, skyhook: SkyhookFact) -> bool {
-        let (name, version) = (skyhook.name.clone(), &skyhook.resource_version);
-        self.note(Kind::Skyhook, &name);
-        self.settled(&Target::Skyhook(name.clone()), version);
-        let held = self.skyhooks.get(&name);
-        if held.is_some_and(|held| is_older(version, &held.resource_version)) {
-            return false;
-        }
-        self.skyhooks.insert(name, skyhook);
-        true
+        self.note(Kind::Skyhook, &skyhook.name);
+        let target = Target::Skyhook(skyhook.name.clone());
+        self.settled(&target, &skyhook.resource_version);
+        let key = skyhook.name.clone();
+        keep_newer(&mut self.skyhooks, key, skyhook, |s| &s.resource_version)
     }
 
     fn lease(&mut self, lease: LeaseFact, now: Mono) -> bool {
@@ -480,6 +472,21 @@ impl Index {
             self.removed.insert(node.to_owned(), (uid.to_owned(), now));
         }
     }
+}
+
+/// Takes the object in unless a newer version of it is held. Says whether it did.
+fn keep_newer<T>(
+    held: &mut BTreeMap<String, T>,
+    name: String,
+    object: T,
+    version: impl Fn(&T) -> &str,
+) -> bool {
+    let older = |there: &T| is_older(version(&object), version(there));
+    if held.get(&name).is_some_and(older) {
+        return false;
+    }
+    held.insert(name, object);
+    true
 }
 
 fn is_given_up(skyhooks: &BTreeMap<String, SkyhookFact>, lease: &InterruptionLease) -> bool {

@@ -133,7 +133,7 @@ fn the_protocol_holds() {
 
 /// `MODEL_FROM=n` begins with the n-th, counted from 0.
 #[test]
-#[ignore = "ten million states: make model"]
+#[ignore = "twenty million states: make model"]
 #[expect(
     clippy::disallowed_methods,
     reason = "where to begin comes from the environment"

@@ -256,10 +256,8 @@ fn apply(config: &Config, state: &mut State, who: usize, write: &Write, answered
         }
         Write::Stop { node, reason, .. } => {
             // A pod may have come in the pause.
-            let offered = state.leases[node as usize].is_some_and(|lease| {
-                let retractable = rules::judge(&lease, lease.node_uid).may_retract_drained;
-                lease.drain == DrainState::Drained && retractable
-            });
+            let offered = state.leases[node as usize]
+                .is_some_and(|lease| rules::judge(&lease, lease.node_uid).offers_drained);
             state.broken.undrained |= reason.is_none() && offered;
             state.write_lease(config, node.into(), |lease| lease.stop = reason);
         }

@@ -29,6 +29,7 @@ pub struct Verdict {
     pub duty: AgentDuty,
     pub may_run_disruptive: bool,
     pub may_retract_drained: bool,
+    pub offers_drained: bool,
     pub wants_drain: bool,
 }
 
@@ -58,6 +59,7 @@ pub fn judge(lease: &Lease, node_uid: u8) -> Verdict {
                 duty: protocol::agent_duty(&real, &node_uid),
                 may_run_disruptive: protocol::may_run_disruptive(&real, &node_uid),
                 may_retract_drained: protocol::may_retract_drained(&real),
+                offers_drained: protocol::offers_drained(&real),
                 wants_drain: protocol::wants_drain(&real),
             }
         })
