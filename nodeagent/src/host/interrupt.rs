@@ -44,6 +44,8 @@ impl Default for Patience {
 pub enum InterruptError {
     #[error(transparent)]
     Systemd(#[from] SystemdError),
+    #[error("nothing was restarted: {0}")]
+    Units(String),
     #[error("{unit} {problem}")]
     Unit { unit: String, problem: String },
     #[error("a reboot was asked for {seconds} s ago, and the host is still up")]
@@ -69,7 +71,8 @@ impl std::fmt::Debug for Interrupter<'_> {
 }
 
 impl Interrupter<'_> {
-    /// Units that the interrupt restarts, with their invocations now; none for one that restarts no unit.
+    /// Units that the interrupt restarts, with their invocations now; none for one that restarts no unit. Nothing is
+    /// touched, and a unit that cannot be restarted at all is an error.
     pub async fn observe(
         &self,
         interrupt: &Interrupt,
@@ -88,12 +91,21 @@ impl Interrupter<'_> {
             }
         };
         self.bus.reload().await?;
-        let mut before = BTreeMap::new();
+        let states = self.states(units.iter()).await?;
+        check_all(&states)?;
+        let invocation = |(unit, state): (String, UnitState)| (unit, state.invocation);
+        Ok(states.into_iter().map(invocation).collect())
+    }
+
+    async fn states(
+        &self,
+        units: impl Iterator<Item = &String>,
+    ) -> Result<BTreeMap<String, UnitState>, InterruptError> {
+        let mut states = BTreeMap::new();
         for unit in units {
-            let state = self.bus.unit_state(&unit).await?;
-            before.insert(unit, state.invocation);
+            states.insert(unit.clone(), self.bus.unit_state(unit).await?);
         }
-        Ok(before)
+        Ok(states)
     }
 
     /// Carries the interrupt out: restarts units whose invocation is still the one in `before`. A reboot never returns but
@@ -110,6 +122,8 @@ impl Interrupter<'_> {
             return Ok(());
         }
         self.bus.reload().await?;
+        // A unit may have gone since it was observed, or while this is tried again.
+        check_all(&self.states(before.keys()).await?)?;
         let begun = now();
         for (unit, invocation) in before {
             self.restart(unit, invocation, begun).await?;
@@ -127,12 +141,6 @@ impl Interrupter<'_> {
 
     async fn restart(&self, unit: &str, before: &str, begun: i64) -> Result<(), InterruptError> {
         let state = self.bus.unit_state(unit).await?;
-        if let Some(problem) = absence(&state) {
-            return Err(InterruptError::Unit {
-                unit: unit.to_owned(),
-                problem: problem.to_owned(),
-            });
-        }
         if state.invocation != before && !state.invocation.is_empty() && state.active != "failed" {
             tracing::info!(unit, "was restarted before this agent was");
             return self
@@ -257,6 +265,20 @@ fn units(services: &[String]) -> BTreeSet<String> {
         .collect()
 }
 
+/// Fails when one of the units cannot be restarted at all, and names all of them: what cannot work is found before
+/// anything is touched.
+fn check_all(states: &BTreeMap<String, UnitState>) -> Result<(), InterruptError> {
+    let bad: Vec<String> = states
+        .iter()
+        .filter_map(|(unit, state)| Some(format!("{unit} {}", absence(state)?)))
+        .collect();
+    if bad.is_empty() {
+        Ok(())
+    } else {
+        Err(InterruptError::Units(bad.join("; ")))
+    }
+}
+
 /// Why a unit cannot be restarted at all.
 fn absence(state: &UnitState) -> Option<&'static str> {
     match state.load.as_str() {
@@ -285,6 +307,31 @@ mod tests {
             .map(str::to_owned)
             .into();
         assert_eq!(units(&services), want);
+    }
+
+    #[test]
+    fn all_units_that_cannot_be_restarted_are_named() {
+        let state = |load: &str| UnitState {
+            load: load.into(),
+            active: "active".into(),
+            invocation: "1".into(),
+        };
+        let states = |all: &[(&str, &str)]| {
+            all.iter()
+                .map(|(unit, load)| ((*unit).to_owned(), state(load)))
+                .collect()
+        };
+        assert!(check_all(&states(&[("a.service", "loaded")])).is_ok());
+        let error = check_all(&states(&[
+            ("a.service", "loaded"),
+            ("b.service", "not-found"),
+            ("c.service", "masked"),
+        ]));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "nothing was restarted: b.service does not exist on this host; c.service is masked: unmask it, or take it \
+             out of the interrupt's services"
+        );
     }
 
     #[test]
