@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One stage of a package on a node (reference section 5).
+/// One stage of a package on a node.
 ///
 /// ```text
 /// install:    apply ──► config ──► [interrupt ──► post-interrupt]

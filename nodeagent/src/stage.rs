@@ -1,4 +1,4 @@
-//! A stage's files on the host, and what its steps are started with (reference section 10).
+//! A stage's files on the host, and what its steps are started with.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"

@@ -1,4 +1,4 @@
-//! A model of the lease protocol (`design.md`, "The lease"), checked with stateright.
+//! A model of the lease protocol, checked with stateright.
 //!
 //! # What is real
 //!
