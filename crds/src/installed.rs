@@ -34,6 +34,12 @@ pub struct Stamp {
     pub boot_id: String,
     #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
+    /// Random ID that the agent wrote to the host's disk: another one there means that the host was installed anew.
+    #[serde(rename = "hostID", skip_serializing_if = "String::is_empty")]
+    pub host_id: String,
+    /// How often a reboot was asked for, by `name|version` of packages that were not complete.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub reboots: BTreeMap<String, u32>,
     /// Boot ID of the last boot before or at `boot_id` that Skyhook did not ask for.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub epoch: String,

@@ -210,16 +210,26 @@ pub struct InterruptionLeaseStatus {
         skip_serializing_if = "String::is_empty"
     )]
     pub machine_id: String,
+    /// Random ID that the agent wrote to the host's disk when it first started there. Another one under the same machine
+    /// ID: the host was installed anew.
+    #[serde(rename = "hostID", default, skip_serializing_if = "String::is_empty")]
+    pub host_id: String,
     /// Boot ID of the last boot of the host that Skyhook did not ask for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub epoch: String,
+    /// How often a reboot was asked for, by `name|version` of packages that are not complete.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reboots: BTreeMap<String, u32>,
+    /// What an interrupt that is due waits for, for people: steps that run, or programs that inhibit a reboot.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub waits_for: String,
     /// Version of the agent that wrote this.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent_version: String,
     /// Bytes that Skyhook took on the host's disk when the lease was taken: images, copies of packages, logs, journal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<i64>,
-    /// Every package that is or was on the node, by `name|version`.
+    /// Every package that is or was on the node, or is to be there, by `name|version`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub packages: BTreeMap<String, PackageReport>,
     /// The package that is worked on, for display.
@@ -289,6 +299,9 @@ pub struct PackageReport {
     pub state: State,
     #[serde(default)]
     pub restarts: i32,
+    /// True while no step of this version has begun: nothing of it is on the host, and the Node's record does not list it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
     /// Digest of the manifest that was unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,

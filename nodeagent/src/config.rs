@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::host::interrupt::Patience;
 use crate::image::Registries;
+use crate::machine::progress::RebootCap;
 use crate::stage::Layout;
 
 /// Runs Skyhook packages on this host.
@@ -159,6 +160,9 @@ pub struct RunArgs {
     /// How long the host may take to go down for a reboot before that is reported, in seconds.
     #[arg(long, env = "REBOOT_TIMEOUT_SECONDS", default_value_t = 600)]
     pub reboot_timeout_seconds: u64,
+    /// How many reboots one version of a package may ask for before it comes to its end.
+    #[arg(long, env = "SKYHOOK_REBOOT_CAP", default_value_t = RebootCap::default().0, value_parser = clap::value_parser!(u32).range(1..))]
+    pub reboot_cap: u32,
     /// Directory on the host with containerd's settings of registries (mirrors, certificates), used when it exists.
     #[arg(
         long,
@@ -195,6 +199,7 @@ pub struct Settings {
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
     pub reapply_on_reboot: bool,
+    pub reboot_cap: RebootCap,
     pub patience: Patience,
 }
 
@@ -248,6 +253,7 @@ impl RunArgs {
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
             reapply_on_reboot: self.reapply_on_reboot,
+            reboot_cap: RebootCap(self.reboot_cap),
             patience: Patience {
                 job: Duration::from_secs(self.unit_timeout_seconds),
                 inhibited: Duration::from_secs(self.inhibitor_timeout_seconds),

@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use crate::config::InRootArgs;
 
 pub mod exec;
+pub mod identity;
 pub mod interrupt;
 pub mod limits;
 pub mod systemd;

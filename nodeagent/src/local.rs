@@ -413,6 +413,7 @@ impl LocalRun {
         let name = prepared.step_name(half, index);
         let result = match runner.run(request).await.map_err(|e| chain(&e))? {
             StepEnd::Finished(result) => result,
+            StepEnd::NotStarted => return Err(format!("{name} was not started")),
             StepEnd::Lost { problem } => return Err(format!("{name} was lost: {problem}")),
         };
         let success = result

@@ -48,7 +48,8 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         Event::StageReady { key, plan } => stage_ready(&mut p, &key, plan, now),
         Event::StageFailed { key, reason } => stage_failed(&mut p, &key, reason, now),
         Event::StepExited { key, id, outcome } => step_exited(&mut p, &key, id, outcome, now),
-        Event::StepLost { key, id } => step_lost(&mut p, &key, id),
+        Event::StepLost { key, id, problem } => step_lost(&mut p, &key, id, problem, now),
+        Event::StepNotStarted { key, id } => not_started(&mut p, &key, id),
         Event::RunningWritten => p.permit = Permit::Granted,
         Event::RunningRefused => {
             if p.permit == Permit::Asked {
@@ -72,17 +73,19 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     (p, effects)
 }
 
-/// When something is due that no event will announce, in Unix milliseconds.
+/// When something is due that no event will announce, in Unix milliseconds: now, when it was due before the clock was set
+/// back.
 #[must_use]
-pub fn wake_at(p: &Progress) -> Option<i64> {
+pub fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.ended.is_some() {
         return None;
     }
-    let stop = p.stop.and_then(|s| s.end_steps_at);
-    if p.stop.is_some() || p.held {
-        return stop;
-    }
-    advance::wake_at(p)
+    let at = if p.stop.is_some() || p.held {
+        p.stop.and_then(|s| s.end_steps_at)
+    } else {
+        advance::wake_at(p)
+    };
+    at.map(|at| if retry::is_due(at, now) { now } else { at })
 }
 
 fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effect>) {
@@ -178,6 +181,7 @@ fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
         half,
         index: 0,
         plan,
+        boot_id: String::new(),
         failed: Vec::new(),
     };
     go_to(p, key, cursor, now);
@@ -237,8 +241,20 @@ fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64)
     }
 }
 
-/// Nobody knows what became of the step: it is run again.
-fn step_lost(p: &mut Progress, key: &str, id: u64) {
+/// Nobody knows what became of the step. In the boot in which it was started that is a failure: a step that ends its own
+/// supervisor would be run again and again. What went down with the host is run again, and is nobody's failure.
+fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
+    let Some(cursor) = running(p, key, id) else {
+        return;
+    };
+    if cursor.boot_id == p.boot_id {
+        fail(p, key, cursor.half, problem, now);
+    } else if let Some(entry) = p.entries.get_mut(key) {
+        entry.doing = Doing::Ready(cursor);
+    }
+}
+
+fn not_started(p: &mut Progress, key: &str, id: u64) {
     if let Some(cursor) = running(p, key, id)
         && let Some(entry) = p.entries.get_mut(key)
     {
@@ -280,11 +296,6 @@ pub fn reapply(p: &mut Progress, now: i64) {
         p.entries.clear();
         return;
     }
-    let reboots: BTreeMap<String, u32> = p
-        .entries
-        .iter()
-        .map(|(key, entry)| (key.clone(), entry.reboots))
-        .collect();
     let wanted = &p.wanted;
     p.entries
         .retain(|_, e| !wanted.contains_key(&e.name) && e.stage == Stage::Uninstall);
@@ -293,9 +304,6 @@ pub fn reapply(p: &mut Progress, now: i64) {
     }
     p.wave = None;
     plan::begin(p, now);
-    for (key, entry) in &mut p.entries {
-        entry.reboots = reboots.get(key).copied().unwrap_or_default();
-    }
 }
 
 fn running(p: &Progress, key: &str, id: u64) -> Option<Cursor> {
@@ -336,6 +344,8 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
         return;
     };
     let name = entry.name.clone();
+    // Also when every step of the stage was done before, and none ran.
+    entry.begun = true;
     entry.doing = Doing::Idle;
     entry.failures = 0;
     entry.message = String::new();
@@ -356,12 +366,14 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
                 entry.set(Stage::Interrupt, State::Skipped, now);
             } else {
                 entry.set(Stage::Config, State::Complete, now);
+                p.reboots.remove(key);
                 plan::plan_package(p, &name, now);
             }
         }
         Stage::Interrupt => {}
         Stage::PostInterrupt => {
             entry.set(Stage::PostInterrupt, State::Complete, now);
+            p.reboots.remove(key);
             plan::plan_package(p, &name, now);
         }
     }

@@ -16,6 +16,8 @@ pub struct HostFacts {
     /// Boot ID of the last boot that was not of our making.
     pub epoch: String,
     pub machine_id: String,
+    /// Random ID that is on the host's disk.
+    pub host_id: String,
     pub agent_version: String,
     /// Bytes of ours on the host's disk when the lease was taken.
     pub disk_bytes: Option<i64>,
@@ -38,7 +40,10 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
             .join("; "),
         boot_id: host.boot_id.clone(),
         machine_id: host.machine_id.clone(),
+        host_id: host.host_id.clone(),
         epoch: host.epoch.clone(),
+        reboots: p.reboots.clone(),
+        waits_for: wave::waits_for(p).unwrap_or_default(),
         disk_bytes: host.disk_bytes,
         agent_version: host.agent_version.clone(),
         packages: packages(p),
@@ -58,17 +63,21 @@ pub fn finished(
     there: &InterruptionLeaseStatus,
     host: &HostFacts,
 ) -> Option<InterruptionLeaseStatus> {
-    let foreign = !there.machine_id.is_empty() && there.machine_id != host.machine_id;
+    let is_other = |there: &str, here: &str| !there.is_empty() && there != here;
+    let foreign = is_other(&there.machine_id, &host.machine_id)
+        || (!host.host_id.is_empty() && is_other(&there.host_id, &host.host_id));
     let wanted = if foreign {
         InterruptionLeaseStatus {
             observed_generation: there.observed_generation,
             phase: Some(Phase::Stopped),
             boot_id: host.boot_id.clone(),
             machine_id: host.machine_id.clone(),
+            host_id: host.host_id.clone(),
             epoch: host.epoch.clone(),
+            reboots: there.reboots.clone(),
             agent_version: host.agent_version.clone(),
             since: there.since.clone(),
-            message: "another machine has taken the Node over: nothing is installed on it"
+            message: "another machine has taken the Node over, or its disk was written anew: nothing is installed on it"
                 .to_owned(),
             ..InterruptionLeaseStatus::default()
         }
@@ -115,6 +124,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
                 stage: e.stage,
                 state: e.state,
                 restarts: e.restarts,
+                pending: e.is_pending(),
                 image_digest: e.image_digest.clone(),
                 message: e.message.clone(),
                 since: (!e.since.is_empty()).then(|| e.since.clone()),
@@ -148,6 +158,9 @@ fn phase(p: &Progress) -> Phase {
     }
     if p.permit == Permit::Granted {
         return Phase::Running;
+    }
+    if p.unable.is_some() {
+        return Phase::Erroring;
     }
     if p.entries.values().any(|e| e.state == State::Erroring) {
         return Phase::Erroring;
@@ -200,6 +213,12 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
             }
             if p.held {
                 return "paused".to_owned();
+            }
+            if let Some(problem) = &p.unable {
+                return problem.clone();
+            }
+            if let Some(waits) = wave::waits_for(p) {
+                return waits;
             }
             if let Some(WaveAt::Interrupting {
                 owner, interrupt, ..

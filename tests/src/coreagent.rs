@@ -99,7 +99,7 @@ impl Agent {
             self.feed(Event::Restarted { boot_id }).await?;
         }
         loop {
-            let wake = self.progress().and_then(|p| machine::wake_at(&p));
+            let wake = self.progress().and_then(|p| machine::wake_at(&p, now()));
             let wait = wake.map_or(PACE, |at| {
                 Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)).min(PACE)
             });
@@ -188,7 +188,7 @@ impl Agent {
             .skyhooks
             .get(&skyhook.name)
             .map(|record| &record.entries);
-        let (entries, _) = of_lease(entries, &lease, &facts.machine_id);
+        let (entries, _) = of_lease(entries, &lease, &facts.machine_id, "");
         let body = json!({ "phase": Phase::Accepted, "bootID": facts.boot_id, "machineID": facts.machine_id });
         let Some(lease) = self.write(&lease, body).await? else {
             return Ok(());
@@ -253,7 +253,7 @@ impl Agent {
                 self.run_step(key, id, half);
                 return Ok(());
             }
-            Effect::AdoptStep { key, id, .. } => Event::StepLost { key, id },
+            Effect::AdoptStep { key, id, .. } => Event::StepNotStarted { key, id },
             Effect::EndStep { .. } => return Ok(()),
             Effect::WriteRunning { resource_version } => {
                 self.write_running(&resource_version).await?

@@ -230,6 +230,8 @@ impl Case<'_> {
             revision: self.lease.spec.revision.clone(),
             boot_id: status.boot_id.clone(),
             machine_id: status.machine_id.clone(),
+            host_id: status.host_id.clone(),
+            reboots: status.reboots.clone(),
             epoch: status.epoch.clone(),
             node_machine_id: node.machine_id.clone(),
             granted: String::new(),
@@ -270,6 +272,7 @@ impl Case<'_> {
     fn reported(&self) -> PackageStates {
         let packages = self.lease.status.iter().flat_map(|status| &status.packages);
         packages
+            .filter(|(_, report)| !report.pending)
             .map(|(key, report)| (key.clone(), report.status()))
             .collect()
     }
@@ -383,14 +386,22 @@ impl Case<'_> {
 
     /// Copies progress to the Node, at most once per second.
     fn mirror(&self, node: &NodeFact, record: &Record, draft: &mut Draft<'_>) {
-        let Some(stamp) = &record.stamp else { return };
+        let (Some(stamp), Some(status)) = (&record.stamp, &self.lease.status) else {
+            return;
+        };
         let reported = self.reported();
         let reconciled = protocol::phase(self.lease) != Some(Phase::Accepted);
-        if !reconciled || record.is_edited() || record.states.as_ref().ok() == Some(&reported) {
+        let is_there =
+            record.states.as_ref().ok() == Some(&reported) && stamp.reboots == status.reboots;
+        if !reconciled || record.is_edited() || is_there {
             return;
         }
         if !draft.is_too_soon(&Target::Node(node.name.clone())) {
-            let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp.clone());
+            let stamp = Stamp {
+                reboots: status.reboots.clone(),
+                ..stamp.clone()
+            };
+            let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp);
             draft.patch(node, patch, "progress");
         }
     }

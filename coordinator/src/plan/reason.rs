@@ -10,6 +10,7 @@ pub enum Word {
     AgentNotResponding,
     AwaitingAgent,
     AwaitingDrain,
+    AwaitingInterrupt,
     AwaitingNode,
     BudgetExhausted,
     BudgetZero,

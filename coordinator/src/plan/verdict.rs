@@ -113,6 +113,9 @@ fn leased(
         }
         Phase::Accepted | Phase::Preparing => working(Word::Preparing, status.message.clone()),
         Phase::AwaitingDrain => working(Word::AwaitingDrain, status.needs_drain_reason.clone()),
+        Phase::Running if !status.waits_for.is_empty() => {
+            working(Word::AwaitingInterrupt, status.waits_for.clone())
+        }
         Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
     }
 }

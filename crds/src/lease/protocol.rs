@@ -1,5 +1,7 @@
 //! Which write to a lease is legal when. Pure, and the only place with these rules: the agent, the coordinator,
-//! the simulation and the model all call them. `design.md`, section "The lease", says why each exists.
+//! the simulation and the model all call them.
+
+use std::collections::BTreeMap;
 
 use super::{DrainState, InterruptionLease, Phase, StopReason};
 use crate::names;
@@ -72,22 +74,38 @@ pub fn is_accepted(lease: &InterruptionLease) -> bool {
     phase(lease).is_some()
 }
 
-/// True when what the lease says is installed, or what was reported under it, is of another machine than this: nothing
-/// of that is installed here.
+/// True when what the lease says is installed, or what was reported under it, is of another host than this: nothing of
+/// that is installed here. Another host is another machine, or this one with its disk written anew (`host_id`). An ID that
+/// either side does not know says nothing.
 #[must_use]
-pub fn is_of_another_machine(lease: &InterruptionLease, machine_id: &str) -> bool {
+pub fn is_of_another_host(lease: &InterruptionLease, machine_id: &str, host_id: &str) -> bool {
     let result = lease.spec.stamp.as_ref().filter(|stamp| stamp.has_result());
     let reporter = lease
         .status
         .as_ref()
         .filter(|status| status.phase.is_some());
-    [
-        result.map(|stamp| &stamp.machine_id),
-        reporter.map(|status| &status.machine_id),
-    ]
-    .into_iter()
-    .flatten()
-    .any(|machine| !machine.is_empty() && machine != machine_id)
+    let told = [
+        result.map(|stamp| (&stamp.machine_id, &stamp.host_id)),
+        reporter.map(|status| (&status.machine_id, &status.host_id)),
+    ];
+    let is_other = |told: &str, here: &str| !told.is_empty() && told != here;
+    told.into_iter().flatten().any(|(machine, host)| {
+        is_other(machine, machine_id) || (!host_id.is_empty() && is_other(host, host_id))
+    })
+}
+
+/// How often packages have asked for a reboot of the lease's node, by `name|version`, as far as anybody but the host knows
+/// it: a host that forgets everything at each boot must not be rebooted for ever.
+#[must_use]
+pub fn known_reboots(lease: &InterruptionLease) -> BTreeMap<String, u32> {
+    let recorded = lease.spec.stamp.iter().flat_map(|stamp| &stamp.reboots);
+    let reported = lease.status.iter().flat_map(|status| &status.reboots);
+    let mut known: BTreeMap<String, u32> = BTreeMap::new();
+    for (key, count) in recorded.chain(reported) {
+        let known = known.entry(key.clone()).or_default();
+        *known = (*known).max(*count);
+    }
+    known
 }
 
 /// Compares resource versions: newer API servers promise that they are numbers that grow. Versions that are not

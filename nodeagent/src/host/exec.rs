@@ -29,6 +29,8 @@ const READY: Duration = Duration::from_secs(20);
 /// How long what is left of a step may go on when its supervisor is gone, and the least time that it then gets between
 /// SIGTERM and SIGKILL.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
+/// File in a step's directory from when the supervisor is given what to run.
+const HANDED_OVER: &str = "handed-over";
 /// File in a step's directory with its grace period in milliseconds, when that is longer than [`ORPHAN_PATIENCE`].
 const GRACE: &str = "grace-ms";
 /// A supervisor's standard error. It holds a lock on the file for as long as it lives.
@@ -66,6 +68,8 @@ pub enum StepEnd {
         /// Why there is none, in words.
         problem: String,
     },
+    /// The agent that was to start it died before it had.
+    NotStarted,
 }
 
 /// A step to be run.
@@ -187,6 +191,11 @@ impl Supervisors {
             spec.memory_limit = request.limits.memory_max.map(limits::quantity);
         }
         let text = serde_json::to_vec(&spec).map_err(|e| not_ready(e.to_string()))?;
+        fs::write(directory.join(HANDED_OVER), b"").map_err(|source| ExecError::Io {
+            id,
+            action: "noting that it starts",
+            source,
+        })?;
         let mut stdin = child
             .stdin
             .take()
@@ -305,7 +314,8 @@ impl StepRunner for Supervisors {
                 // It may have ended between the two looks.
                 return match read_result(&directory, id)? {
                     Some(result) => Ok(StepEnd::Finished(result)),
-                    None => self.bury(id, label).await,
+                    None if directory.join(HANDED_OVER).exists() => self.bury(id, label).await,
+                    None => Ok(StepEnd::NotStarted),
                 };
             }
             sleep(Duration::from_millis(100)).await;

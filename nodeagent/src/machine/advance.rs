@@ -7,7 +7,7 @@ use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
-use super::wave;
+use super::{retry, wave};
 
 /// Packages that are worked on at the same time: each holds a supervisor and its step.
 const WIDTH: usize = 16;
@@ -22,7 +22,7 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
         stop(p, now, &mut effects);
         return effects;
     }
-    if p.held {
+    if p.held || p.unable.is_some() {
         return effects;
     }
     if !p.is_busy() && is_complete(p) {
@@ -31,6 +31,9 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
     }
     pull(p, now, &mut effects);
     wave::advance(p, now, &mut effects);
+    if wave::is_due(p) {
+        return effects;
+    }
     let mut slots = slots(p);
     for key in p.entries.keys().cloned().collect::<Vec<_>>() {
         if slots == 0 {
@@ -47,7 +50,10 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
 /// When [`advance`] has something to do that no event will announce. What waits for more than time is left out: its
 /// time may have come long ago, and nobody can wait for the past.
 pub(super) fn wake_at(p: &Progress) -> Option<i64> {
-    let has_slot = slots(p) > 0;
+    if p.unable.is_some() {
+        return None;
+    }
+    let has_slot = slots(p) > 0 && !wave::is_due(p);
     let entries = p.entries.values().filter_map(|e| match e.doing {
         Doing::Retry { at, .. } if has_slot && may_start(p, e) => Some(at),
         Doing::Retry { .. }
@@ -77,7 +83,10 @@ fn stop(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         return;
     }
     let Some(stopping) = &mut p.stop else { return };
-    if stopping.end_steps_at.is_some_and(|at| at <= now) {
+    if stopping
+        .end_steps_at
+        .is_some_and(|at| retry::is_due(at, now))
+    {
         stopping.end_steps_at = None;
         effects.extend(p.entries.values().filter_map(|e| match &e.doing {
             Doing::Step(cursor) => Some(Effect::EndStep { id: cursor.id }),
@@ -90,7 +99,8 @@ fn is_complete(p: &Progress) -> bool {
     p.wanted.keys().all(|name| p.is_complete(name)) && p.entries.values().all(|e| p.is_wanted(e))
 }
 
-fn is_running(entry: &Entry) -> bool {
+/// True while a step of the package runs or is being prepared.
+pub(super) fn is_running(entry: &Entry) -> bool {
     match entry.doing {
         Doing::Preparing { .. } | Doing::Step(_) => true,
         Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
@@ -107,7 +117,7 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     for (key, entry) in &mut p.entries {
         let due = match entry.image_state {
             ImageState::Unknown => true,
-            ImageState::Failed { retry_at, .. } => retry_at <= now,
+            ImageState::Failed { retry_at, .. } => retry::is_due(retry_at, now),
             ImageState::Pulling { .. } | ImageState::Ready => false,
         };
         if due && wanted.contains(key) {
@@ -155,7 +165,7 @@ fn serial_turn(p: &Progress) -> Option<String> {
 fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
     let free = match entry.doing {
         Doing::Idle | Doing::Ready(_) => true,
-        Doing::Retry { at, .. } => at <= now,
+        Doing::Retry { at, .. } => retry::is_due(at, now),
         Doing::Preparing { .. } | Doing::Step(_) => false,
     };
     free && may_start(p, entry)
@@ -179,6 +189,7 @@ fn is_staged(p: &Progress, entry: &Entry) -> bool {
 
 fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
     let id = p.next_step;
+    let boot_id = p.boot_id.clone();
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
@@ -191,7 +202,12 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 half: cursor.half,
                 index: cursor.index,
             });
-            entry.doing = Doing::Step(Cursor { id, ..cursor });
+            entry.begun = true;
+            entry.doing = Doing::Step(Cursor {
+                id,
+                boot_id,
+                ..cursor
+            });
         }
         doing @ (Doing::Idle | Doing::Retry { .. } | Doing::Preparing { .. } | Doing::Step(_)) => {
             let half = match doing {

@@ -48,8 +48,15 @@ pub enum Event {
         id: u64,
         outcome: Outcome,
     },
-    /// The supervisor is gone and left no result.
+    /// The supervisor is gone and left no result, or something other than the agent ended the step.
     StepLost {
+        key: String,
+        id: u64,
+        /// What is known of how it ended.
+        problem: String,
+    },
+    /// An earlier agent died before it had started the step.
+    StepNotStarted {
         key: String,
         id: u64,
     },

@@ -1,4 +1,4 @@
-//! Which way each package has to go (reference section 5, with the differences in `design.md`).
+//! Which way each package has to go through its stages, from what is on the host to what the revision wants.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,8 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     for entry in p.entries.values_mut() {
         entry.image_state = ImageState::Unknown;
     }
+    // What never began is not on the host: it is neither upgraded nor uninstalled. What is wanted of it starts anew.
+    p.entries.retain(|_, e| e.begun);
     let names: Vec<String> = p.wanted.keys().cloned().collect();
     for name in names {
         plan_package(p, &name, now);
@@ -220,10 +222,12 @@ fn go_on(
         } else {
             merged()
         };
+        p.reboots.remove(key);
         open(p, key, wanted, begun_at, interrupt, now);
         return;
     }
     if !changed.is_empty() && entry.state == State::Erroring {
+        p.reboots.remove(key);
         let at_start = matches!(entry.stage, Stage::Apply | Stage::Upgrade);
         let (stage, interrupt) = if at_start {
             (entry.stage, wanted.interrupt.clone())
@@ -276,6 +280,7 @@ fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) 
         .clone()
         .filter(|_| stage != Stage::PostInterrupt);
     let restarts = entry.restarts;
+    p.reboots.remove(key);
     open(p, key, wanted, stage, interrupt, now);
     if let Some(entry) = p.entries.get_mut(key) {
         entry.restarts = restarts;

@@ -44,9 +44,28 @@ pub struct Progress {
     pub next_step: u64,
     /// Boot that this was written in.
     pub boot_id: String,
+    /// How often a reboot was asked for, by `name|version`. Counted before it is asked for; forgotten when the package is
+    /// complete, when somebody edits it, and with its version.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reboots: BTreeMap<String, u32>,
+    #[serde(default)]
+    pub reboot_cap: RebootCap,
+    /// Why this host cannot be worked on at all. Nothing starts while it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unable: Option<String>,
     /// Since when phase, package, stage and state are what they are.
     #[serde(default)]
     pub shown: Shown,
+}
+
+/// How many reboots one version of a package may ask for.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RebootCap(pub u32);
+
+impl Default for RebootCap {
+    fn default() -> Self {
+        Self(3)
+    }
 }
 
 /// What a report shows of all packages, and since when.
@@ -167,9 +186,15 @@ pub struct Entry {
     pub failures: u32,
     #[serde(default)]
     pub image_state: ImageState,
-    /// Reboots that this version has asked for.
-    #[serde(default)]
-    pub reboots: u32,
+    /// Whether a step of this version has begun on the host. Before that nothing of the version is there: it is not part
+    /// of the Node's record, and it is forgotten when it is no longer wanted.
+    #[serde(default = "yes")]
+    pub begun: bool,
+}
+
+/// Journals of earlier agents do not say it: what they hold counts as begun.
+const fn yes() -> bool {
+    true
 }
 
 /// One way of a package through its stages.
@@ -239,6 +264,9 @@ pub struct Cursor {
     pub half: Half,
     pub index: usize,
     pub plan: StepPlan,
+    /// Boot in which the supervisor was started; empty before that.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
     /// Checks that failed so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
@@ -260,6 +288,13 @@ pub struct Wave {
     /// Keys of the packages.
     pub members: BTreeSet<String>,
     pub at: WaveAt,
+    /// Every member is through config: no package joins any more, no new step starts on the host, and a reboot waits for
+    /// the steps that run.
+    #[serde(default)]
+    pub due: bool,
+    /// What holds the interrupt up while it is carried out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub waits_for: String,
     /// Attempts of the interrupt that failed in a row.
     #[serde(default)]
     pub failures: u32,
@@ -310,7 +345,7 @@ impl Entry {
             doing: Doing::Idle,
             failures: 0,
             image_state: ImageState::Unknown,
-            reboots: 0,
+            begun: false,
         }
     }
 
@@ -323,9 +358,14 @@ impl Entry {
             container_sha: status.container_sha.clone(),
             ..Wanted::default()
         };
-        Self {
+        let entry = Self {
             restarts: status.restarts,
             ..Self::new(&status.name, &wanted, status.stage, status.state, "")
+        };
+        Self {
+            // A package is put on record when its first step begins; the one exception is a parked version.
+            begun: !entry.is_parked(),
+            ..entry
         }
     }
 
@@ -345,6 +385,12 @@ impl Entry {
     #[must_use]
     pub fn is_parked(&self) -> bool {
         self.stage == Stage::Uninstall && self.state == State::Skipped
+    }
+
+    /// True while nothing of the version is on the host and the Node's record does not list it.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        !self.begun && !self.is_parked()
     }
 
     /// The interrupt that is still to come.
@@ -414,11 +460,12 @@ impl Progress {
     }
 }
 
-/// The Node's record of these entries.
+/// The Node's record of these entries: what is on the host, and versions that are parked.
 #[must_use]
 pub fn states(entries: &Entries) -> PackageStates {
     entries
         .iter()
+        .filter(|(_, entry)| !entry.is_pending())
         .map(|(key, entry)| (key.clone(), entry.status()))
         .collect()
 }

@@ -1,4 +1,8 @@
-//! Who wins when the Node's record and the host's journal differ (`design.md`, "Who wins").
+//! Who wins when the Node's record and the host's journal differ.
+//!
+//! "Installed" is what the Node's annotations say, "running" what the host's journal says. Somebody may have edited the
+//! annotations: then they win. A Node that was registered anew carries no result of ours: then the journal wins. Where
+//! there is no journal, the annotations win, unless they are of another host: then nothing is installed.
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::installed::{PackageStates, Stamp};
@@ -15,7 +19,7 @@ pub enum Source {
     Journal,
     /// The Node: somebody edited it, or the host has no journal.
     Node,
-    /// Neither: the Node's result is of another machine.
+    /// Neither: the Node's result is of another host, or of this one before its disk was written anew.
     Nothing,
 }
 
@@ -25,14 +29,15 @@ pub fn of_lease(
     journal: Option<&Entries>,
     lease: &InterruptionLease,
     machine_id: &str,
+    host_id: &str,
 ) -> (Entries, Source) {
-    if protocol::is_of_another_machine(lease, machine_id) {
+    if protocol::is_of_another_host(lease, machine_id, host_id) {
         return (Entries::new(), Source::Nothing);
     }
     reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref())
 }
 
-/// The same, for a record that is of this machine. `journal` is `None` when the host has none for this Skyhook.
+/// The same, for a record that is of this host. `journal` is `None` when the host has none for this Skyhook.
 fn reconcile(
     journal: Option<&Entries>,
     installed: &PackageStates,
@@ -67,7 +72,6 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
                         start: None,
                         ..cycle
                     }),
-                    reboots: known.reboots,
                     ..Entry::adopted(status)
                 },
             };
@@ -196,6 +200,24 @@ mod tests {
                 none.clone(),
             ),
             (
+                "the disk was written anew",
+                None,
+                record(&new),
+                &Some(on_host("before")),
+                "",
+                Source::Nothing,
+                none.clone(),
+            ),
+            (
+                "the journal was lost, the host ID was not",
+                None,
+                record(&new),
+                &Some(on_host("h")),
+                "",
+                Source::Node,
+                record(&new),
+            ),
+            (
                 "another machine accepted the lease",
                 None,
                 record(&new),
@@ -216,7 +238,7 @@ mod tests {
         ] {
             let journal = journal.map(self::journal);
             let lease = lease(&installed, stamp.as_ref(), reporter);
-            let (entries, source) = of_lease(journal.as_ref(), &lease, "m");
+            let (entries, source) = of_lease(journal.as_ref(), &lease, "m", "h");
             assert_eq!(source, want, "{name}");
             assert_eq!(states(&entries), states_want, "{name}");
         }
@@ -241,6 +263,13 @@ mod tests {
         lease
     }
 
+    fn on_host(host: &str) -> Stamp {
+        Stamp {
+            host_id: host.into(),
+            ..stamp("uid", "m")
+        }
+    }
+
     fn stamp_of_other() -> Stamp {
         stamp("uid", "other")
     }
@@ -253,6 +282,7 @@ mod tests {
             Some(&journal(&done)),
             &lease(&record(&rerun), Some(&stamp("uid", "m")), ""),
             "m",
+            "h",
         );
         let entry = &entries["a|1.0.0"];
         assert_eq!(

@@ -3,7 +3,15 @@
 use sha2::{Digest, Sha256};
 
 const FIRST_MS: i64 = 10_000;
+/// Nothing that failed waits longer than this.
 const LONGEST_MS: i64 = 300_000;
+
+/// True when the time `at` has come. A time that is further away than the longest delay was written before the clock was
+/// set back: it has come as well.
+#[must_use]
+pub fn is_due(at: i64, now: i64) -> bool {
+    at <= now || at > now + LONGEST_MS
+}
 
 /// Milliseconds until the next attempt after `failures` in a row (at least one): 10 s doubling to 5 min, up to a fifth
 /// shorter by a jitter that depends on `what`, so that a fleet does not retry in step.
@@ -40,6 +48,20 @@ mod tests {
                 (full * 4 / 5..=full).contains(&delay),
                 "{failures}: {delay}"
             );
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_delays_nothing() {
+        for (at, now, want) in [
+            (1_000, 1_000, true),
+            (1_001, 1_000, false),
+            (301_000, 1_000, false),
+            (301_001, 1_000, true),
+            (86_400_000, 1_000, true),
+            (i64::MAX, 1_000, true),
+        ] {
+            assert_eq!(is_due(at, now), want, "{at} at {now}");
         }
     }
 

@@ -3,6 +3,8 @@
 mod interrupts;
 mod lifecycle;
 mod properties;
+mod reboots;
+mod record;
 mod waits;
 pub(crate) mod world;
 
@@ -160,7 +162,7 @@ fn what_fails_shows_at_once_and_is_tried_again() {
     let entry = world.entry("aa|1.0.0");
     assert_eq!((entry.stage, entry.state), (Stage::Apply, State::Erroring));
     assert_eq!(entry.restarts, 0);
-    let wait = wake_at(world.progress()).unwrap() - world.now;
+    let wait = wake_at(world.progress(), world.now).unwrap() - world.now;
     assert!((8_000..=10_000).contains(&wait), "{wait}");
     world.settle();
     assert_eq!(world.ended(), Some(Phase::Complete));
@@ -299,7 +301,7 @@ fn stop_and_hold() {
     world.settle_until(|e| matches!(e, Effect::RunStep { .. }));
     let effects = world.stop(StopReason::Deleted);
     assert!(effects.is_empty(), "{effects:?}");
-    world.now = wake_at(world.progress()).expect("patience has an end");
+    world.now = wake_at(world.progress(), world.now).expect("patience has an end");
     let effects = world.input(Event::Ticked);
     assert!(
         matches!(effects.as_slice(), [Effect::EndStep { .. }]),
@@ -334,26 +336,6 @@ fn a_package_of_two_hundred_waits_for_its_own_dependencies_only() {
         world.log.iter().filter(|l| l.ends_with(" apply")).count(),
         200
     );
-}
-
-#[test]
-fn reboots_are_capped() {
-    let mut world = World::new();
-    world.lease(&Spec::of(&[Package {
-        interrupt: reboot(),
-        ..pkg("aa", "1.0.0")
-    }]));
-    if let Some(p) = world.run.as_mut() {
-        p.entries.get_mut("aa|1.0.0").unwrap().reboots = 3;
-    }
-    world.settle_quiet();
-    let entry = world.entry("aa|1.0.0");
-    assert_eq!(
-        (entry.stage, entry.state),
-        (Stage::Interrupt, State::Erroring)
-    );
-    assert!(entry.message.contains("3 times"), "{}", entry.message);
-    assert!(!world.log.contains(&"reboot".to_owned()));
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Waves: packages that interrupt the host go through apply or upgrade and config together, interrupt it once, and then
 //! do their post-interrupt.
+//!
+//! From when an interrupt is due no new step starts on the host, and a reboot waits for the steps that run: a step that
+//! dies with the host would look like a failure of its package.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,9 +12,6 @@ use skyhook_crds::{Stage, State};
 use super::effect::Effect;
 use super::progress::{Doing, Entry, ImageState, Permit, Progress, Wave, WaveAt};
 use super::retry;
-
-/// Reboots that one version of a package may cause.
-const REBOOT_CAP: u32 = 3;
 
 /// Asks for the permit, lets packages join, and interrupts the host when every member is through config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -40,20 +40,66 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     }
     let wave = p.wave.get_or_insert_with(Wave::default);
     match wave.at {
-        WaveAt::Staging => {
+        WaveAt::Staging if !wave.due => {
             wave.members.extend(waiting);
             let through = wave.members.iter().all(|key| {
                 p.entries
                     .get(key)
                     .is_none_or(|e| e.stage == Stage::Interrupt)
             });
-            if through && !wave.members.is_empty() {
-                look(p, now, effects);
-            }
+            wave.due = through && !wave.members.is_empty();
         }
-        WaveAt::Retry { at } if at <= now => look(p, now, effects),
-        WaveAt::Retry { .. } | WaveAt::Looking | WaveAt::Interrupting { .. } => {}
+        WaveAt::Retry { at } if retry::is_due(at, now) => {
+            wave.at = WaveAt::Staging;
+            wave.due = true;
+        }
+        WaveAt::Staging | WaveAt::Retry { .. } | WaveAt::Looking | WaveAt::Interrupting { .. } => {}
     }
+    if wave.at == WaveAt::Staging && wave.due && awaited(p).is_empty() {
+        match at_the_cap(p) {
+            Some((key, count)) => refuse_reboot(p, &key, count, now),
+            None => look(p, now, effects),
+        }
+    }
+}
+
+/// True from when the interrupt is due until it has happened or failed: no step starts on the host meanwhile.
+pub(super) fn is_due(p: &Progress) -> bool {
+    p.wave.as_ref().is_some_and(|wave| wave.due)
+}
+
+/// Packages whose running step the interrupt waits for. Only a reboot ends steps; the members of the wave have none left.
+fn awaited(p: &Progress) -> Vec<&Entry> {
+    match owner(p) {
+        Some((_, interrupt)) if interrupt.kind == InterruptType::Reboot => p
+            .entries
+            .values()
+            .filter(|entry| super::advance::is_running(entry))
+            .collect(),
+        Some(_) | None => Vec::new(),
+    }
+}
+
+/// What an interrupt that is due waits for, for people.
+#[must_use]
+pub fn waits_for(p: &Progress) -> Option<String> {
+    let wave = p.wave.as_ref().filter(|wave| wave.due)?;
+    let (_, interrupt) = owner(p)?;
+    if !wave.waits_for.is_empty() {
+        return Some(format!("{}: {}", describe(&interrupt), wave.waits_for));
+    }
+    let steps: Vec<String> = awaited(p)
+        .into_iter()
+        .map(|e| format!("{} of {} {}", e.stage, e.name, e.version))
+        .collect();
+    let is_waiting = wave.at == WaveAt::Staging && !steps.is_empty();
+    is_waiting.then(|| {
+        format!(
+            "{}: waits until the running step ends: {}",
+            describe(&interrupt),
+            steps.join(", ")
+        )
+    })
 }
 
 /// When the interrupt is tried again. Without the permit it waits for that.
@@ -131,22 +177,14 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
     let Some(wave) = &mut p.wave else { return };
     let Some((owner, interrupt)) = owner.filter(|_| stands && p.stop.is_none() && !p.held) else {
         wave.at = WaveAt::Retry { at: now + 5_000 };
+        wave.due = false;
         return;
     };
-    let reboots = p.entries.get(&owner).map_or(0, |e| e.reboots);
-    if interrupt.kind == InterruptType::Reboot && reboots >= REBOOT_CAP {
-        failed(
-            p,
-            &format!(
-                "rebooted {reboots} times for this version already: no further reboot; change the version or remove the interrupt"
-            ),
-            now,
-        );
-        return;
-    }
     if interrupt.kind == InterruptType::Reboot {
         wave.reboot_asked = Some(boot_id.clone());
+        count_reboot(p);
     }
+    let Some(wave) = &mut p.wave else { return };
     wave.at = WaveAt::Interrupting {
         owner: owner.clone(),
         interrupt: interrupt.clone(),
@@ -158,6 +196,59 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         interrupt,
         before,
     });
+}
+
+/// Members that want a reboot themselves.
+fn rebooting(p: &Progress) -> Vec<String> {
+    let members = p.wave.iter().flat_map(|wave| &wave.members);
+    let wants = |key: &&String| {
+        let interrupt = p.entries.get(*key).and_then(Entry::interrupt);
+        interrupt.is_some_and(|interrupt| interrupt.kind == InterruptType::Reboot)
+    };
+    members.filter(wants).cloned().collect()
+}
+
+/// The first member that has asked for as many reboots as it may, and how many that were.
+fn at_the_cap(p: &Progress) -> Option<(String, u32)> {
+    rebooting(p).into_iter().find_map(|key| {
+        let count = p.reboots.get(&key).copied().unwrap_or_default();
+        (count >= p.reboot_cap.0).then_some((key, count))
+    })
+}
+
+/// Counts a reboot before it is asked for: how it comes out may never be known.
+fn count_reboot(p: &mut Progress) {
+    for key in rebooting(p) {
+        *p.reboots.entry(key).or_default() += 1;
+    }
+}
+
+/// No further reboot is asked for: the package stays where it is until somebody changes something.
+fn refuse_reboot(p: &mut Progress, key: &str, count: u32, now: i64) {
+    let Some(wave) = &mut p.wave else { return };
+    let why = if wave.reboot_asked.as_ref() == Some(&p.boot_id) {
+        "the boot ID of the host is still the same. Where it never changes (a container as a node) a reboot cannot be told"
+    } else {
+        "the package did not come to its end after them. A host that loses /var/lib/skyhook-agent at each boot forgets \
+         that it was rebooted"
+    };
+    wave.at = WaveAt::Retry {
+        at: now + retry::delay_ms(u32::MAX, &p.lease),
+    };
+    wave.due = false;
+    let times = if count == 1 {
+        "once"
+    } else {
+        &format!("{count} times")
+    };
+    if let Some(entry) = p.entries.get_mut(key) {
+        entry.message = format!(
+            "a reboot was asked for {times} for this version (the cap is {}), and {why}. No further reboot is asked for: \
+             change the package's version, configuration or interrupt",
+            p.reboot_cap.0
+        );
+        entry.set(Stage::Interrupt, State::Erroring, now);
+    }
 }
 
 /// What is to be restarted is on record: now it is.
@@ -183,41 +274,36 @@ pub(super) fn units_seen(
 
 /// Something holds the interrupt up: the owner shows what.
 pub(super) fn waits(p: &mut Progress, reason: &str) {
-    let Some(WaveAt::Interrupting {
+    let Some(wave) = &mut p.wave else { return };
+    let WaveAt::Interrupting {
         owner, interrupt, ..
-    }) = p.wave.as_ref().map(|w| &w.at)
+    } = &wave.at
     else {
         return;
     };
+    reason.clone_into(&mut wave.waits_for);
     let message = format!("{}: {reason}", describe(interrupt));
-    if let Some(entry) = p.entries.get_mut(&owner.clone()) {
+    if let Some(entry) = p.entries.get_mut(owner) {
         entry.message = message;
     }
 }
 
 /// The interrupt has happened: all members go on to post-interrupt.
 pub(super) fn interrupted(p: &mut Progress, now: i64) {
-    let Some(Wave {
-        members,
-        at: WaveAt::Interrupting { interrupt, .. },
-        ..
-    }) = p
+    let Some(Wave { members, .. }) = p
         .wave
         .take_if(|w| matches!(w.at, WaveAt::Interrupting { .. }))
     else {
         return;
     };
-    go_on(p, &members, interrupt.kind == InterruptType::Reboot, now);
+    go_on(p, &members, now);
 }
 
-fn go_on(p: &mut Progress, members: &BTreeSet<String>, is_reboot: bool, now: i64) {
+fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
     for key in members {
         let Some(entry) = p.entries.get_mut(key) else {
             continue;
         };
-        if is_reboot {
-            entry.reboots += 1;
-        }
         if let Some(cycle) = &mut entry.cycle {
             cycle.interrupt = None;
         }
@@ -233,7 +319,8 @@ pub(super) fn failed(p: &mut Progress, reason: &str, now: i64) {
     let owner = owner(p);
     let Some(wave) = &mut p.wave else { return };
     wave.failures += 1;
-    wave.before.clear();
+    wave.due = false;
+    wave.waits_for.clear();
     let delay = retry::delay_ms(wave.failures, &p.lease);
     wave.at = WaveAt::Retry { at: now + delay };
     if let Some(entry) = owner.and_then(|(key, _)| p.entries.get_mut(&key)) {
@@ -250,10 +337,11 @@ pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
         .take_if(|w| w.reboot_asked.as_deref().is_some_and(|b| b != boot_id));
     if let Some(wave) = rebooted {
         // Also when it was given up on meanwhile.
-        go_on(p, &wave.members, true, now);
+        go_on(p, &wave.members, now);
         return;
     }
     let Some(wave) = &mut p.wave else { return };
+    wave.waits_for.clear();
     if p.boot_id != boot_id {
         wave.before.clear();
     }

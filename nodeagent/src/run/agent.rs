@@ -15,12 +15,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::begin::Begun;
-use super::effects::StepDone;
+use super::effects::{Judged, StepDone};
 use super::writer::{Writer, Written};
 use crate::config::Settings;
-use crate::host::Host;
 use crate::host::exec::Supervisors;
 use crate::host::systemd::Bus;
+use crate::host::{Host, identity};
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{ApiError, LeaseApi, LeaseEvent};
@@ -97,6 +97,8 @@ pub(super) struct Agent {
     pub compared: Option<String>,
     /// What keeps the agent from working, for the report.
     pub trouble: Option<String>,
+    /// A reboot that is asked for as soon as the lease's status says so.
+    pub reboot: Option<super::interrupt::Reboot>,
     /// Steps of the machine that are not in the journal yet.
     pub staged: Option<Staged>,
 }
@@ -122,6 +124,7 @@ impl Agent {
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
+            host_id: identity::host_id(&state)?,
             epoch: String::new(),
             disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -166,6 +169,7 @@ impl Agent {
             disk_bytes: None,
             compared: None,
             trouble: None,
+            reboot: None,
             staged: None,
         };
         agent.count_disk();
@@ -188,6 +192,7 @@ impl Agent {
         state.next_step = state.next_step.max(last + 1);
         if let Some(run) = &mut state.run {
             run.next_step = run.next_step.max(state.next_step);
+            run.reboot_cap = self.settings.reboot_cap;
         }
         self.journal.save(state)?;
         if self.journal.state.run.is_some() {
@@ -328,6 +333,7 @@ impl Agent {
             }
         }
         self.write_status();
+        self.reboot_when_reported();
     }
 
     /// Nothing was done: the same inputs are tried again when there may be room.
@@ -444,26 +450,37 @@ impl Agent {
     }
 
     fn machine_wake(&self) -> Option<Instant> {
-        let at = machine::wake_at(self.run()?)?;
-        let wait = u64::try_from(at - now()).unwrap_or(0);
+        let now = now();
+        let at = machine::wake_at(self.run()?, now)?;
+        let wait = u64::try_from(at - now).unwrap_or(0);
         Some(Instant::now() + Duration::from_millis(wait))
     }
 
     /// When the agent has something to do that no note will announce.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        [self.machine_wake(), self.begin_at, self.writer.wake_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        let reboot = self.reboot.as_ref().map(|reboot| reboot.at_the_latest);
+        [
+            self.machine_wake(),
+            self.begin_at,
+            self.writer.wake_at(),
+            reboot,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// A step's supervisor is done, or could not do its work.
     fn step_done(&mut self, done: StepDone) {
-        let outcome = self.judge(&done);
+        let judged = self.judge(&done);
         let StepDone { key, id, .. } = done;
-        self.feed(match outcome {
-            Ok(Some(outcome)) => Event::StepExited { key, id, outcome },
-            Ok(None) => Event::StepLost { key, id },
+        self.feed(match judged {
+            Ok(Judged::Outcome(outcome)) => Event::StepExited { key, id, outcome },
+            Ok(Judged::NotStarted) => Event::StepNotStarted { key, id },
+            Ok(Judged::Lost(problem)) => {
+                tracing::warn!(package = %key, %problem, "a step ended without a result");
+                return self.report_lost(key, id, problem);
+            }
             Err(reason) => Event::StageFailed { key, reason },
         });
     }

@@ -1,5 +1,6 @@
 //! Taking a lease: reconcile, accept, read the revision, begin.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::stage::metadata::NodeFacts;
 pub(super) struct Begun {
     uid: String,
     entries: Entries,
+    source: Source,
     /// The lease as the API has it now, with what is needed to begin.
     result: Result<Taken, ApiError>,
 }
@@ -132,22 +134,26 @@ impl Agent {
             let begun = Begun {
                 uid,
                 entries,
+                source,
                 result,
             };
             let _sent = notes.send(Note::Begun(Box::new(begun)));
         });
     }
 
-    /// What is on this host, by the rules of "Who wins".
-    fn reconciled(&self, lease: &InterruptionLease) -> (Entries, Source) {
-        let skyhook = &lease.spec.skyhook.name;
+    /// What the host's journal says of a Skyhook.
+    fn journalled(&self, skyhook: &str) -> Option<&Entries> {
         let ended = self
             .run()
             .filter(|run| run.skyhook.name == *skyhook)
             .map(|run| &run.entries);
-        let journal =
-            ended.or_else(|| self.journal.state.skyhooks.get(skyhook).map(|r| &r.entries));
-        of_lease(journal, lease, &self.facts.machine_id)
+        ended.or_else(|| self.journal.state.skyhooks.get(skyhook).map(|r| &r.entries))
+    }
+
+    /// What is on this host: see [`crate::machine::reconcile`].
+    fn reconciled(&self, lease: &InterruptionLease) -> (Entries, Source) {
+        let journal = self.journalled(&lease.spec.skyhook.name);
+        of_lease(journal, lease, &self.facts.machine_id, &self.facts.host_id)
     }
 
     fn accepted_status(
@@ -164,7 +170,9 @@ impl Agent {
             phase: Some(Phase::Accepted),
             boot_id: self.facts.boot_id.clone(),
             machine_id: self.facts.machine_id.clone(),
+            host_id: self.facts.host_id.clone(),
             epoch: self.facts.epoch.clone(),
+            reboots: protocol::known_reboots(lease),
             agent_version: self.facts.agent_version.clone(),
             packages: report::packages(&progress),
             since: Some(crate::machine::progress::time(now())),
@@ -179,7 +187,7 @@ impl Agent {
         match begun.result {
             Ok(taken) => {
                 self.begin_failures = 0;
-                self.begin(begun.entries, taken);
+                self.begin(begun.entries, begun.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
                 // The watch brings what it is now.
@@ -198,7 +206,7 @@ impl Agent {
         self.begin_at = Some(Instant::now() + delay(failures));
     }
 
-    fn begin(&mut self, entries: Entries, taken: Taken) {
+    fn begin(&mut self, entries: Entries, source: Source, taken: Taken) {
         let Taken {
             lease,
             revision,
@@ -217,7 +225,16 @@ impl Agent {
             self.retry_begin(1);
             return;
         }
+        // Somebody edited the record of a host that remembers: reboots are counted anew.
+        let is_edited = source == Source::Node && self.journalled(&spec.skyhook.name).is_some();
+        let reboots = if is_edited {
+            BTreeMap::new()
+        } else {
+            protocol::known_reboots(&lease)
+        };
         let progress = Progress {
+            reboots,
+            reboot_cap: self.settings.reboot_cap,
             lease: lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
             revision: spec.revision.clone(),

@@ -1,11 +1,14 @@
 //! Interrupts as the agent carries them out, and what it remembers of them.
+#![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use skyhook_crds::Stage;
-use skyhook_crds::package::Interrupt;
+use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_oci::chain;
+use tokio::time::Instant;
 
 use super::agent::{Agent, Note};
 use crate::host::interrupt::{InterruptError, Interrupter};
@@ -13,14 +16,50 @@ use crate::machine::progress::WaveAt;
 use crate::machine::{Event, Progress};
 use crate::stage::flags::note_interrupt;
 
+/// How long a reboot waits until the lease's status says that it is asked for.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// A reboot that is about to be asked for.
+#[derive(Debug)]
+pub(super) struct Reboot {
+    owner: String,
+    interrupt: Interrupt,
+    pub at_the_latest: Instant,
+}
+
 impl Agent {
-    /// Interrupts the host, or says first what is to be restarted.
+    /// Interrupts the host. A reboot is reported first: for minutes nobody could say why the node went away.
     pub(super) fn interrupt(
-        &self,
-        owner: &str,
+        &mut self,
+        owner: String,
         interrupt: Interrupt,
         before: BTreeMap<String, String>,
     ) {
+        if interrupt.kind != InterruptType::Reboot {
+            return self.carry_out(&owner, interrupt, before);
+        }
+        self.writer.hurry();
+        self.reboot = Some(Reboot {
+            owner,
+            interrupt,
+            at_the_latest: Instant::now() + REPORT,
+        });
+    }
+
+    /// Asks for the reboot when the API server has the last report, or does not take it.
+    pub(super) fn reboot_when_reported(&mut self) {
+        let is_reported = self.writer.is_settled();
+        let ready = |reboot: &mut Reboot| is_reported || reboot.at_the_latest <= Instant::now();
+        if let Some(reboot) = self.reboot.take_if(ready) {
+            if !is_reported {
+                tracing::warn!("the last report before the reboot could not be written");
+            }
+            self.carry_out(&reboot.owner, reboot.interrupt, BTreeMap::new());
+        }
+    }
+
+    /// Carries an interrupt out, or says first which units are to be restarted.
+    fn carry_out(&self, owner: &str, interrupt: Interrupt, before: BTreeMap<String, String>) {
         tracing::warn!(%owner, ?interrupt, "the host is interrupted");
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         let (root, patience) = (self.host.root.clone(), self.settings.patience);

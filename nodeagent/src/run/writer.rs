@@ -38,6 +38,10 @@ pub(super) struct Writer {
     running: Option<String>,
     /// The lease is not there any more.
     is_lost: bool,
+    /// What is to be written is written at once: the host goes down after it.
+    hurry: bool,
+    /// The API has what there is to report, or there is no lease to report to.
+    is_settled: bool,
     wake: Option<Instant>,
 }
 
@@ -111,6 +115,17 @@ impl Writer {
         self.running = Some(resource_version);
     }
 
+    /// Has the next report written at once.
+    pub(super) fn hurry(&mut self) {
+        self.hurry = true;
+        self.is_settled = false;
+    }
+
+    /// True when the API has what there is to report.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
     pub(super) fn wake_at(&self) -> Option<Instant> {
         self.wake.filter(|_| !self.in_flight)
     }
@@ -131,7 +146,8 @@ impl Writer {
             status.phase = Some(Phase::Running);
             status.needs_drain = Some(true);
         }
-        let urgent = self.running.is_some() || is_urgent(&self.reported, status.phase);
+        let urgent =
+            self.hurry || self.running.is_some() || is_urgent(&self.reported, status.phase);
         let status = serde_json::to_value(&status).unwrap_or_default();
         let change = report::merge_diff(&self.reported, &status);
         let change = match (change, &self.running) {
@@ -220,8 +236,10 @@ impl Agent {
         if let Some(trouble) = &self.trouble {
             status.message.clone_from(trouble);
         }
-        match self.writer.next(status, Instant::now()) {
-            Next::Nothing => {}
+        let next = self.writer.next(status, Instant::now());
+        self.writer.is_settled = next == Next::Nothing && !self.writer.in_flight;
+        match next {
+            Next::Nothing => self.writer.hurry = false,
             Next::WakeAt(at) => self.writer.wake = Some(at),
             Next::Call(call) => self.call(call),
         }

@@ -43,7 +43,7 @@ thread_local! {
 pub fn is_of_another_machine(lease: &Lease, machine: u8) -> bool {
     FOREIGN.with_borrow_mut(|known| {
         *known.entry((*lease, machine)).or_insert_with(|| {
-            protocol::is_of_another_machine(&real_lease(0, lease), &format!("id-{machine}"))
+            protocol::is_of_another_host(&real_lease(0, lease), &format!("id-{machine}"), "")
         })
     })
 }
@@ -173,6 +173,8 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         },
         boot_id: number(mark.boot),
         machine_id: number(mark.machine),
+        host_id: String::new(),
+        reboots: Default::default(),
         node_machine_id: number(mark.node_machine),
         granted: lease_uid(node, mark.granted),
         was_ready: mark.was_ready,
@@ -282,6 +284,7 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
 
 fn report(status: PackageStatus) -> PackageReport {
     PackageReport {
+        pending: false,
         name: status.name,
         version: status.version,
         image: status.image,

@@ -37,8 +37,8 @@ pub enum Event {
         id: u64,
         succeeded: bool,
     },
-    /// The supervisor is gone without a result.
-    StepLost {
+    /// The agent died before it had started the step, or the host went down.
+    StepNotStarted {
         key: String,
         id: u64,
     },
@@ -115,7 +115,7 @@ pub trait Core: Clone + Debug {
     #[must_use]
     fn step(self, now: i64, event: Event) -> (Self, Vec<Action>);
     /// When it wants to be woken, in Unix milliseconds.
-    fn wake_at(&self) -> Option<i64>;
+    fn wake_at(&self, now: i64) -> Option<i64>;
     /// True while something runs on the host.
     fn is_busy(&self) -> bool;
     /// What to report.

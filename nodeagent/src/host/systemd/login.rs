@@ -46,6 +46,25 @@ impl Bus {
         }
     }
 
+    /// What systemd as a whole is at: `running`, `degraded`, `stopping` and the like.
+    pub async fn system_state(&self) -> Result<String, SystemdError> {
+        let connection = self.connection().await?;
+        let state = async {
+            let value = zbus::fdo::PropertiesProxy::builder(&connection)
+                .destination("org.freedesktop.systemd1")
+                .path("/org/freedesktop/systemd1")
+                .build()
+                .await?
+                .get(
+                    "org.freedesktop.systemd1.Manager".try_into()?,
+                    "SystemState",
+                )
+                .await?;
+            Ok(String::try_from(value)?)
+        };
+        self.noting_loss(call("SystemState", state).await).await
+    }
+
     /// Main process of a service; 0 when it has none.
     pub async fn main_pid(&self, unit: &str) -> Result<u32, SystemdError> {
         let connection = self.connection().await?;

@@ -1,4 +1,4 @@
-//! Every way from one specification to another (reference section 5, with the differences in `design.md`).
+//! Every way from one specification to another.
 
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::package::Interrupt;

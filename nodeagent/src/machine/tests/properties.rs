@@ -117,7 +117,7 @@ fn run(before: &Spec, after: &Spec, deaths: &[(usize, bool, bool)]) -> (World, u
             if world.ended().is_some() {
                 break;
             }
-            let at = wake_at(world.progress())
+            let at = wake_at(world.progress(), world.now)
                 .unwrap_or_else(|| panic!("waits for nothing: {:#?}", world.progress()));
             world.now = world.now.max(at);
             world.input_queued(Event::Ticked);
@@ -167,7 +167,7 @@ proptest! {
                 match world.queue.pop_back() {
                     Some(effect) => world.perform(effect),
                     None => {
-                        world.now = wake_at(world.progress()).expect("waits for something");
+                        world.now = wake_at(world.progress(), world.now).expect("waits for something");
                         world.input_queued(Event::Ticked);
                     }
                 }

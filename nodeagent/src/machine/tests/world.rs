@@ -186,7 +186,7 @@ impl World {
             event,
         };
         let (run, effects) = step(run, input);
-        let wake_at = wake_at(&run);
+        let wake_at = wake_at(&run, self.now);
         assert!(
             wake_at.is_none_or(|at| at > self.now),
             "it waits for what was, and would never rest: {run:#?}"
@@ -239,7 +239,8 @@ impl World {
                 return;
             }
             let run = self.progress();
-            let at = wake_at(run).unwrap_or_else(|| panic!("waits for nothing: {run:#?}"));
+            let at =
+                wake_at(run, self.now).unwrap_or_else(|| panic!("waits for nothing: {run:#?}"));
             self.now = self.now.max(at);
             self.input_queued(Event::Ticked);
         }
@@ -286,7 +287,7 @@ impl World {
                     id,
                     outcome: outcome.clone(),
                 },
-                None => Event::StepLost { key, id },
+                None => Event::StepNotStarted { key, id },
             },
             Effect::EndStep { .. } => Event::Ticked,
             Effect::WriteRunning { .. } => Event::RunningWritten,

@@ -60,7 +60,7 @@ impl Core for Machine {
 
     fn begin(start: &Start<'_, Entries>) -> Self {
         let spec = &start.lease.spec;
-        let (entries, _) = reconcile::of_lease(start.known, start.lease, start.machine_id);
+        let (entries, _) = reconcile::of_lease(start.known, start.lease, start.machine_id, "");
         Self(Progress {
             lease: start.lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
@@ -86,8 +86,8 @@ impl Core for Machine {
         (after, actions)
     }
 
-    fn wake_at(&self) -> Option<i64> {
-        machine::wake_at(&self.0)
+    fn wake_at(&self, now: i64) -> Option<i64> {
+        machine::wake_at(&self.0, now)
     }
 
     fn is_busy(&self) -> bool {
@@ -148,7 +148,7 @@ fn told(event: Event) -> machine::Event {
                 Outcome::Failed("exited with 1".to_owned())
             },
         },
-        Event::StepLost { key, id } => machine::Event::StepLost { key, id },
+        Event::StepNotStarted { key, id } => machine::Event::StepNotStarted { key, id },
         Event::RunningWritten => machine::Event::RunningWritten,
         Event::RunningRefused => machine::Event::RunningRefused,
         Event::LeaseLooked { lease, stands } => machine::Event::LeaseLooked { lease, stands },

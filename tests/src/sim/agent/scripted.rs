@@ -253,7 +253,7 @@ impl Core for Scripted {
                 self.seen = seen;
             }
             Event::StepExited { id, succeeded, .. } => self.step_exited(now, id, succeeded),
-            Event::StepLost { id, .. } => {
+            Event::StepNotStarted { id, .. } => {
                 if matches!(&self.doing, Doing::Step(step) if step.id == id) {
                     self.doing = Doing::Idle;
                 }
@@ -277,7 +277,7 @@ impl Core for Scripted {
         (self, actions)
     }
 
-    fn wake_at(&self) -> Option<i64> {
+    fn wake_at(&self, _now: i64) -> Option<i64> {
         let waits = self.ended.is_none() && self.seen.stop.is_none() && !self.seen.hold;
         match self.doing {
             Doing::Retry { at } if waits => Some(at),
@@ -338,6 +338,7 @@ impl Core for Scripted {
 
 fn shown(status: &PackageStatus) -> PackageReport {
     PackageReport {
+        pending: false,
         name: status.name.clone(),
         version: status.version.clone(),
         image: status.image.clone(),
@@ -351,11 +352,11 @@ fn shown(status: &PackageStatus) -> PackageReport {
     }
 }
 
-/// Who wins when the Node's record and the journal differ (`design.md`, "Who wins").
+/// Who wins when the Node's record and the journal differ .
 fn reconcile(start: &Start<'_, Known>) -> Known {
     let spec = &start.lease.spec;
     let result = spec.stamp.as_ref().filter(|stamp| stamp.has_result());
-    if protocol::is_of_another_machine(start.lease, start.machine_id) {
+    if protocol::is_of_another_host(start.lease, start.machine_id, "") {
         return Known::default();
     }
     match (start.known.cloned(), result) {

@@ -313,7 +313,7 @@ impl<C: Core> World<'_, C> {
                 let event = Told::StepExited { key, id, succeeded };
                 self.tell_soon(node, event);
             }
-            None => self.tell_soon(node, Told::StepLost { key, id }),
+            None => self.tell_soon(node, Told::StepNotStarted { key, id }),
         }
     }
 

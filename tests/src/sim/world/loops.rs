@@ -97,7 +97,7 @@ impl<C: Core> World<'_, C> {
         };
         let current = machine.journal.current.as_ref();
         let due = current
-            .and_then(|c| c.core.wake_at())
+            .and_then(|c| c.core.wake_at(now))
             .is_some_and(|at| at <= now);
         if due && machine.agent.is_some() {
             self.feed(node, Told::Ticked);
@@ -139,7 +139,7 @@ impl<C: Core> World<'_, C> {
         };
         let life = machine.life;
         let current = machine.journal.current.as_ref();
-        let core = current.and_then(|c| c.core.wake_at());
+        let core = current.and_then(|c| c.core.wake_at(unix));
         let core = core.map(|at| u64::try_from(at - unix).unwrap_or_default());
         let retry = machine.agent.as_ref().and_then(Agent::retry_at);
         let retry = retry.filter(|at| *at > now).map(|at| at - now);

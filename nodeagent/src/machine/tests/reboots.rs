@@ -1,0 +1,261 @@
+//! How often a reboot is asked for, and what it waits for.
+
+use std::collections::BTreeMap;
+
+use skyhook_crds::lease::Phase;
+use skyhook_crds::{Package, Stage, State};
+
+use super::super::*;
+use super::world::{Spec, World, pkg, run_lines};
+use super::{interrupt, reboot};
+use crate::machine::progress::RebootCap;
+use crate::report::{self, HostFacts};
+use skyhook_crds::package::InterruptType;
+
+fn rebooting(name: &str, version: &str) -> Package {
+    Package {
+        interrupt: reboot(),
+        ..pkg(name, version)
+    }
+}
+
+fn reboots(world: &World) -> usize {
+    world.log.iter().filter(|line| *line == "reboot").count()
+}
+
+fn shown(world: &World) -> (Stage, State) {
+    let entry = world.entry("aa|1.0.0");
+    (entry.stage, entry.state)
+}
+
+/// What the coordinator keeps of this, and gives to the agent with the next lease.
+fn reported(world: &World) -> BTreeMap<String, u32> {
+    report::status(world.progress(), &HostFacts::default(), 1).reboots
+}
+
+/// Lets the world go on until nothing happens but that the same is tried again.
+fn settle_long(world: &mut World) {
+    for _ in 0..40 {
+        world.settle_quiet();
+        let Some(at) = wake_at(world.progress(), world.now) else {
+            return;
+        };
+        world.now = at;
+        world.input_queued(Event::Ticked);
+    }
+}
+
+#[test]
+fn a_host_that_forgets_everything_at_each_boot_is_rebooted_three_times() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[rebooting("aa", "1.0.0")]));
+    let fresh = world.progress().clone();
+    for round in 1..=4 {
+        if world.queue.is_empty() {
+            world.input_queued(Event::Begun);
+            world.see();
+        }
+        let before = reboots(&world);
+        while !world.queue.is_empty() && reboots(&world) == before {
+            let effect = world.queue.pop_front().expect("it is not empty");
+            world.perform(effect);
+        }
+        if round == 4 {
+            break;
+        }
+        assert_eq!(reboots(&world), round, "{:?}", world.log);
+        // The journal is gone: what is known of reboots is what was reported before the last one.
+        let known = reported(&world);
+        assert_eq!(known, [("aa|1.0.0".to_owned(), round as u32)].into());
+        world.queue.clear();
+        world.run = Some(Progress {
+            reboots: known,
+            boot_id: world.boot.to_string(),
+            next_step: world.progress().next_step,
+            ..fresh.clone()
+        });
+    }
+    settle_long(&mut world);
+    assert_eq!(reboots(&world), 3);
+    assert_eq!(shown(&world), (Stage::Interrupt, State::Erroring));
+    let message = &world.entry("aa|1.0.0").message;
+    for part in ["3 times", "forgets", "change the package's version"] {
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(
+        world.entry("aa|1.0.0").restarts,
+        0,
+        "a refusal is no attempt"
+    );
+}
+
+#[test]
+fn where_the_boot_id_never_changes_three_reboots_are_asked_for() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[rebooting("aa", "1.0.0")]));
+    let mut asked = 0;
+    for _ in 0..200 {
+        let Some(effect) = world.queue.pop_front() else {
+            let Some(at) = wake_at(world.progress(), world.now) else {
+                break;
+            };
+            world.now = at;
+            world.input_queued(Event::Ticked);
+            continue;
+        };
+        if matches!(effect, Effect::Interrupt { .. }) {
+            asked += 1;
+            // Everything on the host starts anew, in what calls itself the same boot.
+            world.kill_agent();
+        } else {
+            world.perform(effect);
+        }
+    }
+    assert_eq!(asked, 3);
+    assert_eq!(shown(&world), (Stage::Interrupt, State::Erroring));
+    let message = &world.entry("aa|1.0.0").message;
+    assert!(message.contains("boot ID"), "{message}");
+}
+
+#[test]
+fn the_cap_is_a_setting() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[rebooting("aa", "1.0.0")]));
+    if let Some(run) = world.run.as_mut() {
+        run.reboot_cap = RebootCap(1);
+        run.reboots = [("aa|1.0.0".to_owned(), 1)].into();
+    }
+    settle_long(&mut world);
+    assert_eq!(reboots(&world), 0);
+    let message = &world.entry("aa|1.0.0").message;
+    assert!(
+        message.contains("once") && message.contains("cap is 1"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_package_that_came_to_its_end_starts_anew() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[rebooting("aa", "1.0.0")]));
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete));
+    assert_eq!(reported(&world), BTreeMap::new());
+}
+
+#[test]
+fn a_reboot_waits_for_every_step_that_runs_and_no_new_one_starts() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[
+        pkg("aa-slow", "1.0.0"),
+        rebooting("bb", "1.0.0"),
+        Package {
+            depends_on: [("cc".to_owned(), "1.0.0".to_owned())].into(),
+            ..pkg("dd", "1.0.0")
+        },
+        pkg("cc", "1.0.0"),
+    ]));
+    // Everything but the step of aa-slow comes to its end.
+    let mut slow = None;
+    for _ in 0..1000 {
+        let Some(effect) = world.queue.pop_front() else {
+            break;
+        };
+        match &effect {
+            Effect::RunStep { key, .. } if key == "aa-slow|1.0.0" => slow = Some(effect),
+            _ => world.perform(effect),
+        }
+    }
+    assert_eq!(reboots(&world), 0, "{:?}", world.log);
+    let report = report::status(world.progress(), &HostFacts::default(), 1);
+    assert!(
+        report.waits_for.contains("reboot") && report.waits_for.contains("aa-slow 1.0.0"),
+        "{}",
+        report.waits_for
+    );
+    assert_eq!(report.message, report.waits_for);
+    // Its end is awaited, but its next step waits for the reboot.
+    world.perform(slow.expect("it was started"));
+    let next = world.queue.pop_front();
+    assert_eq!(next, Some(Effect::LookAtLease), "{:?}", world.queue);
+    world.queue.push_front(Effect::LookAtLease);
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete));
+    let lines = run_lines(&world.log);
+    let at = |what: &str| {
+        lines
+            .find(what)
+            .unwrap_or_else(|| panic!("{what} in {lines}"))
+    };
+    assert!(at("aa-slow apply") < at("reboot"), "{lines}");
+    assert!(at("reboot") < at("aa-slow config"), "{lines}");
+    assert_eq!(reboots(&world), 1);
+    for entry in world.progress().entries.values() {
+        assert_eq!(entry.restarts, 0, "{entry:?}");
+    }
+}
+
+#[test]
+fn a_restart_of_services_waits_for_its_own_wave_alone() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[
+        pkg("aa-slow", "1.0.0"),
+        Package {
+            interrupt: interrupt(InterruptType::Service, &["cron"]),
+            ..pkg("bb", "1.0.0")
+        },
+    ]));
+    let mut slow = None;
+    for _ in 0..1000 {
+        let Some(effect) = world.queue.pop_front() else {
+            break;
+        };
+        match &effect {
+            Effect::RunStep { key, .. } if key == "aa-slow|1.0.0" => slow = Some(effect),
+            _ => world.perform(effect),
+        }
+    }
+    assert!(slow.is_some());
+    assert!(
+        world.log.contains(&"service cron".to_owned()),
+        "{:?}",
+        world.log
+    );
+}
+
+#[test]
+fn a_failed_interrupt_lets_other_packages_go_on() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[
+        pkg("aa", "1.0.0"),
+        Package {
+            interrupt: interrupt(InterruptType::Service, &["no-such"]),
+            ..pkg("bb", "1.0.0")
+        },
+    ]));
+    world.fail("aa@1.0.0 apply", 1);
+    world.settle_until(|effect| matches!(effect, Effect::Interrupt { .. }));
+    world.queue.clear();
+    world.input_queued(Event::InterruptFailed {
+        reason: "no-such.service does not exist".into(),
+    });
+    for _ in 0..20 {
+        world.settle_while(|w| {
+            w.queue
+                .front()
+                .is_some_and(|e| !matches!(e, Effect::Interrupt { .. }))
+        });
+        if matches!(world.queue.front(), Some(Effect::Interrupt { .. })) {
+            world.queue.clear();
+            world.input_queued(Event::InterruptFailed {
+                reason: "no-such.service does not exist".into(),
+            });
+        }
+        let Some(at) = wake_at(world.progress(), world.now) else {
+            break;
+        };
+        world.now = at;
+        world.input_queued(Event::Ticked);
+    }
+    assert!(world.entry("aa|1.0.0").is_done(), "{:?}", world.log);
+}
