@@ -16,4 +16,5 @@ pub mod report;
 pub mod run;
 pub mod stage;
 pub mod supervise;
+mod text;
 pub mod validate;

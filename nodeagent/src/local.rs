@@ -413,7 +413,7 @@ impl LocalRun {
         let name = prepared.step_name(half, index);
         let result = match runner.run(request).await.map_err(|e| chain(&e))? {
             StepEnd::Finished(result) => result,
-            StepEnd::Lost => return Err(format!("{name} was lost: its supervisor was killed")),
+            StepEnd::Lost { problem } => return Err(format!("{name} was lost: {problem}")),
         };
         let success = result
             .code

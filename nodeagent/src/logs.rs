@@ -34,6 +34,8 @@ struct Bounded {
     file: BufWriter<File>,
     written: u64,
     is_full: bool,
+    /// Why the first line that was lost could not be written.
+    problem: Option<io::Error>,
 }
 
 impl LogPair {
@@ -48,7 +50,8 @@ impl LogPair {
             err: Bounded::open(&with_err(&base))?,
             stamp: local_time(),
         };
-        rotate(directory, &step_name(&log.step))?;
+        // Best effort: the next run tries again.
+        let _rotated = rotate(directory, &step_name(&log.step));
         Ok(pair)
     }
 
@@ -68,8 +71,17 @@ impl LogPair {
 
     /// Hands everything to the kernel.
     pub fn flush(&mut self) {
-        let _out = self.out.file.flush();
-        let _err = self.err.file.flush();
+        for file in [&mut self.out, &mut self.err] {
+            let flushed = file.file.flush();
+            file.note(flushed);
+        }
+    }
+
+    /// Why the log is not complete, when a line of it could not be written.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let problem = self.out.problem.as_ref().or(self.err.problem.as_ref());
+        problem.map(ToString::to_string)
     }
 }
 
@@ -81,7 +93,14 @@ impl Bounded {
             file: BufWriter::with_capacity(16 << 10, file),
             written,
             is_full: written >= LARGEST,
+            problem: None,
         })
+    }
+
+    fn note(&mut self, written: io::Result<()>) {
+        if let Err(problem) = written {
+            self.problem.get_or_insert(problem);
+        }
     }
 
     fn line(&mut self, mark: &str, stamp: &str, line: &[u8]) {
@@ -96,7 +115,9 @@ impl Bounded {
             .and_then(|()| self.file.write_all(line))
             .and_then(|()| self.file.write_all(b"\n"));
         self.written += (mark.len() + stamp.len() + line.len() + 2) as u64;
-        if written.is_ok() && self.written >= LARGEST {
+        let is_written = written.is_ok();
+        self.note(written);
+        if is_written && self.written >= LARGEST {
             let _noted = writeln!(
                 self.file,
                 "{mark}{stamp} (what follows is not logged: {} MiB is the most)",
@@ -126,7 +147,7 @@ fn step_name(step: &str) -> String {
     )
 }
 
-/// Keeps the newest pairs of a step.
+/// Keeps the newest pairs of a step. Others tidy up here too: what is gone already is fine.
 fn rotate(directory: &Path, step: &str) -> io::Result<()> {
     let prefix = format!("{step}-");
     let mut logs: Vec<(SystemTime, PathBuf)> = Vec::new();
@@ -135,18 +156,23 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if is_log_of(&name, &prefix) {
-            logs.push((entry.metadata()?.modified()?, entry.path()));
+            match entry.metadata().and_then(|m| m.modified()) {
+                Ok(time) => logs.push((time, entry.path())),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
         }
     }
     // Names carry the time and break ties.
     logs.sort();
     let old = logs.len().saturating_sub(KEPT);
     for (_, log) in logs.drain(..old) {
-        fs::remove_file(&log)?;
-        if let Err(e) = fs::remove_file(with_err(&log))
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            return Err(e);
+        for file in [with_err(&log), log] {
+            if let Err(e) = fs::remove_file(file)
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                return Err(e);
+            }
         }
     }
     Ok(())
@@ -184,6 +210,20 @@ mod tests {
         assert_eq!(left.len(), 2 * KEPT + 1, "{left:?}");
         assert!(left.contains(&"a.sh-b-2024-05-01-120000.log".to_owned()));
         assert!(!left.contains(&"a.sh-2024-05-01-120002.log.err".to_owned()));
+    }
+
+    #[test]
+    fn old_logs_that_cannot_be_removed_do_not_keep_a_new_one_from_being_written() {
+        let directory = tempfile::tempdir().unwrap();
+        for second in 0..8 {
+            let name = format!("a.sh-2024-05-01-12000{second}.log");
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        let log = LogFile {
+            directory: directory.path().to_owned(),
+            step: "a.sh".into(),
+        };
+        assert_eq!(LogPair::create(&log).unwrap().problem(), None);
     }
 
     #[test]

@@ -287,6 +287,7 @@ impl Prepared {
         });
         Ok(Spec {
             directory: PathBuf::new(),
+            callers_directory: PathBuf::new(),
             root: PathBuf::from("/"),
             enter_host: true,
             program: path,
@@ -296,6 +297,7 @@ impl Prepared {
             log,
             buffer_limit,
             limits: Vec::<Limit>::new(),
+            memory_limit: None,
             grace_ms: self.grace_ms(),
             timeout_ms: None,
         })

@@ -16,14 +16,22 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigHandler, SigSet, Signal};
+use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 mod cgroup;
+mod memory;
 mod output;
+mod result;
 mod surroundings;
 
-use output::Output;
+pub use result::{OutOfMemory, StepResult};
+
+use crate::logs::{LogPair, Stream};
+use memory::Kills;
+use output::{Output, Woken};
 
 /// What is run, and how.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +39,8 @@ use output::Output;
 pub struct Spec {
     /// Directory for `result.json`, as seen in PID 1's mount namespace.
     pub directory: PathBuf,
+    /// The same directory as the caller sees it, for when PID 1's namespaces cannot be entered.
+    pub callers_directory: PathBuf,
     /// Where the step's `/` is.
     pub root: PathBuf,
     /// Whether to enter PID 1's namespaces.
@@ -46,6 +56,8 @@ pub struct Spec {
     /// Longest line that is logged whole, in bytes.
     pub buffer_limit: usize,
     pub limits: Vec<Limit>,
+    /// What the memory of the step's scope is limited to, as a Kubernetes quantity; unset: not limited.
+    pub memory_limit: Option<String>,
     /// How long the step may take to end when it is told to.
     pub grace_ms: u64,
     /// How long the step may take at all.
@@ -88,47 +100,6 @@ pub enum Resource {
     Stack,
 }
 
-/// How a step ended.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", default)]
-pub struct StepResult {
-    /// Exit code, when it exited.
-    pub code: Option<i32>,
-    /// Signal, when one ended it.
-    pub signal: Option<i32>,
-    /// Why it could not be started.
-    pub error: Option<String>,
-    /// It was told to end.
-    pub ended: bool,
-    pub timed_out: bool,
-    /// End of what it printed, errors first.
-    pub tail: String,
-    /// Unix milliseconds.
-    pub finished_at: i64,
-}
-
-impl StepResult {
-    /// What went wrong, with the end of what was printed.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        let problem = match (&self.error, self.code, self.signal) {
-            (Some(error), _, _) => format!("could not be run: {error}"),
-            _ if self.timed_out => "took too long and was ended".to_owned(),
-            _ if self.ended => "was ended: the lease was stopped".to_owned(),
-            (None, Some(code), _) => format!("exited with {code}"),
-            (None, None, Some(signal)) => format!("was killed by signal {signal}"),
-            (None, None, None) => "ended in a way that is not known".to_owned(),
-        };
-        let lines: Vec<&str> = self.tail.lines().collect();
-        let tail = lines[lines.len().saturating_sub(5)..].join("\n");
-        if tail.is_empty() {
-            problem
-        } else {
-            format!("{problem}: {tail}")
-        }
-    }
-}
-
 /// Name of the result in the step's directory.
 pub const RESULT: &str = "result.json";
 
@@ -146,20 +117,45 @@ pub fn main() -> io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
-    let spec: Spec = serde_json::from_slice(&text)?;
-    drop(text);
-    if spec.enter_host {
-        surroundings::enter_host()?;
-    }
-    surroundings::reset(&spec.limits);
+    // From here on a SIGTERM ends the step, and not the supervisor without a result.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGCHLD);
-    signals.thread_block()?;
-    let (mut result, output) = run(&spec, signals);
+    let blocked = signals.thread_block();
+    let spec: Spec = serde_json::from_slice(&text).map_err(|e| {
+        io::Error::other(format!(
+            "the specification of the step cannot be read, so it was not run: {e}"
+        ))
+    })?;
+    drop(text);
+    let entered = if spec.enter_host {
+        surroundings::enter_host()
+    } else {
+        Ok(())
+    };
+    let directory = if entered.is_ok() {
+        &spec.directory
+    } else {
+        &spec.callers_directory
+    };
+    let ready = blocked.map_err(io::Error::from).and(entered);
+    let (mut result, output) = match ready {
+        Ok(()) => {
+            surroundings::reset(&spec.limits);
+            run(&spec, signals)
+        }
+        Err(e) => {
+            let problem = format!("the host's namespaces cannot be entered: {e}");
+            (StepResult::failed(problem), None)
+        }
+    };
     result.finished_at = jiff::Timestamp::now().as_millisecond();
     let text = serde_json::to_vec(&result)?;
-    leave(&spec.directory.join(RESULT), &text)?;
+    let file = directory.join(RESULT);
+    leave(&file, &text).map_err(|e| {
+        let (file, how) = (file.display(), result.describe());
+        io::Error::other(format!("{file} cannot be written: {e}; the step {how}"))
+    })?;
     // The agent may be gone: it finds the file.
     let _told = stdout.write_all(b"d").and_then(|()| stdout.flush());
     // Whoever the step left behind may go on to print.
@@ -187,26 +183,29 @@ fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
-    match start(spec) {
-        Ok(mut child) => match Output::of(&mut child, spec) {
-            Ok(mut output) => {
-                let result = watch(spec, &mut child, &mut output, signals);
-                (result, Some(output))
+    // Before the step: what cannot be logged is run all the same.
+    let (mut log, log_problem) = match spec.log.as_ref().map(LogPair::create).transpose() {
+        Ok(log) => (log, None),
+        Err(e) => (None, Some(e.to_string())),
+    };
+    let kills = Kills::now();
+    let (mut result, output) = match start(spec) {
+        Ok(mut child) => {
+            let mut output = Output::of(&mut child, spec.buffer_limit, log);
+            let result = watch(spec, &mut child, &mut output, signals);
+            (result, Some(output))
+        }
+        Err(e) => {
+            let problem = format!("{}: {e}", spec.program);
+            if let Some(log) = &mut log {
+                log.line(Stream::Err, problem.as_bytes());
             }
-            Err(e) => {
-                end(&mut child, Duration::ZERO);
-                (failed(format!("logs cannot be written: {e}")), None)
-            }
-        },
-        Err(e) => (failed(format!("{}: {e}", spec.program)), None),
-    }
-}
-
-fn failed(error: String) -> StepResult {
-    StepResult {
-        error: Some(error),
-        ..StepResult::default()
-    }
+            (StepResult::failed(problem), None)
+        }
+    };
+    result.out_of_memory = kills.since(spec.memory_limit.as_deref());
+    result.log_problem = log_problem.or_else(|| output.as_ref().and_then(Output::log_problem));
+    (result, output)
 }
 
 fn start(spec: &Spec) -> io::Result<Child> {
@@ -229,13 +228,19 @@ fn start(spec: &Spec) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Changes the root (after the working directory, which stays inside), and gives all signals their default in the child.
+/// Takes the agent's protection from the kernel's OOM killer off the child, changes the root (after the working directory,
+/// which stays inside), and gives all signals their default.
 #[expect(
     unsafe_code,
-    reason = "pre_exec: only chroot, sigaction and sigprocmask are called, all are async-signal-safe and allocate nothing"
+    reason = "pre_exec: only open, write, close, chroot, sigaction and sigprocmask are called, all are async-signal-safe and allocate nothing"
 )]
 fn before_exec(command: &mut Command, root: Option<CString>) {
     let hook = move || {
+        // Best effort. The supervisor keeps its own value: it has to live to tell how the step ended.
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        if let Ok(file) = open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+            let _written = nix::unistd::write(&file, b"0");
+        }
         if let Some(root) = &root {
             nix::unistd::chroot(root.as_c_str())?;
         }
@@ -252,13 +257,17 @@ fn before_exec(command: &mut Command, root: Option<CString>) {
 }
 
 fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -> StepResult {
+    // One that is too far away for the clock is none.
     let deadline = spec
         .timeout_ms
-        .map(|ms| Instant::now() + Duration::from_millis(ms));
+        .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
     let mut result = StepResult::default();
     let status = loop {
         match child.try_wait() {
-            Ok(Some(status)) => break Some(status),
+            Ok(Some(status)) => {
+                result.ended = is_ended_with_scope(status, output, signals);
+                break Some(status);
+            }
             Ok(None) => {}
             Err(e) => {
                 result.error = Some(format!("cannot be waited for: {e}"));
@@ -268,28 +277,47 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
         let now = Instant::now();
         let late = deadline.is_some_and(|deadline| deadline <= now);
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
-        if late || output.pump(signals, left) == output::Woken::ToEnd {
+        if late || output.pump(signals, left) == Woken::ToEnd {
+            // It may have ended on its own in the same moment.
+            if let Ok(Some(status)) = child.try_wait() {
+                result.ended = !late && status.signal() == Some(Signal::SIGTERM as i32);
+                break Some(status);
+            }
             result.timed_out = late;
             result.ended = !late;
-            break output.while_pumping(|| end(child, Duration::from_millis(spec.grace_ms)));
+            break end(child, output, Duration::from_millis(spec.grace_ms));
         }
     };
     output.drain();
-    take_status(&mut result, status);
+    result.code = status.and_then(|s| s.code());
+    result.signal = status.and_then(|s| s.signal());
     result.tail = output.tail();
     result
 }
 
-fn take_status(result: &mut StepResult, status: Option<ExitStatus>) {
-    result.code = status.and_then(|s| s.code());
-    result.signal = status.and_then(|s| s.signal());
+/// True when the step was ended by a SIGTERM that the supervisor got as well: its whole scope was stopped, and which of
+/// the two is told first is chance.
+fn is_ended_with_scope(status: ExitStatus, output: &mut Output, signals: SigSet) -> bool {
+    if status.signal() != Some(Signal::SIGTERM as i32) {
+        return false;
+    }
+    let until = Instant::now() + Duration::from_millis(100);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        if output.pump(signals, Some(left)) == Woken::ToEnd {
+            return true;
+        }
+    }
 }
 
-/// Ends the whole process tree: SIGTERM, and SIGKILL to what is left after `grace`.
-fn end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
+/// Ends the whole process tree: SIGTERM, and SIGKILL to what is left after `grace`. Takes what is printed meanwhile.
+fn end(child: &mut Child, output: &mut Output, grace: Duration) -> Option<ExitStatus> {
     let tree = cgroup::Tree::of(child.id());
     tree.signal(Signal::SIGTERM);
-    let deadline = Instant::now() + grace;
+    let deadline = Instant::now().checked_add(grace);
     let mut killed_at = None;
     let mut status = None;
     loop {
@@ -298,7 +326,7 @@ fn end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
         let now = Instant::now();
         match killed_at {
             _ if !left => return status,
-            None if now >= deadline => {
+            None if deadline.is_some_and(|deadline| deadline <= now) => {
                 tree.signal(Signal::SIGKILL);
                 killed_at = Some(now);
             }
@@ -308,7 +336,7 @@ fn end(child: &mut Child, grace: Duration) -> Option<ExitStatus> {
                 if killed_at.is_some() {
                     tree.signal(Signal::SIGKILL);
                 }
-                std::thread::sleep(Duration::from_millis(20));
+                output.take_for(Duration::from_millis(20));
             }
         }
     }

@@ -19,13 +19,23 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::limits;
 use super::systemd::{Bus, ScopeLimits, SystemdError};
 use crate::supervise::{RESULT, Spec, StepResult};
+use crate::text::{last_lines, plain};
 
 /// How long a supervisor may take to get ready.
 const READY: Duration = Duration::from_secs(20);
-/// How long a scope without a supervisor may go on before it is ended.
+/// How long what is left of a step may go on when its supervisor is gone, and the least time that it then gets between
+/// SIGTERM and SIGKILL.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
+/// File in a step's directory with its grace period in milliseconds, when that is longer than [`ORPHAN_PATIENCE`].
+const GRACE: &str = "grace-ms";
+/// A supervisor's standard error. It holds a lock on the file for as long as it lives.
+const SUPERVISOR_LOG: &str = "supervisor.log";
+/// What is told of a supervisor's own log.
+const LOG_LINES: usize = 5;
+const LOG_BYTES: usize = 1024;
 
 /// Why a step could not be started or found.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +62,10 @@ pub enum ExecError {
 pub enum StepEnd {
     Finished(StepResult),
     /// Supervisor and scope are gone, and there is no result.
-    Lost,
+    Lost {
+        /// Why there is none, in words.
+        problem: String,
+    },
 }
 
 /// A step to be run.
@@ -116,6 +129,11 @@ impl Supervisors {
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(io::Error::from)
             .map_err(failed("locking"))?;
+        let grace = request.spec.grace_ms;
+        if Duration::from_millis(grace) > ORPHAN_PATIENCE {
+            fs::write(directory.join(GRACE), grace.to_string())
+                .map_err(failed("noting its grace period"))?;
+        }
         let mut child = Command::new("/proc/self/exe")
             .arg0("skyhook-supervisor")
             .arg("supervise")
@@ -142,7 +160,13 @@ impl Supervisors {
         request: &StepRequest,
     ) -> Result<(), ExecError> {
         let id = request.id;
-        let not_ready = |problem: String| ExecError::NotReady { id, problem };
+        let directory = self.directory(id).0;
+        let not_ready = |problem: String| {
+            let problem = with_log(&directory, &problem);
+            ExecError::NotReady { id, problem }
+        };
+        let mut spec = request.spec.clone();
+        spec.callers_directory.clone_from(&directory);
         let stdout = child
             .stdout
             .as_mut()
@@ -160,8 +184,9 @@ impl Supervisors {
                 .await
                 .map_err(|source| ExecError::Scope { id, source })?;
             await_scope(pid, &name).await.map_err(not_ready)?;
+            spec.memory_limit = request.limits.memory_max.map(limits::quantity);
         }
-        let text = serde_json::to_vec(&request.spec).map_err(|e| not_ready(e.to_string()))?;
+        let text = serde_json::to_vec(&spec).map_err(|e| not_ready(e.to_string()))?;
         let mut stdin = child
             .stdin
             .take()
@@ -175,39 +200,79 @@ impl Supervisors {
 
     /// There is no result and no supervisor: waits until nothing of the step is left.
     async fn bury(&self, id: u64, label: &str) -> Result<StepEnd, ExecError> {
-        let Some(bus) = &self.bus else {
-            return Ok(StepEnd::Lost);
-        };
-        let name = scope_name(id, label);
-        let begin = Instant::now();
-        let mut told = false;
-        loop {
-            // Not whether the scope is active: one that is started while its process dies stays so without any.
-            let count = bus
-                .count_processes(&name)
+        let directory = self.directory(id).0;
+        if let Some(bus) = &self.bus {
+            let name = scope_name(id, label);
+            await_orphans(bus, &name, grace(&directory))
                 .await
                 .map_err(|source| ExecError::Scope { id, source })?;
-            if count == 0 {
-                // Best effort: most scopes are gone by now.
-                let _stopped = bus.stop(&name).await;
-                return Ok(StepEnd::Lost);
-            }
-            if !told {
-                tracing::warn!(scope = %name, count, "the step's supervisor is gone: what it left is waited for");
-                told = true;
-            }
-            let waited = begin.elapsed();
-            if waited > ORPHAN_PATIENCE {
-                let signal = if waited > 2 * ORPHAN_PATIENCE {
-                    Signal::SIGKILL
-                } else {
-                    Signal::SIGTERM
-                };
-                // It may be gone by now.
-                let _killed = bus.kill(&name, signal as i32).await;
-            }
-            sleep(Duration::from_millis(250)).await;
         }
+        let problem = with_log(&directory, "its supervisor was killed and left no result");
+        Ok(StepEnd::Lost { problem })
+    }
+}
+
+/// Waits until a scope without a supervisor is empty. What does not end on its own is told to, and is killed when it does
+/// not heed that for `grace`.
+async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) -> Result<(), SystemdError> {
+    let begin = Instant::now();
+    let mut was_told = None;
+    let mut is_logged = false;
+    loop {
+        // Not whether the scope is active: one that is started while its process dies stays so without any.
+        let count = bus.count_processes(scope).await?;
+        if count == 0 {
+            // Best effort: most scopes are gone by now.
+            let _stopped = bus.stop(scope).await;
+            return Ok(());
+        }
+        if !is_logged {
+            tracing::warn!(
+                scope,
+                count,
+                "the step's supervisor is gone: what it left is waited for"
+            );
+            is_logged = true;
+        }
+        let signal = orphan_signal(
+            begin.elapsed(),
+            was_told.map(|at: Instant| at.elapsed()),
+            grace,
+        );
+        if let Some(signal) = signal {
+            was_told.get_or_insert_with(Instant::now);
+            // It may be gone by now.
+            let _killed = bus.kill(scope, signal as i32).await;
+        }
+        sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// What is sent to the processes of a scope whose supervisor is gone: for so long, and so long after the first SIGTERM.
+fn orphan_signal(gone: Duration, told: Option<Duration>, grace: Duration) -> Option<Signal> {
+    match told {
+        None if gone <= ORPHAN_PATIENCE => None,
+        None => Some(Signal::SIGTERM),
+        Some(told) if told > grace.max(ORPHAN_PATIENCE) => Some(Signal::SIGKILL),
+        Some(_) => None,
+    }
+}
+
+/// How long the step of this directory may take to end when it is told to.
+fn grace(directory: &Path) -> Duration {
+    let noted = fs::read_to_string(directory.join(GRACE)).ok();
+    let noted = noted.and_then(|ms| ms.trim().parse().ok());
+    noted.map_or(ORPHAN_PATIENCE, Duration::from_millis)
+}
+
+/// The problem, with the end of the supervisor's own log when it has said anything.
+fn with_log(directory: &Path, problem: &str) -> String {
+    let log = fs::read(directory.join(SUPERVISOR_LOG)).unwrap_or_default();
+    let end = &log[log.len().saturating_sub(8 * LOG_BYTES)..];
+    let end = plain(&String::from_utf8_lossy(end));
+    match last_lines(&end, LOG_LINES, LOG_BYTES) {
+        end if end.is_empty() => problem.to_owned(),
+        end => format!("{problem}: {end}"),
     }
 }
 
@@ -280,7 +345,7 @@ fn open_lock(directory: &Path) -> io::Result<File> {
         .create(true)
         .append(true)
         .mode(0o600)
-        .open(directory.join("supervisor.log"))
+        .open(directory.join(SUPERVISOR_LOG))
 }
 
 /// True while a supervisor holds the lock, whoever started it.
@@ -333,5 +398,48 @@ async fn await_scope(pid: u32, name: &str) -> Result<(), String> {
             return Err(format!("it was not moved into {name}"));
         }
         sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orphans_get_the_grace_of_their_step() {
+        let seconds = Duration::from_secs;
+        let signal = |gone, told: Option<u64>, grace| {
+            orphan_signal(seconds(gone), told.map(seconds), seconds(grace))
+        };
+        assert_eq!(signal(30, None, 600), None);
+        assert_eq!(signal(31, None, 600), Some(Signal::SIGTERM));
+        // Told once: a program may take a second SIGTERM as a call to hurry.
+        assert_eq!(signal(60, Some(29), 600), None);
+        assert_eq!(signal(630, Some(600), 600), None);
+        assert_eq!(signal(632, Some(601), 600), Some(Signal::SIGKILL));
+        assert_eq!(signal(62, Some(31), 5), Some(Signal::SIGKILL));
+    }
+
+    #[test]
+    fn what_a_supervisor_said_last_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        assert_eq!(with_log(path, "gone"), "gone");
+        let text = format!("{}\n\x1b[31mlast\x1b[0m words\n", "x".repeat(100_000));
+        fs::write(path.join(SUPERVISOR_LOG), text).unwrap();
+        let told = with_log(path, "gone");
+        assert!(
+            told.starts_with("gone: xx") && told.ends_with("x\nlast words"),
+            "{told}"
+        );
+        assert!(told.len() <= "gone: ".len() + LOG_BYTES);
+    }
+
+    #[test]
+    fn grace_is_found_by_another_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(grace(directory.path()), ORPHAN_PATIENCE);
+        fs::write(directory.path().join(GRACE), "600000").unwrap();
+        assert_eq!(grace(directory.path()), Duration::from_secs(600));
     }
 }

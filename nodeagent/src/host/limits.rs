@@ -59,6 +59,28 @@ pub fn scope(resources: &Resources) -> Result<ScopeLimits, InvalidQuantity> {
     })
 }
 
+/// Bytes as a Kubernetes quantity, with the largest unit that they are a whole number of.
+#[must_use]
+pub(crate) fn quantity(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 8] = [
+        (1 << 40, "Ti"),
+        (1 << 30, "Gi"),
+        (1 << 20, "Mi"),
+        (1 << 10, "Ki"),
+        (1_000_000_000_000, "T"),
+        (1_000_000_000, "G"),
+        (1_000_000, "M"),
+        (1000, "k"),
+    ];
+    UNITS
+        .into_iter()
+        .find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit))
+        .map_or_else(
+            || bytes.to_string(),
+            |(unit, suffix)| format!("{}{suffix}", bytes / unit),
+        )
+}
+
 /// The kubelet's conversion of milli-CPUs: shares, then the weight of cgroup version 2.
 fn weight(milli: u64) -> u64 {
     let shares = (milli.saturating_mul(1024) / 1000).clamp(2, 262_144);
@@ -146,6 +168,16 @@ Max stack size            8388608              unlimited            bytes
                 limit(Resource::Stack, 8_388_608, u64::MAX),
             ]
         );
+    }
+
+    #[test]
+    fn bytes_are_told_as_users_write_them() {
+        for text in [
+            "512Mi", "1536Mi", "2Gi", "4Ti", "500M", "1G", "100k", "123", "0",
+        ] {
+            let bytes = Quantity(text.into()).bytes().unwrap();
+            assert_eq!(quantity(u64::try_from(bytes).unwrap()), text);
+        }
     }
 
     #[test]

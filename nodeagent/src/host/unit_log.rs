@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
+use crate::text::plain;
+
 const LINES: usize = 5;
 /// Characters of one line.
 const WIDTH: usize = 300;
@@ -57,14 +59,9 @@ async fn journalctl(root: &Path, args: &[String]) -> String {
 
 /// Fit for a status: no empty lines, none that is very long, nothing that a terminal obeys.
 fn lines(text: &str) -> Vec<String> {
-    let mut lines: Vec<String> = text
+    let mut lines: Vec<String> = plain(text)
         .lines()
-        .map(|line| {
-            line.chars()
-                .filter(|c| !c.is_control())
-                .take(WIDTH)
-                .collect::<String>()
-        })
+        .map(|line| line.chars().take(WIDTH).collect::<String>())
         .filter(|line| !line.trim().is_empty())
         .collect();
     lines.split_off(lines.len().saturating_sub(LINES))
@@ -80,7 +77,7 @@ mod tests {
         let text = format!("1\n2\n3\n\n4\x1b[31m\n{long}\n6\n");
         let got = lines(&text);
         assert_eq!(got[0], "2");
-        assert_eq!(got[2], "4[31m");
+        assert_eq!(got[2], "4");
         assert_eq!(got[3].len(), WIDTH);
         assert_eq!(got.len(), 5);
     }

@@ -124,9 +124,33 @@ fn scope() -> Option<PathBuf> {
         .filter(|file| file.exists())
 }
 
+/// Directories of this process' scope in which its memory may be counted.
+pub(super) fn memory_directories() -> Vec<PathBuf> {
+    let read = |file| fs::read_to_string(file).unwrap_or_default();
+    let cgroups = read("/proc/self/cgroup");
+    let mounts = parse_mounts(&read("/proc/self/mountinfo"));
+    scopes(&cgroups, &mounts)
+        .filter(|(controllers, _)| {
+            controllers.is_empty() || controllers.split(',').any(|c| c == "memory")
+        })
+        .map(|(_, directory)| directory)
+        .collect()
+}
+
 /// Directory of the scope that a process with these cgroups is in.
 fn find_scope(cgroups: &str, mounts: &[Mount]) -> Option<PathBuf> {
-    cgroups.lines().find_map(|line| {
+    scopes(cgroups, mounts)
+        .map(|(_, directory)| directory)
+        .next()
+}
+
+/// The scope that a process with these cgroups is in: for each hierarchy that holds it there, the controllers and the
+/// directory.
+fn scopes<'a>(
+    cgroups: &'a str,
+    mounts: &'a [Mount],
+) -> impl Iterator<Item = (&'a str, PathBuf)> + 'a {
+    cgroups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, path) = (fields.next()?, fields.next()?);
         let name = path.rsplit('/').next()?;
@@ -135,10 +159,15 @@ fn find_scope(cgroups: &str, mounts: &[Mount]) -> Option<PathBuf> {
         }
         let mount = mounts.iter().find(|mount| match &mount.options {
             None => controllers.is_empty(),
-            Some(options) => options.iter().any(|o| o == controllers),
+            Some(options) => controllers
+                .split(',')
+                .any(|c| options.iter().any(|o| o == c)),
         })?;
         let inside = path.strip_prefix(mount.root.trim_end_matches('/'))?;
-        Some(mount.point.join(inside.trim_start_matches('/')))
+        Some((
+            controllers,
+            mount.point.join(inside.trim_start_matches('/')),
+        ))
     })
 }
 

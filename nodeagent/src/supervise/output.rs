@@ -1,17 +1,18 @@
 //! The step's pipes: streamed into the logs line by line, in bounded memory and bounded files.
 
+#![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
+
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, ChildStderr, ChildStdout};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::Spec;
 use crate::logs::{LogPair, Stream};
+use crate::text::plain;
 
 /// Bytes of output that are kept for the message.
 const TAIL: usize = 2048;
@@ -43,15 +44,15 @@ struct Lines<P> {
 }
 
 impl Output {
-    pub(super) fn of(child: &mut Child, spec: &Spec) -> io::Result<Self> {
-        let limit = spec.buffer_limit.clamp(64, 1 << 20);
-        Ok(Self {
-            out: Lines::new(child.stdout.take(), limit)?,
-            err: Lines::new(child.stderr.take(), limit)?,
-            log: spec.log.as_ref().map(LogPair::create).transpose()?,
+    pub(super) fn of(child: &mut Child, buffer_limit: usize, log: Option<LogPair>) -> Self {
+        let limit = buffer_limit.clamp(64, 1 << 20);
+        Self {
+            out: Lines::new(child.stdout.take(), limit),
+            err: Lines::new(child.stderr.take(), limit),
+            log,
             buffer: vec![0; 64 << 10],
             signals: None,
-        })
+        }
     }
 
     /// Waits for output, a signal, or `timeout`, and takes what is there.
@@ -81,31 +82,25 @@ impl Output {
         woken
     }
 
-    /// Keeps the pipes empty while `work` runs: a step that is told to end may print first.
-    pub(super) fn while_pumping<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                let value = work();
-                done.store(true, Ordering::Release);
-                value
-            });
-            while !done.load(Ordering::Acquire) {
-                wait(
-                    [
-                        self.out.pipe.as_ref().map(AsFd::as_fd),
-                        self.err.pipe.as_ref().map(AsFd::as_fd),
-                        None,
-                    ],
-                    PollTimeout::from(20_u8),
-                );
-                self.take();
+    /// Takes what is printed in the time that follows: a step that is told to end may print first.
+    pub(super) fn take_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
             }
-            match worker.join() {
-                Ok(value) => value,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+            wait(
+                [
+                    self.out.pipe.as_ref().map(AsFd::as_fd),
+                    self.err.pipe.as_ref().map(AsFd::as_fd),
+                    None,
+                ],
+                // A millisecond more: less than one is none, and this would go round without a pause.
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            );
+            self.take();
+        }
     }
 
     /// Takes what is in the pipes now; does not wait for those that the step left behind.
@@ -142,7 +137,12 @@ impl Output {
         } else {
             &self.err.tail
         };
-        String::from_utf8_lossy(tail).trim().to_owned()
+        plain(&String::from_utf8_lossy(tail)).trim().to_owned()
+    }
+
+    /// Why the log is not complete.
+    pub(super) fn log_problem(&self) -> Option<String> {
+        self.log.as_ref().and_then(LogPair::problem)
     }
 
     fn take(&mut self) -> bool {
@@ -164,16 +164,17 @@ fn wait(fds: [Option<BorrowedFd<'_>>; 3], timeout: PollTimeout) {
 }
 
 impl<P: Read + AsFd> Lines<P> {
-    fn new(pipe: Option<P>, limit: usize) -> io::Result<Self> {
+    fn new(pipe: Option<P>, limit: usize) -> Self {
         if let Some(pipe) = &pipe {
-            rustix::io::ioctl_fionbio(pipe, true)?;
+            // It cannot fail on a pipe.
+            let _set = rustix::io::ioctl_fionbio(pipe, true);
         }
-        Ok(Self {
+        Self {
             pipe,
             pending: Vec::new(),
             tail: Vec::new(),
             limit,
-        })
+        }
     }
 
     /// Reads once; true when something came.

@@ -54,8 +54,6 @@ pub(super) fn close_inherited() {
 /// Host defaults for what a process inherits besides.
 pub(super) fn reset(limits: &[Limit]) {
     umask(Mode::from_bits_truncate(0o022));
-    // Lowering needs no right; raising, from an agent that is protected, needs CAP_SYS_RESOURCE.
-    let _adjusted = fs::write("/proc/self/oom_score_adj", "0");
     for limit in limits {
         apply(*limit);
     }

@@ -1,0 +1,168 @@
+//! How a step ended, as a file and in words.
+
+use serde::{Deserialize, Serialize};
+
+/// Exit code of a shell whose child was killed by SIGKILL.
+const SHELL_SAW_KILL: i32 = 128 + SIGKILL;
+const SIGKILL: i32 = 9;
+
+/// How a step ended.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StepResult {
+    /// Exit code, when it exited.
+    pub code: Option<i32>,
+    /// Signal, when one ended it.
+    pub signal: Option<i32>,
+    /// Why it could not be started.
+    pub error: Option<String>,
+    /// It was told to end.
+    pub ended: bool,
+    pub timed_out: bool,
+    /// The kernel killed a process of the step because memory ran out, and which memory that was. The step may have
+    /// succeeded all the same.
+    pub out_of_memory: Option<OutOfMemory>,
+    /// Why its log is missing or not complete.
+    pub log_problem: Option<String>,
+    /// End of what it printed, errors first.
+    pub tail: String,
+    /// Unix milliseconds.
+    pub finished_at: i64,
+}
+
+/// Which memory ran out.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum OutOfMemory {
+    /// What the step may use: its limit, as a Kubernetes quantity.
+    Limit(String),
+    /// The host's.
+    Host,
+}
+
+impl OutOfMemory {
+    fn describe(&self) -> String {
+        match self {
+            Self::Limit(limit) => format!("out of memory, memoryLimit {limit}"),
+            Self::Host => "out of memory on the host".to_owned(),
+        }
+    }
+}
+
+impl StepResult {
+    /// The result of a step that could not be run.
+    #[must_use]
+    pub fn failed(error: String) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::default()
+        }
+    }
+
+    /// What went wrong, with the end of what was printed.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut problem = self.problem();
+        if let Some(log) = &self.log_problem {
+            problem = format!("{problem} (its log is missing or not complete: {log})");
+        }
+        let lines: Vec<&str> = self.tail.lines().collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join("\n");
+        if tail.is_empty() {
+            problem
+        } else {
+            format!("{problem}: {tail}")
+        }
+    }
+
+    fn problem(&self) -> String {
+        let problem = match (&self.error, self.code, self.signal) {
+            (Some(error), _, _) => format!("could not be run: {error}"),
+            _ if self.timed_out => "took too long and was ended".to_owned(),
+            _ if self.ended => "was ended: the lease was stopped".to_owned(),
+            (None, Some(code), _) => format!("exited with {code}"),
+            (None, None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None, None) => "ended in a way that is not known".to_owned(),
+        };
+        let Some(memory) = self.out_of_memory.as_ref().map(OutOfMemory::describe) else {
+            return problem;
+        };
+        let was_killed = self.signal == Some(SIGKILL) || self.code == Some(SHELL_SAW_KILL);
+        if was_killed && !self.timed_out && !self.ended {
+            format!("was killed: {memory}")
+        } else {
+            format!("{problem}; one of its processes was killed: {memory}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_in_words() {
+        let limit = || Some(OutOfMemory::Limit("512Mi".into()));
+        let base = StepResult::default;
+        for (result, want) in [
+            (
+                StepResult {
+                    code: Some(137),
+                    out_of_memory: limit(),
+                    ..base()
+                },
+                "was killed: out of memory, memoryLimit 512Mi",
+            ),
+            (
+                StepResult {
+                    signal: Some(9),
+                    out_of_memory: Some(OutOfMemory::Host),
+                    tail: "last words".into(),
+                    ..base()
+                },
+                "was killed: out of memory on the host: last words",
+            ),
+            (
+                StepResult {
+                    code: Some(2),
+                    out_of_memory: limit(),
+                    ..base()
+                },
+                "exited with 2; one of its processes was killed: out of memory, memoryLimit 512Mi",
+            ),
+            (
+                StepResult {
+                    signal: Some(9),
+                    timed_out: true,
+                    out_of_memory: limit(),
+                    ..base()
+                },
+                "took too long and was ended; one of its processes was killed: out of memory, memoryLimit 512Mi",
+            ),
+            (
+                StepResult {
+                    signal: Some(9),
+                    ..base()
+                },
+                "was killed by signal 9",
+            ),
+            (
+                StepResult {
+                    code: Some(1),
+                    log_problem: Some("No space left on device".into()),
+                    tail: "1\n2\n3\n4\n5\n6".into(),
+                    ..base()
+                },
+                "exited with 1 (its log is missing or not complete: No space left on device): 2\n3\n4\n5\n6",
+            ),
+        ] {
+            assert_eq!(result.describe(), want);
+        }
+    }
+
+    #[test]
+    fn a_result_of_an_earlier_version_is_read() {
+        let result: StepResult = serde_json::from_str(r#"{"code":3,"tail":"x"}"#).unwrap();
+        assert_eq!(result.describe(), "exited with 3: x");
+    }
+}
