@@ -16,6 +16,7 @@ use crate::config::InRootArgs;
 
 pub mod exec;
 pub mod interrupt;
+pub mod journal;
 pub mod limits;
 pub mod systemd;
 mod unit_log;
