@@ -24,7 +24,7 @@ pub struct Cli {
 pub enum Command {
     /// Watch this node's interruption lease and do what it says.
     Run(RunArgs),
-    /// Exit with 0 when an agent runs on this host and has reached the API.
+    /// Exit with 0 when an agent runs on this host, does not hang, and has reached the API.
     Ready(ReadyArgs),
     /// Run a package on this machine, or under a directory, without a cluster.
     LocalRun(LocalRunArgs),
@@ -67,6 +67,9 @@ pub struct StateArgs {
 pub struct ReadyArgs {
     #[command(flatten)]
     pub state: StateArgs,
+    /// Fail only when there is an agent whose loop hangs: for a liveness probe.
+    #[arg(long)]
+    pub live: bool,
 }
 
 /// Flags of `validate`.

@@ -17,6 +17,7 @@ use crate::config::InRootArgs;
 pub mod exec;
 pub mod identity;
 pub mod interrupt;
+pub mod journal;
 pub mod limits;
 pub mod systemd;
 mod unit_log;

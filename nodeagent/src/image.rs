@@ -117,7 +117,12 @@ impl Images {
             .pull(&reference, credentials)
             .await?
             .manifest_digest;
-        self.store.pin(owner, &digest)?;
+        let (store, owner) = (self.store.clone(), owner.to_owned());
+        // It may have to wait for the store's lock.
+        match tokio::task::spawn_blocking(move || store.pin(&owner, &digest)).await {
+            Ok(pinned) => pinned?,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
         Ok(digest)
     }
 

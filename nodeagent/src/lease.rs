@@ -23,7 +23,8 @@ use crate::stage::metadata::NodeFacts;
 const WATCH_SECONDS: u32 = 1800;
 /// The server sends a bookmark every minute: without one for so long the connection is dead.
 const SILENCE: Duration = Duration::from_secs(180);
-const CALL: Duration = Duration::from_secs(30);
+/// A load balancer may swallow an answer: without a deadline the agent would wait for it for ever.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What a call to the API came to.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,8 @@ pub struct LeaseApi {
     client: Client,
     node: String,
     namespace: String,
+    /// How long any answer is waited for.
+    deadline: Duration,
 }
 
 impl std::fmt::Debug for LeaseApi {
@@ -72,6 +75,7 @@ impl LeaseApi {
             client,
             node,
             namespace,
+            deadline: DEADLINE,
         }
     }
 
@@ -82,6 +86,21 @@ impl LeaseApi {
 
     fn leases(&self) -> Api<InterruptionLease> {
         Api::all(self.client.clone())
+    }
+
+    /// The one way to the API: every answer has a deadline.
+    async fn call<T>(
+        &self,
+        what: &str,
+        future: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        match timeout(self.deadline, future).await {
+            Ok(answer) => judge(what, answer),
+            Err(_) => Err(silent(
+                what,
+                &format!("no answer in {} s", self.deadline.as_secs()),
+            )),
+        }
     }
 
     /// Lists once, then watches until the receiver is gone. A lost watch goes on from where it was.
@@ -110,7 +129,7 @@ impl LeaseApi {
     async fn list(&self) -> Result<(LeaseEvent, String), ApiError> {
         let params = ListParams::default().fields(&format!("metadata.name={}", self.node));
         let mut list: ObjectList<InterruptionLease> =
-            call("leases", self.leases().list(&params)).await?;
+            self.call("leases", self.leases().list(&params)).await?;
         let version = list.metadata.resource_version.take().unwrap_or_default();
         let event = match list.items.pop() {
             Some(lease) => LeaseEvent::Seen(Box::new(lease)),
@@ -154,11 +173,12 @@ impl LeaseApi {
         let request = http::Request::get(uri)
             .body(Vec::new())
             .map_err(|e| silent("watch", &e))?;
-        let stream = call(
-            "watch",
-            self.client.request_events::<InterruptionLease>(request),
-        )
-        .await?;
+        let stream = self
+            .call(
+                "watch",
+                self.client.request_events::<InterruptionLease>(request),
+            )
+            .await?;
         pin_mut!(stream);
         loop {
             let Ok(item) = timeout(SILENCE, stream.try_next()).await else {
@@ -193,7 +213,7 @@ impl LeaseApi {
 
     /// The lease as it is now.
     pub async fn lease(&self) -> Result<InterruptionLease, ApiError> {
-        call("lease", self.leases().get(&self.node)).await
+        self.call("lease", self.leases().get(&self.node)).await
     }
 
     /// Changes the status of the lease with this UID, over this version of it: a write that was delayed must not take
@@ -212,18 +232,20 @@ impl LeaseApi {
             field_manager: Some(names::AGENT.to_owned()),
             ..PatchParams::default()
         };
-        let patched = self
-            .leases()
-            .patch_status(&self.node, &params, &Patch::Merge(&patch))
-            .await;
-        judge("lease status", patched)
+        let leases = self.leases();
+        let patch = Patch::Merge(&patch);
+        self.call(
+            "lease status",
+            leases.patch_status(&self.node, &params, &patch),
+        )
+        .await
     }
 
     /// A revision's content.
     pub async fn revision(&self, name: &str) -> Result<RevisionData, ApiError> {
         let what = format!("revision {name}");
         let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &self.namespace);
-        let revision = call(&what, api.get(name)).await?;
+        let revision = self.call(&what, api.get(name)).await?;
         let data = revision.data.map(|raw| raw.0).unwrap_or_default();
         serde_json::from_value(data).map_err(|e| ApiError::Malformed {
             what,
@@ -234,14 +256,18 @@ impl LeaseApi {
     /// The Node.
     pub async fn node(&self) -> Result<NodeFacts, ApiError> {
         let api: Api<Node> = Api::all(self.client.clone());
-        let node = call(&format!("node {}", self.node), api.get(&self.node)).await?;
+        let node = self
+            .call(&format!("node {}", self.node), api.get(&self.node))
+            .await?;
         Ok(NodeFacts::of(&node))
     }
 
     /// What containers in the namespace get that ask for nothing.
     pub async fn default_resources(&self) -> Result<Option<Resources>, ApiError> {
         let api: Api<LimitRange> = Api::namespaced(self.client.clone(), &self.namespace);
-        let ranges = call("limit ranges", api.list(&ListParams::default())).await?;
+        let ranges = self
+            .call("limit ranges", api.list(&ListParams::default()))
+            .await?;
         let item = ranges
             .items
             .into_iter()
@@ -275,7 +301,7 @@ impl LeaseApi {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut found = BTreeMap::new();
         for name in names {
-            match call(&format!("secret {name}"), api.get(name)).await {
+            match self.call(&format!("secret {name}"), api.get(name)).await {
                 Ok(secret) => {
                     let data = secret.data.unwrap_or_default();
                     let data = data.into_iter().map(|(k, v)| (k, v.0)).collect();
@@ -296,7 +322,10 @@ impl LeaseApi {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut found = BTreeMap::new();
         for name in names {
-            match call(&format!("config map {name}"), api.get(name)).await {
+            match self
+                .call(&format!("config map {name}"), api.get(name))
+                .await
+            {
                 Ok(map) => {
                     found.insert(name.clone(), map.data.unwrap_or_default());
                 }
@@ -313,7 +342,7 @@ impl LeaseApi {
         let mut all = Credentials::anonymous();
         for name in names {
             let what = format!("secret {name}");
-            let secret = match call(&what, api.get(name)).await {
+            let secret = match self.call(&what, api.get(name)).await {
                 Ok(secret) => secret,
                 Err(ApiError::NotFound { .. } | ApiError::Refused { .. }) => continue,
                 Err(e) => return Err(e),
@@ -355,13 +384,6 @@ fn silent(what: &str, problem: &dyn std::fmt::Display) -> ApiError {
     }
 }
 
-async fn call<T>(what: &str, future: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
-    match timeout(CALL, future).await {
-        Ok(answer) => judge(what, answer),
-        Err(_) => Err(silent(what, &"no answer in 30 s")),
-    }
-}
-
 fn judge<T>(what: &str, answer: kube::Result<T>) -> Result<T, ApiError> {
     let what = what.to_owned();
     match answer {
@@ -382,3 +404,6 @@ fn judge<T>(what: &str, answer: kube::Result<T>) -> Result<T, ApiError> {
         Err(e) => Err(silent(&what, &skyhook_oci::chain(&e))),
     }
 }
+
+#[cfg(test)]
+mod tests;

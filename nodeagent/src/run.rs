@@ -2,14 +2,11 @@
 //!
 //! Every input goes through [`agent::Agent::feed`]: step, journal, effects, report, in that order. Effects run as local
 //! tasks and come back as inputs.
-#![expect(clippy::disallowed_methods, reason = "this is the shell's entry")]
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::LocalSet;
@@ -25,11 +22,14 @@ mod begin;
 mod effects;
 mod housekeeping;
 mod interrupt;
+mod presence;
+mod probe;
 mod recover;
 mod revision;
 mod writer;
 
 use agent::{Agent, Note};
+use probe::Probes;
 
 /// Runs the agent until SIGTERM.
 pub fn main(args: RunArgs) -> anyhow::Result<()> {
@@ -63,12 +63,15 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         root: settings.host_root.clone(),
     };
     let state = host.path(&settings.state_dir);
-    fs::create_dir_all(&state).with_context(|| format!("{} cannot be made", state.display()))?;
+    presence::make_state_directory(&state)
+        .with_context(|| format!("{} cannot be made", state.display()))?;
     let _only = tokio::select! {
-        only = only_agent(&state) => only?,
+        only = presence::only_agent(&state) => only?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    let probes = Probes::open(&state).context("the socket for probes cannot be made")?;
+    let mut reached = false;
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
     let (notes, mut inbox) = unbounded_channel();
@@ -90,15 +93,18 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
                 }
             }
             Some(event) = leases.recv() => {
-                note_ready(&state)?;
+                reached = true;
                 agent.take(Note::Lease(event));
             }
             () = sleep_until(wake) => agent.take(Note::Woken),
+            Ok(stream) = probes.asked() => {
+                probe::answer(stream, reached);
+                continue;
+            }
         }
         agent.commit();
     }
     tracing::info!("the agent stops; steps go on under their supervisors");
-    let _removed = fs::remove_file(state.join("ready"));
     Ok(())
 }
 
@@ -115,51 +121,16 @@ async fn client() -> anyhow::Result<kube::Client> {
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 
-/// Holds a lock for the life of the process: two agents on one host would run two steps at once. Waits for the end of an
-/// agent that is there: the pod of one that was deleted by force may take a while to end.
-async fn only_agent(state: &Path) -> anyhow::Result<fs::File> {
-    let file = fs::File::create(state.join("agent.lock"))?;
-    let mut told = false;
-    loop {
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("{}: agent.lock", state.display()));
-            }
-        }
-        if !told {
-            tracing::warn!(state = %state.display(), "another agent works here; this one waits for its end");
-            told = true;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-fn ready_file(state: &Path) -> PathBuf {
-    state.join("ready")
-}
-
-fn note_ready(state: &Path) -> io::Result<()> {
-    let file = ready_file(state);
-    if file.exists() {
-        return Ok(());
-    }
-    fs::write(file, std::process::id().to_string())
-}
-
-/// Exec probe: the agent's watch has reached the API, and the agent lives.
+/// Exec probes: by default the agent lives, its loop runs, and its watch has reached the API; with `--live` it fails only
+/// when the loop hangs.
 pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
     let host = Host {
         root: args.state.host_root.clone(),
     };
     let state = host.path(&args.state.state_dir);
-    let file = ready_file(&state);
-    let noted = fs::read_to_string(&file)
-        .with_context(|| format!("{}: no agent has reached the API", file.display()))?;
-    let lock = fs::File::open(state.join("agent.lock")).context("no agent was started")?;
-    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared).is_ok() {
-        bail!("the agent with pid {noted} is gone");
+    if args.live {
+        probe::live(&state)
+    } else {
+        probe::ready(&state)
     }
-    Ok(())
 }

@@ -14,7 +14,7 @@ use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::Resources;
 use skyhook_crds::{Package, Stage};
 use skyhook_oci::manifest::{self, ManifestError, PackageConfig, Step};
-use skyhook_oci::{Digest, Store, StoreError, Target, UnpackOptions, chain};
+use skyhook_oci::{Digest, RemoveError, Store, StoreError, Target, UnpackOptions, chain};
 
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
@@ -50,6 +50,8 @@ pub enum StageError {
     Env(#[from] env::EnvError),
     #[error("neither image nor copy of the package is on the host")]
     NothingLeft,
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
 }
 
 /// Where things are on the host.

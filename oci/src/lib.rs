@@ -73,6 +73,7 @@ pub mod progress;
 pub mod pull;
 pub mod reference;
 pub mod registry;
+mod remove;
 pub mod store;
 pub mod unpack;
 
@@ -85,5 +86,6 @@ pub use progress::{Event, Progress};
 pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass, chain};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{ProxyConfig, RegistryError, Timeouts};
+pub use remove::{RemoveError, mounts_below, remove_tree};
 pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
 pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked};

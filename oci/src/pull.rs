@@ -207,7 +207,7 @@ impl Puller {
         credentials: &Credentials,
         progress: &Progress,
     ) -> Result<Pulled, Failure> {
-        let _hold = self.store.hold()?;
+        let _hold = self.store.hold().await?;
         progress.say(Event::Resolving {
             reference: reference.to_string(),
         });

@@ -23,8 +23,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -37,6 +37,7 @@ use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 mod blob;
 mod files;
 mod gc;
+mod lock;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
@@ -49,6 +50,8 @@ pub struct StoreConfig {
     pub limits: Limits,
     /// Bytes of blobs to keep for images that nobody pins.
     pub max_bytes: u64,
+    /// How long the store's lock is waited for.
+    pub lock_patience: Duration,
 }
 
 impl Default for StoreConfig {
@@ -56,6 +59,7 @@ impl Default for StoreConfig {
         Self {
             limits: Limits::default(),
             max_bytes: 4 << 30,
+            lock_patience: Duration::from_secs(60),
         }
     }
 }
@@ -76,6 +80,11 @@ pub enum StoreError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error(
+        "{} has been locked by another process for {seconds} s; lslocks names it: end it, unless it is an agent that removes old images",
+        path.display()
+    )]
+    Locked { path: PathBuf, seconds: u64 },
     #[error("image {0} is not in the store")]
     NoImage(Digest),
     #[error("blob {0} in the store is damaged or gone; it has to be fetched again")]
@@ -104,6 +113,7 @@ impl StoreError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",
+            Self::Locked { .. } => "locked",
             Self::NoImage(_) => "no_image",
             Self::Damaged(_) => "blob_damaged",
             Self::WrongDigest { .. } => "wrong_digest",
@@ -116,7 +126,7 @@ impl StoreError {
     /// Whether a later try, after another pull, may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::NoImage(_) | Self::Damaged(_) => true,
+            Self::Io { .. } | Self::Locked { .. } | Self::NoImage(_) | Self::Damaged(_) => true,
             Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Image { .. } => false,
             Self::Unpack(error) => error.is_transient(),
         }
@@ -142,12 +152,6 @@ struct RefRecord {
 struct PinRecord {
     owner: String,
     manifest: Digest,
-}
-
-/// While this lives nothing is removed from the store.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    _lock: File,
 }
 
 impl Store {
@@ -228,7 +232,7 @@ impl Store {
         target: &Target,
         options: UnpackOptions,
     ) -> Result<Unpacked, StoreError> {
-        let _hold = self.hold()?;
+        let _hold = self.hold_blocking()?;
         let image = self.image(manifest)?;
         self.touch(manifest);
         let mut sources = Vec::with_capacity(image.layers.len());
@@ -250,7 +254,7 @@ impl Store {
 
     /// Reads every blob of an image. A damaged one is removed, so that the next pull fetches it.
     pub fn verify(&self, manifest: &Digest) -> Result<(), StoreError> {
-        let _hold = self.hold()?;
+        let _hold = self.hold_blocking()?;
         let image = self.image(manifest)?;
         let mut first = None;
         for layer in &image.layers {
@@ -276,37 +280,6 @@ impl Store {
         {
             tracing::error!(%digest, %error, "a damaged blob cannot be removed");
         }
-    }
-
-    /// Keeps the store as it is while the result lives.
-    pub(crate) fn hold(&self) -> Result<Hold, StoreError> {
-        self.lock(FlockOperation::LockShared)
-            .map(|lock| Hold { _lock: lock })
-    }
-
-    fn lock_exclusively(&self) -> Result<Option<File>, StoreError> {
-        match self.lock(FlockOperation::NonBlockingLockExclusive) {
-            Ok(lock) => Ok(Some(lock)),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn lock(&self, operation: FlockOperation) -> Result<File, StoreError> {
-        let path = self.dir.join("lock");
-        File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .and_then(|file| {
-                rustix::fs::flock(&file, operation)
-                    .map(|()| file)
-                    .map_err(Into::into)
-            })
-            .map_err(|source| failed("lock", &path, source))
     }
 
     /// Whether a blob of this size is there. Its content is checked when it is read.
@@ -371,9 +344,9 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps an image for `owner` (one image per owner) until it is unpinned.
+    /// Keeps an image for `owner` (one image per owner) until it is unpinned. Blocks while others remove images.
     pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
-        let _hold = self.hold()?;
+        let _hold = self.hold_blocking()?;
         self.image(manifest)?;
         let record = PinRecord {
             owner: owner.to_owned(),

@@ -19,6 +19,8 @@ use rustix::io::Errno;
 use crate::digest::{Digest, HashingReader};
 use crate::image::Layer;
 use crate::limits::{Budget, Limits};
+use crate::pull::chain;
+use crate::remove::{RemoveError, remove_at};
 
 mod error;
 pub(crate) mod layer;
@@ -284,7 +286,11 @@ impl<'a> Stage<'a> {
             Err(errno) => return Err(io("lock the stage beside")(errno)),
         }
         let stage = Self { parent, name, fd };
-        stage.clear().map_err(io("clear the stage beside"))?;
+        stage.clear().map_err(|source| UnpackError::Io {
+            what: "clear the stage beside",
+            path: target.display_path(),
+            source,
+        })?;
         Ok(stage)
     }
 
@@ -293,12 +299,12 @@ impl<'a> Stage<'a> {
         place::open_dir(&self.fd, name.as_bytes())
     }
 
-    fn clear(&self) -> rustix::io::Result<()> {
+    fn clear(&self) -> io::Result<()> {
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
             let entry = entry?;
             match entry.file_name().to_bytes() {
                 b"." | b".." => {}
-                name => place::remove_tree(&self.fd, name)?,
+                name => remove_at(&self.fd, name).map_err(RemoveError::into_io)?,
             }
         }
         Ok(())
@@ -307,8 +313,8 @@ impl<'a> Stage<'a> {
 
 impl Drop for Stage<'_> {
     fn drop(&mut self) {
-        if let Err(errno) = place::remove_tree(self.parent, &self.name) {
-            tracing::warn!(%errno, "a stage could not be removed; the next unpack will");
+        if let Err(error) = remove_at(self.parent, &self.name) {
+            tracing::warn!(error = %chain(&error), "a stage could not be removed; the next unpack will");
         }
     }
 }

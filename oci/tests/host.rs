@@ -44,11 +44,15 @@ impl Host {
     }
 
     pub(crate) fn with(config: PullerConfig, limits: Limits) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let config_of_store = StoreConfig {
             limits,
             ..StoreConfig::default()
         };
+        Self::with_store(config, config_of_store)
+    }
+
+    pub(crate) fn with_store(config: PullerConfig, config_of_store: StoreConfig) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("store"), config_of_store).unwrap();
         let puller = Puller::new(store.clone(), config).unwrap();
         Self { dir, store, puller }

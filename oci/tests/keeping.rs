@@ -1,7 +1,9 @@
 //! The store: damage, crashes, size.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use skyhook_oci::{Collected, Digest, Limits, Store, StoreConfig};
 
@@ -224,4 +226,52 @@ async fn nothing_is_collected_under_a_pull() {
     let pulled = host.pull(&liar).await.unwrap();
     host.unpack(&pulled.manifest_digest).await.unwrap();
     assert_eq!(liar.count("/blobs/"), 2);
+}
+
+#[tokio::test]
+async fn a_lock_that_somebody_holds_blocks_nothing_for_ever() {
+    let image = Image::sized(10_000);
+    let config = StoreConfig {
+        lock_patience: Duration::from_millis(500),
+        ..StoreConfig::default()
+    };
+    let host = Host::with_store(hasty(), config);
+    let lock = host.dir.path().join("store/lock");
+    // Who made it readable for all is not known; it does not stay so.
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+    let served = image.clone();
+    let liar = Liar::start(move |request| served.answer(request));
+    let held = fs::File::open(&lock).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut others = 0;
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let begin = std::time::Instant::now();
+    let mut pull = std::pin::pin!(host.pull(&liar));
+    let refused = loop {
+        tokio::select! {
+            result = &mut pull => break result.unwrap_err(),
+            _ = tick.tick() => others += 1,
+        }
+    };
+    let took = begin.elapsed();
+    assert!((500..5000).contains(&took.as_millis()), "{took:?}");
+    assert!(others > 10, "others had {others} turns");
+    let told = skyhook_oci::chain(&refused);
+    assert!(
+        told.contains("store/lock has been locked by another process"),
+        "{told}"
+    );
+    assert_eq!(
+        host.store.pin("p", &Digest::of(b"")).unwrap_err().kind(),
+        "locked"
+    );
+    // One that is given back in time is only waited for.
+    let release = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(held);
+    });
+    host.pull(&liar).await.unwrap();
+    release.await.unwrap();
+    let mode = fs::metadata(&lock).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }

@@ -8,12 +8,33 @@ use skyhook_crds::installed::hex;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use zbus::Connection;
-use zbus::{OwnedObjectPath, Variant};
+use zbus::{OwnedObjectPath, Variant, fdo};
 
 mod login;
+mod scope;
+mod version;
 
-/// How long a method call may take.
-const CALL: Duration = Duration::from_secs(25);
+pub use scope::ScopeLimits;
+pub use version::too_old;
+
+/// How long calls may take.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    /// A call that is answered at once, or never.
+    quick: Duration,
+    /// A reload of all units, and whatever has to wait for the end of one: the manager answers nothing meanwhile.
+    slow: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            quick: Duration::from_secs(25),
+            // What `systemctl daemon-reload` gives it.
+            slow: Duration::from_secs(180),
+        }
+    }
+}
 
 /// What went wrong on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +63,7 @@ impl SystemdError {
     pub fn is_bus_lost(&self) -> bool {
         match self {
             Self::Connect { .. } => true,
-            Self::Call { source, .. } => !matches!(source, zbus::Error::MethodError(..)),
+            Self::Call { source, .. } => !is_answer(source),
             Self::Timeout { .. } | Self::Unit { .. } => false,
         }
     }
@@ -64,6 +85,10 @@ trait Manager {
     fn restart_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn start_unit(&self, name: &str, mode: &str) -> zbus::Result<OwnedObjectPath>;
     fn reset_failed_unit(&self, name: &str) -> zbus::Result<()>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn version(&self) -> zbus::Result<String>;
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn system_state(&self) -> zbus::Result<String>;
     fn start_transient_unit(
         &self,
         name: &str,
@@ -95,31 +120,32 @@ trait Unit {
     fn invocation_id(&self) -> zbus::Result<Vec<u8>>;
 }
 
-/// CPU and memory of a step's scope.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ScopeLimits {
-    /// Microseconds of CPU per second.
-    pub cpu_quota: Option<u64>,
-    pub cpu_weight: Option<u64>,
-    pub memory_max: Option<u64>,
-    pub memory_low: Option<u64>,
-}
-
 /// The bus, connected when it is first needed and again after it was lost.
 #[derive(Debug)]
 pub struct Bus {
     address: String,
     connection: Mutex<Option<Connection>>,
+    patience: Patience,
+    /// Properties of scopes that this manager does not know, in the order in which that was found.
+    unknown: Mutex<Vec<String>>,
 }
 
 impl Bus {
     /// The system bus of the host that is at `root`.
     #[must_use]
     pub fn of(root: &Path) -> Self {
-        let socket = root.join("run/dbus/system_bus_socket");
+        Self::at(
+            &root.join("run/dbus/system_bus_socket"),
+            Patience::default(),
+        )
+    }
+
+    fn at(socket: &Path, patience: Patience) -> Self {
         Self {
             address: format!("unix:path={}", socket.display()),
             connection: Mutex::new(None),
+            patience,
+            unknown: Mutex::new(Vec::new()),
         }
     }
 
@@ -130,7 +156,7 @@ impl Bus {
 
     /// True when systemd answers.
     pub async fn is_there(&self) -> bool {
-        self.unit_state("-.mount").await.is_ok()
+        self.version().await.is_ok()
     }
 
     pub(crate) async fn connection(&self) -> Result<Connection, SystemdError> {
@@ -143,7 +169,7 @@ impl Bus {
                 .build()
                 .await
         };
-        let connection = call("connect", connect).await.map_err(|e| match e {
+        let connection = self.quick("connect", connect).await.map_err(|e| match e {
             SystemdError::Call { source, .. } => SystemdError::Connect {
                 address: self.address.clone(),
                 source,
@@ -161,7 +187,7 @@ impl Bus {
         let proxy = ManagerProxy::builder(&connection)
             .cache_properties(zbus::proxy::CacheProperties::No)
             .build();
-        self.noting_loss(call("connect to the manager", proxy).await)
+        self.noting_loss(self.quick("connect to the manager", proxy).await)
             .await
     }
 
@@ -175,44 +201,29 @@ impl Bus {
         answer
     }
 
-    /// Moves `pid` into a new scope of its own.
-    pub async fn start_scope(
+    /// A call that is answered at once, or never.
+    async fn quick<T>(
         &self,
         name: &str,
-        description: &str,
-        pid: u32,
-        limits: ScopeLimits,
-    ) -> Result<(), SystemdError> {
-        let mut properties = vec![
-            ("PIDs", Variant::from(vec![pid])),
-            ("Description", Variant::from(description)),
-            ("CollectMode", Variant::from("inactive-or-failed")),
-        ];
-        let limits = [
-            ("CPUQuotaPerSecUSec", limits.cpu_quota),
-            ("CPUWeight", limits.cpu_weight),
-            ("MemoryMax", limits.memory_max),
-            ("MemoryLow", limits.memory_low),
-        ];
-        properties.extend(
-            limits
-                .into_iter()
-                .filter_map(|(name, value)| Some((name, Variant::from(value?)))),
-        );
-        let manager = self.manager().await?;
-        let started = call(
-            &format!("StartTransientUnit({name})"),
-            manager.start_transient_unit(name, "fail", &properties, &[]),
-        )
-        .await;
-        self.noting_loss(started).await.map(drop)
+        future: impl Future<Output = zbus::Result<T>>,
+    ) -> Result<T, SystemdError> {
+        within(name, self.patience.quick, future).await
+    }
+
+    /// A call that may have to wait for the end of a reload.
+    async fn slow<T>(
+        &self,
+        name: &str,
+        future: impl Future<Output = zbus::Result<T>>,
+    ) -> Result<T, SystemdError> {
+        within(name, self.patience.slow, future).await
     }
 
     /// How many processes a unit has; none when there is no such unit.
     pub async fn count_processes(&self, unit: &str) -> Result<usize, SystemdError> {
         let manager = self.manager().await?;
         let name = format!("GetUnitProcesses({unit})");
-        let processes = call(&name, manager.get_unit_processes(unit)).await;
+        let processes = self.slow(&name, manager.get_unit_processes(unit)).await;
         match self.noting_loss(processes).await {
             Ok(processes) => Ok(processes.len()),
             Err(e) if e.is_no_such_unit() => Ok(0),
@@ -224,25 +235,26 @@ impl Bus {
     pub async fn stop(&self, unit: &str) -> Result<(), SystemdError> {
         let manager = self.manager().await?;
         let name = format!("StopUnit({unit})");
-        let stopped = call(&name, manager.stop_unit(unit, "replace")).await;
+        let stopped = self.slow(&name, manager.stop_unit(unit, "replace")).await;
         self.noting_loss(stopped).await.map(drop)
     }
 
     /// Sends a signal to every process of a unit.
     pub async fn kill(&self, unit: &str, signal: i32) -> Result<(), SystemdError> {
         let manager = self.manager().await?;
-        let killed = call(
-            &format!("KillUnit({unit})"),
-            manager.kill_unit(unit, "all", signal),
-        )
-        .await;
+        let killed = self
+            .slow(
+                &format!("KillUnit({unit})"),
+                manager.kill_unit(unit, "all", signal),
+            )
+            .await;
         self.noting_loss(killed).await
     }
 
     /// Reads the configuration of all units again.
     pub async fn reload(&self) -> Result<(), SystemdError> {
         let manager = self.manager().await?;
-        let reloaded = call("Reload", manager.reload()).await;
+        let reloaded = self.slow("Reload", manager.reload()).await;
         self.noting_loss(reloaded).await
     }
 
@@ -262,7 +274,7 @@ impl Bus {
                 invocation: invocation(&proxy.invocation_id().await?),
             })
         };
-        let state = call(&format!("state of {unit}"), state).await;
+        let state = self.slow(&format!("state of {unit}"), state).await;
         self.noting_loss(state).await
     }
 
@@ -305,7 +317,11 @@ impl Bus {
             match self.manager().await {
                 Ok(manager) => {
                     // D-Bus may be up before systemd is on it.
-                    if call("GetUnit", manager.get_unit("-.mount")).await.is_ok() {
+                    if self
+                        .quick("GetUnit", manager.get_unit("-.mount"))
+                        .await
+                        .is_ok()
+                    {
                         return Ok(());
                     }
                 }
@@ -355,6 +371,24 @@ impl SystemdError {
     }
 }
 
+/// True for an error that the one who was called answered with. Others come from the bus, or from the way to it.
+fn is_answer(error: &zbus::Error) -> bool {
+    if let zbus::Error::FDO(error) = error {
+        return !matches!(
+            **error,
+            fdo::Error::Disconnected(_)
+                | fdo::Error::IOError(_)
+                | fdo::Error::NameHasNoOwner(_)
+                | fdo::Error::NoReply(_)
+                | fdo::Error::NoServer(_)
+                | fdo::Error::ServiceUnknown(_)
+                | fdo::Error::TimedOut(_)
+                | fdo::Error::Timeout(_)
+        );
+    }
+    matches!(error, zbus::Error::MethodError(..))
+}
+
 fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
     if let zbus::Error::MethodError(name, _, _) = &error
         && name.as_str().ends_with("AlreadySubscribed")
@@ -362,13 +396,6 @@ fn already_subscribed(error: zbus::Error) -> zbus::Result<()> {
         return Ok(());
     }
     Err(error)
-}
-
-async fn call<T>(
-    name: &str,
-    future: impl Future<Output = zbus::Result<T>>,
-) -> Result<T, SystemdError> {
-    within(name, CALL, future).await
 }
 
 async fn within<T>(
@@ -388,3 +415,6 @@ async fn within<T>(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

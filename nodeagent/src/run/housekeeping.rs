@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Store, StoreError, chain};
+use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
@@ -82,9 +82,9 @@ impl Agent {
         let kept = tokio::task::spawn_blocking(move || {
             for (id, directory) in step_directories(&steps) {
                 if !is_running(&directory)
-                    && let Err(error) = fs::remove_dir_all(&directory)
+                    && let Err(error) = remove_tree(&directory)
                 {
-                    tracing::warn!(id, %error, "a step's directory cannot be removed");
+                    tracing::warn!(id, error = %chain(&error), "a step's directory cannot be removed");
                 }
             }
             remove_old_copies(&copies, &kept);
@@ -153,19 +153,31 @@ async fn count(notes: UnboundedSender<Note>, ours: [PathBuf; 3]) {
     }
 }
 
-/// Bytes that the files below `directory` take on the disk; symlinks are not followed.
+/// Bytes that the files below `directory` take on the disk; neither symlinks nor what is mounted there are followed.
 fn disk_bytes(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
+    // The table of mounts has no symlinks in its paths.
+    let Ok(directory) = fs::canonicalize(directory) else {
+        return 0;
+    };
+    let mounted: BTreeSet<PathBuf> = mounts_below(&directory)
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
     let mut bytes = 0;
-    let mut left = vec![directory.to_owned()];
+    let mut left = vec![directory];
     while let Some(directory) = left.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if mounted.contains(&path) {
+                continue;
+            }
             let Ok(metadata) = entry.metadata() else {
                 continue;
             };
             bytes += metadata.blocks() * 512;
             if metadata.is_dir() {
-                left.push(entry.path());
+                left.push(path);
             }
         }
     }
@@ -202,8 +214,8 @@ fn remove_old_copies(copies: &Path, kept: &[Kept]) {
         }
         let of_skyhook: Vec<&Kept> = kept.iter().filter(|k| k.skyhook == *skyhook).collect();
         for name in old_copies(there, &of_skyhook) {
-            if let Err(error) = fs::remove_dir_all(directory.join(&name)) {
-                tracing::warn!(copy = %name, %error, "an old copy cannot be removed");
+            if let Err(error) = remove_tree(&directory.join(&name)) {
+                tracing::warn!(copy = %name, error = %chain(&error), "an old copy cannot be removed");
             }
         }
     }
@@ -244,33 +256,4 @@ fn old_copies(mut there: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<Strin
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_current_and_the_previous_copy_stay() {
-        let kept = |name: &str, copy: &str| Kept {
-            skyhook: "s".into(),
-            key: format!("{name}|3.0.0"),
-            name: name.into(),
-            copy: Some(copy.into()),
-        };
-        let kept = [kept("aa", "aa-3.0.0-u-3"), kept("aa-b", "aa-b-3.0.0-u-3")];
-        let there = [
-            "aa-1.0.0-u-1",
-            "aa-2.0.0-u-2",
-            "aa-3.0.0-u-3",
-            "aa-b-v1-u-1",
-            "aa-b-2.0.0-u-2",
-            "aa-b-3.0.0-u-3",
-            "other-1.0.0-u-1",
-        ];
-        let there = there
-            .into_iter()
-            .zip(0..)
-            .map(|(name, n)| (SystemTime::UNIX_EPOCH + Duration::from_secs(n), name.into()))
-            .collect();
-        let old = old_copies(there, &kept.iter().collect::<Vec<_>>());
-        assert_eq!(old, ["aa-b-v1-u-1", "aa-1.0.0-u-1"]);
-    }
-}
+mod tests;

@@ -16,8 +16,6 @@ use crate::report;
 
 /// Between two writes that are not urgent.
 const PACE: Duration = Duration::from_secs(1);
-/// How long an answer is waited for.
-const CALL: Duration = Duration::from_secs(30);
 
 /// State of the writer.
 #[derive(Debug, Default)]
@@ -250,14 +248,7 @@ impl Agent {
         let uid = self.writer.uid.clone();
         let (api, notes) = (self.api.clone(), self.notes.clone());
         tokio::task::spawn_local(async move {
-            let asked = ask(&api, &uid, &call);
-            let result = match tokio::time::timeout(CALL, asked).await {
-                Ok(result) => result,
-                Err(_) => Err(ApiError::Silent {
-                    what: "lease status".into(),
-                    problem: format!("no answer in {} s", CALL.as_secs()),
-                }),
-            };
+            let result = ask(&api, &uid, &call).await;
             let written = Written { uid, call, result };
             let _sent = notes.send(Note::Written(Box::new(written)));
         });

@@ -9,6 +9,8 @@ use std::fs::{self, File, FileTimes};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use skyhook_oci::remove_tree;
+
 use super::{StageError, io_error};
 use crate::host::Host;
 
@@ -33,9 +35,7 @@ pub(super) fn write_all(
         let path = directory.join(name);
         // A step may have put a symlink or a directory in its place.
         match fs::symlink_metadata(&path) {
-            Ok(m) if m.is_dir() => {
-                fs::remove_dir_all(&path).map_err(io_error(&path, "replacing"))?;
-            }
+            Ok(m) if m.is_dir() => remove_tree(&path)?,
             Ok(m) if m.is_symlink() => {
                 fs::remove_file(&path).map_err(io_error(&path, "replacing"))?;
             }

@@ -6,7 +6,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -16,6 +15,7 @@ use skyhook_crds::Stage;
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_oci::manifest::{PackageConfig, Step};
+use skyhook_oci::remove_tree;
 
 use super::{Layout, StageError, io_error};
 use crate::host::Host;
@@ -94,11 +94,7 @@ impl Records {
 
     pub(super) fn remove_flags(&self) -> Result<(), StageError> {
         let directory = self.flags().join(&self.name).join(&self.version);
-        match fs::remove_dir_all(&directory) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(io_error(&directory, "removing")(e)),
-        }
+        Ok(remove_tree(&directory)?)
     }
 
     /// Adds a line to `check_results`; the first check of a mode begins the file anew.

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::tree::{Dir, FileId, Node, SpecialKind};
+use crate::remove::{RemoveError, remove_at};
 
 /// Where the staged files are: one directory per layer.
 pub(super) struct Staged<'a> {
@@ -57,10 +58,10 @@ pub(super) fn fill(
     over: bool,
 ) -> Result<(), (Vec<u8>, io::Error)> {
     for (name, node) in &dir.children {
-        let failed = |errno: Errno| (name.clone(), io::Error::from(errno));
+        let failed = |error: io::Error| (name.clone(), error);
         match node {
             Node::Dir(child) => {
-                let (fd, existed) = make_dir(at, name, over).map_err(failed)?;
+                let (fd, existed) = make_dir(at, name, over).map_err(|e| failed(e.into()))?;
                 fill(staged, &fd, child, over && existed)
                     .map_err(|(below, error)| ([name.as_slice(), &below].join(&b'/'), error))?;
             }
@@ -71,7 +72,8 @@ pub(super) fn fill(
                 })
                 .and_then(|()| {
                     let flags = AtFlags::SYMLINK_NOFOLLOW;
-                    rustix::fs::utimensat(at, name.as_slice(), &meta.timestamps(), flags)
+                    rustix::fs::utimensat(at, name.as_slice(), &meta.timestamps(), flags)?;
+                    Ok(())
                 })
                 .map_err(failed)?;
             }
@@ -122,7 +124,7 @@ fn file(
     name: &[u8],
     (layer, index): FileId,
     over: bool,
-) -> rustix::io::Result<()> {
+) -> io::Result<()> {
     let from = &staged.layers[layer as usize];
     let index_name = index.to_string();
     if staged.links.contains_key(&(layer, index)) {
@@ -132,11 +134,12 @@ fn file(
     }
     match rename(from, index_name.as_bytes(), at, name, over) {
         Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) if over => {
-            remove_tree(at, name)?;
-            rename(from, index_name.as_bytes(), at, name, false)
+            remove_at(at, name).map_err(RemoveError::into_io)?;
+            rename(from, index_name.as_bytes(), at, name, false)?;
         }
-        result => result,
+        result => result?,
     }
+    Ok(())
 }
 
 /// Renames; without `over`, never onto what is there.
@@ -167,16 +170,16 @@ fn replacing(
     name: &[u8],
     over: bool,
     make: impl Fn(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<()>,
-) -> rustix::io::Result<()> {
+) -> io::Result<()> {
     const NEW: &[u8] = b"new";
     match make(at.as_fd(), name) {
         Err(Errno::EXIST) if over => {}
-        result => return result,
+        result => return Ok(result?),
     }
     make(staged.stage, NEW)?;
     match rustix::fs::renameat(staged.stage, NEW, at, name) {
         Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
-            remove_tree(at, name)?;
+            remove_at(at, name).map_err(RemoveError::into_io)?;
             rustix::fs::renameat(staged.stage, NEW, at, name)?;
         }
         result => result?,
@@ -184,33 +187,6 @@ fn replacing(
     // Renaming a link onto another link of the same file leaves both names.
     match rustix::fs::unlinkat(staged.stage, NEW, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno),
+        Err(errno) => Err(errno.into()),
     }
-}
-
-/// Removes `name` and everything below it, following no link. What is gone already is fine.
-pub(super) fn remove_tree(at: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
-    let fd = match open_dir(&at, name) {
-        Ok(fd) => fd,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTDIR | Errno::LOOP) => {
-            return rustix::fs::unlinkat(at, name, AtFlags::empty());
-        }
-        Err(errno) => return Err(errno),
-    };
-    // A package directory without write permission still has to go when not running as root.
-    rustix::fs::fchmod(&fd, Mode::RWXU)?;
-    for entry in rustix::fs::Dir::read_from(&fd)? {
-        let entry = entry?;
-        let child = entry.file_name().to_bytes();
-        if child == b"." || child == b".." {
-            continue;
-        }
-        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-            remove_tree(&fd, child)?;
-        } else {
-            rustix::fs::unlinkat(&fd, child, AtFlags::empty())?;
-        }
-    }
-    rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)
 }

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use zbus::Variant;
 
-use super::{Bus, SystemdError, call};
+use super::{Bus, SystemdError};
+
+/// logind's flag to pass over inhibitors, from systemd 257 on; before that root passes over them anyway.
+const SKIP_INHIBITORS: u64 = 1 << 4;
 
 #[zbus::proxy(
     interface = "org.freedesktop.login1.Manager",
@@ -13,6 +16,7 @@ use super::{Bus, SystemdError, call};
 )]
 trait Login {
     fn reboot(&self, interactive: bool) -> zbus::Result<()>;
+    fn reboot_with_flags(&self, flags: u64) -> zbus::Result<()>;
     fn list_inhibitors(&self) -> zbus::Result<Vec<(String, String, String, String, u32, u32)>>;
 }
 
@@ -21,7 +25,9 @@ impl Bus {
     pub async fn shutdown_inhibitors(&self) -> Result<Vec<String>, SystemdError> {
         let connection = self.connection().await?;
         let list = async { LoginProxy::new(&connection).await?.list_inhibitors().await };
-        let all = self.noting_loss(call("ListInhibitors", list).await).await?;
+        let all = self
+            .noting_loss(self.quick("ListInhibitors", list).await)
+            .await?;
         Ok(all
             .into_iter()
             .filter(|(what, _, _, mode, _, _)| {
@@ -31,38 +37,32 @@ impl Bus {
             .collect())
     }
 
-    /// Asks logind for a reboot, or systemd for `reboot.target` where there is no logind. Both stop all services first.
+    /// Asks logind for a reboot that no inhibitor holds up, or systemd for `reboot.target` where there is no logind. Both
+    /// stop all services first. Does not wait for the end: it comes with that of this process.
     pub async fn ask_for_reboot(&self) -> Result<(), SystemdError> {
         let connection = self.connection().await?;
-        let login = async { LoginProxy::new(&connection).await?.reboot(false).await };
-        match self.noting_loss(call("login1.Reboot", login).await).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                tracing::warn!(%error, "logind does not reboot; reboot.target is started");
-                self.run_job("reboot.target", false, super::CALL)
-                    .await
-                    .map(drop)
-            }
-        }
-    }
-
-    /// What systemd as a whole is at: `running`, `degraded`, `stopping` and the like.
-    pub async fn system_state(&self) -> Result<String, SystemdError> {
-        let connection = self.connection().await?;
-        let state = async {
-            let value = zbus::fdo::PropertiesProxy::builder(&connection)
-                .destination("org.freedesktop.systemd1")
-                .path("/org/freedesktop/systemd1")
-                .build()
-                .await?
-                .get(
-                    "org.freedesktop.systemd1.Manager".try_into()?,
-                    "SystemState",
-                )
-                .await?;
-            Ok(String::try_from(value)?)
+        let flagged = async {
+            let login = LoginProxy::new(&connection).await?;
+            login.reboot_with_flags(SKIP_INHIBITORS).await
         };
-        self.noting_loss(call("SystemState", state).await).await
+        let flagged = self.quick("login1.RebootWithFlags", flagged).await;
+        let Err(error) = flagged else { return Ok(()) };
+        // Before 249 there is no such method, and before 257 no such flag.
+        tracing::info!(%error, "logind cannot be told to pass over inhibitors; it is asked without");
+        let plain = async { LoginProxy::new(&connection).await?.reboot(false).await };
+        let plain = self.quick("login1.Reboot", plain).await;
+        let Err(error) = self.noting_loss(plain).await else {
+            return Ok(());
+        };
+        tracing::warn!(%error, "logind does not reboot; reboot.target is started");
+        let manager = self.manager().await?;
+        let queued = self
+            .slow(
+                "StartUnit(reboot.target)",
+                manager.start_unit("reboot.target", "replace-irreversibly"),
+            )
+            .await;
+        self.noting_loss(queued).await.map(drop)
     }
 
     /// Main process of a service; 0 when it has none.
@@ -80,7 +80,7 @@ impl Bus {
                 .await?;
             Ok(u32::try_from(value).unwrap_or(0))
         };
-        self.noting_loss(call(&format!("MainPID of {unit}"), pid).await)
+        self.noting_loss(self.slow(&format!("MainPID of {unit}"), pid).await)
             .await
     }
 
@@ -98,7 +98,7 @@ impl Bus {
             Ok(properties)
         };
         let all = self
-            .noting_loss(call("manager properties", all).await)
+            .noting_loss(self.slow("manager properties", all).await)
             .await?;
         Ok(all
             .into_iter()

@@ -1,0 +1,190 @@
+//! The scope of a step, for managers old and new.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use zbus::Variant;
+
+use super::{Bus, SystemdError};
+
+/// How long the remnant of a unit that was refused may stay.
+const REMNANT: Duration = Duration::from_secs(2);
+
+/// CPU and memory of a step's scope.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScopeLimits {
+    /// Microseconds of CPU per second.
+    pub cpu_quota: Option<u64>,
+    pub cpu_weight: Option<u64>,
+    pub memory_max: Option<u64>,
+    pub memory_low: Option<u64>,
+}
+
+/// A property of a scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Pids(u32),
+    Text(String),
+    Number(u64),
+}
+
+impl Value {
+    fn variant(&self) -> Variant<'_> {
+        match self {
+            Self::Pids(pid) => Variant::from(vec![*pid]),
+            Self::Text(text) => Variant::from(text.as_str()),
+            Self::Number(number) => Variant::from(*number),
+        }
+    }
+}
+
+impl Bus {
+    /// Moves `pid` into a new scope of its own. Properties that this manager does not know are left out.
+    pub async fn start_scope(
+        &self,
+        name: &str,
+        description: &str,
+        pid: u32,
+        limits: ScopeLimits,
+    ) -> Result<(), SystemdError> {
+        let mut wanted = properties(description, pid, limits);
+        for known in self.unknown.lock().await.iter() {
+            leave_out(&mut wanted, known);
+        }
+        let mut patience = Instant::now();
+        loop {
+            let properties: Vec<(&str, Variant<'_>)> = wanted
+                .iter()
+                .map(|(name, value)| (*name, value.variant()))
+                .collect();
+            let manager = self.manager().await?;
+            let started = self
+                .slow(
+                    &format!("StartTransientUnit({name})"),
+                    manager.start_transient_unit(name, "fail", &properties, &[]),
+                )
+                .await;
+            let error = match self.noting_loss(started).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            match error.unknown_property() {
+                Some(unknown) if leave_out(&mut wanted, &unknown) => {
+                    tracing::info!(property = %unknown, "this systemd does not know a property of scopes; steps go without it");
+                    self.unknown.lock().await.push(unknown);
+                    patience = Instant::now() + REMNANT;
+                }
+                // What is left of the unit that was refused goes with the manager's next round.
+                None if error.is_unit_exists() && Instant::now() < patience => {
+                    sleep(Duration::from_millis(20)).await;
+                }
+                Some(_) | None => return Err(error),
+            }
+        }
+    }
+}
+
+fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static str, Value)> {
+    let text = |text: &str| Value::Text(text.to_owned());
+    let mut properties = vec![
+        ("PIDs", Value::Pids(pid)),
+        ("Description", text(description)),
+        ("CollectMode", text("inactive-or-failed")),
+        // When the kernel kills one process for its memory, the rest goes on: the supervisor is to tell of it.
+        ("OOMPolicy", text("continue")),
+    ];
+    let limits = [
+        ("CPUQuotaPerSecUSec", limits.cpu_quota),
+        ("CPUWeight", limits.cpu_weight),
+        ("MemoryMax", limits.memory_max),
+        ("MemoryLow", limits.memory_low),
+    ];
+    properties.extend(
+        limits
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, Value::Number(value?)))),
+    );
+    properties
+}
+
+/// Takes a property out, or puts an older one in its place. False when it is not there, or nothing works without it.
+fn leave_out(properties: &mut Vec<(&'static str, Value)>, unknown: &str) -> bool {
+    let Some(index) = properties.iter().position(|(name, _)| *name == unknown) else {
+        return false;
+    };
+    let older = match &properties[index] {
+        ("PIDs", _) => return false,
+        ("CPUWeight", Value::Number(weight)) => Some(("CPUShares", Value::Number(shares(*weight)))),
+        ("MemoryMax", value) => Some(("MemoryLimit", value.clone())),
+        _ => None,
+    };
+    match older {
+        Some(older) => properties[index] = older,
+        None => {
+            properties.remove(index);
+        }
+    }
+    true
+}
+
+/// CPU shares of cgroup version 1 for a weight of version 2, as the kubelet reckons.
+fn shares(weight: u64) -> u64 {
+    2 + (weight.clamp(1, 10_000) - 1) * 262_142 / 9999
+}
+
+impl SystemdError {
+    /// The property that the manager refused because it does not know it.
+    fn unknown_property(&self) -> Option<String> {
+        let Self::Call { source, .. } = self else {
+            return None;
+        };
+        let text = source.to_string();
+        let (_, property) = text.split_once("Cannot set property ")?;
+        let (property, _) = property.split_once(", or unknown property")?;
+        Some(property.to_owned())
+    }
+
+    fn is_unit_exists(&self) -> bool {
+        matches!(
+            self,
+            Self::Call {
+                source: zbus::Error::MethodError(name, _, _),
+                ..
+            } if name.as_str().ends_with(".UnitExists")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_manager_gets_older_properties() {
+        let limits = ScopeLimits {
+            cpu_quota: None,
+            cpu_weight: Some(39),
+            memory_max: Some(1 << 29),
+            memory_low: Some(1 << 20),
+        };
+        let mut wanted = properties("Step", 7, limits);
+        for unknown in ["OOMPolicy", "CPUWeight", "MemoryMax", "MemoryLow"] {
+            assert!(leave_out(&mut wanted, unknown), "{unknown}");
+        }
+        assert_eq!(
+            wanted,
+            [
+                ("PIDs", Value::Pids(7)),
+                ("Description", Value::Text("Step".into())),
+                ("CollectMode", Value::Text("inactive-or-failed".into())),
+                ("CPUShares", Value::Number(998)),
+                ("MemoryLimit", Value::Number(1 << 29)),
+            ]
+        );
+        assert!(!leave_out(&mut wanted, "PIDs"), "there is no scope without");
+        assert!(
+            !leave_out(&mut wanted, "OOMPolicy"),
+            "it is left out already"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! The bus against managers that no host here has: old ones, slow ones, ones without logind.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use zbus::{Guid, fdo, interface};
+
+use super::*;
+
+/// What a manager does not know or does slowly, and what it was asked.
+#[derive(Default)]
+struct Manners {
+    version: String,
+    unknown: BTreeSet<&'static str>,
+    reload: Duration,
+    logind: Option<Logind>,
+    /// A unit that was refused is in the way once more.
+    has_remnants: bool,
+    remnant: Mutex<bool>,
+    calls: Mutex<Vec<String>>,
+}
+
+#[derive(Clone, Copy)]
+enum Logind {
+    /// Has no method with flags.
+    Before249,
+    /// Does not know the flag.
+    Before257,
+    Since257,
+    /// Refuses whoever it is.
+    Refuses,
+}
+
+impl Manners {
+    fn note(&self, call: impl Into<String>) {
+        self.calls.lock().unwrap().push(call.into());
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut *self.calls.lock().unwrap())
+    }
+}
+
+/// systemd's own errors.
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.freedesktop.systemd1")]
+enum Refused {
+    #[zbus(error)]
+    Bus(zbus::Error),
+    UnitExists(String),
+}
+
+/// The bus itself: what a client asks of it first.
+struct Daemon;
+
+#[interface(name = "org.freedesktop.DBus")]
+impl Daemon {
+    fn hello(&self) -> String {
+        ":1.1".to_owned()
+    }
+
+    fn add_match(&self, _rule: &str) {}
+
+    fn remove_match(&self, _rule: &str) {}
+}
+
+struct FakeManager(Arc<Manners>);
+
+fn object(path: &str) -> OwnedObjectPath {
+    path.to_owned().try_into().unwrap()
+}
+
+#[interface(name = "org.freedesktop.systemd1.Manager")]
+impl FakeManager {
+    #[zbus(property)]
+    fn version(&self) -> String {
+        self.0.version.clone()
+    }
+
+    #[zbus(property)]
+    fn system_state(&self) -> String {
+        "stopping".to_owned()
+    }
+
+    async fn reload(&self) {
+        self.0.note("Reload");
+        sleep(self.0.reload).await;
+    }
+
+    fn start_unit(&self, name: &str, mode: &str) -> OwnedObjectPath {
+        self.0.note(format!("StartUnit {name} {mode}"));
+        object("/org/freedesktop/systemd1/job/1")
+    }
+
+    fn start_transient_unit(
+        &self,
+        name: &str,
+        _mode: &str,
+        properties: Vec<(String, zbus::OwnedVariant)>,
+        _aux: Vec<(String, Vec<(String, zbus::OwnedVariant)>)>,
+    ) -> Result<OwnedObjectPath, Refused> {
+        if std::mem::take(&mut *self.0.remnant.lock().unwrap()) {
+            return Err(Refused::UnitExists(format!("Unit {name} already exists.")));
+        }
+        for (property, _) in &properties {
+            if self.0.unknown.contains(property.as_str()) {
+                *self.0.remnant.lock().unwrap() = self.0.has_remnants;
+                let problem = format!("Cannot set property {property}, or unknown property.");
+                return Err(Refused::Bus(fdo::Error::PropertyReadOnly(problem).into()));
+            }
+        }
+        let names: Vec<String> = properties.into_iter().map(|(name, _)| name).collect();
+        self.0.note(format!("{name}: {}", names.join(" ")));
+        Ok(object("/org/freedesktop/systemd1/job/1"))
+    }
+}
+
+struct FakeLogin(Arc<Manners>);
+
+#[interface(name = "org.freedesktop.login1.Manager")]
+impl FakeLogin {
+    fn reboot(&self, interactive: bool) -> fdo::Result<()> {
+        self.0.note(format!("Reboot {interactive}"));
+        match self.0.logind {
+            Some(Logind::Refuses) => Err(fdo::Error::AccessDenied("Access denied".into())),
+            Some(Logind::Before249 | Logind::Before257 | Logind::Since257) | None => Ok(()),
+        }
+    }
+
+    fn reboot_with_flags(&self, flags: u64) -> fdo::Result<()> {
+        self.0.note(format!("RebootWithFlags {flags}"));
+        match self.0.logind {
+            Some(Logind::Before249) | None => Err(fdo::Error::UnknownMethod("Unknown".into())),
+            Some(Logind::Before257) => Err(fdo::Error::InvalidArgs("Invalid flags".into())),
+            Some(Logind::Refuses) => Err(fdo::Error::AccessDenied("Access denied".into())),
+            Some(Logind::Since257) => Ok(()),
+        }
+    }
+}
+
+/// A manager on a socket of its own.
+struct Fake {
+    bus: Bus,
+    manners: Arc<Manners>,
+    server: JoinHandle<()>,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn fake(manners: Manners) -> Fake {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("bus");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let manners = Arc::new(manners);
+    let served = Arc::clone(&manners);
+    let server = tokio::spawn(async move {
+        let mut connections = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut builder = zbus::connection::Builder::unix_stream(stream.into_std().unwrap())
+                .server(Guid::generate())
+                .p2p()
+                .serve_at("/org/freedesktop/DBus", Daemon)
+                .serve_at(
+                    "/org/freedesktop/systemd1",
+                    FakeManager(Arc::clone(&served)),
+                );
+            if served.logind.is_some() {
+                builder =
+                    builder.serve_at("/org/freedesktop/login1", FakeLogin(Arc::clone(&served)));
+            }
+            connections.push(builder.build().await.unwrap());
+        }
+    });
+    let patience = Patience {
+        quick: Duration::from_secs(2),
+        slow: Duration::from_secs(10),
+    };
+    Fake {
+        bus: Bus::at(&socket, patience),
+        manners,
+        server,
+        _directory: directory,
+    }
+}
+
+const LIMITS: ScopeLimits = ScopeLimits {
+    cpu_quota: Some(1),
+    cpu_weight: Some(39),
+    memory_max: Some(2),
+    memory_low: Some(3),
+};
+
+#[tokio::test]
+async fn properties_that_a_manager_does_not_know_are_left_out_from_then_on() {
+    for (unknown, want) in [
+        (
+            BTreeSet::new(),
+            "PIDs Description CollectMode OOMPolicy CPUQuotaPerSecUSec CPUWeight MemoryMax MemoryLow",
+        ),
+        // systemd 252.
+        (
+            ["OOMPolicy"].into(),
+            "PIDs Description CollectMode CPUQuotaPerSecUSec CPUWeight MemoryMax MemoryLow",
+        ),
+        (
+            [
+                "OOMPolicy",
+                "CollectMode",
+                "CPUWeight",
+                "MemoryMax",
+                "MemoryLow",
+            ]
+            .into(),
+            "PIDs Description CPUQuotaPerSecUSec CPUShares MemoryLimit",
+        ),
+    ] {
+        let fake = fake(Manners {
+            unknown,
+            has_remnants: true,
+            ..Manners::default()
+        });
+        for scope in ["a.scope", "b.scope"] {
+            fake.bus
+                .start_scope(scope, "Step", 7, LIMITS)
+                .await
+                .unwrap();
+            assert_eq!(fake.manners.calls(), [format!("{scope}: {want}")]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_property_that_nothing_works_without_is_an_error() {
+    let fake = fake(Manners {
+        unknown: ["PIDs"].into(),
+        ..Manners::default()
+    });
+    let error = fake.bus.start_scope("a.scope", "Step", 7, LIMITS).await;
+    let error = error.unwrap_err();
+    assert!(!error.is_bus_lost(), "an answer came, so the bus is there");
+    let told = skyhook_oci::chain(&error);
+    assert!(told.contains("Cannot set property PIDs"), "{told}");
+}
+
+#[tokio::test]
+async fn a_reload_may_take_longer_than_other_calls() {
+    let fake = fake(Manners {
+        reload: Duration::from_secs(3),
+        ..Manners::default()
+    });
+    let begin = Instant::now();
+    fake.bus.reload().await.unwrap();
+    assert!(begin.elapsed() >= Duration::from_secs(3));
+    assert!(Patience::default().slow >= Duration::from_secs(180));
+}
+
+#[tokio::test]
+async fn a_reboot_is_asked_for_in_the_way_that_the_host_knows() {
+    let flags = "RebootWithFlags 16";
+    let plain = "Reboot false";
+    let target = "StartUnit reboot.target replace-irreversibly";
+    for (logind, want) in [
+        (Some(Logind::Since257), vec![flags]),
+        (Some(Logind::Before257), vec![flags, plain]),
+        (Some(Logind::Before249), vec![flags, plain]),
+        (Some(Logind::Refuses), vec![flags, plain, target]),
+        (None, vec![target]),
+    ] {
+        let fake = fake(Manners {
+            logind,
+            ..Manners::default()
+        });
+        let begin = Instant::now();
+        fake.bus.ask_for_reboot().await.unwrap();
+        assert_eq!(fake.manners.calls(), want);
+        // The job of reboot.target ends with the host, and is not waited for.
+        assert!(begin.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[tokio::test]
+async fn a_manager_says_what_it_is_and_does() {
+    let fake = fake(Manners {
+        version: "v219".into(),
+        ..Manners::default()
+    });
+    assert!(fake.bus.is_there().await);
+    assert_eq!(fake.bus.system_state().await.unwrap(), "stopping");
+    let version = fake.bus.version().await.unwrap();
+    assert_eq!(version, "v219");
+    assert!(too_old(&version).is_some());
+}

@@ -1,0 +1,90 @@
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::*;
+
+/// A server that takes every request, sends this much of an answer, and then says nothing more.
+async fn silent_server(beginning: &'static [u8]) -> LeaseApi {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                while stream.read(&mut request).await.is_ok_and(|n| n > 0) {
+                    if stream.write_all(beginning).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+    let client = Client::try_from(config).unwrap();
+    let mut api = LeaseApi::new(client, "worker-1".into(), "skyhook".into());
+    api.deadline = Duration::from_millis(300);
+    api
+}
+
+type Call<'a> = (&'static str, LocalBoxFuture<'a, Result<(), ApiError>>);
+
+/// Everything that the agent asks of the API.
+fn calls<'a>(api: &'a LeaseApi, names: &'a BTreeSet<String>) -> Vec<Call<'a>> {
+    let change = json!({"phase": "Accepted"});
+    vec![
+        ("list", api.list().map(|r| r.map(drop)).boxed_local()),
+        ("lease", api.lease().map(|r| r.map(drop)).boxed_local()),
+        (
+            "status",
+            api.patch_status("uid", "7", change)
+                .map(|r| r.map(drop))
+                .boxed_local(),
+        ),
+        (
+            "revision",
+            api.revision("r").map(|r| r.map(drop)).boxed_local(),
+        ),
+        ("node", api.node().map(|r| r.map(drop)).boxed_local()),
+        (
+            "limit ranges",
+            api.default_resources().map(|r| r.map(drop)).boxed_local(),
+        ),
+        (
+            "secrets",
+            api.secrets(names).map(|r| r.map(drop)).boxed_local(),
+        ),
+        (
+            "config maps",
+            api.config_maps(names).map(|r| r.map(drop)).boxed_local(),
+        ),
+        (
+            "credentials",
+            api.credentials(names).map(|r| r.map(drop)).boxed_local(),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn no_call_waits_for_ever_for_a_server_that_says_nothing() {
+    let names = BTreeSet::from(["one".to_owned()]);
+    for beginning in [
+        b"".as_slice(),
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+    ] {
+        let api = silent_server(beginning).await;
+        for (name, call) in calls(&api, &names) {
+            let begin = Instant::now();
+            let answer = timeout(Duration::from_secs(10), call).await;
+            let answer = answer.unwrap_or_else(|_| panic!("{name} waits for ever"));
+            assert!(
+                matches!(answer, Err(ApiError::Silent { .. })),
+                "{name}: {answer:?}"
+            );
+            assert!(begin.elapsed() < Duration::from_secs(5), "{name}");
+        }
+    }
+    assert!(DEADLINE <= Duration::from_secs(30));
+}

@@ -1,0 +1,163 @@
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use super::*;
+
+/// Runs the test once more in a mount namespace of its own, where it may mount. True in there.
+fn in_own_mounts(test: &str) -> bool {
+    const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs {test} as root");
+        let _closed = writeln!(
+            io::stderr().lock(),
+            "\n!!!! SKIPPED {test}: it mounts file systems, which needs root"
+        );
+        return false;
+    }
+    let again = Command::new("unshare")
+        .args(["--mount", "--propagation", "private"])
+        .arg(std::env::current_exe().unwrap())
+        .args([&format!("remove::tests::{test}"), "--exact", "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&again.stdout);
+    assert!(
+        again.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&again.stderr)
+    );
+    false
+}
+
+fn mount(args: &[&str], at: &Path) {
+    let status = Command::new("mount").args(args).arg(at).status().unwrap();
+    assert!(status.success());
+}
+
+fn remove(path: &Path, way: Way) -> Result<(), RemoveError> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let parent = path.parent().unwrap();
+    let parent = rustix::fs::openat(CWD, parent, flags, Mode::empty()).unwrap();
+    remove_by(parent.as_fd(), path.file_name().unwrap().as_bytes(), way)
+}
+
+#[test]
+fn trees_go_and_what_links_point_to_stays() {
+    for way in [Way::Kernel, Way::ByHand] {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        fs::create_dir_all(at("kept/inside")).unwrap();
+        fs::create_dir_all(at("tree/a/b/c")).unwrap();
+        fs::write(at("tree/a/b/file"), "x").unwrap();
+        symlink("../../kept", at("tree/a/link")).unwrap();
+        symlink("nowhere", at("tree/dangling")).unwrap();
+        fs::set_permissions(
+            at("tree/a/b"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o500),
+        )
+        .unwrap();
+        remove(&at("tree"), way).unwrap();
+        assert!(!at("tree").exists() && at("kept/inside").exists());
+        // Gone already, a link to a directory, a file.
+        remove(&at("tree"), way).unwrap();
+        symlink("kept", at("link")).unwrap();
+        remove(&at("link"), way).unwrap();
+        fs::write(at("file"), "x").unwrap();
+        remove(&at("file"), way).unwrap();
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+    }
+    remove_tree(Path::new("/no/such/parent/tree")).unwrap();
+    assert!(remove_tree(Path::new("/")).is_err());
+}
+
+#[test]
+fn what_holds_a_mount_is_left_as_it_is() {
+    if !in_own_mounts("what_holds_a_mount_is_left_as_it_is") {
+        return;
+    }
+    for way in [Way::Kernel, Way::ByHand] {
+        for kind in ["bind", "tmpfs", "itself"] {
+            let directory = tempfile::tempdir().unwrap();
+            let at = |path: &str| directory.path().join(path);
+            fs::create_dir_all(at("host/etc")).unwrap();
+            fs::write(at("host/etc/precious"), "x").unwrap();
+            fs::create_dir_all(at("copy/a/in it")).unwrap();
+            fs::write(at("copy/0-first"), "x").unwrap();
+            let (point, precious) = match kind {
+                "itself" => (at("copy"), at("copy/0-first")),
+                _ => (at("copy/a/in it"), at("copy/a/in it/etc/precious")),
+            };
+            match kind {
+                "bind" => mount(&["--bind", at("host").to_str().unwrap()], &point),
+                "tmpfs" => mount(&["-t", "tmpfs", "none"], &point),
+                _ => mount(&["--bind", point.to_str().unwrap()], &point),
+            }
+            if kind == "tmpfs" {
+                fs::create_dir(at("copy/a/in it/etc")).unwrap();
+                fs::write(&precious, "x").unwrap();
+            }
+            let error = remove(&at("copy"), way).unwrap_err();
+            let told = error.to_string();
+            assert!(
+                matches!(&error, RemoveError::Mounted { mount_point, .. } if *mount_point == point),
+                "{kind} {way:?}: {told}"
+            );
+            assert!(
+                told.contains(&format!("umount {}", point.display())),
+                "{told}"
+            );
+            assert!(precious.exists(), "{kind} {way:?}: it went into the mount");
+            assert!(
+                at("copy/0-first").exists(),
+                "{kind} {way:?}: part of it is gone"
+            );
+            let below = mounts_below(directory.path()).unwrap();
+            assert_eq!(below, std::slice::from_ref(&point), "{kind}");
+            let status = Command::new("umount").arg(&point).status().unwrap();
+            assert!(status.success());
+            remove(&at("copy"), way).unwrap();
+            assert!(!at("copy").exists() && at("host/etc/precious").exists());
+        }
+    }
+}
+
+/// The table is read first, so something may be mounted after that.
+#[test]
+fn a_mount_that_comes_late_is_not_entered_either() {
+    if !in_own_mounts("a_mount_that_comes_late_is_not_entered_either") {
+        return;
+    }
+    for way in [Way::Kernel, Way::ByHand] {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        fs::create_dir_all(at("host")).unwrap();
+        fs::write(at("host/precious"), "x").unwrap();
+        fs::create_dir_all(at("copy/mnt")).unwrap();
+        mount(&["--bind", at("host").to_str().unwrap()], &at("copy/mnt"));
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let parent = rustix::fs::openat(CWD, directory.path(), flags, Mode::empty()).unwrap();
+        let whole = at("copy");
+        let error = descend(parent.as_fd(), b"copy", &whole, &whole, way).unwrap_err();
+        assert!(
+            matches!(&error, RemoveError::Mounted { mount_point, .. } if *mount_point == at("copy/mnt")),
+            "{way:?}: {error}"
+        );
+        assert!(at("host/precious").exists(), "{way:?}");
+        let status = Command::new("umount").arg(at("copy/mnt")).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+#[test]
+fn names_in_the_table_of_mounts() {
+    let table = b"36 35 98:0 /mnt1 /a\\040b\\134c rw - ext3 /dev/root rw\n\
+                  37 35 0:5 / /plain rw,noatime shared:1 - tmpfs none rw\n";
+    let points: Vec<PathBuf> = mount_points(table).collect();
+    assert_eq!(points, [PathBuf::from("/a b\\c"), "/plain".into()]);
+}
