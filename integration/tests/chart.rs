@@ -169,7 +169,7 @@ async fn pods_have_what_they_need_and_no_more() -> Result<()> {
     let container = &agent["containers"][0];
     assert_eq!(container["securityContext"]["privileged"], true);
     ensure!(container["ports"].is_null(), "the agent opens no port");
-    for probe in ["startupProbe", "readinessProbe"] {
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
         ensure!(container[probe]["exec"].is_object(), "{probe} is not exec");
     }
     let image = container["image"].as_str().context("image")?;

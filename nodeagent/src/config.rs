@@ -216,9 +216,12 @@ pub enum InvalidSetting {
 impl RunArgs {
     /// Checks the flags.
     pub fn settings(self) -> Result<Settings, InvalidSetting> {
+        let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         for (flag, value) in [
             ("copy-dir-root", &self.copy_dir_root),
             ("log-root", &self.log_root),
+            ("state-dir", &text(&self.state.state_dir)),
+            ("host-root", &text(&self.state.host_root)),
         ] {
             if !value.starts_with('/') || value.contains(char::is_whitespace) {
                 return Err(InvalidSetting::Path {
@@ -263,5 +266,29 @@ impl RunArgs {
                 going_down: Duration::from_secs(self.reboot_timeout_seconds),
             },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_absolute_and_have_no_spaces() {
+        for (flag, value) in [
+            ("state-dir", "var/lib/skyhook-agent"),
+            ("host-root", "host"),
+            ("copy-dir-root", "/var/lib/sky hook"),
+            ("log-root", "log"),
+        ] {
+            let (node, flag_value) = ("--node-name=n", format!("--{flag}={value}"));
+            let cli = Cli::parse_from(["skyhook-agent", "run", node, flag_value.as_str()]);
+            let Command::Run(args) = cli.command else {
+                panic!("it is run");
+            };
+            let error = args.settings().unwrap_err();
+            let value = value.to_owned();
+            assert_eq!(error, InvalidSetting::Path { flag, value });
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use skyhook_crds::package::Package;
 use skyhook_oci::{
     Credentials, Digest, PluginConfig, PluginError, Progress, PullError, Puller, PullerConfig,
-    Reference, ReferenceError, Store, StoreConfig, StoreError,
+    Reference, ReferenceError, Store, StoreConfig, StoreError, chain,
 };
 
 /// Why an image is not at hand.
@@ -95,7 +95,19 @@ impl Images {
     pub fn open(directory: &Path, root: &Path, registries: Registries) -> Result<Self, ImageError> {
         let store = Store::open(directory, StoreConfig::default())?;
         let config = registries.puller(root);
-        let puller = Rc::new(Puller::new(store.clone(), config)?);
+        let without = PullerConfig {
+            plugins: None,
+            ..config.clone()
+        };
+        let puller = match Puller::new(store.clone(), config) {
+            Ok(puller) => puller,
+            // Most images need none of them, and an agent that does not start helps nobody.
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "images are pulled without credential providers");
+                Puller::new(store.clone(), without)?
+            }
+        };
+        let puller = Rc::new(puller);
         Ok(Self { store, puller })
     }
 
@@ -150,5 +162,24 @@ impl Images {
         )
         .ok()?;
         self.store.lookup(&reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use super::*;
+
+    #[test]
+    fn credential_providers_that_cannot_be_read_do_not_stop_an_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("providers.yaml");
+        std::fs::write(&config, "kind: Something\n").unwrap();
+        let registries = Registries {
+            plugins: Some((config, "/bin".into())),
+            ..Registries::default()
+        };
+        Images::open(&directory.path().join("images"), Path::new("/"), registries).unwrap();
     }
 }

@@ -235,7 +235,8 @@ fn decode(bytes: &[u8]) -> Option<State> {
     (expected == digest(body)).then(|| serde_json::from_slice(body).ok())?
 }
 
-/// The form of a journal that a newer version wrote: it is neither corrupt nor to be written over.
+/// The form of a journal that a newer version wrote: it is neither corrupt nor to be written over. One of the known form
+/// that is whole, but holds what is not known here, was written by a newer version as well.
 fn newer(bytes: &[u8]) -> Option<String> {
     let (name, known) = MAGIC.rsplit_once(' ')?;
     let end = bytes.iter().position(|b| *b == b'\n')?;
@@ -243,7 +244,7 @@ fn newer(bytes: &[u8]) -> Option<String> {
     let (form, expected) = head.strip_prefix(name)?.trim_start().split_once(' ')?;
     let (form, known): (u32, u32) = (form.parse().ok()?, known.parse().ok()?);
     let is_whole = expected == digest(&bytes[end + 1..]);
-    (form > known && is_whole).then(|| format!("{name} {form}"))
+    (form >= known && is_whole).then(|| format!("{name} {form}"))
 }
 
 fn digest(bytes: &[u8]) -> String {

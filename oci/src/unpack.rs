@@ -65,7 +65,10 @@ pub struct UnpackOptions {
 
 impl Default for UnpackOptions {
     fn default() -> Self {
+        // Each may hold a window of 128 MiB: more do not fit next to a host's own work.
+        const MOST: usize = 4;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = threads.min(MOST);
         Self {
             overlay: false,
             durable: false,

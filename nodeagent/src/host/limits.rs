@@ -13,8 +13,19 @@ use skyhook_crds::quantity::InvalidQuantity;
 use super::systemd::{Bus, ScopeLimits};
 use crate::supervise::{Limit, Resource};
 
-/// Units of container runtimes, whose limits containers inherit.
-const RUNTIMES: [&str; 3] = ["containerd.service", "crio.service", "docker.service"];
+/// Units of container runtimes, or of what starts one, whose limits containers inherit.
+const RUNTIMES: [&str; 10] = [
+    "containerd.service",
+    "crio.service",
+    "docker.service",
+    "k3s.service",
+    "k3s-agent.service",
+    "rke2-server.service",
+    "rke2-agent.service",
+    "k0scontroller.service",
+    "k0sworker.service",
+    "snap.microk8s.daemon-containerd.service",
+];
 
 /// Names in `/proc/PID/limits` and of systemd's `DefaultLimit…` properties.
 const NAMES: [(&str, &str, Resource); 16] = [

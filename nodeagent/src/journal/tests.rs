@@ -82,12 +82,16 @@ fn only_a_reboot_that_was_asked_for_keeps_the_epoch() {
 fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("journal");
-    let body = r#"{"of":"another shape"}"#;
-    let newer = format!("skyhook-journal 2 {}\n{body}", digest(body.as_bytes()));
-    fs::write(&path, &newer).unwrap();
-    let error = Journal::open(directory.path()).unwrap_err().to_string();
-    assert!(error.contains("written by a newer agent"), "{error}");
-    assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+    let body = r#"{"nextStep":"of another shape"}"#;
+    let mut newer = String::new();
+    // The same form too, when somebody forgot to give it another number.
+    for form in [1, 2] {
+        newer = format!("skyhook-journal {form} {}\n{body}", digest(body.as_bytes()));
+        fs::write(&path, &newer).unwrap();
+        let error = Journal::open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("written by a newer agent"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), newer);
+    }
     // One that only looks newer is corrupt.
     fs::write(&path, newer.replace("another", "an other")).unwrap();
     let (_, aside) = Journal::open(directory.path()).unwrap();

@@ -25,6 +25,12 @@ pub enum EnvError {
         name: String,
         key: String,
     },
+    #[error("env {variable}: key {key} of secret {name} is not text, which a variable has to be")]
+    NotText {
+        variable: String,
+        name: String,
+        key: String,
+    },
     #[error(
         "env {variable}: fieldRef {path} is not known: metadata.name, metadata.uid, metadata.namespace, \
          metadata.labels['…'], metadata.annotations['…'], spec.nodeName, status.hostIP and status.podIP are"
@@ -106,10 +112,16 @@ fn from_source(
 ) -> Result<Option<String>, EnvError> {
     if let Some(r) = &source.secret_key_ref {
         let object = sources.secrets.get(&r.name);
-        let value = object.map(|data| {
-            data.get(&r.key)
-                .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-        });
+        let text = |bytes: &Vec<u8>| {
+            String::from_utf8(bytes.clone()).map_err(|_| EnvError::NotText {
+                variable: variable.to_owned(),
+                name: r.name.clone(),
+                key: r.key.clone(),
+            })
+        };
+        let value = object
+            .map(|data| data.get(&r.key).map(text).transpose())
+            .transpose()?;
         return present(variable, "secret", &r.name, &r.key, r.optional, value);
     }
     if let Some(r) = &source.config_map_key_ref {

@@ -81,7 +81,11 @@ fn sources() -> Sources {
         }),
         secrets: [(
             "s".to_owned(),
-            [("k".to_owned(), b"hidden".to_vec())].into(),
+            [
+                ("k".to_owned(), b"hidden".to_vec()),
+                ("binary".to_owned(), vec![0xff, 0xfe]),
+            ]
+            .into(),
         )]
         .into(),
         config_maps: [(
@@ -126,6 +130,10 @@ fn what_is_missing_is_named() {
     for (source, want) in [
         (secret("no", "k", false), "env X: secret no does not exist"),
         (secret("s", "no", false), "env X: secret s has no key no"),
+        (
+            secret("s", "binary", true),
+            "env X: key binary of secret s is not text, which a variable has to be",
+        ),
         (
             config_map("no", "k", false),
             "env X: config map no does not exist",
