@@ -221,6 +221,25 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
             ));
         }
     }
+    let there = index.nodes.get(node).map(|fact| &fact.annotations);
+    let prefix = names::reason("");
+    for (key, value) in &patch.annotations {
+        let Some(skyhook) = key.strip_prefix(&prefix) else {
+            continue;
+        };
+        let read = |text: &String| serde_json::from_str::<NodeReason>(text).ok();
+        let before = there.and_then(|annotations| read(annotations.get(key)?));
+        let after = value.as_ref().and_then(read);
+        if let Some(after) = after.filter(|reason| reason.reason == REPLACED)
+            && before.is_none_or(|before| before.reason != REPLACED)
+        {
+            events.push(event(
+                true,
+                REPLACED,
+                format!("[skyhook:{skyhook}] {}", after.message),
+            ));
+        }
+    }
     if patch.unschedulable == Some(true)
         && let Some(skyhook) = index
             .leases
@@ -235,6 +254,9 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
     }
     events
 }
+
+/// The reason of a node whose disk was written anew under its name.
+const REPLACED: &str = "HostReplaced";
 
 /// A failure that both the Skyhook and the Node of a lease are told of.
 fn of_lease(

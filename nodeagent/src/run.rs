@@ -4,6 +4,7 @@
 //! tasks and come back as inputs.
 
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{ReadyArgs, RunArgs, Settings};
 use crate::host::Host;
+use crate::host::systemd::{Bus, too_old};
 use crate::lease::LeaseApi;
 
 mod agent;
@@ -75,7 +77,9 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
     let (notes, mut inbox) = unbounded_channel();
-    let mut agent = Agent::start(settings, host, api.clone(), notes)?;
+    let bus = Rc::new(Bus::of(&host.root));
+    let unable = problem_of(&bus).await;
+    let mut agent = Agent::start(settings, host, api.clone(), bus, unable, notes)?;
     let (seen, mut leases) = unbounded_channel();
     tokio::task::spawn_local(api.watch(seen));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "the agent has started");
@@ -106,6 +110,24 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     tracing::info!("the agent stops; steps go on under their supervisors");
     Ok(())
+}
+
+/// Why nothing can be done on a host with this systemd. One that does not answer yet may answer later.
+async fn problem_of(bus: &Bus) -> Option<String> {
+    match bus.version().await {
+        Ok(version) => {
+            let problem = too_old(&version);
+            match &problem {
+                Some(problem) => tracing::error!(%problem, "this host cannot be worked on"),
+                None => tracing::info!(systemd = %version, "the host's systemd answers"),
+            }
+            problem
+        }
+        Err(error) => {
+            tracing::warn!(error = %skyhook_oci::chain(&error), "the host's systemd does not answer");
+            None
+        }
+    }
 }
 
 fn far() -> Instant {

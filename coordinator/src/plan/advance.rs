@@ -1,6 +1,6 @@
 //! The next write for every lease that exists: grant it, withdraw it, stop it, take its result, release it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use skyhook_crds::installed::{self, PackageStates, Stamp};
@@ -239,12 +239,18 @@ impl Case<'_> {
             states: record.digest.clone(),
         };
         let skyhook = self.skyhook_name();
+        let is_edited = record.is_edited() || self.stop() == Some(StopReason::Edited);
         // A new revision goes on with the node: giving the cordon back would only invite pods that have to leave again.
         if self.stop() != Some(StopReason::NewRevision) {
             draft.patch(node, cordon::give_back(node, [skyhook]), "");
         }
         // Somebody changed the record since the grant: their word stands, and the node is planned again.
-        if record.is_edited() || self.stop() == Some(StopReason::Edited) {
+        if is_edited {
+            // Whoever edits it may want what was given up: reboots are counted anew.
+            let stamp = Stamp {
+                reboots: BTreeMap::new(),
+                ..stamp
+            };
             draft.patch(
                 node,
                 NodePatch::default().stamp(skyhook, &stamp),

@@ -23,6 +23,7 @@ pub enum Word {
     DrainTimedOut,
     Draining,
     EarlierSkyhook,
+    HostReplaced,
     NewerVersion,
     NodeIgnored,
     NodeLeased,

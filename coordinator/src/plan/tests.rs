@@ -14,6 +14,7 @@ use crate::testkit;
 
 mod cordons;
 mod endings;
+mod host;
 mod leases;
 mod reapply;
 mod replaced;

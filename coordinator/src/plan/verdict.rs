@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
-use skyhook_crds::lease::{DrainState, InterruptionLease, Phase};
+use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
 use skyhook_crds::names;
 use skyhook_crds::stage::{State, Status};
 
@@ -116,8 +117,21 @@ fn leased(
         Phase::Running if !status.waits_for.is_empty() => {
             working(Word::AwaitingInterrupt, status.waits_for.clone())
         }
+        Phase::Accepted | Phase::Preparing | Phase::Running
+            if is_replaced(node.record(&skyhook.name).stamp.as_ref(), status) =>
+        {
+            let message = "the host's disk was written anew since the last result was recorded: every package is \
+                           installed again";
+            working(Word::HostReplaced, message.to_owned())
+        }
         Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
     }
+}
+
+/// True when the host that reports is not the one that the record is of, though it has its name.
+fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool {
+    let recorded = stamp.map_or("", |stamp| stamp.host_id.as_str());
+    !recorded.is_empty() && !status.host_id.is_empty() && recorded != status.host_id
 }
 
 /// A node that went away in mid-run, and from when on it is called parked: it keeps its slot, others go on as far as

@@ -97,6 +97,8 @@ pub(super) struct Agent {
     pub compared: Option<String>,
     /// What keeps the agent from working, for the report.
     pub trouble: Option<String>,
+    /// Why this host cannot be worked on at all.
+    pub unable: Option<String>,
     /// A reboot that is asked for as soon as the lease's status says so.
     pub reboot: Option<super::interrupt::Reboot>,
     /// Steps of the machine that are not in the journal yet.
@@ -118,6 +120,8 @@ impl Agent {
         settings: Settings,
         host: Host,
         api: LeaseApi,
+        bus: Rc<Bus>,
+        unable: Option<String>,
         notes: UnboundedSender<Note>,
     ) -> anyhow::Result<Self> {
         let state = host.path(&settings.state_dir);
@@ -138,7 +142,6 @@ impl Agent {
             &host.root,
             settings.registries.clone(),
         )?;
-        let bus = Rc::new(Bus::of(&host.root));
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),
             state.join("steps"),
@@ -169,6 +172,7 @@ impl Agent {
             disk_bytes: None,
             compared: None,
             trouble: None,
+            unable,
             reboot: None,
             staged: None,
         };
@@ -193,6 +197,7 @@ impl Agent {
         if let Some(run) = &mut state.run {
             run.next_step = run.next_step.max(state.next_step);
             run.reboot_cap = self.settings.reboot_cap;
+            run.unable.clone_from(&self.unable);
         }
         self.journal.save(state)?;
         if self.journal.state.run.is_some() {

@@ -235,6 +235,7 @@ impl Agent {
         let progress = Progress {
             reboots,
             reboot_cap: self.settings.reboot_cap,
+            unable: self.unable.clone(),
             lease: lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
             revision: spec.revision.clone(),

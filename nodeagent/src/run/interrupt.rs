@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use tokio::time::Instant;
 
 use super::agent::{Agent, Note};
 use crate::host::interrupt::{InterruptError, Interrupter};
+use crate::host::journal;
 use crate::machine::progress::WaveAt;
-use crate::machine::{Event, Progress};
+use crate::machine::{Event, Progress, wave};
 use crate::stage::flags::note_interrupt;
 
 /// How long a reboot waits until the lease's status says that it is asked for.
@@ -61,6 +63,7 @@ impl Agent {
     /// Carries an interrupt out, or says first which units are to be restarted.
     fn carry_out(&self, owner: &str, interrupt: Interrupt, before: BTreeMap<String, String>) {
         tracing::warn!(%owner, ?interrupt, "the host is interrupted");
+        let entry = self.journal_entry(owner, &interrupt, before.is_empty());
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         let (root, patience) = (self.host.root.clone(), self.settings.patience);
         tokio::task::spawn_local(async move {
@@ -74,6 +77,9 @@ impl Agent {
                 patience,
                 waits: &waits,
             };
+            if let Some(entry) = entry {
+                entry.write(&root).await;
+            }
             let event = match perform(&interrupter, &interrupt, before).await {
                 Ok(event) => event,
                 Err(error) => {
@@ -84,6 +90,33 @@ impl Agent {
             };
             let _sent = notes.send(Note::Event(event));
         });
+    }
+
+    /// What the host's own journal is to say before the interrupt, so that whoever looks after a reboot finds its cause
+    /// there. Said once: an interrupt that goes on where it was is not another one.
+    fn journal_entry(
+        &self,
+        owner: &str,
+        interrupt: &Interrupt,
+        is_first: bool,
+    ) -> Option<JournalEntry> {
+        let run = self.run().filter(|_| is_first)?;
+        let (name, version) = owner.split_once('|').unwrap_or((owner, ""));
+        Some(JournalEntry {
+            message: format!(
+                "Skyhook {} interrupts this host ({}) for package {name} {version}, revision {}, lease {}",
+                run.skyhook.name,
+                wave::describe(interrupt),
+                run.revision,
+                run.lease
+            ),
+            fields: [
+                ("SKYHOOK", run.skyhook.name.clone()),
+                ("SKYHOOK_PACKAGE", owner.to_owned()),
+                ("SKYHOOK_REVISION", run.revision.clone()),
+                ("SKYHOOK_LEASE", run.lease.clone()),
+            ],
+        })
     }
 
     /// Writes what the host is to remember of an interrupt that has happened.
@@ -117,6 +150,33 @@ impl Agent {
         if let Err(error) = note_interrupt(&self.host, layout, &cycle.skyhook, package, interrupt) {
             tracing::warn!(error = %chain(&error), "the interrupt cannot be noted");
         }
+    }
+}
+
+/// An entry of the host's own journal.
+struct JournalEntry {
+    message: String,
+    fields: [(&'static str, String); 4],
+}
+
+impl JournalEntry {
+    /// Writes the entry to the disk, within seconds. Without it the host is interrupted all the same.
+    async fn write(self, root: &Path) {
+        let root = root.to_owned();
+        let written = tokio::task::spawn_blocking(move || {
+            let fields: Vec<(&str, &str)> = self
+                .fields
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
+            journal::note(&root, &self.message, &fields)
+        });
+        let problem = match written.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(%problem, "the host's journal cannot be told of the interrupt");
     }
 }
 

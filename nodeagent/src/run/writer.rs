@@ -128,6 +128,14 @@ impl Writer {
         self.wake.filter(|_| !self.in_flight)
     }
 
+    /// What to do now for the status to become this one, and whether that is all there is to do.
+    fn decide(&mut self, status: InterruptionLeaseStatus, now: Instant) -> Next {
+        let next = self.next(status, now);
+        self.is_settled = next == Next::Nothing && !self.in_flight;
+        self.hurry &= !self.is_settled;
+        next
+    }
+
     /// What has to be asked of the API for the status to become this one.
     fn next(&self, mut status: InterruptionLeaseStatus, now: Instant) -> Next {
         if self.in_flight || self.is_lost {
@@ -234,10 +242,8 @@ impl Agent {
         if let Some(trouble) = &self.trouble {
             status.message.clone_from(trouble);
         }
-        let next = self.writer.next(status, Instant::now());
-        self.writer.is_settled = next == Next::Nothing && !self.writer.in_flight;
-        match next {
-            Next::Nothing => self.writer.hurry = false,
+        match self.writer.decide(status, Instant::now()) {
+            Next::Nothing => {}
             Next::WakeAt(at) => self.writer.wake = Some(at),
             Next::Call(call) => self.call(call),
         }

@@ -2,6 +2,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::*;
+use crate::installed::Stamp;
 use crate::lease::{Drain, Granted, InterruptionLeaseSpec, InterruptionLeaseStatus, NodeRef, Stop};
 
 const NODE: &str = "node-uid";
@@ -306,4 +307,97 @@ fn a_slot_is_released_only_for_a_reason() {
     ] {
         assert_eq!(release_reason(&lease, node), want, "{name}");
     }
+}
+
+fn stamp(machine: &str, host: &str) -> Stamp {
+    Stamp {
+        lease: "earlier".into(),
+        machine_id: machine.into(),
+        host_id: host.into(),
+        ..Stamp::default()
+    }
+}
+
+#[test]
+fn a_record_of_another_host_is_told_by_either_id() {
+    for (name, recorded, reported, here, want) in [
+        ("nothing is known", None, None, ("m", "h"), false),
+        (
+            "the same",
+            Some(("m", "h")),
+            Some(("m", "h")),
+            ("m", "h"),
+            false,
+        ),
+        ("another machine", Some(("x", "h")), None, ("m", "h"), true),
+        (
+            "its disk was written anew",
+            Some(("m", "x")),
+            None,
+            ("m", "h"),
+            true,
+        ),
+        (
+            "recorded before hosts had an ID",
+            Some(("m", "")),
+            None,
+            ("m", "h"),
+            false,
+        ),
+        (
+            "a host that cannot say",
+            Some(("m", "x")),
+            None,
+            ("m", ""),
+            false,
+        ),
+        (
+            "another machine reported",
+            None,
+            Some(("x", "h")),
+            ("m", "h"),
+            true,
+        ),
+        (
+            "reported before its disk was lost",
+            None,
+            Some(("m", "x")),
+            ("m", "h"),
+            true,
+        ),
+    ] {
+        let mut lease = Given::granted().0;
+        lease.spec.stamp = recorded.map(|(machine, host)| stamp(machine, host));
+        lease.status = reported.map(|(machine, host)| InterruptionLeaseStatus {
+            phase: Some(Phase::Running),
+            machine_id: machine.to_owned(),
+            host_id: host.to_owned(),
+            ..InterruptionLeaseStatus::default()
+        });
+        assert_eq!(is_of_another_host(&lease, here.0, here.1), want, "{name}");
+    }
+}
+
+#[test]
+fn the_higher_count_of_reboots_is_believed() {
+    let counts = |pairs: &[(&str, u32)]| -> BTreeMap<String, u32> {
+        pairs
+            .iter()
+            .map(|(key, count)| ((*key).to_owned(), *count))
+            .collect()
+    };
+    let mut lease = Given::granted().phase(Phase::Running).0;
+    assert_eq!(known_reboots(&lease), counts(&[]));
+    lease.spec.stamp = Some(Stamp {
+        reboots: counts(&[("aa|1", 2), ("bb|1", 1)]),
+        ..Stamp::default()
+    });
+    assert_eq!(known_reboots(&lease), counts(&[("aa|1", 2), ("bb|1", 1)]));
+    if let Some(status) = &mut lease.status {
+        status.reboots = counts(&[("aa|1", 1), ("bb|1", 3), ("cc|1", 1)]);
+    }
+    assert_eq!(
+        known_reboots(&lease),
+        counts(&[("aa|1", 2), ("bb|1", 3), ("cc|1", 1)])
+    );
 }

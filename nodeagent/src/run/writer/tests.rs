@@ -172,3 +172,23 @@ fn a_lease_that_is_gone_is_not_written_to() {
         assert_eq!(next, Next::Nothing, "{name}");
     }
 }
+
+#[test]
+fn a_report_in_a_hurry_is_not_paced_and_settles_when_it_has_arrived() {
+    let mut writer = writer();
+    let now = Instant::now();
+    let next = writer.decide(status(Phase::Preparing), now);
+    assert!(matches!(next, Next::WakeAt(_)), "{next:?}");
+    writer.hurry();
+    let Next::Call(call) = writer.decide(status(Phase::Preparing), now) else {
+        panic!("it is written at once");
+    };
+    assert!(!writer.is_settled());
+    writer.in_flight = true;
+    assert_eq!(writer.decide(status(Phase::Preparing), now), Next::Nothing);
+    assert!(!writer.is_settled(), "the answer may be a refusal");
+    let there = serde_json::to_value(status(Phase::Preparing)).unwrap();
+    answer(&mut writer, call, Ok(lease("7", &there)));
+    assert_eq!(writer.decide(status(Phase::Preparing), now), Next::Nothing);
+    assert!(writer.is_settled());
+}
