@@ -28,7 +28,7 @@ IMAGES ?= $(CARGO_TARGET_DIR)/images
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 .PHONY: help setup build release controlplane previous demo test check fmt fmt-check lint lengths typos deny \
-        gen gen-check unit integration bench-one static images bench-cluster cluster chart
+        gen gen-check unit integration vm-test bench-one static images bench-cluster cluster chart
 
 help:
 	@echo "make demo         a roll-out on three real hosts, live"
@@ -36,6 +36,7 @@ help:
 	@echo "make check        the part of it that runs nothing: format, lints, spelling, licences"
 	@echo "make unit         unit tests and the simulated cluster, no root"
 	@echo "make integration  tests on real hosts (root)"
+	@echo "make vm-test      the agent in virtual machines: other kernels, cgroup v2, power cuts (root)"
 	@echo "make bench-scale  N nodes, P packages, faked hosts: time, writes, memory"
 	@echo "make bench-one    one node, a package that does nothing: time, requests, memory;"
 	@echo "                  also bench-oci, bench-agent, bench-interrupt, bench-scale, bench-cluster"
@@ -121,6 +122,10 @@ unit: build
 
 integration: controlplane previous build
 	$(RUNNER) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)
+
+# Debian 12 and 13 in emulated machines; the disk images are built once, in some minutes.
+vm-test: controlplane build
+	$(RUNNER) cargo test --workspace --test vm -- --test-threads=$(TEST_THREADS)
 
 bench-cluster: controlplane build static
 	@SKYHOOK_BIN_DIR=$(STATIC) $(ROOT) $(DEBUG)/bench_cluster

@@ -5,7 +5,7 @@
 # A release build of the agent in a real host: overhead per step and stage, memory, wake-ups, fsyncs.
 bench-agent: controlplane release build
 	@set -o pipefail; $(RUNNER) SKYHOOK_BIN_DIR=$(RELEASE) cargo test --workspace --test agent_bench -- \
-	    --ignored --nocapture | tee $(RELEASE)/bench-agent.log
+	    --ignored --nocapture --test-threads=1 | tee $(RELEASE)/bench-agent.log
 	@grep -o 'bench [a-z_]* [-0-9.]*$$' $(RELEASE)/bench-agent.log
 
 # What an interrupt costs a node beyond the restart or the reboot itself.

@@ -1,4 +1,4 @@
-//! The node agent on a host: a unit, with the token of a pod that is bound to that node.
+//! The node agent on a machine: a unit, with the token of a pod that is bound to that node.
 
 use std::sync::Arc;
 
@@ -13,46 +13,42 @@ use serde_json::json;
 use crate::controlplane::ControlPlane;
 use crate::host::Host;
 use crate::install::NAMESPACE;
+use crate::machine::Machine;
 use crate::process::tail;
 use crate::programs::{AGENT, AGENT_KUBECONFIG, AGENT_LOG, agent_unit};
 
 /// The unit that the agent runs as.
 pub const UNIT: &str = "skyhook-agent.service";
 
-/// The agent of one host.
+/// The agent of one machine.
 #[derive(Debug, Clone)]
-pub struct Agent {
-    host: Arc<Host>,
+pub struct Agent<M = Host> {
+    host: Arc<M>,
 }
 
-impl Agent {
-    /// Gives the host its credentials and unit. The unit starts at every boot; on a host that is up
-    /// already call [`start`](Self::start).
-    pub async fn install(plane: &ControlPlane, host: Arc<Host>, extra: &[String]) -> Result<Self> {
+impl<M: Machine> Agent<M> {
+    /// Gives the machine its credentials and unit. The unit starts at every boot; on a machine that
+    /// is up already call [`start`](Self::start).
+    pub async fn install(plane: &ControlPlane, host: Arc<M>, extra: &[String]) -> Result<Self> {
         let token = token(plane, host.name()).await?;
-        host.write(AGENT_KUBECONFIG, &plane.kubeconfig_for(&token))?;
-        host.write(
-            &format!("/etc/systemd/system/{UNIT}"),
-            &agent_unit(host.name(), extra),
-        )?;
-        let wants = host.path("/etc/systemd/system/multi-user.target.wants");
-        std::fs::create_dir_all(&wants)?;
-        let link = wants.join(UNIT);
-        if link.symlink_metadata().is_err() {
-            std::os::unix::fs::symlink(format!("/etc/systemd/system/{UNIT}"), link)?;
-        }
+        host.write_file(AGENT_KUBECONFIG, &plane.kubeconfig_for(&token))
+            .await?;
+        let units = "/etc/systemd/system";
+        let unit = agent_unit(host.name(), extra);
+        host.write_file(&format!("{units}/{UNIT}"), &unit).await?;
+        host.enable(UNIT, units).await?;
         Ok(Self { host })
     }
 
-    /// Starts the unit on a host that is up.
+    /// Starts the unit on a machine that is up.
     pub async fn start(&self) -> Result<()> {
-        self.host.exec(["systemctl", "daemon-reload"]).await?;
-        self.host.exec(["systemctl", "start", UNIT]).await.map(drop)
+        self.host.run(&["systemctl", "daemon-reload"]).await?;
+        self.host.run(&["systemctl", "start", UNIT]).await.map(drop)
     }
 
     /// Orderly stop (SIGTERM); it stays down until started, or until the next boot.
     pub async fn stop(&self) -> Result<()> {
-        self.host.exec(["systemctl", "stop", UNIT]).await.map(drop)
+        self.host.run(&["systemctl", "stop", UNIT]).await.map(drop)
     }
 
     /// SIGKILL to the agent alone, as when its container is killed. systemd starts it again.
@@ -64,13 +60,13 @@ impl Agent {
             "--signal=KILL",
             UNIT,
         ];
-        self.host.exec(kill).await.map(drop)
+        self.host.run(&kill).await.map(drop)
     }
 
     /// Its process number inside the host; 0 when it does not run.
     pub async fn pid(&self) -> Result<u32> {
         let show = ["systemctl", "show", "--property=MainPID", "--value", UNIT];
-        Ok(self.host.exec(show).await?.trim().parse()?)
+        Ok(self.host.run(&show).await?.trim().parse()?)
     }
 
     /// Resident memory in bytes.
@@ -78,11 +74,18 @@ impl Agent {
         let pid = self.pid().await?;
         let status = self
             .host
-            .exec(["cat", &format!("/proc/{pid}/status")])
+            .run(&["cat", &format!("/proc/{pid}/status")])
             .await?;
         rss_from(&status).with_context(|| format!("{AGENT} is process {pid}, which has no VmRSS"))
     }
 
+    /// All of its log.
+    pub async fn whole_log(&self) -> Result<String> {
+        self.host.read_file(AGENT_LOG).await
+    }
+}
+
+impl Agent {
     /// The end of its log.
     pub fn log(&self) -> String {
         tail(&self.host.path(AGENT_LOG), 40)

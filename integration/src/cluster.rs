@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
 
 use crate::agent::Agent;
@@ -11,6 +11,7 @@ use crate::controlplane::{ControlPlane, Options};
 use crate::coordinator::Coordinator;
 use crate::host::Host;
 use crate::install;
+use crate::machine::Machine;
 use crate::network::Network;
 use crate::node::{NodeOptions, NodePlayer};
 use crate::programs;
@@ -18,6 +19,10 @@ use crate::registry::{Image, Registry};
 use crate::rootfs::Rootfs;
 use crate::run::Run;
 use crate::source;
+use crate::wait::asking_every;
+
+/// A kubectl takes a tenth of a second of a core.
+pub(crate) const BETWEEN: Duration = Duration::from_millis(300);
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -52,16 +57,16 @@ impl Setup {
 
 /// One host with its node and agent.
 #[derive(Debug)]
-pub struct Worker {
-    pub host: Arc<Host>,
+pub struct Worker<M = Host> {
+    pub host: Arc<M>,
     pub node: NodePlayer,
-    pub agent: Agent,
+    pub agent: Agent<M>,
 }
 
 /// A running cluster. All of it is gone when dropped.
 #[derive(Debug)]
-pub struct Cluster {
-    pub workers: Vec<Worker>,
+pub struct Cluster<M = Host> {
+    pub workers: Vec<Worker<M>>,
     pub coordinator: Option<Coordinator>,
     pub registry: Registry,
     pub plane: ControlPlane,
@@ -72,12 +77,25 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// A cluster of hosts.
     pub async fn start(setup: Setup) -> Result<Self> {
+        Self::start_on(Rootfs::locate().await?, setup).await
+    }
+
+    /// What to look at when something did not happen: the ends of all logs.
+    pub fn logs(&self) -> String {
+        let of = |worker: &Worker| worker.agent.log();
+        self.with_agents(self.workers.iter().map(of))
+    }
+}
+
+impl<M: Machine> Cluster<M> {
+    /// A cluster of machines that start from `disk`.
+    pub async fn start_on(disk: M::Disk, setup: Setup) -> Result<Self> {
         let run = Arc::new(Run::start()?);
         let mut timings = Vec::new();
         let started = Instant::now();
         let bin = programs::collect(&run)?;
-        let rootfs = Rootfs::locate().await?;
         let network = Network::create(Arc::clone(&run)).await?;
         timings.push(("file system and network", started.elapsed()));
 
@@ -95,7 +113,7 @@ impl Cluster {
             let started = Instant::now();
             let boots = setup.hosts.iter().zip(0..).map(async |(name, index)| {
                 let run = Arc::clone(&run);
-                let host = Host::create(run, &network, &rootfs, index, name, &bin).await?;
+                let host = M::create(run, &network, &disk, index, name, &bin).await?;
                 host.boot().await?;
                 anyhow::Ok(Arc::new(host))
             });
@@ -133,18 +151,52 @@ impl Cluster {
         })
     }
 
+    /// The same of machines whose disks are theirs alone.
+    pub async fn inner_logs(&self) -> String {
+        let mut logs = Vec::new();
+        for worker in &self.workers {
+            let log = worker.agent.whole_log().await;
+            let log = log.unwrap_or_else(|error| format!("{error:#}"));
+            let lines: Vec<_> = log.lines().collect();
+            logs.push(lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+        self.with_agents(logs)
+    }
+
+    fn with_agents(&self, logs: impl IntoIterator<Item = String>) -> String {
+        let mut text = String::new();
+        if let Some(coordinator) = &self.coordinator {
+            text += &format!("--- coordinator\n{}\n", coordinator.log());
+        }
+        for (worker, log) in self.workers.iter().zip(logs) {
+            text += &format!("--- agent on {}\n{log}\n", worker.host.name());
+        }
+        text
+    }
+
     /// A client with all rights.
     pub fn client(&self) -> kube::Client {
         self.plane.client()
     }
 
     /// The worker with this name.
-    pub fn worker(&self, name: &str) -> Result<&Worker> {
+    pub fn worker(&self, name: &str) -> Result<&Worker<M>> {
         let found = self
             .workers
             .iter()
             .find(|worker| worker.host.name() == name);
         found.with_context(|| format!("no worker {name}"))
+    }
+
+    /// Waits until no node is worked on.
+    pub async fn released(&self, within: Duration) -> Result<()> {
+        asking_every(BETWEEN, within, async || {
+            let leases = ["get", "interruptionleases", "-o", "name"];
+            let held = self.plane.kubectl(&leases).await?;
+            ensure!(held.trim().is_empty(), "the slot is kept: {held}");
+            Ok(())
+        })
+        .await
     }
 
     /// Starts the coordinator with further arguments.
@@ -167,22 +219,6 @@ impl Cluster {
     pub async fn push(&self, package: &str) -> Result<Image> {
         push(&self.registry, package).await
     }
-
-    /// What to look at when something did not happen: the ends of all logs.
-    pub fn logs(&self) -> String {
-        let mut text = String::new();
-        if let Some(coordinator) = &self.coordinator {
-            text += &format!("--- coordinator\n{}\n", coordinator.log());
-        }
-        for worker in &self.workers {
-            text += &format!(
-                "--- agent on {}\n{}\n",
-                worker.host.name(),
-                worker.agent.log()
-            );
-        }
-        text
-    }
 }
 
 pub(crate) async fn push(registry: &Registry, package: &str) -> Result<Image> {
@@ -195,7 +231,11 @@ pub(crate) async fn push(registry: &Registry, package: &str) -> Result<Image> {
     bail!("no package {package} in examples/packages or integration/fixtures/packages")
 }
 
-async fn start_worker(plane: &ControlPlane, host: Arc<Host>, setup: &Setup) -> Result<Worker> {
+async fn start_worker<M: Machine>(
+    plane: &ControlPlane,
+    host: Arc<M>,
+    setup: &Setup,
+) -> Result<Worker<M>> {
     let options = setup.node.clone();
     let node = NodePlayer::register(plane.client(), Arc::clone(&host), options).await?;
     let agent = Agent::install(plane, Arc::clone(&host), &setup.agent_args).await?;

@@ -5,6 +5,8 @@
 //! power cut loses no data that was written but not yet synced.
 
 use std::fs;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::machine::{Boot, Machine, Power, Switch};
 use crate::network::{Link, Network};
 use crate::process::{Process, output, tail};
 use crate::rootfs::Rootfs;
@@ -27,26 +30,6 @@ use cgroup::Cgroup;
 /// What systemd-nspawn ends with when the system inside asked for a reboot.
 const REBOOT: i32 = 133;
 const BOOT_DEADLINE: Duration = Duration::from_secs(120);
-
-/// Where the host is between off and on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Power {
-    Off,
-    Booting,
-    Up(Boot),
-    /// It did not come up, or systemd-nspawn failed.
-    Failed(String),
-}
-
-/// One boot of a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Boot {
-    pub id: String,
-    /// Process number of its systemd, in this machine's numbers.
-    pub leader: u32,
-    /// 1 for the first.
-    pub count: u32,
-}
 
 /// A host. Dropping it takes its power.
 #[derive(Debug)]
@@ -66,7 +49,7 @@ struct Inner {
     bin: PathBuf,
     cgroup: Cgroup,
     frozen: AtomicBool,
-    power: watch::Sender<Power>,
+    switch: Switch,
     process: Mutex<Option<Arc<Process>>>,
 }
 
@@ -105,7 +88,7 @@ impl Host {
             bin: bin.to_owned(),
             cgroup,
             frozen: AtomicBool::new(false),
-            power: watch::Sender::new(Power::Off),
+            switch: Switch::new(name),
             process: Mutex::new(None),
         };
         Ok(Self {
@@ -128,7 +111,7 @@ impl Host {
 
     /// Changes as the host boots, reboots and goes off.
     pub fn power(&self) -> watch::Receiver<Power> {
-        self.inner.power.subscribe()
+        self.inner.switch.watch()
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -143,10 +126,7 @@ impl Host {
 
     /// Turns the host on without waiting.
     pub fn power_on(&self) -> Result<()> {
-        if !matches!(*self.inner.power.borrow(), Power::Off | Power::Failed(_)) {
-            bail!("{} is on already", self.inner.name);
-        }
-        self.inner.power.send_replace(Power::Booting);
+        self.inner.switch.turn_on()?;
         let task = tokio::spawn(keep_running(Arc::clone(&self.inner)));
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         *keeper = Some(task);
@@ -155,35 +135,14 @@ impl Host {
 
     /// Waits for a boot after the `after`th.
     pub async fn wait_up(&self, after: u32) -> Result<Boot> {
-        let mut power = self.power();
-        let done = |power: &Power| match power {
-            Power::Up(boot) => boot.count > after,
-            Power::Failed(_) => true,
-            Power::Off | Power::Booting => false,
-        };
-        let waited = tokio::time::timeout(BOOT_DEADLINE, power.wait_for(done)).await;
-        let Ok(reached) = waited else {
-            bail!(
-                "{} is not up after {BOOT_DEADLINE:?}:\n{}",
-                self.inner.name,
-                self.console()
-            );
-        };
-        match reached?.clone() {
-            Power::Up(boot) => Ok(boot),
-            Power::Failed(why) => bail!("{}: {why}", self.inner.name),
-            Power::Off | Power::Booting => unreachable!("excluded by the condition waited for"),
-        }
+        let console = || self.console();
+        let switch = &self.inner.switch;
+        switch.wait_up(after, BOOT_DEADLINE, console).await
     }
 
     /// The boot that the host is in now.
     pub fn current(&self) -> Result<Boot> {
-        match &*self.inner.power.borrow() {
-            Power::Up(boot) => Ok(boot.clone()),
-            other @ (Power::Off | Power::Booting | Power::Failed(_)) => {
-                bail!("{} is not up: {other:?}", self.inner.name)
-            }
-        }
+        self.inner.switch.current()
     }
 
     /// Asks systemd inside to reboot and waits for the next boot.
@@ -221,9 +180,7 @@ impl Host {
     async fn wait_off(&self) -> Result<()> {
         self.inner.frozen.store(false, Ordering::SeqCst);
         self.inner.cgroup.freeze(false)?;
-        let off = |power: &Power| matches!(power, Power::Off | Power::Failed(_));
-        self.power().wait_for(off).await?;
-        Ok(())
+        self.inner.switch.wait_off().await
     }
 
     /// Stops every process of the host where it is; time goes on without it.
@@ -254,14 +211,7 @@ impl Host {
 
     /// Runs a program inside, in all of the host's namespaces, and returns its output.
     pub async fn exec<const N: usize>(&self, args: [&str; N]) -> Result<String> {
-        let leader = self.current()?.leader.to_string();
-        let mut command = Command::new("nsenter");
-        command
-            .args(["-t", &leader, "-a", "--", "env", "-i", PATH])
-            .args(args);
-        output(command)
-            .await
-            .with_context(|| format!("on {}", self.inner.name))
+        self.run(&args).await
     }
 
     /// Runs a shell script inside.
@@ -305,6 +255,80 @@ impl Host {
     }
 }
 
+impl Machine for Host {
+    type Disk = Rootfs;
+
+    const OWN_KERNEL: bool = false;
+
+    async fn create(
+        run: Arc<Run>,
+        network: &Network,
+        disk: &Rootfs,
+        index: u8,
+        name: &str,
+        bin: &Path,
+    ) -> Result<Self> {
+        Self::create(run, network, disk, index, name, bin).await
+    }
+
+    async fn boot(&self) -> Result<Boot> {
+        self.boot().await
+    }
+
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn machine_id(&self) -> String {
+        self.machine_id().to_owned()
+    }
+
+    fn link(&self) -> &Link {
+        self.link()
+    }
+
+    fn switch(&self) -> &Switch {
+        &self.inner.switch
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.is_reachable()
+    }
+
+    async fn run(&self, args: &[&str]) -> Result<String> {
+        let leader = self.current()?.leader.to_string();
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &leader, "-a", "--", "env", "-i", PATH])
+            .args(args);
+        output(command)
+            .await
+            .with_context(|| format!("on {}", self.inner.name))
+    }
+
+    async fn read_file(&self, inside: &str) -> Result<String> {
+        self.read(inside)
+    }
+
+    async fn write_file(&self, inside: &str, content: &str) -> Result<()> {
+        self.write(inside, content)
+    }
+
+    async fn route_through(&self, gateway: Ipv4Addr) -> Result<()> {
+        self.inner.link.route_through(gateway).await
+    }
+
+    async fn enable(&self, unit: &str, from: &str) -> Result<()> {
+        let wants = self.path("/etc/systemd/system/multi-user.target.wants");
+        fs::create_dir_all(&wants)?;
+        let link = wants.join(unit);
+        if link.symlink_metadata().is_err() {
+            symlink(format!("{from}/{unit}"), link)?;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         let keeper = self
@@ -326,7 +350,7 @@ impl Drop for Host {
     }
 }
 
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Boots the host, and again after each reboot, until it goes off.
 async fn keep_running(inner: Arc<Inner>) {
@@ -335,7 +359,7 @@ async fn keep_running(inner: Arc<Inner>) {
         count += 1;
         let end = match one_boot(&inner, count).await {
             Ok(Some(REBOOT)) => {
-                inner.power.send_replace(Power::Booting);
+                inner.switch.set(Power::Booting);
                 continue;
             }
             // 0: powered off; no code: killed by us.
@@ -348,7 +372,7 @@ async fn keep_running(inner: Arc<Inner>) {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        inner.power.send_replace(end);
+        inner.switch.set(end);
         return;
     }
 }
@@ -362,7 +386,7 @@ async fn one_boot(inner: &Arc<Inner>, count: u32) -> Result<Option<i32>> {
     let booted = async {
         loop {
             if let Some(boot) = find_boot(process.pid(), count) {
-                inner.power.send_replace(Power::Up(boot));
+                inner.switch.set(Power::Up(boot));
                 return std::future::pending::<()>().await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

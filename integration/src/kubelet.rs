@@ -1,6 +1,5 @@
 //! A host with containerd and a real kubelet: its node runs pods.
 
-use std::os::unix::fs::symlink;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,39 +9,57 @@ use kube::Api;
 
 use crate::controlplane::ControlPlane;
 use crate::host::Host;
+use crate::machine::Machine;
 use crate::network::Network;
-use crate::process::tail;
 use crate::wait::eventually;
 
 /// How long a node may take from a booted host to Ready.
 const READY: Duration = Duration::from_secs(90);
+/// The same under emulation.
+const READY_EMULATED: Duration = Duration::from_secs(300);
 
-/// A host whose kubelet registers its node; it is installed before the first boot and starts with
-/// every boot.
-#[derive(Debug, Clone)]
-pub struct KubeNode {
-    pub host: Arc<Host>,
+/// A machine whose kubelet registers its node, and starts with every boot.
+#[derive(Debug)]
+pub struct KubeNode<M = Host> {
+    pub host: Arc<M>,
 }
 
-impl KubeNode {
-    /// Writes what containerd and kubelet need on the disk of a host that is off. `index` is the
-    /// host's in its network, and `plane` has to know the kubelet
+impl<M> Clone for KubeNode<M> {
+    fn clone(&self) -> Self {
+        let host = Arc::clone(&self.host);
+        Self { host }
+    }
+}
+
+impl<M: Machine> KubeNode<M> {
+    /// Writes what containerd and kubelet need on a machine that is up, and starts them. `index` is
+    /// the machine's in its network, and `plane` has to know the kubelet
     /// ([`Options::kubelets`](crate::controlplane::Options::kubelets)).
     pub async fn install(
         plane: &ControlPlane,
         network: &Network,
-        host: Arc<Host>,
+        host: Arc<M>,
         index: u8,
     ) -> Result<Self> {
-        host.link().route_through(network.gateway()).await?;
-        let address = host.link().address.to_string();
+        host.route_through(network.gateway()).await?;
+        let address = host.address().to_string();
         let pods = format!("10.244.{index}.0/24");
         let apiserver = plane.url().trim_start_matches("https://");
+        // Where the controllers are ours, as on any node; elsewhere systemd does not know them all.
+        let (driver, own) = if M::OWN_KERNEL {
+            ("systemd", "true")
+        } else {
+            ("cgroupfs", "false")
+        };
+        let not_own = (!M::OWN_KERNEL).to_string();
         let fill = |text: &str| {
             text.replace("@NODE@", host.name())
                 .replace("@ADDRESS@", &address)
                 .replace("@PODS@", &pods)
                 .replace("@APISERVER@", apiserver)
+                .replace("@DRIVER@", driver)
+                .replace("@OWN@", own)
+                .replace("@NOT_OWN@", &not_own)
         };
         let units = "/etc/systemd/system";
         for (path, text) in [
@@ -85,16 +102,24 @@ impl KubeNode {
                 &plane.kubelet_kubeconfig(host.name()),
             ),
         ] {
-            host.write(path, &fill(text))?;
+            host.write_file(path, &fill(text)).await?;
         }
-        let wants = host.path(&format!("{units}/multi-user.target.wants"));
         for (unit, from) in [
             ("containerd.service", "/lib/systemd/system"),
             ("kubelet.service", units),
             ("harness-services.service", units),
         ] {
-            symlink(format!("{from}/{unit}"), wants.join(unit))?;
+            host.enable(unit, from).await?;
         }
+        host.run(&["systemctl", "daemon-reload"]).await?;
+        host.run(&[
+            "systemctl",
+            "start",
+            "containerd",
+            "harness-services",
+            "kubelet",
+        ])
+        .await?;
         Ok(Self { host })
     }
 
@@ -102,7 +127,7 @@ impl KubeNode {
     pub async fn load_images(&self, archives: &[String]) -> Result<()> {
         let script = "i=0; until ctr version >/dev/null 2>&1; do i=$((i+1)); [ $i -lt 150 ]; sleep 0.2; done";
         self.host
-            .sh(script)
+            .run(&["sh", "-ec", script])
             .await
             .context("containerd does not answer")?;
         for archive in archives {
@@ -117,7 +142,7 @@ impl KubeNode {
                 "native",
                 &path,
             ];
-            self.host.exec(import).await?;
+            self.host.run(&import).await?;
         }
         Ok(())
     }
@@ -125,23 +150,36 @@ impl KubeNode {
     /// Waits until the node says that it is Ready in the host's current boot.
     pub async fn wait_ready(&self, client: kube::Client) -> Result<()> {
         let nodes: Api<Node> = Api::all(client);
-        let boot = self.host.current()?.id;
-        eventually(READY, async || {
+        let boot = self.host.switch().current()?.id;
+        let within = if M::OWN_KERNEL { READY_EMULATED } else { READY };
+        eventually(within, async || {
             let node = nodes.get_opt(self.host.name()).await?;
             ensure!(
                 node.is_some_and(|node| is_ready(&node, &boot)),
                 "node {} is not Ready:\n{}",
                 self.host.name(),
-                self.log()
+                self.log().await
             );
             Ok(())
         })
         .await
     }
 
+    /// The supervisor of the one step that runs: its process number inside the machine.
+    pub async fn supervisor(&self) -> Result<String> {
+        let find = "scope=$(systemctl list-units --plain --no-legend 'skyhook-*.scope' | cut -d' ' -f1); \
+                    cat /sys/fs/cgroup/systemd/system.slice/$scope/cgroup.procs \
+                        /sys/fs/cgroup/system.slice/$scope/cgroup.procs 2>/dev/null | head -n 1";
+        let pid = self.host.run(&["sh", "-ec", find]).await?.trim().to_owned();
+        ensure!(!pid.is_empty(), "no step runs on {}", self.host.name());
+        Ok(pid)
+    }
+
     /// The end of the kubelet's log.
-    pub fn log(&self) -> String {
-        tail(&self.host.path("/var/log/kubelet.log"), 40)
+    pub async fn log(&self) -> String {
+        let tail = ["tail", "-n", "40", "/var/log/kubelet.log"];
+        let log = self.host.run(&tail).await;
+        log.unwrap_or_else(|error| format!("{error:#}"))
     }
 }
 

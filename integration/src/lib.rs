@@ -4,7 +4,8 @@
 //! - [`run`], [`process`]: nothing that a run makes survives it, whatever way it ends
 //! - [`assets`], [`controlplane`]: etcd, kube-apiserver and their friends; request counters
 //! - [`network`]: one wire per host, so that it can be cut
-//! - [`rootfs`], [`host`]: systemd hosts: boot, reboot, power cut, freeze
+//! - [`machine`]: what a computer of the harness can do; [`rootfs`], [`host`]: systemd hosts: boot, reboot,
+//!   power cut, freeze; [`vm`]: virtual machines, which have a kernel of their own
 //! - [`kubelet`], [`images`]: hosts with containerd and a real kubelet, and our images for them
 //! - [`chart`], [`real`]: helm, and a cluster that runs the chart on such hosts
 //! - [`node`]: the kubelet's part: Node objects that say what is true of the host
@@ -31,6 +32,7 @@ pub mod host;
 pub mod images;
 pub mod install;
 pub mod kubelet;
+pub mod machine;
 pub mod network;
 pub mod node;
 pub mod process;
@@ -43,4 +45,5 @@ pub mod rootfs;
 pub mod run;
 pub mod skip;
 pub mod source;
+pub mod vm;
 pub mod wait;

@@ -22,6 +22,7 @@ pub struct Network {
 #[derive(Debug, Clone)]
 pub struct Link {
     pub address: Ipv4Addr,
+    /// Only hosts have it: the wire of a virtual machine ends in its network card.
     netns: String,
     bridge: String,
     veth: String,
@@ -66,13 +67,7 @@ impl Network {
 
     /// Makes the namespace and veth pair of the host with this index, counted from 0.
     pub async fn attach(&self, index: u8) -> Result<Link> {
-        let last = index.checked_add(10).context("a network holds 245 hosts")?;
-        let link = Link {
-            address: Ipv4Addr::new(10, 213, self.number, last),
-            netns: format!("{}h{index}", self.name()),
-            bridge: self.name(),
-            veth: format!("{}h{index}", self.name()),
-        };
+        let link = self.link(index)?;
         self.run.record(Leftover::Netns(&link.netns))?;
         sh("ip", ["netns", "add", &link.netns]).await?;
         self.run.record(Leftover::Link(&link.veth))?;
@@ -93,9 +88,36 @@ impl Network {
         sh("ip", ["-n", netns, "link", "set", "lo", "up"]).await?;
         Ok(link)
     }
+
+    /// Makes the tap device that is the other end of the network card of the virtual machine with
+    /// this index, counted from 0.
+    pub async fn tap(&self, index: u8) -> Result<Link> {
+        let link = self.link(index)?;
+        let tap = link.veth.as_str();
+        self.run.record(Leftover::Link(tap))?;
+        sh("ip", ["tuntap", "add", "dev", tap, "mode", "tap"]).await?;
+        sh("ip", ["link", "set", tap, "master", &link.bridge, "up"]).await?;
+        Ok(link)
+    }
+
+    fn link(&self, index: u8) -> Result<Link> {
+        let last = index.checked_add(10).context("a network holds 245 hosts")?;
+        let name = format!("{}h{index}", self.name());
+        Ok(Link {
+            address: Ipv4Addr::new(10, 213, self.number, last),
+            netns: name.clone(),
+            bridge: self.name(),
+            veth: name,
+        })
+    }
 }
 
 impl Link {
+    /// The device on this machine.
+    pub(crate) fn device(&self) -> &str {
+        &self.veth
+    }
+
     pub fn netns_path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.netns)
     }

@@ -17,7 +17,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::host::{Boot, Host, Power};
+use crate::machine::{Boot, Machine, Power};
 
 mod pods;
 
@@ -55,9 +55,9 @@ pub struct NodePlayer {
 
 impl NodePlayer {
     /// Registers the node of a host that is up and waits until it is Ready.
-    pub async fn register(
+    pub async fn register<M: Machine>(
         client: kube::Client,
-        host: Arc<Host>,
+        host: Arc<M>,
         options: NodeOptions,
     ) -> Result<Self> {
         let withhold_ready = Arc::new(AtomicBool::new(false));
@@ -112,20 +112,20 @@ struct Posted {
     heartbeat: Option<Instant>,
 }
 
-struct Player {
+struct Player<M> {
     nodes: Api<Node>,
     leases: Api<Lease>,
-    host: Arc<Host>,
+    host: Arc<M>,
     options: NodeOptions,
     posted: Posted,
     silent_since: Option<Instant>,
     withhold_ready: Arc<AtomicBool>,
 }
 
-impl Player {
+impl<M: Machine> Player<M> {
     async fn run(mut self) {
         loop {
-            let mut power = self.host.power();
+            let mut power = self.host.switch().watch();
             tokio::select! {
                 _ = power.changed() => {}
                 () = tokio::time::sleep(Duration::from_millis(250)) => {}
@@ -177,7 +177,7 @@ impl Player {
             return Ok(());
         }
         self.silent_since = None;
-        let Power::Up(boot) = self.host.power().borrow().clone() else {
+        let Power::Up(boot) = self.host.switch().watch().borrow().clone() else {
             return Ok(());
         };
         let withheld = self.withhold_ready.load(Ordering::SeqCst);
@@ -218,7 +218,7 @@ impl Player {
             patch["status"]["nodeInfo"] = self.node_info(boot);
             patch["status"]["capacity"] = json!({"cpu": "2", "memory": "4Gi", "pods": "110"});
             patch["status"]["allocatable"] = patch["status"]["capacity"].clone();
-            let address = self.host.link().address.to_string();
+            let address = self.host.address().to_string();
             patch["status"]["addresses"] = json!([
                 {"type": "InternalIP", "address": address},
                 {"type": "Hostname", "address": self.host.name()},

@@ -10,55 +10,60 @@ use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 
 use crate::chart;
-use crate::cluster::push;
+use crate::cluster::{BETWEEN, push};
 use crate::controlplane::{ControlPlane, Options};
 use crate::host::Host;
 use crate::images;
 use crate::install::NAMESPACE;
 use crate::kubelet::KubeNode;
+use crate::machine::Machine;
 use crate::network::Network;
 use crate::programs;
 use crate::registry::{Image, Registry};
 use crate::rootfs::Rootfs;
 use crate::run::{Leftover, Run};
-use crate::wait::asking_every;
+use crate::wait::{MINUTE, asking_every};
 
-/// What kubelet changes on the whole machine.
+/// What kubelet changes on the whole machine when its host shares the kernel.
 const SYSCTLS: [&str; 3] = [
     "vm/overcommit_memory",
     "kernel/panic",
     "kernel/panic_on_oops",
 ];
 
-/// A kubectl takes a tenth of a second of a core.
-const BETWEEN: Duration = Duration::from_millis(300);
-
 /// A running cluster. All of it is gone when dropped.
 #[derive(Debug)]
-pub struct RealCluster {
-    pub nodes: Vec<KubeNode>,
+pub struct RealCluster<M: Machine = Host> {
+    pub nodes: Vec<KubeNode<M>>,
     pub registry: Registry,
     pub plane: ControlPlane,
     pub network: Network,
     pub run: Arc<Run>,
-    rootfs: Rootfs,
+    disk: M::Disk,
     bin: PathBuf,
     /// How long each part took to start.
     pub timings: Vec<(&'static str, Duration)>,
 }
 
 impl RealCluster {
-    /// A control plane with all controllers and `count` Ready nodes `worker-1`, …, with our images
-    /// loaded. Nothing is installed. Two more nodes may [`join`](Self::join).
+    /// A cluster of hosts.
     pub async fn start(count: u8) -> Result<Self> {
+        Self::start_on(Rootfs::locate().await?, count).await
+    }
+}
+
+impl<M: Machine> RealCluster<M> {
+    /// A control plane with all controllers and `count` Ready nodes `worker-1`, …, which start from
+    /// `disk`, with our images loaded. Nothing is installed. Two more nodes may
+    /// [`join`](Self::join).
+    pub async fn start_on(disk: M::Disk, count: u8) -> Result<Self> {
         let run = Arc::new(Run::start()?);
-        for name in SYSCTLS {
+        for name in SYSCTLS.into_iter().filter(|_| !M::OWN_KERNEL) {
             let value = fs::read_to_string(Path::new("/proc/sys").join(name))?;
             run.record(Leftover::Sysctl(name, value.trim()))?;
         }
         let mut timings = Vec::new();
         let started = Instant::now();
-        let rootfs = Rootfs::locate().await?;
         let network = Network::create(Arc::clone(&run)).await?;
         timings.push(("file system and network", started.elapsed()));
 
@@ -84,7 +89,7 @@ impl RealCluster {
             plane,
             network,
             run,
-            rootfs,
+            disk,
             bin,
             timings,
         };
@@ -97,20 +102,20 @@ impl RealCluster {
     }
 
     /// Boots one more host and waits until its node is Ready.
-    pub async fn join(&mut self) -> Result<KubeNode> {
+    pub async fn join(&mut self) -> Result<KubeNode<M>> {
         let index = u8::try_from(self.nodes.len())?;
         let node = self.start_node(index).await?;
         self.nodes.push(node.clone());
         Ok(node)
     }
 
-    async fn start_node(&self, index: u8) -> Result<KubeNode> {
+    async fn start_node(&self, index: u8) -> Result<KubeNode<M>> {
         let name = node_name(index + 1);
         let run = Arc::clone(&self.run);
-        let host = Host::create(run, &self.network, &self.rootfs, index, &name, &self.bin).await?;
+        let host = M::create(run, &self.network, &self.disk, index, &name, &self.bin).await?;
         let host = Arc::new(host);
-        let node = KubeNode::install(&self.plane, &self.network, Arc::clone(&host), index).await?;
         host.boot().await?;
+        let node = KubeNode::install(&self.plane, &self.network, host, index).await?;
         node.load_images(&images::ARCHIVES.map(str::to_owned))
             .await?;
         node.wait_ready(self.plane.client()).await?;
@@ -164,7 +169,7 @@ impl RealCluster {
     }
 
     /// The node with this name.
-    pub fn node(&self, name: &str) -> Result<&KubeNode> {
+    pub fn node(&self, name: &str) -> Result<&KubeNode<M>> {
         let found = self.nodes.iter().find(|node| node.host.name() == name);
         found.with_context(|| format!("no node {name}"))
     }
@@ -196,6 +201,34 @@ impl RealCluster {
             Ok(text) => Ok(text),
             Err(error) => Err(error.context(self.describe().await)),
         }
+    }
+
+    /// Name of the agent's pod on a node, once it is Ready.
+    pub async fn agent_pod(&self, node: &str) -> Result<String> {
+        self.new_agent_pod(node, "").await
+    }
+
+    /// The same, another than `old`.
+    pub async fn new_agent_pod(&self, node: &str, old: &str) -> Result<String> {
+        let on = format!("spec.nodeName={node}");
+        let jsonpath = "jsonpath={range .items[?(@.status.containerStatuses[0].ready==true)]}{.metadata.name} {end}";
+        let selector = "app.kubernetes.io/component=agent";
+        let get = [
+            "-n",
+            NAMESPACE,
+            "get",
+            "pods",
+            "-l",
+            selector,
+            "--field-selector",
+            &on,
+            "-o",
+            jsonpath,
+        ];
+        let is_new = |names: &str| !names.is_empty() && names.split(' ').all(|name| name != old);
+        let names = self.until(&get, MINUTE, is_new).await?;
+        let name = names.split(' ').next().context("a pod")?;
+        Ok(name.to_owned())
     }
 
     /// What to look at when something did not happen.

@@ -46,6 +46,15 @@ pub fn skyhook(name: &str, package: &str, image: &Image, count: u32, more: &Valu
     })
 }
 
+/// [`skyhook`] with these scripts, by the key of the configMap that the package `shellscript` has them in.
+pub fn scripts(name: &str, image: &Image, scripts: &Value, more: &Value) -> Value {
+    let mut package = json!({"configMap": scripts});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        package[key] = value.clone();
+    }
+    skyhook(name, "work", image, 1, &package)
+}
+
 /// Applies a Skyhook, as `kubectl apply --server-side` would.
 pub async fn apply(client: kube::Client, manifest: &Value) -> Result<Skyhook> {
     let name = manifest["metadata"]["name"]
@@ -98,6 +107,12 @@ pub async fn wait_for(
 /// Waits until the roll-out is complete at the current generation.
 pub async fn wait_complete(client: kube::Client, name: &str, within: Duration) -> Result<Skyhook> {
     wait_for(client, name, "complete", within, is_complete).await
+}
+
+/// Whether the reasons of its nodes hold all of these words.
+pub fn says(skyhook: &Skyhook, words: &[&str]) -> bool {
+    let reasons = skyhook.status.as_ref().map(|status| &status.node_reasons);
+    serde_json::to_string(&reasons).is_ok_and(|text| words.iter().all(|word| text.contains(word)))
 }
 
 /// Complete, and of the spec as it is now.

@@ -8,9 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use skyhook_integration::cluster::{Cluster, Setup, Worker};
+use skyhook_integration::machine::Machine;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
-use skyhook_integration::skip::hosts_can_run;
+use skyhook_integration::skip::{hosts_can_run, vms_can_run};
+use skyhook_integration::vm::{self, Vm};
 use skyhook_integration::wait::MINUTE;
 use tokio::process::Command;
 use tokio::time::sleep;
@@ -19,7 +21,7 @@ const STEPS: usize = 40;
 const PACKAGES: usize = 12;
 
 /// A package whose apply has so many steps; each notes the time when it begins.
-async fn push(cluster: &Cluster, name: &str, steps: usize) -> Result<Image> {
+async fn push<M: Machine>(cluster: &Cluster<M>, name: &str, steps: usize) -> Result<Image> {
     let folder = tempfile::tempdir()?;
     std::fs::create_dir(folder.path().join("skyhook_dir"))?;
     std::fs::write(
@@ -49,18 +51,18 @@ async fn push(cluster: &Cluster, name: &str, steps: usize) -> Result<Image> {
         .await
 }
 
-async fn run(cluster: &Cluster, manifest: &Value) -> Result<()> {
+async fn run<M: Machine>(cluster: &Cluster<M>, manifest: &Value) -> Result<()> {
     let name = manifest["metadata"]["name"].as_str().context("name")?;
     apply(cluster.client(), manifest).await?;
-    wait_complete(cluster.client(), name, 2 * MINUTE)
-        .await
-        .with_context(|| cluster.logs())?;
-    Ok(())
+    match wait_complete(cluster.client(), name, 2 * MINUTE).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.context(cluster.inner_logs().await)),
+    }
 }
 
 /// Times in milliseconds at which steps of this mode began.
-fn times(worker: &Worker, mode: &str) -> Result<Vec<f64>> {
-    let text = worker.host.read("/times")?;
+async fn times<M: Machine>(worker: &Worker<M>, mode: &str) -> Result<Vec<f64>> {
+    let text = worker.host.read_file("/times").await?;
     let mode = format!("{mode} ");
     text.lines()
         .filter_map(|line| line.strip_prefix(&mode))
@@ -69,10 +71,11 @@ fn times(worker: &Worker, mode: &str) -> Result<Vec<f64>> {
 }
 
 /// Milliseconds that the script itself takes, started from a shell.
-async fn own_time(worker: &Worker) -> Result<f64> {
+async fn own_time<M: Machine>(worker: &Worker<M>) -> Result<f64> {
     let script = "cd /tmp; printf '#!/bin/bash\\necho \"$1 $EPOCHREALTIME\" >>/tmp/t\\n' >s; chmod +x s; \
                   bash -c 'a=${EPOCHREALTIME/./}; for i in {1..50}; do ./s x; done; echo $(( (${EPOCHREALTIME/./} - a) / 50 ))'";
-    Ok(worker.host.sh(script).await?.trim().parse::<f64>()? / 1000.0)
+    let printed = worker.host.run(&["sh", "-ec", script]).await?;
+    Ok(printed.trim().parse::<f64>()? / 1000.0)
 }
 
 async fn field(worker: &Worker, pid: u32, name: &str) -> Result<u64> {
@@ -146,6 +149,32 @@ async fn fsyncs(cluster: &Cluster, worker: &Worker, image: &Image) -> Result<f64
     Ok(f64::from(u32::try_from(calls)?) / 2.0)
 }
 
+/// Milliseconds that the script itself takes, and what the agent adds to each step.
+async fn step_overhead<M: Machine>(cluster: &Cluster<M>, worker: &Worker<M>) -> Result<(f64, f64)> {
+    let own = own_time(worker).await?;
+    let many = push(cluster, "many", STEPS).await?;
+    let manifest = skyhook("bench-steps", "bench", &many, 1, &json!({}));
+    run(cluster, &manifest).await?;
+    let begun = times(worker, "apply").await?;
+    let between = f64::from(u32::try_from(STEPS - 1)?);
+    Ok((own, (begun[STEPS - 1] - begun[0]) / between - own))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a benchmark: make bench-agent"]
+async fn bench_agent_in_a_vm() -> Result<()> {
+    if !vms_can_run("bench_agent_in_a_vm").await {
+        return Ok(());
+    }
+    let image = vm::Image::debian_13().await?;
+    let cluster = Cluster::<Vm>::start_on(image, Setup::hosts(1)).await?;
+    let worker = cluster.worker("worker-1")?;
+    let (own, overhead) = step_overhead(&cluster, worker).await?;
+    println!("bench vm_script_ms {own:.1}");
+    println!("bench vm_step_overhead_ms {overhead:.1}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a benchmark: make bench-agent"]
 async fn bench_agent() -> Result<()> {
@@ -154,21 +183,9 @@ async fn bench_agent() -> Result<()> {
     }
     let cluster = Cluster::start(Setup::hosts(1)).await?;
     let worker = cluster.worker("worker-1")?;
-    let own = own_time(worker).await?;
-    let many = push(&cluster, "many", STEPS).await?;
-    run(
-        &cluster,
-        &skyhook("bench-steps", "bench", &many, 1, &json!({})),
-    )
-    .await?;
-    let begun = times(worker, "apply")?;
-    let (first, last) = (begun[0], begun[STEPS - 1]);
-    let between = f64::from(u32::try_from(STEPS - 1)?);
+    let (own, overhead) = step_overhead(&cluster, worker).await?;
     println!("bench script_ms {own:.1}");
-    println!(
-        "bench step_overhead_ms {:.1}",
-        (last - first) / between - own
-    );
+    println!("bench step_overhead_ms {overhead:.1}");
 
     let one = push(&cluster, "one", 1).await?;
     worker.host.sh("rm /times").await?;
@@ -185,7 +202,8 @@ async fn bench_agent() -> Result<()> {
     manifest["spec"]["packages"] = Value::Object(packages);
     manifest["spec"]["serial"] = json!(true);
     run(&cluster, &manifest).await?;
-    let (applied, configured) = (times(worker, "apply")?, times(worker, "config")?);
+    let applied = times(worker, "apply").await?;
+    let configured = times(worker, "config").await?;
     // From the first stage's begin to the last one's: two steps and all around them in each.
     let stages = f64::from(u32::try_from(2 * PACKAGES - 1)?);
     let whole = configured[PACKAGES - 1] - applied[0];

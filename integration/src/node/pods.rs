@@ -13,7 +13,7 @@ use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::host::Host;
+use crate::machine::Machine;
 
 /// Annotation on a Pod: seconds that it takes to end, or `never`; without it, none.
 pub const ENDS_AFTER: &str = "skyhook-harness/ends-after";
@@ -22,7 +22,7 @@ pub const ENDS_AFTER: &str = "skyhook-harness/ends-after";
 type Ending = BTreeMap<(String, String), Option<Instant>>;
 
 /// Plays for as long as it is polled.
-pub(super) async fn play(client: kube::Client, host: Arc<Host>) {
+pub(super) async fn play<M: Machine>(client: kube::Client, host: Arc<M>) {
     let config = Config::default().fields(&format!("spec.nodeName={}", host.name()));
     let mut events = watcher(Api::<Pod>::all(client.clone()), config).boxed();
     let mut ending = Ending::new();

@@ -4,11 +4,12 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use serde_json::{Value, json};
-use skyhook_crds::{InterruptionLease, Skyhook};
+use skyhook_crds::InterruptionLease;
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::host::Host;
+use skyhook_integration::machine::invocation;
 use skyhook_integration::registry::Image;
-use skyhook_integration::rollout::{apply, skyhook, wait_complete, wait_for};
+use skyhook_integration::rollout::{apply, says, skyhook, wait_complete, wait_for};
 use skyhook_integration::skip::hosts_can_run;
 use skyhook_integration::wait::{MINUTE, eventually};
 
@@ -32,18 +33,6 @@ async fn complete(cluster: &Cluster, manifest: &Value) -> Result<()> {
     let cordoned = node.spec.and_then(|s| s.unschedulable).unwrap_or(false);
     ensure!(!cordoned, "{name}: the cordon was not given back");
     Ok(())
-}
-
-/// Identifies one run of a unit.
-async fn invocation(host: &Host, unit: &str) -> Result<String> {
-    host.exec([
-        "systemctl",
-        "show",
-        "--property=InvocationID",
-        "--value",
-        unit,
-    ])
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,14 +162,11 @@ async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<
         let interrupt = json!({"type": "service", "services": ["cron", unit]});
         let manifest = interrupting(&name, image, &interrupt);
         apply(cluster.client(), &manifest).await?;
-        let says = |s: &Skyhook| {
-            let reasons = s.status.as_ref().map(|s| &s.node_reasons);
-            serde_json::to_string(&reasons)
-                .is_ok_and(|text| words.iter().all(|word| text.contains(word)))
-        };
-        wait_for(cluster.client(), &name, words[1], MINUTE, says)
-            .await
-            .with_context(|| cluster.logs())?;
+        wait_for(cluster.client(), &name, words[1], MINUTE, |s| {
+            says(s, words)
+        })
+        .await
+        .with_context(|| cluster.logs())?;
         let disable = [
             "annotate",
             "skyhook",
@@ -188,20 +174,12 @@ async fn failing_units(cluster: &Cluster, image: &Image, host: &Host) -> Result<
             "skyhook.nvidia.com/disable=true",
         ];
         cluster.plane.kubectl(&disable).await?;
-        released(cluster).await?;
+        cluster
+            .released(2 * MINUTE)
+            .await
+            .with_context(|| cluster.logs())?;
     }
     Ok(())
-}
-
-async fn released(cluster: &Cluster) -> Result<()> {
-    eventually(2 * MINUTE, async || {
-        let leases = ["get", "interruptionleases", "-o", "name"];
-        let held = cluster.plane.kubectl(&leases).await?;
-        ensure!(held.trim().is_empty(), "the slot is kept: {held}");
-        Ok(())
-    })
-    .await
-    .with_context(|| cluster.logs())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use skyhook_crds::Status;
 use skyhook_integration::chart;
 use skyhook_integration::install::NAMESPACE;
@@ -13,7 +13,7 @@ use skyhook_integration::kubelet::KubeNode;
 use skyhook_integration::real::RealCluster;
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{
-    LeaseRecorder, apply, example, skyhook, wait_complete, wait_for,
+    LeaseRecorder, apply, example, scripts, wait_complete, wait_for,
 };
 use skyhook_integration::skip::cluster_can_run;
 use skyhook_integration::wait::{MINUTE, eventually};
@@ -57,15 +57,6 @@ async fn story(cluster: &mut RealCluster) -> Result<()> {
     drain::a_drain_that_may_deletes_pods_past_their_budget(cluster, &image).await?;
     a_node_that_joins_is_treated_as_well(cluster, &image).await?;
     uninstall::an_uninstall_leaves_nothing_of_ours(cluster, &image).await
-}
-
-/// A Skyhook for all nodes with these scripts, one node at a time.
-fn scripts(name: &str, image: &Image, scripts: &Value, more: &Value) -> Value {
-    let mut package = json!({"configMap": scripts});
-    for (key, value) in more.as_object().into_iter().flatten() {
-        package[key] = value.clone();
-    }
-    skyhook(name, "work", image, 1, &package)
 }
 
 /// From `helm install` to `helm uninstall`; the chart is installed again after it.
@@ -165,14 +156,14 @@ async fn a_step_outlives_everything_around_its_agent(
     apply(cluster.client(), &long).await?;
     let node = cluster.node("worker-1")?;
     until_host(node, "grep -q begin /steps", MINUTE).await?;
-    let supervisor = supervisor(node).await?;
+    let supervisor = node.supervisor().await?;
 
     // The DaemonSet's pods are replaced by an upgrade of the chart, and again by a rollback.
-    let first = agent_pod(cluster, "worker-1").await?;
+    let first = cluster.agent_pod("worker-1").await?;
     cluster
         .install(&["--set", HURRY, "--set", "agent.logLevel=debug"])
         .await?;
-    let upgraded = new_agent_pod(cluster, "worker-1", &first).await?;
+    let upgraded = cluster.new_agent_pod("worker-1", &first).await?;
     assert_same(node, &supervisor, "an upgrade").await?;
     let rollback = [
         "rollback",
@@ -184,7 +175,7 @@ async fn a_step_outlives_everything_around_its_agent(
         "120s",
     ];
     chart::helm(&cluster.plane, &rollback).await?;
-    let back = new_agent_pod(cluster, "worker-1", &upgraded).await?;
+    let back = cluster.new_agent_pod("worker-1", &upgraded).await?;
     assert_same(node, &supervisor, "a rollback").await?;
 
     let asked = Instant::now();
@@ -192,7 +183,7 @@ async fn a_step_outlives_everything_around_its_agent(
     cluster.plane.kubectl(&pod).await?;
     let took = asked.elapsed();
     ensure!(took < MINUTE / 6, "the agent took {took:?} to end");
-    let back = new_agent_pod(cluster, "worker-1", &back).await?;
+    let back = cluster.new_agent_pod("worker-1", &back).await?;
 
     let delete = [
         "-n",
@@ -204,7 +195,7 @@ async fn a_step_outlives_everything_around_its_agent(
         &back,
     ];
     cluster.plane.kubectl(&delete).await?;
-    let forced = new_agent_pod(cluster, "worker-1", &back).await?;
+    let forced = cluster.new_agent_pod("worker-1", &back).await?;
     assert_same(node, &supervisor, "a forced deletion").await?;
 
     starve(node).await?;
@@ -301,46 +292,9 @@ async fn is_cordoned(cluster: &RealCluster, node: &str) -> Result<bool> {
     Ok(cluster.plane.kubectl(&get).await?.trim() == "true")
 }
 
-/// Name of the agent's pod on a node, once there is one that is not being deleted.
-async fn agent_pod(cluster: &RealCluster, node: &str) -> Result<String> {
-    new_agent_pod(cluster, node, "").await
-}
-
-/// The same, another than `old`, and Ready.
-async fn new_agent_pod(cluster: &RealCluster, node: &str, old: &str) -> Result<String> {
-    let on = format!("spec.nodeName={node}");
-    let jsonpath = "jsonpath={range .items[?(@.status.containerStatuses[0].ready==true)]}{.metadata.name} {end}";
-    let selector = "app.kubernetes.io/component=agent";
-    let get = [
-        "-n",
-        NAMESPACE,
-        "get",
-        "pods",
-        "-l",
-        selector,
-        "--field-selector",
-        &on,
-        "-o",
-        jsonpath,
-    ];
-    let is_new = |names: &str| !names.is_empty() && names.split(' ').all(|name| name != old);
-    let names = cluster.until(&get, MINUTE, is_new).await?;
-    let name = names.split(' ').next().context("a pod")?;
-    Ok(name.to_owned())
-}
-
-/// The supervisor of the one step that runs: its process number inside the host.
-async fn supervisor(node: &KubeNode) -> Result<String> {
-    let find = "scope=$(systemctl list-units --plain --no-legend 'skyhook-*.scope' | cut -d' ' -f1); \
-                cat /sys/fs/cgroup/systemd/system.slice/$scope/cgroup.procs \
-                    /sys/fs/cgroup/system.slice/$scope/cgroup.procs 2>/dev/null | head -n 1";
-    let pid = node.host.sh(find).await?.trim().to_owned();
-    ensure!(!pid.is_empty(), "no step runs on {}", node.host.name());
-    Ok(pid)
-}
-
 async fn assert_same(node: &KubeNode, pid: &str, after: &str) -> Result<()> {
-    let now = supervisor(node)
+    let now = node
+        .supervisor()
         .await
         .with_context(|| format!("after {after}"))?;
     ensure!(

@@ -1,0 +1,80 @@
+//! What packages and people leave on a host, and what must not come of it.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use skyhook_integration::machine::Machine;
+use skyhook_integration::rollout::scripts;
+
+use crate::bench::{Bench, SOON};
+
+/// A package's script mounts a directory of the host where its files are, as those do that build an
+/// image there. Old copies are removed; what is behind the mount is not.
+pub(crate) async fn mount_in_a_copy(bench: &Bench) -> Result<()> {
+    const MOUNT: &str =
+        "mountpoint -q behind || { mkdir -p behind; mount --bind /precious behind; }";
+    let vm = bench.vm();
+    vm.sh("mkdir -p /precious; echo kept >/precious/file")
+        .await?;
+    for generation in 1..=4 {
+        let config = format!("{MOUNT}\n# {generation}\n");
+        let config = json!({"apply.sh": config, "config.sh": config});
+        bench
+            .complete(&scripts("mount", &bench.shell, &config, &json!({})))
+            .await
+            .with_context(|| format!("configMap {generation}"))?;
+    }
+    let left = "awk '$5 ~ \"/behind$\" {print $5}' /proc/self/mountinfo";
+    let mounts = vm.sh(left).await?;
+    let behind = vm.sh("cat /precious/file").await;
+    let outcome = async {
+        let behind = behind.context("what was behind the mount is gone")?;
+        ensure!(behind == "kept\n", "{behind:?} is behind the mount");
+        let mount = mounts.lines().next().context("no mount is left")?;
+        let log = bench.agent().whole_log().await?;
+        let warned = |line: &str| line.contains("WARN") && line.contains(mount);
+        ensure!(
+            log.lines().any(warned),
+            "the agent does not warn of {mount}"
+        );
+        Ok(())
+    };
+    let outcome = outcome.await;
+    let unmount = format!("{left} | while read -r mount; do umount \"$mount\"; done");
+    vm.sh(&unmount).await?;
+    outcome
+}
+
+/// A user without any rights takes a lock on every file of the agent's that can be opened.
+pub(crate) async fn locks_held_by_a_user(bench: &Bench) -> Result<()> {
+    let complete = async |name: &str| {
+        let nothing = Value::Object(serde_json::Map::new());
+        let manifest = scripts(name, &bench.shell, &nothing, &json!({}));
+        bench.complete(&manifest).await
+    };
+    // So that the agent has all files that it ever makes.
+    complete("locks-before").await?;
+    let vm = bench.vm();
+    let hold = "find /var/lib/skyhook-agent /run/skyhook* -type f -readable 2>/dev/null | \
+                while read -r file; do flock \"$file\" sleep 600 & done; \
+                sleep 2; touch /tmp/held; sleep 600";
+    vm.sh("rm -f /tmp/held").await?;
+    let nobody = [
+        "systemd-run",
+        "--unit=holder",
+        "--uid=nobody",
+        "sh",
+        "-c",
+        hold,
+    ];
+    vm.run(&nobody).await?;
+    bench.until("test -e /tmp/held", SOON).await?;
+    let outcome = async {
+        complete("locks-during").await.context("a running agent")?;
+        bench.agent().stop().await?;
+        bench.agent().start().await?;
+        complete("locks-after").await.context("a new agent")
+    };
+    let outcome = outcome.await;
+    vm.sh("systemctl stop holder").await?;
+    outcome.map(drop)
+}

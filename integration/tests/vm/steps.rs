@@ -1,0 +1,109 @@
+//! Steps that end in ways of their own: killed for their memory, stopped by somebody, gone with the
+//! power, waited for by a clock that jumps.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use skyhook_crds::State;
+use skyhook_integration::rollout::{apply, scripts};
+use skyhook_integration::wait::MINUTE;
+use tokio::time::sleep;
+
+use crate::bench::{Bench, SOON, package};
+
+const DAY: i64 = 86_400;
+
+/// A script that does `first` in its first run and nothing in the others; each run adds a line.
+fn once(name: &str, bench: &Bench, first: &str) -> (Value, String) {
+    let file = format!("/runs-{name}");
+    let script = format!("echo run >>{file}; sync {file}; [ $(wc -l <{file}) -gt 1 ] || {first}\n");
+    let script = json!({"apply.sh": script});
+    (scripts(name, &bench.shell, &script, &json!({})), file)
+}
+
+pub(crate) async fn over_its_memory_limit(bench: &Bench) -> Result<()> {
+    let script = json!({"apply.sh": "echo run >>/runs-memory\nhead -c 300M /dev/zero | tail\n"});
+    let limits = json!({"resources": {
+        "cpuRequest": "100m", "cpuLimit": "2", "memoryRequest": "32Mi", "memoryLimit": "64Mi",
+    }});
+    let manifest = scripts("memory", &bench.shell, &script, &limits);
+    apply(bench.cluster.client(), &manifest).await?;
+    let words = ["out of memory", "memoryLimit"];
+    let seen = bench.until_it_says(&manifest, &words).await?;
+    let state = package(&seen)?;
+    ensure!(
+        state.state == State::Erroring && state.restarts > 0,
+        "{state:?}"
+    );
+    // No retry comes sooner than after ten seconds, so in this time there is one more at most.
+    let runs = bench.lines("/runs-memory").await?;
+    sleep(Duration::from_secs(8)).await;
+    let later = bench.lines("/runs-memory").await?;
+    ensure!(
+        later <= runs + 1,
+        "{runs} runs, and {later} after 8 seconds"
+    );
+    let killed = "journalctl -k -o cat --grep 'Killed process' | grep -v '(tail)' || true";
+    let others = bench.vm().sh(killed).await?;
+    ensure!(
+        others.is_empty(),
+        "more than the script's program was killed: {others}"
+    );
+    Ok(())
+}
+
+pub(crate) async fn power_cut_in_mid_step(bench: &Bench) -> Result<()> {
+    let (manifest, file) = once("power", bench, "sleep 600");
+    apply(bench.cluster.client(), &manifest).await?;
+    bench.until(&format!("grep -q run {file}"), SOON).await?;
+    bench.vm().reset().await?;
+    let done = bench.complete(&manifest).await?;
+    let runs = bench.lines(&file).await?;
+    ensure!(runs == 2, "the step ran {runs} times");
+    let restarts = package(&done)?.restarts;
+    ensure!(restarts == 0, "the power cut counts as {restarts} failures");
+    Ok(())
+}
+
+pub(crate) async fn scope_is_stopped(bench: &Bench) -> Result<()> {
+    let (manifest, file) = once("stopped", bench, "sleep 600");
+    apply(bench.cluster.client(), &manifest).await?;
+    bench.until(&format!("grep -q run {file}"), SOON).await?;
+    bench.vm().sh("systemctl stop 'skyhook-*.scope'").await?;
+    let stopped = Instant::now();
+    let seen = bench
+        .until_it_says(&manifest, &["scope was stopped"])
+        .await?;
+    let restarts = package(&seen)?.restarts;
+    ensure!(restarts == 1, "it counts as {restarts} failures");
+    bench.complete(&manifest).await?;
+    let took = stopped.elapsed();
+    ensure!(
+        took > Duration::from_secs(5),
+        "it ran again after {took:?} already"
+    );
+    let runs = bench.lines(&file).await?;
+    ensure!(runs == 2, "the step ran {runs} times");
+    Ok(())
+}
+
+pub(crate) async fn clock_set_back(bench: &Bench) -> Result<()> {
+    let (manifest, file) = once("clock", bench, "exit 1");
+    apply(bench.cluster.client(), &manifest).await?;
+    bench.until_it_says(&manifest, &["exit"]).await?;
+    ensure!(
+        bench.lines(&file).await? == 1,
+        "it ran again before the clock was set"
+    );
+    bench.vm().turn_clock(-DAY).await?;
+    let ended = bench
+        .until(&format!("[ $(wc -l <{file}) -gt 1 ]"), MINUTE)
+        .await;
+    let outcome = match ended {
+        Ok(_) => bench.complete(&manifest).await.map(drop),
+        Err(error) => Err(error),
+    };
+    bench.vm().turn_clock(DAY).await?;
+    outcome
+}
