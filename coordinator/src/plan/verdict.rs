@@ -112,8 +112,6 @@ fn leased(
         {
             working(Word::Draining, drain_message(lease))
         }
-        Phase::Accepted | Phase::Preparing => working(Word::Preparing, status.message.clone()),
-        Phase::AwaitingDrain => working(Word::AwaitingDrain, status.needs_drain_reason.clone()),
         Phase::Running if !status.waits_for.is_empty() => {
             working(Word::AwaitingInterrupt, status.waits_for.clone())
         }
@@ -124,6 +122,8 @@ fn leased(
                            installed again";
             working(Word::HostReplaced, message.to_owned())
         }
+        Phase::Accepted | Phase::Preparing => working(Word::Preparing, status.message.clone()),
+        Phase::AwaitingDrain => working(Word::AwaitingDrain, status.needs_drain_reason.clone()),
         Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
     }
 }
