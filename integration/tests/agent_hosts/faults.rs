@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::events::v1::Event;
 use kube::Api;
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use skyhook_crds::InterruptionLease;
 use skyhook_integration::agent::UNIT;
@@ -100,7 +102,8 @@ async fn what_goes_wrong_on_a_host_is_got_over() -> Result<()> {
     a_step_that_is_not_wanted_any_more(&cluster, &image, host).await?;
     run_locally(&image, host).await?;
     a_scope_that_outlives_its_processes(&cluster, &image, worker).await?;
-    a_lost_journal(&cluster, &image).await
+    a_lost_journal(&cluster, &image).await?;
+    a_host_that_was_installed_anew(&cluster, &image).await
 }
 
 /// containerd's settings of registries and the kubelet's credential providers, as a node has them.
@@ -340,6 +343,35 @@ async fn a_lost_journal(cluster: &Cluster, image: &Image) -> Result<()> {
         "interrupted without need"
     );
     Ok(())
+}
+
+/// The disk is new, name and machine ID are the old ones: what the Node says is installed is not there.
+async fn a_host_that_was_installed_anew(cluster: &Cluster, image: &Image) -> Result<()> {
+    let worker = cluster.worker("worker-1")?;
+    let host = &worker.host;
+    let mut manifest = sleeper("anew", image, "0", "1");
+    complete(cluster, &manifest).await?;
+    worker.agent.stop().await?;
+    host.sh("find /var/lib/skyhook-agent /var/lib/skyhook -mindepth 1 -delete")
+        .await?;
+    clear(host)?;
+    worker.agent.start().await?;
+    manifest["spec"]["packages"]["sleeper"]["configMap"]["key"] = json!("2");
+    complete(cluster, &manifest).await?;
+    ensure!(
+        count(host, "apply end 0") == 1 && count(host, "config end 0") == 1,
+        "{}",
+        seen(host)
+    );
+    until(cluster, "named as replaced", async || {
+        let events: Api<Event> = Api::all(cluster.client());
+        let events = events.list(&ListParams::default()).await;
+        events.is_ok_and(|events| {
+            let reason = |event: &Event| event.reason.as_deref() == Some("HostReplaced");
+            events.iter().any(reason)
+        })
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

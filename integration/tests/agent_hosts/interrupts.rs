@@ -4,10 +4,12 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use serde_json::{Value, json};
-use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport};
+use skyhook_crds::{InterruptionLease, Stage, State};
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::host::Host;
 use skyhook_integration::machine::invocation;
+use skyhook_integration::record::{Record, Recorder};
 use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, says, skyhook, wait_complete, wait_for};
 use skyhook_integration::skip::hosts_can_run;
@@ -217,6 +219,68 @@ async fn two_packages_share_one_reboot() -> Result<()> {
         assert_eq!(ends, 1, "{mode}: {log}");
     }
     Ok(())
+}
+
+/// What leases reported, one status after the other.
+#[derive(Default)]
+struct Reports(Vec<InterruptionLeaseStatus>);
+
+impl Record for Reports {
+    type Object = InterruptionLease;
+
+    fn is(&mut self, lease: InterruptionLease) {
+        self.0.extend(lease.status);
+    }
+
+    fn is_gone(&mut self, _lease: InterruptionLease) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reboot_waits_for_the_steps_that_run_and_is_reported_first() -> Result<()> {
+    if !hosts_can_run("a_reboot_waits_for_the_steps_that_run_and_is_reported_first").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("sleeper").await?;
+    let shell = cluster.push("shellscript").await?;
+    let host = &cluster.worker("worker-1")?.host;
+    let before = host.current()?;
+    let reports = Recorder::<Reports>::start(cluster.client()).await?;
+    let mut manifest = interrupting("waiting", &image, &json!({"type": "reboot"}));
+    manifest["spec"]["packages"]["a-slow"] = json!({
+        "version": shell.version,
+        "image": shell.repository,
+        "configMap": {
+            "apply.sh": "echo begin >>/slow; sleep 8; echo end >>/slow\n",
+            "config.sh": "cat /proc/sys/kernel/random/boot_id >>/slow\n",
+        },
+    });
+    complete(&cluster, &manifest).await?;
+    let after = host.current()?;
+    ensure!(after.count == before.count + 1, "{before:?} then {after:?}");
+    let ran = host.read("/slow")?;
+    assert_eq!(ran, format!("begin\nend\n{}\n", after.id), "in which order");
+    reports.whole(|Reports(reports)| {
+        let waits = |r: &InterruptionLeaseStatus| {
+            r.waits_for.contains("reboot") && r.waits_for.contains("apply of a-slow")
+        };
+        ensure!(reports.iter().any(waits), "nobody said what it waits for");
+        let is_asked = |r: &InterruptionLeaseStatus| {
+            let asked = r.reboots.get(&format!("sleeper|{}", image.version)) == Some(&1);
+            let stage = r.packages.values().any(|p| p.stage == Stage::Interrupt);
+            asked && stage && r.boot_id == before.id
+        };
+        ensure!(
+            reports.iter().any(is_asked),
+            "the reboot was not reported before it was asked for: {reports:#?}"
+        );
+        let is_failure = |r: &InterruptionLeaseStatus| {
+            let failed = |p: &PackageReport| p.state == State::Erroring || p.restarts > 0;
+            r.packages.values().any(failed)
+        };
+        ensure!(!reports.iter().any(is_failure), "{reports:#?}");
+        Ok(())
+    })?
 }
 
 #[tokio::test(flavor = "multi_thread")]

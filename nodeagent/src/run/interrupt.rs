@@ -104,10 +104,11 @@ impl Agent {
         let (name, version) = owner.split_once('|').unwrap_or((owner, ""));
         Some(JournalEntry {
             message: format!(
-                "Skyhook {} interrupts this host ({}) for package {name} {version}, revision {}, lease {}",
+                "Skyhook {} interrupts this host ({}) for package {name} {version}, revision {}, lease {} (UID {})",
                 run.skyhook.name,
                 wave::describe(interrupt),
                 run.revision,
+                self.settings.node,
                 run.lease
             ),
             fields: [
