@@ -1,6 +1,7 @@
 //! Events for people, derived from an effect and the picture that it was decided on: one per transition, because an
 //! effect is planned only when something differs. Failures are Warnings.
 
+use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::StopReason;
 use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
@@ -222,22 +223,22 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
         }
     }
     let there = index.nodes.get(node).map(|fact| &fact.annotations);
-    let prefix = names::reason("");
+    let prefix = names::stamp("");
     for (key, value) in &patch.annotations {
         let Some(skyhook) = key.strip_prefix(&prefix) else {
             continue;
         };
-        let read = |text: &String| serde_json::from_str::<NodeReason>(text).ok();
-        let before = there.and_then(|annotations| read(annotations.get(key)?));
-        let after = value.as_ref().and_then(read);
-        if let Some(after) = after.filter(|reason| reason.reason == REPLACED)
-            && before.is_none_or(|before| before.reason != REPLACED)
-        {
-            events.push(event(
-                true,
-                REPLACED,
-                format!("[skyhook:{skyhook}] {}", after.message),
-            ));
+        let host = |text: Option<&String>| {
+            Stamp::parse(text.map(String::as_str)).map_or_else(String::new, |stamp| stamp.host_id)
+        };
+        let before = host(there.and_then(|annotations| annotations.get(key)));
+        let after = host(value.as_ref());
+        if !before.is_empty() && !after.is_empty() && before != after {
+            let note = format!(
+                "the disk of node [{node}] was written anew since the last result of [skyhook:{skyhook}]: every package \
+                 was installed again"
+            );
+            events.push(event(true, "HostReplaced", note));
         }
     }
     if patch.unschedulable == Some(true)
@@ -254,9 +255,6 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
     }
     events
 }
-
-/// The reason of a node whose disk was written anew under its name.
-const REPLACED: &str = "HostReplaced";
 
 /// A failure that both the Skyhook and the Node of a lease are told of.
 fn of_lease(

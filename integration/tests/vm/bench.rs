@@ -69,6 +69,14 @@ impl Bench {
         wait_for(client, name(manifest)?, &what, SOON, says).await
     }
 
+    /// Waits until the only package was tried again so often after a failure.
+    pub(crate) async fn until_tried_again(&self, manifest: &Value, times: i32) -> Result<Skyhook> {
+        let client = self.cluster.client();
+        let what = format!("{times} restarts");
+        let is_tried = |s: &Skyhook| package(s).is_ok_and(|package| package.restarts == times);
+        wait_for(client, name(manifest)?, &what, SOON, is_tried).await
+    }
+
     /// Waits until a script inside succeeds.
     pub(crate) async fn until(&self, script: &str, within: Duration) -> Result<String> {
         let vm = self.vm();
