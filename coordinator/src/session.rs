@@ -24,6 +24,8 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 pub struct Session<'a> {
     pub index: Index,
     settings: &'a Settings,
+    /// What the guard has counted of the picture as it stands.
+    counts: Option<guard::Counts>,
     retry_at: BTreeMap<Target, Mono>,
     /// How long the last refusal of a target's write was waited on, and when that was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
@@ -45,6 +47,7 @@ impl<'a> Session<'a> {
         Self {
             index: Index::default(),
             settings,
+            counts: None,
             retry_at: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -52,6 +55,7 @@ impl<'a> Session<'a> {
 
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
+        self.counts = None;
         self.index.apply(change, now)
     }
 
@@ -73,19 +77,21 @@ impl<'a> Session<'a> {
         if self.retry_at.get(&target).is_some_and(|at| *at > now) {
             return Err(Held::NotYet);
         }
-        guard::check(&self.index, self.settings, effect)?;
+        guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
         self.index.busy.insert(target);
         if let Effect::ReserveLease { node, spec } = effect {
             self.index
                 .creating
                 .insert(node.clone(), spec.skyhook.uid.clone());
+            self.counts = None;
         }
         Ok(())
     }
 
     /// Takes in what came of an effect.
     pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
+        self.counts = None;
         let target = effect.target();
         self.index.busy.remove(&target);
         match outcome {

@@ -9,14 +9,20 @@ use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
+use super::ledger::Ledger;
 use super::reason::Withdrawal;
 use super::{Draft, View, admit, cordon, drain, standing, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
 /// Carries every lease on.
-pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
-    let excess: BTreeSet<&String> = admit::excess(view, skyhooks)
+pub(super) fn leases(
+    view: &View<'_>,
+    skyhooks: &[&SkyhookFact],
+    ledger: &Ledger<'_>,
+    draft: &mut Draft<'_>,
+) {
+    let excess: BTreeSet<&String> = admit::excess(view, skyhooks, ledger)
         .into_iter()
         .map(|lease| &lease.uid)
         .collect();
@@ -35,6 +41,7 @@ pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Dra
         };
         let case = Case {
             view,
+            ledger,
             fact,
             lease,
             node: view
@@ -60,6 +67,7 @@ pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Dra
 /// One lease with what belongs to it. Node and Skyhook are those with the UIDs in the lease.
 struct Case<'a> {
     view: &'a View<'a>,
+    ledger: &'a Ledger<'a>,
     fact: &'a LeaseFact,
     lease: &'a InterruptionLease,
     node: Option<&'a NodeFact>,
@@ -150,7 +158,7 @@ impl Case<'_> {
             // Others may have to be withdrawn first: a grant needs a picture in which all leases fit.
             if self
                 .skyhook
-                .is_some_and(|skyhook| admit::fits(self.view, skyhook, &node.name))
+                .is_some_and(|skyhook| self.ledger.fits(skyhook, &node.name))
             {
                 draft.push(Effect::GrantLease {
                     node: self.fact.node.clone(),

@@ -12,12 +12,13 @@ use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
 use super::admit::{self, DEFAULT_COMPARTMENT};
+use super::ledger::Ledger;
 use super::reason::{Reason, Word};
 use super::standing::{Standing, Standings};
 use super::verdict::{self, NodeVerdict, verdict};
 use super::{COALESCE, Draft, View, version};
 use crate::effect::{Effect, NodePatch, Target};
-use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::facts::{NodeFact, SkyhookFact};
 
 /// Above this many nodes, a Skyhook's status lists only those that are not complete.
 pub const MAX_LISTED_NODES: usize = 500;
@@ -127,6 +128,7 @@ pub(super) fn skyhooks(
     view: &View<'_>,
     skyhooks: &[&SkyhookFact],
     standings: &Standings,
+    ledger: &Ledger<'_>,
     draft: &mut Draft<'_>,
 ) {
     let empty = BTreeMap::new();
@@ -135,6 +137,7 @@ pub(super) fn skyhooks(
             view,
             skyhook,
             standings.get(&skyhook.name).unwrap_or(&empty),
+            skyhook.checked.is_ok() && ledger.is_under_way(skyhook),
         );
         let turning = skyhook.status.as_ref().is_none_or(|current| {
             current.status != summary.overall || current.observed_generation != skyhook.generation
@@ -169,6 +172,7 @@ impl<'a> Summary<'a> {
         view: &View<'a>,
         skyhook: &SkyhookFact,
         standings: &'a BTreeMap<String, Standing>,
+        under_way: bool,
     ) -> Self {
         let verdicts: BTreeMap<&str, (NodeVerdict, &NodeFact)> = standings
             .iter()
@@ -193,9 +197,7 @@ impl<'a> Summary<'a> {
         Self {
             overall: match overall(skyhook, complete == verdicts.len(), &statuses) {
                 // One node is done and the next one not taken yet: the roll-out has not stopped.
-                Status::Blocked | Status::Waiting if is_under_way(view, skyhook) => {
-                    Status::InProgress
-                }
+                Status::Blocked | Status::Waiting if under_way => Status::InProgress,
                 status @ (Status::Unknown
                 | Status::Complete
                 | Status::Blocked
@@ -296,17 +298,6 @@ fn compartment(
         progress_percent: number((complete * 100).checked_div(total).unwrap_or(100)),
         batch_state: None,
     }
-}
-
-/// True while a lease of the Skyhook exists, or is being created.
-fn is_under_way(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
-    let leases = view
-        .index
-        .leases
-        .values()
-        .filter_map(LeaseFact::skyhook_uid);
-    let creating = view.index.creating.values().map(String::as_str);
-    skyhook.checked.is_ok() && leases.chain(creating).any(|uid| uid == skyhook.uid)
 }
 
 /// One total order, so that a status cannot flap between two that hold at once.
