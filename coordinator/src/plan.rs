@@ -14,6 +14,7 @@ mod reapply;
 pub mod reason;
 pub mod rollup;
 pub mod standing;
+pub mod status;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,7 +73,7 @@ pub fn plan(view: &View<'_>) -> Plan {
     let standings = admit::nodes(view, &skyhooks, &mut ledger, standings, &mut draft);
     cleanup::cordons(view, &standings, &mut draft);
     rollup::nodes(view, &skyhooks, &standings, &mut draft);
-    rollup::skyhooks(view, &skyhooks, &standings, &ledger, &mut draft);
+    status::skyhooks(view, &skyhooks, &standings, &ledger, &mut draft);
     cleanup::revisions(view, &skyhooks, &mut draft);
     draft.finish()
 }

@@ -156,22 +156,36 @@ impl<'a> Ledger<'a> {
         let used = self.used(skyhook);
         let unavailable = if extra > 0 { selected.unavailable } else { 0 };
         if used + unavailable + extra > slots {
-            let and = match unavailable {
-                0 => String::new(),
-                n => format!(", and {n} more are not Ready (countUnavailable)"),
-            };
-            let message =
-                format!("{used} of {slots} nodes of the interruptionBudget are in use{and}");
+            // No numbers: the message stands on each Node that waits, and a slot that changes hands is no reason to write
+            // them all.
+            let message = "waits for a slot of the interruptionBudget";
             return Some(Reason::new(Word::BudgetExhausted, message));
         }
         let cap = self.cap?;
-        let used = self.used_in_all();
-        (used + extra > cap).then(|| {
-            Reason::new(
-                Word::ClusterBudgetExhausted,
-                format!("{used} of {cap} nodes of the cluster-wide budget are in use"),
-            )
+        (self.used_in_all() + extra > cap).then(|| {
+            let message = "waits for a slot of the cluster-wide budget";
+            Reason::new(Word::ClusterBudgetExhausted, message)
         })
+    }
+
+    /// How much of a Skyhook's budget is in use.
+    pub(super) fn use_of_budget(&self, skyhook: &SkyhookFact) -> String {
+        let selected = self.selected(skyhook);
+        let (used, slots) = (self.used(skyhook), slots(skyhook, selected.nodes));
+        let and = match selected.unavailable {
+            0 => String::new(),
+            n => format!(", and {n} more are not Ready (countUnavailable)"),
+        };
+        format!("{used} of {slots} nodes of the interruptionBudget are in use{and}")
+    }
+
+    /// How much of the budget over all Skyhooks is in use.
+    pub(super) fn use_of_cap(&self) -> String {
+        let cap = self
+            .cap
+            .map_or_else(|| "unlimited".to_owned(), |cap| cap.to_string());
+        let used = self.used_in_all();
+        format!("{used} of {cap} nodes of the cluster-wide budget are in use")
     }
 
     /// True when all leases of the picture fit the budgets that a Skyhook's lease on `node` falls under.

@@ -17,7 +17,7 @@ use skyhook_coordinator::index::{Change, Index, Kind, Mono};
 use skyhook_coordinator::plan::{Now, View, plan};
 use skyhook_crds::names;
 
-const PACKAGES: usize = 4;
+const PACKAGES: [&str; 4] = ["drivers", "kernel", "network", "tuning"];
 
 fn main() -> anyhow::Result<()> {
     let nodes: usize = match std::env::var("N") {
@@ -57,9 +57,9 @@ fn timed(index: &Index, settings: &Settings) -> (f64, Vec<Effect>) {
 fn picture(nodes: usize) -> anyhow::Result<Index> {
     let mut index = Index::default();
     let mut packages = Map::new();
-    for n in 0..PACKAGES {
-        let package = json!({ "version": "1.0.0", "image": format!("example.com/package-{n}") });
-        packages.insert(format!("package-{n}"), package);
+    for name in PACKAGES {
+        let package = json!({ "version": "1.0.0", "image": format!("example.com/{name}") });
+        packages.insert(name.to_owned(), package);
     }
     let skyhook = json!({
         "metadata": {

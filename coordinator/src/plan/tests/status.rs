@@ -148,3 +148,37 @@ fn a_result_is_complete_only_at_the_revision_that_is_wanted() {
         assert_eq!(shown, want, "{name}");
     }
 }
+
+#[test]
+fn a_slot_that_changes_hands_is_no_reason_to_write_the_nodes_that_wait() {
+    let waiting = |budget: Value, cap: Option<usize>| {
+        let mut picture = Picture::new().skyhook(&["spec", "interruptionBudget"], budget);
+        picture.settings.max_concurrent_nodes = cap;
+        let plan = picture.plan();
+        let patch = plan.effects.iter().find_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-3" => Some(patch),
+            _ => None,
+        });
+        let annotations = &patch.expect("it is told why it waits").annotations;
+        annotations["skyhook.nvidia.com/reason_s"].clone()
+    };
+    assert_eq!(
+        waiting(json!({ "count": 1 }), None),
+        waiting(json!({ "count": 2 }), None)
+    );
+    assert_eq!(waiting(json!(null), Some(1)), waiting(json!(null), Some(2)));
+}
+
+#[test]
+fn the_skyhook_says_how_much_of_the_budget_is_in_use() {
+    let plan = Picture::new().plan();
+    let status = plan.effects.iter().find_map(|effect| match effect {
+        Effect::WriteSkyhookStatus { status, .. } => Some(status),
+        _ => None,
+    });
+    let conditions = &status.expect("a first status is written").conditions;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    let want = "0/3 nodes complete; worker-2: waits for a slot of the interruptionBudget (BudgetExhausted) since \
+                2023-11-14T22:13:20Z, and 1 more; 1 of 1 nodes of the interruptionBudget are in use";
+    assert_eq!(ready.message, want);
+}
