@@ -113,17 +113,23 @@ impl<'a> Session<'a> {
                     self.index.backoff.insert(node, backoff);
                 }
             }
+            // A create waits for no version of its object: what is there already may never be delivered.
+            Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
             Outcome::Stale => self.index.refused(effect, now),
             Outcome::Retry { after, .. } => self.put_off(effect, now, after),
-            Outcome::Refused { .. } => {
-                let after = match self.refusals.get(&target) {
-                    Some((before, _)) => (*before * 2).min(LONGEST_REFUSAL),
-                    None => REFUSAL,
-                };
-                self.refusals.insert(target, (after, now));
-                self.put_off(effect, now, after);
-            }
+            Outcome::Refused { .. } => self.put_off_longer(effect, now),
         }
+    }
+
+    /// Each time for twice as long as the time before.
+    fn put_off_longer(&mut self, effect: &Effect, now: Mono) {
+        let target = effect.target();
+        let after = match self.refusals.get(&target) {
+            Some((before, _)) => (*before * 2).min(LONGEST_REFUSAL),
+            None => REFUSAL,
+        };
+        self.refusals.insert(target, (after, now));
+        self.put_off(effect, now, after);
     }
 
     fn put_off(&mut self, effect: &Effect, now: Mono, after: Duration) {
@@ -186,6 +192,13 @@ impl<'a> Session<'a> {
     }
 }
 
+const fn is_create(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::CreateRevision { .. } | Effect::ReserveLease { .. }
+    )
+}
+
 /// The lease that an effect removes: node and UID.
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -234,5 +247,31 @@ mod tests {
         session.settle(&effect, refused(), now);
         let at = session.retry_at[&effect.target()];
         assert_eq!((at - now).as_secs(), 2, "it had worked in between");
+    }
+
+    #[test]
+    fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
+        let settings = Settings::default();
+        let mut session = Session::new(&settings);
+        let effect = Effect::ReserveLease {
+            node: "n1".into(),
+            spec: Box::default(),
+        };
+        let mut now = Mono::ZERO;
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(session.begin(&effect, now), Ok(()));
+            session.settle(&effect, Outcome::Stale, now);
+            assert_eq!(session.begin(&effect, now), Err(Held::NotYet));
+            let at = session.retry_at[&effect.target()];
+            waits.push((at - now).as_secs());
+            now = at;
+            session.expire(now);
+        }
+        assert_eq!(waits, [2, 4, 8, 16]);
+        assert!(
+            session.index.creating.is_empty(),
+            "it holds no slot meanwhile"
+        );
     }
 }
