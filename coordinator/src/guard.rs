@@ -22,12 +22,20 @@ pub enum Broken {
     GrantBeyondBudget,
     #[error("a lease was to be granted to a node that is not stamped with it")]
     GrantUnstamped,
+    #[error(
+        "a drain was to be changed on a lease that the lease watch has not delivered in this version"
+    )]
+    DrainUnseen,
+    #[error("a lease was to be given up whose Skyhook is neither deleted nor disabled")]
+    AbandonWanted,
     #[error("a second lease was to be created for a node")]
     SecondLease,
     #[error("Drained was to be taken back from an agent that runs")]
     RetractRunning,
     #[error("Drained was to be set on a node that is not cordoned for this lease")]
     DrainedUncordoned,
+    #[error("Drained was to be set on a control-plane node while another one is not Ready")]
+    DrainedControlPlane,
     #[error("a pause was to end with the node said to be drained since before it")]
     ResumedDrained,
     #[error("a pod was to be evicted from a node that is not cordoned for this lease")]
@@ -76,7 +84,7 @@ pub fn check_counted(
             grant(index, counts, settings, fact, lease)
         }
         Effect::SetDrain { node, at, drain } => {
-            let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
+            let (fact, lease) = seen(index, node, at).ok_or(Broken::DrainUnseen)?;
             set_drain(index, fact, lease, drain.state)
         }
         Effect::WithdrawLease { node, at, .. } => {
@@ -94,7 +102,7 @@ pub fn check_counted(
         }
         Effect::AbandonLease { node, at } => {
             let given_up = seen(index, node, at).is_some_and(|(_, lease)| index.is_given_up(lease));
-            require(given_up, Broken::ReleaseUnrecorded)
+            require(given_up, Broken::AbandonWanted)
         }
         Effect::EvictPod {
             node, lease_uid, ..
@@ -154,9 +162,21 @@ fn set_drain(
         Err(Broken::RetractRunning)
     } else if state == DrainState::Drained && !is_cordoned(index, fact) {
         Err(Broken::DrainedUncordoned)
+    } else if state == DrainState::Drained && is_control_plane_weakened(index, &fact.node) {
+        Err(Broken::DrainedControlPlane)
     } else {
         Ok(())
     }
+}
+
+/// True when the node is of the control plane and another node of it is not Ready.
+fn is_control_plane_weakened(index: &Index, node: &str) -> bool {
+    let is_meant = index
+        .nodes
+        .get(node)
+        .is_some_and(NodeFact::is_control_plane);
+    let away = |other: &NodeFact| other.name != node && other.is_control_plane() && !other.ready;
+    is_meant && index.nodes.values().any(away)
 }
 
 /// True when the lease's node is cordoned for that very lease.

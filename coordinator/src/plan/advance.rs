@@ -269,7 +269,15 @@ impl Case<'_> {
 
     fn drain(&self, node: &NodeFact, draft: &mut Draft<'_>) {
         if let Some(Ok(checked)) = self.skyhook.map(|skyhook| &skyhook.checked) {
-            drain::carry_on(self.view, self.fact, self.lease, node, checked, draft);
+            drain::carry_on(
+                self.view,
+                self.ledger,
+                self.fact,
+                self.lease,
+                node,
+                checked,
+                draft,
+            );
         }
     }
 

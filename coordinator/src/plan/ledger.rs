@@ -211,15 +211,23 @@ impl<'a> Ledger<'a> {
         if !node.is_control_plane() {
             return None;
         }
-        let other = |of: &BTreeSet<&'a str>| of.iter().find(|name| **name != node.name).copied();
-        if let Some(other) = other(&self.control_plane.taken) {
+        let mut taken = self.control_plane.taken.iter();
+        if let Some(other) = taken.find(|name| **name != node.name) {
             let message = format!("control-plane node {other} is being worked on: one at a time");
             return Some(Reason::new(Word::ControlPlane, message));
         }
-        other(&self.control_plane.not_ready).map(|other| {
+        self.control_plane_not_ready(node).map(|other| {
             let message = format!("control-plane node {other} is not Ready");
             Reason::new(Word::ControlPlane, message)
         })
+    }
+
+    /// Another control-plane node that is not Ready, when this one is of the control plane.
+    #[must_use]
+    pub fn control_plane_not_ready(&self, node: &NodeFact) -> Option<&'a str> {
+        let mut others = self.control_plane.not_ready.iter().copied();
+        let other = others.find(|name| *name != node.name);
+        other.filter(|_| node.is_control_plane())
     }
 
     /// Takes a slot for a node that is reserved in this pass.
