@@ -88,7 +88,6 @@ struct Shown<'a> {
     node: &'a NodeFact,
     status: Status,
     reason: Option<Reason>,
-    /// A paused Skyhook may show its nodes as paused; they are complete all the same.
     complete: bool,
 }
 
@@ -115,7 +114,7 @@ impl<'a> Summary<'a> {
                 node,
                 status,
                 reason,
-                complete: status == Status::Complete || *standing == Standing::Complete,
+                complete: status == Status::Complete,
             })
         };
         let nodes: Vec<Shown<'a>> = standings.iter().filter_map(show).collect();
