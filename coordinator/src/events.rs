@@ -95,7 +95,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
         Effect::AbandonLease { node, .. } => {
             let note = |skyhook: &str| {
                 format!(
-                    "the agent of node [{node}] did not stop in time; [skyhook:{skyhook}] goes without its result"
+                    "the agent of node [{node}] did not stop, or the node did not come back, in time; [skyhook:{skyhook}] goes without its result"
                 )
             };
             of_lease(index, node, "LeaseAbandoned", note)

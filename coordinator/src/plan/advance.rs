@@ -209,8 +209,10 @@ impl Case<'_> {
             .stamp
             .as_ref()
             .is_none_or(|stamp| stamp.granted == self.fact.uid);
+        // A newer version was here: its record is neither understood nor written over.
+        let newer = record.stamp.as_ref().is_some_and(Stamp::is_newer);
         match protocol::result_duty(self.lease, &facts) {
-            ResultDuty::Take if ours => self.take_result(node, record, draft),
+            ResultDuty::Take if ours && !newer => self.take_result(node, record, draft),
             ResultDuty::NotYet => {
                 self.order_stop(node, record, draft);
                 if ours {
@@ -218,8 +220,13 @@ impl Case<'_> {
                     self.mirror(node, record, draft);
                 }
             }
-            ResultDuty::Take => {}
-            ResultDuty::AwaitBoot | ResultDuty::AwaitReady | ResultDuty::Recorded => {}
+            // The agent has ended, and the Node may never be what its result needs.
+            ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
+                if self.view.index.is_given_up(self.lease) {
+                    self.abandon(draft);
+                }
+            }
+            ResultDuty::Recorded => {}
         }
     }
 
@@ -228,10 +235,6 @@ impl Case<'_> {
         let Some(status) = &self.lease.status else {
             return;
         };
-        // A newer version was here: its record is neither understood nor written over.
-        if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
-            return;
-        }
         let stamp = Stamp {
             format: installed::FORMAT,
             lease: self.fact.uid.clone(),
@@ -350,7 +353,8 @@ impl Case<'_> {
         None
     }
 
-    /// An agent that does not stop in time does not keep a Skyhook from being deleted or disabled.
+    /// An agent that does not stop in time, or a node that does not come back with its result, does not keep a Skyhook
+    /// from being deleted or disabled.
     fn abandon(&self, draft: &mut Draft<'_>) {
         let packages = self
             .view

@@ -52,9 +52,13 @@ pub(super) fn skyhooks(
     draft: &mut Draft<'_>,
 ) {
     let empty = BTreeMap::new();
-    for skyhook in skyhooks.iter().filter(|skyhook| !skyhook.deleting) {
+    for skyhook in skyhooks {
         let target = Target::Skyhook(skyhook.name.clone());
         if view.index.is_unsettled(&target) {
+            continue;
+        }
+        if skyhook.deleting {
+            deleting(view, skyhook, draft);
             continue;
         }
         let standings = standings.get(&skyhook.name).unwrap_or(&empty);
@@ -74,6 +78,36 @@ pub(super) fn skyhooks(
                 status: Box::new(wanted),
             });
         }
+    }
+}
+
+/// What a Skyhook that is being deleted waits for. The rest of its status stays as it was.
+fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
+    let ours = |finalizer: &String| finalizer == names::SKYHOOK_FINALIZER;
+    let Some(message) =
+        message::left(view, skyhook).filter(|_| skyhook.finalizers.iter().any(ours))
+    else {
+        return;
+    };
+    let current = skyhook.status.clone().unwrap_or_default();
+    let ready = Wanted::new("Ready", false, "Deleting", message);
+    let conditions = conditions::merge(
+        &current.conditions,
+        &[ready],
+        skyhook.generation,
+        view.now.wall,
+    );
+    let same = conditions == current.conditions;
+    if !same && !draft.is_too_soon(&Target::Skyhook(skyhook.name.clone())) {
+        draft.push(Effect::WriteSkyhookStatus {
+            name: skyhook.name.clone(),
+            at: version(&skyhook.uid, &skyhook.resource_version),
+            status: Box::new(SkyhookStatus {
+                conditions,
+                observed_generation: skyhook.generation,
+                ..current
+            }),
+        });
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Shown, Summary, detail};
 use crate::facts::SkyhookFact;
+use crate::plan::View;
 use crate::plan::ledger::Ledger;
 use crate::plan::reason::Word;
 use skyhook_crds::skyhook::SkyhookStatus;
@@ -90,4 +91,26 @@ pub(super) fn stuck(
         message.push_str(&format!("; {}", ledger.use_of_cap()));
     }
     message
+}
+
+/// What keeps a Skyhook that is being deleted, if anything does.
+pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
+    let held = |node: &&str| view.index.lease_of(node, &skyhook.uid).is_some();
+    let being_made =
+        |(node, uid): (&'_ String, &String)| (*uid == skyhook.uid).then(|| node.clone());
+    let leases = view.index.leases.keys().map(String::as_str).filter(held);
+    let mut leased: Vec<String> = leases.map(str::to_owned).collect();
+    leased.extend(view.index.creating.iter().filter_map(being_made));
+    leased.sort();
+    leased.dedup();
+    if !leased.is_empty() {
+        let leased: Vec<&str> = leased.iter().map(String::as_str).collect();
+        return Some(format!("waits for the leases of: {}", names_of(&leased)));
+    }
+    let nodes = view.index.nodes.values();
+    let cordoned: Vec<&str> = nodes
+        .filter(|node| node.cordon.owners.contains_key(&skyhook.name))
+        .map(|node| node.name.as_str())
+        .collect();
+    (!cordoned.is_empty()).then(|| format!("gives back the cordons of: {}", names_of(&cordoned)))
 }
