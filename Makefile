@@ -39,7 +39,7 @@ help:
 	@echo "make vm-test      the agent in virtual machines: other kernels, cgroup v2, power cuts (root)"
 	@echo "make bench-scale  N nodes, P packages, faked hosts: time, writes, memory"
 	@echo "make bench-one    one node, a package that does nothing: time, requests, memory;"
-	@echo "                  also bench-oci, bench-agent, bench-interrupt, bench-scale, bench-cluster"
+	@echo "                  also bench-oci, bench-agent, bench-interrupt, bench-scale, bench-plan, bench-cluster"
 	@echo "make sim          the simulated cluster; make soak: 100,000 seeds of it"
 	@echo "make model        the lease protocol, model-checked with larger bounds (minutes)"
 	@echo "make fuzz         a minute of fuzzing what images and registries say"

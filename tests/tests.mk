@@ -1,5 +1,9 @@
-.PHONY: bench-scale
+.PHONY: bench-scale bench-plan
 
 # N nodes, P packages.
 bench-scale: controlplane build release
 	@SKYHOOK_BIN_DIR=$(RELEASE) N=$(or $(N),50) P=$(or $(P),4) $(DEBUG)/bench_scale
+
+# The planner alone on N nodes.
+bench-plan: setup
+	@N=$(or $(N),10000) cargo run --release -p skyhook-tests --bin bench_plan

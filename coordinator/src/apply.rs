@@ -2,18 +2,16 @@
 
 mod live;
 mod pods;
+mod revisions;
 
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource as _};
 use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
-use skyhook_crds::revision::RevisionData;
 use skyhook_crds::{Skyhook, names};
 
 use crate::effect::{Effect, NodePatch, Version};
@@ -254,33 +252,6 @@ impl Applier {
         Ok(Some(Change::Skyhook(Box::new(written))))
     }
 
-    fn revisions(&self) -> Api<ControllerRevision> {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    async fn create_revision(
-        &self,
-        name: &str,
-        owner: OwnerReference,
-        number: i64,
-        data: &RevisionData,
-    ) -> Result<Option<Change>, ApplyError> {
-        let revision = ControllerRevision {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                labels: Some([(names::REVISION_OF.to_owned(), owner.name.clone())].into()),
-                owner_references: Some(vec![owner]),
-                ..ObjectMeta::default()
-            },
-            data: serde_json::to_value(data).ok().map(RawExtension),
-            revision: number,
-        };
-        let created = self.revisions().create(&post(), &revision).await;
-        let created =
-            created.map_err(|source| failed("create", "controllerrevision", name, source))?;
-        Ok(Some(Change::Revision(Box::new(created))))
-    }
-
     /// Annotations, labels and conditions go in one write to the status subresource, which keeps the rest of the
     /// object; only a cordon needs the object itself.
     async fn node(
@@ -319,28 +290,6 @@ impl Applier {
             .await;
         let written = written.map_err(|source| failed("patch", "node status", name, source))?;
         Ok(Some(Change::Node(Box::new(written))))
-    }
-
-    async fn renumber_revision(
-        &self,
-        name: &str,
-        at: &Version,
-        number: i64,
-    ) -> Result<Option<Change>, ApplyError> {
-        let body = json!({ "metadata": guard(at), "revision": number });
-        let written = self
-            .revisions()
-            .patch(name, &manager(), &Patch::Merge(&body))
-            .await;
-        let written =
-            written.map_err(|source| failed("patch", "controllerrevision", name, source))?;
-        Ok(Some(Change::Revision(Box::new(written))))
-    }
-
-    async fn prune_revision(&self, name: &str, at: &Version) -> Result<Option<Change>, ApplyError> {
-        let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
-        deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
-        Ok(Some(Change::RevisionGone(name.to_owned())))
     }
 
     async fn reserve_lease(

@@ -168,7 +168,6 @@ impl NodePatch {
             && self.labels.is_empty()
             && self.unschedulable.is_none()
             && self.conditions.is_empty()
-            && self.conditions.is_empty()
     }
 
     /// The status of a Skyhook, as annotation and label.

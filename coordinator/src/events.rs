@@ -11,7 +11,7 @@ use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::REAPPLY;
-use crate::plan::reason::Withdrawal;
+use crate::plan::reason::{Withdrawal, Word};
 
 /// The object that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
         Effect::AbandonLease { node, .. } => {
             let note = |skyhook: &str| {
                 format!(
-                    "the agent of node [{node}] did not stop in time; [skyhook:{skyhook}] goes without its result"
+                    "the agent of node [{node}] did not stop, or the node did not come back, in time; [skyhook:{skyhook}] goes without its result"
                 )
             };
             of_lease(index, node, "LeaseAbandoned", note)
@@ -160,20 +160,6 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
             format!("Skyhook transitioned [{}] -> [{}]", old.status, new.status),
         ));
     }
-    for (node, status) in &new.node_status {
-        if *status == Status::Erroring && old.node_status.get(node) != Some(status) {
-            let why = new
-                .node_reasons
-                .get(node)
-                .map(|reason| reason.message.as_str())
-                .unwrap_or_default();
-            events.push(event(
-                true,
-                "PackageErroring",
-                format!("node [{node}]: {why}"),
-            ));
-        }
-    }
     let invalid = |status: &SkyhookStatus| {
         status
             .conditions
@@ -214,12 +200,7 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
                 .flatten();
             let reason: Option<NodeReason> =
                 reason.and_then(|text| serde_json::from_str(&text).ok());
-            let why = reason.map(|reason| reason.message).unwrap_or_default();
-            events.push(event(
-                true,
-                "PackageErroring",
-                format!("[skyhook:{skyhook}] {why}"),
-            ));
+            events.extend(of_failure(index, subject, node, skyhook, reason));
         }
     }
     let there = index.nodes.get(node).map(|fact| &fact.annotations);
@@ -252,6 +233,41 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
             skyhook.spec.skyhook.name
         );
         events.push(event(false, "Interrupt", note));
+    }
+    events
+}
+
+/// What a Node and its Skyhook are told when the Node is erroring from now on. The Skyhook's status may not list the node.
+fn of_failure(
+    index: &Index,
+    node_subject: &Subject,
+    node: &str,
+    skyhook: &str,
+    reason: Option<NodeReason>,
+) -> Vec<EventFact> {
+    let parked = Word::Parked.to_string();
+    let is_parked = reason.as_ref().is_some_and(|why| why.reason == parked);
+    let why = reason.map(|reason| reason.message).unwrap_or_default();
+    let event = |subject, note| EventFact {
+        subject,
+        warning: true,
+        reason: if is_parked {
+            "NodeNotReturning"
+        } else {
+            "PackageErroring"
+        },
+        note,
+    };
+    let mut events = vec![event(
+        node_subject.clone(),
+        format!("[skyhook:{skyhook}] {why}"),
+    )];
+    if let Some(fact) = index.skyhooks.get(skyhook) {
+        let subject = Subject::Skyhook {
+            name: fact.name.clone(),
+            uid: fact.uid.clone(),
+        };
+        events.push(event(subject, format!("node [{node}]: {why}")));
     }
     events
 }

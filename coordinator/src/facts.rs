@@ -221,10 +221,11 @@ impl NodeFact {
         }
     }
 
-    /// True for a node that carries the control plane.
+    /// True for a node that carries the control plane, or a part of it.
     #[must_use]
     pub fn is_control_plane(&self) -> bool {
-        self.labels.contains_key(names::CONTROL_PLANE)
+        let mut labels = names::CONTROL_PLANE_LABELS.iter();
+        labels.any(|label| self.labels.contains_key(*label))
     }
 
     /// The record of a Skyhook; one that was never there reads as empty.

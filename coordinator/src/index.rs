@@ -22,6 +22,9 @@ use crate::plan::cordon;
 use crate::plan::reason::Word;
 use crate::pods::PodFact;
 
+mod drains;
+pub use drains::{DrainWatch, EvictionTry};
+
 /// Time since the process started: what deadlines are measured in.
 pub type Mono = Duration;
 
@@ -99,35 +102,6 @@ pub struct Backoff {
     pub message: &'static str,
 }
 
-/// The pods of a node that drains, as the last two lists showed them.
-#[derive(Clone, Debug, Default)]
-pub struct DrainWatch {
-    pub lease_uid: String,
-    pub surveyed: Mono,
-    pub pods: Vec<PodFact>,
-    pub previous: Option<(Mono, Vec<PodFact>)>,
-    /// By the pod's UID.
-    pub evictions: BTreeMap<String, EvictionTry>,
-}
-
-/// What came of evicting a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EvictionTry {
-    pub at: Mono,
-    pub attempts: u32,
-    /// What the API server said; `None` when it accepted.
-    pub problem: Option<String>,
-}
-
-impl EvictionTry {
-    /// When to try again: 1 s, doubling to 15 s.
-    #[must_use]
-    pub fn next(&self) -> Mono {
-        let doubled = 1_u64 << self.attempts.saturating_sub(1).min(4);
-        self.at + Duration::from_secs(doubled.min(15))
-    }
-}
-
 /// The picture.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -173,11 +147,7 @@ impl Index {
         match change {
             Change::Node(node) => self.node(NodeFact::new(*node)),
             Change::NodeGone(name) => self.nodes.remove(&name).is_some(),
-            Change::Skyhook(skyhook) => {
-                let changed = self.skyhook(SkyhookFact::new(*skyhook));
-                self.time_given_up(now);
-                changed
-            }
+            Change::Skyhook(skyhook) => self.skyhook(SkyhookFact::new(*skyhook), now),
             Change::SkyhookGone(name) => {
                 let was_there = self.skyhooks.remove(&name).is_some();
                 self.time_given_up(now);
@@ -203,7 +173,8 @@ impl Index {
                 lease_uid,
                 pods,
             } => {
-                self.pods(node, lease_uid, pods, now);
+                let watch = self.drains.entry(node).or_default();
+                watch.listed(lease_uid, pods, now);
                 true
             }
             Change::Evicted {
@@ -299,12 +270,19 @@ impl Index {
         keep_newer(&mut self.revisions, key, revision, |r| &r.resource_version)
     }
 
-    fn skyhook(&mut self, skyhook: SkyhookFact) -> bool {
+    fn skyhook(&mut self, skyhook: SkyhookFact, now: Mono) -> bool {
         self.note(Kind::Skyhook, &skyhook.name);
         let target = Target::Skyhook(skyhook.name.clone());
         self.settled(&target, &skyhook.resource_version);
         let key = skyhook.name.clone();
-        keep_newer(&mut self.skyhooks, key, skyhook, |s| &s.resource_version)
+        // Most changes of a Skyhook are its status: then no lease is looked at.
+        let whose = |skyhook: &SkyhookFact| (skyhook.uid.clone(), is_out(skyhook));
+        let (before, after) = (self.skyhooks.get(&key).map(whose), whose(&skyhook));
+        let changed = keep_newer(&mut self.skyhooks, key, skyhook, |s| &s.resource_version);
+        if changed && before != Some(after) {
+            self.time_given_up(now);
+        }
+        changed
     }
 
     fn lease(&mut self, lease: LeaseFact, now: Mono) -> bool {
@@ -329,11 +307,15 @@ impl Index {
             clock.resumed = Some(now);
         }
         clock.paused = paused;
+        let is_given_up = lease
+            .lease
+            .as_ref()
+            .is_ok_and(|lease| is_given_up(&self.skyhooks, lease));
+        clock.given_up = is_given_up.then(|| clock.given_up.unwrap_or(now));
         self.creating.remove(&lease.node);
         self.answered.remove(&lease.node);
         self.settled(&Target::Lease(lease.node.clone()), &lease.resource_version);
         self.leases.insert(lease.node.clone(), lease);
-        self.time_given_up(now);
         true
     }
 
@@ -353,23 +335,6 @@ impl Index {
                 .filter(|lease| is_given_up(&self.skyhooks, lease))
                 .map(|_| clock.given_up.unwrap_or(now));
         }
-    }
-
-    fn pods(&mut self, node: String, lease_uid: String, pods: Vec<PodFact>, now: Mono) {
-        let watch = self.drains.entry(node).or_default();
-        if watch.lease_uid == lease_uid {
-            watch.previous = Some((watch.surveyed, std::mem::take(&mut watch.pods)));
-        } else {
-            *watch = DrainWatch {
-                lease_uid,
-                ..DrainWatch::default()
-            };
-        }
-        watch.surveyed = now;
-        watch
-            .evictions
-            .retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
-        watch.pods = pods;
     }
 
     fn note(&mut self, kind: Kind, name: &str) {
@@ -493,7 +458,12 @@ fn is_given_up(skyhooks: &BTreeMap<String, SkyhookFact>, lease: &InterruptionLea
     skyhooks
         .get(&lease.spec.skyhook.name)
         .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
-        .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
+        .is_none_or(is_out)
+}
+
+/// True when a Skyhook is being deleted or disabled.
+fn is_out(skyhook: &SkyhookFact) -> bool {
+    skyhook.deleting || skyhook.is_disabled()
 }
 
 #[cfg(test)]

@@ -9,10 +9,12 @@ pub mod advance;
 pub mod cleanup;
 pub mod cordon;
 pub mod drain;
+pub mod ledger;
 mod reapply;
 pub mod reason;
 pub mod rollup;
 pub mod standing;
+pub mod status;
 mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,7 @@ use crate::config::Settings;
 use crate::effect::{Effect, NodePatch, Target, Version};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::index::{Index, Mono};
+use ledger::Ledger;
 
 /// The time, as data.
 #[derive(Clone, Copy, Debug)]
@@ -64,12 +67,13 @@ pub fn plan(view: &View<'_>) -> Plan {
     let skyhooks = in_order(view.index);
     cleanup::skyhooks(view, &skyhooks, &mut draft);
     let standings = standing::all(view, &skyhooks);
-    advance::leases(view, &skyhooks, &mut draft);
+    let mut ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
+    advance::leases(view, &skyhooks, &ledger, &mut draft);
     reapply::nodes(view, &skyhooks, &mut draft);
-    let standings = admit::nodes(view, &skyhooks, standings, &mut draft);
+    let standings = admit::nodes(view, &skyhooks, &mut ledger, standings, &mut draft);
     cleanup::cordons(view, &standings, &mut draft);
     rollup::nodes(view, &skyhooks, &standings, &mut draft);
-    rollup::skyhooks(view, &skyhooks, &standings, &mut draft);
+    status::skyhooks(view, &skyhooks, &standings, &ledger, &mut draft);
     cleanup::revisions(view, &skyhooks, &mut draft);
     draft.finish()
 }

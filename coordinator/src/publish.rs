@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
+use sha2::{Digest as _, Sha256};
 use skyhook_crds::Skyhook;
 
 use crate::events::{EventFact, Subject};
@@ -63,9 +64,21 @@ fn event(fact: &EventFact) -> Event {
         },
         reason: fact.reason.to_owned(),
         note: Some(fact.note[..end].to_owned()),
-        action: fact.reason.to_owned(),
+        action: action(fact),
         secondary: None,
     }
+}
+
+/// The API server's clients count events that differ in nothing but the note as one and keep the first note. What is said
+/// has to be in the action as well, or a second message would be shown as the first one.
+fn action(fact: &EventFact) -> String {
+    let digest = Sha256::digest(fact.note.as_bytes());
+    let said: String = digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{}-{said}", fact.reason)
 }
 
 fn reference(subject: &Subject) -> ObjectReference {
@@ -84,5 +97,31 @@ fn reference(subject: &Subject) -> ObjectReference {
             uid: Some(uid.clone()),
             ..ObjectReference::default()
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_says_the_same_is_counted_as_one() {
+        let transition = |to: &str| {
+            event(&EventFact {
+                subject: Subject::Skyhook {
+                    name: "s".into(),
+                    uid: "u".into(),
+                },
+                warning: false,
+                reason: "State",
+                note: format!("Skyhook transitioned [in_progress] -> [{to}]"),
+            })
+        };
+        // With the subject and the reporter, what the recorder tells events apart by.
+        let key = |event: &Event| (event.action.clone(), event.reason.clone());
+        let (erroring, complete) = (transition("erroring"), transition("complete"));
+        assert_ne!(key(&erroring), key(&complete));
+        assert_eq!(key(&complete), key(&transition("complete")));
+        assert_eq!(complete.reason, "State");
     }
 }

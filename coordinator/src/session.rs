@@ -24,6 +24,8 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 pub struct Session<'a> {
     pub index: Index,
     settings: &'a Settings,
+    /// What the guard has counted of the picture as it stands.
+    counts: Option<guard::Counts>,
     retry_at: BTreeMap<Target, Mono>,
     /// How long the last refusal of a target's write was waited on, and when that was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
@@ -45,6 +47,7 @@ impl<'a> Session<'a> {
         Self {
             index: Index::default(),
             settings,
+            counts: None,
             retry_at: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -52,6 +55,7 @@ impl<'a> Session<'a> {
 
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
+        self.counts = None;
         self.index.apply(change, now)
     }
 
@@ -73,19 +77,21 @@ impl<'a> Session<'a> {
         if self.retry_at.get(&target).is_some_and(|at| *at > now) {
             return Err(Held::NotYet);
         }
-        guard::check(&self.index, self.settings, effect)?;
+        guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
         self.index.busy.insert(target);
         if let Effect::ReserveLease { node, spec } = effect {
             self.index
                 .creating
                 .insert(node.clone(), spec.skyhook.uid.clone());
+            self.counts = None;
         }
         Ok(())
     }
 
     /// Takes in what came of an effect.
     pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
+        self.counts = None;
         let target = effect.target();
         self.index.busy.remove(&target);
         match outcome {
@@ -107,17 +113,23 @@ impl<'a> Session<'a> {
                     self.index.backoff.insert(node, backoff);
                 }
             }
+            // A create waits for no version of its object: what is there already may never be delivered.
+            Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
             Outcome::Stale => self.index.refused(effect, now),
             Outcome::Retry { after, .. } => self.put_off(effect, now, after),
-            Outcome::Refused { .. } => {
-                let after = match self.refusals.get(&target) {
-                    Some((before, _)) => (*before * 2).min(LONGEST_REFUSAL),
-                    None => REFUSAL,
-                };
-                self.refusals.insert(target, (after, now));
-                self.put_off(effect, now, after);
-            }
+            Outcome::Refused { .. } => self.put_off_longer(effect, now),
         }
+    }
+
+    /// Each time for twice as long as the time before.
+    fn put_off_longer(&mut self, effect: &Effect, now: Mono) {
+        let target = effect.target();
+        let after = match self.refusals.get(&target) {
+            Some((before, _)) => (*before * 2).min(LONGEST_REFUSAL),
+            None => REFUSAL,
+        };
+        self.refusals.insert(target, (after, now));
+        self.put_off(effect, now, after);
     }
 
     fn put_off(&mut self, effect: &Effect, now: Mono, after: Duration) {
@@ -180,6 +192,13 @@ impl<'a> Session<'a> {
     }
 }
 
+const fn is_create(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::CreateRevision { .. } | Effect::ReserveLease { .. }
+    )
+}
+
 /// The lease that an effect removes: node and UID.
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -228,5 +247,31 @@ mod tests {
         session.settle(&effect, refused(), now);
         let at = session.retry_at[&effect.target()];
         assert_eq!((at - now).as_secs(), 2, "it had worked in between");
+    }
+
+    #[test]
+    fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
+        let settings = Settings::default();
+        let mut session = Session::new(&settings);
+        let effect = Effect::ReserveLease {
+            node: "n1".into(),
+            spec: Box::default(),
+        };
+        let mut now = Mono::ZERO;
+        let mut waits = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(session.begin(&effect, now), Ok(()));
+            session.settle(&effect, Outcome::Stale, now);
+            assert_eq!(session.begin(&effect, now), Err(Held::NotYet));
+            let at = session.retry_at[&effect.target()];
+            waits.push((at - now).as_secs());
+            now = at;
+            session.expire(now);
+        }
+        assert_eq!(waits, [2, 4, 8, 16]);
+        assert!(
+            session.index.creating.is_empty(),
+            "it holds no slot meanwhile"
+        );
     }
 }

@@ -32,6 +32,13 @@ pub const AGENT: &str = "skyhook-agent";
 
 /// The label every control-plane node carries.
 pub const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+/// Labels of which each marks a node whose loss may stop the control plane: that label, its old name, and that of nodes
+/// which run etcd alone.
+pub const CONTROL_PLANE_LABELS: [&str; 3] = [
+    CONTROL_PLANE,
+    "node-role.kubernetes.io/master",
+    "node-role.kubernetes.io/etcd",
+];
 /// Taint of a cordoned node.
 pub const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 

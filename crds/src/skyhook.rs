@@ -176,22 +176,45 @@ pub struct SkyhookStatus {
     /// Generation of the spec that this status is about.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Package states by node; nodes that are complete are left out above 500 nodes.
+    /// Package states by node. In a large Skyhook the maps by node hold as many nodes as there is room for, the worst
+    /// first, see nodesOmitted; a node is in all of them or in none. The annotations and labels of the Nodes have the rest.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_state: BTreeMap<String, BTreeMap<String, PackageStatus>>,
-    /// Status by node; nodes that are complete are left out above 500 nodes.
+    /// Status by node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_status: BTreeMap<String, Status>,
     /// Why a node does not move, and since when; nodes that are complete have no entry.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_reasons: BTreeMap<String, NodeReason>,
-    /// Boot IDs by node.
+    /// Selected nodes that the maps by node hold.
+    #[serde(default)]
+    pub nodes_listed: i32,
+    /// Selected nodes for which the maps by node have no room.
+    #[serde(default)]
+    pub nodes_omitted: i32,
+    /// Why nodes do not move: each reason with how many nodes it keeps. All nodes count, listed or not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
+    pub reasons: BTreeMap<String, ReasonSummary>,
+    /// Packages, and how many nodes carry any version of each, whether they are selected or not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
+    pub installed: BTreeMap<String, i32>,
+    /// Nodes whose package states cannot be read: what they carry is not in installed.
+    #[serde(default)]
+    pub installed_unreadable: i32,
+    /// Kept for objects that have it; no longer written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_boot_ids: BTreeMap<String, String>,
     /// When a node was first picked.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_priority: BTreeMap<String, String>,
-    /// Configuration keys that changed, by package.
+    /// Configuration keys that changed, by package; kept until every node has been worked on, no longer written.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config_updates: BTreeMap<String, Vec<String>>,
     /// Progress by compartment.
@@ -228,6 +251,11 @@ impl Default for SkyhookStatus {
             node_state: BTreeMap::new(),
             node_status: BTreeMap::new(),
             node_reasons: BTreeMap::new(),
+            nodes_listed: 0,
+            nodes_omitted: 0,
+            reasons: BTreeMap::new(),
+            installed: BTreeMap::new(),
+            installed_unreadable: 0,
             node_boot_ids: BTreeMap::new(),
             node_priority: BTreeMap::new(),
             config_updates: BTreeMap::new(),
@@ -253,6 +281,19 @@ pub struct NodeReason {
     pub message: String,
     /// Since when the reason holds (RFC 3339).
     pub since: String,
+}
+
+/// Why nodes do not move, over all of them.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonSummary {
+    /// How many nodes it keeps.
+    pub nodes: i32,
+    /// Since when it has kept any (RFC 3339).
+    pub since: String,
+    /// A few of the nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
 }
 
 /// Progress of one compartment.

@@ -1,6 +1,8 @@
 //! Properties of the planner over arbitrary pictures: it never wants what the guard refuses, it decides the same twice, it
 //! writes each target once, and never what is there already.
 
+#[path = "properties/ledger.rs"]
+mod ledger;
 #[path = "properties/picture.rs"]
 mod picture;
 
@@ -13,6 +15,7 @@ use proptest::prelude::*;
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::effect::Effect;
 use skyhook_coordinator::index::Index;
+use skyhook_coordinator::plan::ledger::Ledger;
 use skyhook_coordinator::plan::{Now, Plan, View, plan};
 use skyhook_coordinator::session::{Held, Session};
 
@@ -45,6 +48,32 @@ proptest! {
         for effect in &effects {
             let begun = session.begin(effect, MONO);
             prop_assert!(!matches!(begun, Err(Held::Broken(_))), "{begun:?}: {effect:?}");
+        }
+    }
+
+    #[test]
+    fn the_ledger_says_what_counting_anew_says(picture in a_picture()) {
+        let settings = settings(&picture);
+        let cap = settings.max_concurrent_nodes;
+        let index = index(&picture);
+        let counted = Ledger::new(&index, cap);
+        prop_assert_eq!(counted.used_in_all(), ledger::used_in_all(&index));
+        for skyhook in index.skyhooks.values() {
+            prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));
+            for extra in [0, 1] {
+                let word = counted.refusal(skyhook, extra).map(|reason| reason.word);
+                prop_assert_eq!(word, ledger::refusal(&index, cap, skyhook, extra));
+            }
+        }
+        for node in index.nodes.values() {
+            prop_assert_eq!(
+                counted.has_control_planes_too_many(&node.name),
+                ledger::has_control_planes_too_many(&index, &node.name)
+            );
+            prop_assert_eq!(
+                counted.control_plane_refusal(node).is_some(),
+                ledger::is_refused_for_control_plane(&index, node)
+            );
         }
     }
 

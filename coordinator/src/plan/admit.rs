@@ -1,180 +1,18 @@
 //! Which nodes get a lease now: the budgets, and the order within them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
 
+use super::ledger::Ledger;
 use super::reason::{Reason, Word};
 use super::standing::{Standing, Standings};
 use super::{Draft, View};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
-use crate::index::Index;
 
 /// The compartment of a Skyhook without a DeploymentPolicy.
 pub const DEFAULT_COMPARTMENT: &str = "__default__";
-
-/// Slots, as the leases that exist leave them. Every lease counts, granted or not, and so does every create of ours
-/// that the watch has not delivered.
-#[derive(Debug)]
-pub struct Ledger<'a> {
-    index: &'a Index,
-    /// Over all Skyhooks.
-    cap: Option<usize>,
-    reserved: Vec<(String, String)>,
-}
-
-impl<'a> Ledger<'a> {
-    /// The ledger of a picture.
-    #[must_use]
-    pub fn new(index: &'a Index, cap: Option<usize>) -> Self {
-        Self {
-            index,
-            cap,
-            reserved: Vec::new(),
-        }
-    }
-
-    /// Slots in use for a Skyhook. A lease that cannot be decoded counts against all of them.
-    #[must_use]
-    pub fn used(&self, skyhook: &SkyhookFact) -> usize {
-        let leases = self
-            .index
-            .leases
-            .values()
-            .filter(|lease| lease.skyhook_uid().is_none_or(|uid| uid == skyhook.uid))
-            .count();
-        leases + self.creating().filter(|uid| *uid == skyhook.uid).count()
-    }
-
-    /// Selected nodes that are not Ready for other reasons, where the budget counts them.
-    fn unavailable(&self, skyhook: &SkyhookFact) -> usize {
-        if !skyhook
-            .spec
-            .interruption_budget
-            .as_ref()
-            .is_some_and(|budget| budget.count_unavailable)
-        {
-            return 0;
-        }
-        let idle = |node: &&NodeFact| {
-            !self.index.leases.contains_key(&node.name)
-                && !self.index.creating.contains_key(&node.name)
-        };
-        self.index
-            .nodes
-            .values()
-            .filter(|node| !node.ready && skyhook.selects(node))
-            .filter(idle)
-            .count()
-    }
-
-    /// Slots in use over all Skyhooks.
-    #[must_use]
-    pub fn used_in_all(&self) -> usize {
-        self.index.leases.len() + self.creating().count()
-    }
-
-    fn creating(&self) -> impl Iterator<Item = &str> {
-        let unseen = self
-            .index
-            .creating
-            .iter()
-            .filter(|(node, _)| !self.index.leases.contains_key(*node));
-        unseen
-            .map(|(_, uid)| uid.as_str())
-            .chain(self.reserved.iter().map(|(_, uid)| uid.as_str()))
-    }
-
-    /// Why no further node may be taken for the Skyhook, if none may. `over` is how many more than are in use must fit.
-    #[must_use]
-    pub fn refusal(&self, skyhook: &SkyhookFact, selected: usize, over: usize) -> Option<Reason> {
-        let slots = slots(skyhook, selected);
-        if slots == 0 && selected > 0 {
-            return Some(Reason::new(
-                Word::BudgetZero,
-                "interruptionBudget is 0: no node is started until it is raised",
-            ));
-        }
-        let used = self.used(skyhook);
-        let unavailable = if over > 0 {
-            self.unavailable(skyhook)
-        } else {
-            0
-        };
-        if used + unavailable + over > slots {
-            let and = match unavailable {
-                0 => String::new(),
-                n => format!(", and {n} more are not Ready (countUnavailable)"),
-            };
-            let message =
-                format!("{used} of {slots} nodes of the interruptionBudget are in use{and}");
-            return Some(Reason::new(Word::BudgetExhausted, message));
-        }
-        let cap = self.cap?;
-        let used = self.used_in_all();
-        (used + over > cap).then(|| {
-            Reason::new(
-                Word::ClusterBudgetExhausted,
-                format!("{used} of {cap} nodes of the cluster-wide budget are in use"),
-            )
-        })
-    }
-
-    /// True when the node belongs to the control plane and is not the only one of it with a lease.
-    #[must_use]
-    pub fn has_control_planes_too_many(&self, node: &str) -> bool {
-        let is_control_plane = |name: &String| {
-            self.index
-                .nodes
-                .get(name)
-                .is_some_and(NodeFact::is_control_plane)
-        };
-        let leased = || {
-            self.index
-                .leases
-                .keys()
-                .filter(|name| is_control_plane(name))
-        };
-        leased().any(|name| name == node) && leased().count() > 1
-    }
-
-    /// Why this control-plane node may not be taken: one at a time, and only while the others are Ready.
-    #[must_use]
-    pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
-        if !node.is_control_plane() {
-            return None;
-        }
-        let others = || {
-            self.index
-                .nodes
-                .values()
-                .filter(|n| n.is_control_plane() && n.name != node.name)
-        };
-        let taken = |name: &String| {
-            self.index.leases.contains_key(name)
-                || self.index.creating.contains_key(name)
-                || self.reserved.iter().any(|(reserved, _)| reserved == name)
-        };
-        if let Some(other) = others().find(|other| taken(&other.name)) {
-            let message = format!(
-                "control-plane node {} is being worked on: one at a time",
-                other.name
-            );
-            return Some(Reason::new(Word::ControlPlane, message));
-        }
-        others().find(|other| !other.ready).map(|other| {
-            Reason::new(
-                Word::ControlPlane,
-                format!("control-plane node {} is not Ready", other.name),
-            )
-        })
-    }
-
-    fn reserve(&mut self, node: &NodeFact, skyhook: &SkyhookFact) {
-        self.reserved.push((node.name.clone(), skyhook.uid.clone()));
-    }
-}
 
 /// Slots that a Skyhook's own budget gives for its selected nodes.
 #[must_use]
@@ -187,24 +25,23 @@ pub fn slots(skyhook: &SkyhookFact, selected: usize) -> usize {
 }
 
 /// Reserves leases for eligible nodes, and says of the rest why they wait.
-pub(super) fn nodes(
-    view: &View<'_>,
-    skyhooks: &[&SkyhookFact],
+pub(super) fn nodes<'a>(
+    view: &View<'a>,
+    skyhooks: &[&'a SkyhookFact],
+    ledger: &mut Ledger<'a>,
     mut standings: Standings,
     draft: &mut Draft<'_>,
 ) -> Standings {
-    let mut ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
     for skyhook in skyhooks {
         let Some(nodes) = standings.get_mut(&skyhook.name) else {
             continue;
         };
-        let selected = nodes.len();
         for name in candidates(view, skyhook, nodes) {
             let Some(node) = view.index.nodes.get(&name) else {
                 continue;
             };
             let refusal = inactive(view, skyhook)
-                .or_else(|| ledger.refusal(skyhook, selected, 1))
+                .or_else(|| ledger.refusal(skyhook, 1))
                 .or_else(|| ledger.control_plane_refusal(node));
             let standing = match refusal {
                 Some(reason) => Standing::Waiting(reason),
@@ -230,32 +67,22 @@ pub(super) fn nodes(
 fn candidates(
     view: &View<'_>,
     skyhook: &SkyhookFact,
-    nodes: &std::collections::BTreeMap<String, Standing>,
+    nodes: &BTreeMap<String, Standing>,
 ) -> Vec<String> {
-    let mut names: Vec<&String> = nodes
-        .iter()
-        .filter(|(_, s)| matches!(s, Standing::Eligible(_)))
-        .map(|(name, _)| name)
-        .collect();
-    let started: BTreeSet<&String> = names
-        .iter()
-        .copied()
-        .filter(|name| {
-            view.index
-                .nodes
-                .get(*name)
-                .is_some_and(|node| node.cordon.owners.contains_key(&skyhook.name))
-        })
-        .collect();
     let own = view.settings.node_name.as_ref();
-    names.sort_by_key(|name| {
-        (
-            Some(*name) == own,
-            !started.contains(*name),
-            (*name).clone(),
-        )
-    });
-    names.into_iter().cloned().collect()
+    let rank = |name: &String| {
+        let node = view.index.nodes.get(name);
+        let started = node.is_some_and(|node| node.cordon.owners.contains_key(&skyhook.name));
+        (Some(name) == own, !started)
+    };
+    let eligible = nodes
+        .iter()
+        .filter(|(_, standing)| matches!(standing, Standing::Eligible(_)));
+    let mut names: Vec<((bool, bool), String)> = eligible
+        .map(|(name, _)| (rank(name), name.clone()))
+        .collect();
+    names.sort();
+    names.into_iter().map(|(_, name)| name).collect()
 }
 
 /// Why a Skyhook gives no leases at all now.
@@ -326,72 +153,56 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
     }) && !view.index.leases.contains_key(&node.name)
 }
 
-/// True when all leases of the picture fit the budgets that a Skyhook's lease on `node` falls under.
-#[must_use]
-pub fn fits(view: &View<'_>, skyhook: &SkyhookFact, node: &str) -> bool {
-    let selected = view
-        .index
-        .nodes
-        .values()
-        .filter(|node| skyhook.selects(node))
-        .count();
-    let ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
-    ledger.refusal(skyhook, selected, 0).is_none() && !ledger.has_control_planes_too_many(node)
-}
-
 /// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
 #[must_use]
-pub fn excess<'a>(view: &View<'a>, skyhooks: &[&SkyhookFact]) -> Vec<&'a LeaseFact> {
-    let ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
-    let mut excess = control_plane_excess(view, &ledger);
-    for skyhook in skyhooks {
-        let selected = view
-            .index
-            .nodes
-            .values()
-            .filter(|node| skyhook.selects(node))
-            .count();
-        let mine = |fact: &&LeaseFact| fact.skyhook_uid() == Some(skyhook.uid.as_str());
-        let over = (ledger
-            .used(skyhook)
-            .saturating_sub(slots(skyhook, selected)))
-        .max(
-            ledger
-                .cap
-                .map_or(0, |cap| ledger.used_in_all().saturating_sub(cap)),
-        );
-        excess.extend(youngest_reserved(view, mine).into_iter().take(over));
+pub fn excess<'a>(
+    view: &View<'a>,
+    skyhooks: &[&SkyhookFact],
+    ledger: &Ledger<'_>,
+) -> Vec<&'a LeaseFact> {
+    let mut excess = control_plane_excess(view, ledger);
+    let mut over: BTreeMap<&str, usize> = skyhooks
+        .iter()
+        .map(|skyhook| (skyhook.uid.as_str(), ledger.over(skyhook)))
+        .filter(|(_, over)| *over > 0)
+        .collect();
+    if over.is_empty() {
+        return excess;
+    }
+    for fact in youngest_reserved(view.index.leases.values()) {
+        let left = fact.skyhook_uid().and_then(|uid| over.get_mut(uid));
+        if let Some(left) = left.filter(|left| **left > 0) {
+            *left -= 1;
+            excess.push(fact);
+        }
     }
     excess
 }
 
 /// Of the control plane, every reserved node but the one that came first.
 fn control_plane_excess<'a>(view: &View<'a>, ledger: &Ledger<'_>) -> Vec<&'a LeaseFact> {
-    let crowded = |fact: &&LeaseFact| ledger.has_control_planes_too_many(&fact.node);
-    let reserved = youngest_reserved(view, crowded);
-    let is_any_granted = view.index.leases.values().filter(crowded).count() > reserved.len();
+    let leased = ledger.leased_control_plane();
+    if leased.len() < 2 {
+        return Vec::new();
+    }
+    let facts = leased
+        .iter()
+        .filter_map(|node| view.index.leases.get(*node));
+    let reserved = youngest_reserved(facts);
+    let is_any_granted = leased.len() > reserved.len();
     let keep = usize::from(!is_any_granted);
     let excess = reserved.len().saturating_sub(keep);
     reserved.into_iter().take(excess).collect()
 }
 
-/// Leases that are not granted yet, youngest first.
-fn youngest_reserved<'a>(
-    view: &View<'a>,
-    is_meant: impl Fn(&&LeaseFact) -> bool,
-) -> Vec<&'a LeaseFact> {
+/// Those of some leases that are not granted yet, youngest first.
+fn youngest_reserved<'a>(leases: impl Iterator<Item = &'a LeaseFact>) -> Vec<&'a LeaseFact> {
     let is_reserved = |fact: &&LeaseFact| {
         let granted = fact.lease.as_ref().map(|lease| &lease.spec.granted);
         granted.is_ok_and(Option::is_none)
     };
-    let mut reserved: Vec<&LeaseFact> = view
-        .index
-        .leases
-        .values()
-        .filter(is_reserved)
-        .filter(is_meant)
-        .collect();
-    reserved.sort_by_key(|fact| {
+    let mut reserved: Vec<&LeaseFact> = leases.filter(is_reserved).collect();
+    reserved.sort_by_cached_key(|fact| {
         let lease = fact.lease.as_ref().ok();
         let created = lease.and_then(|lease| lease.metadata.creation_timestamp.clone());
         std::cmp::Reverse((created.map(|time| time.0), fact.uid.clone()))

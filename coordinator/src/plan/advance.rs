@@ -9,14 +9,20 @@ use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
+use super::ledger::Ledger;
 use super::reason::Withdrawal;
 use super::{Draft, View, admit, cordon, drain, standing, version};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
 /// Carries every lease on.
-pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
-    let excess: BTreeSet<&String> = admit::excess(view, skyhooks)
+pub(super) fn leases(
+    view: &View<'_>,
+    skyhooks: &[&SkyhookFact],
+    ledger: &Ledger<'_>,
+    draft: &mut Draft<'_>,
+) {
+    let excess: BTreeSet<&String> = admit::excess(view, skyhooks, ledger)
         .into_iter()
         .map(|lease| &lease.uid)
         .collect();
@@ -35,6 +41,7 @@ pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Dra
         };
         let case = Case {
             view,
+            ledger,
             fact,
             lease,
             node: view
@@ -60,6 +67,7 @@ pub(super) fn leases(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Dra
 /// One lease with what belongs to it. Node and Skyhook are those with the UIDs in the lease.
 struct Case<'a> {
     view: &'a View<'a>,
+    ledger: &'a Ledger<'a>,
     fact: &'a LeaseFact,
     lease: &'a InterruptionLease,
     node: Option<&'a NodeFact>,
@@ -150,7 +158,7 @@ impl Case<'_> {
             // Others may have to be withdrawn first: a grant needs a picture in which all leases fit.
             if self
                 .skyhook
-                .is_some_and(|skyhook| admit::fits(self.view, skyhook, &node.name))
+                .is_some_and(|skyhook| self.ledger.fits(skyhook, &node.name))
             {
                 draft.push(Effect::GrantLease {
                     node: self.fact.node.clone(),
@@ -201,8 +209,10 @@ impl Case<'_> {
             .stamp
             .as_ref()
             .is_none_or(|stamp| stamp.granted == self.fact.uid);
+        // A newer version was here: its record is neither understood nor written over.
+        let newer = record.stamp.as_ref().is_some_and(Stamp::is_newer);
         match protocol::result_duty(self.lease, &facts) {
-            ResultDuty::Take if ours => self.take_result(node, record, draft),
+            ResultDuty::Take if ours && !newer => self.take_result(node, record, draft),
             ResultDuty::NotYet => {
                 self.order_stop(node, record, draft);
                 if ours {
@@ -210,8 +220,13 @@ impl Case<'_> {
                     self.mirror(node, record, draft);
                 }
             }
-            ResultDuty::Take => {}
-            ResultDuty::AwaitBoot | ResultDuty::AwaitReady | ResultDuty::Recorded => {}
+            // The agent has ended, and the Node may never be what its result needs.
+            ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
+                if self.view.index.is_given_up(self.lease) {
+                    self.abandon(draft);
+                }
+            }
+            ResultDuty::Recorded => {}
         }
     }
 
@@ -220,10 +235,6 @@ impl Case<'_> {
         let Some(status) = &self.lease.status else {
             return;
         };
-        // A newer version was here: its record is neither understood nor written over.
-        if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
-            return;
-        }
         let stamp = Stamp {
             format: installed::FORMAT,
             lease: self.fact.uid.clone(),
@@ -267,7 +278,15 @@ impl Case<'_> {
 
     fn drain(&self, node: &NodeFact, draft: &mut Draft<'_>) {
         if let Some(Ok(checked)) = self.skyhook.map(|skyhook| &skyhook.checked) {
-            drain::carry_on(self.view, self.fact, self.lease, node, checked, draft);
+            drain::carry_on(
+                self.view,
+                self.ledger,
+                self.fact,
+                self.lease,
+                node,
+                checked,
+                draft,
+            );
         }
     }
 
@@ -340,7 +359,8 @@ impl Case<'_> {
         None
     }
 
-    /// An agent that does not stop in time does not keep a Skyhook from being deleted or disabled.
+    /// An agent that does not stop in time, or a node that does not come back with its result, does not keep a Skyhook
+    /// from being deleted or disabled.
     fn abandon(&self, draft: &mut Draft<'_>) {
         let packages = self
             .view

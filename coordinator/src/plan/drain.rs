@@ -6,6 +6,7 @@ use std::time::Duration;
 use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
 
+use super::ledger::Ledger;
 use super::{Draft, View, cordon, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
@@ -27,6 +28,7 @@ const MAX_BLOCKERS: usize = 10;
 /// Carries the drain of one accepted lease on.
 pub(super) fn carry_on(
     view: &View<'_>,
+    ledger: &Ledger<'_>,
     fact: &LeaseFact,
     lease: &InterruptionLease,
     node: &NodeFact,
@@ -61,10 +63,12 @@ pub(super) fn carry_on(
         node_ready: node.ready,
     };
     let left = left(&watch.pods, &rules);
+    // Hours may have passed since the node was picked: what was true of the control plane then may not be now.
+    let weakened = ledger.control_plane_not_ready(node);
     let waiting = left.iter().any(|(_, verdict)| *verdict == Verdict::WaitFor);
     let state = if waiting {
         DrainState::Waiting
-    } else if left.is_empty() && is_confirmed(watch, &rules) {
+    } else if left.is_empty() && weakened.is_none() && is_confirmed(watch, &rules) {
         DrainState::Drained
     } else {
         DrainState::Draining
@@ -72,7 +76,11 @@ pub(super) fn carry_on(
     if state == DrainState::Draining {
         evict(view, fact, node, checked, watch, &left, draft);
     }
-    let blockers = blockers(&left, watch, waiting);
+    let mut blockers = blockers(&left, watch, waiting);
+    blockers.extend(weakened.map(|other| Blocker {
+        pod: format!("node/{other}"),
+        reason: "another control-plane node, is not Ready".to_owned(),
+    }));
     write(view, fact, current, state, blockers, draft);
 }
 

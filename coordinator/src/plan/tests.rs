@@ -183,6 +183,36 @@ fn nothing_is_decided_before_everything_was_listed() {
 }
 
 #[test]
+fn slots_are_counted_once_however_many_leases_there_are() {
+    let mut picture = Picture::new().skyhook(&["spec", "interruptionBudget"], json!(null));
+    picture.nodes = (0..40)
+        .map(|n| testkit::node_object(&format!("worker-{n}")))
+        .collect();
+    let index = picture.index();
+    let effects = picture.plan_of(&index).effects;
+    picture.leases = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::ReserveLease { node, spec } => Some(json!({
+                "metadata": { "name": node, "uid": format!("lease-{node}"), "resourceVersion": "1" },
+                "spec": spec,
+            })),
+            _ => None,
+        })
+        .collect();
+    for n in 0..40 {
+        let stamp = format!(r#"{{"granted":"lease-worker-{n}"}}"#);
+        picture = picture.annotated(n + 1, "skyhook.nvidia.com/stamp_s", &stamp);
+    }
+    let index = picture.index();
+    ledger::counted::take();
+    let plan = picture.plan_of(&index);
+    assert_eq!(ledger::counted::take(), 1);
+    let grants = plan.effects.iter().map(Effect::kind);
+    assert_eq!(grants.filter(|kind| *kind == "GrantLease").count(), 40);
+}
+
+#[test]
 fn a_skyhook_is_taken_in_before_its_nodes_are() {
     let picture = Picture::new().skyhook(&["metadata", "finalizers"], json!([]));
     let index = testkit::index(&picture.nodes, &picture.skyhooks, &[], &[]);

@@ -24,7 +24,8 @@ pub(super) fn verdict(
     node: &NodeFact,
     standing: &Standing,
 ) -> NodeVerdict {
-    if skyhook.is_paused() {
+    // What is done stays done: a pause that touched every node would be two writes to each.
+    if skyhook.is_paused() && *standing != Standing::Complete {
         return (
             Status::Paused,
             Some(Reason::new(Word::Paused, "the Skyhook is paused")),
@@ -180,7 +181,7 @@ fn drain_message(lease: &InterruptionLease) -> String {
     match (lease.spec.drain.state, blockers.is_empty()) {
         (DrainState::Drained, _) => "drained; the agent has not started the interrupt".to_owned(),
         (_, true) => "waiting for pods to leave".to_owned(),
-        (_, false) => format!("waiting for pods: {}", blockers.join(", ")),
+        (_, false) => format!("waiting for: {}", blockers.join(", ")),
     }
 }
 

@@ -166,7 +166,7 @@ fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
         any::<bool>(),
         any::<bool>(),
         1..3_i32,
-        0..5_u8,
+        0..6_u8,
         often(),
         any::<bool>(),
     );
@@ -245,6 +245,7 @@ fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
         0 => spec["interruptionBudget"] = json!({ "count": 0 }),
         1 => spec["interruptionBudget"] = json!({ "count": 1 }),
         2 => spec["interruptionBudget"] = json!({ "percent": 50 }),
+        3 => spec["interruptionBudget"] = json!({ "count": 3, "countUnavailable": true }),
         _ => {}
     }
     let mut object = json!({ "metadata": metadata, "spec": spec });

@@ -128,12 +128,16 @@ impl Case {
     }
 
     fn plan(&self) -> Plan {
+        Self::plan_of(&self.index())
+    }
+
+    fn plan_of(index: &Index) -> Plan {
         let now = Now {
             mono: NOW,
             wall: wall(),
         };
         plan(&View {
-            index: &self.index(),
+            index,
             settings: &Settings::default(),
             now,
         })
@@ -141,7 +145,11 @@ impl Case {
 
     /// What happens to the node's drain, in a few words each.
     fn effects(&self) -> Vec<String> {
-        self.plan()
+        Self::effects_of(&self.index())
+    }
+
+    fn effects_of(index: &Index) -> Vec<String> {
+        Self::plan_of(index)
             .effects
             .iter()
             .filter_map(|effect| match effect {
@@ -380,4 +388,60 @@ fn a_pause_does_not_end_over_a_drain_from_before_it() {
         let got = guard::check(&case.index(), &Settings::default(), &resume);
         assert_eq!(got, want, "{state}");
     }
+}
+
+#[test]
+fn a_control_plane_node_is_drained_only_while_the_others_are_ready() {
+    let empty = |state: &str| Case {
+        drain: json!({ "state": state, "since": wall().to_string() }),
+        ..Case::new(vec![
+            (NOW - Duration::from_millis(1500), Vec::new()),
+            (NOW - Duration::from_millis(400), Vec::new()),
+        ])
+    };
+    let index = |state: &str, label: &str, other_ready: bool| {
+        let mut index = empty(state).index();
+        let mut other = testkit::node("worker-2");
+        other.ready = other_ready;
+        index.nodes.insert("worker-2".into(), other);
+        for node in index.nodes.values_mut() {
+            node.labels.insert(label.into(), String::new());
+        }
+        index
+    };
+    let weakened = "Draining [node/worker-2: another control-plane node, is not Ready]";
+    let at = version("lease", "5");
+    let drained = Effect::SetDrain {
+        node: "worker-1".into(),
+        at,
+        drain: Drain {
+            state: DrainState::Drained,
+            ..Drain::default()
+        },
+    };
+    for label in skyhook_crds::names::CONTROL_PLANE_LABELS {
+        for (name, state, ready, want) in [
+            ("all are Ready", "Draining", true, "Drained []"),
+            ("one is not", "Draining", false, weakened),
+            (
+                "one is not, and Drained is offered",
+                "Drained",
+                false,
+                weakened,
+            ),
+        ] {
+            let index = index(state, label, ready);
+            let effects = Case::effects_of(&index);
+            assert!(effects.contains(&want.to_owned()), "{name}: {effects:?}");
+            let guarded = guard::check(&index, &Settings::default(), &drained);
+            let want = if ready {
+                Ok(())
+            } else {
+                Err(Broken::DrainedControlPlane)
+            };
+            assert_eq!(guarded, want, "{name}");
+        }
+    }
+    let workers = Case::effects_of(&index("Draining", "some-other-label", false));
+    assert!(workers.contains(&"Drained []".to_owned()), "{workers:?}");
 }

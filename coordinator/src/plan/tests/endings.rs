@@ -1,6 +1,11 @@
 //! How leases end that nobody would end otherwise, and what time counts for it.
 
-use super::leases::{effects, grant_and, granted, leased, phase, stamp};
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a filter for the effect that a test is about"
+)]
+
+use super::leases::{effects, grant_and, granted, leased, phase, stamp, with_package};
 use super::*;
 
 const MINUTE: Mono = Duration::from_secs(60);
@@ -82,6 +87,58 @@ fn a_skyhook_is_deleted_whatever_its_leases_were_told_before() {
         assert_eq!(gone.at(HOUR + MINUTE), Vec::<String>::new(), "{reason}");
         assert_eq!(gone.at(HOUR + 2 * MINUTE), vec!["AbandonLease"], "{reason}");
     }
+}
+
+#[test]
+fn a_finished_agent_on_a_node_that_does_not_come_back_holds_up_no_deletion() {
+    let not_ready = json!([{ "type": "Ready", "status": "False" }]);
+    for (name, path, value) in [
+        ("not Ready", ["status", "conditions"], not_ready),
+        (
+            "another boot",
+            ["status", "nodeInfo"],
+            json!({ "bootID": "another", "machineID": "m" }),
+        ),
+    ] {
+        let finished = |picture: Picture| {
+            let picture = stamp(picture, granted()).node(1, &path, value.clone());
+            leased(
+                picture,
+                grant_and(json!({})),
+                with_package("Complete", "complete"),
+            )
+        };
+        let waits = Timeline::new(finished(Picture::new()));
+        assert_eq!(waits.at(2 * HOUR), Vec::<String>::new(), "{name}: it may");
+        for gone in [deleted(), annotated("disable")] {
+            let gone = Timeline::new(finished(Picture::new())).then(HOUR, finished(gone));
+            assert_eq!(gone.at(HOUR + MINUTE), Vec::<String>::new(), "{name}");
+            assert_eq!(gone.at(HOUR + 2 * MINUTE), vec!["AbandonLease"], "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_skyhook_that_is_deleted_says_what_it_waits_for() {
+    let ready = |picture: &Picture| {
+        let status = picture.plan().effects.into_iter().find_map(|e| match e {
+            Effect::WriteSkyhookStatus { status, .. } => Some(*status),
+            _ => None,
+        });
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
+        ready.map(|ready| (ready.status, ready.reason, ready.message))
+    };
+    let waits = |message: &str| Some(("False".into(), "Deleting".into(), message.into()));
+    let leased = running(deleted(), None);
+    assert_eq!(ready(&leased), waits("waits for the leases of: worker-1"));
+    let owners = r#"{"wasUnschedulable":false,"owners":{"s":"lease"}}"#;
+    let cordoned = deleted().annotated(2, skyhook_crds::names::CORDON_OWNERS, owners);
+    assert_eq!(
+        ready(&cordoned),
+        waits("gives back the cordons of: worker-2")
+    );
+    assert_eq!(ready(&deleted()), None, "it goes");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;
+use skyhook_crds::Status;
 
 #[test]
 fn every_node_that_does_not_move_has_a_reason() {
@@ -147,4 +148,61 @@ fn a_result_is_complete_only_at_the_revision_that_is_wanted() {
         let shown = patch.labels.get(label).and_then(Option::as_deref);
         assert_eq!(shown, want, "{name}");
     }
+}
+
+#[test]
+fn a_slot_that_changes_hands_is_no_reason_to_write_the_nodes_that_wait() {
+    let waiting = |budget: Value, cap: Option<usize>| {
+        let mut picture = Picture::new().skyhook(&["spec", "interruptionBudget"], budget);
+        picture.settings.max_concurrent_nodes = cap;
+        let plan = picture.plan();
+        let patch = plan.effects.iter().find_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-3" => Some(patch),
+            _ => None,
+        });
+        let annotations = &patch.expect("it is told why it waits").annotations;
+        annotations["skyhook.nvidia.com/reason_s"].clone()
+    };
+    assert_eq!(
+        waiting(json!({ "count": 1 }), None),
+        waiting(json!({ "count": 2 }), None)
+    );
+    assert_eq!(waiting(json!(null), Some(1)), waiting(json!(null), Some(2)));
+}
+
+#[test]
+fn the_skyhook_says_how_much_of_the_budget_is_in_use() {
+    let plan = Picture::new().plan();
+    let status = plan.effects.iter().find_map(|effect| match effect {
+        Effect::WriteSkyhookStatus { status, .. } => Some(status),
+        _ => None,
+    });
+    let conditions = &status.expect("a first status is written").conditions;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").unwrap();
+    let want = "0/3 nodes complete; worker-2: waits for a slot of the interruptionBudget (BudgetExhausted) since \
+                2023-11-14T22:13:20Z, and 1 more; 1 of 1 nodes of the interruptionBudget are in use";
+    assert_eq!(ready.message, want);
+}
+
+#[test]
+fn a_pause_leaves_complete_nodes_complete() {
+    let states = "skyhook.nvidia.com/nodeState_s";
+    let paused = json!({ "skyhook.nvidia.com/pause": "true" });
+    let picture = Picture::new().annotated(1, states, &complete("1.0.0"));
+    let plan = picture.skyhook(&["metadata", "annotations"], paused).plan();
+    let status = plan.effects.iter().find_map(|effect| match effect {
+        Effect::WriteSkyhookStatus { status, .. } => Some(status),
+        _ => None,
+    });
+    let status = status.expect("a first status is written");
+    assert_eq!(status.status, Status::Paused);
+    assert_eq!(status.complete_nodes, "1/3");
+    let shown: Vec<_> = status.node_status.values().copied().collect();
+    assert_eq!(shown, [Status::Complete, Status::Paused, Status::Paused]);
+    let ready = status
+        .conditions
+        .iter()
+        .find(|c| c.type_ == "Ready")
+        .unwrap();
+    assert_eq!(ready.message, "the Skyhook is paused; 1/3 nodes complete");
 }

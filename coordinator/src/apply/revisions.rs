@@ -1,0 +1,111 @@
+//! Writes of revisions.
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::api::{Api, Patch};
+use serde_json::json;
+use skyhook_crds::names;
+use skyhook_crds::revision::RevisionData;
+
+use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post};
+use crate::effect::Version;
+use crate::index::Change;
+
+impl Applier {
+    fn revisions(&self) -> Api<ControllerRevision> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub(super) async fn create_revision(
+        &self,
+        name: &str,
+        owner: OwnerReference,
+        number: i64,
+        data: &RevisionData,
+    ) -> Result<Option<Change>, ApplyError> {
+        let revision = ControllerRevision {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                labels: Some([(names::REVISION_OF.to_owned(), owner.name.clone())].into()),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            },
+            data: serde_json::to_value(data).ok().map(RawExtension),
+            revision: number,
+        };
+        let failed = |source| failed("create", "controllerrevision", name, source);
+        let source = match self.revisions().create(&post(), &revision).await {
+            Ok(created) => return Ok(Some(Change::Revision(Box::new(created)))),
+            Err(source) => source,
+        };
+        if !is_conflict(&source) {
+            return Err(failed(source));
+        }
+        let mended = self.mend_revision(revision).await.map_err(failed)?;
+        let mended = mended.ok_or_else(|| failed(source))?;
+        Ok(Some(Change::Revision(Box::new(mended))))
+    }
+
+    /// A revision of ours that is there although the watch does not show it: somebody took off the label that the watch
+    /// selects by, so it is put back. Says `None` about one that is not ours.
+    async fn mend_revision(
+        &self,
+        wanted: ControllerRevision,
+    ) -> Result<Option<ControllerRevision>, kube::Error> {
+        let name = wanted.metadata.name.unwrap_or_default();
+        let Some(there) = self.revisions().get_opt(&name).await? else {
+            return Ok(None);
+        };
+        let owner = |owners: &Option<Vec<OwnerReference>>| {
+            let first = owners.as_ref().and_then(|owners| owners.first());
+            first.map(|owner| owner.uid.clone())
+        };
+        let owners = &there.metadata.owner_references;
+        let ours =
+            there.data == wanted.data && owner(owners) == owner(&wanted.metadata.owner_references);
+        if !ours {
+            return Ok(None);
+        }
+        let at = Version {
+            uid: there.metadata.uid.unwrap_or_default(),
+            resource_version: there.metadata.resource_version.unwrap_or_default(),
+        };
+        let mut metadata = guard(&at);
+        metadata["labels"] = json!(wanted.metadata.labels);
+        let body = json!({ "metadata": metadata });
+        let api = self.revisions();
+        let mended = api.patch(&name, &manager(), &Patch::Merge(&body)).await?;
+        Ok(Some(mended))
+    }
+
+    pub(super) async fn renumber_revision(
+        &self,
+        name: &str,
+        at: &Version,
+        number: i64,
+    ) -> Result<Option<Change>, ApplyError> {
+        let body = json!({ "metadata": guard(at), "revision": number });
+        let written = self
+            .revisions()
+            .patch(name, &manager(), &Patch::Merge(&body))
+            .await;
+        let written =
+            written.map_err(|source| failed("patch", "controllerrevision", name, source))?;
+        Ok(Some(Change::Revision(Box::new(written))))
+    }
+
+    pub(super) async fn prune_revision(
+        &self,
+        name: &str,
+        at: &Version,
+    ) -> Result<Option<Change>, ApplyError> {
+        let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
+        deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
+        Ok(Some(Change::RevisionGone(name.to_owned())))
+    }
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}

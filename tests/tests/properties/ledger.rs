@@ -1,0 +1,76 @@
+//! What the planner's ledger answers, counted anew for every question: slow, and too simple to be wrong.
+
+use skyhook_coordinator::facts::{LeaseFact, NodeFact, SkyhookFact};
+use skyhook_coordinator::index::Index;
+use skyhook_coordinator::plan::reason::Word;
+
+/// Slots in use for a Skyhook.
+pub(super) fn used(index: &Index, skyhook: &SkyhookFact) -> usize {
+    let counts = |fact: &&LeaseFact| fact.skyhook_uid().is_none_or(|uid| uid == skyhook.uid);
+    let unseen = unseen(index).filter(|uid| *uid == skyhook.uid).count();
+    index.leases.values().filter(counts).count() + unseen
+}
+
+/// Slots in use over all Skyhooks.
+pub(super) fn used_in_all(index: &Index) -> usize {
+    index.leases.len() + unseen(index).count()
+}
+
+fn unseen(index: &Index) -> impl Iterator<Item = &str> {
+    let unseen = |(node, _): &(&String, &String)| !index.leases.contains_key(*node);
+    index
+        .creating
+        .iter()
+        .filter(unseen)
+        .map(|(_, uid)| uid.as_str())
+}
+
+fn is_taken(index: &Index, node: &NodeFact) -> bool {
+    index.leases.contains_key(&node.name) || index.creating.contains_key(&node.name)
+}
+
+/// Why `extra` more leases of a Skyhook do not fit.
+pub(super) fn refusal(
+    index: &Index,
+    cap: Option<usize>,
+    skyhook: &SkyhookFact,
+    extra: usize,
+) -> Option<Word> {
+    let nodes = || index.nodes.values().filter(|node| skyhook.selects(node));
+    let budget = skyhook.spec.interruption_budget.as_ref();
+    let slots = budget.map_or(nodes().count(), |budget| budget.slots(nodes().count()));
+    let counts_unavailable = extra > 0 && budget.is_some_and(|budget| budget.count_unavailable);
+    let is_unavailable = |node: &&NodeFact| !node.ready && !is_taken(index, node);
+    let unavailable = nodes()
+        .filter(|_| counts_unavailable)
+        .filter(is_unavailable)
+        .count();
+    if slots == 0 && nodes().count() > 0 {
+        Some(Word::BudgetZero)
+    } else if used(index, skyhook) + unavailable + extra > slots {
+        Some(Word::BudgetExhausted)
+    } else {
+        cap.filter(|cap| used_in_all(index) + extra > *cap)
+            .map(|_| Word::ClusterBudgetExhausted)
+    }
+}
+
+fn control_plane(index: &Index) -> impl Iterator<Item = &NodeFact> {
+    index.nodes.values().filter(|node| node.is_control_plane())
+}
+
+/// True when the node belongs to the control plane and is not the only one of it with a lease.
+pub(super) fn has_control_planes_too_many(index: &Index, name: &str) -> bool {
+    let leased: Vec<&str> = control_plane(index)
+        .filter(|node| index.leases.contains_key(&node.name))
+        .map(|node| node.name.as_str())
+        .collect();
+    leased.contains(&name) && leased.len() > 1
+}
+
+/// True when the control plane is why the node may not be taken.
+pub(super) fn is_refused_for_control_plane(index: &Index, node: &NodeFact) -> bool {
+    let hinders = |other: &NodeFact| is_taken(index, other) || !other.ready;
+    node.is_control_plane()
+        && control_plane(index).any(|other| other.name != node.name && hinders(other))
+}
