@@ -13,9 +13,13 @@ use crate::guard::{self, Broken};
 use crate::index::{Backoff, Change, Index, Mono};
 use crate::plan::reason::{Withdrawal, Word};
 use crate::plan::{self, Now, Plan, View};
+use crate::queue::{Class, Queue};
 
 /// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
 const REFUSAL: Duration = Duration::from_secs(2);
+
+/// One in so many slots for writes is kept for those that are urgent.
+const RESERVED: usize = 4;
 
 const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 
@@ -26,6 +30,11 @@ pub struct Session<'a> {
     settings: &'a Settings,
     /// What the guard has counted of the picture as it stands.
     counts: Option<guard::Counts>,
+    queue: Queue,
+    /// True until something changed since the queue was decided.
+    is_fresh: bool,
+    /// Writes under way that are not urgent.
+    ordinary: usize,
     retry_at: BTreeMap<Target, Mono>,
     /// How long the last refusal of a target's write was waited on, and when that was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
@@ -48,6 +57,9 @@ impl<'a> Session<'a> {
             index: Index::default(),
             settings,
             counts: None,
+            queue: Queue::default(),
+            is_fresh: true,
+            ordinary: 0,
             retry_at: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -56,6 +68,14 @@ impl<'a> Session<'a> {
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
         self.counts = None;
+        self.is_fresh = false;
+        // What is decided stands on what its Skyhook asks for, and on whole lists.
+        if matches!(
+            change,
+            Change::Skyhook(_) | Change::SkyhookGone(_) | Change::ListBegins(_)
+        ) {
+            self.queue = Queue::default();
+        }
         self.index.apply(change, now)
     }
 
@@ -71,6 +91,36 @@ impl<'a> Session<'a> {
         plan
     }
 
+    /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been
+    /// written for longest.
+    pub fn enqueue(&mut self, mut effects: Vec<Effect>) {
+        effects.sort_by_cached_key(|effect| self.index.written.get(&effect.target()).copied());
+        self.queue = Queue::new(effects);
+        self.is_fresh = true;
+    }
+
+    /// Begins the next effect that may be under way beside those that are. What was decided on a picture that has changed
+    /// since is begun while the version that it was decided on is still the one that is held.
+    pub fn begin_next(&mut self, now: Mono) -> Option<Result<Effect, (Effect, Broken)>> {
+        loop {
+            let most = self.settings.max_in_flight;
+            let (busy, ordinary) = (self.index.busy.len(), self.ordinary);
+            let may_start = |class: Class| {
+                busy < most && (class.is_urgent() || ordinary < most - most / RESERVED)
+            };
+            let effect = self.queue.next(may_start)?;
+            if !self.is_fresh && !self.index.still_holds(&effect) {
+                continue;
+            }
+            match self.begin(&effect, now) {
+                Ok(()) => return Some(Ok(effect)),
+                Err(Held::Broken(rule)) if self.is_fresh => return Some(Err((effect, rule))),
+                // The next plan thinks of it again.
+                Err(Held::Broken(_) | Held::NotYet) => {}
+            }
+        }
+    }
+
     /// Marks the effect's target as being written, or says why the effect is dropped.
     pub fn begin(&mut self, effect: &Effect, now: Mono) -> Result<(), Held> {
         let target = effect.target();
@@ -80,6 +130,7 @@ impl<'a> Session<'a> {
         guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
         self.index.busy.insert(target);
+        self.ordinary += usize::from(!Class::of(effect).is_urgent());
         if let Effect::ReserveLease { node, spec } = effect {
             self.index
                 .creating
@@ -92,8 +143,11 @@ impl<'a> Session<'a> {
     /// Takes in what came of an effect.
     pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
         self.counts = None;
+        self.is_fresh = false;
         let target = effect.target();
-        self.index.busy.remove(&target);
+        if self.index.busy.remove(&target) && !Class::of(effect).is_urgent() {
+            self.ordinary = self.ordinary.saturating_sub(1);
+        }
         match outcome {
             Outcome::Done(change) => {
                 self.refusals.remove(&target);
@@ -272,6 +326,103 @@ mod tests {
         assert!(
             session.index.creating.is_empty(),
             "it holds no slot meanwhile"
+        );
+    }
+
+    fn node_write(node: &str, why: &'static str) -> Effect {
+        Effect::PatchNode {
+            node: node.into(),
+            at: Version {
+                uid: "u".into(),
+                resource_version: "1".into(),
+            },
+            patch: crate::effect::NodePatch::default(),
+            why: vec![why],
+        }
+    }
+
+    fn survey(node: &str) -> Effect {
+        Effect::SurveyPods {
+            node: node.into(),
+            lease_uid: "u".into(),
+        }
+    }
+
+    fn reservation(node: &str) -> Effect {
+        Effect::ReserveLease {
+            node: node.into(),
+            spec: Box::default(),
+        }
+    }
+
+    /// What is begun now, by kind and node.
+    fn begun(session: &mut Session<'_>) -> Vec<Target> {
+        let next = || Some(session.begin_next(Mono::ZERO)?.expect("no rule is broken"));
+        std::iter::from_fn(next).map(|e| e.target()).collect()
+    }
+
+    #[test]
+    fn what_gives_back_goes_first_and_has_slots_of_its_own() {
+        let settings = Settings {
+            max_in_flight: 4,
+            ..Settings::default()
+        };
+        let mut session = Session::new(&settings);
+        let effects = || {
+            let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
+            effects.push(reservation("e"));
+            effects.push(node_write("f", plan::why::STATUS));
+            effects
+        };
+        session.enqueue(effects());
+        let pods = |node: &str| Target::Pods(node.into());
+        assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
+        let mut more = effects();
+        more.push(node_write("g", plan::why::RESULT));
+        session.enqueue(more);
+        assert_eq!(begun(&mut session), [Target::Node("g".into())]);
+    }
+
+    #[test]
+    fn whose_last_write_is_longest_ago_goes_first() {
+        let settings = Settings {
+            max_in_flight: 2,
+            ..Settings::default()
+        };
+        let mut session = Session::new(&settings);
+        session.index.written = [("a", 3), ("b", 1), ("c", 2)]
+            .map(|(node, at)| (Target::Pods(node.into()), Mono::from_secs(at)))
+            .into();
+        session.enqueue(["a", "b", "c"].map(survey).into());
+        let first = begun(&mut session);
+        assert_eq!(first, ["b", "c"].map(|node| Target::Pods(node.into())));
+    }
+
+    #[test]
+    fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
+        let settings = Settings {
+            max_in_flight: 1,
+            ..Settings::default()
+        };
+        let mut session = Session::new(&settings);
+        session.enqueue(vec![
+            reservation("a"),
+            reservation("b"),
+            reservation("c"),
+            node_write("gone", plan::why::STATUS),
+        ]);
+        assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
+        let lease =
+            serde_json::json!({ "metadata": { "name": "b", "uid": "u", "resourceVersion": "1" } });
+        let lease = Box::new(serde_json::from_value(lease).expect("it is a lease"));
+        session.take(Change::Lease(lease), Mono::ZERO);
+        session.settle(&reservation("a"), Outcome::Done(None), Mono::ZERO);
+        assert_eq!(begun(&mut session), [Target::Lease("c".into())]);
+        session.settle(&reservation("c"), Outcome::Done(None), Mono::ZERO);
+        assert_eq!(
+            begun(&mut session),
+            [],
+            "there is no such Node in that version"
         );
     }
 }

@@ -7,7 +7,7 @@ use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
 
 use super::ledger::Ledger;
-use super::{Draft, View, cordon, seconds, version};
+use super::{Draft, View, cordon, seconds, version, why};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::index::{DrainWatch, EvictionTry, Mono};
@@ -43,7 +43,7 @@ pub(super) fn carry_on(
     }
     let skyhook = &lease.spec.skyhook.name;
     if !cordon::is_held(node, skyhook, &fact.uid) {
-        draft.patch(node, cordon::take(node, skyhook, &fact.uid), "cordon");
+        draft.patch(node, cordon::take(node, skyhook, &fact.uid), why::CORDON);
         return;
     }
     let watch = view
