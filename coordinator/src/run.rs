@@ -235,7 +235,7 @@ impl Loop<'_> {
                     continue;
                 }
             };
-            tracing::info!(effect = effect.kind(), target = ?effect.target(), why = why(&effect), "write");
+            log(&effect);
             let events = events::events(&self.session.index, &effect);
             let applier = self.applier.clone();
             let wall = plan::seconds(Timestamp::now());
@@ -261,7 +261,7 @@ impl Loop<'_> {
                 ?target,
                 "decided on an older version; waiting for the watch"
             ),
-            Outcome::Retry { error, .. } => {
+            Outcome::Retry { error, .. } | Outcome::Busy { error, .. } => {
                 tracing::warn!(effect = effect.kind(), ?target, %error, "write failed");
             }
             Outcome::Refused { error } => {
@@ -272,6 +272,19 @@ impl Loop<'_> {
         }
         let mono = self.now().mono;
         self.session.settle(effect, outcome, mono);
+    }
+}
+
+/// Says what is begun; what is begun again and again while a node drains or a Skyhook moves, only to who asks for it.
+fn log(effect: &Effect) {
+    let (kind, target, why) = (effect.kind(), effect.target(), why(effect));
+    if matches!(
+        effect,
+        Effect::SurveyPods { .. } | Effect::EvictPod { .. } | Effect::WriteSkyhookStatus { .. }
+    ) {
+        tracing::debug!(effect = kind, ?target, why, "write");
+    } else {
+        tracing::info!(effect = kind, ?target, why, "write");
     }
 }
 

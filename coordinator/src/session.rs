@@ -2,6 +2,7 @@
 //! feeds it the time, and whatever drives it instead gets the same bookkeeping.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
@@ -35,6 +36,8 @@ pub struct Session<'a> {
     is_fresh: bool,
     /// Writes under way that are not urgent.
     ordinary: usize,
+    /// Until when the API server has asked for patience.
+    not_before: Mono,
     retry_at: BTreeMap<Target, Mono>,
     /// How long the last refusal of a target's write was waited on, and when that was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
@@ -60,6 +63,7 @@ impl<'a> Session<'a> {
             queue: Queue::default(),
             is_fresh: true,
             ordinary: 0,
+            not_before: Mono::ZERO,
             retry_at: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -87,7 +91,9 @@ impl<'a> Session<'a> {
             settings: self.settings,
             now,
         });
-        plan.wake_at = self.retry_at.values().copied().chain(plan.wake_at).min();
+        let patience = (self.not_before > now.mono).then_some(self.not_before);
+        let waits = self.retry_at.values().copied().chain(patience);
+        plan.wake_at = waits.chain(plan.wake_at).min();
         plan
     }
 
@@ -102,6 +108,9 @@ impl<'a> Session<'a> {
     /// Begins the next effect that may be under way beside those that are. What was decided on a picture that has changed
     /// since is begun while the version that it was decided on is still the one that is held.
     pub fn begin_next(&mut self, now: Mono) -> Option<Result<Effect, (Effect, Broken)>> {
+        if now < self.not_before {
+            return None;
+        }
         loop {
             let most = self.settings.max_in_flight;
             let (busy, ordinary) = (self.index.busy.len(), self.ordinary);
@@ -170,7 +179,11 @@ impl<'a> Session<'a> {
             // A create waits for no version of its object: what is there already may never be delivered.
             Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
             Outcome::Stale => self.index.refused(effect, now),
-            Outcome::Retry { after, .. } => self.put_off(effect, now, after),
+            Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
+            Outcome::Busy { after, .. } => {
+                self.not_before = self.not_before.max(now + after);
+                self.put_off(effect, now, spread(&target, after));
+            }
             Outcome::Refused { .. } => self.put_off_longer(effect, now),
         }
     }
@@ -244,6 +257,14 @@ impl<'a> Session<'a> {
             .written
             .retain(|_, at| *at + plan::REMEMBERED > now);
     }
+}
+
+/// Up to a quarter longer, by what is written: what failed together does not come back together.
+fn spread(target: &Target, after: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    target.hash(&mut hasher);
+    let part = u32::try_from(hasher.finish() % 256).unwrap_or_default();
+    after + after / 1024 * part
 }
 
 const fn is_create(effect: &Effect) -> bool {
@@ -423,6 +444,29 @@ mod tests {
             begun(&mut session),
             [],
             "there is no such Node in that version"
+        );
+    }
+
+    #[test]
+    fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() {
+        let settings = Settings::default();
+        let mut session = Session::new(&settings);
+        let all: Vec<Effect> = (0..40).map(|n| survey(&format!("n{n}"))).collect();
+        session.enqueue(all.clone());
+        let first = session.begin_next(Mono::ZERO).unwrap().unwrap();
+        let after = Duration::from_secs(8);
+        let error = "too many requests".to_owned();
+        session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
+        assert_eq!(session.begin_next(after - Duration::from_millis(1)), None);
+        session.enqueue(all.clone());
+        assert!(session.begin_next(after).is_some());
+        let waits = all.iter().map(|effect| spread(&effect.target(), after));
+        let waits: std::collections::BTreeSet<Duration> = waits.collect();
+        assert!(waits.len() > 20, "{waits:?}");
+        assert!(
+            waits
+                .iter()
+                .all(|wait| *wait >= after && *wait < after * 5 / 4)
         );
     }
 }
