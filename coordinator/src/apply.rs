@@ -27,6 +27,8 @@ pub enum Outcome {
     Stale,
     /// Try again after this long.
     Retry { after: Duration, error: String },
+    /// The server asks for patience, with everything.
+    Busy { after: Duration, error: String },
     /// The server will not have it: the same again only helps once somebody has changed something.
     Refused { error: String },
 }
@@ -118,7 +120,7 @@ impl Applier {
                 let error = format!("{verb} {object}: {source}");
                 match retry_class(&source) {
                     RetryClass::Stale => Outcome::Stale,
-                    RetryClass::After(after) => Outcome::Retry { after, error },
+                    RetryClass::After(after) => Outcome::Busy { after, error },
                     RetryClass::Refused => Outcome::Refused { error },
                     RetryClass::Transient => Outcome::Retry {
                         after: Duration::from_secs(2),

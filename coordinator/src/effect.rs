@@ -12,7 +12,7 @@ use crate::facts::{NodeFact, WireCondition};
 use crate::plan::reason::Withdrawal;
 
 /// The object that an effect writes. At most one effect per target is under way.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     Node(String),
     Skyhook(String),

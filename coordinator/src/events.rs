@@ -303,3 +303,49 @@ fn of_lease(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testkit;
+
+    #[test]
+    fn a_node_that_fails_is_told_to_its_skyhook_whatever_the_status_lists() {
+        let skyhook =
+            json!({ "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1" } });
+        let index = testkit::index(&[testkit::node_object("worker-1")], &[skyhook], &[], &[]);
+        for (word, reason) in [
+            ("PackageErroring", "PackageErroring"),
+            ("Parked", "NodeNotReturning"),
+        ] {
+            let why = json!({ "reason": word, "message": "exit code 3", "since": "t" });
+            let effect = Effect::PatchNode {
+                node: "worker-1".into(),
+                at: crate::plan::version("uid-of-worker-1", "1"),
+                patch: NodePatch::default()
+                    .status("s", Status::Erroring)
+                    .annotation(&names::reason("s"), Some(why.to_string())),
+                why: vec![crate::plan::why::STATUS],
+            };
+            let told: Vec<_> = events(&index, &effect)
+                .into_iter()
+                .map(|event| (event.subject, event.reason, event.note))
+                .collect();
+            let node = Subject::Node {
+                name: "worker-1".into(),
+                uid: "uid-of-worker-1".into(),
+            };
+            let skyhook = Subject::Skyhook {
+                name: "s".into(),
+                uid: "uid-of-s".into(),
+            };
+            let want = [
+                (node, reason, "[skyhook:s] exit code 3".to_owned()),
+                (skyhook, reason, "node [worker-1]: exit code 3".to_owned()),
+            ];
+            assert_eq!(told, want);
+        }
+    }
+}

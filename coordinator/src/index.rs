@@ -23,6 +23,7 @@ use crate::plan::reason::Word;
 use crate::pods::PodFact;
 
 mod drains;
+mod held;
 pub use drains::{DrainWatch, EvictionTry};
 
 /// Time since the process started: what deadlines are measured in.
@@ -379,13 +380,7 @@ impl Index {
         let Some(at) = effect.decided_on() else {
             return;
         };
-        let held = match &target {
-            Target::Lease(node) => self.leases.get(node).map(|held| &held.resource_version),
-            Target::Node(name) => self.nodes.get(name).map(|held| &held.resource_version),
-            Target::Skyhook(name) => self.skyhooks.get(name).map(|held| &held.resource_version),
-            Target::Revision(name) => self.revisions.get(name).map(|held| &held.resource_version),
-            Target::Pods(_) | Target::Pod(_) => None,
-        };
+        let held = self.held(&target).map(|(_, version)| version);
         if held == Some(&at.resource_version) {
             self.stale
                 .insert(target, (at.resource_version.clone(), now));

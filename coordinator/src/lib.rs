@@ -17,6 +17,7 @@ pub mod plan;
 pub mod pods;
 pub mod probe;
 pub mod publish;
+pub mod queue;
 pub mod references;
 pub mod run;
 pub mod session;

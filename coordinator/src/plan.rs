@@ -28,6 +28,19 @@ use crate::facts::{NodeFact, SkyhookFact};
 use crate::index::{Index, Mono};
 use ledger::Ledger;
 
+/// Why a Node is written, in words for the log. They say which writes go first as well.
+pub mod why {
+    pub const RESULT: &str = "result";
+    pub const RESULT_BESIDE_EDIT: &str = "result beside an edit";
+    pub const CORDON_WITHOUT_OWNER: &str = "cordon without an owner";
+    pub const UNCORDONED: &str = "uncordoned by somebody";
+    pub const GRANT: &str = "grant";
+    pub const CORDON: &str = "cordon";
+    pub const REAPPLY: &str = "reapplied after a reboot";
+    pub const PROGRESS: &str = "progress";
+    pub const STATUS: &str = "status";
+}
+
 /// The time, as data.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
@@ -158,7 +171,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn is_writing_result(&self, node: &str) -> bool {
         self.nodes
             .get(node)
-            .is_some_and(|(_, why)| why.contains(&advance::RESULT))
+            .is_some_and(|(_, why)| why.contains(&why::RESULT))
     }
 
     fn finish(mut self) -> Plan {
@@ -201,8 +214,8 @@ pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
 }
 
 pub(crate) use advance::VERSION;
-pub(crate) use reapply::REAPPLY;
 pub(crate) use rollup::seconds;
+pub(crate) use why::REAPPLY;
 
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use crate::leadership::Leadership;
 use crate::plan::{self, Now};
 use crate::publish::Publisher;
 use crate::references::References;
-use crate::session::{Held, Session};
+use crate::session::Session;
 use crate::watch;
 
 /// Changes are gathered this long before the next pass, so that a burst costs one.
@@ -30,6 +30,10 @@ const DEBOUNCE: Duration = Duration::from_millis(2);
 
 /// Changes do not put a pass off for longer than this.
 const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// After a pass, changes are gathered for at least this many times as long as it took: deciding takes a fifth of the time
+/// at most, however large the cluster is.
+const SHARE: u32 = 4;
 
 /// How long the API server may take to answer everything that one effect asks of it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,6 +61,7 @@ pub async fn run(
         publisher: Publisher::new(client.clone(), &settings.identity),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
+        last_pass: Duration::ZERO,
     };
     let mut writes = Writes::new();
     // Since when there is something new to decide on.
@@ -65,10 +70,11 @@ pub async fn run(
     loop {
         let now = state.now();
         let pause = match dirty {
-            Some(_) => DEBOUNCE,
+            Some(_) => state.share_of(DEBOUNCE),
             None => wake_at.map_or(Duration::from_secs(600), |at| at.saturating_sub(now.mono)),
         };
-        let overdue = dirty.is_some_and(|since| now.mono - since >= LONGEST_DEBOUNCE);
+        let overdue =
+            dirty.is_some_and(|since| now.mono - since >= state.share_of(LONGEST_DEBOUNCE));
         tokio::select! {
             biased;
             _ = stop.changed() => break,
@@ -87,6 +93,9 @@ pub async fn run(
             }
             Some((effect, outcome, events)) = writes.next(), if !writes.is_empty() => {
                 state.settle(&effect, outcome, events);
+                if leadership.leads() {
+                    state.launch(&mut writes);
+                }
                 dirty = dirty.or(Some(now.mono));
                 continue;
             }
@@ -100,11 +109,10 @@ pub async fn run(
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
+            state.session.enqueue(Vec::new());
             continue;
         }
-        let plan = state.session.plan(now);
-        wake_at = plan.wake_at;
-        state.launch(plan.effects, settings.max_in_flight, &mut writes);
+        wake_at = state.decide(now, &mut writes);
     }
     watches.shutdown().await;
     let finish = async {
@@ -158,6 +166,8 @@ struct Loop<'a> {
     applier: Applier,
     publisher: Publisher,
     started: Instant,
+    /// How long the last pass took.
+    last_pass: Duration,
 }
 
 impl Loop<'_> {
@@ -201,44 +211,44 @@ impl Loop<'_> {
         });
     }
 
-    /// Starts writes, as many as may be in flight.
-    fn launch(&mut self, effects: Vec<Effect>, most: usize, writes: &mut Writes) {
-        for effect in effects {
-            if writes.len() >= most {
-                break;
-            }
-            let events = events::events(&self.session.index, &effect);
-            let Some(effect) = self.begin(effect) else {
-                continue;
+    /// A pass: decides, and starts what is decided. Says when to look again.
+    fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
+        let plan = self.session.plan(now);
+        self.last_pass = self.now().mono.saturating_sub(now.mono);
+        self.session.enqueue(plan.effects);
+        self.launch(writes);
+        plan.wake_at
+    }
+
+    /// How long changes are gathered, `least` or longer.
+    fn share_of(&self, least: Duration) -> Duration {
+        least.max(self.last_pass * SHARE)
+    }
+
+    /// Starts writes of what is decided, as many as may be in flight.
+    fn launch(&mut self, writes: &mut Writes) {
+        while let Some(next) = self.session.begin_next(self.now().mono) {
+            let effect = match next {
+                Ok(effect) => effect,
+                Err((effect, rule)) => {
+                    tracing::error!(effect = effect.kind(), target = ?effect.target(), %rule, "refused: the effect would break a safety rule");
+                    continue;
+                }
             };
+            log(&effect);
+            let events = events::events(&self.session.index, &effect);
             let applier = self.applier.clone();
             let wall = plan::seconds(Timestamp::now());
             writes.push(Box::pin(async move {
                 let written = tokio::time::timeout(PATIENCE, applier.apply(&effect, &wall)).await;
-                // It may still be carried out: what it was decided on is then out of date, and so is the next attempt.
+                // The server may still apply it. Then our version is stale and the retry is refused with 409, which is
+                // harmless.
                 let outcome = written.unwrap_or_else(|_| Outcome::Retry {
                     after: Duration::from_secs(2),
                     error: format!("no answer in {} s", PATIENCE.as_secs()),
                 });
                 (effect, outcome, events)
             }));
-        }
-    }
-
-    /// Marks the effect's target as being written, or drops the effect.
-    fn begin(&mut self, effect: Effect) -> Option<Effect> {
-        let target = effect.target();
-        let mono = self.now().mono;
-        match self.session.begin(&effect, mono) {
-            Ok(()) => {
-                tracing::info!(effect = effect.kind(), ?target, why = why(&effect), "write");
-                Some(effect)
-            }
-            Err(Held::NotYet) => None,
-            Err(Held::Broken(broken)) => {
-                tracing::error!(effect = effect.kind(), ?target, rule = %broken, "refused: the effect would break a safety rule");
-                None
-            }
         }
     }
 
@@ -251,7 +261,7 @@ impl Loop<'_> {
                 ?target,
                 "decided on an older version; waiting for the watch"
             ),
-            Outcome::Retry { error, .. } => {
+            Outcome::Retry { error, .. } | Outcome::Busy { error, .. } => {
                 tracing::warn!(effect = effect.kind(), ?target, %error, "write failed");
             }
             Outcome::Refused { error } => {
@@ -262,6 +272,19 @@ impl Loop<'_> {
         }
         let mono = self.now().mono;
         self.session.settle(effect, outcome, mono);
+    }
+}
+
+/// Says what is begun; what is begun again and again while a node drains or a Skyhook moves, only to who asks for it.
+fn log(effect: &Effect) {
+    let (kind, target, why) = (effect.kind(), effect.target(), why(effect));
+    if matches!(
+        effect,
+        Effect::SurveyPods { .. } | Effect::EvictPod { .. } | Effect::WriteSkyhookStatus { .. }
+    ) {
+        tracing::debug!(effect = kind, ?target, why, "write");
+    } else {
+        tracing::info!(effect = kind, ?target, why, "write");
     }
 }
 

@@ -2,6 +2,7 @@
 //! feeds it the time, and whatever drives it instead gets the same bookkeeping.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
@@ -13,9 +14,13 @@ use crate::guard::{self, Broken};
 use crate::index::{Backoff, Change, Index, Mono};
 use crate::plan::reason::{Withdrawal, Word};
 use crate::plan::{self, Now, Plan, View};
+use crate::queue::{Class, Queue};
 
 /// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
 const REFUSAL: Duration = Duration::from_secs(2);
+
+/// One in so many slots for writes is kept for those that are urgent.
+const RESERVED: usize = 4;
 
 const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 
@@ -26,6 +31,13 @@ pub struct Session<'a> {
     settings: &'a Settings,
     /// What the guard has counted of the picture as it stands.
     counts: Option<guard::Counts>,
+    queue: Queue,
+    /// True until something changed since the queue was decided.
+    is_fresh: bool,
+    /// Writes under way that are not urgent.
+    ordinary: usize,
+    /// Until when the API server has asked for patience.
+    not_before: Mono,
     retry_at: BTreeMap<Target, Mono>,
     /// How long the last refusal of a target's write was waited on, and when that was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
@@ -48,6 +60,10 @@ impl<'a> Session<'a> {
             index: Index::default(),
             settings,
             counts: None,
+            queue: Queue::default(),
+            is_fresh: true,
+            ordinary: 0,
+            not_before: Mono::ZERO,
             retry_at: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -56,6 +72,14 @@ impl<'a> Session<'a> {
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
         self.counts = None;
+        self.is_fresh = false;
+        // What is decided stands on what its Skyhook asks for, and on whole lists.
+        if matches!(
+            change,
+            Change::Skyhook(_) | Change::SkyhookGone(_) | Change::ListBegins(_)
+        ) {
+            self.queue = Queue::default();
+        }
         self.index.apply(change, now)
     }
 
@@ -67,8 +91,43 @@ impl<'a> Session<'a> {
             settings: self.settings,
             now,
         });
-        plan.wake_at = self.retry_at.values().copied().chain(plan.wake_at).min();
+        let patience = (self.not_before > now.mono).then_some(self.not_before);
+        let waits = self.retry_at.values().copied().chain(patience);
+        plan.wake_at = waits.chain(plan.wake_at).min();
         plan
+    }
+
+    /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been
+    /// written for longest.
+    pub fn enqueue(&mut self, mut effects: Vec<Effect>) {
+        effects.sort_by_cached_key(|effect| self.index.written.get(&effect.target()).copied());
+        self.queue = Queue::new(effects);
+        self.is_fresh = true;
+    }
+
+    /// Begins the next effect that may be under way beside those that are. What was decided on a picture that has changed
+    /// since is begun while the version that it was decided on is still the one that is held.
+    pub fn begin_next(&mut self, now: Mono) -> Option<Result<Effect, (Effect, Broken)>> {
+        if now < self.not_before {
+            return None;
+        }
+        loop {
+            let most = self.settings.max_in_flight;
+            let (busy, ordinary) = (self.index.busy.len(), self.ordinary);
+            let may_start = |class: Class| {
+                busy < most && (class.is_urgent() || ordinary < most - most / RESERVED)
+            };
+            let effect = self.queue.next(may_start)?;
+            if !self.is_fresh && !self.index.still_holds(&effect) {
+                continue;
+            }
+            match self.begin(&effect, now) {
+                Ok(()) => return Some(Ok(effect)),
+                Err(Held::Broken(rule)) if self.is_fresh => return Some(Err((effect, rule))),
+                // The next plan thinks of it again.
+                Err(Held::Broken(_) | Held::NotYet) => {}
+            }
+        }
     }
 
     /// Marks the effect's target as being written, or says why the effect is dropped.
@@ -80,6 +139,7 @@ impl<'a> Session<'a> {
         guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
         self.index.busy.insert(target);
+        self.ordinary += usize::from(!Class::of(effect).is_urgent());
         if let Effect::ReserveLease { node, spec } = effect {
             self.index
                 .creating
@@ -92,8 +152,11 @@ impl<'a> Session<'a> {
     /// Takes in what came of an effect.
     pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
         self.counts = None;
+        self.is_fresh = false;
         let target = effect.target();
-        self.index.busy.remove(&target);
+        if self.index.busy.remove(&target) && !Class::of(effect).is_urgent() {
+            self.ordinary = self.ordinary.saturating_sub(1);
+        }
         match outcome {
             Outcome::Done(change) => {
                 self.refusals.remove(&target);
@@ -116,7 +179,11 @@ impl<'a> Session<'a> {
             // A create waits for no version of its object: what is there already may never be delivered.
             Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
             Outcome::Stale => self.index.refused(effect, now),
-            Outcome::Retry { after, .. } => self.put_off(effect, now, after),
+            Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
+            Outcome::Busy { after, .. } => {
+                self.not_before = self.not_before.max(now + after);
+                self.put_off(effect, now, spread(&target, after));
+            }
             Outcome::Refused { .. } => self.put_off_longer(effect, now),
         }
     }
@@ -190,6 +257,14 @@ impl<'a> Session<'a> {
             .written
             .retain(|_, at| *at + plan::REMEMBERED > now);
     }
+}
+
+/// Up to a quarter longer, by what is written: what failed together does not come back together.
+fn spread(target: &Target, after: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    target.hash(&mut hasher);
+    let part = u32::try_from(hasher.finish() % 256).unwrap_or_default();
+    after + after / 1024 * part
 }
 
 const fn is_create(effect: &Effect) -> bool {
@@ -272,6 +347,126 @@ mod tests {
         assert!(
             session.index.creating.is_empty(),
             "it holds no slot meanwhile"
+        );
+    }
+
+    fn node_write(node: &str, why: &'static str) -> Effect {
+        Effect::PatchNode {
+            node: node.into(),
+            at: Version {
+                uid: "u".into(),
+                resource_version: "1".into(),
+            },
+            patch: crate::effect::NodePatch::default(),
+            why: vec![why],
+        }
+    }
+
+    fn survey(node: &str) -> Effect {
+        Effect::SurveyPods {
+            node: node.into(),
+            lease_uid: "u".into(),
+        }
+    }
+
+    fn reservation(node: &str) -> Effect {
+        Effect::ReserveLease {
+            node: node.into(),
+            spec: Box::default(),
+        }
+    }
+
+    /// What is begun now, by kind and node.
+    fn begun(session: &mut Session<'_>) -> Vec<Target> {
+        let next = || Some(session.begin_next(Mono::ZERO)?.expect("no rule is broken"));
+        std::iter::from_fn(next).map(|e| e.target()).collect()
+    }
+
+    #[test]
+    fn what_gives_back_goes_first_and_has_slots_of_its_own() {
+        let settings = Settings {
+            max_in_flight: 4,
+            ..Settings::default()
+        };
+        let mut session = Session::new(&settings);
+        let effects = || {
+            let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
+            effects.push(reservation("e"));
+            effects.push(node_write("f", plan::why::STATUS));
+            effects
+        };
+        session.enqueue(effects());
+        let pods = |node: &str| Target::Pods(node.into());
+        assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
+        let mut more = effects();
+        more.push(node_write("g", plan::why::RESULT));
+        session.enqueue(more);
+        assert_eq!(begun(&mut session), [Target::Node("g".into())]);
+    }
+
+    #[test]
+    fn whose_last_write_is_longest_ago_goes_first() {
+        let settings = Settings {
+            max_in_flight: 2,
+            ..Settings::default()
+        };
+        let mut session = Session::new(&settings);
+        session.index.written = [("a", 3), ("b", 1), ("c", 2)]
+            .map(|(node, at)| (Target::Pods(node.into()), Mono::from_secs(at)))
+            .into();
+        session.enqueue(["a", "b", "c"].map(survey).into());
+        let first = begun(&mut session);
+        assert_eq!(first, ["b", "c"].map(|node| Target::Pods(node.into())));
+    }
+
+    #[test]
+    fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
+        let settings = Settings {
+            max_in_flight: 1,
+            ..Settings::default()
+        };
+        let mut session = Session::new(&settings);
+        session.enqueue(vec![
+            reservation("a"),
+            reservation("b"),
+            reservation("c"),
+            node_write("gone", plan::why::STATUS),
+        ]);
+        assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
+        let lease =
+            serde_json::json!({ "metadata": { "name": "b", "uid": "u", "resourceVersion": "1" } });
+        let lease = Box::new(serde_json::from_value(lease).expect("it is a lease"));
+        session.take(Change::Lease(lease), Mono::ZERO);
+        session.settle(&reservation("a"), Outcome::Done(None), Mono::ZERO);
+        assert_eq!(begun(&mut session), [Target::Lease("c".into())]);
+        session.settle(&reservation("c"), Outcome::Done(None), Mono::ZERO);
+        assert_eq!(
+            begun(&mut session),
+            [],
+            "there is no such Node in that version"
+        );
+    }
+
+    #[test]
+    fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() {
+        let settings = Settings::default();
+        let mut session = Session::new(&settings);
+        let all: Vec<Effect> = (0..40).map(|n| survey(&format!("n{n}"))).collect();
+        session.enqueue(all.clone());
+        let first = session.begin_next(Mono::ZERO).unwrap().unwrap();
+        let after = Duration::from_secs(8);
+        let error = "too many requests".to_owned();
+        session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
+        assert_eq!(session.begin_next(after - Duration::from_millis(1)), None);
+        session.enqueue(all.clone());
+        assert!(session.begin_next(after).is_some());
+        let waits = all.iter().map(|effect| spread(&effect.target(), after));
+        let waits: std::collections::BTreeSet<Duration> = waits.collect();
+        assert!(waits.len() > 20, "{waits:?}");
+        assert!(
+            waits
+                .iter()
+                .all(|wait| *wait >= after && *wait < after * 5 / 4)
         );
     }
 }

@@ -163,19 +163,28 @@ pub fn excess<'a>(
     let mut excess = control_plane_excess(view, ledger);
     let mut over: BTreeMap<&str, usize> = skyhooks
         .iter()
-        .map(|skyhook| (skyhook.uid.as_str(), ledger.over(skyhook)))
+        .map(|skyhook| (skyhook.uid.as_str(), ledger.over_budget(skyhook)))
         .filter(|(_, over)| *over > 0)
         .collect();
-    if over.is_empty() {
+    if over.is_empty() && ledger.over_cap() == 0 {
         return excess;
     }
-    for fact in youngest_reserved(view.index.leases.values()) {
+    let is_meant = |fact: &&LeaseFact| !excess.iter().any(|other| other.uid == fact.uid);
+    let all = view.index.leases.values().filter(is_meant);
+    let mut others = Vec::new();
+    for fact in youngest_reserved(all) {
         let left = fact.skyhook_uid().and_then(|uid| over.get_mut(uid));
-        if let Some(left) = left.filter(|left| **left > 0) {
-            *left -= 1;
-            excess.push(fact);
+        match left.filter(|left| **left > 0) {
+            Some(left) => {
+                *left -= 1;
+                excess.push(fact);
+            }
+            None => others.push(fact),
         }
     }
+    // What goes for a Skyhook's own budget makes room under the cap as well.
+    let more = ledger.over_cap().saturating_sub(excess.len());
+    excess.extend(others.into_iter().take(more));
     excess
 }
 

@@ -11,7 +11,7 @@ use skyhook_crds::stage::Status;
 
 use super::ledger::Ledger;
 use super::reason::Withdrawal;
-use super::{Draft, View, admit, cordon, drain, standing, version};
+use super::{Draft, View, admit, cordon, drain, standing, version, why};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
@@ -183,7 +183,7 @@ impl Case<'_> {
         }
         // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
         patch.check.lease = Some(self.fact.uid.clone());
-        draft.patch(node, patch, "grant");
+        draft.patch(node, patch, why::GRANT);
     }
 
     fn accepted(&self, draft: &mut Draft<'_>) {
@@ -265,13 +265,13 @@ impl Case<'_> {
             draft.patch(
                 node,
                 NodePatch::default().stamp(skyhook, &stamp),
-                "result beside an edit",
+                why::RESULT_BESIDE_EDIT,
             );
         } else {
             draft.patch(
                 node,
                 NodePatch::default().states(skyhook, &self.reported(), stamp),
-                RESULT,
+                why::RESULT,
             );
         }
     }
@@ -428,7 +428,7 @@ impl Case<'_> {
                 ..stamp.clone()
             };
             let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp);
-            draft.patch(node, patch, "progress");
+            draft.patch(node, patch, why::PROGRESS);
         }
     }
 }
@@ -445,9 +445,6 @@ fn is_to_be_stamped(version: Option<&String>) -> bool {
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How much longer than its packages' grace period an agent has to stop.
 const ABANDON_AFTER: Duration = Duration::from_secs(60);
-
-/// Why a Node is written when a result is taken.
-pub(super) const RESULT: &str = "result";
 
 pub(crate) const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 

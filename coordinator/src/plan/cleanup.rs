@@ -7,7 +7,7 @@ use skyhook_crds::names;
 
 use super::reason::Word;
 use super::standing::{Standing, Standings};
-use super::{Draft, View, cordon, version};
+use super::{Draft, View, cordon, version, why};
 use crate::effect::Effect;
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 
@@ -155,7 +155,7 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
         if !node.unschedulable && !node.cordon.owners.is_empty() {
             // Somebody uncordoned it: a drain that still needs the cordon takes it again, nothing else does.
             if !is_draining(view, node) {
-                draft.patch(node, cordon::forget(node), "uncordoned by somebody");
+                draft.patch(node, cordon::forget(node), why::UNCORDONED);
             }
             continue;
         }
@@ -181,7 +181,7 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
         let mut patch = cordon::give_back(node, orphaned.iter().copied());
         // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
         patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
-        draft.patch(node, patch, "cordon without an owner");
+        draft.patch(node, patch, why::CORDON_WITHOUT_OWNER);
     }
 }
 

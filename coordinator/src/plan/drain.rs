@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
 
 use super::ledger::Ledger;
-use super::{Draft, View, cordon, seconds, version};
+use super::{Draft, View, cordon, seconds, version, why};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::index::{DrainWatch, EvictionTry, Mono};
@@ -43,7 +44,7 @@ pub(super) fn carry_on(
     }
     let skyhook = &lease.spec.skyhook.name;
     if !cordon::is_held(node, skyhook, &fact.uid) {
-        draft.patch(node, cordon::take(node, skyhook, &fact.uid), "cordon");
+        draft.patch(node, cordon::take(node, skyhook, &fact.uid), why::CORDON);
         return;
     }
     let watch = view
@@ -213,19 +214,28 @@ fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
     }
 }
 
-/// Takes back, before a pause ends, that the node was drained before it began: pods may have come since. What the agent
-/// has taken stands.
+/// What has to be written before a pause ends. That the node was drained before it began is taken back: pods may have come
+/// since. A drain that was under way begins anew: the time in the pause was nobody's fault, and whoever leads after this
+/// has to know it too. What the agent has taken stands.
 pub(super) fn take_back(
     view: &View<'_>,
     fact: &LeaseFact,
     lease: &InterruptionLease,
 ) -> Option<Effect> {
-    protocol::offers_drained(lease).then(|| Effect::SetDrain {
+    let drain = &lease.spec.drain;
+    let time = |text: &str| text.parse::<Timestamp>().ok();
+    let paused = lease.spec.stop.as_ref().and_then(|stop| time(&stop.since));
+    let began = drain.since.as_deref().and_then(time);
+    let is_from_before =
+        drain.state == DrainState::Draining && began.zip(paused).is_some_and(|(b, p)| b < p);
+    // Not before the pause, whatever the clocks of two replicas say: it would be written again and again.
+    let since = paused.map_or(view.now.wall, |paused| paused.max(view.now.wall));
+    (protocol::offers_drained(lease) || is_from_before).then(|| Effect::SetDrain {
         node: fact.node.clone(),
         at: version(&fact.uid, &fact.resource_version),
         drain: Drain {
             state: DrainState::Draining,
-            since: Some(seconds(view.now.wall)),
+            since: Some(seconds(since)),
             blockers: Vec::new(),
         },
     })

@@ -131,14 +131,18 @@ impl<'a> Ledger<'a> {
         self.selected.get(uid).copied().unwrap_or_default()
     }
 
-    /// How many leases of a Skyhook are too many for its own budget or for the cap over all.
+    /// How many leases of a Skyhook are too many for its own budget.
     #[must_use]
-    pub fn over(&self, skyhook: &SkyhookFact) -> usize {
+    pub fn over_budget(&self, skyhook: &SkyhookFact) -> usize {
         let slots = slots(skyhook, self.selected(skyhook).nodes);
-        let over_cap = self
-            .cap
-            .map_or(0, |cap| self.used_in_all().saturating_sub(cap));
-        self.used(skyhook).saturating_sub(slots).max(over_cap)
+        self.used(skyhook).saturating_sub(slots)
+    }
+
+    /// How many leases are too many for the cap over all Skyhooks.
+    #[must_use]
+    pub fn over_cap(&self) -> usize {
+        let cap = self.cap.unwrap_or(usize::MAX);
+        self.used_in_all().saturating_sub(cap)
     }
 
     /// Why no further node may be taken for the Skyhook, if none may. `extra` is how many slots are asked for on top of

@@ -6,12 +6,9 @@
 
 use skyhook_crds::installed::{PackageStates, Stamp};
 
-use super::{Draft, View};
+use super::{Draft, View, why};
 use crate::effect::NodePatch;
 use crate::facts::{NodeFact, SkyhookFact};
-
-/// Why a Node is written when its packages are to be applied again.
-pub(crate) const REAPPLY: &str = "reapplied after a reboot";
 
 pub(super) fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
     if !view.settings.reapply_on_reboot {
@@ -42,7 +39,7 @@ pub(super) fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draf
                 };
                 let patch =
                     NodePatch::default().states(&skyhook.name, &PackageStates::new(), stamp);
-                draft.patch(node, patch, REAPPLY);
+                draft.patch(node, patch, why::REAPPLY);
             }
         }
     }

@@ -11,7 +11,7 @@ use super::reason::Reason;
 use super::standing::{Standing, Standings};
 use super::status::{reason_on_node, with_since};
 use super::verdict::{self, verdict};
-use super::{Draft, View};
+use super::{Draft, View, why};
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -57,7 +57,7 @@ pub(super) fn nodes(
                     && !draft.is_patched(name)
                     && !patch.clone().reduced(node).is_empty();
                 if !(moves && draft.is_too_soon(&Target::Node(name.clone()))) {
-                    draft.patch(node, patch, "status");
+                    draft.patch(node, patch, why::STATUS);
                 }
             } else if status == Status::Complete
                 || lease.is_some_and(|lease| is_complete_here(skyhook, lease))

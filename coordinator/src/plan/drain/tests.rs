@@ -391,6 +391,43 @@ fn a_pause_does_not_end_over_a_drain_from_before_it() {
 }
 
 #[test]
+fn a_drain_begins_anew_before_its_pause_ends() {
+    let ago = |minutes: i64| (wall() - jiff::SignedDuration::from_mins(minutes)).to_string();
+    for (name, began, paused, want) in [
+        (
+            "it began before the pause",
+            ago(30),
+            ago(20),
+            vec![wall().to_string()],
+        ),
+        ("it began anew since", ago(10), ago(20), vec![]),
+        ("by a clock that is ahead", ago(30), ago(-5), vec![ago(-5)]),
+    ] {
+        let case = Case {
+            drain: json!({ "state": "Draining", "since": began }),
+            paused: true,
+            ..Case::new(vec![])
+        };
+        let mut index = case.index();
+        let fact = index.leases.get_mut("worker-1").unwrap();
+        let lease = fact.lease.as_mut().unwrap();
+        lease.spec.stop.as_mut().unwrap().since = paused;
+        let plan = Case::plan_of(&index);
+        let renewed: Vec<String> = plan
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::SetDrain { drain, .. } => drain.since.clone(),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(renewed, want, "{name}");
+        let goes_on = plan.effects.iter().any(|e| e.kind() == "StopLease");
+        assert_eq!(goes_on, want.is_empty(), "{name}: {:?}", plan.effects);
+    }
+}
+
+#[test]
 fn a_control_plane_node_is_drained_only_while_the_others_are_ready() {
     let empty = |state: &str| Case {
         drain: json!({ "state": state, "since": wall().to_string() }),

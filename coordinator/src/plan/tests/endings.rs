@@ -220,3 +220,46 @@ fn of_two_control_plane_nodes_that_were_reserved_at_once_one_is_withdrawn() {
         Err(crate::guard::Broken::GrantBeyondBudget)
     );
 }
+
+#[test]
+fn one_lease_beyond_the_cap_is_one_that_is_withdrawn() {
+    let mut picture = Picture::new();
+    picture.settings.max_concurrent_nodes = Some(2);
+    for (n, name) in [(2, "t"), (3, "u")] {
+        let selector = json!({ "matchLabels": { "for": name } });
+        let other = skyhook(name, json!({ "nodeSelectors": selector }));
+        picture = picture
+            .node(n, &["metadata", "labels", "for"], json!(name))
+            .another(other);
+    }
+    let selector = json!({ "matchLabels": { "for": "s" } });
+    picture = picture
+        .node(1, &["metadata", "labels", "for"], json!("s"))
+        .skyhook(&["spec", "nodeSelectors"], selector);
+    let index = picture.index();
+    for (n, name) in [(1, "s"), (2, "t"), (3, "u")] {
+        let checked = index.skyhooks[name].checked.as_ref().unwrap();
+        picture.leases.push(json!({
+            "metadata": {
+                "name": format!("worker-{n}"), "uid": format!("lease-{n}"), "resourceVersion": "5",
+                "creationTimestamp": format!("2026-01-01T00:00:0{n}Z"),
+            },
+            "spec": {
+                "node": { "name": format!("worker-{n}"), "uid": format!("uid-of-worker-{n}") },
+                "skyhook": { "name": name, "uid": format!("uid-of-{name}") },
+                "revision": checked.revision,
+            },
+        }));
+    }
+    let withdrawn = |effect: &Effect| match effect {
+        Effect::WithdrawLease { node, .. } => Some(node.clone()),
+        _ => None,
+    };
+    let withdrawn: Vec<String> = picture
+        .plan()
+        .effects
+        .iter()
+        .filter_map(withdrawn)
+        .collect();
+    assert_eq!(withdrawn, ["worker-3"], "the youngest");
+}

@@ -118,7 +118,9 @@ impl Core for Machine {
                 .get(&skyhook_crds::package::key(name, &wanted.version))
                 .is_some_and(|e| e.is_done() && e.configured.as_ref() == Some(&wanted.config))
         };
-        known.len() == wanted.len() && wanted.iter().all(|(name, wanted)| is_there(name, wanted))
+        // What never began is not on the host, and a later run forgets that it was wanted.
+        let there = known.values().filter(|entry| !entry.is_pending()).count();
+        there == wanted.len() && wanted.iter().all(|(name, wanted)| is_there(name, wanted))
     }
 
     fn next_step(&self) -> u64 {

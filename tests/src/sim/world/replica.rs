@@ -12,7 +12,7 @@ use skyhook_coordinator::effect::Effect;
 use skyhook_coordinator::facts::{WireLease, WireNode, WireSkyhook};
 use skyhook_coordinator::index::{Change, Kind};
 use skyhook_coordinator::plan::Now;
-use skyhook_coordinator::session::{Held, Session};
+use skyhook_coordinator::session::Session;
 use tokio::task::JoinHandle;
 
 use super::{Event, Flight, LEASES, NODES, POLICIES, SKYHOOKS, Sender, WATCHED, World};
@@ -281,7 +281,6 @@ impl<C: Core> World<'_, C> {
     pub(super) fn pass(&mut self, index: usize, life: u64) {
         let now = self.now;
         let wall = self.api.wall();
-        let max = self.settings.max_in_flight;
         let Some(replica) = self.replicas.get_mut(index) else {
             return;
         };
@@ -303,16 +302,13 @@ impl<C: Core> World<'_, C> {
             return;
         }
         let plan = running.session.plan(Now { mono, wall });
+        running.session.enqueue(plan.effects);
         let mut begun = Vec::new();
         let mut broken = None;
-        for effect in plan.effects {
-            if running.writes.len() + begun.len() >= max {
-                break;
-            }
-            match running.session.begin(&effect, mono) {
-                Ok(()) => begun.push(effect),
-                Err(Held::NotYet) => {}
-                Err(Held::Broken(rule)) => broken = Some((effect, rule)),
+        while let Some(next) = running.session.begin_next(mono) {
+            match next {
+                Ok(effect) => begun.push(effect),
+                Err(refused) => broken = Some(refused),
             }
         }
         if let Some((effect, rule)) = broken {
@@ -419,8 +415,27 @@ impl<C: Core> World<'_, C> {
             });
         }
         if dirty {
+            self.begin_more(index, life);
             self.pass_due(index, DEBOUNCE);
         }
+    }
+
+    /// A write that has ended leaves a slot to what was decided before.
+    fn begin_more(&mut self, index: usize, life: u64) {
+        let now = self.now;
+        let replica = self.replicas.get_mut(index);
+        let Some(replica) = replica.filter(|r| r.life == life && r.leads && !r.frozen) else {
+            return;
+        };
+        let Some(running) = &mut replica.running else {
+            return;
+        };
+        let mono = Duration::from_millis(now - running.started);
+        let mut begun = Vec::new();
+        while let Some(Ok(effect)) = running.session.begin_next(mono) {
+            begun.push(effect);
+        }
+        self.begin(index, begun);
     }
 }
 

@@ -1,0 +1,101 @@
+//! What is decided and not yet under way, and what of it goes next. What gives something back to users goes first,
+//! however much else there is to do; what only displays goes last.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::effect::Effect;
+use crate::plan::why;
+
+/// Kinds of effects in the order in which they are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Results, releases, cordons that are given back, and orders to stop.
+    GiveBack,
+    /// What lets a node that holds a slot go on, and what people and programs wait for on a Skyhook.
+    GoOn,
+    /// Lists and evictions of pods.
+    Drain,
+    /// Leases of further nodes.
+    Reserve,
+    /// Labels and annotations of nodes that wait, and the history.
+    Display,
+}
+
+impl Class {
+    const ALL: [Self; 5] = [
+        Self::GiveBack,
+        Self::GoOn,
+        Self::Drain,
+        Self::Reserve,
+        Self::Display,
+    ];
+
+    /// The class of an effect.
+    #[must_use]
+    pub fn of(effect: &Effect) -> Self {
+        match effect {
+            Effect::ReleaseLease { .. }
+            | Effect::WithdrawLease { .. }
+            | Effect::AbandonLease { .. }
+            | Effect::ReleaseLeaseOfGoneNode { .. }
+            | Effect::StopLease { .. }
+            | Effect::ReleaseSkyhook { .. } => Self::GiveBack,
+            Effect::GrantLease { .. }
+            | Effect::SetDrain { .. }
+            | Effect::AdoptSkyhook { .. }
+            | Effect::CreateRevision { .. }
+            | Effect::RenumberRevision { .. }
+            | Effect::WriteSkyhookStatus { .. } => Self::GoOn,
+            Effect::SurveyPods { .. } | Effect::EvictPod { .. } => Self::Drain,
+            Effect::ReserveLease { .. } => Self::Reserve,
+            Effect::PruneRevision { .. } => Self::Display,
+            Effect::PatchNode { why, .. } => {
+                let classes = why.iter().map(|why| Self::of_node(why));
+                classes.min().unwrap_or(Self::Display)
+            }
+        }
+    }
+
+    fn of_node(reason: &str) -> Self {
+        match reason {
+            why::RESULT | why::RESULT_BESIDE_EDIT | why::CORDON_WITHOUT_OWNER | why::UNCORDONED => {
+                Self::GiveBack
+            }
+            why::GRANT | why::CORDON | why::REAPPLY => Self::GoOn,
+            _ => Self::Display,
+        }
+    }
+
+    /// True for classes that have slots of their own.
+    #[must_use]
+    pub const fn is_urgent(self) -> bool {
+        matches!(self, Self::GiveBack | Self::GoOn)
+    }
+}
+
+/// Effects of one plan that wait to be started.
+#[derive(Debug, Default)]
+pub struct Queue(BTreeMap<Class, VecDeque<Effect>>);
+
+impl Queue {
+    /// Queues effects in their order, each in its class.
+    #[must_use]
+    pub fn new(effects: Vec<Effect>) -> Self {
+        let mut classes: BTreeMap<Class, VecDeque<Effect>> = BTreeMap::new();
+        for effect in effects {
+            classes
+                .entry(Class::of(&effect))
+                .or_default()
+                .push_back(effect);
+        }
+        Self(classes)
+    }
+
+    /// Takes the next effect, of the first class that may start one.
+    pub fn next(&mut self, may_start: impl Fn(Class) -> bool) -> Option<Effect> {
+        Class::ALL
+            .into_iter()
+            .filter(|class| may_start(*class))
+            .find_map(|class| self.0.get_mut(&class)?.pop_front())
+    }
+}
