@@ -24,6 +24,7 @@ mod begin;
 mod effects;
 mod housekeeping;
 mod interrupt;
+mod judge;
 mod presence;
 mod probe;
 mod recover;

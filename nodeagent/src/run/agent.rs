@@ -15,7 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::begin::Begun;
-use super::effects::{Judged, StepDone};
+use super::effects::StepDone;
 use super::writer::{Writer, Written};
 use crate::config::Settings;
 use crate::host::exec::Supervisors;
@@ -473,21 +473,6 @@ impl Agent {
         .into_iter()
         .flatten()
         .min()
-    }
-
-    /// A step's supervisor is done, or could not do its work.
-    fn step_done(&mut self, done: StepDone) {
-        let judged = self.judge(&done);
-        let StepDone { key, id, .. } = done;
-        self.feed(match judged {
-            Ok(Judged::Outcome(outcome)) => Event::StepExited { key, id, outcome },
-            Ok(Judged::NotStarted) => Event::StepNotStarted { key, id },
-            Ok(Judged::Lost(problem)) => {
-                tracing::warn!(package = %key, %problem, "a step ended without a result");
-                return self.report_lost(key, id, problem);
-            }
-            Err(reason) => Event::StageFailed { key, reason },
-        });
     }
 }
 

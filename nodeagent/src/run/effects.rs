@@ -1,44 +1,31 @@
 //! Performing effects: each is a local task that ends in a note.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use skyhook_crds::Package;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::package::name_of;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::{Credentials, Digest, chain};
-use tokio::time::sleep;
 
 use super::agent::{Agent, Note, RunFacts};
 use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
 use crate::host::limits;
-use crate::host::systemd::Bus;
 use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
-use crate::machine::{Effect, Entry, Event, Half, Outcome};
+use crate::machine::{Effect, Entry, Event, Half};
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, metadata};
-
-/// What a step that is over means.
-#[derive(Debug)]
-pub(super) enum Judged {
-    Outcome(Outcome),
-    /// An earlier agent died before it had started the step.
-    NotStarted,
-    /// It has no result that says anything of the step; why, for people.
-    Lost(String),
-}
 
 /// A step that is over, or could not be run.
 #[derive(Debug)]
 pub(super) struct StepDone {
     pub key: String,
     pub id: u64,
-    half: Half,
-    index: usize,
-    result: Result<(StepEnd, Rc<Prepared>), String>,
+    pub half: Half,
+    pub index: usize,
+    pub result: Result<(StepEnd, Rc<Prepared>), String>,
 }
 
 impl Agent {
@@ -325,76 +312,7 @@ impl Agent {
             done(key, id, half, index, result)
         });
     }
-
-    /// What a step that is over means, or why the stage failed around it.
-    pub(super) fn judge(&self, done: &StepDone) -> Result<Judged, String> {
-        let (end, prepared) = done.result.as_ref().map_err(Clone::clone)?;
-        let name = prepared.step_name(done.half, done.index);
-        let result = match end {
-            StepEnd::Finished(result) => result,
-            StepEnd::Lost { problem } => return Ok(Judged::Lost(format!("{name}: {problem}"))),
-            StepEnd::NotStarted => return Ok(Judged::NotStarted),
-        };
-        let ended_by_us = self.ended_steps.contains(&done.id);
-        if result.ended && !ended_by_us {
-            let problem =
-                "its scope was stopped, or its supervisor got a signal, and not by this agent";
-            return Ok(Judged::Lost(format!("{name}: {problem}")));
-        }
-        let success = !result.ended
-            && !result.timed_out
-            && result
-                .code
-                .is_some_and(|code| prepared.is_success(done.half, done.index, code));
-        prepared
-            .note_step(done.half, done.index, success)
-            .map_err(|e| chain(&e))?;
-        let outcome = if success {
-            Outcome::Succeeded
-        } else {
-            Outcome::Failed(format!("{name} {}", result.describe()))
-        };
-        match &outcome {
-            Outcome::Succeeded => tracing::info!(package = %done.key, step = %name, "done"),
-            Outcome::Failed(reason) => {
-                tracing::warn!(package = %done.key, step = %name, %reason, "failed");
-            }
-        }
-        Ok(Judged::Outcome(outcome))
-    }
-
-    /// Says that a step was lost, unless the host is going down: what dies with the host is nobody's failure, and the agent
-    /// dies with it. The agent that comes after the boot finds out.
-    pub(super) fn report_lost(&self, key: String, id: u64, problem: String) {
-        let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
-        tokio::task::spawn_local(async move {
-            while is_going_down(&bus).await {
-                sleep(ASK_AGAIN).await;
-            }
-            let _sent = notes.send(Note::Event(Event::StepLost { key, id, problem }));
-        });
-    }
 }
-
-/// Whether systemd stops everything. A bus that does not answer may have been stopped for that: it is given a moment.
-async fn is_going_down(bus: &Bus) -> bool {
-    for _ in 0..BUS_ATTEMPTS {
-        match bus.system_state().await {
-            Ok(state) => return state == "stopping",
-            Err(error) => {
-                tracing::debug!(%error, "systemd's state cannot be read");
-                bus.release().await;
-            }
-        }
-        sleep(ASK_AGAIN).await;
-    }
-    false
-}
-
-/// Between two looks at systemd's state.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How often systemd's state is asked for before it is taken that the host stays up.
-const BUS_ATTEMPTS: u32 = 20;
 
 fn done(
     key: String,

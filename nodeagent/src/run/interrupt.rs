@@ -1,5 +1,4 @@
 //! Interrupts as the agent carries them out, and what it remembers of them.
-#![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -33,6 +33,19 @@ fn reported(world: &World) -> BTreeMap<String, u32> {
     report::status(world.progress(), &HostFacts::default(), 1).reboots
 }
 
+/// Performs everything but the first step of this package, which goes on for as long as the test likes.
+fn all_but_the_step_of(world: &mut World, package: &str) -> Option<Effect> {
+    let mut held = None;
+    while let Some(effect) = world.queue.pop_front() {
+        if matches!(&effect, Effect::RunStep { key, .. } if key == package) {
+            held = Some(effect);
+        } else {
+            world.perform(effect);
+        }
+    }
+    held
+}
+
 /// Lets the world go on until nothing happens but that the same is tried again.
 fn settle_long(world: &mut World) {
     for _ in 0..40 {
@@ -155,17 +168,7 @@ fn a_reboot_waits_for_every_step_that_runs_and_no_new_one_starts() {
         },
         pkg("cc", "1.0.0"),
     ]));
-    // Everything but the step of aa-slow comes to its end.
-    let mut slow = None;
-    for _ in 0..1000 {
-        let Some(effect) = world.queue.pop_front() else {
-            break;
-        };
-        match &effect {
-            Effect::RunStep { key, .. } if key == "aa-slow|1.0.0" => slow = Some(effect),
-            _ => world.perform(effect),
-        }
-    }
+    let slow = all_but_the_step_of(&mut world, "aa-slow|1.0.0");
     assert_eq!(reboots(&world), 0, "{:?}", world.log);
     let report = report::status(world.progress(), &HostFacts::default(), 1);
     assert!(
@@ -205,16 +208,7 @@ fn a_restart_of_services_waits_for_its_own_wave_alone() {
             ..pkg("bb", "1.0.0")
         },
     ]));
-    let mut slow = None;
-    for _ in 0..1000 {
-        let Some(effect) = world.queue.pop_front() else {
-            break;
-        };
-        match &effect {
-            Effect::RunStep { key, .. } if key == "aa-slow|1.0.0" => slow = Some(effect),
-            _ => world.perform(effect),
-        }
-    }
+    let slow = all_but_the_step_of(&mut world, "aa-slow|1.0.0");
     assert!(slow.is_some());
     assert!(
         world.log.contains(&"service cron".to_owned()),
