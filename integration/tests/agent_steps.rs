@@ -93,7 +93,7 @@ async fn restart_the_agent(cluster: &Cluster, image: &Image, host: &Host) -> Res
     Ok(())
 }
 
-/// `packages.md`, "What a compatible runner must support", from a step's point of view.
+/// What steps of published packages rely on, from a step's point of view.
 async fn find_what_packages_need(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
     let apply = r#"
 set -e

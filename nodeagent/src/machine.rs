@@ -22,6 +22,10 @@ use progress::{ImageState, Stopping};
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Stage, State};
 
+/// How often in a row the host may go down under a step before that counts as the step's failure: one that reboots the
+/// host by itself would do so at every boot.
+const LOSSES: u32 = 3;
+
 /// How long a running step may go on after a stop that asks for the node back, before it is ended.
 const STOP_PATIENCE_MS: i64 = 30_000;
 
@@ -66,7 +70,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
             }
         }
         Event::Interrupted => wave::interrupted(&mut p, now),
-        Event::InterruptFailed { reason } => wave::failed(&mut p, &reason, now),
+        Event::InterruptFailed { reason, asked } => wave::failed(&mut p, &reason, asked, now),
         Event::Ticked => {}
     }
     effects.extend(advance::advance(&mut p, now));
@@ -248,10 +252,21 @@ fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
         return;
     };
     if cursor.boot_id == p.boot_id {
-        fail(p, key, cursor.half, problem, now);
-    } else if let Some(entry) = p.entries.get_mut(key) {
-        entry.doing = Doing::Ready(cursor);
+        return fail(p, key, cursor.half, problem, now);
     }
+    let Some(entry) = p.entries.get_mut(key) else {
+        return;
+    };
+    entry.lost_with_host += 1;
+    if entry.lost_with_host < LOSSES {
+        entry.doing = Doing::Ready(cursor);
+        return;
+    }
+    let problem = format!(
+        "the host went down {} times while this step ran: the step may be what takes it down",
+        entry.lost_with_host
+    );
+    fail(p, key, cursor.half, problem, now);
 }
 
 fn not_started(p: &mut Progress, key: &str, id: u64) {
@@ -346,6 +361,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     let name = entry.name.clone();
     // Also when every step of the stage was done before, and none ran.
     entry.begun = true;
+    entry.lost_with_host = 0;
     entry.doing = Doing::Idle;
     entry.failures = 0;
     entry.message = String::new();

@@ -1,4 +1,4 @@
-//! What each published package needs of a runner (`packages.md`), by a fixture that needs just that.
+//! What each published package needs of a runner, by a fixture that needs just that.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

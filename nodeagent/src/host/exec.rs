@@ -207,33 +207,47 @@ impl Supervisors {
         sent.await.map_err(|e| not_ready(e.to_string()))
     }
 
-    /// There is no result and no supervisor: waits until nothing of the step is left.
-    async fn bury(&self, id: u64, label: &str) -> Result<StepEnd, ExecError> {
+    /// Waits until no process of the step is left.
+    async fn await_what_is_left(&self, id: u64, label: &str) {
         let directory = self.directory(id).0;
         if let Some(bus) = &self.bus {
-            let name = scope_name(id, label);
-            await_orphans(bus, &name, grace(&directory))
-                .await
-                .map_err(|source| ExecError::Scope { id, source })?;
+            await_orphans(bus, &scope_name(id, label), grace(&directory)).await;
         }
+    }
+
+    /// There is no result and no supervisor.
+    async fn bury(&self, id: u64, label: &str) -> StepEnd {
+        self.await_what_is_left(id, label).await;
+        let directory = self.directory(id).0;
         let problem = with_log(&directory, "its supervisor was killed and left no result");
-        Ok(StepEnd::Lost { problem })
+        StepEnd::Lost { problem }
     }
 }
 
 /// Waits until a scope without a supervisor is empty. What does not end on its own is told to, and is killed when it does
 /// not heed that for `grace`.
-async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) -> Result<(), SystemdError> {
+async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
     let begin = Instant::now();
     let mut was_told = None;
     let mut is_logged = false;
     loop {
         // Not whether the scope is active: one that is started while its process dies stays so without any.
-        let count = bus.count_processes(scope).await?;
+        let count = match bus.count_processes(scope).await {
+            Ok(count) => count,
+            // What may still run must not run twice: nothing else is done before systemd answers.
+            Err(error) => {
+                if !is_logged {
+                    tracing::warn!(scope, %error, "systemd does not say what is left of a step: it is asked again");
+                    is_logged = true;
+                }
+                sleep(ORPHAN_PATIENCE / 30).await;
+                continue;
+            }
+        };
         if count == 0 {
             // Best effort: most scopes are gone by now.
             let _stopped = bus.stop(scope).await;
-            return Ok(());
+            return;
         }
         if !is_logged {
             tracing::warn!(
@@ -300,7 +314,7 @@ impl StepRunner for Supervisors {
         });
         match result {
             Some(result) => Ok(StepEnd::Finished(result)),
-            None => self.bury(request.id, &request.label).await,
+            None => Ok(self.bury(request.id, &request.label).await),
         }
     }
 
@@ -314,8 +328,11 @@ impl StepRunner for Supervisors {
                 // It may have ended between the two looks.
                 return match read_result(&directory, id)? {
                     Some(result) => Ok(StepEnd::Finished(result)),
-                    None if directory.join(HANDED_OVER).exists() => self.bury(id, label).await,
-                    None => Ok(StepEnd::NotStarted),
+                    None if directory.join(HANDED_OVER).exists() => Ok(self.bury(id, label).await),
+                    None => {
+                        self.await_what_is_left(id, label).await;
+                        Ok(StepEnd::NotStarted)
+                    }
                 };
             }
             sleep(Duration::from_millis(100)).await;

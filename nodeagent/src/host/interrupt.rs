@@ -52,6 +52,18 @@ pub enum InterruptError {
     StillUp { seconds: u64 },
 }
 
+impl InterruptError {
+    /// False when it is known that the host was not asked for a reboot.
+    #[must_use]
+    pub fn may_have_been_asked(&self) -> bool {
+        match self {
+            Self::StillUp { .. } => true,
+            Self::Systemd(error) => error.may_have_happened(),
+            Self::Units(_) | Self::Unit { .. } => false,
+        }
+    }
+}
+
 /// Interrupts one host.
 pub struct Interrupter<'a> {
     pub bus: &'a Bus,

@@ -58,6 +58,16 @@ pub enum SystemdError {
 }
 
 impl SystemdError {
+    /// False when it is known that what was asked for did not happen.
+    #[must_use]
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Self::Call { source, .. } => !is_answer(source),
+            Self::Timeout { .. } => true,
+            Self::Connect { .. } | Self::Unit { .. } => false,
+        }
+    }
+
     /// True when the bus itself was lost: what was asked for may have happened.
     #[must_use]
     pub fn is_bus_lost(&self) -> bool {

@@ -84,6 +84,8 @@ pub enum Event {
     Interrupted,
     InterruptFailed {
         reason: String,
+        /// Whether the host may have been asked for the reboot: false only when it is known that it was not.
+        asked: bool,
     },
     /// Time went by.
     Ticked,

@@ -17,6 +17,12 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     }
     // What never began is not on the host: it is neither upgraded nor uninstalled. What is wanted of it starts anew.
     p.entries.retain(|_, e| e.begun);
+    let wanted = &p.wanted;
+    p.reboots.retain(|key, _| {
+        wanted
+            .iter()
+            .any(|(name, w)| *key == self::key(name, &w.version))
+    });
     let names: Vec<String> = p.wanted.keys().cloned().collect();
     for name in names {
         plan_package(p, &name, now);
@@ -38,9 +44,9 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
         return;
     };
     let wanted_key = key(name, &wanted.version);
-    // A parked version was never on the host.
+    // A parked version that never began is not on the host; one that was there before it was parked has to leave.
     p.entries
-        .retain(|k, e| e.name != name || *k == wanted_key || !e.is_parked());
+        .retain(|k, e| e.name != name || *k == wanted_key || e.begun || !e.is_parked());
     let others: Vec<(String, Option<Ordering>, bool)> = p
         .entries
         .values()
@@ -76,11 +82,11 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
-    if entry.is_parked() {
+    if entry.is_parked() && !entry.begun {
         p.entries.remove(key);
         return;
     }
-    if entry.stage != Stage::Uninstall || entry.state == State::Complete {
+    if entry.stage != Stage::Uninstall || entry.is_parked() || entry.state == State::Complete {
         entry.doing = Doing::Idle;
         entry.failures = 0;
         entry.restarts = 0;

@@ -190,6 +190,9 @@ pub struct Entry {
     /// of the Node's record, and it is forgotten when it is no longer wanted.
     #[serde(default = "yes")]
     pub begun: bool,
+    /// How often in a row the host went down under a step of the current stage.
+    #[serde(default)]
+    pub lost_with_host: u32,
 }
 
 /// Journals of earlier agents do not say it: what they hold counts as begun.
@@ -346,6 +349,7 @@ impl Entry {
             failures: 0,
             image_state: ImageState::Unknown,
             begun: false,
+            lost_with_host: 0,
         }
     }
 

@@ -56,9 +56,12 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         WaveAt::Staging | WaveAt::Retry { .. } | WaveAt::Looking | WaveAt::Interrupting { .. } => {}
     }
     if wave.at == WaveAt::Staging && wave.due && awaited(p).is_empty() {
-        match at_the_cap(p) {
-            Some((key, count)) => refuse_reboot(p, &key, count, now),
-            None => look(p, now, effects),
+        let capped = at_the_cap(p);
+        if capped.is_empty() {
+            look(p, now, effects);
+        }
+        for (key, count) in capped {
+            refuse_reboot(p, &key, count, now);
         }
     }
 }
@@ -208,12 +211,15 @@ fn rebooting(p: &Progress) -> Vec<String> {
     members.filter(wants).cloned().collect()
 }
 
-/// The first member that has asked for as many reboots as it may, and how many that were.
-fn at_the_cap(p: &Progress) -> Option<(String, u32)> {
-    rebooting(p).into_iter().find_map(|key| {
+/// Members that have asked for as many reboots as they may, and how many that were.
+fn at_the_cap(p: &Progress) -> Vec<(String, u32)> {
+    let members = rebooting(p).into_iter().map(|key| {
         let count = p.reboots.get(&key).copied().unwrap_or_default();
-        (count >= p.reboot_cap.0).then_some((key, count))
-    })
+        (key, count)
+    });
+    members
+        .filter(|(_, count)| *count >= p.reboot_cap.0)
+        .collect()
 }
 
 /// Counts a reboot before it is asked for: how it comes out may never be known.
@@ -223,13 +229,27 @@ fn count_reboot(p: &mut Progress) {
     }
 }
 
+/// The reboot that was counted last was not asked for after all.
+fn uncount_reboot(p: &mut Progress) {
+    let is_reboot = p.wave.as_ref().is_some_and(|wave| match &wave.at {
+        WaveAt::Interrupting { interrupt, .. } => interrupt.kind == InterruptType::Reboot,
+        WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. } => false,
+    });
+    for key in rebooting(p).into_iter().filter(|_| is_reboot) {
+        if let Some(count) = p.reboots.get_mut(&key) {
+            *count = count.saturating_sub(1);
+        }
+    }
+    p.reboots.retain(|_, count| *count > 0);
+}
+
 /// No further reboot is asked for: the package stays where it is until somebody changes something.
 fn refuse_reboot(p: &mut Progress, key: &str, count: u32, now: i64) {
     let Some(wave) = &mut p.wave else { return };
     let why = if wave.reboot_asked.as_ref() == Some(&p.boot_id) {
-        "the boot ID of the host is still the same. Where it never changes (a container as a node) a reboot cannot be told"
+        "the boot ID of the host is still the same. Where it never changes (a container as a node) nobody can tell whether it was rebooted"
     } else {
-        "the package did not come to its end after them. A host that loses /var/lib/skyhook-agent at each boot forgets \
+        "the package has not come to its end since. A host that loses /var/lib/skyhook-agent at each boot forgets \
          that it was rebooted"
     };
     wave.at = WaveAt::Retry {
@@ -315,7 +335,10 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
 }
 
 /// The interrupt failed: the owner shows why, and it is tried again.
-pub(super) fn failed(p: &mut Progress, reason: &str, now: i64) {
+pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
+    if !asked {
+        uncount_reboot(p);
+    }
     let owner = owner(p);
     let Some(wave) = &mut p.wave else { return };
     wave.failures += 1;

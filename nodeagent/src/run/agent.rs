@@ -97,6 +97,8 @@ pub(super) struct Agent {
     pub compared: Option<String>,
     /// What keeps the agent from working, for the report.
     pub trouble: Option<String>,
+    /// Nothing that is due is begun before this: the journal could not be written.
+    pub quiet_until: Option<Instant>,
     /// Why this host cannot be worked on at all.
     pub unable: Option<String>,
     /// A reboot that is asked for as soon as the lease's status says so.
@@ -172,6 +174,7 @@ impl Agent {
             disk_bytes: None,
             compared: None,
             trouble: None,
+            quiet_until: None,
             unable,
             reboot: None,
             staged: None,
@@ -329,6 +332,7 @@ impl Agent {
                 return;
             }
             self.trouble = None;
+            self.quiet_until = None;
             for effect in staged.effects {
                 tracing::debug!(?effect, "effect");
                 self.perform(effect);
@@ -350,6 +354,7 @@ impl Agent {
         self.trouble = Some(format!("the host's journal cannot be written: {text}"));
         self.write_status();
         let pause = Duration::from_secs(2);
+        self.quiet_until = Some(Instant::now() + pause);
         // Of the lease, what it says by then counts.
         let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
         if events.iter().any(is_seen) {
@@ -358,7 +363,9 @@ impl Agent {
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
-            for event in events.into_iter().filter(|event| !is_seen(event)) {
+            // Time goes by without being told.
+            let is_kept = |event: &Event| !is_seen(event) && *event != Event::Ticked;
+            for event in events.into_iter().filter(is_kept) {
                 let _sent = notes.send(Note::Event(event));
             }
         });
@@ -458,7 +465,8 @@ impl Agent {
         let now = now();
         let at = machine::wake_at(self.run()?, now)?;
         let wait = u64::try_from(at - now).unwrap_or(0);
-        Some(Instant::now() + Duration::from_millis(wait))
+        let at = Instant::now() + Duration::from_millis(wait);
+        Some(self.quiet_until.map_or(at, |quiet| quiet.max(at)))
     }
 
     /// When the agent has something to do that no note will announce.

@@ -89,7 +89,9 @@ impl Agent {
             }
             remove_old_copies(&copies, &kept);
             match collect_images(&store, &kept) {
-                Ok(bytes) => tracing::info!(image_bytes = bytes, "the house is kept"),
+                Ok(bytes) => {
+                    tracing::info!(image_bytes = bytes, "removed what nothing needs any more")
+                }
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "old images cannot be removed");
                 }

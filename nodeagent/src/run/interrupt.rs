@@ -61,8 +61,11 @@ impl Agent {
 
     /// Carries an interrupt out, or says first which units are to be restarted.
     fn carry_out(&self, owner: &str, interrupt: Interrupt, before: BTreeMap<String, String>) {
-        tracing::warn!(%owner, ?interrupt, "the host is interrupted");
-        let entry = self.journal_entry(owner, &interrupt, before.is_empty());
+        tracing::warn!(%owner, ?interrupt, "interrupting the host");
+        let is_observed = !before.is_empty();
+        let entry = self
+            .journal_entry(owner, &interrupt)
+            .filter(|_| is_observed || interrupt.kind == InterruptType::Reboot);
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         let (root, patience) = (self.host.root.clone(), self.settings.patience);
         tokio::task::spawn_local(async move {
@@ -84,7 +87,8 @@ impl Agent {
                 Err(error) => {
                     let reason = chain(&error);
                     tracing::warn!(%reason, "the interrupt failed");
-                    Event::InterruptFailed { reason }
+                    let asked = error.may_have_been_asked();
+                    Event::InterruptFailed { reason, asked }
                 }
             };
             let _sent = notes.send(Note::Event(event));
@@ -92,14 +96,9 @@ impl Agent {
     }
 
     /// What the host's own journal is to say before the interrupt, so that whoever looks after a reboot finds its cause
-    /// there. Said once: an interrupt that goes on where it was is not another one.
-    fn journal_entry(
-        &self,
-        owner: &str,
-        interrupt: &Interrupt,
-        is_first: bool,
-    ) -> Option<JournalEntry> {
-        let run = self.run().filter(|_| is_first)?;
+    /// there.
+    fn journal_entry(&self, owner: &str, interrupt: &Interrupt) -> Option<JournalEntry> {
+        let run = self.run()?;
         let (name, version) = owner.split_once('|').unwrap_or((owner, ""));
         Some(JournalEntry {
             message: format!(

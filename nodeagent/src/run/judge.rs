@@ -37,9 +37,9 @@ impl Agent {
             Ok(Judged::NotStarted) => Event::StepNotStarted { key, id },
             Ok(Judged::Lost(problem)) => {
                 tracing::warn!(package = %key, %problem, "a step ended without a result");
-                return self.report_lost(key, id, problem);
+                return self.report_later(Event::StepLost { key, id, problem });
             }
-            Err(reason) => Event::StageFailed { key, reason },
+            Err(reason) => return self.report_later(Event::StageFailed { key, reason }),
         });
     }
 
@@ -80,15 +80,15 @@ impl Agent {
         Ok(Judged::Outcome(outcome))
     }
 
-    /// Says that a step was lost, unless the host is going down: what dies with the host is nobody's failure, and the agent
+    /// Reports what went wrong with a step, unless the host is going down: what dies with the host is nobody's failure, and the agent
     /// dies with it. The agent that comes after the boot finds out.
-    fn report_lost(&self, key: String, id: u64, problem: String) {
+    fn report_later(&self, event: Event) {
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         tokio::task::spawn_local(async move {
             while is_going_down(&bus).await {
                 sleep(ASK_AGAIN).await;
             }
-            let _sent = notes.send(Note::Event(Event::StepLost { key, id, problem }));
+            let _sent = notes.send(Note::Event(event));
         });
     }
 }

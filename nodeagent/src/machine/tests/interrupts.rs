@@ -41,6 +41,7 @@ fn a_reboot_that_comes_after_it_was_given_up_on_is_the_reboot() {
     let mut world = at_the_interrupt(rebooting());
     world.input_queued(Event::InterruptFailed {
         reason: "still up".into(),
+        asked: true,
     });
     let entry = world.entry("aa|1.0.0");
     assert_eq!(
@@ -90,7 +91,10 @@ fn an_agent_killed_in_a_restart_knows_what_was_restarted() {
         assert_eq!(carried(&[effect]), want, "power {power}");
     }
     // One that failed goes on where it was: what was restarted is not restarted again.
-    world.input_queued(Event::InterruptFailed { reason: "x".into() });
+    world.input_queued(Event::InterruptFailed {
+        reason: "x".into(),
+        asked: true,
+    });
     world.now = wake_at(world.progress(), world.now).expect("it is tried again");
     world.input_queued(Event::Ticked);
     world.settle_until(|e| matches!(e, Effect::Interrupt { .. }));

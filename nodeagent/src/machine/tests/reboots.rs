@@ -232,6 +232,7 @@ fn a_failed_interrupt_lets_other_packages_go_on() {
     world.queue.clear();
     world.input_queued(Event::InterruptFailed {
         reason: "no-such.service does not exist".into(),
+        asked: true,
     });
     for _ in 0..20 {
         world.settle_while(|w| {
@@ -243,6 +244,7 @@ fn a_failed_interrupt_lets_other_packages_go_on() {
             world.queue.clear();
             world.input_queued(Event::InterruptFailed {
                 reason: "no-such.service does not exist".into(),
+                asked: true,
             });
         }
         let Some(at) = wake_at(world.progress(), world.now) else {
@@ -252,4 +254,76 @@ fn a_failed_interrupt_lets_other_packages_go_on() {
         world.input_queued(Event::Ticked);
     }
     assert!(world.entry("aa|1.0.0").is_done(), "{:?}", world.log);
+}
+
+#[test]
+fn a_reboot_that_nobody_could_be_asked_for_does_not_count() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[rebooting("aa", "1.0.0")]));
+    for _ in 0..5 {
+        world.settle_until(|effect| matches!(effect, Effect::Interrupt { .. }));
+        world.queue.clear();
+        assert_eq!(reported(&world), [("aa|1.0.0".to_owned(), 1)].into());
+        world.input_queued(Event::InterruptFailed {
+            reason: "the system bus does not answer".into(),
+            asked: false,
+        });
+        assert_eq!(reported(&world), BTreeMap::new());
+        world.now = wake_at(world.progress(), world.now).expect("it is tried again");
+        world.input_queued(Event::Ticked);
+    }
+    world.settle();
+    assert_eq!((world.ended(), reboots(&world)), (Some(Phase::Complete), 1));
+}
+
+#[test]
+fn another_version_begins_to_count_anew_and_so_does_the_way_back() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[rebooting("aa", "1.0.0")]));
+    if let Some(run) = world.run.as_mut() {
+        run.reboots = [("aa|1.0.0".to_owned(), 3)].into();
+    }
+    settle_long(&mut world);
+    assert_eq!(shown(&world), (Stage::Interrupt, State::Erroring));
+    world.stop(skyhook_crds::lease::StopReason::NewRevision);
+    world.settle_stopped();
+    let known = reported(&world);
+    assert_eq!(known.len(), 1);
+    world.lease(&Spec::of(&[rebooting("aa", "1.1.0")]));
+    if let Some(run) = world.run.as_mut() {
+        run.reboots = known;
+    }
+    world.input_queued(Event::Begun);
+    world.settle();
+    assert_eq!(world.ended(), Some(Phase::Complete));
+    assert_eq!(reported(&world), BTreeMap::new());
+}
+
+#[test]
+fn a_step_that_takes_the_host_down_is_a_failure_in_the_end() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    for boot in 1..=3 {
+        world.settle_until(|effect| matches!(effect, Effect::RunStep { .. }));
+        let Some(Effect::RunStep { key, id, .. }) = world.queue.pop_back() else {
+            panic!("it is next");
+        };
+        world.power_cut();
+        world
+            .queue
+            .retain(|effect| !matches!(effect, Effect::AdoptStep { .. }));
+        let problem = "its supervisor was killed".to_owned();
+        world.input_queued(Event::StepLost { key, id, problem });
+        let state = world.entry("aa|1.0.0").state;
+        let want = if boot < 3 {
+            State::InProgress
+        } else {
+            State::Erroring
+        };
+        assert_eq!(state, want, "boot {boot}");
+    }
+    let message = &world.entry("aa|1.0.0").message;
+    assert!(message.contains("went down 3 times"), "{message}");
+    world.settle();
+    assert_eq!(world.entry("aa|1.0.0").restarts, 1);
 }

@@ -150,6 +150,26 @@ fn the_parked_version_of_a_downgrade_is_on_record() {
     assert_eq!(recorded(&world), Vec::<String>::new());
 }
 
+#[test]
+fn an_old_version_that_was_parked_again_is_uninstalled_when_it_is_not_wanted() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle();
+    world.fail("aa@2.0.0 upgrade", u32::MAX);
+    world.lease(&Spec::of(&[pkg("aa", "2.0.0")]));
+    world.settle_quiet();
+    // Back: what is there of 2.0.0 has to go first, and 1.0.0 waits for that.
+    world.stop(StopReason::NewRevision);
+    world.settle_stopped();
+    world.fail("aa@2.0.0 uninstall", u32::MAX);
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle_quiet();
+    assert!(world.entry("aa|1.0.0").is_parked());
+    world.fail("aa@2.0.0 uninstall", 0);
+    let world = changed_before_it_began(world, &Spec::of(&[]));
+    assert_eq!(world.log, ["aa@1.0.0 uninstall", "aa@2.0.0 uninstall"]);
+}
+
 /// The step that is to be started.
 fn started(world: &mut World, half: Half) -> (String, u64) {
     world.settle_until(|e| matches!(e, Effect::RunStep { half: h, .. } if *h == half));
@@ -276,7 +296,10 @@ fn a_clock_that_is_set_back_delays_nothing() {
     }]));
     world.settle_until(|effect| matches!(effect, Effect::Interrupt { .. }));
     world.queue.clear();
-    world.input_queued(Event::InterruptFailed { reason: "x".into() });
+    world.input_queued(Event::InterruptFailed {
+        reason: "x".into(),
+        asked: true,
+    });
     world.now -= DAY;
     let effects = world.input(Event::Ticked);
     assert_eq!(effects, [Effect::LookAtLease]);
