@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
-use skyhook_crds::Skyhook;
 use skyhook_crds::package::PackageStatus;
+use skyhook_crds::{Skyhook, State};
 use skyhook_integration::agent::Agent;
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::registry::Image;
@@ -69,12 +69,14 @@ impl Bench {
         wait_for(client, name(manifest)?, &what, SOON, says).await
     }
 
-    /// Waits until the only package was tried again so often after a failure.
-    pub(crate) async fn until_tried_again(&self, manifest: &Value, times: i32) -> Result<Skyhook> {
+    /// Waits until the only package has failed and was tried again.
+    pub(crate) async fn until_tried_again(&self, manifest: &Value) -> Result<()> {
         let client = self.cluster.client();
-        let what = format!("{times} restarts");
-        let is_tried = |s: &Skyhook| package(s).is_ok_and(|package| package.restarts == times);
-        wait_for(client, name(manifest)?, &what, SOON, is_tried).await
+        let failed = |s: &Skyhook| package(s).is_ok_and(|p| p.state == State::Erroring);
+        wait_for(client.clone(), name(manifest)?, "erroring", SOON, failed).await?;
+        let again = |s: &Skyhook| package(s).is_ok_and(|p| p.restarts > 0);
+        wait_for(client, name(manifest)?, "tried again", SOON, again).await?;
+        Ok(())
     }
 
     /// Waits until a script inside succeeds.

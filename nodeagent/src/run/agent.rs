@@ -363,7 +363,6 @@ impl Agent {
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
-            // Time goes by without being told.
             let is_kept = |event: &Event| !is_seen(event) && *event != Event::Ticked;
             for event in events.into_iter().filter(is_kept) {
                 let _sent = notes.send(Note::Event(event));
