@@ -29,7 +29,7 @@ macro_rules! case {
 pub(crate) use case;
 
 /// What a step may take that does nothing, under emulation and beside much else.
-pub(crate) const SOON: Duration = MINUTE;
+pub(crate) const SOON: Duration = MINUTE.saturating_mul(3);
 
 pub(crate) struct Bench {
     pub(crate) cluster: Cluster<Vm>,
@@ -58,7 +58,7 @@ impl Bench {
     pub(crate) async fn complete(&self, manifest: &Value) -> Result<Skyhook> {
         let name = name(manifest)?;
         apply(self.cluster.client(), manifest).await?;
-        wait_complete(self.cluster.client(), name, 2 * MINUTE).await
+        wait_complete(self.cluster.client(), name, 5 * MINUTE).await
     }
 
     /// Waits until the reasons of its node hold these words.
@@ -102,7 +102,7 @@ impl Bench {
         plane
             .kubectl(&["annotate", "--overwrite", "skyhook", "--all", disable])
             .await?;
-        if self.cluster.released(MINUTE / 2).await.is_err() {
+        if self.cluster.released(2 * MINUTE).await.is_err() {
             // Only after a failure: the agent does not give its node back.
             let forget = "systemctl stop skyhook-agent; systemctl kill -s KILL 'skyhook-*.scope' || true; \
                           rm -rf /var/lib/skyhook-agent; systemctl start skyhook-agent";
@@ -110,7 +110,7 @@ impl Bench {
         }
         let delete = ["delete", "skyhook", "--all", "--timeout=60s"];
         plane.kubectl(&delete).await?;
-        self.cluster.released(MINUTE).await
+        self.cluster.released(3 * MINUTE).await
     }
 }
 

@@ -74,7 +74,7 @@ async fn stops(bench: &Bench, name: &str) -> Result<()> {
     let what = "a reason that names the reboots and their cap";
     let capped = |s: &Skyhook| says(s, &["reboot", "at most 1"]) || says(s, &["reboot", "cap"]);
     let client = bench.cluster.client();
-    wait_for(client, name, what, 3 * MINUTE, capped).await?;
+    wait_for(client, name, what, 6 * MINUTE, capped).await?;
     tokio::time::sleep(MINUTE / 6).await;
     Ok(())
 }

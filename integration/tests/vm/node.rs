@@ -40,7 +40,7 @@ async fn the_agents_pod_is_deleted_in_mid_step(cluster: &RealCluster<Vm>) -> Res
     apply(cluster.client(), &manifest).await?;
     let begun = "grep -q begin /steps";
     let every = Duration::from_millis(500);
-    asking_every(every, 2 * MINUTE, async || host.sh(begun).await).await?;
+    asking_every(every, 5 * MINUTE, async || host.sh(begun).await).await?;
     let supervisor = node.supervisor().await?;
     let first = cluster.agent_pod("worker-1").await?;
     let cgroup = host
@@ -57,7 +57,7 @@ async fn the_agents_pod_is_deleted_in_mid_step(cluster: &RealCluster<Vm>) -> Res
         "{supervisor} ran the step, now {after}"
     );
     host.run(&["touch", "/steps-may-end"]).await?;
-    wait_complete(cluster.client(), "long", 3 * MINUTE)
+    wait_complete(cluster.client(), "long", 5 * MINUTE)
         .await
         .context("the new agent")?;
     let steps = host.read_file("/steps").await?;

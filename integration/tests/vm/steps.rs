@@ -94,7 +94,7 @@ pub(crate) async fn clock_set_back(bench: &Bench) -> Result<()> {
     );
     bench.vm().turn_clock(-DAY).await?;
     let ended = bench
-        .until(&format!("[ $(wc -l <{file}) -gt 1 ]"), MINUTE)
+        .until(&format!("[ $(wc -l <{file}) -gt 1 ]"), 3 * MINUTE)
         .await;
     let outcome = match ended {
         Ok(_) => bench.complete(&manifest).await.map(drop),
