@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase};
+use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase, protocol};
 use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
@@ -63,9 +63,10 @@ pub fn finished(
     there: &InterruptionLeaseStatus,
     host: &HostFacts,
 ) -> Option<InterruptionLeaseStatus> {
-    let is_other = |there: &str, here: &str| !there.is_empty() && there != here;
-    let foreign = is_other(&there.machine_id, &host.machine_id)
-        || (!host.host_id.is_empty() && is_other(&there.host_id, &host.host_id));
+    let foreign = protocol::is_other_host(
+        (&there.machine_id, &there.host_id),
+        (&host.machine_id, &host.host_id),
+    );
     let wanted = if foreign {
         InterruptionLeaseStatus {
             observed_generation: there.observed_generation,

@@ -88,10 +88,16 @@ pub fn is_of_another_host(lease: &InterruptionLease, machine_id: &str, host_id: 
         result.map(|stamp| (&stamp.machine_id, &stamp.host_id)),
         reporter.map(|status| (&status.machine_id, &status.host_id)),
     ];
-    let is_other = |told: &str, here: &str| !told.is_empty() && told != here;
-    told.into_iter().flatten().any(|(machine, host)| {
-        is_other(machine, machine_id) || (!host_id.is_empty() && is_other(host, host_id))
-    })
+    told.into_iter()
+        .flatten()
+        .any(|(machine, host)| is_other_host((machine, host), (machine_id, host_id)))
+}
+
+/// True when `there` is another host than `here`, each a machine ID and a host ID.
+#[must_use]
+pub fn is_other_host(there: (&str, &str), here: (&str, &str)) -> bool {
+    let is_other = |there: &str, here: &str| !there.is_empty() && there != here;
+    is_other(there.0, here.0) || (!here.1.is_empty() && is_other(there.1, here.1))
 }
 
 /// How often packages have asked for a reboot of the lease's node, by `name|version`, as far as anybody but the host knows
