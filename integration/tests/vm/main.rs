@@ -1,5 +1,5 @@
-//! `make vm-test`: the agent on kernels of its own, with cgroup v2 alone. Each system boots once and
-//! the cases go one after the other; `SKYHOOK_VM_CASES=power,clock` picks those with such words.
+//! `make vm-test`: the agent on kernels of its own, with cgroup v2 alone. The cases of a
+//! machine go one after the other; `SKYHOOK_VM_CASES=power,clock` picks those with such words.
 #![expect(clippy::disallowed_methods, reason = "it waits for real time to pass")]
 
 use std::time::Instant;
@@ -32,6 +32,10 @@ const NEWEST: &[Case] = &[
     case!("clock set back a day in a back-off" => steps::clock_set_back),
     case!("a mount left in a copy directory" => host::mount_in_a_copy),
     case!("a local user holds every lock" => host::locks_held_by_a_user),
+];
+
+/// What boots it again and again; on a machine of its own, so that two cores have something to do.
+const REBOOTS: &[Case] = &[
     case!("a reboot, and the journal that names its cause" => install::reboot),
     case!("state wiped at every boot" => forgetful::same_machine),
     case!("state and machine ID wiped at every boot" => forgetful::new_machine_id),
@@ -56,6 +60,14 @@ async fn debian_13() -> Result<()> {
     }
     let cases = [EVERYWHERE, NEWEST].concat();
     run("debian-13", Image::debian_13().await?, &cases).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debian_13_reboots() -> Result<()> {
+    if !vms_can_run("debian_13_reboots").await {
+        return Ok(());
+    }
+    run("debian-13-reboots", Image::debian_13().await?, REBOOTS).await
 }
 
 /// Runs every case, whatever becomes of those before it, and says of each how long it took.
