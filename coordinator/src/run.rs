@@ -49,7 +49,8 @@ pub async fn run(
     ready: channel::Sender<bool>,
 ) -> anyhow::Result<()> {
     let mut leadership = if settings.leader_election {
-        Leadership::stand(client.clone(), settings).await?
+        let (namespace, identity) = (&settings.namespace, &settings.identity);
+        Leadership::stand(client.clone(), namespace, identity, Timestamp::now)
     } else {
         Leadership::alone()
     };
