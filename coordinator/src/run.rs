@@ -12,18 +12,19 @@ use kube::Client;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 
-use crate::apply::{Applier, Outcome};
+use crate::apply::Applier;
 use crate::config::Settings;
-use crate::effect::Effect;
-use crate::events::{self, EventFact};
-use crate::index::{Change, Mono};
 use crate::keeper;
 use crate::leadership::Leadership;
-use crate::plan::{self, Now};
 use crate::publish::Publisher;
-use crate::references::References;
-use crate::session::Session;
 use crate::watch;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::events::{self, EventFact};
+use skyhook_fleet::index::{Change, Mono};
+use skyhook_fleet::outcome::Outcome;
+use skyhook_fleet::plan::{self, Now};
+use skyhook_fleet::references::References;
+use skyhook_fleet::session::Session;
 
 /// Changes are gathered this long before the next pass, so that a burst costs one.
 const DEBOUNCE: Duration = Duration::from_millis(2);
@@ -57,8 +58,9 @@ pub async fn run(
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
     let references = spawn_keepers(&client, settings, &sender, &mut watches);
+    let deciding = settings.fleet();
     let mut state = Loop {
-        session: Session::new(settings),
+        session: Session::new(&deciding),
         publisher: Publisher::new(client.clone(), &settings.identity),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),

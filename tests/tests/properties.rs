@@ -12,12 +12,12 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use picture::{a_picture, index, settings};
 use proptest::prelude::*;
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::index::Index;
-use skyhook_coordinator::plan::ledger::Ledger;
-use skyhook_coordinator::plan::{Now, Plan, View, plan};
-use skyhook_coordinator::session::{Held, Session};
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::Index;
+use skyhook_fleet::plan::ledger::Ledger;
+use skyhook_fleet::plan::{Now, Plan, View, plan};
+use skyhook_fleet::session::{Held, Session};
+use skyhook_fleet::settings::Settings;
 
 const MONO: Duration = Duration::from_secs(10_000);
 

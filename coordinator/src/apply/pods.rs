@@ -6,9 +6,9 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use serde_json::json;
 
 use super::{Applier, ApplyError, failed};
-use crate::effect::Effect;
-use crate::index::Change;
-use crate::pods::PodFact;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::Change;
+use skyhook_fleet::pods::PodFact;
 
 impl Applier {
     pub(super) async fn survey_pods(

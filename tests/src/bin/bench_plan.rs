@@ -11,11 +11,11 @@ use anyhow::Context as _;
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::index::{Change, Index, Kind, Mono};
-use skyhook_coordinator::plan::{Now, View, plan};
 use skyhook_crds::names;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::{Change, Index, Kind, Mono};
+use skyhook_fleet::plan::{Now, View, plan};
+use skyhook_fleet::settings::Settings;
 
 const PACKAGES: [&str; 4] = ["drivers", "kernel", "network", "tuning"];
 

@@ -14,17 +14,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::{Effect, NodePatch};
-use skyhook_coordinator::facts::{
-    WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
-};
-use skyhook_coordinator::guard;
-use skyhook_coordinator::index::{Change, Index, Kind};
-use skyhook_coordinator::plan::{self, Now, View};
 use skyhook_crds::installed::{self, CordonRecord, Stamp};
 use skyhook_crds::lease::{DrainState, StopReason};
 use skyhook_crds::names;
+use skyhook_fleet::effect::{Effect, NodePatch};
+use skyhook_fleet::facts::{
+    WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
+};
+use skyhook_fleet::guard;
+use skyhook_fleet::index::{Change, Index, Kind};
+use skyhook_fleet::plan::{self, Now, View};
+use skyhook_fleet::settings::Settings;
 
 use super::hash::FastHash;
 use super::rules;

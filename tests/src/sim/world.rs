@@ -12,7 +12,7 @@ mod slots;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use skyhook_coordinator::config::Settings;
+use skyhook_fleet::settings::Settings;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 

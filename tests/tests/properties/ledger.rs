@@ -1,8 +1,8 @@
 //! What the planner's ledger answers, counted anew for every question: slow, and too simple to be wrong.
 
-use skyhook_coordinator::facts::{LeaseFact, NodeFact, SkyhookFact};
-use skyhook_coordinator::index::Index;
-use skyhook_coordinator::plan::reason::Word;
+use skyhook_fleet::facts::{LeaseFact, NodeFact, SkyhookFact};
+use skyhook_fleet::index::Index;
+use skyhook_fleet::plan::reason::Word;
 
 /// Slots in use for a Skyhook.
 pub(super) fn used(index: &Index, skyhook: &SkyhookFact) -> usize {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::Target;
-use skyhook_coordinator::index::{Change, Index, Kind};
 use skyhook_crds::installed::{CordonRecord, Stamp, states_digest};
 use skyhook_crds::names;
+use skyhook_fleet::effect::Target;
+use skyhook_fleet::index::{Change, Index, Kind};
+use skyhook_fleet::settings::Settings;
 
 use super::MONO;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde::Deserialize as _;
 use serde_json::Value;
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 use skyhook_crds::names;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 
 use super::slots::Slots;
 use super::{LEASES, NODES, PODS, REVISIONS, SKYHOOKS, Sender, World};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use skyhook_coordinator::facts::{NodeFact, SkyhookFact};
 use skyhook_crds::stage::Status;
 use skyhook_crds::{names, revision};
+use skyhook_fleet::facts::{NodeFact, SkyhookFact};
 
 use super::{Event, LEASES, NODES, REVISIONS, SKYHOOKS, World};
 use crate::sim::agent::Core;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skyhook_coordinator::config::Settings;
+use skyhook_fleet::settings::Settings;
 
 use super::host::Machine;
 use super::{Event, NODES, World};

@@ -10,10 +10,10 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::Settings;
 use crate::guard::{self, Broken};
 use crate::index::{Change, Index};
 use crate::plan::{Now, Plan, plan};
+use crate::settings::Settings;
 use crate::testkit;
 
 const NOW: Mono = Duration::from_secs(1000);
@@ -193,8 +193,9 @@ fn states_of_a_drain() {
     });
     let before = NOW - Duration::from_millis(500);
     let long_before = NOW - Duration::from_millis(1600);
-    let since =
-        |seconds: i64| json!((wall() - jiff::SignedDuration::from_secs(seconds)).to_string());
+    let since = |seconds: i64| {
+        json!((wall() - k8s_openapi::jiff::SignedDuration::from_secs(seconds)).to_string())
+    };
     for (name, case, want) in [
         (
             "not cordoned",
@@ -392,7 +393,8 @@ fn a_pause_does_not_end_over_a_drain_from_before_it() {
 
 #[test]
 fn a_drain_begins_anew_before_its_pause_ends() {
-    let ago = |minutes: i64| (wall() - jiff::SignedDuration::from_mins(minutes)).to_string();
+    let ago =
+        |minutes: i64| (wall() - k8s_openapi::jiff::SignedDuration::from_mins(minutes)).to_string();
     for (name, began, paused, want) in [
         (
             "it began before the pause",

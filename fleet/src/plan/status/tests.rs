@@ -14,10 +14,10 @@ use skyhook_crds::names;
 use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
-use crate::config::Settings;
 use crate::effect::Effect;
 use crate::index::{Change, Index, Mono};
 use crate::plan::{Now, Plan, View, plan};
+use crate::settings::Settings;
 use crate::testkit;
 
 /// A cluster with one Skyhook that selects all nodes.

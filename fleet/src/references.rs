@@ -1,5 +1,5 @@
 //! The secrets and config maps that Skyhooks refer to, by name: what the agents may read, and nothing else. Pure; the
-//! shell keeps a Role to it, see [`crate::keeper`].
+//! coordinator keeps a Role to it.
 
 use std::collections::BTreeSet;
 

@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::config::Settings;
 use crate::effect::{Effect, NodePatch, Target, Version};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::index::{Index, Mono};
+use crate::settings::Settings;
 use ledger::Ledger;
 
 /// Why a Node is written, in words for the log. They say which writes go first as well.
@@ -213,8 +213,8 @@ pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
     }
 }
 
-pub(crate) use advance::VERSION;
-pub(crate) use rollup::seconds;
+pub use advance::VERSION;
+pub use rollup::seconds;
 pub(crate) use why::REAPPLY;
 
 #[cfg(test)]

@@ -446,7 +446,8 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How much longer than its packages' grace period an agent has to stop.
 const ABANDON_AFTER: Duration = Duration::from_secs(60);
 
-pub(crate) const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+/// Version of this program, as Nodes and Skyhooks are stamped with it.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 /// What the protocol needs to know of a Node.
 #[must_use]

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
 
-use crate::apply::Outcome;
-use crate::config::Settings;
 use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
 use crate::index::{Backoff, Change, Index, Mono};
+use crate::outcome::Outcome;
 use crate::plan::reason::{Withdrawal, Word};
 use crate::plan::{self, Now, Plan, View};
 use crate::queue::{Class, Queue};
+use crate::settings::Settings;
 
 /// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
 const REFUSAL: Duration = Duration::from_secs(2);

@@ -7,11 +7,11 @@ use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{DrainState, InterruptionLease};
 use skyhook_crds::names;
 
-use crate::config::Settings;
 use crate::effect::{Effect, NodePatch, Version};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
 use crate::plan::{advance, cordon};
+use crate::settings::Settings;
 
 /// A safety rule that an effect would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

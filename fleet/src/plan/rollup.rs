@@ -94,7 +94,8 @@ fn since_on_node(
 }
 
 /// RFC 3339, to the second.
-pub(crate) fn seconds(at: Timestamp) -> String {
+#[must_use]
+pub fn seconds(at: Timestamp) -> String {
     Timestamp::from_second(at.as_second())
         .unwrap_or(at)
         .to_string()
