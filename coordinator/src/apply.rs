@@ -184,7 +184,11 @@ impl Applier {
                 let drain = json!({ "state": state, "since": since, "blockers": blockers });
                 self.lease_spec(node, at, &json!({ "drain": drain })).await
             }
-            Effect::SurveyPods { node, lease_uid } => self.survey_pods(node, lease_uid).await,
+            Effect::SurveyPods {
+                node,
+                lease_uid,
+                consistent,
+            } => self.survey_pods(node, lease_uid, *consistent).await,
             Effect::EvictPod { .. } => self.evict(effect).await,
             Effect::WithdrawLease { node, at, .. }
             | Effect::AbandonLease { node, at }

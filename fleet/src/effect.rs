@@ -116,6 +116,8 @@ pub enum Effect {
     SurveyPods {
         node: String,
         lease_uid: String,
+        /// How it was now, whatever that costs; else as the API server remembers it.
+        consistent: bool,
     },
     EvictPod {
         node: String,

@@ -24,7 +24,7 @@ use crate::pods::PodFact;
 
 mod drains;
 mod held;
-pub use drains::{DrainWatch, EvictionTry};
+pub use drains::{DrainWatch, EvictionTry, PodList};
 
 /// Time since the process started: what deadlines are measured in.
 pub type Mono = Duration;
@@ -48,6 +48,8 @@ pub enum Change {
         node: String,
         lease_uid: String,
         pods: Vec<PodFact>,
+        /// How it was when it was asked for; else as the API server remembered it.
+        consistent: bool,
     },
     Evicted {
         node: String,
@@ -173,9 +175,10 @@ impl Index {
                 node,
                 lease_uid,
                 pods,
+                consistent,
             } => {
                 let watch = self.drains.entry(node).or_default();
-                watch.listed(lease_uid, pods, now);
+                watch.listed(lease_uid, PodList { at: now, pods, consistent });
                 true
             }
             Change::Evicted {

@@ -366,6 +366,7 @@ mod tests {
         Effect::SurveyPods {
             node: node.into(),
             lease_uid: "u".into(),
+            consistent: true,
         }
     }
 

@@ -15,9 +15,13 @@ impl Applier {
         &self,
         node: &str,
         lease_uid: &str,
+        consistent: bool,
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<Pod> = Api::all(self.client.clone());
-        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let mut params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        if !consistent {
+            params = params.match_any();
+        }
         let pods = api
             .list(&params)
             .await
@@ -26,6 +30,7 @@ impl Applier {
             node: node.to_owned(),
             lease_uid: lease_uid.to_owned(),
             pods: pods.items.into_iter().map(PodFact::new).collect(),
+            consistent,
         }))
     }
 

@@ -6,13 +6,23 @@ use std::time::Duration;
 use super::Mono;
 use crate::pods::PodFact;
 
+/// The pods of a node, as one list showed them.
+#[derive(Clone, Debug, Default)]
+pub struct PodList {
+    pub at: Mono,
+    pub pods: Vec<PodFact>,
+    /// How it was when it was asked for; else as the API server remembered it, which may be seconds old.
+    pub consistent: bool,
+}
+
 /// The pods of a node that drains, as the last two lists showed them.
 #[derive(Clone, Debug, Default)]
 pub struct DrainWatch {
     pub lease_uid: String,
-    pub surveyed: Mono,
-    pub pods: Vec<PodFact>,
-    pub previous: Option<(Mono, Vec<PodFact>)>,
+    pub last: PodList,
+    pub previous: Option<PodList>,
+    /// When the last consistent list was taken.
+    pub consistent_at: Option<Mono>,
     /// By the pod's UID.
     pub evictions: BTreeMap<String, EvictionTry>,
 }
@@ -37,18 +47,20 @@ impl EvictionTry {
 
 impl DrainWatch {
     /// Takes in a list of the node's pods, taken for a lease.
-    pub(super) fn listed(&mut self, lease_uid: String, pods: Vec<PodFact>, now: Mono) {
+    pub(super) fn listed(&mut self, lease_uid: String, list: PodList) {
         if self.lease_uid == lease_uid {
-            self.previous = Some((self.surveyed, std::mem::take(&mut self.pods)));
+            self.previous = Some(std::mem::take(&mut self.last));
         } else {
             *self = Self {
                 lease_uid,
                 ..Self::default()
             };
         }
-        self.surveyed = now;
+        if list.consistent {
+            self.consistent_at = Some(list.at);
+        }
         self.evictions
-            .retain(|uid, _| pods.iter().any(|pod| pod.uid == *uid));
-        self.pods = pods;
+            .retain(|uid, _| list.pods.iter().any(|pod| pod.uid == *uid));
+        self.last = list;
     }
 }

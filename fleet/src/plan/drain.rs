@@ -19,6 +19,11 @@ use crate::pods::{self, PodFact, Rules, Verdict};
 const SURVEY: Duration = Duration::from_secs(1);
 /// A list older than this says nothing: a coordinator that was away, or a drain that was paused, begins anew.
 const FRESH: Duration = Duration::from_secs(15);
+/// While pods are left, lists are served from the API server's watch cache (`resourceVersion=0`): that is cheap on every
+/// version. A consistent list reads the pods of the whole cluster from etcd before Kubernetes 1.31, and later where
+/// `ConsistentListFromCache` is off or etcd is older than 3.4.31 and 3.5.13. Only the first list of a drain and those that
+/// are to show that nothing is left are consistent, and one at least this often: a cache may have stopped.
+const CACHED: Duration = Duration::from_secs(30);
 /// How often when the drain takes long.
 const SLOW_SURVEY: Duration = Duration::from_secs(5);
 /// A drain older than this takes long.
@@ -53,17 +58,17 @@ pub(super) fn carry_on(
         .get(&node.name)
         .filter(|watch| watch.lease_uid == fact.uid);
     let current = &lease.spec.drain;
-    survey_when_due(view, fact, node, watch, current, draft);
-    let Some(watch) = watch.filter(|watch| view.now.mono <= watch.surveyed + FRESH) else {
-        return;
-    };
     let rules = Rules {
         wait_for: checked.spec.pods_to_wait_for.as_ref(),
         options: &checked.spec.drain,
         namespace: &view.settings.namespace,
         node_ready: node.ready,
     };
-    let left = left(&watch.pods, &rules);
+    survey_when_due(view, fact, node, watch, current, &rules, draft);
+    let Some(watch) = watch.filter(|watch| view.now.mono <= watch.last.at + FRESH) else {
+        return;
+    };
+    let left = left(&watch.last.pods, &rules);
     // Hours may have passed since the node was picked: what was true of the control plane then may not be now.
     let weakened = ledger.control_plane_not_ready(node);
     let waiting = left.iter().any(|(_, verdict)| *verdict == Verdict::WaitFor);
@@ -113,9 +118,10 @@ fn left<'a>(pods: &'a [PodFact], rules: &Rules<'_>) -> Vec<(&'a PodFact, Verdict
 
 /// True when the list before showed none either, and was taken long enough before.
 fn is_confirmed(watch: &DrainWatch, rules: &Rules<'_>) -> bool {
-    watch.previous.as_ref().is_some_and(|(at, pods)| {
-        let apart = *at + SURVEY <= watch.surveyed && watch.surveyed <= *at + FRESH;
-        apart && left(pods, rules).is_empty()
+    let last = &watch.last;
+    watch.previous.as_ref().is_some_and(|before| {
+        let apart = before.at + SURVEY <= last.at && last.at <= before.at + FRESH;
+        apart && before.consistent && last.consistent && left(&before.pods, rules).is_empty()
     })
 }
 
@@ -125,6 +131,7 @@ fn survey_when_due(
     node: &NodeFact,
     watch: Option<&DrainWatch>,
     drain: &Drain,
+    rules: &Rules<'_>,
     draft: &mut Draft<'_>,
 ) {
     let since = drain.since.as_deref().and_then(|since| since.parse().ok());
@@ -136,15 +143,33 @@ fn survey_when_due(
     } else {
         SURVEY
     };
-    match watch.map(|watch| watch.surveyed + pace) {
-        Some(next) if next > view.now.mono => draft.wake_at(next),
+    let next = watch.map(|watch| next_survey(watch, pace, rules));
+    match next {
+        Some((at, _)) if at > view.now.mono => draft.wake_at(at),
         Some(_) | None => {
+            let is_due = |at: Mono| at + CACHED <= view.now.mono;
+            let consistent_at = watch.and_then(|watch| watch.consistent_at);
             draft.push(Effect::SurveyPods {
                 node: node.name.clone(),
                 lease_uid: fact.uid.clone(),
+                consistent: next.is_none_or(|(_, is_quiet)| is_quiet)
+                    || consistent_at.is_none_or(is_due),
             });
         }
     }
+}
+
+/// When pods are listed next, and whether the last list showed none that is in the way. One that the API server only
+/// remembered is looked at again at once.
+fn next_survey(watch: &DrainWatch, pace: Duration, rules: &Rules<'_>) -> (Mono, bool) {
+    let last = &watch.last;
+    let is_quiet = left(&last.pods, rules).is_empty();
+    let pace = if is_quiet && !last.consistent {
+        Duration::ZERO
+    } else {
+        pace
+    };
+    (last.at + pace, is_quiet)
 }
 
 fn evict(

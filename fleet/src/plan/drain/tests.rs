@@ -16,6 +16,8 @@ use crate::plan::{Now, Plan, plan};
 use crate::settings::Settings;
 use crate::testkit;
 
+mod surveys;
+
 const NOW: Mono = Duration::from_secs(1000);
 
 fn wall() -> Timestamp {
@@ -45,6 +47,8 @@ struct Case {
     drain: Value,
     cordoned: bool,
     lists: Vec<(Mono, Vec<PodFact>)>,
+    /// When those lists were taken that the API server only remembered.
+    cached: Vec<Mono>,
     evictions: Vec<(&'static str, Option<&'static str>)>,
     paused: bool,
     /// The cordon was off for a moment after the lists were taken.
@@ -58,6 +62,7 @@ impl Case {
             drain: json!({}),
             cordoned: true,
             lists,
+            cached: Vec::new(),
             evictions: Vec::new(),
             paused: false,
             meddled: false,
@@ -104,6 +109,7 @@ impl Case {
                 node: "worker-1".into(),
                 lease_uid: "lease".into(),
                 pods: pods.clone(),
+                consistent: !self.cached.contains(at),
             };
             index.apply(change, *at);
         }
@@ -167,7 +173,9 @@ impl Case {
                     "{} {pod}",
                     if *by_deletion { "delete" } else { "evict" }
                 )),
-                Effect::SurveyPods { .. } => Some("list".to_owned()),
+                Effect::SurveyPods { consistent, .. } => {
+                    Some(if *consistent { "list" } else { "list cached" }.to_owned())
+                }
                 Effect::StopLease { stop, .. } => Some(format!("stop {stop:?}")),
                 Effect::PatchNode { patch, .. } if patch.unschedulable == Some(true) => {
                     Some("cordon".to_owned())
