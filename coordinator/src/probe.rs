@@ -81,7 +81,9 @@ mod tests {
     #[tokio::test]
     async fn where_there_is_no_ipv6_probes_are_answered_over_ipv4() {
         let any: SocketAddr = "[::]:8081".parse().unwrap();
-        let want: Vec<SocketAddr> = ["[::]:8081", "0.0.0.0:8081"].map(|a| a.parse().unwrap()).into();
+        let want: Vec<SocketAddr> = ["[::]:8081", "0.0.0.0:8081"]
+            .map(|a| a.parse().unwrap())
+            .into();
         assert_eq!(places(any), want);
         let one: SocketAddr = "[::1]:8081".parse().unwrap();
         assert_eq!(places(one), [one]);

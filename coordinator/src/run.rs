@@ -246,7 +246,7 @@ impl Loop<'_> {
                 let written = tokio::time::timeout(PATIENCE, applier.apply(&effect, &wall)).await;
                 // The server may still apply it. Then our version is stale and the retry is refused with 409, which is
                 // harmless.
-                let outcome = written.unwrap_or_else(|_| Outcome::Retry {
+                let outcome = written.unwrap_or_else(|_| Outcome::Busy {
                     after: Duration::from_secs(2),
                     error: format!("no answer in {} s", PATIENCE.as_secs()),
                 });

@@ -178,7 +178,14 @@ impl Index {
                 consistent,
             } => {
                 let watch = self.drains.entry(node).or_default();
-                watch.listed(lease_uid, PodList { at: now, pods, consistent });
+                watch.listed(
+                    lease_uid,
+                    PodList {
+                        at: now,
+                        pods,
+                        consistent,
+                    },
+                );
                 true
             }
             Change::Evicted {

@@ -13,8 +13,10 @@ pub mod plan;
 pub mod pods;
 pub mod queue;
 pub mod references;
+pub mod repeats;
 pub mod session;
 pub mod settings;
+pub mod window;
 
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

@@ -14,7 +14,9 @@ use crate::outcome::Outcome;
 use crate::plan::reason::{Withdrawal, Word};
 use crate::plan::{self, Now, Plan, View};
 use crate::queue::{Class, Queue};
+use crate::repeats::Repeats;
 use crate::settings::Settings;
+use crate::window::Window;
 
 /// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
 const REFUSAL: Duration = Duration::from_secs(2);
@@ -36,8 +38,13 @@ pub struct Session<'a> {
     is_fresh: bool,
     /// Writes under way that are not urgent.
     ordinary: usize,
+    /// How many writes may be under way.
+    window: Window,
     /// Until when the API server has asked for patience.
     not_before: Mono,
+    repeats: Repeats,
+    /// Until when writes wait that somebody takes back again and again. Others of the same object do not.
+    paced: BTreeMap<Target, Mono>,
     retry_at: BTreeMap<Target, Mono>,
     /// How long the last refusal of a target's write was waited on, and when that was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
@@ -63,7 +70,10 @@ impl<'a> Session<'a> {
             queue: Queue::default(),
             is_fresh: true,
             ordinary: 0,
+            window: Window::new(settings.max_in_flight),
             not_before: Mono::ZERO,
+            repeats: Repeats::default(),
+            paced: BTreeMap::new(),
             retry_at: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -92,8 +102,9 @@ impl<'a> Session<'a> {
             now,
         });
         let patience = (self.not_before > now.mono).then_some(self.not_before);
-        let waits = self.retry_at.values().copied().chain(patience);
-        plan.wake_at = waits.chain(plan.wake_at).min();
+        let paced = self.paced.values().filter(|at| **at > now.mono);
+        let waits = self.retry_at.values().chain(paced).copied();
+        plan.wake_at = waits.chain(patience).chain(plan.wake_at).min();
         plan
     }
 
@@ -112,11 +123,12 @@ impl<'a> Session<'a> {
             return None;
         }
         loop {
-            let most = self.settings.max_in_flight;
+            let most = self.window.size();
+            let is_narrowed = most < self.settings.max_in_flight;
+            let kept = (most / RESERVED).max(usize::from(is_narrowed));
             let (busy, ordinary) = (self.index.busy.len(), self.ordinary);
-            let may_start = |class: Class| {
-                busy < most && (class.is_urgent() || ordinary < most - most / RESERVED)
-            };
+            let may_start =
+                |class: Class| busy < most && (class.is_urgent() || ordinary < most - kept);
             let effect = self.queue.next(may_start)?;
             if !self.is_fresh && !self.index.still_holds(&effect) {
                 continue;
@@ -134,6 +146,10 @@ impl<'a> Session<'a> {
     pub fn begin(&mut self, effect: &Effect, now: Mono) -> Result<(), Held> {
         let target = effect.target();
         if self.retry_at.get(&target).is_some_and(|at| *at > now) {
+            return Err(Held::NotYet);
+        }
+        if let Some(until) = self.repeats.wait(effect, now) {
+            self.paced.insert(target, until);
             return Err(Held::NotYet);
         }
         guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
@@ -160,6 +176,8 @@ impl<'a> Session<'a> {
         match outcome {
             Outcome::Done(change) => {
                 self.refusals.remove(&target);
+                self.window.widen();
+                self.repeats.wrote(effect, now);
                 self.index.written.insert(target.clone(), now);
                 match change {
                     // The watch may have said meanwhile that the object is gone: nothing would ever say so again.
@@ -182,6 +200,7 @@ impl<'a> Session<'a> {
             Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
             Outcome::Busy { after, .. } => {
                 self.not_before = self.not_before.max(now + after);
+                self.window.narrow(now);
                 self.put_off(effect, now, spread(&target, after));
             }
             Outcome::Refused { .. } => self.put_off_longer(effect, now),
@@ -251,6 +270,8 @@ impl<'a> Session<'a> {
                 .is_some_and(|lease| lease.uid == watch.lease_uid)
         });
         self.retry_at.retain(|_, at| *at > now);
+        self.paced.retain(|_, at| *at > now);
+        self.repeats.expire(now);
         self.refusals
             .retain(|_, (_, at)| *at + 2 * LONGEST_REFUSAL > now);
         self.index
@@ -460,7 +481,8 @@ mod tests {
         session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
         assert_eq!(session.begin_next(after - Duration::from_millis(1)), None);
         session.enqueue(all.clone());
-        assert!(session.begin_next(after).is_some());
+        let begun = std::iter::from_fn(|| session.begin_next(after)).count();
+        assert_eq!(begun, 6, "of half as many, two are kept for what is urgent");
         let waits = all.iter().map(|effect| spread(&effect.target(), after));
         let waits: std::collections::BTreeSet<Duration> = waits.collect();
         assert!(waits.len() > 20, "{waits:?}");

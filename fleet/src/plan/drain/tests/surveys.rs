@@ -11,7 +11,11 @@ fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
     // Lists and whether the API server only remembered them, and what is done then.
     for (name, lists, want) in [
         ("the first", vec![], vec!["list"]),
-        ("pods are left", vec![(1000, one(), false)], vec!["list cached", "evict web"]),
+        (
+            "pods are left",
+            vec![(1000, one(), false)],
+            vec!["list cached", "evict web"],
+        ),
         (
             "it showed the last pod go: look again at once",
             vec![(1000, one(), false), (0, none(), true)],
@@ -34,7 +38,11 @@ fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
         ),
         (
             "a cache may have stopped",
-            vec![(31_000, one(), false), (16_000, one(), true), (1000, one(), true)],
+            vec![
+                (31_000, one(), false),
+                (16_000, one(), true),
+                (1000, one(), true),
+            ],
             vec!["list", "evict web"],
         ),
     ] {
@@ -42,10 +50,17 @@ fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
         let case = Case {
             drain: draining.clone(),
             cached: cached.map(|(at, _, _)| ago(*at)).collect(),
-            ..Case::new(lists.iter().map(|(at, pods, _)| (ago(*at), pods.clone())).collect())
+            ..Case::new(
+                lists
+                    .iter()
+                    .map(|(at, pods, _)| (ago(*at), pods.clone()))
+                    .collect(),
+            )
         };
         let effects = case.effects();
-        let told = effects.iter().filter(|effect| !effect.starts_with("Draining"));
+        let told = effects
+            .iter()
+            .filter(|effect| !effect.starts_with("Draining"));
         assert_eq!(told.collect::<Vec<_>>(), want, "{name}");
     }
 }
