@@ -220,7 +220,7 @@ impl Loop<'_> {
         self.last_pass = self.now().mono.saturating_sub(now.mono);
         self.session.enqueue(plan.effects);
         self.launch(writes);
-        plan.wake_at
+        self.session.wake_at(plan.wake_at, now.mono)
     }
 
     /// How long changes are gathered, `least` or longer.

@@ -93,19 +93,22 @@ impl<'a> Session<'a> {
         self.index.apply(change, now)
     }
 
-    /// Decides. What has to wait before it is tried again asks to be woken as well.
+    /// Decides.
     #[must_use]
     pub fn plan(&self, now: Now) -> Plan {
-        let mut plan = plan::plan(&View {
+        plan::plan(&View {
             index: &self.index,
             settings: self.settings,
             now,
-        });
-        let patience = (self.not_before > now.mono).then_some(self.not_before);
-        let paced = self.paced.values().filter(|at| **at > now.mono);
-        let waits = self.retry_at.values().chain(paced).copied();
-        plan.wake_at = waits.chain(patience).chain(plan.wake_at).min();
-        plan
+        })
+    }
+
+    /// When to decide again at the latest: as the plan says, and when what has to wait may be tried again.
+    #[must_use]
+    pub fn wake_at(&self, planned: Option<Mono>, now: Mono) -> Option<Mono> {
+        let waits = self.retry_at.values().chain(self.paced.values()).copied();
+        let waits = waits.chain((self.not_before > now).then_some(self.not_before));
+        waits.chain(planned).min()
     }
 
     /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been

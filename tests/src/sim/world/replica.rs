@@ -312,6 +312,7 @@ impl<C: Core> World<'_, C> {
                 Err(refused) => broken = Some(refused),
             }
         }
+        let wake_at = running.session.wake_at(plan.wake_at, mono);
         if let Some((effect, rule)) = broken {
             self.fail(format!(
                 "coordinator-{index} planned {} of {:?}, which the guard refuses: {rule}",
@@ -320,7 +321,7 @@ impl<C: Core> World<'_, C> {
             ));
             return;
         }
-        if let Some(at) = plan.wake_at {
+        if let Some(at) = wake_at {
             self.wake(index, mono, at, begun.is_empty());
         }
         self.begin(index, begun);
