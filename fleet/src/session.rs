@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
 
+use crate::clocks::{Backoff, Mono};
 use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
-use crate::index::{Backoff, Change, Index, Mono};
+use crate::index::{Change, Index};
 use crate::outcome::Outcome;
 use crate::plan::reason::{Withdrawal, Word};
-use crate::plan::{self, Now, Plan, View};
+use crate::plan::{self, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::settings::Settings;
 
@@ -27,7 +28,7 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 /// The bookkeeping of one replica.
 #[derive(Debug)]
 pub struct Session<'a> {
-    pub index: Index,
+    index: Index,
     settings: &'a Settings,
     /// What the guard has counted of the picture as it stands.
     counts: Option<guard::Counts>,
@@ -69,6 +70,19 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What is known.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Goes on from what is known already.
+    pub fn start_from(&mut self, index: Index) {
+        self.index = index;
+        self.counts = None;
+        self.is_fresh = true;
+    }
+
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
         self.counts = None;
@@ -86,11 +100,7 @@ impl<'a> Session<'a> {
     /// Decides. What has to wait before it is tried again asks to be woken as well.
     #[must_use]
     pub fn plan(&self, now: Now) -> Plan {
-        let mut plan = plan::plan(&View {
-            index: &self.index,
-            settings: self.settings,
-            now,
-        });
+        let mut plan = plan::plan(&self.index.view(self.settings, now));
         let patience = (self.not_before > now.mono).then_some(self.not_before);
         let waits = self.retry_at.values().copied().chain(patience);
         plan.wake_at = waits.chain(plan.wake_at).min();
@@ -100,7 +110,7 @@ impl<'a> Session<'a> {
     /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been
     /// written for longest.
     pub fn enqueue(&mut self, mut effects: Vec<Effect>) {
-        effects.sort_by_cached_key(|effect| self.index.written.get(&effect.target()).copied());
+        effects.sort_by_cached_key(|effect| self.index.inflight.written(&effect.target()));
         self.queue = Queue::new(effects);
         self.is_fresh = true;
     }
@@ -113,7 +123,7 @@ impl<'a> Session<'a> {
         }
         loop {
             let most = self.settings.max_in_flight;
-            let (busy, ordinary) = (self.index.busy.len(), self.ordinary);
+            let (busy, ordinary) = (self.index.inflight.under_way(), self.ordinary);
             let may_start = |class: Class| {
                 busy < most && (class.is_urgent() || ordinary < most - most / RESERVED)
             };
@@ -138,12 +148,9 @@ impl<'a> Session<'a> {
         }
         guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
-        self.index.busy.insert(target);
+        self.index.begins(effect);
         self.ordinary += usize::from(!Class::of(effect).is_urgent());
-        if let Effect::ReserveLease { node, spec } = effect {
-            self.index
-                .creating
-                .insert(node.clone(), spec.skyhook.uid.clone());
+        if let Effect::ReserveLease { .. } = effect {
             self.counts = None;
         }
         Ok(())
@@ -154,31 +161,20 @@ impl<'a> Session<'a> {
         self.counts = None;
         self.is_fresh = false;
         let target = effect.target();
-        if self.index.busy.remove(&target) && !Class::of(effect).is_urgent() {
+        if self.index.ends(effect) && !Class::of(effect).is_urgent() {
             self.ordinary = self.ordinary.saturating_sub(1);
         }
         match outcome {
-            Outcome::Done(change) => {
+            Outcome::Done(answer) => {
                 self.refusals.remove(&target);
-                self.index.written.insert(target.clone(), now);
-                match change {
-                    // The watch may have said meanwhile that the object is gone: nothing would ever say so again.
-                    Some(change) if self.index.has_lost(&change) => {}
-                    Some(change) => {
-                        self.index.apply(change, now);
-                    }
-                    None => self.index.lags(target, effect, now),
-                }
-                if let Some((node, uid)) = removes(effect) {
-                    self.index.has_removed(node, uid, now);
-                }
+                self.index.is_done(effect, answer, now);
                 if let Some((node, backoff)) = self.cool_down(effect, now) {
-                    self.index.backoff.insert(node, backoff);
+                    self.index.back_off(node, backoff);
                 }
             }
             // A create waits for no version of its object: what is there already may never be delivered.
             Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
-            Outcome::Stale => self.index.refused(effect, now),
+            Outcome::Stale => self.index.is_refused(effect, true, now),
             Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
             Outcome::Busy { after, .. } => {
                 self.not_before = self.not_before.max(now + after);
@@ -201,8 +197,7 @@ impl<'a> Session<'a> {
 
     fn put_off(&mut self, effect: &Effect, now: Mono, after: Duration) {
         let target = effect.target();
-        self.index.refused(effect, now);
-        self.index.stale.remove(&target);
+        self.index.is_refused(effect, false, now);
         self.retry_at.insert(target, now + after);
     }
 
@@ -222,7 +217,7 @@ impl<'a> Session<'a> {
                 Some((node.clone(), backoff))
             }
             Effect::ReleaseLease { node, .. } => {
-                let lease = self.index.leases.get(node)?.lease.as_ref().ok()?;
+                let lease = self.index.picture.leases().get(node)?.lease.as_ref().ok()?;
                 let timed_out = lease.spec.stop.as_ref()?.reason == StopReason::DrainTimedOut;
                 let backoff = Backoff {
                     until: now + self.settings.drain_cool_down,
@@ -237,25 +232,10 @@ impl<'a> Session<'a> {
 
     /// Forgets what no longer holds anything back.
     pub fn expire(&mut self, now: Mono) {
-        self.index
-            .stale
-            .retain(|_, (_, since)| *since + plan::STALE > now);
-        self.index.backoff.retain(|_, backoff| backoff.until > now);
-        let (leases, stale) = (&self.index.leases, plan::STALE);
-        self.index.removed.retain(|node, (uid, since)| {
-            leases.get(node).is_some_and(|lease| lease.uid == *uid) && *since + stale > now
-        });
-        self.index.drains.retain(|node, watch| {
-            leases
-                .get(node)
-                .is_some_and(|lease| lease.uid == watch.lease_uid)
-        });
+        self.index.expire(now);
         self.retry_at.retain(|_, at| *at > now);
         self.refusals
             .retain(|_, (_, at)| *at + 2 * LONGEST_REFUSAL > now);
-        self.index
-            .written
-            .retain(|_, at| *at + plan::REMEMBERED > now);
     }
 }
 
@@ -272,21 +252,6 @@ const fn is_create(effect: &Effect) -> bool {
         effect,
         Effect::CreateRevision { .. } | Effect::ReserveLease { .. }
     )
-}
-
-/// The lease that an effect removes: node and UID.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the others leave every lease where it is"
-)]
-fn removes(effect: &Effect) -> Option<(&str, &str)> {
-    match effect {
-        Effect::WithdrawLease { node, at, .. }
-        | Effect::ReleaseLease { node, at }
-        | Effect::ReleaseLeaseOfGoneNode { node, at, .. }
-        | Effect::AbandonLease { node, at } => Some((node, &at.uid)),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -345,7 +310,7 @@ mod tests {
         }
         assert_eq!(waits, [2, 4, 8, 16]);
         assert!(
-            session.index.creating.is_empty(),
+            session.index.inflight.creates().next().is_none(),
             "it holds no slot meanwhile"
         );
     }
@@ -411,9 +376,13 @@ mod tests {
             ..Settings::default()
         };
         let mut session = Session::new(&settings);
-        session.index.written = [("a", 3), ("b", 1), ("c", 2)]
-            .map(|(node, at)| (Target::Pods(node.into()), Mono::from_secs(at)))
-            .into();
+        for (node, at) in [("a", 3), ("b", 1), ("c", 2)] {
+            let target = Target::Pods(node.into());
+            session
+                .index
+                .inflight
+                .set_written(target, Mono::from_secs(at));
+        }
         session.enqueue(["a", "b", "c"].map(survey).into());
         let first = begun(&mut session);
         assert_eq!(first, ["b", "c"].map(|node| Target::Pods(node.into())));
