@@ -106,7 +106,7 @@ pub async fn run(
         }
         let now = state.now();
         state.session.expire(now.mono);
-        ready.send_replace(state.session.index.is_synced());
+        ready.send_replace(state.session.index().is_synced());
         dirty = None;
         state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
@@ -205,7 +205,7 @@ impl Loop<'_> {
         if settings.references_role.is_none() {
             return;
         }
-        let index = &self.session.index;
+        let index = self.session.index();
         let wanted = (leads && index.is_synced()).then(|| References::of(index));
         to.send_if_modified(|held| {
             let changed = *held != wanted;
@@ -239,7 +239,7 @@ impl Loop<'_> {
                 }
             };
             log(&effect);
-            let events = events::events(&self.session.index, &effect);
+            let events = events::events(self.session.index(), &effect);
             let applier = self.applier.clone();
             let wall = plan::seconds(Timestamp::now());
             writes.push(Box::pin(async move {
@@ -270,7 +270,7 @@ impl Loop<'_> {
             Outcome::Refused { error } => {
                 tracing::error!(effect = effect.kind(), ?target, %error, "the API server refuses the write");
                 self.publisher
-                    .send(events::refused(&self.session.index, effect, error));
+                    .send(events::refused(self.session.index(), effect, error));
             }
         }
         let mono = self.now().mono;

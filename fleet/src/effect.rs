@@ -323,6 +323,30 @@ impl Effect {
         }
     }
 
+    /// The lease that the effect removes: node and UID.
+    #[must_use]
+    pub fn removes(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::WithdrawLease { node, at, .. }
+            | Self::ReleaseLease { node, at }
+            | Self::ReleaseLeaseOfGoneNode { node, at, .. }
+            | Self::AbandonLease { node, at } => Some((node, &at.uid)),
+            Self::AdoptSkyhook { .. }
+            | Self::ReleaseSkyhook { .. }
+            | Self::WriteSkyhookStatus { .. }
+            | Self::CreateRevision { .. }
+            | Self::RenumberRevision { .. }
+            | Self::PruneRevision { .. }
+            | Self::ReserveLease { .. }
+            | Self::GrantLease { .. }
+            | Self::StopLease { .. }
+            | Self::SetDrain { .. }
+            | Self::SurveyPods { .. }
+            | Self::EvictPod { .. }
+            | Self::PatchNode { .. } => None,
+        }
+    }
+
     /// One word for logs and metrics.
     #[must_use]
     pub const fn kind(&self) -> &'static str {

@@ -39,7 +39,8 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
     match effect {
         Effect::WriteSkyhookStatus { name, at, status } => {
             let old = index
-                .skyhooks
+                .picture
+                .skyhooks()
                 .get(name)
                 .and_then(|skyhook| skyhook.status.clone());
             let subject = Subject::Skyhook {
@@ -109,7 +110,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
 #[must_use]
 pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
     let skyhook = |name: &str| {
-        let uid = index.skyhooks.get(name)?.uid.clone();
+        let uid = index.picture.skyhooks().get(name)?.uid.clone();
         let name = name.to_owned();
         Some(Subject::Skyhook { name, uid })
     };
@@ -119,14 +120,18 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
             if let Effect::CreateRevision { skyhook: owner, .. } = effect {
                 skyhook(owner)
             } else {
-                let owner = index.revisions.get(&name).map(|r| r.owner.as_str());
+                let owner = index
+                    .picture
+                    .revisions()
+                    .get(&name)
+                    .map(|r| r.owner.as_str());
                 let owned = |s: &&SkyhookFact| Some(s.uid.as_str()) == owner;
-                let owner = index.skyhooks.values().find(owned);
+                let owner = index.picture.skyhooks().values().find(owned);
                 owner.and_then(|s| skyhook(&s.name))
             }
         }
         Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {
-            index.nodes.get(&node).map(|fact| Subject::Node {
+            index.picture.nodes().get(&node).map(|fact| Subject::Node {
                 name: node,
                 uid: fact.uid.clone(),
             })
@@ -203,7 +208,11 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
             events.extend(of_failure(index, subject, node, skyhook, reason));
         }
     }
-    let there = index.nodes.get(node).map(|fact| &fact.annotations);
+    let there = index
+        .picture
+        .nodes()
+        .get(node)
+        .map(|fact| &fact.annotations);
     let prefix = names::stamp("");
     for (key, value) in &patch.annotations {
         let Some(skyhook) = key.strip_prefix(&prefix) else {
@@ -224,7 +233,8 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
     }
     if patch.unschedulable == Some(true)
         && let Some(skyhook) = index
-            .leases
+            .picture
+            .leases()
             .get(node)
             .and_then(|fact| fact.lease.as_ref().ok())
     {
@@ -262,7 +272,7 @@ fn of_failure(
         node_subject.clone(),
         format!("[skyhook:{skyhook}] {why}"),
     )];
-    if let Some(fact) = index.skyhooks.get(skyhook) {
+    if let Some(fact) = index.picture.skyhooks().get(skyhook) {
         let subject = Subject::Skyhook {
             name: fact.name.clone(),
             uid: fact.uid.clone(),
@@ -279,7 +289,7 @@ fn of_lease(
     reason: &'static str,
     note: impl Fn(&str) -> String,
 ) -> Vec<EventFact> {
-    let Some(Ok(lease)) = index.leases.get(node).map(|fact| &fact.lease) else {
+    let Some(Ok(lease)) = index.picture.leases().get(node).map(|fact| &fact.lease) else {
         return Vec::new();
     };
     let spec = &lease.spec;

@@ -266,7 +266,6 @@ pub struct SkyhookFact {
     pub uid: String,
     pub resource_version: String,
     pub generation: i64,
-    pub created: Option<Timestamp>,
     pub deleting: bool,
     pub finalizers: Vec<String>,
     pub annotations: BTreeMap<String, String>,
@@ -309,7 +308,6 @@ impl SkyhookFact {
         Self {
             resource_version: metadata.resource_version.unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
-            created: metadata.creation_timestamp.map(|t| t.0),
             deleting: metadata.deletion_timestamp.is_some(),
             finalizers: metadata.finalizers.unwrap_or_default(),
             annotations: metadata.annotations.unwrap_or_default(),

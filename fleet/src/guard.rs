@@ -52,7 +52,7 @@ pub enum Broken {
 
 /// True when the patch writes a Skyhook's record on a node where a newer version wrote it.
 fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
-    let records = index.nodes.get(node).map(|node| &node.records);
+    let records = index.picture.nodes().get(node).map(|node| &node.records);
     records.into_iter().flatten().any(|(skyhook, record)| {
         let newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
         let ours = [names::stamp(skyhook), names::node_state(skyhook)];
@@ -75,7 +75,8 @@ pub fn check_counted(
     let require = |holds: bool, rule: Broken| if holds { Ok(()) } else { Err(rule) };
     match effect {
         Effect::ReserveLease { node, .. } => {
-            let taken = index.leases.contains_key(node) || index.creating.contains_key(node);
+            let taken = index.picture.leases().contains_key(node)
+                || index.inflight.creating(node).is_some();
             require(!taken, Broken::SecondLease)
         }
         Effect::GrantLease { node, at } => {
@@ -95,20 +96,22 @@ pub fn check_counted(
         Effect::ReleaseLease { node, at } => {
             let recorded =
                 seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
-            let forced = index.leases.get(node).is_some_and(|fact| {
+            let forced = index.picture.leases().get(node).is_some_and(|fact| {
                 fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
             });
             require(recorded || forced, Broken::ReleaseUnrecorded)
         }
         Effect::AbandonLease { node, at } => {
-            let given_up = seen(index, node, at).is_some_and(|(_, lease)| index.is_given_up(lease));
+            let given_up =
+                seen(index, node, at).is_some_and(|(_, lease)| index.picture.is_given_up(lease));
             require(given_up, Broken::AbandonWanted)
         }
         Effect::EvictPod {
             node, lease_uid, ..
         } => {
             let held = index
-                .leases
+                .picture
+                .leases()
                 .get(node)
                 .is_some_and(|fact| fact.uid == *lease_uid && is_cordoned(index, fact));
             require(held, Broken::EvictUncordoned)
@@ -145,7 +148,7 @@ fn seen<'a>(
     node: &str,
     at: &Version,
 ) -> Option<(&'a LeaseFact, &'a InterruptionLease)> {
-    let fact = index.leases.get(node)?;
+    let fact = index.picture.leases().get(node)?;
     let same = fact.uid == at.uid && fact.resource_version == at.resource_version;
     let lease = fact.lease.as_ref().ok()?;
     same.then_some((fact, lease))
@@ -172,25 +175,27 @@ fn set_drain(
 /// True when the node is of the control plane and another node of it is not Ready.
 fn is_control_plane_weakened(index: &Index, node: &str) -> bool {
     let is_meant = index
-        .nodes
+        .picture
+        .nodes()
         .get(node)
         .is_some_and(NodeFact::is_control_plane);
     let away = |other: &NodeFact| other.name != node && other.is_control_plane() && !other.ready;
-    is_meant && index.nodes.values().any(away)
+    is_meant && index.picture.nodes().values().any(away)
 }
 
 /// True when the lease's node is cordoned for that very lease.
 fn is_cordoned(index: &Index, fact: &LeaseFact) -> bool {
     fact.lease.as_ref().is_ok_and(|lease| {
         index
-            .nodes
+            .picture
+            .nodes()
             .get(&fact.node)
             .is_some_and(|node| cordon::is_held(node, &lease.spec.skyhook.name, &fact.uid))
     })
 }
 
 fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
-    let Some(node) = index.nodes.get(node) else {
+    let Some(node) = index.picture.nodes().get(node) else {
         return false;
     };
     let record = node.record(&lease.spec.skyhook.name);
@@ -205,13 +210,14 @@ fn grant(
     lease: &InterruptionLease,
 ) -> Result<(), Broken> {
     let skyhook = index
-        .skyhooks
+        .picture
+        .skyhooks()
         .get(&lease.spec.skyhook.name)
         .ok_or(Broken::GrantBeyondBudget)?;
     if !counts.fit(settings, skyhook, &fact.node) {
         return Err(Broken::GrantBeyondBudget);
     }
-    let stamped = index.nodes.get(&fact.node).is_some_and(|node| {
+    let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
         node.uid == lease.spec.node.uid
             && node
                 .record(&skyhook.name)
@@ -243,23 +249,23 @@ pub struct Counts {
 impl Counts {
     fn new(index: &Index) -> Self {
         let mut used: BTreeMap<String, usize> = BTreeMap::new();
-        let leases = || index.leases.values();
+        let leases = || index.picture.leases().values();
         let unseen = index
-            .creating
-            .iter()
-            .filter(|(node, _)| !index.leases.contains_key(*node));
+            .inflight
+            .creates()
+            .filter(|(node, _)| !index.picture.leases().contains_key(*node));
         let known = leases().filter_map(LeaseFact::skyhook_uid);
-        for uid in known.chain(unseen.map(|(_, uid)| uid.as_str())) {
+        for uid in known.chain(unseen.map(|(_, uid)| uid)) {
             *used.entry(uid.to_owned()).or_default() += 1;
         }
         let unreadable = leases().filter(|fact| fact.lease.is_err()).count();
-        let selected = index.skyhooks.values().map(|skyhook| {
-            let nodes = index.nodes.values();
+        let selected = index.picture.skyhooks().values().map(|skyhook| {
+            let nodes = index.picture.nodes().values();
             let selected = nodes.filter(|node| skyhook.selects(node)).count();
             (skyhook.uid.clone(), selected)
         });
         let control_planes = leases().filter(|fact| {
-            let node = index.nodes.get(&fact.node);
+            let node = index.picture.nodes().get(&fact.node);
             node.is_some_and(NodeFact::is_control_plane)
         });
         Self {
@@ -288,7 +294,7 @@ fn uncordon(index: &Index, node: &str, patch: &NodePatch) -> Result<(), Broken> 
     if patch.unschedulable != Some(false) {
         return Ok(());
     }
-    let Some(node) = index.nodes.get(node) else {
+    let Some(node) = index.picture.nodes().get(node) else {
         return Err(Broken::UncordonNotOurs);
     };
     // Given back only by the last owner, in the write that ends the ownership, to what was there before.

@@ -22,9 +22,11 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 
+use crate::clocks::{Clocks, Mono};
 use crate::effect::{Effect, NodePatch, Target, Version};
 use crate::facts::{NodeFact, SkyhookFact};
-use crate::index::{Index, Mono};
+use crate::inflight::{Inflight, REMEMBERED};
+use crate::picture::Picture;
 use crate::settings::Settings;
 use ledger::Ledger;
 
@@ -53,7 +55,9 @@ pub struct Now {
 /// Frozen input of the planner.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
-    pub index: &'a Index,
+    pub picture: &'a Picture,
+    pub inflight: &'a Inflight,
+    pub clocks: &'a Clocks,
     pub settings: &'a Settings,
     pub now: Now,
 }
@@ -67,20 +71,22 @@ pub struct Plan {
 
 /// How often progress is mirrored to a Node and to a Skyhook at most.
 pub(crate) const COALESCE: Duration = Duration::from_secs(1);
-/// How long it is remembered when a target was written.
-pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Decides.
 #[must_use]
 pub fn plan(view: &View<'_>) -> Plan {
     let mut draft = Draft::new(view);
-    if !view.index.is_synced() {
+    if !view.picture.is_synced() {
         return draft.finish();
     }
-    let skyhooks = in_order(view.index);
+    let skyhooks = in_order(view.picture);
     cleanup::skyhooks(view, &skyhooks, &mut draft);
     let standings = standing::all(view, &skyhooks);
-    let mut ledger = Ledger::new(view.index, view.settings.max_concurrent_nodes);
+    let mut ledger = Ledger::new(
+        view.picture,
+        view.inflight,
+        view.settings.max_concurrent_nodes,
+    );
     advance::leases(view, &skyhooks, &ledger, &mut draft);
     reapply::nodes(view, &skyhooks, &mut draft);
     let standings = admit::nodes(view, &skyhooks, &mut ledger, standings, &mut draft);
@@ -92,8 +98,8 @@ pub fn plan(view: &View<'_>) -> Plan {
 }
 
 /// Skyhooks in the order in which they run on a node: priority, then name.
-fn in_order(index: &Index) -> Vec<&SkyhookFact> {
-    let mut skyhooks: Vec<&SkyhookFact> = index.skyhooks.values().collect();
+fn in_order(picture: &Picture) -> Vec<&SkyhookFact> {
+    let mut skyhooks: Vec<&SkyhookFact> = picture.skyhooks().values().collect();
     skyhooks.sort_by(|a, b| (a.spec.priority, &a.name).cmp(&(b.spec.priority, &b.name)));
     skyhooks
 }
@@ -122,7 +128,7 @@ impl<'a> Draft<'a> {
     /// Adds an effect, unless its target is not settled or has one already. Says whether it was added.
     pub(crate) fn push(&mut self, effect: Effect) -> bool {
         let target = effect.target();
-        if self.view.index.is_unsettled(&target) || !self.taken.insert(target) {
+        if self.view.inflight.is_unsettled(&target) || !self.taken.insert(target) {
             return false;
         }
         self.effects.push(effect);
@@ -153,7 +159,7 @@ impl<'a> Draft<'a> {
 
     /// True when a target was written within `pace`; asks to be woken when it is over.
     pub(crate) fn is_within(&mut self, target: &Target, pace: Duration) -> bool {
-        match self.view.index.written.get(target).map(|at| *at + pace) {
+        match self.view.inflight.written(target).map(|at| at + pace) {
             Some(next) if next > self.view.now.mono => {
                 self.wake_at(next);
                 true
@@ -176,7 +182,7 @@ impl<'a> Draft<'a> {
 
     fn finish(mut self) -> Plan {
         for (name, (patch, why)) in std::mem::take(&mut self.nodes) {
-            let Some(node) = self.view.index.nodes.get(&name) else {
+            let Some(node) = self.view.picture.nodes().get(&name) else {
                 continue;
             };
             let patch = patch.reduced(node);
@@ -189,12 +195,10 @@ impl<'a> Draft<'a> {
                 });
             }
         }
-        for backoff in self.view.index.backoff.values() {
-            self.wake_at(backoff.until);
-        }
-        let index = self.view.index;
-        for (_, since) in index.stale.values().chain(index.removed.values()) {
-            self.wake_at(*since + STALE);
+        let view = self.view;
+        let patience = view.inflight.patience_ends();
+        for at in view.clocks.backoffs_end().chain(patience) {
+            self.wake_at(at);
         }
         Plan {
             effects: self.effects,
@@ -202,9 +206,6 @@ impl<'a> Draft<'a> {
         }
     }
 }
-
-/// How long a watch may lag behind a write before the write is tried again anyway.
-pub(crate) const STALE: Duration = Duration::from_secs(5);
 
 pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
     Version {

@@ -21,23 +21,31 @@ impl References {
     #[must_use]
     pub fn of(index: &Index) -> Self {
         let mut all = Self::default();
-        for checked in index.skyhooks.values().flat_map(|s| &s.checked) {
+        for checked in index.picture.skyhooks().values().flat_map(|s| &s.checked) {
             all.take(&checked.data);
         }
         let leased = index
-            .leases
+            .picture
+            .leases()
             .values()
             .filter_map(|fact| Some(fact.lease.as_ref().ok()?.spec.revision.as_str()));
         let installed = index
-            .nodes
+            .picture
+            .nodes()
             .values()
             .flat_map(|node| node.records.values())
             .filter_map(|record| Some(record.stamp.as_ref()?.revision.as_str()));
         let names: BTreeSet<&str> = leased.chain(installed).collect();
         for revision in names
             .into_iter()
-            .filter_map(|name| index.revisions.get(name))
-            .filter(|revision| index.skyhooks.values().any(|s| s.uid == revision.owner))
+            .filter_map(|name| index.picture.revisions().get(name))
+            .filter(|revision| {
+                index
+                    .picture
+                    .skyhooks()
+                    .values()
+                    .any(|s| s.uid == revision.owner)
+            })
         {
             if let Some(data) = &revision.data {
                 all.take(data);

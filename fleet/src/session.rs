@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
 
+use crate::clocks::{Backoff, Mono};
 use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
-use crate::index::{Backoff, Change, Index, Mono};
+use crate::index::{Change, Index};
 use crate::outcome::Outcome;
 use crate::plan::reason::{Withdrawal, Word};
-use crate::plan::{self, Now, Plan, View};
+use crate::plan::{self, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
@@ -29,7 +30,7 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 /// The bookkeeping of one replica.
 #[derive(Debug)]
 pub struct Session<'a> {
-    pub index: Index,
+    index: Index,
     settings: &'a Settings,
     /// What the guard has counted of the picture as it stands.
     counts: Option<guard::Counts>,
@@ -79,6 +80,19 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What is known.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Goes on from what is known already.
+    pub fn start_from(&mut self, index: Index) {
+        self.index = index;
+        self.counts = None;
+        self.is_fresh = true;
+    }
+
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
         self.counts = None;
@@ -96,11 +110,7 @@ impl<'a> Session<'a> {
     /// Decides.
     #[must_use]
     pub fn plan(&self, now: Now) -> Plan {
-        plan::plan(&View {
-            index: &self.index,
-            settings: self.settings,
-            now,
-        })
+        plan::plan(&self.index.view(self.settings, now))
     }
 
     /// When to decide again at the latest: as the plan says, and when what has to wait may be tried again.
@@ -114,7 +124,7 @@ impl<'a> Session<'a> {
     /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been
     /// written for longest.
     pub fn enqueue(&mut self, mut effects: Vec<Effect>) {
-        effects.sort_by_cached_key(|effect| self.index.written.get(&effect.target()).copied());
+        effects.sort_by_cached_key(|effect| self.index.inflight.written(&effect.target()));
         self.queue = Queue::new(effects);
         self.is_fresh = true;
     }
@@ -129,7 +139,7 @@ impl<'a> Session<'a> {
             let most = self.window.size();
             let is_narrowed = most < self.settings.max_in_flight;
             let kept = (most / RESERVED).max(usize::from(is_narrowed));
-            let (busy, ordinary) = (self.index.busy.len(), self.ordinary);
+            let (busy, ordinary) = (self.index.inflight.under_way(), self.ordinary);
             let may_start =
                 |class: Class| busy < most && (class.is_urgent() || ordinary < most - kept);
             let effect = self.queue.next(may_start)?;
@@ -157,12 +167,9 @@ impl<'a> Session<'a> {
         }
         guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
-        self.index.busy.insert(target);
+        self.index.begins(effect);
         self.ordinary += usize::from(!Class::of(effect).is_urgent());
-        if let Effect::ReserveLease { node, spec } = effect {
-            self.index
-                .creating
-                .insert(node.clone(), spec.skyhook.uid.clone());
+        if let Effect::ReserveLease { .. } = effect {
             self.counts = None;
         }
         Ok(())
@@ -173,33 +180,22 @@ impl<'a> Session<'a> {
         self.counts = None;
         self.is_fresh = false;
         let target = effect.target();
-        if self.index.busy.remove(&target) && !Class::of(effect).is_urgent() {
+        if self.index.ends(effect) && !Class::of(effect).is_urgent() {
             self.ordinary = self.ordinary.saturating_sub(1);
         }
         match outcome {
-            Outcome::Done(change) => {
+            Outcome::Done(answer) => {
                 self.refusals.remove(&target);
                 self.window.widen();
                 self.repeats.wrote(effect, now);
-                self.index.written.insert(target.clone(), now);
-                match change {
-                    // The watch may have said meanwhile that the object is gone: nothing would ever say so again.
-                    Some(change) if self.index.has_lost(&change) => {}
-                    Some(change) => {
-                        self.index.apply(change, now);
-                    }
-                    None => self.index.lags(target, effect, now),
-                }
-                if let Some((node, uid)) = removes(effect) {
-                    self.index.has_removed(node, uid, now);
-                }
+                self.index.is_done(effect, answer, now);
                 if let Some((node, backoff)) = self.cool_down(effect, now) {
-                    self.index.backoff.insert(node, backoff);
+                    self.index.back_off(node, backoff);
                 }
             }
             // A create waits for no version of its object: what is there already may never be delivered.
             Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
-            Outcome::Stale => self.index.refused(effect, now),
+            Outcome::Stale => self.index.is_refused(effect, true, now),
             Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
             Outcome::Busy { after, .. } => {
                 self.not_before = self.not_before.max(now + after);
@@ -223,8 +219,7 @@ impl<'a> Session<'a> {
 
     fn put_off(&mut self, effect: &Effect, now: Mono, after: Duration) {
         let target = effect.target();
-        self.index.refused(effect, now);
-        self.index.stale.remove(&target);
+        self.index.is_refused(effect, false, now);
         self.retry_at.insert(target, now + after);
     }
 
@@ -244,7 +239,7 @@ impl<'a> Session<'a> {
                 Some((node.clone(), backoff))
             }
             Effect::ReleaseLease { node, .. } => {
-                let lease = self.index.leases.get(node)?.lease.as_ref().ok()?;
+                let lease = self.index.picture.leases().get(node)?.lease.as_ref().ok()?;
                 let timed_out = lease.spec.stop.as_ref()?.reason == StopReason::DrainTimedOut;
                 let backoff = Backoff {
                     until: now + self.settings.drain_cool_down,
@@ -259,27 +254,12 @@ impl<'a> Session<'a> {
 
     /// Forgets what no longer holds anything back.
     pub fn expire(&mut self, now: Mono) {
-        self.index
-            .stale
-            .retain(|_, (_, since)| *since + plan::STALE > now);
-        self.index.backoff.retain(|_, backoff| backoff.until > now);
-        let (leases, stale) = (&self.index.leases, plan::STALE);
-        self.index.removed.retain(|node, (uid, since)| {
-            leases.get(node).is_some_and(|lease| lease.uid == *uid) && *since + stale > now
-        });
-        self.index.drains.retain(|node, watch| {
-            leases
-                .get(node)
-                .is_some_and(|lease| lease.uid == watch.lease_uid)
-        });
+        self.index.expire(now);
         self.retry_at.retain(|_, at| *at > now);
         self.paced.retain(|_, at| *at > now);
         self.repeats.expire(now);
         self.refusals
             .retain(|_, (_, at)| *at + 2 * LONGEST_REFUSAL > now);
-        self.index
-            .written
-            .retain(|_, at| *at + plan::REMEMBERED > now);
     }
 }
 
@@ -298,201 +278,5 @@ const fn is_create(effect: &Effect) -> bool {
     )
 }
 
-/// The lease that an effect removes: node and UID.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the others leave every lease where it is"
-)]
-fn removes(effect: &Effect) -> Option<(&str, &str)> {
-    match effect {
-        Effect::WithdrawLease { node, at, .. }
-        | Effect::ReleaseLease { node, at }
-        | Effect::ReleaseLeaseOfGoneNode { node, at, .. }
-        | Effect::AbandonLease { node, at } => Some((node, &at.uid)),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::effect::Version;
-
-    #[test]
-    fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
-        let settings = Settings::default();
-        let mut session = Session::new(&settings);
-        let effect = Effect::GrantLease {
-            node: "n1".into(),
-            at: Version {
-                uid: "u".into(),
-                resource_version: "1".into(),
-            },
-        };
-        let refused = || Outcome::Refused {
-            error: "patch interruptionlease/n1: denied".into(),
-        };
-        let mut now = Mono::ZERO;
-        let mut waits = Vec::new();
-        for _ in 0..7 {
-            session.settle(&effect, refused(), now);
-            let at = session.retry_at[&effect.target()];
-            waits.push((at - now).as_secs());
-            now = at;
-            session.expire(now);
-        }
-        assert_eq!(waits, [2, 4, 8, 16, 32, 64, 64]);
-        session.settle(&effect, Outcome::Done(None), now);
-        session.settle(&effect, refused(), now);
-        let at = session.retry_at[&effect.target()];
-        assert_eq!((at - now).as_secs(), 2, "it had worked in between");
-    }
-
-    #[test]
-    fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
-        let settings = Settings::default();
-        let mut session = Session::new(&settings);
-        let effect = Effect::ReserveLease {
-            node: "n1".into(),
-            spec: Box::default(),
-        };
-        let mut now = Mono::ZERO;
-        let mut waits = Vec::new();
-        for _ in 0..4 {
-            assert_eq!(session.begin(&effect, now), Ok(()));
-            session.settle(&effect, Outcome::Stale, now);
-            assert_eq!(session.begin(&effect, now), Err(Held::NotYet));
-            let at = session.retry_at[&effect.target()];
-            waits.push((at - now).as_secs());
-            now = at;
-            session.expire(now);
-        }
-        assert_eq!(waits, [2, 4, 8, 16]);
-        assert!(
-            session.index.creating.is_empty(),
-            "it holds no slot meanwhile"
-        );
-    }
-
-    fn node_write(node: &str, why: &'static str) -> Effect {
-        Effect::PatchNode {
-            node: node.into(),
-            at: Version {
-                uid: "u".into(),
-                resource_version: "1".into(),
-            },
-            patch: crate::effect::NodePatch::default(),
-            why: vec![why],
-        }
-    }
-
-    fn survey(node: &str) -> Effect {
-        Effect::SurveyPods {
-            node: node.into(),
-            lease_uid: "u".into(),
-            consistent: true,
-        }
-    }
-
-    fn reservation(node: &str) -> Effect {
-        Effect::ReserveLease {
-            node: node.into(),
-            spec: Box::default(),
-        }
-    }
-
-    /// What is begun now, by kind and node.
-    fn begun(session: &mut Session<'_>) -> Vec<Target> {
-        let next = || Some(session.begin_next(Mono::ZERO)?.expect("no rule is broken"));
-        std::iter::from_fn(next).map(|e| e.target()).collect()
-    }
-
-    #[test]
-    fn what_gives_back_goes_first_and_has_slots_of_its_own() {
-        let settings = Settings {
-            max_in_flight: 4,
-            ..Settings::default()
-        };
-        let mut session = Session::new(&settings);
-        let effects = || {
-            let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
-            effects.push(reservation("e"));
-            effects.push(node_write("f", plan::why::STATUS));
-            effects
-        };
-        session.enqueue(effects());
-        let pods = |node: &str| Target::Pods(node.into());
-        assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
-        let mut more = effects();
-        more.push(node_write("g", plan::why::RESULT));
-        session.enqueue(more);
-        assert_eq!(begun(&mut session), [Target::Node("g".into())]);
-    }
-
-    #[test]
-    fn whose_last_write_is_longest_ago_goes_first() {
-        let settings = Settings {
-            max_in_flight: 2,
-            ..Settings::default()
-        };
-        let mut session = Session::new(&settings);
-        session.index.written = [("a", 3), ("b", 1), ("c", 2)]
-            .map(|(node, at)| (Target::Pods(node.into()), Mono::from_secs(at)))
-            .into();
-        session.enqueue(["a", "b", "c"].map(survey).into());
-        let first = begun(&mut session);
-        assert_eq!(first, ["b", "c"].map(|node| Target::Pods(node.into())));
-    }
-
-    #[test]
-    fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
-        let settings = Settings {
-            max_in_flight: 1,
-            ..Settings::default()
-        };
-        let mut session = Session::new(&settings);
-        session.enqueue(vec![
-            reservation("a"),
-            reservation("b"),
-            reservation("c"),
-            node_write("gone", plan::why::STATUS),
-        ]);
-        assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
-        let lease =
-            serde_json::json!({ "metadata": { "name": "b", "uid": "u", "resourceVersion": "1" } });
-        let lease = Box::new(serde_json::from_value(lease).expect("it is a lease"));
-        session.take(Change::Lease(lease), Mono::ZERO);
-        session.settle(&reservation("a"), Outcome::Done(None), Mono::ZERO);
-        assert_eq!(begun(&mut session), [Target::Lease("c".into())]);
-        session.settle(&reservation("c"), Outcome::Done(None), Mono::ZERO);
-        assert_eq!(
-            begun(&mut session),
-            [],
-            "there is no such Node in that version"
-        );
-    }
-
-    #[test]
-    fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() {
-        let settings = Settings::default();
-        let mut session = Session::new(&settings);
-        let all: Vec<Effect> = (0..40).map(|n| survey(&format!("n{n}"))).collect();
-        session.enqueue(all.clone());
-        let first = session.begin_next(Mono::ZERO).unwrap().unwrap();
-        let after = Duration::from_secs(8);
-        let error = "too many requests".to_owned();
-        session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
-        assert_eq!(session.begin_next(after - Duration::from_millis(1)), None);
-        session.enqueue(all.clone());
-        let begun = std::iter::from_fn(|| session.begin_next(after)).count();
-        assert_eq!(begun, 6, "of half as many, two are kept for what is urgent");
-        let waits = all.iter().map(|effect| spread(&effect.target(), after));
-        let waits: std::collections::BTreeSet<Duration> = waits.collect();
-        assert!(waits.len() > 20, "{waits:?}");
-        assert!(
-            waits
-                .iter()
-                .all(|wait| *wait >= after && *wait < after * 5 / 4)
-        );
-    }
-}
+mod tests;

@@ -47,7 +47,7 @@ fn what_a_list_leaves_out_is_gone() {
         index.apply(Change::ListBegins(kind), Mono::ZERO);
         index.apply(Change::Synced(kind), Mono::ZERO);
     }
-    assert!(index.nodes.is_empty() && index.leases.is_empty());
+    assert!(index.picture.nodes().is_empty() && index.picture.leases().is_empty());
 }
 
 #[test]
@@ -62,13 +62,13 @@ fn a_create_that_was_undone_while_the_watch_was_broken_takes_no_slot() {
         ("not answered", None, 2, true),
     ] {
         let mut index = synced();
-        index.creating.insert("n".into(), "s".into());
+        index.begins(&reserve);
         if let Some(at) = answered {
-            index.lags(Target::Lease("n".into()), &reserve, Mono::from_secs(at));
+            index.is_done(&reserve, None, Mono::from_secs(at));
         }
         index.apply(Change::ListBegins(Kind::Lease), Mono::from_secs(list_began));
         index.apply(Change::Synced(Kind::Lease), Mono::from_secs(list_began));
-        assert_eq!(index.creating.contains_key("n"), want, "{name}");
+        assert_eq!(index.inflight.creating("n").is_some(), want, "{name}");
     }
 }
 
@@ -77,12 +77,12 @@ fn older_versions_are_left_alone() {
     let mut index = synced();
     index.apply(node("10"), Mono::ZERO);
     assert!(!index.apply(node("9"), Mono::ZERO), "numbers, not text");
-    assert_eq!(index.nodes["n"].resource_version, "10");
+    assert_eq!(index.picture.nodes()["n"].resource_version, "10");
     assert!(
         !index.apply(node("11"), Mono::ZERO),
         "a heartbeat changes nothing that decisions need"
     );
-    assert_eq!(index.nodes["n"].resource_version, "11");
+    assert_eq!(index.picture.nodes()["n"].resource_version, "11");
 }
 
 #[test]
@@ -94,14 +94,11 @@ fn a_write_is_settled_when_the_watch_has_moved_on() {
         resource_version: "1".into(),
     };
     let target = Target::Lease("n".into());
-    index.lags(
-        target.clone(),
-        &Effect::GrantLease {
-            node: "n".into(),
-            at,
-        },
-        Mono::ZERO,
-    );
+    let grant = Effect::GrantLease {
+        node: "n".into(),
+        at,
+    };
+    index.is_done(&grant, None, Mono::ZERO);
     assert!(index.is_unsettled(&target));
     index.apply(lease("one"), Mono::ZERO);
     assert!(index.is_unsettled(&target), "the same version again");
@@ -116,15 +113,23 @@ fn a_write_is_settled_when_the_watch_has_moved_on() {
 #[test]
 fn a_lease_that_was_removed_is_not_removed_again() {
     let target = Target::Lease("n".into());
+    let removed = |uid: &str| Effect::WithdrawLease {
+        node: "n".into(),
+        at: crate::effect::Version {
+            uid: uid.into(),
+            resource_version: "0".into(),
+        },
+        why: crate::plan::reason::Withdrawal::Deleting,
+    };
     let mut index = synced();
     index.apply(lease("one"), Mono::ZERO);
-    index.has_removed("n", "one", Mono::ZERO);
+    index.is_done(&removed("one"), None, Mono::ZERO);
     // Its last versions are still on their way.
     index.apply(lease("one"), Mono::ZERO);
     assert!(index.is_unsettled(&target));
     index.apply(lease("two"), Mono::ZERO);
     assert!(!index.is_unsettled(&target), "the next one is another");
-    index.has_removed("n", "two", Mono::ZERO);
+    index.is_done(&removed("two"), None, Mono::ZERO);
     index.apply(Change::LeaseGone("n".into()), Mono::ZERO);
-    assert!(!index.is_unsettled(&target) && index.removed.is_empty());
+    assert!(!index.is_unsettled(&target));
 }

@@ -37,7 +37,7 @@ pub(super) fn nodes<'a>(
             continue;
         };
         for name in candidates(view, skyhook, nodes) {
-            let Some(node) = view.index.nodes.get(&name) else {
+            let Some(node) = view.picture.nodes().get(&name) else {
                 continue;
             };
             let refusal = inactive(view, skyhook)
@@ -50,7 +50,9 @@ pub(super) fn nodes<'a>(
                     Standing::Leased
                 }
                 // Between two leases: the one before is on its way out.
-                None if view.index.is_unsettled(&Target::Lease(name.clone())) => Standing::Leased,
+                None if view.inflight.is_unsettled(&Target::Lease(name.clone())) => {
+                    Standing::Leased
+                }
                 None => Standing::Waiting(Reason::new(
                     Word::Settling,
                     "an earlier write is on its way",
@@ -71,7 +73,7 @@ fn candidates(
 ) -> Vec<String> {
     let own = view.settings.node_name.as_ref();
     let rank = |name: &String| {
-        let node = view.index.nodes.get(name);
+        let node = view.picture.nodes().get(name);
         let started = node.is_some_and(|node| node.cordon.owners.contains_key(&skyhook.name));
         (Some(name) == own, !started)
     };
@@ -97,7 +99,7 @@ fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
         return Some(Reason::new(Word::Deleted, "the Skyhook is being deleted"));
     }
     let revision = skyhook.checked.as_ref().ok()?;
-    (!view.index.revisions.contains_key(&revision.revision))
+    (!view.picture.revisions().contains_key(&revision.revision))
         .then(|| Reason::new(Word::Settling, "the revision is being written"))
 }
 
@@ -105,8 +107,8 @@ fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
 #[must_use]
 pub fn is_overtaken(view: &View<'_>, node: &NodeFact, skyhook: &str, revision: &str) -> bool {
     let number = |name: &str| {
-        view.index
-            .revisions
+        view.picture
+            .revisions()
             .get(name)
             .map(|revision| revision.number)
     };
@@ -150,7 +152,7 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
             compartment: DEFAULT_COMPARTMENT.to_owned(),
             ..InterruptionLeaseSpec::default()
         }),
-    }) && !view.index.leases.contains_key(&node.name)
+    }) && !view.picture.leases().contains_key(&node.name)
 }
 
 /// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
@@ -170,7 +172,7 @@ pub fn excess<'a>(
         return excess;
     }
     let is_meant = |fact: &&LeaseFact| !excess.iter().any(|other| other.uid == fact.uid);
-    let all = view.index.leases.values().filter(is_meant);
+    let all = view.picture.leases().values().filter(is_meant);
     let mut others = Vec::new();
     for fact in youngest_reserved(all) {
         let left = fact.skyhook_uid().and_then(|uid| over.get_mut(uid));
@@ -196,7 +198,7 @@ fn control_plane_excess<'a>(view: &View<'a>, ledger: &Ledger<'_>) -> Vec<&'a Lea
     }
     let facts = leased
         .iter()
-        .filter_map(|node| view.index.leases.get(*node));
+        .filter_map(|node| view.picture.leases().get(*node));
     let reserved = youngest_reserved(facts);
     let is_any_granted = leased.len() > reserved.len();
     let keep = usize::from(!is_any_granted);

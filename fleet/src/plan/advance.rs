@@ -26,8 +26,11 @@ pub(super) fn leases(
         .into_iter()
         .map(|lease| &lease.uid)
         .collect();
-    for fact in view.index.leases.values() {
-        if view.index.is_unsettled(&Target::Lease(fact.node.clone())) {
+    for fact in view.picture.leases().values() {
+        if view
+            .inflight
+            .is_unsettled(&Target::Lease(fact.node.clone()))
+        {
             continue;
         }
         let Ok(lease) = &fact.lease else {
@@ -45,13 +48,13 @@ pub(super) fn leases(
             fact,
             lease,
             node: view
-                .index
-                .nodes
+                .picture
+                .nodes()
                 .get(&fact.node)
                 .filter(|node| node.uid == lease.spec.node.uid),
             skyhook: view
-                .index
-                .skyhooks
+                .picture
+                .skyhooks()
                 .get(&lease.spec.skyhook.name)
                 .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid),
             over_budget: excess.contains(&fact.uid),
@@ -103,9 +106,8 @@ impl Case<'_> {
         }
         let clock = self
             .view
-            .index
-            .lease_clocks
-            .get(&self.fact.node)
+            .clocks
+            .lease(&self.fact.node)
             .and_then(|clock| clock.granted);
         let deadline = clock.unwrap_or(self.view.now.mono) + self.view.settings.accept_timeout;
         if deadline <= self.view.now.mono {
@@ -222,7 +224,7 @@ impl Case<'_> {
             }
             // The agent has ended, and the Node may never be what its result needs.
             ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
-                if self.view.index.is_given_up(self.lease) {
+                if self.view.picture.is_given_up(self.lease) {
                     self.abandon(draft);
                 }
             }
@@ -337,7 +339,7 @@ impl Case<'_> {
                 stop: wanted,
                 revision,
             });
-        } else if stands && self.view.index.is_given_up(self.lease) {
+        } else if stands && self.view.picture.is_given_up(self.lease) {
             self.abandon(draft);
         }
     }
@@ -345,7 +347,11 @@ impl Case<'_> {
     /// The revision that a stop is for, once agents can read it.
     fn stored_revision(&self, stop: Option<StopReason>) -> Option<String> {
         let checked = self.skyhook?.checked.as_ref().ok()?;
-        let is_stored = self.view.index.revisions.contains_key(&checked.revision);
+        let is_stored = self
+            .view
+            .picture
+            .revisions()
+            .contains_key(&checked.revision);
         (stop == Some(StopReason::NewRevision) && is_stored).then(|| checked.revision.clone())
     }
 
@@ -364,8 +370,8 @@ impl Case<'_> {
     fn abandon(&self, draft: &mut Draft<'_>) {
         let packages = self
             .view
-            .index
-            .revisions
+            .picture
+            .revisions()
             .get(&self.lease.spec.revision)
             .and_then(|r| r.data.as_ref());
         let grace = packages
@@ -375,9 +381,8 @@ impl Case<'_> {
             .fold(DEFAULT_GRACE, Duration::max);
         let Some(given_up) = self
             .view
-            .index
-            .lease_clocks
-            .get(&self.fact.node)
+            .clocks
+            .lease(&self.fact.node)
             .and_then(|clock| clock.given_up)
         else {
             return;

@@ -54,14 +54,14 @@ pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut D
 /// True when no lease and no cordon of the Skyhook is left.
 fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
     let lease = view
-        .index
-        .leases
+        .picture
+        .leases()
         .values()
         .any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
-    let creating = view.index.creating.values().any(|uid| *uid == skyhook.uid);
+    let creating = view.inflight.creates().any(|(_, uid)| uid == skyhook.uid);
     let cordon = view
-        .index
-        .nodes
+        .picture
+        .nodes()
         .values()
         .any(|node| node.cordon.owners.contains_key(&skyhook.name));
     !lease && !creating && !cordon
@@ -72,14 +72,14 @@ fn revision(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
         return;
     };
     let newest = view
-        .index
-        .revisions
+        .picture
+        .revisions()
         .values()
         .filter(|revision| revision.owner == skyhook.uid)
         .map(|revision| revision.number)
         .max()
         .unwrap_or_default();
-    match view.index.revisions.get(&checked.revision) {
+    match view.picture.revisions().get(&checked.revision) {
         None => {
             draft.push(Effect::CreateRevision {
                 name: checked.revision.clone(),
@@ -104,8 +104,8 @@ fn revision(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
 pub(super) fn revisions(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
     for skyhook in skyhooks {
         let mut owned: Vec<_> = view
-            .index
-            .revisions
+            .picture
+            .revisions()
             .values()
             .filter(|revision| revision.owner == skyhook.uid)
             .collect();
@@ -127,8 +127,8 @@ pub(super) fn revisions(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut 
 
 fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String> {
     let leases = view
-        .index
-        .leases
+        .picture
+        .leases()
         .values()
         .filter_map(|lease: &LeaseFact| lease.lease.as_ref().ok());
     let mut used: BTreeSet<String> = leases.map(|lease| lease.spec.revision.clone()).collect();
@@ -139,7 +139,7 @@ fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String
             .ok()
             .map(|checked| checked.revision.clone()),
     );
-    used.extend(view.index.nodes.values().filter_map(|node| {
+    used.extend(view.picture.nodes().values().filter_map(|node| {
         node.records
             .get(&skyhook.name)?
             .stamp
@@ -151,7 +151,7 @@ fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String
 
 /// Gives back cordons whose owner holds no lease any more and is not about to go on with the node.
 pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<'_>) {
-    for node in view.index.nodes.values() {
+    for node in view.picture.nodes().values() {
         if !node.unschedulable && !node.cordon.owners.is_empty() {
             // Somebody uncordoned it: a drain that still needs the cordon takes it again, nothing else does.
             if !is_draining(view, node) {
@@ -159,24 +159,22 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
             }
             continue;
         }
-        let orphaned = node
-            .cordon
-            .owners
-            .keys()
-            .map(String::as_str)
-            .filter(|owner| {
-                let leased =
-                    view.index
-                        .leases
-                        .get(&node.name)
-                        .is_some_and(|lease| match &lease.lease {
+        let orphaned =
+            node.cordon
+                .owners
+                .keys()
+                .map(String::as_str)
+                .filter(|owner| {
+                    let leased = view.picture.leases().get(&node.name).is_some_and(|lease| {
+                        match &lease.lease {
                             Ok(lease) => lease.spec.skyhook.name == *owner,
                             Err(_) => true,
-                        });
-                let skyhook = view.index.skyhooks.get(*owner);
-                let goes_on = skyhook.is_some_and(|s| may_go_on(s, node, standings));
-                !leased && !goes_on && !view.index.creating.contains_key(&node.name)
-            });
+                        }
+                    });
+                    let skyhook = view.picture.skyhooks().get(*owner);
+                    let goes_on = skyhook.is_some_and(|s| may_go_on(s, node, standings));
+                    !leased && !goes_on && !view.inflight.creating(&node.name).is_some()
+                });
         let orphaned: Vec<&str> = orphaned.collect();
         let mut patch = cordon::give_back(node, orphaned.iter().copied());
         // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
@@ -187,7 +185,7 @@ pub(super) fn cordons(view: &View<'_>, standings: &Standings, draft: &mut Draft<
 
 /// True when the lease of the node needs it cordoned now, or cannot be read.
 fn is_draining(view: &View<'_>, node: &NodeFact) -> bool {
-    view.index.leases.get(&node.name).is_some_and(|fact| {
+    view.picture.leases().get(&node.name).is_some_and(|fact| {
         fact.lease
             .as_ref()
             .map_or(true, |lease| protocol::wants_drain(lease))

@@ -9,9 +9,9 @@ use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
 
 use super::ledger::Ledger;
 use super::{Draft, View, cordon, seconds, version, why};
+use crate::clocks::{DrainWatch, EvictionTry, Mono};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
-use crate::index::{DrainWatch, EvictionTry, Mono};
 use crate::pods::{self, PodFact, Rules, Verdict};
 
 /// How often a draining node's pods are listed. Two lists without a pod, this far apart, make it drained: a scheduler
@@ -52,11 +52,7 @@ pub(super) fn carry_on(
         draft.patch(node, cordon::take(node, skyhook, &fact.uid), why::CORDON);
         return;
     }
-    let watch = view
-        .index
-        .drains
-        .get(&node.name)
-        .filter(|watch| watch.lease_uid == fact.uid);
+    let watch = view.clocks.drain(&node.name, &fact.uid);
     let current = &lease.spec.drain;
     let rules = Rules {
         wait_for: checked.spec.pods_to_wait_for.as_ref(),
@@ -103,7 +99,7 @@ pub fn deadline(view: &View<'_>, lease: &InterruptionLease, checked: &Checked) -
     let passed = Duration::try_from(passed).unwrap_or_default();
     let deadline = view.now.mono + timeout.saturating_sub(passed);
     // Time that went by in a pause was nobody's fault: after it, all of the timeout is left.
-    let clock = view.index.lease_clocks.get(&lease.spec.node.name);
+    let clock = view.clocks.lease(&lease.spec.node.name);
     let resumed = clock.and_then(|clock| clock.resumed);
     Some(resumed.map_or(deadline, |at| deadline.max(at + timeout)))
 }

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::admit::{DEFAULT_COMPARTMENT, slots};
 use super::reason::{Reason, Word};
 use crate::facts::{NodeFact, SkyhookFact};
-use crate::index::Index;
+use crate::inflight::Inflight;
+use crate::picture::Picture;
 
 /// Slots, as the leases that exist leave them. Every lease counts, granted or not, and so does every create of ours
 /// that the watch has not delivered.
@@ -45,7 +46,7 @@ struct ControlPlane<'a> {
 impl<'a> Ledger<'a> {
     /// Counts a picture.
     #[must_use]
-    pub fn new(index: &'a Index, cap: Option<usize>) -> Self {
+    pub fn new(picture: &'a Picture, inflight: &'a Inflight, cap: Option<usize>) -> Self {
         #[cfg(test)]
         counted::count();
         let mut ledger = Self {
@@ -56,7 +57,7 @@ impl<'a> Ledger<'a> {
             selected: BTreeMap::new(),
             control_plane: ControlPlane::default(),
         };
-        for fact in index.leases.values() {
+        for fact in picture.leases().values() {
             match &fact.lease {
                 Ok(lease) => ledger.take(&lease.spec.skyhook.uid, &lease.spec.compartment),
                 Err(_) => {
@@ -65,14 +66,14 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        for (node, uid) in &index.creating {
-            if !index.leases.contains_key(node) {
+        for (node, uid) in inflight.creates() {
+            if !picture.leases().contains_key(node) {
                 ledger.take(uid, DEFAULT_COMPARTMENT);
             }
         }
-        ledger.count_control_plane(index);
-        for skyhook in index.skyhooks.values() {
-            let selected = Selected::new(index, skyhook);
+        ledger.count_control_plane(picture, inflight);
+        for skyhook in picture.skyhooks().values() {
+            let selected = Selected::new(picture, inflight, skyhook);
             ledger.selected.insert(&skyhook.uid, selected);
         }
         ledger
@@ -83,13 +84,17 @@ impl<'a> Ledger<'a> {
         self.total += 1;
     }
 
-    fn count_control_plane(&mut self, index: &'a Index) {
-        for node in index.nodes.values().filter(|node| node.is_control_plane()) {
-            let leased = index.leases.contains_key(&node.name);
+    fn count_control_plane(&mut self, picture: &'a Picture, inflight: &Inflight) {
+        for node in picture
+            .nodes()
+            .values()
+            .filter(|node| node.is_control_plane())
+        {
+            let leased = picture.leases().contains_key(&node.name);
             if leased {
                 self.control_plane.leased.insert(&node.name);
             }
-            if leased || index.creating.contains_key(&node.name) {
+            if leased || inflight.creating(&node.name).is_some() {
                 self.control_plane.taken.insert(&node.name);
             }
             if !node.ready {
@@ -244,14 +249,18 @@ impl<'a> Ledger<'a> {
 }
 
 impl Selected {
-    fn new(index: &Index, skyhook: &SkyhookFact) -> Self {
+    fn new(picture: &Picture, inflight: &Inflight, skyhook: &SkyhookFact) -> Self {
         let budget = skyhook.spec.interruption_budget.as_ref();
         let counts_unavailable = budget.is_some_and(|budget| budget.count_unavailable);
         let mut selected = Self::default();
-        for node in index.nodes.values().filter(|node| skyhook.selects(node)) {
+        for node in picture
+            .nodes()
+            .values()
+            .filter(|node| skyhook.selects(node))
+        {
             selected.nodes += 1;
-            let idle =
-                !index.leases.contains_key(&node.name) && !index.creating.contains_key(&node.name);
+            let idle = !picture.leases().contains_key(&node.name)
+                && !inflight.creating(&node.name).is_some();
             selected.unavailable += usize::from(counts_unavailable && !node.ready && idle);
         }
         selected

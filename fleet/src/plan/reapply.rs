@@ -14,9 +14,9 @@ pub(super) fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draf
     if !view.settings.reapply_on_reboot {
         return;
     }
-    for node in view.index.nodes.values() {
-        let leased = view.index.leases.contains_key(&node.name)
-            || view.index.creating.contains_key(&node.name);
+    for node in view.picture.nodes().values() {
+        let leased = view.picture.leases().contains_key(&node.name)
+            || view.inflight.creating(&node.name).is_some();
         if leased || node.boot_id.is_empty() {
             continue;
         }

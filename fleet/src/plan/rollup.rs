@@ -24,12 +24,12 @@ pub(super) fn nodes(
 ) {
     for skyhook in skyhooks.iter().filter(|skyhook| !skyhook.deleting) {
         for (name, standing) in standings.get(&skyhook.name).into_iter().flatten() {
-            let Some(node) = view.index.nodes.get(name) else {
+            let Some(node) = view.picture.nodes().get(name) else {
                 continue;
             };
             // The writes that grant a lease and take its result carry the status themselves.
             let lease = view
-                .index
+                .picture
                 .lease_of(name, &skyhook.uid)
                 .and_then(|fact| fact.lease.as_ref().ok());
             let in_between = *standing == Standing::Leased

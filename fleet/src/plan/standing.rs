@@ -41,8 +41,8 @@ pub fn all(view: &View<'_>, skyhooks: &[&SkyhookFact]) -> Standings {
         };
         let mut nodes = BTreeMap::new();
         for node in view
-            .index
-            .nodes
+            .picture
+            .nodes()
             .values()
             .filter(|node| skyhook.selects(node))
         {
@@ -70,9 +70,9 @@ fn judge(
     node: &NodeFact,
     earlier: Option<&str>,
 ) -> Standing {
-    let lease = view.index.leases.get(&node.name);
+    let lease = view.picture.leases().get(&node.name);
     let ours = lease.and_then(LeaseFact::skyhook_uid) == Some(skyhook.uid.as_str())
-        || view.index.creating.get(&node.name) == Some(&skyhook.uid);
+        || view.inflight.creating(&node.name) == Some(skyhook.uid.as_str());
     if ours {
         return Standing::Leased;
     }
@@ -137,14 +137,13 @@ fn judge(
         };
         return Standing::Waiting(Reason::new(Word::NodeLeased, message));
     }
-    if view.index.creating.contains_key(&node.name) {
+    if view.inflight.creating(&node.name).is_some() {
         let message = "a lease of the node is being created for another Skyhook";
         return Standing::Waiting(Reason::new(Word::NodeLeased, message));
     }
     if let Some(backoff) = view
-        .index
-        .backoff
-        .get(&node.name)
+        .clocks
+        .backoff(&node.name)
         .filter(|backoff| backoff.until > view.now.mono)
     {
         return Standing::Blocked(Reason::new(backoff.word, backoff.message));
@@ -172,8 +171,8 @@ pub(super) fn outstanding(
         None => None,
         Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
         Some(stamp) => view
-            .index
-            .revisions
+            .picture
+            .revisions()
             .get(&stamp.revision)
             .and_then(|r| r.data.as_deref()),
     };
@@ -201,7 +200,7 @@ pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<R
     let policy = &skyhook.spec.deployment_policy;
     if policy.is_empty() {
         None
-    } else if view.index.policies.contains(policy) {
+    } else if view.picture.policies().contains(policy) {
         let message = format!(
             "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
         );

@@ -54,7 +54,7 @@ pub(super) fn skyhooks(
     let empty = BTreeMap::new();
     for skyhook in skyhooks {
         let target = Target::Skyhook(skyhook.name.clone());
-        if view.index.is_unsettled(&target) {
+        if view.inflight.is_unsettled(&target) {
             continue;
         }
         if skyhook.deleting {
@@ -142,7 +142,7 @@ impl<'a> Summary<'a> {
         under_way: bool,
     ) -> Self {
         let show = |(name, standing): (&String, &Standing)| {
-            let node = view.index.nodes.get(name)?;
+            let node = view.picture.nodes().get(name)?;
             let (status, reason): NodeVerdict = verdict(view, skyhook, node, standing);
             Some(Shown {
                 node,
@@ -227,7 +227,7 @@ fn status(
 fn installed(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, i32) {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
     let mut unreadable = 0;
-    for node in view.index.nodes.values() {
+    for node in view.picture.nodes().values() {
         let mut packages: Vec<&str> = match node.records.get(&skyhook.name).map(|r| &r.states) {
             Some(Ok(states)) => states.values().map(|state| state.name.as_str()).collect(),
             Some(Err(_)) => {
@@ -237,10 +237,10 @@ fn installed(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, 
             None => Vec::new(),
         };
         // Whatever the revision of a granted lease brings may be on the host before the record says so.
-        let lease = view.index.lease_of(&node.name, &skyhook.uid);
+        let lease = view.picture.lease_of(&node.name, &skyhook.uid);
         let lease = lease.and_then(|fact| fact.lease.as_ref().ok());
         if let Some(lease) = lease.filter(|lease| lease.spec.granted.is_some()) {
-            let revision = view.index.revisions.get(&lease.spec.revision);
+            let revision = view.picture.revisions().get(&lease.spec.revision);
             let data = revision.and_then(|revision| revision.data.as_ref());
             packages.extend(
                 data.iter()
@@ -382,7 +382,7 @@ fn ready(
     ledger: &Ledger<'_>,
     wanted: &SkyhookStatus,
 ) -> Wanted {
-    let refused = view.index.agents_refused.as_deref();
+    let refused = view.picture.agents_refused();
     let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
         (Err(problem), _, _) => ("Invalid", problem.clone()),
         (Ok(_), Status::Complete, _) => (

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::StopReason;
 
 use super::*;
+use crate::index::Index;
 use crate::testkit;
 
 mod cordons;
@@ -104,7 +105,8 @@ impl Picture {
     fn index(&self) -> Index {
         let mut index = testkit::index(&self.nodes, &self.skyhooks, &self.leases, &[]);
         let revisions: Vec<Value> = index
-            .skyhooks
+            .picture
+            .skyhooks()
             .values()
             .filter_map(|skyhook| {
                 let checked = skyhook.checked.as_ref().ok()?;
@@ -132,11 +134,7 @@ impl Picture {
             mono: self.now,
             wall: Timestamp::from_second(1_700_000_000).unwrap(),
         };
-        plan(&View {
-            index,
-            settings: &self.settings,
-            now,
-        })
+        plan(&index.view(&self.settings, now))
     }
 
     fn plan(&self) -> Plan {

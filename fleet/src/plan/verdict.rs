@@ -11,8 +11,8 @@ use skyhook_crds::stage::{State, Status};
 use super::reason::{Reason, Word};
 use super::standing::{self, Standing};
 use super::{View, advance, seconds};
+use crate::clocks::Mono;
 use crate::facts::{NodeFact, SkyhookFact};
-use crate::index::Mono;
 
 /// A node's status for one Skyhook, and why it does not move.
 pub(super) type NodeVerdict = (Status, Option<Reason>);
@@ -34,7 +34,7 @@ pub(super) fn verdict(
     match standing {
         Standing::Complete => (Status::Complete, None),
         Standing::Leased => match view
-            .index
+            .picture
             .lease_of(&node.name, &skyhook.uid)
             .map(|fact| &fact.lease)
         {

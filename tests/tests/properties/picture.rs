@@ -5,8 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use skyhook_crds::installed::{CordonRecord, Stamp, states_digest};
+use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::names;
-use skyhook_fleet::effect::Target;
+use skyhook_crds::skyhook::SkyhookStatus;
+use skyhook_fleet::effect::{Effect, NodePatch, Version};
 use skyhook_fleet::index::{Change, Index, Kind};
 use skyhook_fleet::settings::Settings;
 
@@ -407,7 +409,8 @@ pub(super) fn index(picture: &Picture) -> Index {
         .iter()
         .map(|name| {
             let checked = index
-                .skyhooks
+                .picture()
+                .skyhooks()
                 .get(*name)
                 .and_then(|s| s.checked.as_ref().ok());
             checked.map(|c| c.revision.clone()).unwrap_or_default()
@@ -415,7 +418,8 @@ pub(super) fn index(picture: &Picture) -> Index {
         .collect();
     for (at, skyhook) in picture.skyhooks.iter().enumerate() {
         let checked = index
-            .skyhooks
+            .picture()
+            .skyhooks()
             .get(NAMES[at])
             .and_then(|s| s.checked.as_ref().ok());
         if let Some(checked) = checked.filter(|_| skyhook.revision_there) {
@@ -443,15 +447,28 @@ pub(super) fn index(picture: &Picture) -> Index {
                 Duration::ZERO,
             );
             if lease.busy {
-                index.busy.insert(Target::Lease(name.clone()));
+                index.begins(&Effect::GrantLease {
+                    node: name.clone(),
+                    at: version(),
+                });
             }
         } else if let Some(skyhook) = node.creating {
-            index
-                .creating
-                .insert(name.clone(), format!("uid-{}", NAMES[skyhook]));
+            let mut spec = InterruptionLeaseSpec::default();
+            spec.skyhook.uid = format!("uid-{}", NAMES[skyhook]);
+            let reserve = Effect::ReserveLease {
+                node: name.clone(),
+                spec: Box::new(spec),
+            };
+            index.begins(&reserve);
+            index.ends(&reserve);
         }
         if node.busy {
-            index.busy.insert(Target::Node(name));
+            index.begins(&Effect::PatchNode {
+                node: name,
+                at: version(),
+                patch: NodePatch::default(),
+                why: Vec::new(),
+            });
         }
     }
     for kind in [
@@ -464,6 +481,21 @@ pub(super) fn index(picture: &Picture) -> Index {
         index.apply(Change::Synced(kind), MONO);
     }
     index
+}
+
+fn version() -> Version {
+    Version {
+        uid: "u".to_owned(),
+        resource_version: "1".to_owned(),
+    }
+}
+
+/// A Skyhook of the picture once its status is written.
+pub(super) fn with_status(picture: &Picture, name: &str, status: &SkyhookStatus) -> Change {
+    let at = usize::from(name != NAMES[0]);
+    let mut object = skyhook_object(at, &picture.skyhooks[at]);
+    object["status"] = json!(status);
+    Change::Skyhook(wire(object))
 }
 
 pub(super) fn settings(picture: &Picture) -> Settings {

@@ -83,7 +83,7 @@ impl Case {
             "spec": self.spec,
         });
         let mut index = testkit::index(&[node.clone()], &[skyhook], &[], &[]);
-        let revision = index.skyhooks["s"]
+        let revision = index.picture.skyhooks()["s"]
             .checked
             .as_ref()
             .map(|c| c.revision.clone())
@@ -142,11 +142,7 @@ impl Case {
             mono: NOW,
             wall: wall(),
         };
-        plan(&View {
-            index,
-            settings: &Settings::default(),
-            now,
-        })
+        plan(&index.view(&Settings::default(), now))
     }
 
     /// What happens to the node's drain, in a few words each.
@@ -419,9 +415,10 @@ fn a_drain_begins_anew_before_its_pause_ends() {
             ..Case::new(vec![])
         };
         let mut index = case.index();
-        let fact = index.leases.get_mut("worker-1").unwrap();
-        let lease = fact.lease.as_mut().unwrap();
-        lease.spec.stop.as_mut().unwrap().since = paused;
+        index.picture.edit_lease("worker-1", |fact| {
+            let lease = fact.lease.as_mut().unwrap();
+            lease.spec.stop.as_mut().unwrap().since = paused;
+        });
         let plan = Case::plan_of(&index);
         let renewed: Vec<String> = plan
             .effects
@@ -450,9 +447,11 @@ fn a_control_plane_node_is_drained_only_while_the_others_are_ready() {
         let mut index = empty(state).index();
         let mut other = testkit::node("worker-2");
         other.ready = other_ready;
-        index.nodes.insert("worker-2".into(), other);
-        for node in index.nodes.values_mut() {
-            node.labels.insert(label.into(), String::new());
+        index.picture.node(other);
+        for name in ["worker-1", "worker-2"] {
+            index.picture.edit_node(name, |node| {
+                drop(node.labels.insert(label.into(), String::new()))
+            });
         }
         index
     };

@@ -95,19 +95,23 @@ pub(super) fn stuck(
 
 /// What keeps a Skyhook that is being deleted, if anything does.
 pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
-    let held = |node: &&str| view.index.lease_of(node, &skyhook.uid).is_some();
-    let being_made =
-        |(node, uid): (&'_ String, &String)| (*uid == skyhook.uid).then(|| node.clone());
-    let leases = view.index.leases.keys().map(String::as_str).filter(held);
+    let held = |node: &&str| view.picture.lease_of(node, &skyhook.uid).is_some();
+    let being_made = |(node, uid): (&str, &str)| (uid == skyhook.uid).then(|| node.to_owned());
+    let leases = view
+        .picture
+        .leases()
+        .keys()
+        .map(String::as_str)
+        .filter(held);
     let mut leased: Vec<String> = leases.map(str::to_owned).collect();
-    leased.extend(view.index.creating.iter().filter_map(being_made));
+    leased.extend(view.inflight.creates().filter_map(being_made));
     leased.sort();
     leased.dedup();
     if !leased.is_empty() {
         let leased: Vec<&str> = leased.iter().map(String::as_str).collect();
         return Some(format!("waits for the leases of: {}", names_of(&leased)));
     }
-    let nodes = view.index.nodes.values();
+    let nodes = view.picture.nodes().values();
     let cordoned: Vec<&str> = nodes
         .filter(|node| node.cordon.owners.contains_key(&skyhook.name))
         .map(|node| node.name.as_str())

@@ -16,7 +16,7 @@ use skyhook_crds::stage::Status;
 
 use crate::effect::Effect;
 use crate::index::{Change, Index, Mono};
-use crate::plan::{Now, Plan, View, plan};
+use crate::plan::{Now, Plan, plan};
 use crate::settings::Settings;
 use crate::testkit;
 
@@ -73,7 +73,7 @@ impl Fleet {
             "status": self.status,
         });
         let mut index = testkit::index(&[], &[skyhook], &[], &[]);
-        let revision = index.skyhooks["s"]
+        let revision = index.picture.skyhooks()["s"]
             .checked
             .as_ref()
             .unwrap()
@@ -129,11 +129,7 @@ fn decoded<T: serde::de::DeserializeOwned>(object: Value) -> Box<T> {
 
 fn planned(index: &Index, mono: Duration) -> Plan {
     let wall = Timestamp::from_second(1_700_000_000).unwrap();
-    plan(&View {
-        index,
-        settings: &Settings::default(),
-        now: Now { mono, wall },
-    })
+    plan(&index.view(&Settings::default(), Now { mono, wall }))
 }
 
 const LATER: Duration = Duration::from_secs(1000);
@@ -222,17 +218,17 @@ fn another_generation_is_written_at_once_and_detail_at_a_pace() {
     index = fleet.index();
     assert!(is_written(&index), "nobody has written it lately");
     index
-        .written
-        .insert(target.clone(), LATER - Duration::from_secs(2));
+        .inflight
+        .set_written(target.clone(), LATER - Duration::from_secs(2));
     assert!(!is_written(&index), "500 nodes are written every 5 s");
     let status = fleet.status.as_mut().unwrap();
     status.observed_generation = 1;
     index = fleet.index();
     index
-        .written
-        .insert(target.clone(), LATER - Duration::from_millis(1));
+        .inflight
+        .set_written(target.clone(), LATER - Duration::from_millis(1));
     assert!(is_written(&index), "people wait for the generation");
-    index.busy.insert(target);
+    index.inflight.set_busy(target);
     assert!(!is_written(&index));
 }
 
@@ -264,8 +260,11 @@ fn what_another_implementation_kept_by_node_goes() {
 fn names_in_conditions_are_few() {
     let fleet = Fleet { nodes: 40, ..FLEET };
     let mut index = fleet.index();
-    for node in index.nodes.values_mut() {
-        node.labels.insert(names::IGNORE.into(), "true".into());
+    for n in 0..40 {
+        let ignore = (names::IGNORE.into(), "true".into());
+        index
+            .picture
+            .edit_node(&Fleet::name(n), |node| node.labels.extend([ignore]));
     }
     let status = status(&index).expect("a first status is written");
     let message = |type_: &str| {

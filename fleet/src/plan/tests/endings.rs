@@ -14,7 +14,7 @@ const HOUR: Mono = Duration::from_secs(3600);
 /// What is done about worker-1 when the picture's objects arrive at `at` and `now` is an hour or more.
 struct Timeline {
     picture: Picture,
-    index: Index,
+    index: crate::index::Index,
 }
 
 impl Timeline {
@@ -238,7 +238,7 @@ fn one_lease_beyond_the_cap_is_one_that_is_withdrawn() {
         .skyhook(&["spec", "nodeSelectors"], selector);
     let index = picture.index();
     for (n, name) in [(1, "s"), (2, "t"), (3, "u")] {
-        let checked = index.skyhooks[name].checked.as_ref().unwrap();
+        let checked = index.picture.skyhooks()[name].checked.as_ref().unwrap();
         picture.leases.push(json!({
             "metadata": {
                 "name": format!("worker-{n}"), "uid": format!("lease-{n}"), "resourceVersion": "5",

@@ -6,7 +6,7 @@ use skyhook_crds::installed::{Stamp, states_digest};
 /// The picture with a lease for worker-1, of the current revision.
 pub(super) fn leased(picture: Picture, spec: Value, status: Value) -> Picture {
     let index = picture.index();
-    let revision = index.skyhooks["s"]
+    let revision = index.picture.skyhooks()["s"]
         .checked
         .as_ref()
         .map(|c| c.revision.clone())
@@ -382,7 +382,7 @@ fn when_the_agent_is_done() {
     let done = || with_package("Complete", "complete");
     let recorded = Stamp {
         lease: "lease".into(),
-        revision: Picture::new().index().skyhooks["s"]
+        revision: Picture::new().index().picture.skyhooks()["s"]
             .checked
             .as_ref()
             .map(|c| c.revision.clone())

@@ -118,7 +118,8 @@ fn a_stop_names_the_revision_and_the_next_one_too() {
     let base = || stamp(Picture::new(), granted());
     let current = base()
         .index()
-        .skyhooks
+        .picture
+        .skyhooks()
         .values()
         .find_map(|s| Some(s.checked.as_ref().ok()?.revision.clone()))
         .unwrap();

@@ -22,7 +22,7 @@ fn recorded(revision: &str, machine: &str) -> Picture {
 
 fn current() -> String {
     let index = Picture::new().index();
-    let checked = index.skyhooks["s"].checked.as_ref();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref();
     checked.map(|c| c.revision.clone()).unwrap()
 }
 
@@ -79,7 +79,8 @@ fn with_result_of(number: i64, lease: bool) -> Vec<String> {
     };
     let mut index = picture.index();
     let mut data =
-        serde_json::to_value(&index.skyhooks["s"].checked.as_ref().unwrap().data).unwrap();
+        serde_json::to_value(&index.picture.skyhooks()["s"].checked.as_ref().unwrap().data)
+            .unwrap();
     data["packages"]["aa"]["version"] = json!("2.0.0");
     let other = json!({
         "metadata": {

@@ -118,7 +118,7 @@ fn a_parked_skyhook_says_why_and_the_same_status_is_not_written_again() {
 fn a_node_between_two_leases_does_not_flap() {
     let picture = Picture::new();
     let mut index = picture.index();
-    index.busy.insert(Target::Lease("worker-1".into()));
+    index.inflight.set_busy(Target::Lease("worker-1".into()));
     let plan = picture.plan_of(&index);
     let shown = plan.effects.iter().find_map(|effect| match effect {
         Effect::WriteSkyhookStatus { status, .. } => {
