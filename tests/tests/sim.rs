@@ -31,7 +31,7 @@ const BUDGET: Duration = Duration::from_secs(60);
 const AT_LEAST: u64 = 2000;
 /// Seeds of fleets, and of small clusters in which some things never get well, that are played each time.
 const FLEETS: u64 = 2;
-const FORSAKEN: u64 = 60;
+const FORSAKEN: u64 = 40;
 /// Lines of the trace of a seed that fails; `SIM_SEED` shows all.
 const LINES: usize = 400;
 

@@ -12,6 +12,7 @@ use skyhook_crds::{InterruptionLease, Stage};
 
 use super::ending::Affliction;
 use super::{Event, NODES, World};
+use crate::sim::Shape;
 use crate::sim::agent::shell::{Agent, Current, Journal};
 use crate::sim::agent::{Action, Core, Event as Told, Step};
 
@@ -255,7 +256,7 @@ impl<C: Core> World<'_, C> {
 
     fn run_step(&mut self, node: &str, lease: String, step: Step) {
         let delay = match self.rng.below(20) {
-            0 => self.rng.between(5_000, 60_000),
+            0 if self.shape != Shape::Slow => self.rng.between(5_000, 60_000),
             1..=5 => self.rng.between(200, 4_000),
             _ => self.rng.between(5, 200),
         };
