@@ -12,8 +12,9 @@ use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
 use crate::index::{Change, Index};
 use crate::outcome::Outcome;
+use crate::plan::cache::Cache;
 use crate::plan::reason::{Withdrawal, Word};
-use crate::plan::{self, Now, Plan};
+use crate::plan::{Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::settings::Settings;
 
@@ -30,6 +31,7 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 pub struct Session<'a> {
     index: Index,
     settings: &'a Settings,
+    cache: Cache,
     /// What the guard has counted of the picture as it stands.
     counts: Option<guard::Counts>,
     queue: Queue,
@@ -60,6 +62,7 @@ impl<'a> Session<'a> {
         Self {
             index: Index::default(),
             settings,
+            cache: Cache::default(),
             counts: None,
             queue: Queue::default(),
             is_fresh: true,
@@ -79,6 +82,7 @@ impl<'a> Session<'a> {
     /// Goes on from what is known already.
     pub fn start_from(&mut self, index: Index) {
         self.index = index;
+        self.cache = Cache::default();
         self.counts = None;
         self.is_fresh = true;
     }
@@ -99,8 +103,8 @@ impl<'a> Session<'a> {
 
     /// Decides. What has to wait before it is tried again asks to be woken as well.
     #[must_use]
-    pub fn plan(&self, now: Now) -> Plan {
-        let mut plan = plan::plan(&self.index.view(self.settings, now));
+    pub fn plan(&mut self, now: Now) -> Plan {
+        let mut plan = self.cache.plan(&self.index.view(self.settings, now));
         let patience = (self.not_before > now.mono).then_some(self.not_before);
         let waits = self.retry_at.values().copied().chain(patience);
         plan.wake_at = waits.chain(plan.wake_at).min();
@@ -258,6 +262,7 @@ const fn is_create(effect: &Effect) -> bool {
 mod tests {
     use super::*;
     use crate::effect::Version;
+    use crate::plan::why;
 
     #[test]
     fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
@@ -357,14 +362,14 @@ mod tests {
         let effects = || {
             let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
             effects.push(reservation("e"));
-            effects.push(node_write("f", plan::why::STATUS));
+            effects.push(node_write("f", why::STATUS));
             effects
         };
         session.enqueue(effects());
         let pods = |node: &str| Target::Pods(node.into());
         assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
         let mut more = effects();
-        more.push(node_write("g", plan::why::RESULT));
+        more.push(node_write("g", why::RESULT));
         session.enqueue(more);
         assert_eq!(begun(&mut session), [Target::Node("g".into())]);
     }
@@ -399,7 +404,7 @@ mod tests {
             reservation("a"),
             reservation("b"),
             reservation("c"),
-            node_write("gone", plan::why::STATUS),
+            node_write("gone", why::STATUS),
         ]);
         assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
         let lease =

@@ -52,7 +52,7 @@ proptest! {
         let settings = settings(&picture);
         let cap = settings.max_concurrent_nodes;
         let index = index(&picture);
-        let counted = Ledger::new(index.picture(), index.inflight(), cap);
+        let counted = Ledger::of(&index.view(&settings, now(0)));
         prop_assert_eq!(counted.used_in_all(), ledger::used_in_all(&index));
         for skyhook in index.picture().skyhooks().values() {
             prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));

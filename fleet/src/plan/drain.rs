@@ -23,6 +23,8 @@ const FRESH: Duration = Duration::from_secs(15);
 const SLOW_SURVEY: Duration = Duration::from_secs(5);
 /// A drain older than this takes long.
 const LONG: Duration = Duration::from_secs(60);
+/// The shortest time.
+const INSTANT: Duration = Duration::from_nanos(1);
 /// Blockers that are named; the rest is counted.
 const MAX_BLOCKERS: usize = 10;
 
@@ -53,6 +55,7 @@ pub(super) fn carry_on(
     let Some(watch) = watch.filter(|watch| view.now.mono <= watch.surveyed + FRESH) else {
         return;
     };
+    draft.holds_until(watch.surveyed + FRESH + INSTANT);
     let rules = Rules {
         wait_for: checked.spec.pods_to_wait_for.as_ref(),
         options: &checked.spec.drain,
@@ -127,6 +130,9 @@ fn survey_when_due(
     let age = since.map_or(Duration::ZERO, |since| {
         Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default()
     });
+    if age <= LONG {
+        draft.holds_until(view.now.mono + (LONG - age) + INSTANT);
+    }
     let pace = if age > LONG || drain.state == DrainState::Drained {
         SLOW_SURVEY
     } else {
