@@ -401,11 +401,6 @@ impl Picture {
         self.ids.all()
     }
 
-    /// When a name was last given a number, or lost it.
-    pub(crate) const fn members_changed(&self) -> Tick {
-        self.ids.members_changed()
-    }
-
     /// When a decision about a node could last depend on a change: of the Node, of its lease, or of what this process
     /// knows of them.
     pub(crate) fn touched(&self, node: NodeId) -> Tick {

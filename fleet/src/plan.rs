@@ -5,14 +5,17 @@
 //! written from what the other passes found.
 
 pub mod admit;
+mod adopt;
 pub mod advance;
-pub mod cleanup;
+pub mod cache;
 pub mod cordon;
 pub mod drain;
 pub mod ledger;
 mod reapply;
 pub mod reason;
+mod revisions;
 pub mod rollup;
+mod scan;
 pub mod standing;
 pub mod status;
 mod verdict;
@@ -28,7 +31,9 @@ use crate::facts::{NodeFact, SkyhookFact};
 use crate::inflight::{Inflight, REMEMBERED};
 use crate::picture::Picture;
 use crate::settings::Settings;
+use cache::{Cache, Counted, Rest};
 use ledger::Ledger;
+use status::Fleet;
 
 /// Why a Node is written, in words for the log. They say which writes go first as well.
 pub mod why {
@@ -67,34 +72,48 @@ pub struct View<'a> {
 pub struct Plan {
     pub effects: Vec<Effect>,
     pub wake_at: Option<Mono>,
+    /// How far the fleet is.
+    pub fleet: Fleet,
 }
 
 /// How often progress is mirrored to a Node and to a Skyhook at most.
 pub(crate) const COALESCE: Duration = Duration::from_secs(1);
 
-/// Decides.
+/// Decides, with nothing left from a pass before.
 #[must_use]
 pub fn plan(view: &View<'_>) -> Plan {
-    let mut draft = Draft::new(view);
-    if !view.picture.is_synced() {
-        return draft.finish();
+    Cache::default().plan(view)
+}
+
+impl Cache {
+    /// Decides, and takes over of the pass before what would come out the same.
+    #[must_use]
+    pub fn plan(&mut self, view: &View<'_>) -> Plan {
+        self.counted = Counted::default();
+        let mut draft = Draft::new(view);
+        if !view.picture.is_synced() {
+            return draft.finish(Fleet::default());
+        }
+        let skyhooks = in_order(view.picture);
+        adopt::skyhooks(view, &skyhooks, &mut draft);
+        revisions::keep(view, &skyhooks, &mut draft);
+        let order: Vec<_> = view.picture.numbered().collect();
+        let mut rows = scan::rows(view, &skyhooks, &order, self);
+        let cap = view.settings.max_concurrent_nodes;
+        let mut ledger = Ledger::new(cap, &rows, &order, self);
+        advance::leases(view, &rows, &order, &ledger, self, &mut draft);
+        reapply::nodes(view, &rows, &order, &mut draft);
+        admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
+        cordon::sweep(view, &rows, &order, self, &mut draft);
+        rollup::nodes(view, &mut rows, &order, self, &mut draft);
+        let fleet = status::skyhooks(view, &mut rows, &order, &ledger, self, &mut draft);
+        revisions::prune(view, &skyhooks, &mut draft);
+        let columns = rows
+            .into_iter()
+            .map(|row| (row.skyhook.name.clone(), row.column));
+        self.columns = columns.collect();
+        draft.finish(fleet)
     }
-    let skyhooks = in_order(view.picture);
-    cleanup::skyhooks(view, &skyhooks, &mut draft);
-    let standings = standing::all(view, &skyhooks);
-    let mut ledger = Ledger::new(
-        view.picture,
-        view.inflight,
-        view.settings.max_concurrent_nodes,
-    );
-    advance::leases(view, &skyhooks, &ledger, &mut draft);
-    reapply::nodes(view, &skyhooks, &mut draft);
-    let standings = admit::nodes(view, &skyhooks, &mut ledger, standings, &mut draft);
-    cleanup::cordons(view, &standings, &mut draft);
-    rollup::nodes(view, &skyhooks, &standings, &mut draft);
-    status::skyhooks(view, &skyhooks, &standings, &ledger, &mut draft);
-    cleanup::revisions(view, &skyhooks, &mut draft);
-    draft.finish()
 }
 
 /// Skyhooks in the order in which they run on a node: priority, then name.
@@ -112,6 +131,15 @@ pub(crate) struct Draft<'a> {
     taken: BTreeSet<Target>,
     nodes: BTreeMap<String, (NodePatch, Vec<&'static str>)>,
     wake_at: Option<Mono>,
+    unit: Unit,
+}
+
+/// What came of one result while it was computed.
+#[derive(Debug, Default)]
+struct Unit {
+    /// A write was wanted, whether or not it may be made now.
+    wants: bool,
+    rest: Rest,
 }
 
 impl<'a> Draft<'a> {
@@ -122,11 +150,40 @@ impl<'a> Draft<'a> {
             taken: BTreeSet::new(),
             nodes: BTreeMap::new(),
             wake_at: None,
+            unit: Unit::default(),
         }
+    }
+
+    /// From here on, one result is computed.
+    fn begin_unit(&mut self) {
+        self.unit = Unit::default();
+    }
+
+    /// Until when the result holds; `None` when it wants something written.
+    fn end_unit(&mut self) -> Option<Rest> {
+        let unit = std::mem::take(&mut self.unit);
+        (!unit.wants).then_some(unit.rest)
+    }
+
+    /// A result of a pass before holds.
+    fn rests(&mut self, rest: Rest) {
+        self.wake_at = self.wake_at.into_iter().chain(rest.wake).min();
+    }
+
+    /// A write may be wanted, but now is not the time to say.
+    fn is_held_back(&mut self) {
+        self.unit.wants = true;
+    }
+
+    /// The result may be another from `at` on, by time alone.
+    fn holds_until(&mut self, at: Mono) {
+        let until = &mut self.unit.rest.until;
+        *until = Some(until.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// Adds an effect, unless its target is not settled or has one already. Says whether it was added.
     pub(crate) fn push(&mut self, effect: Effect) -> bool {
+        self.unit.wants = true;
         let target = effect.target();
         if self.view.inflight.is_unsettled(&target) || !self.taken.insert(target) {
             return false;
@@ -140,6 +197,7 @@ impl<'a> Draft<'a> {
         if patch.is_empty() {
             return;
         }
+        self.unit.wants = true;
         let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
         all.unite(patch);
         if !why.is_empty() && !reasons.contains(&why) {
@@ -149,7 +207,9 @@ impl<'a> Draft<'a> {
 
     /// Asks for another pass at `at` at the latest.
     pub(crate) fn wake_at(&mut self, at: Mono) {
-        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+        self.wake_at = self.wake_at.into_iter().chain([at]).min();
+        let rest = &mut self.unit.rest;
+        rest.wake = rest.wake.into_iter().chain([at]).min();
     }
 
     /// True when a target was written so lately that a further write of mere progress should wait; asks to be woken.
@@ -161,6 +221,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn is_within(&mut self, target: &Target, pace: Duration) -> bool {
         match self.view.inflight.written(target).map(|at| at + pace) {
             Some(next) if next > self.view.now.mono => {
+                self.unit.wants = true;
                 self.wake_at(next);
                 true
             }
@@ -180,7 +241,7 @@ impl<'a> Draft<'a> {
             .is_some_and(|(_, why)| why.contains(&why::RESULT))
     }
 
-    fn finish(mut self) -> Plan {
+    fn finish(mut self, fleet: Fleet) -> Plan {
         for (name, (patch, why)) in std::mem::take(&mut self.nodes) {
             let Some(node) = self.view.picture.nodes().get(&name) else {
                 continue;
@@ -203,6 +264,7 @@ impl<'a> Draft<'a> {
         Plan {
             effects: self.effects,
             wake_at: self.wake_at,
+            fleet,
         }
     }
 }

@@ -12,8 +12,9 @@ use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
 use crate::index::{Change, Index};
 use crate::outcome::Outcome;
+use crate::plan::cache::Cache;
 use crate::plan::reason::{Withdrawal, Word};
-use crate::plan::{self, Now, Plan};
+use crate::plan::{Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
@@ -32,6 +33,7 @@ const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
 pub struct Session<'a> {
     index: Index,
     settings: &'a Settings,
+    cache: Cache,
     /// What the guard has counted of the picture as it stands.
     counts: Option<guard::Counts>,
     queue: Queue,
@@ -67,6 +69,7 @@ impl<'a> Session<'a> {
         Self {
             index: Index::default(),
             settings,
+            cache: Cache::default(),
             counts: None,
             queue: Queue::default(),
             is_fresh: true,
@@ -89,6 +92,7 @@ impl<'a> Session<'a> {
     /// Goes on from what is known already.
     pub fn start_from(&mut self, index: Index) {
         self.index = index;
+        self.cache = Cache::default();
         self.counts = None;
         self.is_fresh = true;
     }
@@ -109,8 +113,8 @@ impl<'a> Session<'a> {
 
     /// Decides.
     #[must_use]
-    pub fn plan(&self, now: Now) -> Plan {
-        plan::plan(&self.index.view(self.settings, now))
+    pub fn plan(&mut self, now: Now) -> Plan {
+        self.cache.plan(&self.index.view(self.settings, now))
     }
 
     /// When to decide again at the latest: as the plan says, and when what has to wait may be tried again.

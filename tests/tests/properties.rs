@@ -1,6 +1,8 @@
 //! Properties of the planner over arbitrary pictures: it never wants what the guard refuses, it decides the same twice, it
 //! writes each target once, and never what is there already.
 
+#[path = "properties/history.rs"]
+mod history;
 #[path = "properties/ledger.rs"]
 mod ledger;
 #[path = "properties/picture.rs"]
@@ -14,6 +16,7 @@ use picture::{a_picture, index, settings, with_status};
 use proptest::prelude::*;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Index;
+use skyhook_fleet::plan::cache::Cache;
 use skyhook_fleet::plan::ledger::Ledger;
 use skyhook_fleet::plan::{Now, Plan, plan};
 use skyhook_fleet::session::{Held, Session};
@@ -52,7 +55,7 @@ proptest! {
         let settings = settings(&picture);
         let cap = settings.max_concurrent_nodes;
         let index = index(&picture);
-        let counted = Ledger::new(index.picture(), index.inflight(), cap);
+        let counted = Ledger::of(&index.view(&settings, now(0)));
         prop_assert_eq!(counted.used_in_all(), ledger::used_in_all(&index));
         for skyhook in index.picture().skyhooks().values() {
             prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));
@@ -114,6 +117,25 @@ proptest! {
         // Time alone is no reason to write a status again.
         for effect in decide(&index, &settings, 3_600).effects {
             prop_assert!(!matches!(effect, Effect::WriteSkyhookStatus { .. }), "{effect:?}");
+        }
+    }
+
+    /// After every step of a history the cache gives the plan that an empty one gives: what is to be written, when to look
+    /// again, and how far the fleet is.
+    #[test]
+    fn nothing_that_a_pass_left_behind_changes_a_plan(
+        settings in history::a_setting(),
+        history in history::a_history(),
+    ) {
+        let mut replica = history::Replica::new(&settings);
+        let mut cache = Cache::default();
+        let mut planned = Vec::new();
+        for step in &history {
+            replica.happens(step, &planned);
+            let view = replica.session.index().view(&settings, replica.now());
+            let (kept, anew) = (cache.plan(&view), plan(&view));
+            prop_assert_eq!(&kept, &anew, "after {:?}", step);
+            planned = kept.effects;
         }
     }
 }

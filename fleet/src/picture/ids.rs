@@ -21,7 +21,6 @@ pub(super) struct Ids {
     by_name: BTreeMap<String, NodeId>,
     touched: Vec<Tick>,
     free: Vec<NodeId>,
-    members: Tick,
     last: Tick,
 }
 
@@ -47,7 +46,6 @@ impl Ids {
                     NodeId(u32::try_from(self.touched.len() - 1).unwrap_or(u32::MAX))
                 });
                 self.by_name.insert(name.to_owned(), id);
-                self.members = tick;
                 id
             }
         };
@@ -65,17 +63,13 @@ impl Ids {
     /// Takes a name's number back.
     pub(super) fn release(&mut self, name: &str) {
         if let Some(id) = self.by_name.remove(name) {
-            self.members = self.tick();
+            self.tick();
             self.free.push(id);
         }
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, NodeId)> {
         self.by_name.iter().map(|(name, id)| (name.as_str(), *id))
-    }
-
-    pub(super) const fn members_changed(&self) -> Tick {
-        self.members
     }
 
     pub(super) fn touched(&self, id: NodeId) -> Tick {

@@ -6,10 +6,12 @@ use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
 
 use super::ledger::Ledger;
 use super::reason::{Reason, Word};
-use super::standing::{Standing, Standings};
+use super::scan::{Order, Row};
+use super::standing::Standing;
 use super::{Draft, View};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::picture::NodeId;
 
 /// The compartment of a Skyhook without a DeploymentPolicy.
 pub const DEFAULT_COMPARTMENT: &str = "__default__";
@@ -24,67 +26,91 @@ pub fn slots(skyhook: &SkyhookFact, selected: usize) -> usize {
         .map_or(selected, |budget| budget.slots(selected))
 }
 
-/// Reserves leases for eligible nodes, and says of the rest why they wait.
+/// Reserves leases for nodes that may be given one, and says of the rest why they wait. Nodes are looked at only while
+/// there are slots.
 pub(super) fn nodes<'a>(
     view: &View<'a>,
-    skyhooks: &[&'a SkyhookFact],
+    rows: &mut [Row<'a>],
+    order: &Order<'_>,
     ledger: &mut Ledger<'a>,
-    mut standings: Standings,
     draft: &mut Draft<'_>,
-) -> Standings {
-    for skyhook in skyhooks {
-        let Some(nodes) = standings.get_mut(&skyhook.name) else {
+) {
+    for row in rows {
+        if row.skyhook.checked.is_err() {
             continue;
-        };
-        for name in candidates(view, skyhook, nodes) {
-            let Some(node) = view.picture.nodes().get(&name) else {
-                continue;
-            };
-            let refusal = inactive(view, skyhook)
-                .or_else(|| ledger.refusal(skyhook, 1))
-                .or_else(|| ledger.control_plane_refusal(node));
-            let standing = match refusal {
-                Some(reason) => Standing::Waiting(reason),
-                None if reserve(view, skyhook, node, draft) => {
-                    ledger.reserve(node, skyhook);
-                    Standing::Leased
+        }
+        row.closed = inactive(view, row.skyhook).map(Standing::Waiting);
+        for rank in Rank::ALL {
+            for (name, id) in order {
+                if row.closed.is_some() {
+                    break;
                 }
-                // Between two leases: the one before is on its way out.
-                None if view.inflight.is_unsettled(&Target::Lease(name.clone())) => {
-                    Standing::Leased
+                if rank.holds(view, row, name, *id)
+                    && let Some(node) = view.picture.nodes().get(*name)
+                {
+                    admit(view, row, node, *id, ledger, draft);
                 }
-                None => Standing::Waiting(Reason::new(
-                    Word::Settling,
-                    "an earlier write is on its way",
-                )),
-            };
-            nodes.insert(name, standing);
+            }
         }
     }
-    standings
 }
 
-/// Eligible nodes in the order in which they are taken: those that were started, then by name, the coordinator's own
-/// last of all.
-fn candidates(
-    view: &View<'_>,
-    skyhook: &SkyhookFact,
-    nodes: &BTreeMap<String, Standing>,
-) -> Vec<String> {
-    let own = view.settings.node_name.as_ref();
-    let rank = |name: &String| {
-        let node = view.picture.nodes().get(name);
-        let started = node.is_some_and(|node| node.cordon.owners.contains_key(&skyhook.name));
-        (Some(name) == own, !started)
+/// Takes one node, or says why not.
+fn admit<'a>(
+    view: &View<'a>,
+    row: &mut Row<'a>,
+    node: &'a NodeFact,
+    id: NodeId,
+    ledger: &mut Ledger<'a>,
+    draft: &mut Draft<'_>,
+) {
+    if let Some(reason) = ledger.refusal(row.skyhook, 1) {
+        row.closed = Some(Standing::Waiting(reason));
+        return;
+    }
+    let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
+        Standing::Waiting(reason)
+    } else if reserve(view, row.skyhook, node, draft) {
+        ledger.reserve(node, row.skyhook);
+        Standing::Leased
+    } else if view
+        .inflight
+        .is_unsettled(&Target::Lease(node.name.clone()))
+    {
+        // Between two leases: the one before is on its way out.
+        Standing::Leased
+    } else {
+        let reason = Reason::new(Word::Settling, "an earlier write is on its way");
+        Standing::Waiting(reason)
     };
-    let eligible = nodes
-        .iter()
-        .filter(|(_, standing)| matches!(standing, Standing::Eligible(_)));
-    let mut names: Vec<((bool, bool), String)> = eligible
-        .map(|(name, _)| (rank(name), name.clone()))
-        .collect();
-    names.sort();
-    names.into_iter().map(|(_, name)| name).collect()
+    row.admitted.insert(id, standing);
+}
+
+/// The order in which nodes are taken, by name within each: those that were started, the others, the coordinator's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    Started,
+    Others,
+    Own,
+}
+
+impl Rank {
+    const ALL: [Self; 3] = [Self::Started, Self::Others, Self::Own];
+
+    fn holds(self, view: &View<'_>, row: &Row<'_>, name: &str, id: NodeId) -> bool {
+        let cell = row.cell(id);
+        let cell = cell.filter(|cell| cell.standing == Some(Standing::Eligible));
+        cell.is_some_and(|cell| {
+            let rank = if view.settings.node_name.as_deref() == Some(name) {
+                Self::Own
+            } else if cell.started {
+                Self::Started
+            } else {
+                Self::Others
+            };
+            rank == self
+        })
+    }
 }
 
 /// Why a Skyhook gives no leases at all now.
@@ -156,16 +182,15 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
 }
 
 /// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
-#[must_use]
-pub fn excess<'a>(
+pub(super) fn excess<'a>(
     view: &View<'a>,
-    skyhooks: &[&SkyhookFact],
+    rows: &[Row<'_>],
     ledger: &Ledger<'_>,
 ) -> Vec<&'a LeaseFact> {
     let mut excess = control_plane_excess(view, ledger);
-    let mut over: BTreeMap<&str, usize> = skyhooks
+    let mut over: BTreeMap<&str, usize> = rows
         .iter()
-        .map(|skyhook| (skyhook.uid.as_str(), ledger.over_budget(skyhook)))
+        .map(|row| (row.skyhook.uid.as_str(), ledger.over_budget(row.skyhook)))
         .filter(|(_, over)| *over > 0)
         .collect();
     if over.is_empty() && ledger.over_cap() == 0 {

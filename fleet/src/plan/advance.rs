@@ -9,61 +9,124 @@ use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
+use super::cache::{Cache, LeaseBits, LeaseKey, NextWrite};
 use super::ledger::Ledger;
 use super::reason::Withdrawal;
+use super::scan::{Order, Row};
 use super::{Draft, View, admit, cordon, drain, standing, version, why};
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
-/// Carries every lease on.
+/// Carries every lease on. What is next for one is looked at anew when something changed that it depends on, and in every
+/// pass while something is to be written.
 pub(super) fn leases(
     view: &View<'_>,
-    skyhooks: &[&SkyhookFact],
+    rows: &[Row<'_>],
+    order: &Order<'_>,
     ledger: &Ledger<'_>,
+    cache: &mut Cache,
     draft: &mut Draft<'_>,
 ) {
-    let excess: BTreeSet<&String> = admit::excess(view, skyhooks, ledger)
-        .into_iter()
-        .map(|lease| &lease.uid)
-        .collect();
-    for fact in view.picture.leases().values() {
-        if view
-            .inflight
-            .is_unsettled(&Target::Lease(fact.node.clone()))
-        {
-            continue;
+    let excess = admit::excess(view, rows, ledger);
+    let excess: BTreeSet<&str> = excess.iter().map(|fact| fact.node.as_str()).collect();
+    let control_plane = version_of_control_plane(order, cache);
+    // By the number of a Skyhook's name.
+    let mut known: Vec<(u64, bool)> = vec![(0, false); cache.names.len()];
+    for row in rows {
+        let number = cache.names.number(&row.skyhook.name) as usize;
+        let fits = ledger.refusal(row.skyhook, 0).is_none();
+        if let Some(known) = known.get_mut(number) {
+            *known = (row.column.version, fits);
         }
-        let Ok(lease) = &fact.lease else {
-            if fact.forced {
-                draft.push(Effect::ReleaseLease {
-                    node: fact.node.clone(),
-                    at: version(&fact.uid, &fact.resource_version),
-                });
+    }
+    for (name, id) in order {
+        let cell = &mut cache.nodes[id.index()];
+        let (row, fits) = match cell.lease {
+            None => continue,
+            Some(LeaseBits::Unreadable) => (0, false),
+            Some(LeaseBits::Readable { skyhook, .. }) => {
+                known.get(skyhook as usize).copied().unwrap_or_default()
             }
+        };
+        let key = LeaseKey {
+            touched: cell.touched,
+            row,
+            revisions: view.picture.revisions_changed(),
+            over_budget: !excess.is_empty() && excess.contains(name),
+            fits,
+            control_plane: if cell.control_plane { control_plane } else { 0 },
+        };
+        let known = cell.next.as_ref().filter(|next| next.key == key);
+        if let Some(next) = known.filter(|next| next.rest.holds(view.now.mono)) {
+            draft.rests(next.rest);
             continue;
-        };
-        let case = Case {
-            view,
-            ledger,
-            fact,
-            lease,
-            node: view
-                .picture
-                .nodes()
-                .get(&fact.node)
-                .filter(|node| node.uid == lease.spec.node.uid),
-            skyhook: view
-                .picture
-                .skyhooks()
-                .get(&lease.spec.skyhook.name)
-                .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid),
-            over_budget: excess.contains(&fact.uid),
-        };
-        if protocol::is_accepted(lease) {
-            case.accepted(draft);
-        } else {
-            case.not_accepted(draft);
         }
+        cache.counted.leases += 1;
+        draft.begin_unit();
+        next_write(view, ledger, name, key.over_budget, draft);
+        cell.next = draft.end_unit().map(|rest| NextWrite { key, rest });
+    }
+}
+
+/// A number that is another when anything about the control plane's nodes is.
+fn version_of_control_plane(order: &Order<'_>, cache: &mut Cache) -> u64 {
+    let nodes = order.iter().filter_map(|(_, id)| {
+        let cell = &cache.nodes[id.index()];
+        cell.control_plane.then_some((*id, cell.touched))
+    });
+    let nodes: Vec<_> = nodes.collect();
+    if cache.control_plane.0 != nodes || cache.control_plane.1 == 0 {
+        cache.control_plane = (nodes, cache.next_version());
+    }
+    cache.control_plane.1
+}
+
+/// What is next for one lease.
+fn next_write(
+    view: &View<'_>,
+    ledger: &Ledger<'_>,
+    node: &str,
+    over_budget: bool,
+    draft: &mut Draft<'_>,
+) {
+    let Some(fact) = view.picture.leases().get(node) else {
+        return;
+    };
+    if view
+        .inflight
+        .is_unsettled(&Target::Lease(fact.node.clone()))
+    {
+        draft.is_held_back();
+        return;
+    }
+    let Ok(lease) = &fact.lease else {
+        if fact.forced {
+            draft.push(Effect::ReleaseLease {
+                node: fact.node.clone(),
+                at: version(&fact.uid, &fact.resource_version),
+            });
+        }
+        return;
+    };
+    let nodes = view.picture.nodes();
+    let skyhooks = view.picture.skyhooks();
+    let case = Case {
+        view,
+        ledger,
+        fact,
+        lease,
+        node: nodes
+            .get(&fact.node)
+            .filter(|node| node.uid == lease.spec.node.uid),
+        skyhook: skyhooks
+            .get(&lease.spec.skyhook.name)
+            .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid),
+        over_budget,
+    };
+    if protocol::is_accepted(lease) {
+        case.accepted(draft);
+    } else {
+        case.not_accepted(draft);
     }
 }
 

@@ -1,7 +1,10 @@
-//! Cordons with owners: the only place that decides about `unschedulable`.
+//! Cordons with owners: how they are taken and given back, and the sweep over those whose owner is gone. A drain takes
+//! one, and a result gives it back.
 //!
 //! Taking a cordon writes the mark, what was there before and the cordon in one write. Giving it back restores what was
 //! there when the last owner goes, and never cordons.
+
+mod sweep;
 
 use skyhook_crds::installed::CordonRecord;
 use skyhook_crds::names;
@@ -9,7 +12,9 @@ use skyhook_crds::names;
 use crate::effect::NodePatch;
 use crate::facts::NodeFact;
 
-/// True when the node is cordoned for this lease, whosever it is.
+pub(super) use sweep::sweep;
+
+/// True when the node is cordoned under this lease by any Skyhook.
 #[must_use]
 pub fn is_held_for(node: &NodeFact, lease_uid: &str) -> bool {
     node.unschedulable && node.cordon.owners.values().any(|uid| uid == lease_uid)
@@ -24,6 +29,12 @@ pub fn is_held(node: &NodeFact, skyhook: &str, lease_uid: &str) -> bool {
             .owners
             .get(skyhook)
             .is_some_and(|uid| uid == lease_uid)
+}
+
+/// True when the Skyhook holds a cordon of the node, under whatever lease.
+#[must_use]
+pub fn is_started(node: &NodeFact, skyhook: &str) -> bool {
+    node.cordon.owners.contains_key(skyhook)
 }
 
 /// Cordons the node for a lease.

@@ -28,6 +28,8 @@ const CACHED: Duration = Duration::from_secs(30);
 const SLOW_SURVEY: Duration = Duration::from_secs(5);
 /// A drain older than this takes long.
 const LONG: Duration = Duration::from_secs(60);
+/// The shortest time.
+const INSTANT: Duration = Duration::from_nanos(1);
 /// Blockers that are named; the rest is counted.
 const MAX_BLOCKERS: usize = 10;
 
@@ -64,6 +66,7 @@ pub(super) fn carry_on(
     let Some(watch) = watch.filter(|watch| view.now.mono <= watch.last.at + FRESH) else {
         return;
     };
+    draft.holds_until(watch.last.at + FRESH + INSTANT);
     let left = left(&watch.last.pods, &rules);
     // Hours may have passed since the node was picked: what was true of the control plane then may not be now.
     let weakened = ledger.control_plane_not_ready(node);
@@ -134,6 +137,9 @@ fn survey_when_due(
     let age = since.map_or(Duration::ZERO, |since| {
         Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default()
     });
+    if age <= LONG {
+        draft.holds_until(view.now.mono + (LONG - age) + INSTANT);
+    }
     let pace = if age > LONG || drain.state == DrainState::Drained {
         SLOW_SURVEY
     } else {
@@ -145,6 +151,9 @@ fn survey_when_due(
         Some(_) | None => {
             let is_due = |at: Mono| at + CACHED <= view.now.mono;
             let consistent_at = watch.and_then(|watch| watch.consistent_at);
+            if let Some(at) = consistent_at.filter(|at| !is_due(*at)) {
+                draft.holds_until(at + CACHED);
+            }
             draft.push(Effect::SurveyPods {
                 node: node.name.clone(),
                 lease_uid: fact.uid.clone(),

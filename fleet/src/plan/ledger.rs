@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::admit::{DEFAULT_COMPARTMENT, slots};
+use super::cache::{Cache, LeaseBits};
 use super::reason::{Reason, Word};
+use super::scan::{Order, Row};
+use super::{View, in_order, scan};
 use crate::facts::{NodeFact, SkyhookFact};
-use crate::inflight::Inflight;
-use crate::picture::Picture;
 
 /// Slots, as the leases that exist leave them. Every lease counts, granted or not, and so does every create of ours
 /// that the watch has not delivered.
@@ -16,8 +17,8 @@ use crate::picture::Picture;
 pub struct Ledger<'a> {
     /// Over all Skyhooks.
     cap: Option<usize>,
-    /// Leases and creates by the UID of their Skyhook and by compartment.
-    rows: BTreeMap<(&'a str, &'a str), usize>,
+    /// Leases and creates by the UID of their Skyhook, then by compartment.
+    rows: BTreeMap<String, BTreeMap<String, usize>>,
     /// Leases that cannot be decoded: they count against every Skyhook.
     unreadable: usize,
     total: usize,
@@ -28,10 +29,10 @@ pub struct Ledger<'a> {
 
 /// The nodes that a Skyhook selects.
 #[derive(Debug, Default, Clone, Copy)]
-struct Selected {
-    nodes: usize,
+pub(super) struct Selected {
+    pub(super) nodes: usize,
     /// Not Ready and not worked on, where the budget counts those.
-    unavailable: usize,
+    pub(super) unavailable: usize,
 }
 
 /// Names of control-plane nodes.
@@ -46,7 +47,20 @@ struct ControlPlane<'a> {
 impl<'a> Ledger<'a> {
     /// Counts a picture.
     #[must_use]
-    pub fn new(picture: &'a Picture, inflight: &'a Inflight, cap: Option<usize>) -> Self {
+    pub fn of(view: &View<'a>) -> Self {
+        let mut cache = Cache::default();
+        let order: Vec<_> = view.picture.numbered().collect();
+        let rows = scan::rows(view, &in_order(view.picture), &order, &mut cache);
+        Self::new(view.settings.max_concurrent_nodes, &rows, &order, &cache)
+    }
+
+    /// Counts anew what the cells say.
+    pub(super) fn new(
+        cap: Option<usize>,
+        rows: &[Row<'a>],
+        order: &Order<'a>,
+        cache: &Cache,
+    ) -> Self {
         #[cfg(test)]
         counted::count();
         let mut ledger = Self {
@@ -54,63 +68,70 @@ impl<'a> Ledger<'a> {
             rows: BTreeMap::new(),
             unreadable: 0,
             total: 0,
-            selected: BTreeMap::new(),
+            selected: rows
+                .iter()
+                .map(|row| (row.skyhook.uid.as_str(), row.selected))
+                .collect(),
             control_plane: ControlPlane::default(),
         };
-        for fact in picture.leases().values() {
-            match &fact.lease {
-                Ok(lease) => ledger.take(&lease.spec.skyhook.uid, &lease.spec.compartment),
-                Err(_) => {
-                    ledger.unreadable += 1;
-                    ledger.total += 1;
+        // By UID of the Skyhook and compartment, as numbers.
+        let mut counts: BTreeMap<(u32, u32), usize> = BTreeMap::new();
+        let mut creates: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut last = ((0, 0), 0);
+        for (name, id) in order {
+            let node = &cache.nodes[id.index()];
+            match (node.lease, node.creating) {
+                (Some(LeaseBits::Unreadable), _) => ledger.unreadable += 1,
+                (
+                    Some(LeaseBits::Readable {
+                        skyhook_uid,
+                        compartment,
+                        ..
+                    }),
+                    _,
+                ) => {
+                    // Most leases in a row are of one Skyhook.
+                    if last.0 == (skyhook_uid, compartment) {
+                        last.1 += 1;
+                    } else {
+                        *counts.entry(last.0).or_default() += last.1;
+                        last = ((skyhook_uid, compartment), 1);
+                    }
+                }
+                (None, Some(uid)) => *creates.entry(uid).or_default() += 1,
+                (None, None) => {}
+            }
+            if node.control_plane {
+                ledger
+                    .control_plane
+                    .take(name, node.ready, node.lease.is_some());
+                if node.creating.is_some() {
+                    ledger.control_plane.taken.insert(name);
                 }
             }
         }
-        for (node, uid) in inflight.creates() {
-            if !picture.leases().contains_key(node) {
-                ledger.take(uid, DEFAULT_COMPARTMENT);
-            }
+        *counts.entry(last.0).or_default() += last.1;
+        for ((uid, compartment), used) in counts.into_iter().filter(|(_, used)| *used > 0) {
+            ledger.take(cache.names.text(uid), cache.names.text(compartment), used);
         }
-        ledger.count_control_plane(picture, inflight);
-        for skyhook in picture.skyhooks().values() {
-            let selected = Selected::new(picture, inflight, skyhook);
-            ledger.selected.insert(&skyhook.uid, selected);
+        for (uid, used) in creates {
+            ledger.take(cache.names.text(uid), DEFAULT_COMPARTMENT, used);
         }
+        ledger.total += ledger.unreadable;
         ledger
     }
 
-    fn take(&mut self, skyhook_uid: &'a str, compartment: &'a str) {
-        *self.rows.entry((skyhook_uid, compartment)).or_default() += 1;
-        self.total += 1;
-    }
-
-    fn count_control_plane(&mut self, picture: &'a Picture, inflight: &Inflight) {
-        for node in picture
-            .nodes()
-            .values()
-            .filter(|node| node.is_control_plane())
-        {
-            let leased = picture.leases().contains_key(&node.name);
-            if leased {
-                self.control_plane.leased.insert(&node.name);
-            }
-            if leased || inflight.creating(&node.name).is_some() {
-                self.control_plane.taken.insert(&node.name);
-            }
-            if !node.ready {
-                self.control_plane.not_ready.insert(&node.name);
-            }
-        }
+    fn take(&mut self, skyhook_uid: &str, compartment: &str, slots: usize) {
+        let row = self.rows.entry(skyhook_uid.to_owned()).or_default();
+        *row.entry(compartment.to_owned()).or_default() += slots;
+        self.total += slots;
     }
 
     /// Leases and creates of a Skyhook, in all compartments.
     fn rows_of(&self, skyhook: &SkyhookFact) -> usize {
-        let uid = skyhook.uid.as_str();
         self.rows
-            .range((uid, "")..)
-            .take_while(|((of, _), _)| *of == uid)
-            .map(|(_, used)| used)
-            .sum()
+            .get(&skyhook.uid)
+            .map_or(0, |row| row.values().sum())
     }
 
     /// Slots in use for a Skyhook. A lease that cannot be decoded counts against all of them.
@@ -177,6 +198,14 @@ impl<'a> Ledger<'a> {
         })
     }
 
+    /// Used and slots of a Skyhook's budget, what is not Ready beside that, and what is used in all.
+    pub(super) fn uses(&self, skyhook: &SkyhookFact) -> [usize; 4] {
+        let selected = self.selected(skyhook);
+        let slots = slots(skyhook, selected.nodes);
+        let all = self.used_in_all();
+        [self.used(skyhook), slots, selected.unavailable, all]
+    }
+
     /// How much of a Skyhook's budget is in use.
     pub(super) fn use_of_budget(&self, skyhook: &SkyhookFact) -> String {
         let selected = self.selected(skyhook);
@@ -240,30 +269,23 @@ impl<'a> Ledger<'a> {
     }
 
     /// Takes a slot for a node that is reserved in this pass.
-    pub(super) fn reserve(&mut self, node: &'a NodeFact, skyhook: &'a SkyhookFact) {
-        self.take(&skyhook.uid, DEFAULT_COMPARTMENT);
+    pub(super) fn reserve(&mut self, node: &'a NodeFact, skyhook: &SkyhookFact) {
+        self.take(&skyhook.uid, DEFAULT_COMPARTMENT, 1);
         if node.is_control_plane() {
             self.control_plane.taken.insert(&node.name);
         }
     }
 }
 
-impl Selected {
-    fn new(picture: &Picture, inflight: &Inflight, skyhook: &SkyhookFact) -> Self {
-        let budget = skyhook.spec.interruption_budget.as_ref();
-        let counts_unavailable = budget.is_some_and(|budget| budget.count_unavailable);
-        let mut selected = Self::default();
-        for node in picture
-            .nodes()
-            .values()
-            .filter(|node| skyhook.selects(node))
-        {
-            selected.nodes += 1;
-            let idle = !picture.leases().contains_key(&node.name)
-                && !inflight.creating(&node.name).is_some();
-            selected.unavailable += usize::from(counts_unavailable && !node.ready && idle);
+impl<'a> ControlPlane<'a> {
+    fn take(&mut self, name: &'a str, ready: bool, leased: bool) {
+        if leased {
+            self.leased.insert(name);
+            self.taken.insert(name);
         }
-        selected
+        if !ready {
+            self.not_ready.insert(name);
+        }
     }
 }
 

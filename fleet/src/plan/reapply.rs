@@ -6,43 +6,47 @@
 
 use skyhook_crds::installed::{PackageStates, Stamp};
 
+use super::scan::{Order, Row};
 use super::{Draft, View, why};
 use crate::effect::NodePatch;
 use crate::facts::{NodeFact, SkyhookFact};
 
-pub(super) fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
-    if !view.settings.reapply_on_reboot {
-        return;
-    }
-    for node in view.picture.nodes().values() {
-        let leased = view.picture.leases().contains_key(&node.name)
-            || view.inflight.creating(&node.name).is_some();
-        if leased || node.boot_id.is_empty() {
-            continue;
-        }
-        let epoch = epoch(node);
-        for skyhook in skyhooks {
-            if skyhook.deleting || skyhook.is_disabled() || !skyhook.selects(node) {
+pub(super) fn nodes(view: &View<'_>, rows: &[Row<'_>], order: &Order<'_>, draft: &mut Draft<'_>) {
+    for row in rows {
+        let is_lost = |id| row.cell(id).is_some_and(|cell| cell.lost);
+        for (name, _) in order.iter().filter(|(_, id)| is_lost(*id)) {
+            let Some(node) = view.picture.nodes().get(*name) else {
                 continue;
-            }
-            let record = node.record(&skyhook.name);
-            let lost = record
-                .stamp
-                .as_ref()
-                .filter(|stamp| stamp.has_result() && !stamp.epoch.is_empty())
-                .filter(|stamp| stamp.epoch != epoch);
-            if let Some(stamp) = lost {
+            };
+            if let Some(stamp) = lost(view, row.skyhook, node) {
                 let stamp = Stamp {
                     boot_id: node.boot_id.clone(),
-                    epoch: epoch.to_owned(),
+                    epoch: epoch(node).to_owned(),
                     ..stamp.clone()
                 };
-                let patch =
-                    NodePatch::default().states(&skyhook.name, &PackageStates::new(), stamp);
+                let states = PackageStates::new();
+                let patch = NodePatch::default().states(&row.skyhook.name, &states, stamp);
                 draft.patch(node, patch, why::REAPPLY);
             }
         }
     }
+}
+
+/// The stamp of a result that a reboot has undone.
+pub(super) fn lost<'a>(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &'a NodeFact,
+) -> Option<&'a Stamp> {
+    let leased = view.picture.leases().contains_key(&node.name)
+        || view.inflight.creating(&node.name).is_some();
+    let is_out = skyhook.deleting || skyhook.is_disabled();
+    if !view.settings.reapply_on_reboot || leased || is_out || node.boot_id.is_empty() {
+        return None;
+    }
+    let stamp = node.record(&skyhook.name).stamp.as_ref()?;
+    let known = stamp.has_result() && !stamp.epoch.is_empty();
+    (known && stamp.epoch != epoch(node)).then_some(stamp)
 }
 
 /// The node's epoch: what a result of this very boot says, else this boot, which nobody of ours asked for.

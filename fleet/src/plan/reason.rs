@@ -1,11 +1,12 @@
 //! Why a node does not move, in words for programs and for people.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use skyhook_crds::lease::StopReason;
 
 /// One word for programs: `status.nodeReasons` of a Skyhook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Word {
     AgentNotResponding,
     AwaitingAgent,
@@ -43,17 +44,17 @@ impl fmt::Display for Word {
 }
 
 /// Why a node does not move.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reason {
     pub word: Word,
     /// A sentence for people.
-    pub message: String,
+    pub message: Cow<'static, str>,
 }
 
 impl Reason {
     /// A reason.
     #[must_use]
-    pub fn new(word: Word, message: impl Into<String>) -> Self {
+    pub fn new(word: Word, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             word,
             message: message.into(),

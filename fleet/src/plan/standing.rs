@@ -23,47 +23,11 @@ pub enum Standing {
     /// Its turn has not come.
     Waiting(Reason),
     /// It may be given a lease.
-    Eligible(BTreeMap<String, Work>),
+    Eligible,
 }
 
-/// Standings by Skyhook, then node. Skyhooks that are parked have none.
-pub type Standings = BTreeMap<String, BTreeMap<String, Standing>>;
-
-/// Judges every selected node. `skyhooks` are in the order in which they run on a node.
-#[must_use]
-pub fn all(view: &View<'_>, skyhooks: &[&SkyhookFact]) -> Standings {
-    let mut standings = Standings::new();
-    // Per node, the first Skyhook that is not done with it: later ones wait.
-    let mut open: BTreeMap<&str, &str> = BTreeMap::new();
-    for skyhook in skyhooks {
-        let Ok(checked) = &skyhook.checked else {
-            continue;
-        };
-        let mut nodes = BTreeMap::new();
-        for node in view
-            .picture
-            .nodes()
-            .values()
-            .filter(|node| skyhook.selects(node))
-        {
-            let standing = judge(
-                view,
-                skyhook,
-                checked,
-                node,
-                open.get(node.name.as_str()).copied(),
-            );
-            if standing != Standing::Complete && !skyhook.is_disabled() && !skyhook.deleting {
-                open.entry(&node.name).or_insert(&skyhook.name);
-            }
-            nodes.insert(node.name.clone(), standing);
-        }
-        standings.insert(skyhook.name.clone(), nodes);
-    }
-    standings
-}
-
-fn judge(
+/// Judges one selected node. `earlier` is the Skyhook that has to be done with it first.
+pub(super) fn judge(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     checked: &Checked,
@@ -91,11 +55,11 @@ fn judge(
         );
         return Standing::Blocked(Reason::new(Word::NewerVersion, message));
     }
-    let work = match outstanding(view, skyhook, checked, node) {
+    match outstanding(view, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,
-        Ok(work) => work,
+        Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
-    };
+    }
     if node
         .labels
         .get(names::IGNORE)
@@ -148,7 +112,7 @@ fn judge(
     {
         return Standing::Blocked(Reason::new(backoff.word, backoff.message));
     }
-    Standing::Eligible(work)
+    Standing::Eligible
 }
 
 /// What separates the node from the Skyhook's revision.

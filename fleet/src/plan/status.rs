@@ -1,6 +1,7 @@
 //! The status of a Skyhook: a pure function of the picture, of at most 128 KiB however many nodes there
 //! are. Counts, conditions and `installed` are exact; of the nodes it lists as many as there is room for.
 
+mod counts;
 mod detail;
 mod message;
 #[cfg(test)]
@@ -18,13 +19,15 @@ use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, ReasonSummary, Skyhoo
 use skyhook_crds::stage::Status;
 
 use super::admit::{self, DEFAULT_COMPARTMENT};
+use super::cache::Cache;
 use super::ledger::Ledger;
 use super::reason::{Reason, Word};
-use super::standing::{Standing, Standings};
-use super::verdict::{NodeVerdict, verdict};
+use super::scan::{Order, Row};
 use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
+use counts::Counts;
+pub use counts::{Fleet, SkyhookCounts};
 use message::{cut, names_of};
 
 /// The detail of a large Skyhook is written once per this long at most.
@@ -42,43 +45,74 @@ const MAX_READY: usize = 4096;
 /// Longest message of any other condition, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// Writes the Skyhooks' statuses. What takes long to put together is put together only when it may be written: another
-/// generation or status at once, everything else at a pace.
+/// Writes the Skyhooks' statuses. What takes long to put together is put together only when it may be written and when
+/// something in it may differ: another generation or status at once, everything else at a pace.
 pub(super) fn skyhooks(
     view: &View<'_>,
-    skyhooks: &[&SkyhookFact],
-    standings: &Standings,
+    rows: &mut [Row<'_>],
+    order: &Order<'_>,
     ledger: &Ledger<'_>,
+    cache: &mut Cache,
     draft: &mut Draft<'_>,
-) {
-    let empty = BTreeMap::new();
-    for skyhook in skyhooks {
+) -> Fleet {
+    let mut fleet = Fleet::default();
+    for row in rows {
+        let skyhook = row.skyhook;
+        let under_way = skyhook.checked.is_ok() && ledger.is_under_way(skyhook);
+        let counts = Counts::new(row, order, under_way);
+        let overall = counts.overall;
         let target = Target::Skyhook(skyhook.name.clone());
         if view.inflight.is_unsettled(&target) {
+            fleet.take(skyhook, counts, ledger);
             continue;
         }
         if skyhook.deleting {
             deleting(view, skyhook, draft);
+            fleet.take(skyhook, counts, ledger);
             continue;
         }
-        let standings = standings.get(&skyhook.name).unwrap_or(&empty);
-        let under_way = skyhook.checked.is_ok() && ledger.is_under_way(skyhook);
-        let summary = Summary::new(view, skyhook, standings, under_way);
         let turning = skyhook.status.as_ref().is_none_or(|current| {
-            current.status != summary.overall || current.observed_generation != skyhook.generation
+            current.status != overall || current.observed_generation != skyhook.generation
         });
-        if !turning && draft.is_within(&target, pace(summary.nodes.len())) {
-            continue;
+        let paced = !turning && draft.is_within(&target, pace(counts.nodes));
+        let key = StatusKey {
+            version: skyhook.resource_version.clone(),
+            row: row.column.version,
+            print: counts.print,
+            agents_refused: view.picture.agents_refused().map(str::to_owned),
+            budgets: ledger.uses(skyhook),
+            under_way,
+        };
+        if !paced && row.column.status.as_ref() != Some(&key) {
+            cache.counted.statuses += 1;
+            let summary = Summary::new(view, row, order, &counts);
+            let wanted = status(view, skyhook, &summary, ledger);
+            if skyhook.status.as_ref() == Some(&wanted) {
+                row.column.status = Some(key);
+            } else {
+                draft.push(Effect::WriteSkyhookStatus {
+                    name: skyhook.name.clone(),
+                    at: version(&skyhook.uid, &skyhook.resource_version),
+                    status: Box::new(wanted),
+                });
+            }
         }
-        let wanted = status(view, skyhook, &summary, ledger);
-        if skyhook.status.as_ref() != Some(&wanted) {
-            draft.push(Effect::WriteSkyhookStatus {
-                name: skyhook.name.clone(),
-                at: version(&skyhook.uid, &skyhook.resource_version),
-                status: Box::new(wanted),
-            });
-        }
+        fleet.take(skyhook, counts, ledger);
     }
+    fleet
+}
+
+/// What a status is made of, in short.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct StatusKey {
+    /// The Skyhook with the status that stands there.
+    version: String,
+    row: u64,
+    print: u64,
+    agents_refused: Option<String>,
+    /// Used, slots, and not Ready; used in all.
+    budgets: [usize; 4],
+    under_way: bool,
 }
 
 /// What a Skyhook that is being deleted waits for. The rest of its status stays as it was.
@@ -121,7 +155,7 @@ fn pace(nodes: usize) -> Duration {
 struct Shown<'a> {
     node: &'a NodeFact,
     status: Status,
-    reason: Option<Reason>,
+    reason: Option<&'a Reason>,
     complete: bool,
 }
 
@@ -135,49 +169,34 @@ struct Summary<'a> {
 }
 
 impl<'a> Summary<'a> {
-    fn new(
-        view: &View<'a>,
-        skyhook: &SkyhookFact,
-        standings: &BTreeMap<String, Standing>,
-        under_way: bool,
-    ) -> Self {
-        let show = |(name, standing): (&String, &Standing)| {
-            let node = view.picture.nodes().get(name)?;
-            let (status, reason): NodeVerdict = verdict(view, skyhook, node, standing);
-            Some(Shown {
-                node,
-                status,
-                reason,
-                complete: status == Status::Complete,
-            })
-        };
-        let nodes: Vec<Shown<'a>> = standings.iter().filter_map(show).collect();
-        let complete = nodes.iter().filter(|shown| shown.complete).count();
-        let moves =
-            |shown: &&Shown<'_>| matches!(shown.status, Status::InProgress | Status::Erroring);
-        let in_progress = nodes.iter().filter(moves).count();
-        let overall = match overall(skyhook, complete == nodes.len(), &nodes) {
-            // One node is done and the next one not taken yet: the roll-out has not stopped.
-            Status::Blocked | Status::Waiting if under_way => Status::InProgress,
-            status @ (Status::Unknown
-            | Status::Complete
-            | Status::Blocked
-            | Status::Waiting
-            | Status::Disabled
-            | Status::Paused
-            | Status::InProgress
-            | Status::Erroring) => status,
-        };
+    fn new(view: &View<'a>, row: &'a Row<'_>, order: &Order<'_>, counts: &Counts) -> Self {
+        let mut nodes = view.picture.nodes().iter().peekable();
+        let mut all = Vec::with_capacity(counts.nodes);
+        // Both are in the order of names, and every Node is in `order`.
+        for (name, id) in order {
+            let Some((_, node)) = nodes.next_if(|(node, _)| node == name) else {
+                continue;
+            };
+            let shown = row.cell(*id).filter(|cell| cell.standing.is_some());
+            if let Some(shown) = shown.and_then(|cell| cell.shown.as_ref()) {
+                all.push(Shown {
+                    node,
+                    status: shown.status,
+                    reason: shown.reason.as_ref(),
+                    complete: shown.status == Status::Complete,
+                });
+            }
+        }
         Self {
-            nodes,
-            complete,
-            in_progress,
-            overall,
+            nodes: all,
+            complete: counts.of(Status::Complete),
+            in_progress: counts.in_progress(),
+            overall: counts.overall,
         }
     }
 
     fn with_reason(&self, word: Word) -> impl Iterator<Item = &Shown<'a>> {
-        let has = move |shown: &&Shown<'a>| shown.reason.as_ref().is_some_and(|r| r.word == word);
+        let has = move |shown: &&Shown<'a>| shown.reason.is_some_and(|r| r.word == word);
         self.nodes.iter().filter(has)
     }
 }
@@ -270,7 +289,7 @@ fn reasons(
 ) -> BTreeMap<String, ReasonSummary> {
     let mut reasons: BTreeMap<String, ReasonSummary> = BTreeMap::new();
     for shown in &summary.nodes {
-        let Some(reason) = &shown.reason else {
+        let Some(reason) = shown.reason else {
             continue;
         };
         let word = reason.word.to_string();
@@ -316,31 +335,6 @@ fn compartment(skyhook: &SkyhookFact, summary: &Summary<'_>) -> CompartmentStatu
         progress_percent: number((summary.complete * 100).checked_div(total).unwrap_or(100)),
         batch_state: None,
     }
-}
-
-/// One total order, so that a status cannot flap between two that hold at once.
-fn overall(skyhook: &SkyhookFact, all_complete: bool, nodes: &[Shown<'_>]) -> Status {
-    if skyhook.is_paused() {
-        return Status::Paused;
-    }
-    if skyhook.checked.is_err() {
-        return Status::Blocked;
-    }
-    if all_complete {
-        return Status::Complete;
-    }
-    if skyhook.is_disabled() {
-        return Status::Disabled;
-    }
-    [
-        Status::InProgress,
-        Status::Erroring,
-        Status::Blocked,
-        Status::Waiting,
-    ]
-    .into_iter()
-    .find(|status| nodes.iter().any(|shown| shown.status == *status))
-    .unwrap_or(Status::Unknown)
 }
 
 fn all_conditions(
@@ -481,7 +475,7 @@ pub(super) fn with_since(
     };
     NodeReason {
         reason: reason.word.to_string(),
-        message: reason.message.clone(),
+        message: reason.message.clone().into_owned(),
         since,
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn verdict(
             Some(Ok(lease)) => leased(view, skyhook, node, lease),
             Some(Err(_)) | None => (Status::InProgress, None),
         },
-        Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible(_)
+        Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible
             if skyhook.is_disabled() =>
         {
             (
@@ -51,7 +51,7 @@ pub(super) fn verdict(
         }
         Standing::Blocked(reason) => (Status::Blocked, Some(reason.clone())),
         Standing::Waiting(reason) => (Status::Waiting, Some(reason.clone())),
-        Standing::Eligible(_) => (Status::Waiting, None),
+        Standing::Eligible => (Status::Waiting, None),
     }
 }
 
@@ -62,7 +62,7 @@ fn leased(
     lease: &InterruptionLease,
 ) -> NodeVerdict {
     let working =
-        |word: Word, message: String| (Status::InProgress, Some(Reason { word, message }));
+        |word: Word, message: String| (Status::InProgress, Some(Reason::new(word, message)));
     let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
         return match lease.spec.granted {
             Some(_) => working(

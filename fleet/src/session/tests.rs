@@ -1,5 +1,6 @@
 use super::*;
 use crate::effect::Version;
+use crate::plan::why;
 
 #[test]
 fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
@@ -100,14 +101,14 @@ fn what_gives_back_goes_first_and_has_slots_of_its_own() {
     let effects = || {
         let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
         effects.push(reservation("e"));
-        effects.push(node_write("f", plan::why::STATUS));
+        effects.push(node_write("f", why::STATUS));
         effects
     };
     session.enqueue(effects());
     let pods = |node: &str| Target::Pods(node.into());
     assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
     let mut more = effects();
-    more.push(node_write("g", plan::why::RESULT));
+    more.push(node_write("g", why::RESULT));
     session.enqueue(more);
     assert_eq!(begun(&mut session), [Target::Node("g".into())]);
 }
@@ -142,7 +143,7 @@ fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
         reservation("a"),
         reservation("b"),
         reservation("c"),
-        node_write("gone", plan::why::STATUS),
+        node_write("gone", why::STATUS),
     ]);
     assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
     let lease =

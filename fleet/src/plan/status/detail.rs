@@ -109,7 +109,7 @@ fn entry<'a>(
     current: &'a SkyhookStatus,
 ) -> Entry<'a> {
     let name = &shown.node.name;
-    let reason = shown.reason.as_ref().map(|reason| {
+    let reason = shown.reason.map(|reason| {
         let there = current.node_reasons.get(name).cloned();
         let there = there.or_else(|| reason_on_node(shown.node, &skyhook.name));
         let reason = with_since(reason, there.as_ref(), view.now.wall);
@@ -145,10 +145,7 @@ fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
 pub(super) fn rank(shown: &Shown<'_>) -> u8 {
     match shown.status {
         Status::Erroring => {
-            let parked = shown
-                .reason
-                .as_ref()
-                .is_some_and(|r| r.word == Word::Parked);
+            let parked = shown.reason.is_some_and(|r| r.word == Word::Parked);
             u8::from(!parked)
         }
         Status::Blocked => 2,

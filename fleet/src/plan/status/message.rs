@@ -52,7 +52,7 @@ pub(super) fn stuck(
     // By word: the worst node that it keeps, the first by name of those.
     let mut worst: BTreeMap<String, (u8, &Shown<'_>)> = BTreeMap::new();
     for shown in &summary.nodes {
-        let Some(reason) = &shown.reason else {
+        let Some(reason) = shown.reason else {
             continue;
         };
         let rank = detail::rank(shown);
@@ -66,7 +66,7 @@ pub(super) fn stuck(
     let mut reasons: Vec<_> = worst.into_iter().collect();
     reasons.sort_by_key(|(_, (rank, shown))| (*rank, &shown.node.name));
     for (word, (_, shown)) in reasons.iter().take(MAX_REASONS) {
-        let (Some(reason), Some(all)) = (&shown.reason, wanted.reasons.get(word)) else {
+        let (Some(reason), Some(all)) = (shown.reason, wanted.reasons.get(word)) else {
             continue;
         };
         let text = cut(&reason.message, MAX_REASON);
