@@ -7,3 +7,5 @@ sim: build
 
 soak:
 	SIM_SEEDS=100000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture seeds
+	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture nodes_that_never_get_well
+	SIM_SEEDS=200 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture fleets

@@ -14,24 +14,10 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use crate::effect::{Effect, NodePatch, Version};
-use crate::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
-use crate::index::Change;
-
-/// What came of an effect.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Written. What the server returned is folded into the picture, leases excepted.
-    Done(Option<Change>),
-    /// The object is not what the effect was decided on: the watch brings what it is now.
-    Stale,
-    /// Try again after this long.
-    Retry { after: Duration, error: String },
-    /// The server asks for patience, with everything.
-    Busy { after: Duration, error: String },
-    /// The server will not have it: the same again only helps once somebody has changed something.
-    Refused { error: String },
-}
+use skyhook_fleet::effect::{Effect, NodePatch, Version};
+use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
+use skyhook_fleet::index::Change;
+use skyhook_fleet::outcome::Outcome;
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +124,7 @@ impl Applier {
                 at,
                 finalizers,
             } => {
-                let annotations = json!({ names::VERSION: crate::plan::VERSION });
+                let annotations = json!({ names::VERSION: skyhook_fleet::plan::VERSION });
                 self.skyhook_meta(name, at, finalizers, &annotations).await
             }
             Effect::ReleaseSkyhook {
@@ -198,7 +184,11 @@ impl Applier {
                 let drain = json!({ "state": state, "since": since, "blockers": blockers });
                 self.lease_spec(node, at, &json!({ "drain": drain })).await
             }
-            Effect::SurveyPods { node, lease_uid } => self.survey_pods(node, lease_uid).await,
+            Effect::SurveyPods {
+                node,
+                lease_uid,
+                consistent,
+            } => self.survey_pods(node, lease_uid, *consistent).await,
             Effect::EvictPod { .. } => self.evict(effect).await,
             Effect::WithdrawLease { node, at, .. }
             | Effect::AbandonLease { node, at }

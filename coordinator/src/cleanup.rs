@@ -23,8 +23,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::config::{Settings, duration};
-use crate::facts::{WireLease, WirePolicy, WireSkyhook};
 use crate::run;
+use skyhook_fleet::facts::{WireLease, WirePolicy, WireSkyhook};
 
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_secs(1);

@@ -65,6 +65,24 @@ pub struct Settings {
     pub probe_address: Option<std::net::SocketAddr>,
 }
 
+impl Settings {
+    /// What decisions need of it.
+    #[must_use]
+    pub fn fleet(&self) -> skyhook_fleet::settings::Settings {
+        skyhook_fleet::settings::Settings {
+            namespace: self.namespace.clone(),
+            max_concurrent_nodes: self.max_concurrent_nodes,
+            accept_timeout: self.accept_timeout,
+            agent_backoff: self.agent_backoff,
+            drain_cool_down: self.drain_cool_down,
+            node_name: self.node_name.clone(),
+            node_return_timeout: self.node_return_timeout,
+            reapply_on_reboot: self.reapply_on_reboot,
+            max_in_flight: self.max_in_flight,
+        }
+    }
+}
+
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     skyhook_crds::duration::GoDuration(text.to_owned())
         .value()
@@ -95,6 +113,13 @@ impl Default for Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_set_is_what_decisions_take_for_granted() {
+        let fleet = Settings::default().fleet();
+        let assumed = skyhook_fleet::settings::Settings::default();
+        assert_eq!(fleet, assumed);
+    }
 
     #[test]
     fn settings_with_which_nothing_would_ever_happen_are_refused() {

@@ -16,8 +16,8 @@ use skyhook_crds::names;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::index::Change;
-use crate::references::References;
+use skyhook_fleet::index::Change;
+use skyhook_fleet::references::References;
 
 /// How long a Role that could not be written waits for the next try.
 const RETRY: Duration = Duration::from_secs(2);

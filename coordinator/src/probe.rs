@@ -1,6 +1,6 @@
 //! `/livez` and `/readyz` over plain HTTP, for the kubelet's probes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers probes until the process ends. Ready means that every kind was listed completely.
 pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
-    let listener = match TcpListener::bind(address).await {
+    let listener = match TcpListener::bind(&*places(address)).await {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%address, %error, "--probe-address cannot be listened on; probes will fail");
@@ -38,6 +38,16 @@ pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
             }
         }
     }
+}
+
+/// Where to listen, the first that works. The kubelet asks the pod's address, whichever family that is of: `[::]` takes
+/// both, and where the host knows no IPv6 there is only the other.
+fn places(address: SocketAddr) -> Vec<SocketAddr> {
+    let mut places = vec![address];
+    if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        places.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())));
+    }
+    places
 }
 
 async fn answer(mut stream: TcpStream, ready: bool) -> std::io::Result<()> {
@@ -67,6 +77,21 @@ fn reply(request: &[u8], ready: bool) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn where_there_is_no_ipv6_probes_are_answered_over_ipv4() {
+        let any: SocketAddr = "[::]:8081".parse().unwrap();
+        let want: Vec<SocketAddr> = ["[::]:8081", "0.0.0.0:8081"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        assert_eq!(places(any), want);
+        let one: SocketAddr = "[::1]:8081".parse().unwrap();
+        assert_eq!(places(one), [one]);
+        // An address for documentation is no host's: it cannot be listened on, as [::] cannot without IPv6.
+        let places = ["[2001:db8::1]:0", "127.0.0.1:0"].map(|a| a.parse().unwrap());
+        let listener = TcpListener::bind(&places[..]).await.unwrap();
+        assert!(listener.local_addr().unwrap().is_ipv4());
+    }
 
     #[test]
     fn replies() {

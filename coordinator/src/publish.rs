@@ -6,7 +6,7 @@ use kube::{Client, Resource as _};
 use sha2::{Digest as _, Sha256};
 use skyhook_crds::Skyhook;
 
-use crate::events::{EventFact, Subject};
+use skyhook_fleet::events::{EventFact, Subject};
 
 /// Longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1024;

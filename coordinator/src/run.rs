@@ -12,18 +12,19 @@ use kube::Client;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 
-use crate::apply::{Applier, Outcome};
+use crate::apply::Applier;
 use crate::config::Settings;
-use crate::effect::Effect;
-use crate::events::{self, EventFact};
-use crate::index::{Change, Mono};
 use crate::keeper;
 use crate::leadership::Leadership;
-use crate::plan::{self, Now};
 use crate::publish::Publisher;
-use crate::references::References;
-use crate::session::Session;
 use crate::watch;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::events::{self, EventFact};
+use skyhook_fleet::index::{Change, Mono};
+use skyhook_fleet::outcome::Outcome;
+use skyhook_fleet::plan::{self, Now};
+use skyhook_fleet::references::References;
+use skyhook_fleet::session::Session;
 
 /// Changes are gathered this long before the next pass, so that a burst costs one.
 const DEBOUNCE: Duration = Duration::from_millis(2);
@@ -49,15 +50,17 @@ pub async fn run(
     ready: channel::Sender<bool>,
 ) -> anyhow::Result<()> {
     let mut leadership = if settings.leader_election {
-        Leadership::stand(client.clone(), settings).await?
+        let (namespace, identity) = (&settings.namespace, &settings.identity);
+        Leadership::stand(client.clone(), namespace, identity, Timestamp::now)
     } else {
         Leadership::alone()
     };
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
     let references = spawn_keepers(&client, settings, &sender, &mut watches);
+    let deciding = settings.fleet();
     let mut state = Loop {
-        session: Session::new(settings),
+        session: Session::new(&deciding),
         publisher: Publisher::new(client.clone(), &settings.identity),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
@@ -103,7 +106,7 @@ pub async fn run(
         }
         let now = state.now();
         state.session.expire(now.mono);
-        ready.send_replace(state.session.index.is_synced());
+        ready.send_replace(state.session.index().is_synced());
         dirty = None;
         state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
@@ -202,7 +205,7 @@ impl Loop<'_> {
         if settings.references_role.is_none() {
             return;
         }
-        let index = &self.session.index;
+        let index = self.session.index();
         let wanted = (leads && index.is_synced()).then(|| References::of(index));
         to.send_if_modified(|held| {
             let changed = *held != wanted;
@@ -217,7 +220,7 @@ impl Loop<'_> {
         self.last_pass = self.now().mono.saturating_sub(now.mono);
         self.session.enqueue(plan.effects);
         self.launch(writes);
-        plan.wake_at
+        self.session.wake_at(plan.wake_at, now.mono)
     }
 
     /// How long changes are gathered, `least` or longer.
@@ -236,14 +239,14 @@ impl Loop<'_> {
                 }
             };
             log(&effect);
-            let events = events::events(&self.session.index, &effect);
+            let events = events::events(self.session.index(), &effect);
             let applier = self.applier.clone();
             let wall = plan::seconds(Timestamp::now());
             writes.push(Box::pin(async move {
                 let written = tokio::time::timeout(PATIENCE, applier.apply(&effect, &wall)).await;
                 // The server may still apply it. Then our version is stale and the retry is refused with 409, which is
                 // harmless.
-                let outcome = written.unwrap_or_else(|_| Outcome::Retry {
+                let outcome = written.unwrap_or_else(|_| Outcome::Busy {
                     after: Duration::from_secs(2),
                     error: format!("no answer in {} s", PATIENCE.as_secs()),
                 });
@@ -267,7 +270,7 @@ impl Loop<'_> {
             Outcome::Refused { error } => {
                 tracing::error!(effect = effect.kind(), ?target, %error, "the API server refuses the write");
                 self.publisher
-                    .send(events::refused(&self.session.index, effect, error));
+                    .send(events::refused(self.session.index(), effect, error));
             }
         }
         let mono = self.now().mono;

@@ -13,8 +13,8 @@ use skyhook_crds::names;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::facts::{WireLease, WireNode, WirePolicy, WireSkyhook};
-use crate::index::{Change, Kind};
+use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireSkyhook};
+use skyhook_fleet::index::{Change, Kind};
 
 /// Watches everything that the picture is made of, and sends changes until the receiver goes.
 ///

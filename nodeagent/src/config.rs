@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use skyhook_crds::package::Resources;
+use skyhook_crds::quantity::Quantity;
 
 use crate::host::interrupt::Patience;
 use crate::image::Registries;
@@ -151,6 +153,8 @@ pub struct RunArgs {
     /// Longest time that one step may take, in seconds; unset: as long as it needs.
     #[arg(long, env = "STEP_TIMEOUT_SECONDS")]
     pub step_timeout_seconds: Option<u64>,
+    #[command(flatten)]
+    pub step_defaults: StepDefaults,
     /// Do everything again after a reboot that Skyhook did not ask for.
     #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub reapply_on_reboot: bool,
@@ -189,6 +193,47 @@ pub struct RunArgs {
     pub image_credential_provider_bin_dir: Option<PathBuf>,
 }
 
+/// What the steps of packages without `resources` may use, where no LimitRange of the namespace has defaults.
+#[derive(Args, Debug, Clone, Default)]
+pub struct StepDefaults {
+    /// CPU that such a step gets when the host is busy, as a Kubernetes quantity.
+    #[arg(long, env = "DEFAULT_CPU_REQUEST", value_parser = cpu)]
+    pub default_cpu_request: Option<Quantity>,
+    /// Most CPU that such a step gets.
+    #[arg(long, env = "DEFAULT_CPU_LIMIT", value_parser = cpu)]
+    pub default_cpu_limit: Option<Quantity>,
+    /// Memory that is not taken from such a step when the host is short of it.
+    #[arg(long, env = "DEFAULT_MEMORY_REQUEST", value_parser = memory)]
+    pub default_memory_request: Option<Quantity>,
+    /// Most memory that such a step may use.
+    #[arg(long, env = "DEFAULT_MEMORY_LIMIT", value_parser = memory)]
+    pub default_memory_limit: Option<Quantity>,
+}
+
+impl StepDefaults {
+    fn resources(self) -> Option<Resources> {
+        let resources = Resources {
+            cpu_request: self.default_cpu_request,
+            cpu_limit: self.default_cpu_limit,
+            memory_request: self.default_memory_request,
+            memory_limit: self.default_memory_limit,
+        };
+        (resources != Resources::default()).then_some(resources)
+    }
+}
+
+fn cpu(text: &str) -> Result<Quantity, String> {
+    let quantity = Quantity(text.to_owned());
+    quantity.milli().map_err(|e| e.to_string())?;
+    Ok(quantity)
+}
+
+fn memory(text: &str) -> Result<Quantity, String> {
+    let quantity = Quantity(text.to_owned());
+    quantity.bytes().map_err(|e| e.to_string())?;
+    Ok(quantity)
+}
+
 /// Settings after the checks.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -201,6 +246,8 @@ pub struct Settings {
     pub registries: Registries,
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
+    /// What steps may use where neither their package nor the namespace says it.
+    pub step_resources: Option<Resources>,
     pub reapply_on_reboot: bool,
     pub reboot_cap: RebootCap,
     pub patience: Patience,
@@ -258,6 +305,7 @@ impl RunArgs {
             },
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
+            step_resources: self.step_defaults.resources(),
             reapply_on_reboot: self.reapply_on_reboot,
             reboot_cap: RebootCap(self.reboot_cap),
             patience: Patience {
@@ -273,6 +321,34 @@ impl RunArgs {
 mod tests {
     use super::*;
 
+    fn parse(flags: &[&str]) -> Result<RunArgs, clap::Error> {
+        let cli =
+            Cli::try_parse_from([&["skyhook-agent", "run", "--node-name=n"], flags].concat())?;
+        let Command::Run(args) = cli.command else {
+            panic!("it is run");
+        };
+        Ok(args)
+    }
+
+    #[test]
+    fn what_steps_may_use_by_default_is_a_quantity() {
+        let quantity = |text: &str| Some(Quantity(text.to_owned()));
+        let flags = ["--default-cpu-limit=500m", "--default-memory-request=256Mi"];
+        let want = Resources {
+            cpu_limit: quantity("500m"),
+            memory_request: quantity("256Mi"),
+            ..Resources::default()
+        };
+        let settings = parse(&flags).unwrap().settings().unwrap();
+        assert_eq!(settings.step_resources, Some(want));
+        assert_eq!(parse(&[]).unwrap().settings().unwrap().step_resources, None);
+        let refused = parse(&["--default-memory-limit=much"])
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("--default-memory-limit"), "{refused}");
+        assert!(refused.contains("not a Kubernetes quantity"), "{refused}");
+    }
+
     #[test]
     fn directories_are_absolute_and_have_no_spaces() {
         for (flag, value) in [
@@ -281,11 +357,7 @@ mod tests {
             ("copy-dir-root", "/var/lib/sky hook"),
             ("log-root", "log"),
         ] {
-            let (node, flag_value) = ("--node-name=n", format!("--{flag}={value}"));
-            let cli = Cli::parse_from(["skyhook-agent", "run", node, flag_value.as_str()]);
-            let Command::Run(args) = cli.command else {
-                panic!("it is run");
-            };
+            let args = parse(&[&format!("--{flag}={value}")]).unwrap();
             let error = args.settings().unwrap_err();
             let value = value.to_owned();
             assert_eq!(error, InvalidSetting::Path { flag, value });

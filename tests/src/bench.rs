@@ -35,7 +35,12 @@ impl std::fmt::Debug for Fixture {
 impl Fixture {
     /// Starts it.
     pub async fn start() -> anyhow::Result<Self> {
-        let plane = ControlPlane::start(Arc::new(Run::start()?), &Options::default()).await?;
+        Self::start_with(&Options::default()).await
+    }
+
+    /// Starts it with options.
+    pub async fn start_with(options: &Options) -> anyhow::Result<Self> {
+        let plane = ControlPlane::start(Arc::new(Run::start()?), options).await?;
         skyhook_integration::install::install(&plane).await?;
         let client = plane.client();
         Ok(Self { plane, client })

@@ -3,8 +3,8 @@
 //! # What is real
 //!
 //! - Agents and drains ask [`skyhook_crds::lease::protocol`], about real `InterruptionLease` values ([`rules`]).
-//! - Coordinators decide with `skyhook_coordinator::plan::plan`, over a real `Index` spelled out from the modelled watches,
-//!   and drop what `skyhook_coordinator::guard::check` refuses ([`planner`]). One action is one API write.
+//! - Coordinators decide with `skyhook_fleet::plan::plan`, over a real `Index` spelled out from the modelled watches,
+//!   and drop what `skyhook_fleet::guard::check` refuses ([`planner`]). One action is one API write.
 //!
 //! # What is modelled
 //!

@@ -13,6 +13,19 @@ use agent::Core;
 use rng::Rng;
 use world::World;
 
+/// The cluster that a seed is played in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// One to six nodes, all of which are well in the end.
+    Small,
+    /// A hundred nodes.
+    Fleet,
+    /// One to six nodes, of which some never get well again.
+    Forsaken,
+    /// A hundred nodes that drain for ever, thirty that finish, and an API server that takes 200 ms for each answer.
+    Slow,
+}
+
 /// What a seed came to.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
@@ -28,6 +41,8 @@ pub struct Run {
     pub grants: u64,
     /// Virtual milliseconds.
     pub took: u64,
+    /// For each node that was given back after its result, how many milliseconds that took.
+    pub given_back: Vec<u64>,
 }
 
 /// Drives futures that only ever wait for each other; it has no clock and no I/O.
@@ -37,19 +52,19 @@ pub fn runtime() -> std::io::Result<Runtime> {
 
 /// Runs one seed.
 #[must_use]
-pub fn run<C: Core>(runtime: &Runtime, seed: u64, traced: bool) -> Run {
+pub fn run<C: Core>(runtime: &Runtime, shape: Shape, seed: u64, traced: bool) -> Run {
     let mut rng = Rng::new(seed);
-    let settings = world::setup::settings(&mut rng);
-    World::<C>::new(runtime, &settings, rng, traced).run()
+    let settings = world::setup::settings(shape, &mut rng);
+    World::<C>::new(runtime, &settings, shape, rng, traced).run()
 }
 
 /// The report of a seed that failed, with the last lines of its trace.
 #[must_use]
-pub fn explain(seed: u64, run: &Run, lines: usize) -> String {
+pub fn explain(shape: Shape, seed: u64, run: &Run, lines: usize) -> String {
     let failure = run.failure.as_deref().unwrap_or("nothing failed");
     let skipped = run.trace.len().saturating_sub(lines);
     format!(
-        "seed {seed}: {failure}\n{}\nseed {seed}: {failure}\nreplay: SIM_SEED={seed} cargo test -p skyhook-tests --test sim",
+        "seed {seed}: {failure}\n{}\n{shape:?}, seed {seed}: {failure}\nreplay: SIM_SHAPE={shape:?} SIM_SEED={seed} cargo test -p skyhook-tests --test sim",
         run.trace[skipped..].join("\n")
     )
 }

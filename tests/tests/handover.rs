@@ -1,5 +1,6 @@
-//! Two replicas that stand for election on a real API server: a leader that is asked to stop hands over in seconds, one
-//! that is frozen is replaced when its Lease has run out, and changes nothing when it wakes.
+//! Two replicas that stand for election on a real API server: neither a pause of it nor a replica whose clock is ahead
+//! moves the leadership; a leader that is asked to stop hands over in seconds, one that is frozen is replaced when its
+//! Lease has run out, and changes nothing when it wakes.
 
 #![expect(
     clippy::disallowed_methods,
@@ -11,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
+use skyhook_coordinator::leadership::Leadership;
 use skyhook_crds::Skyhook;
 use skyhook_integration::coordinator::Coordinator;
 use skyhook_integration::install::NAMESPACE;
@@ -24,8 +27,10 @@ use skyhook_tests::bench::Fixture;
 
 /// An orderly hand-over is a matter of one write and one watch event; the rest is for a busy machine.
 const ORDERLY: Duration = Duration::from_secs(5);
-/// A leader that says nothing is believed for 6 s.
-const RUN_OUT: Duration = Duration::from_secs(15);
+/// A leader that says nothing is believed for 15 s.
+const RUN_OUT: Duration = Duration::from_secs(30);
+/// A pause of the API server, as its restart or a change of etcd's leader makes one.
+const PAUSE: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_hands_over_and_a_frozen_one_is_replaced() -> anyhow::Result<()> {
@@ -52,6 +57,23 @@ async fn a_leader_hands_over_and_a_frozen_one_is_replaced() -> anyhow::Result<()
         wait_for(client, "sample", "some nodes complete", MINUTE, some).await
     };
     some_are_complete().await?;
+    let clock = || Timestamp::now() + SignedDuration::from_hours(1);
+    let ahead = Leadership::stand(
+        fixture.client.clone(),
+        NAMESPACE,
+        "coordinator-ahead",
+        clock,
+    );
+    fixture.plane.freeze_apiserver(true);
+    tokio::time::sleep(PAUSE).await;
+    fixture.plane.freeze_apiserver(false);
+    let since = Instant::now();
+    while since.elapsed() < 2 * PAUSE {
+        leads(&fixture, "coordinator-a", Duration::ZERO).await?;
+        ensure!(!ahead.leads(), "the replica whose clock is ahead leads");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    ahead.resign().await;
     let stopped = Instant::now();
     first.stop().await?;
     leads(&fixture, "coordinator-b", ORDERLY).await?;

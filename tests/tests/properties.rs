@@ -1,6 +1,8 @@
 //! Properties of the planner over arbitrary pictures: it never wants what the guard refuses, it decides the same twice, it
 //! writes each target once, and never what is there already.
 
+#[path = "properties/history.rs"]
+mod history;
 #[path = "properties/ledger.rs"]
 mod ledger;
 #[path = "properties/picture.rs"]
@@ -10,14 +12,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use picture::{a_picture, index, settings};
+use picture::{a_picture, index, settings, with_status};
 use proptest::prelude::*;
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::index::Index;
-use skyhook_coordinator::plan::ledger::Ledger;
-use skyhook_coordinator::plan::{Now, Plan, View, plan};
-use skyhook_coordinator::session::{Held, Session};
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::Index;
+use skyhook_fleet::plan::cache::Cache;
+use skyhook_fleet::plan::ledger::Ledger;
+use skyhook_fleet::plan::{Now, Plan, plan};
+use skyhook_fleet::session::{Held, Session};
+use skyhook_fleet::settings::Settings;
 
 const MONO: Duration = Duration::from_secs(10_000);
 
@@ -29,11 +32,7 @@ fn now(later: i64) -> Now {
 }
 
 fn decide(index: &Index, settings: &Settings, later: i64) -> Plan {
-    plan(&View {
-        index,
-        settings,
-        now: now(later),
-    })
+    plan(&index.view(settings, now(later)))
 }
 
 proptest! {
@@ -43,8 +42,8 @@ proptest! {
     fn the_guard_refuses_nothing_that_is_planned(picture in a_picture()) {
         let settings = settings(&picture);
         let mut session = Session::new(&settings);
-        session.index = index(&picture);
-        let effects = decide(&session.index, &settings, 0).effects;
+        session.start_from(index(&picture));
+        let effects = decide(session.index(), &settings, 0).effects;
         for effect in &effects {
             let begun = session.begin(effect, MONO);
             prop_assert!(!matches!(begun, Err(Held::Broken(_))), "{begun:?}: {effect:?}");
@@ -56,16 +55,16 @@ proptest! {
         let settings = settings(&picture);
         let cap = settings.max_concurrent_nodes;
         let index = index(&picture);
-        let counted = Ledger::new(&index, cap);
+        let counted = Ledger::of(&index.view(&settings, now(0)));
         prop_assert_eq!(counted.used_in_all(), ledger::used_in_all(&index));
-        for skyhook in index.skyhooks.values() {
+        for skyhook in index.picture().skyhooks().values() {
             prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));
             for extra in [0, 1] {
                 let word = counted.refusal(skyhook, extra).map(|reason| reason.word);
                 prop_assert_eq!(word, ledger::refusal(&index, cap, skyhook, extra));
             }
         }
-        for node in index.nodes.values() {
+        for node in index.picture().nodes().values() {
             prop_assert_eq!(
                 counted.has_control_planes_too_many(&node.name),
                 ledger::has_control_planes_too_many(&index, &node.name)
@@ -91,7 +90,7 @@ proptest! {
         let mut seen = BTreeSet::new();
         for effect in decide(&index, &settings, 0).effects {
             let target = effect.target();
-            prop_assert!(!index.busy.contains(&target), "{effect:?}");
+            prop_assert!(!index.inflight().is_busy(&target), "{effect:?}");
             prop_assert!(seen.insert(target), "{effect:?}");
         }
     }
@@ -102,23 +101,41 @@ proptest! {
         let mut index = index(&picture);
         for effect in decide(&index, &settings, 0).effects {
             if let Effect::PatchNode { node, patch, .. } = &effect {
-                let held = &index.nodes[node];
+                let held = &index.picture().nodes()[node];
                 prop_assert!(!patch.is_empty());
                 for (key, value) in &patch.annotations {
                     prop_assert_ne!(held.annotations.get(key), value.as_ref(), "{}", key);
                 }
                 prop_assert_ne!(patch.unschedulable, Some(held.unschedulable));
             }
-            if let Effect::WriteSkyhookStatus { name, status, .. } = effect
-                && let Some(skyhook) = index.skyhooks.get_mut(&name)
-            {
-                prop_assert_ne!(skyhook.status.as_ref(), Some(&*status));
-                skyhook.status = Some(*status);
+            if let Effect::WriteSkyhookStatus { name, status, .. } = effect {
+                let held = index.picture().skyhooks().get(&name);
+                prop_assert_ne!(held.and_then(|held| held.status.as_ref()), Some(&*status));
+                index.apply(with_status(&picture, &name, &status), MONO);
             }
         }
         // Time alone is no reason to write a status again.
         for effect in decide(&index, &settings, 3_600).effects {
             prop_assert!(!matches!(effect, Effect::WriteSkyhookStatus { .. }), "{effect:?}");
+        }
+    }
+
+    /// After every step of a history the cache gives the plan that an empty one gives: what is to be written, when to look
+    /// again, and how far the fleet is.
+    #[test]
+    fn nothing_that_a_pass_left_behind_changes_a_plan(
+        settings in history::a_setting(),
+        history in history::a_history(),
+    ) {
+        let mut replica = history::Replica::new(&settings);
+        let mut cache = Cache::default();
+        let mut planned = Vec::new();
+        for step in &history {
+            replica.happens(step, &planned);
+            let view = replica.session.index().view(&settings, replica.now());
+            let (kept, anew) = (cache.plan(&view), plan(&view));
+            prop_assert_eq!(&kept, &anew, "after {:?}", step);
+            planned = kept.effects;
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The simulated cluster, over as many seeds as fit.
 //!
-//! `SIM_SEED=n` replays one seed, `SIM_SEEDS=n` runs that many instead of a minute's worth, `SIM_SECONDS=n` as many as
-//! fit into that time, `SIM_FROM=n` starts there, `SIM_KEEP_GOING=1` does not stop at the first that fails.
+//! `SIM_SEED=n` replays one seed, in the cluster that `SIM_SHAPE` names; `SIM_SEEDS=n` runs that many instead of a minute's
+//! worth, `SIM_SECONDS=n` as many as fit into that time, `SIM_FROM=n` starts there, `SIM_KEEP_GOING=1` does not stop at the
+//! first that fails.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use skyhook_integration::skip::aloud;
 use skyhook_tests::sim::agent::machine::Machine;
 use skyhook_tests::sim::agent::scripted::Scripted;
-use skyhook_tests::sim::{self, Run};
+use skyhook_tests::sim::{self, Run, Shape};
 use tokio::runtime::Runtime;
 
 /// Seeds that broke something once.
@@ -28,6 +29,9 @@ const REGRESSIONS: [u64; 43] = [
 const BUDGET: Duration = Duration::from_secs(60);
 /// As many as this also when that takes longer than a minute: two idle cores do twice as many in it.
 const AT_LEAST: u64 = 2000;
+/// Seeds of fleets, and of small clusters in which some things never get well, that are played each time.
+const FLEETS: u64 = 2;
+const FORSAKEN: u64 = 40;
 /// Lines of the trace of a seed that fails; `SIM_SEED` shows all.
 const LINES: usize = 400;
 
@@ -37,21 +41,21 @@ fn number(name: &str) -> Option<u64> {
 
 /// Every fourth seed is played by the scripted agent, which does less at once and nothing that the protocol does not
 /// ask for; the others by the core that ships.
-fn play(runtime: &Runtime, seed: u64, traced: bool) -> Run {
+fn play(runtime: &Runtime, shape: Shape, seed: u64, traced: bool) -> Run {
     if seed.is_multiple_of(4) {
-        sim::run::<Scripted>(runtime, seed, traced)
+        sim::run::<Scripted>(runtime, shape, seed, traced)
     } else {
-        sim::run::<Machine>(runtime, seed, traced)
+        sim::run::<Machine>(runtime, shape, seed, traced)
     }
 }
 
 /// Runs one seed; one that fails is run again for its trace.
-fn check(runtime: &Runtime, seed: u64) -> Run {
-    let run = play(runtime, seed, false);
+fn check(runtime: &Runtime, shape: Shape, seed: u64) -> Run {
+    let run = play(runtime, shape, seed, false);
     if run.failure.is_none() {
         return run;
     }
-    play(runtime, seed, true)
+    play(runtime, shape, seed, true)
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +70,7 @@ struct Sums {
 }
 
 /// Runs seeds from `from` on until `limit` of them, or until the time is up and there were at least `least`.
-fn run(from: u64, least: u64, limit: u64, budget: Duration) -> Sums {
+fn run(shape: Shape, from: u64, least: u64, limit: u64, budget: Duration) -> Sums {
     let started = Instant::now();
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
@@ -82,7 +86,7 @@ fn run(from: u64, least: u64, limit: u64, budget: Duration) -> Sums {
                     if enough || seed >= from + limit {
                         break;
                     }
-                    let run = check(&runtime, seed);
+                    let run = check(&runtime, shape, seed);
                     let mut sums = sums.lock().expect("no thread panics with the lock");
                     sums.seeds += 1;
                     sums.requests += run.requests;
@@ -104,35 +108,27 @@ fn run(from: u64, least: u64, limit: u64, budget: Duration) -> Sums {
     sums.into_inner().expect("no thread panics with the lock")
 }
 
-#[test]
-fn seeds() {
-    if let Some(seed) = number("SIM_SEED") {
-        let runtime = sim::runtime().expect("a runtime without I/O can be built");
-        let run = play(&runtime, seed, true);
-        println!("{}", sim::explain(seed, &run, usize::MAX));
-        assert_eq!(run.failure, None, "seed {seed}");
-        return;
-    }
-    let started = Instant::now();
+/// Seeds from `SIM_FROM` on, as the environment says or as many as `least` and what fits into `budget`.
+fn sums(shape: Shape, least: u64, limit: u64, budget: Duration) -> Sums {
     let from = number("SIM_FROM").unwrap_or(1);
-    let sums = match (number("SIM_SEEDS"), number("SIM_SECONDS")) {
-        (Some(seeds), None) => run(from, seeds, seeds, Duration::ZERO),
-        (seeds, Some(seconds)) => run(
-            from,
-            1,
-            seeds.unwrap_or(u64::MAX / 2),
-            Duration::from_secs(seconds),
-        ),
-        (None, None) => run(from, AT_LEAST, u64::MAX / 2, BUDGET),
-    };
-    let seconds = started.elapsed().as_secs_f64();
+    match (number("SIM_SEEDS"), number("SIM_SECONDS")) {
+        (Some(seeds), None) => run(shape, from, seeds, seeds, Duration::ZERO),
+        (seeds, Some(seconds)) => {
+            let limit = seeds.unwrap_or(u64::MAX / 2);
+            run(shape, from, 1, limit, Duration::from_secs(seconds))
+        }
+        (None, None) => run(shape, from, least, limit, budget),
+    }
+}
+
+fn report(shape: Shape, sums: &Sums, seconds: f64) {
     if let Some((seed, run)) = sums.failures.first() {
-        println!("{}", sim::explain(*seed, run, LINES));
+        println!("{}", sim::explain(shape, *seed, run, LINES));
     }
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let rate = sums.seeds as f64 / seconds;
     aloud(&format!(
-        "simulation: {} seeds in {seconds:.1} s ({rate:.1}/s): {} grants, {} requests, {} passes, {} kills, {} h of virtual time, {} failures",
+        "simulation of {shape:?}: {} seeds in {seconds:.1} s ({rate:.1}/s): {} grants, {} requests, {} passes, {} kills, {} h of virtual time, {} failures",
         sums.seeds,
         sums.grants,
         sums.requests,
@@ -149,11 +145,64 @@ fn seeds() {
 }
 
 #[test]
+fn seeds() {
+    if let Some(seed) = number("SIM_SEED") {
+        let shape = match std::env::var("SIM_SHAPE").as_deref() {
+            Ok("Fleet") => Shape::Fleet,
+            Ok("Forsaken") => Shape::Forsaken,
+            Ok("Slow") => Shape::Slow,
+            Ok(_) | Err(_) => Shape::Small,
+        };
+        let runtime = sim::runtime().expect("a runtime without I/O can be built");
+        let run = play(&runtime, shape, seed, true);
+        println!("{}", sim::explain(shape, seed, &run, usize::MAX));
+        assert_eq!(run.failure, None, "seed {seed}");
+        return;
+    }
+    let started = Instant::now();
+    let sums = sums(Shape::Small, AT_LEAST, u64::MAX / 2, BUDGET);
+    report(Shape::Small, &sums, started.elapsed().as_secs_f64());
+}
+
+#[test]
+fn fleets() {
+    let started = Instant::now();
+    let sums = sums(Shape::Fleet, FLEETS, FLEETS, Duration::ZERO);
+    report(Shape::Fleet, &sums, started.elapsed().as_secs_f64());
+}
+
+#[test]
+fn nodes_that_never_get_well() {
+    let started = Instant::now();
+    let sums = sums(Shape::Forsaken, FORSAKEN, FORSAKEN, Duration::ZERO);
+    report(Shape::Forsaken, &sums, started.elapsed().as_secs_f64());
+}
+
+/// With 200 ms for each answer and a hundred nodes that drain, a node is uncordoned within 2 s of its result.
+#[test]
+fn a_slow_api_server_holds_up_no_node_that_is_done() {
+    let runtime = sim::runtime().expect("a runtime without I/O can be built");
+    let run = check(&runtime, Shape::Slow, 1);
+    assert!(
+        run.failure.is_none(),
+        "{}",
+        sim::explain(Shape::Slow, 1, &run, LINES)
+    );
+    let longest = run.given_back.iter().max().copied().unwrap_or(u64::MAX);
+    println!(
+        "{} nodes given back, within {longest} ms of their results",
+        run.given_back.len()
+    );
+    assert!(longest <= 2000, "{:?}", run.given_back);
+}
+
+#[test]
 fn seeds_that_broke_something_once() {
     let runtime = sim::runtime().expect("a runtime without I/O can be built");
     for seed in REGRESSIONS {
-        let run = check(&runtime, seed);
-        assert!(run.failure.is_none(), "{}", sim::explain(seed, &run, LINES));
+        let run = check(&runtime, Shape::Small, seed);
+        let told = sim::explain(Shape::Small, seed, &run, LINES);
+        assert!(run.failure.is_none(), "{told}");
     }
 }
 
@@ -162,8 +211,8 @@ fn seeds_that_broke_something_once() {
 fn a_seed_repeats_exactly() {
     let runtime = sim::runtime().expect("a runtime without I/O can be built");
     for seed in [3, 4, 5] {
-        let once = play(&runtime, seed, true);
-        let again = play(&runtime, seed, true);
+        let once = play(&runtime, Shape::Small, seed, true);
+        let again = play(&runtime, Shape::Small, seed, true);
         assert_eq!(once.failure, None, "seed {seed}");
         assert!(once.trace == again.trace, "seed {seed} does not repeat");
         assert_eq!(once.requests, again.requests);

@@ -3,8 +3,8 @@
 use kube::api::Api;
 
 use super::{Applier, ApplyError, failed};
-use crate::effect::LiveCheck;
-use crate::facts::{LeaseFact, WireLease};
+use skyhook_fleet::effect::LiveCheck;
+use skyhook_fleet::facts::{LeaseFact, WireLease};
 
 impl Applier {
     /// Looks at the node's lease itself where a watch is not fresh enough.

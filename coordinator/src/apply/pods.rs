@@ -6,18 +6,22 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use serde_json::json;
 
 use super::{Applier, ApplyError, failed};
-use crate::effect::Effect;
-use crate::index::Change;
-use crate::pods::PodFact;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::Change;
+use skyhook_fleet::pods::PodFact;
 
 impl Applier {
     pub(super) async fn survey_pods(
         &self,
         node: &str,
         lease_uid: &str,
+        consistent: bool,
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<Pod> = Api::all(self.client.clone());
-        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let mut params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        if !consistent {
+            params = params.match_any();
+        }
         let pods = api
             .list(&params)
             .await
@@ -26,6 +30,7 @@ impl Applier {
             node: node.to_owned(),
             lease_uid: lease_uid.to_owned(),
             pods: pods.items.into_iter().map(PodFact::new).collect(),
+            consistent,
         }))
     }
 

@@ -9,8 +9,8 @@ use skyhook_crds::names;
 use skyhook_crds::revision::RevisionData;
 
 use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post};
-use crate::effect::Version;
-use crate::index::Change;
+use skyhook_fleet::effect::Version;
+use skyhook_fleet::index::Change;
 
 impl Applier {
     fn revisions(&self) -> Api<ControllerRevision> {

@@ -30,6 +30,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "skyhook.fullname" . }}-agent
 {{- end }}
 
+{{/* The job that runs before the chart is uninstalled, and its account. */}}
+{{- define "skyhook.cleanup" -}}
+{{ include "skyhook.fullname" . }}-skyhook-cleanup
+{{- end }}
+
 {{/* The Role that the coordinator keeps: what Skyhooks refer to, by name. */}}
 {{- define "skyhook.references" -}}
 {{ include "skyhook.agent" . }}-references

@@ -7,6 +7,7 @@ use std::time::Duration;
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::lease::{InterruptionLeaseStatus, Phase};
+use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
 use tokio::time::{Instant, sleep};
 
@@ -94,6 +95,7 @@ impl Agent {
         let status = self.accepted_status(&lease, &entries);
         let (api, notes) = (self.api.clone(), self.notes.clone());
         let bus = Rc::clone(&self.bus);
+        let fallback = self.settings.step_resources.clone();
         let runner = Rc::clone(&self.runner);
         let orphans = super::housekeeping::running_steps(
             &self.host.path(&self.settings.state_dir).join("steps"),
@@ -120,7 +122,7 @@ impl Agent {
                 let recovered = super::recover::recover(&api, &lease, &mut entries).await?;
                 let facts = RunFacts {
                     node: node?,
-                    default_resources: default_resources(&api, &revision).await?,
+                    default_resources: default_resources(&api, &revision, fallback).await?,
                     limits,
                 };
                 Ok(Taken {
@@ -316,6 +318,7 @@ impl Agent {
     ) -> impl Future<Output = RunFacts> + use<> {
         let (api, bus) = (self.api.clone(), Rc::clone(&self.bus));
         let revision = revision.clone();
+        let fallback = self.settings.step_resources.clone();
         async move {
             let node = api.node().await.unwrap_or_else(|error| {
                 tracing::warn!(%error, "the Node cannot be read: its metadata is empty");
@@ -323,28 +326,35 @@ impl Agent {
             });
             RunFacts {
                 node,
-                default_resources: default_resources(&api, &revision).await.unwrap_or_default(),
+                default_resources: default_resources(&api, &revision, fallback.clone())
+                    .await
+                    .unwrap_or(fallback),
                 limits: limits::process(&bus).await,
             }
         }
     }
 }
 
-/// Asked for only when a package leaves it to the namespace.
+/// What the namespace gives containers that ask for nothing, and where it gives nothing the `fallback`. Asked for only
+/// when a package leaves it open.
 async fn default_resources(
     api: &crate::lease::LeaseApi,
     revision: &RevisionData,
-) -> Result<Option<skyhook_crds::package::Resources>, ApiError> {
+    fallback: Option<Resources>,
+) -> Result<Option<Resources>, ApiError> {
     if revision.packages.values().all(|p| p.resources.is_some()) {
-        return Ok(None);
+        return Ok(fallback);
     }
-    match api.default_resources().await {
+    let given = match api.default_resources().await {
         Err(ApiError::Refused { what, message }) => {
-            tracing::warn!(%what, %message, "steps run without default limits");
-            Ok(None)
+            tracing::warn!(%what, %message, "the LimitRanges of the namespace cannot be read: steps get the agent's defaults");
+            None
         }
-        other => other,
-    }
+        other => other?,
+    };
+    // A LimitRange may have bounds and no defaults.
+    let given = given.filter(|resources| *resources != Resources::default());
+    Ok(given.or(fallback))
 }
 
 fn delay(failures: u32) -> Duration {

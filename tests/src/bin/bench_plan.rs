@@ -11,11 +11,11 @@ use anyhow::Context as _;
 use k8s_openapi::jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::index::{Change, Index, Kind, Mono};
-use skyhook_coordinator::plan::{Now, View, plan};
 use skyhook_crds::names;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::{Change, Index, Kind, Mono};
+use skyhook_fleet::plan::{Now, plan};
+use skyhook_fleet::settings::Settings;
 
 const PACKAGES: [&str; 4] = ["drivers", "kernel", "network", "tuning"];
 
@@ -44,11 +44,7 @@ fn timed(index: &Index, settings: &Settings) -> (f64, Vec<Effect>) {
         mono: Duration::from_secs(1000),
         wall: Timestamp::UNIX_EPOCH,
     };
-    let view = View {
-        index,
-        settings,
-        now,
-    };
+    let view = index.view(settings, now);
     let started = Instant::now();
     let effects = plan(&view).effects;
     (started.elapsed().as_secs_f64() * 1e3, effects)
@@ -101,7 +97,8 @@ fn picture(nodes: usize) -> anyhow::Result<Index> {
 /// The lease of a node, reserved and not granted.
 fn lease(index: &Index, n: usize) -> anyhow::Result<Value> {
     let skyhook = index
-        .skyhooks
+        .picture()
+        .skyhooks()
         .get("scale")
         .context("the Skyhook is there")?;
     let checked = skyhook

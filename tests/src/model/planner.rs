@@ -14,17 +14,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference,
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::{Effect, NodePatch};
-use skyhook_coordinator::facts::{
+use skyhook_crds::installed::{self, CordonRecord, Stamp};
+use skyhook_crds::lease::{DrainState, InterruptionLeaseSpec, StopReason};
+use skyhook_crds::names;
+use skyhook_fleet::effect::{Effect, NodePatch};
+use skyhook_fleet::facts::{
     WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
 };
-use skyhook_coordinator::guard;
-use skyhook_coordinator::index::{Change, Index, Kind};
-use skyhook_coordinator::plan::{self, Now, View};
-use skyhook_crds::installed::{self, CordonRecord, Stamp};
-use skyhook_crds::lease::{DrainState, StopReason};
-use skyhook_crds::names;
+use skyhook_fleet::guard;
+use skyhook_fleet::index::{Change, Index, Kind};
+use skyhook_fleet::plan::{self, Now};
+use skyhook_fleet::settings::Settings;
 
 use super::hash::FastHash;
 use super::rules;
@@ -141,11 +141,7 @@ fn decide(index: &Index, settings: &Settings, mono: Duration, late: bool) -> Vec
         mono,
         wall: Timestamp::UNIX_EPOCH,
     };
-    let plan = plan::plan(&View {
-        index,
-        settings,
-        now,
-    });
+    let plan = plan::plan(&index.view(settings, now));
     plan.effects
         .iter()
         .filter(|effect| guard::check(index, settings, effect).is_ok())
@@ -282,9 +278,14 @@ fn index(picture: &Picture) -> Index {
         }
         // Set by hand, as it stands: a lease that is seen ends it.
         if picture.creating[number] && number < picture.count.into() {
-            index
-                .creating
-                .insert(rules::node_name(number), rules::SKYHOOK_UID.to_owned());
+            let mut spec = InterruptionLeaseSpec::default();
+            rules::SKYHOOK_UID.clone_into(&mut spec.skyhook.uid);
+            let reserve = Effect::ReserveLease {
+                node: rules::node_name(number),
+                spec: Box::new(spec),
+            };
+            index.begins(&reserve);
+            index.ends(&reserve);
         }
     }
     if !picture.skyhook.gone {

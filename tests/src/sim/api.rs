@@ -77,6 +77,8 @@ type Store = BTreeMap<String, Arc<Value>>;
 pub struct Api {
     /// Milliseconds since the world began.
     pub now: u64,
+    /// How far the watch cache is behind, in milliseconds: lists with `resourceVersion=0` come from there.
+    pub cache_lag: u64,
     version: u64,
     uids: u64,
     stores: BTreeMap<String, Store>,
@@ -220,15 +222,31 @@ impl Api {
             });
             fits && in_namespace
         };
-        let items: Vec<&Value> = self
-            .list(&route.plural)
-            .map(|(_, object)| &**object)
+        let remembered = query.get("resourceVersion").is_some_and(|v| v == "0");
+        let lag = if remembered { self.cache_lag } else { 0 };
+        let store = self.as_it_was(&route.plural, lag);
+        let items: Vec<&Value> = store
+            .values()
+            .map(|object| &**object)
             .filter(|object| selected(object))
             .collect();
         let metadata = json!({ "resourceVersion": self.version.to_string() });
         let body =
             json!({ "apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items });
         Response { code: 200, body }
+    }
+
+    /// All objects of a kind as they were so many milliseconds ago.
+    fn as_it_was(&self, plural: &str, ago: u64) -> Store {
+        let mut store = self.stores.get(plural).cloned().unwrap_or_default();
+        let log = self.log(plural, 0).iter().rev();
+        for entry in log.take_while(|entry| entry.at + ago > self.now) {
+            match &entry.before {
+                Some(before) => store.insert(entry.key.clone(), before.clone()),
+                None => store.remove(&entry.key),
+            };
+        }
+        store
     }
 
     fn create(&mut self, route: &Route, body: &Value) -> Response {

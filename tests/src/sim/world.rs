@@ -2,6 +2,7 @@
 //! collector and an administrator act in it, and requests take their time.
 
 pub mod check;
+mod ending;
 pub mod faults;
 pub mod finish;
 pub mod host;
@@ -9,17 +10,18 @@ mod loops;
 pub mod replica;
 pub mod setup;
 mod slots;
+mod slow;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use skyhook_coordinator::config::Settings;
+use skyhook_fleet::settings::Settings;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-use super::Run;
 use super::agent::Core;
 use super::api::{Api, Request, Response};
 use super::rng::Rng;
+use super::{Run, Shape};
 use check::Checks;
 use host::Machine;
 use loops::Answer;
@@ -91,8 +93,10 @@ pub enum Event {
     PodGone(String),
     /// The garbage collector looks for objects whose owner is gone.
     Collect,
-    /// An administrator creates a Skyhook.
+    /// An administrator creates, deletes or disables a Skyhook.
     Apply(Box<serde_json::Value>),
+    Delete(String),
+    Disable(String),
     Fault,
     Heal(faults::Heal),
     Calm,
@@ -122,6 +126,7 @@ struct Flight {
 #[derive(Debug)]
 pub struct World<'a, C: Core> {
     now: u64,
+    shape: Shape,
     sequence: u64,
     queue: BTreeMap<(u64, u64), Event>,
     rng: Rng,
@@ -143,15 +148,25 @@ pub struct World<'a, C: Core> {
     stats: Run,
 }
 
+/// How long every request, and every answer, is under way to and from a slow API server, in milliseconds.
+const SLOW: u64 = 100;
+
 /// Lines of the trace that are kept.
 const TRACE: usize = 20_000;
 
 impl<'a, C: Core> World<'a, C> {
     /// A world of this chance.
     #[must_use]
-    pub fn new(runtime: &'a Runtime, settings: &'a Settings, rng: Rng, traced: bool) -> Self {
+    pub fn new(
+        runtime: &'a Runtime,
+        settings: &'a Settings,
+        shape: Shape,
+        rng: Rng,
+        traced: bool,
+    ) -> Self {
         Self {
             now: 0,
+            shape,
             sequence: 0,
             queue: BTreeMap::new(),
             rng,
@@ -176,7 +191,10 @@ impl<'a, C: Core> World<'a, C> {
     /// Plays it to the end, or to the first rule that is broken.
     #[must_use]
     pub fn run(mut self) -> Run {
-        self.set_up();
+        match self.shape {
+            Shape::Slow => self.set_up_slow(),
+            Shape::Small | Shape::Fleet | Shape::Forsaken => self.set_up(),
+        }
         while !self.done && self.failure.is_none() {
             let Some(((at, _), event)) = self.queue.pop_first() else {
                 self.fail("nothing is due any more");
@@ -223,6 +241,8 @@ impl<'a, C: Core> World<'a, C> {
             Event::PodGone(pod) => self.pod_gone(&pod),
             Event::Collect => self.collect(),
             Event::Apply(body) => self.apply(*body),
+            Event::Delete(skyhook) => self.delete(&skyhook),
+            Event::Disable(skyhook) => self.disable(&skyhook),
             Event::Fault => self.fault(),
             Event::Heal(what) => self.heal(what),
             Event::Calm => self.calm(),
@@ -258,6 +278,9 @@ impl<'a, C: Core> World<'a, C> {
 
     /// How long a request, an answer or a watch event is under way.
     fn delay(&mut self) -> u64 {
+        if self.shape == Shape::Slow {
+            return SLOW;
+        }
         match self.rng.below(40) {
             0 if self.weather.stormy => self.rng.between(500, 8_000),
             1..=4 => self.rng.between(20, 400),
@@ -318,6 +341,8 @@ impl<'a, C: Core> World<'a, C> {
     }
 
     fn serve(&mut self, sender: &Sender, request: &Request) -> Response {
+        let behind = if self.weather.stormy { 5_000 } else { 300 };
+        self.api.cache_lag = self.rng.below(behind);
         let response = if request.path.ends_with("/eviction") {
             self.evict(request)
         } else {

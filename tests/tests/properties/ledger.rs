@@ -1,32 +1,30 @@
 //! What the planner's ledger answers, counted anew for every question: slow, and too simple to be wrong.
 
-use skyhook_coordinator::facts::{LeaseFact, NodeFact, SkyhookFact};
-use skyhook_coordinator::index::Index;
-use skyhook_coordinator::plan::reason::Word;
+use skyhook_fleet::facts::{LeaseFact, NodeFact, SkyhookFact};
+use skyhook_fleet::index::Index;
+use skyhook_fleet::plan::reason::Word;
 
 /// Slots in use for a Skyhook.
 pub(super) fn used(index: &Index, skyhook: &SkyhookFact) -> usize {
     let counts = |fact: &&LeaseFact| fact.skyhook_uid().is_none_or(|uid| uid == skyhook.uid);
     let unseen = unseen(index).filter(|uid| *uid == skyhook.uid).count();
-    index.leases.values().filter(counts).count() + unseen
+    index.picture().leases().values().filter(counts).count() + unseen
 }
 
 /// Slots in use over all Skyhooks.
 pub(super) fn used_in_all(index: &Index) -> usize {
-    index.leases.len() + unseen(index).count()
+    index.picture().leases().len() + unseen(index).count()
 }
 
 fn unseen(index: &Index) -> impl Iterator<Item = &str> {
-    let unseen = |(node, _): &(&String, &String)| !index.leases.contains_key(*node);
-    index
-        .creating
-        .iter()
-        .filter(unseen)
-        .map(|(_, uid)| uid.as_str())
+    let unseen = |(node, _): &(&str, &str)| !index.picture().leases().contains_key(*node);
+    let creates = index.inflight().creates();
+    creates.filter(unseen).map(|(_, uid)| uid)
 }
 
 fn is_taken(index: &Index, node: &NodeFact) -> bool {
-    index.leases.contains_key(&node.name) || index.creating.contains_key(&node.name)
+    index.picture().leases().contains_key(&node.name)
+        || index.inflight().creating(&node.name).is_some()
 }
 
 /// Why `extra` more leases of a Skyhook do not fit.
@@ -36,7 +34,13 @@ pub(super) fn refusal(
     skyhook: &SkyhookFact,
     extra: usize,
 ) -> Option<Word> {
-    let nodes = || index.nodes.values().filter(|node| skyhook.selects(node));
+    let nodes = || {
+        index
+            .picture()
+            .nodes()
+            .values()
+            .filter(|node| skyhook.selects(node))
+    };
     let budget = skyhook.spec.interruption_budget.as_ref();
     let slots = budget.map_or(nodes().count(), |budget| budget.slots(nodes().count()));
     let counts_unavailable = extra > 0 && budget.is_some_and(|budget| budget.count_unavailable);
@@ -56,13 +60,17 @@ pub(super) fn refusal(
 }
 
 fn control_plane(index: &Index) -> impl Iterator<Item = &NodeFact> {
-    index.nodes.values().filter(|node| node.is_control_plane())
+    index
+        .picture()
+        .nodes()
+        .values()
+        .filter(|node| node.is_control_plane())
 }
 
 /// True when the node belongs to the control plane and is not the only one of it with a lease.
 pub(super) fn has_control_planes_too_many(index: &Index, name: &str) -> bool {
     let leased: Vec<&str> = control_plane(index)
-        .filter(|node| index.leases.contains_key(&node.name))
+        .filter(|node| index.picture().leases().contains_key(&node.name))
         .map(|node| node.name.as_str())
         .collect();
     leased.contains(&name) && leased.len() > 1

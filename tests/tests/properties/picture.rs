@@ -4,20 +4,22 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use skyhook_coordinator::config::Settings;
-use skyhook_coordinator::effect::Target;
-use skyhook_coordinator::index::{Change, Index, Kind};
 use skyhook_crds::installed::{CordonRecord, Stamp, states_digest};
+use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::names;
+use skyhook_crds::skyhook::SkyhookStatus;
+use skyhook_fleet::effect::{Effect, NodePatch, Version};
+use skyhook_fleet::index::{Change, Index, Kind};
+use skyhook_fleet::settings::Settings;
 
 use super::MONO;
 
-const NAMES: [&str; 2] = ["alpha", "beta"];
+pub(super) const NAMES: [&str; 2] = ["alpha", "beta"];
 const VERSION: &str = "1.0.0";
 
 /// One Node and what stands on it.
 #[derive(Clone, Debug)]
-struct ANode {
+pub(super) struct ANode {
     control_plane: bool,
     ready: bool,
     unschedulable: bool,
@@ -36,7 +38,7 @@ struct ANode {
 }
 
 #[derive(Clone, Debug)]
-struct ALease {
+pub(super) struct ALease {
     /// One of ours, or one that is gone.
     skyhook: usize,
     right_node: bool,
@@ -53,8 +55,8 @@ struct ALease {
 }
 
 #[derive(Clone, Debug)]
-struct ASkyhook {
-    there: bool,
+pub(super) struct ASkyhook {
+    pub(super) there: bool,
     deleting: bool,
     paused: bool,
     disabled: bool,
@@ -64,8 +66,10 @@ struct ASkyhook {
     interrupts: bool,
     priority: i32,
     budget: u8,
-    revision_there: bool,
+    pub(super) revision_there: bool,
     has_status: bool,
+    /// It names a DeploymentPolicy.
+    policy: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -75,7 +79,7 @@ pub(super) struct Picture {
     cap: Option<usize>,
 }
 
-fn a_lease() -> impl Strategy<Value = ALease> {
+pub(super) fn a_lease() -> impl Strategy<Value = ALease> {
     let shape = (
         0..3_usize,
         prop::bool::weighted(0.9),
@@ -111,7 +115,7 @@ fn a_lease() -> impl Strategy<Value = ALease> {
     )
 }
 
-fn a_node() -> impl Strategy<Value = ANode> {
+pub(super) fn a_node() -> impl Strategy<Value = ANode> {
     let flags = (
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.9),
@@ -158,7 +162,7 @@ fn a_node() -> impl Strategy<Value = ANode> {
         )
 }
 
-fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
+pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
     let often = || prop::bool::weighted(0.9);
     let seldom = || prop::bool::weighted(0.1);
     let life = (often(), seldom(), seldom(), seldom(), seldom(), often());
@@ -169,11 +173,12 @@ fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
         0..6_u8,
         often(),
         any::<bool>(),
+        seldom(),
     );
     (life, spec).prop_map(
         |(
             (there, deleting, paused, disabled, invalid, adopted),
-            (selects, interrupts, priority, budget, revision_there, has_status),
+            (selects, interrupts, priority, budget, revision_there, has_status, policy),
         )| {
             ASkyhook {
                 there,
@@ -188,6 +193,7 @@ fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
                 budget,
                 revision_there,
                 has_status,
+                policy,
             }
         },
     )
@@ -217,7 +223,7 @@ fn package(skyhook: &ASkyhook) -> Value {
     package
 }
 
-fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
+pub(super) fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
     let name = NAMES[at];
     let mut metadata = json!({
         "name": name, "uid": format!("uid-{name}"), "resourceVersion": "7", "generation": 3, "annotations": {},
@@ -248,6 +254,12 @@ fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
         3 => spec["interruptionBudget"] = json!({ "count": 3, "countUnavailable": true }),
         _ => {}
     }
+    if skyhook.policy {
+        spec["deploymentPolicy"] = json!("tuned");
+    }
+    if skyhook.interrupts {
+        spec["drain"] = json!({ "timeout": "90s" });
+    }
     let mut object = json!({ "metadata": metadata, "spec": spec });
     if skyhook.has_status {
         object["status"] =
@@ -268,7 +280,7 @@ fn states(record: u8) -> Option<String> {
     Some(json!({ format!("one|{VERSION}"): entry }).to_string())
 }
 
-fn node_object(name: &str, node: &ANode, revisions: &[String]) -> Value {
+pub(super) fn node_object(name: &str, node: &ANode, revisions: &[String]) -> Value {
     let mut annotations = json!({});
     let lease_uid = format!("lease-{name}");
     let mut owners = CordonRecord {
@@ -296,6 +308,7 @@ fn node_object(name: &str, node: &ANode, revisions: &[String]) -> Value {
         }
         if matches!(stamped, 2 | 3) {
             stamp.revision = revisions.get(at).cloned().unwrap_or_default();
+            "boot".clone_into(&mut stamp.epoch);
         }
         if stamped > 0 {
             annotations[names::stamp(skyhook)] = json!(stamp.render());
@@ -334,7 +347,7 @@ fn node_object(name: &str, node: &ANode, revisions: &[String]) -> Value {
     })
 }
 
-fn lease_object(name: &str, lease: &ALease, revisions: &[String]) -> Value {
+pub(super) fn lease_object(name: &str, lease: &ALease, revisions: &[String]) -> Value {
     let skyhook = NAMES.get(lease.skyhook).unwrap_or(&"gone");
     let mut metadata = json!({
         "name": name, "uid": format!("lease-{name}"), "resourceVersion": "8", "generation": 2,
@@ -394,7 +407,7 @@ fn lease_object(name: &str, lease: &ALease, revisions: &[String]) -> Value {
     object
 }
 
-fn wire<T: serde::de::DeserializeOwned>(object: Value) -> Box<T> {
+pub(super) fn wire<T: serde::de::DeserializeOwned>(object: Value) -> Box<T> {
     Box::new(serde_json::from_value(object).expect("the object was built to be readable"))
 }
 
@@ -407,7 +420,8 @@ pub(super) fn index(picture: &Picture) -> Index {
         .iter()
         .map(|name| {
             let checked = index
-                .skyhooks
+                .picture()
+                .skyhooks()
                 .get(*name)
                 .and_then(|s| s.checked.as_ref().ok());
             checked.map(|c| c.revision.clone()).unwrap_or_default()
@@ -415,7 +429,8 @@ pub(super) fn index(picture: &Picture) -> Index {
         .collect();
     for (at, skyhook) in picture.skyhooks.iter().enumerate() {
         let checked = index
-            .skyhooks
+            .picture()
+            .skyhooks()
             .get(NAMES[at])
             .and_then(|s| s.checked.as_ref().ok());
         if let Some(checked) = checked.filter(|_| skyhook.revision_there) {
@@ -443,15 +458,28 @@ pub(super) fn index(picture: &Picture) -> Index {
                 Duration::ZERO,
             );
             if lease.busy {
-                index.busy.insert(Target::Lease(name.clone()));
+                index.begins(&Effect::GrantLease {
+                    node: name.clone(),
+                    at: version(),
+                });
             }
         } else if let Some(skyhook) = node.creating {
-            index
-                .creating
-                .insert(name.clone(), format!("uid-{}", NAMES[skyhook]));
+            let mut spec = InterruptionLeaseSpec::default();
+            spec.skyhook.uid = format!("uid-{}", NAMES[skyhook]);
+            let reserve = Effect::ReserveLease {
+                node: name.clone(),
+                spec: Box::new(spec),
+            };
+            index.begins(&reserve);
+            index.ends(&reserve);
         }
         if node.busy {
-            index.busy.insert(Target::Node(name));
+            index.begins(&Effect::PatchNode {
+                node: name,
+                at: version(),
+                patch: NodePatch::default(),
+                why: Vec::new(),
+            });
         }
     }
     for kind in [
@@ -464,6 +492,21 @@ pub(super) fn index(picture: &Picture) -> Index {
         index.apply(Change::Synced(kind), MONO);
     }
     index
+}
+
+fn version() -> Version {
+    Version {
+        uid: "u".to_owned(),
+        resource_version: "1".to_owned(),
+    }
+}
+
+/// A Skyhook of the picture once its status is written.
+pub(super) fn with_status(picture: &Picture, name: &str, status: &SkyhookStatus) -> Change {
+    let at = usize::from(name != NAMES[0]);
+    let mut object = skyhook_object(at, &picture.skyhooks[at]);
+    object["status"] = json!(status);
+    Change::Skyhook(wire(object))
 }
 
 pub(super) fn settings(picture: &Picture) -> Settings {

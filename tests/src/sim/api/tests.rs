@@ -132,3 +132,31 @@ fn finalizers_hold_an_object() {
     assert!(api.get("interruptionleases", "n").is_none());
     assert!(api.log("interruptionleases", 2)[0].after.is_none());
 }
+
+#[test]
+fn a_list_from_the_watch_cache_may_be_of_the_past() {
+    let mut api = Api::default();
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |name: &str| json!({ "metadata": { "name": name } });
+    assert_eq!(api.serve(&request("POST", pods, pod("old"))).code, 201);
+    api.now = 1000;
+    assert_eq!(api.serve(&request("POST", pods, pod("new"))).code, 201);
+    let gone = request("DELETE", &format!("{pods}/old"), Value::Null);
+    assert_eq!(api.serve(&gone).code, 200);
+    api.now = 1500;
+    api.cache_lag = 700;
+    let mut names = |version: Option<&str>| -> Vec<String> {
+        let mut list = request("GET", "/api/v1/pods", Value::Null);
+        list.query = version
+            .map(|v| ("resourceVersion".into(), v.into()))
+            .into_iter()
+            .collect();
+        let body = api.serve(&list).body;
+        let items = body["items"].as_array().unwrap().iter();
+        items
+            .map(|pod| pod["metadata"]["name"].as_str().unwrap().into())
+            .collect()
+    };
+    assert_eq!(names(None), ["new"]);
+    assert_eq!(names(Some("0")), ["old"]);
+}

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde::Deserialize as _;
 use serde_json::Value;
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 use skyhook_crds::names;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 
 use super::slots::Slots;
 use super::{LEASES, NODES, PODS, REVISIONS, SKYHOOKS, Sender, World};
@@ -28,6 +28,8 @@ pub struct Checks {
     slots: Slots,
     /// Leases whose agent may interrupt the host.
     permitted: BTreeSet<String>,
+    /// When an agent said that its lease is over: node to time.
+    ended: BTreeMap<String, u64>,
     /// Nodes that an administrator cordoned.
     pub cordoned: BTreeSet<String>,
     /// Nodes whose cordon an administrator changed while one of ours was on.
@@ -188,6 +190,12 @@ impl<C: Core> World<'_, C> {
         let cordoned = |node: &Value| node["spec"]["unschedulable"] == true;
         let uncordoned = before.is_some_and(cordoned) && !cordoned(after);
         let by_coordinator = matches!(self.checks.author, Some(Sender::Replica { .. }));
+        if uncordoned
+            && by_coordinator
+            && let Some(ended) = self.checks.ended.remove(name)
+        {
+            self.stats.given_back.push(now - ended);
+        }
         // Where an administrator took off a cordon of ours and set one again, nothing tells the two apart.
         let theirs = self.checks.cordoned.contains(name) && !self.checks.meddled.contains(name);
         if uncordoned && by_coordinator && theirs {
@@ -290,6 +298,9 @@ impl<C: Core> World<'_, C> {
             && !deleting
         {
             self.checks.permitted.insert(uid.to_owned());
+        }
+        if phase(old) != "Complete" && phase(new) == "Complete" {
+            self.checks.ended.insert(node.to_owned(), self.now);
         }
         if matches!(phase(new).as_str(), "Complete" | "Stopped") {
             self.checks.permitted.remove(uid);

@@ -1,8 +1,11 @@
 //! What goes wrong, and what people do, until the world is told to calm down.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use skyhook_crds::names;
 
+use super::ending::Affliction;
 use super::host::Machine;
 use super::setup::NAMES;
 use super::{Event, LEASES, NODES, PODS, REVISIONS, SKYHOOKS, World};
@@ -25,6 +28,8 @@ pub struct Weather {
     pub machines: u64,
     pub pods: u64,
     pub calm_since: Option<u64>,
+    /// Nodes that never get well again.
+    pub afflicted: BTreeMap<String, Affliction>,
 }
 
 /// What ends by itself.
@@ -139,7 +144,7 @@ impl<C: Core> World<'_, C> {
                 self.machines.remove(&node);
                 self.remove_node(&node);
             }
-            5 if self.machines.len() < 7 => self.add_node(),
+            5 if self.machines.len() < self.most_nodes() => self.add_node(),
             6 => {
                 let tier = if self.rng.one_in(2) { "a" } else { "b" };
                 let body = json!({ "metadata": { "labels": { "tier": tier } } });
@@ -161,7 +166,7 @@ impl<C: Core> World<'_, C> {
         }
     }
 
-    fn set_unready(&mut self, node: &str, unready: bool) {
+    pub(super) fn set_unready(&mut self, node: &str, unready: bool) {
         if let Some(machine) = self.machines.get_mut(node) {
             machine.unready = unready;
             self.kubelet(node);
@@ -408,6 +413,7 @@ impl<C: Core> World<'_, C> {
                 self.toggle(&name, names::PAUSE);
             }
         }
+        self.forsake();
         self.after(5_000, Event::Look);
     }
 
@@ -442,7 +448,8 @@ impl<C: Core> World<'_, C> {
     }
 
     pub(super) fn evict(&mut self, request: &Request) -> Response {
-        if self.weather.budgeted {
+        let node = self.node_of(request);
+        if self.weather.budgeted || self.is(&node, Affliction::Undrainable) {
             let message = "Cannot evict pod as it would violate the pod's disruption budget.";
             return Response::failure(429, "TooManyRequests", message);
         }
@@ -471,6 +478,16 @@ impl<C: Core> World<'_, C> {
         let body =
             json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" });
         Response { code: 201, body }
+    }
+
+    /// The node of the pod that a request is about.
+    fn node_of(&self, request: &Request) -> String {
+        let mut parts = request.path.split('/').rev().skip(1);
+        let (name, namespace) = (parts.next(), parts.nth(1));
+        let key = namespace.zip(name).map(|(ns, name)| format!("{ns}/{name}"));
+        let pod = key.and_then(|key| self.api.get(PODS, &key));
+        let node = pod.and_then(|pod| pod["spec"]["nodeName"].as_str());
+        node.unwrap_or_default().to_owned()
     }
 
     pub(super) fn pod_gone(&mut self, key: &str) {

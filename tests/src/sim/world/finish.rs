@@ -2,15 +2,19 @@
 
 use std::collections::BTreeSet;
 
-use skyhook_coordinator::facts::{NodeFact, SkyhookFact};
 use skyhook_crds::stage::Status;
 use skyhook_crds::{names, revision};
+use skyhook_fleet::facts::{NodeFact, SkyhookFact};
 
+use super::ending::WRITES_A_MINUTE;
 use super::{Event, LEASES, NODES, REVISIONS, SKYHOOKS, World};
+use crate::sim::Shape;
 use crate::sim::agent::Core;
 
 /// Everything has converged by then, in milliseconds.
 const PATIENCE: u64 = 40 * 60_000;
+/// The same for a hundred nodes, ten at a time.
+const FLEET_PATIENCE: u64 = 180 * 60_000;
 /// How long nothing may be written.
 const REST: u64 = 60_000;
 
@@ -25,27 +29,47 @@ impl<C: Core> World<'_, C> {
     /// Looks whether everything is as it should be.
     pub(super) fn look(&mut self) {
         let now = self.now;
+        match self.shape {
+            Shape::Slow => return self.look_at_slow(),
+            // What never gets well is tried again and again.
+            Shape::Forsaken => self.checks.excuse("", now),
+            Shape::Small | Shape::Fleet => {}
+        }
+        if let Some(problem) = self.has_no_way_out() {
+            self.fail(problem);
+        }
         let ends = [NODES, SKYHOOKS, LEASES, REVISIONS].map(|kind| self.api.end(kind));
         let calm = self.weather.calm_since.unwrap_or(now);
+        let patience = match self.shape {
+            Shape::Fleet => FLEET_PATIENCE,
+            Shape::Small | Shape::Forsaken | Shape::Slow => PATIENCE,
+        };
         match self.unmet() {
             Some(problem) => {
                 self.rest = None;
-                if now > calm + PATIENCE {
+                if now > calm + patience {
                     self.fail(format!("it does not converge: {problem}"));
                 }
             }
             None => match &self.rest {
-                Some(rest) if rest.ends != ends => {
+                Some(rest) if self.is_busy(rest, ends) => {
                     self.rest = None;
-                    if now > calm + PATIENCE {
+                    if now > calm + patience {
                         self.fail("writes go on although nothing is left to do");
                     }
                 }
-                Some(rest) => self.done = now >= rest.since + REST,
+                Some(rest) => self.done = now >= rest.since + REST && self.is_over(calm),
                 None => self.rest = Some(Rest { since: now, ends }),
             },
         }
         self.after(5_000, Event::Look);
+    }
+
+    /// Whether more was written since than what never gets well may cost.
+    fn is_busy(&self, rest: &Rest, ends: [usize; 4]) -> bool {
+        let written = ends.iter().sum::<usize>() - rest.ends.iter().sum::<usize>();
+        let minutes = usize::try_from((self.now - rest.since) / 60_000).unwrap_or_default() + 1;
+        written > self.weather.afflicted.len() * WRITES_A_MINUTE * minutes
     }
 
     /// What is not yet as it should be.
@@ -59,6 +83,14 @@ impl<C: Core> World<'_, C> {
                 .skyhooks
                 .values()
                 .any(|s| *uid == *s.uid && s.is_paused() && !s.is_disabled() && !s.deleting);
+            let stands_still = self.affliction(node).is_some() && {
+                let mut skyhooks = self.checks.skyhooks.values();
+                skyhooks.any(|s| *uid == *s.uid && !s.is_disabled() && !s.deleting)
+            };
+            if stands_still {
+                held.insert(node);
+                continue;
+            }
             if !holds || lease["status"]["phase"].is_null() {
                 return Some(format!(
                     "the lease of {node} is left: {}",
@@ -80,6 +112,9 @@ impl<C: Core> World<'_, C> {
 
     fn unmet_node(&self, node: &NodeFact, held: bool) -> Option<String> {
         let name = &node.name;
+        if self.affliction(name).is_some() {
+            return None;
+        }
         if !self.machines.get(name).is_some_and(|m| m.up && node.ready) {
             return Some(format!("{name} is not back"));
         }
@@ -121,6 +156,13 @@ impl<C: Core> World<'_, C> {
         let open: Vec<&NodeFact> = selected()
             .filter(|node| !self.is_at(skyhook, node))
             .collect();
+        if let Some(node) = open.iter().find(|node| self.is_silent(skyhook, node)) {
+            return Some(format!(
+                "nothing says why {name} does not move on {}",
+                node.name
+            ));
+        }
+        let stands_still = selected().any(|node| self.affliction(&node.name).is_some());
         let is_kept_off = || selected().any(|node| self.is_excused(skyhook, node, held));
         let want: &[Status] = if skyhook.is_paused() {
             &[Status::Paused]
@@ -149,7 +191,7 @@ impl<C: Core> World<'_, C> {
             }
             &[Status::Blocked, Status::Waiting]
         };
-        if want.contains(&status.status) {
+        if stands_still || want.contains(&status.status) {
             None
         } else {
             Some(format!(
@@ -201,13 +243,19 @@ impl<C: Core> World<'_, C> {
                 && (!self.is_at(other, node) || self.is_excused(other, node, held))
         });
         let cap = self.settings.max_concurrent_nodes;
-        let full = cap.is_some_and(|cap| held.len() >= cap);
+        let full = cap.is_some_and(|cap| held.len() >= cap) || self.is_full(skyhook);
         let control_plane = node.is_control_plane()
             && held.iter().any(|other| {
                 let other = self.checks.nodes.get(*other);
                 other.is_some_and(NodeFact::is_control_plane)
             });
+        let weakened = node.is_control_plane() && {
+            let mut others = self.checks.nodes.values();
+            others.any(|n| n.is_control_plane() && self.affliction(&n.name).is_some())
+        };
         ignored
+            || weakened
+            || self.affliction(&node.name).is_some()
             || malformed
             || zero
             || earlier

@@ -10,7 +10,9 @@ use skyhook_crds::lease::protocol::is_older;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{InterruptionLease, Stage};
 
+use super::ending::Affliction;
 use super::{Event, NODES, World};
+use crate::sim::Shape;
 use crate::sim::agent::shell::{Agent, Current, Journal};
 use crate::sim::agent::{Action, Core, Event as Told, Step};
 
@@ -110,6 +112,9 @@ impl<C: Core> World<'_, C> {
     }
 
     pub(super) fn start_agent(&mut self, node: &str) {
+        if self.is(node, Affliction::NoAgent) {
+            return;
+        }
         let Some(machine) = self.machines.get_mut(node) else {
             return;
         };
@@ -251,7 +256,7 @@ impl<C: Core> World<'_, C> {
 
     fn run_step(&mut self, node: &str, lease: String, step: Step) {
         let delay = match self.rng.below(20) {
-            0 => self.rng.between(5_000, 60_000),
+            0 if self.shape != Shape::Slow => self.rng.between(5_000, 60_000),
             1..=5 => self.rng.between(200, 4_000),
             _ => self.rng.between(5, 200),
         };
@@ -319,7 +324,8 @@ impl<C: Core> World<'_, C> {
 
     /// A step exits, or was told to end.
     pub(super) fn step_ends(&mut self, node: &str, boot: u64, id: u64, ended: bool) {
-        let fails = self.weather.steps_fail && self.rng.one_in(6);
+        let fails =
+            self.is(node, Affliction::Failing) || self.weather.steps_fail && self.rng.one_in(6);
         let succeeded = !(ended || fails);
         let now = self.now;
         let Some(machine) = self.machines.get_mut(node).filter(|m| m.boots == boot) else {
@@ -402,6 +408,9 @@ impl<C: Core> World<'_, C> {
     }
 
     pub(super) fn boot(&mut self, node: &str) {
+        if self.is(node, Affliction::Down) {
+            return;
+        }
         let Some(machine) = self.machines.get_mut(node).filter(|m| !m.up) else {
             return;
         };

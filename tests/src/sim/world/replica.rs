@@ -7,12 +7,13 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Resource as _;
 use serde::Deserialize as _;
 use serde_json::Value;
-use skyhook_coordinator::apply::{Applier, Outcome};
-use skyhook_coordinator::effect::Effect;
-use skyhook_coordinator::facts::{WireLease, WireNode, WireSkyhook};
-use skyhook_coordinator::index::{Change, Kind};
-use skyhook_coordinator::plan::Now;
-use skyhook_coordinator::session::Session;
+use skyhook_coordinator::apply::Applier;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::facts::{WireLease, WireNode, WireSkyhook};
+use skyhook_fleet::index::{Change, Kind};
+use skyhook_fleet::outcome::Outcome;
+use skyhook_fleet::plan::Now;
+use skyhook_fleet::session::Session;
 use tokio::task::JoinHandle;
 
 use super::{Event, Flight, LEASES, NODES, POLICIES, SKYHOOKS, Sender, WATCHED, World};
@@ -311,6 +312,7 @@ impl<C: Core> World<'_, C> {
                 Err(refused) => broken = Some(refused),
             }
         }
+        let wake_at = running.session.wake_at(plan.wake_at, mono);
         if let Some((effect, rule)) = broken {
             self.fail(format!(
                 "coordinator-{index} planned {} of {:?}, which the guard refuses: {rule}",
@@ -319,7 +321,7 @@ impl<C: Core> World<'_, C> {
             ));
             return;
         }
-        if let Some(at) = plan.wake_at {
+        if let Some(at) = wake_at {
             self.wake(index, mono, at, begun.is_empty());
         }
         self.begin(index, begun);

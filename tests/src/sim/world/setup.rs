@@ -3,24 +3,39 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use skyhook_coordinator::config::Settings;
+use skyhook_fleet::settings::Settings;
 
 use super::host::Machine;
 use super::{Event, NODES, World};
+use crate::sim::Shape;
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
 use crate::sim::rng::Rng;
 
 /// Settings of the coordinators.
 #[must_use]
-pub fn settings(rng: &mut Rng) -> Settings {
-    let cap = rng.one_in(3).then(|| rng.between(1, 3));
+pub fn settings(shape: Shape, rng: &mut Rng) -> Settings {
+    let cap = rng.one_in(3).then(|| rng.between(1, 3) * shape.scale());
+    let cap = cap.filter(|_| shape != Shape::Slow);
     Settings {
         max_concurrent_nodes: cap.and_then(|cap| usize::try_from(cap).ok()),
         accept_timeout: Duration::from_secs(rng.between(20, 120)),
         agent_backoff: Duration::from_secs(rng.between(5, 60)),
         drain_cool_down: Duration::from_secs(rng.between(5, 60)),
         ..Settings::default()
+    }
+}
+
+/// Nodes of a fleet.
+const FLEET: u64 = 100;
+
+impl Shape {
+    /// How much more there is of everything than in a small cluster.
+    const fn scale(self) -> u64 {
+        match self {
+            Self::Small | Self::Forsaken | Self::Slow => 1,
+            Self::Fleet => 10,
+        }
     }
 }
 
@@ -33,7 +48,11 @@ impl<C: Core> World<'_, C> {
         self.weather.kills = !self.rng.one_in(3);
         self.weather.kill_odds = self.rng.between(40, 250);
         self.weather.steps_fail = self.rng.one_in(3);
-        for _ in 0..self.rng.between(1, 6) {
+        let nodes = match self.shape {
+            Shape::Fleet => FLEET,
+            Shape::Small | Shape::Forsaken | Shape::Slow => self.rng.between(1, 6),
+        };
+        for _ in 0..nodes {
             self.add_node();
         }
         let skyhooks = usize::try_from(self.rng.between(1, 3)).unwrap_or(1);
@@ -48,13 +67,21 @@ impl<C: Core> World<'_, C> {
             self.after(delay, Event::StartReplica(index));
         }
         self.replicas[0].leads = true;
-        let faults = self.rng.between(0, 25);
+        let faults = self.rng.between(0, 25) * if self.shape == Shape::Fleet { 4 } else { 1 };
         for _ in 0..faults {
             let delay = self.rng.between(500, 120_000);
             self.after(delay, Event::Fault);
         }
         let calm = self.rng.between(20_000, 150_000);
         self.after(calm, Event::Calm);
+    }
+
+    /// No more nodes are added than make so many.
+    pub(super) fn most_nodes(&self) -> usize {
+        match self.shape {
+            Shape::Fleet => 110,
+            Shape::Small | Shape::Forsaken | Shape::Slow => 7,
+        }
     }
 
     /// Registers a Node with a machine of its own.
@@ -69,7 +96,12 @@ impl<C: Core> World<'_, C> {
         self.weather.machines += 1;
         let serial = self.weather.machines;
         let mut labels = json!({ "tier": if self.rng.one_in(2) { "a" } else { "b" } });
-        if self.rng.one_in(5) {
+        let control_plane = match self.shape {
+            Shape::Small | Shape::Forsaken => self.rng.one_in(5),
+            Shape::Fleet => self.rng.one_in(30),
+            Shape::Slow => false,
+        };
+        if control_plane {
             labels[skyhook_crds::names::CONTROL_PLANE] = json!("");
         }
         let mut machine =
@@ -96,8 +128,10 @@ impl<C: Core> World<'_, C> {
         self.machines.insert(name.to_owned(), machine);
         self.checks.cordoned.remove(name);
         self.checks.meddled.remove(name);
-        for _ in 0..self.rng.below(3) {
-            self.schedule_pod(name);
+        if self.shape != Shape::Slow {
+            for _ in 0..self.rng.below(3) {
+                self.schedule_pod(name);
+            }
         }
         let delay = self.rng.between(0, 4_000);
         self.after(delay, Event::StartAgent(name.to_owned()));
@@ -166,7 +200,10 @@ impl<C: Core> World<'_, C> {
         });
         match self.rng.below(5) {
             0 => spec["interruptionBudget"] = json!({ "percent": self.rng.between(0, 60) }),
-            1 | 2 => spec["interruptionBudget"] = json!({ "count": self.rng.between(1, 2) }),
+            1 | 2 => {
+                let count = self.rng.between(1, 2) * self.shape.scale();
+                spec["interruptionBudget"] = json!({ "count": count });
+            }
             3 if self.rng.one_in(4) => spec["interruptionBudget"] = json!({ "count": 0 }),
             _ => {}
         }

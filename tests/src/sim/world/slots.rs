@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use skyhook_coordinator::facts::{NodeFact, SkyhookFact};
+use skyhook_fleet::facts::{NodeFact, SkyhookFact};
 
 /// What budgets are counted from, and since when it was so.
 #[derive(Debug, Default)]

@@ -1,0 +1,256 @@
+//! When this process saw things happen, on its own clock: what deadlines are measured from. Nothing here survives the
+//! process; what must is in the objects.
+
+mod drains;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::StopReason;
+
+use crate::effect::Target;
+use crate::picture::{Changed, Kind, Picture};
+use crate::plan::cordon;
+use crate::plan::reason::Word;
+
+pub use drains::{DrainWatch, EvictionTry, PodList};
+
+/// Time since the process started: what deadlines are measured in.
+pub type Mono = Duration;
+
+/// What was observed about a lease, and when.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseClock {
+    pub uid: String,
+    /// When the grant was first seen.
+    pub granted: Option<Mono>,
+    /// Since when its Skyhook is gone, being deleted or disabled.
+    pub given_up: Option<Mono>,
+    /// When a pause was last seen to end.
+    pub resumed: Option<Mono>,
+    paused: bool,
+    /// Name of the Skyhook that it is for.
+    skyhook: String,
+}
+
+/// Why a node is left alone, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    pub until: Mono,
+    pub word: Word,
+    pub message: &'static str,
+}
+
+/// The clocks.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    leases: BTreeMap<String, LeaseClock>,
+    backoff: BTreeMap<String, Backoff>,
+    drains: BTreeMap<String, DrainWatch>,
+}
+
+impl Clocks {
+    /// What was observed about the lease of a node.
+    #[must_use]
+    pub fn lease(&self, node: &str) -> Option<&LeaseClock> {
+        self.leases.get(node)
+    }
+
+    /// Why a node is left alone, if it is.
+    #[must_use]
+    pub fn backoff(&self, node: &str) -> Option<&Backoff> {
+        self.backoff.get(node)
+    }
+
+    /// The pods of a node that drains for a lease.
+    #[must_use]
+    pub fn drain(&self, node: &str, lease_uid: &str) -> Option<&DrainWatch> {
+        self.drains
+            .get(node)
+            .filter(|watch| watch.lease_uid == lease_uid)
+    }
+
+    /// When nodes are no longer left alone.
+    pub(crate) fn backoffs_end(&self) -> impl Iterator<Item = Mono> {
+        self.backoff.values().map(|backoff| backoff.until)
+    }
+
+    /// Leaves a node alone for a while.
+    pub(crate) fn back_off(&mut self, node: String, backoff: Backoff) {
+        self.backoff.insert(node, backoff);
+    }
+
+    /// Takes in a list of a node's pods.
+    pub(crate) fn listed(&mut self, node: String, lease_uid: String, list: PodList) {
+        let watch = self.drains.entry(node).or_default();
+        watch.listed(lease_uid, list);
+    }
+
+    /// Takes in what came of evicting a pod.
+    pub(crate) fn evicted(
+        &mut self,
+        node: &str,
+        lease_uid: &str,
+        pod_uid: String,
+        problem: Option<String>,
+        now: Mono,
+    ) {
+        let watch = self.drains.get_mut(node);
+        if let Some(watch) = watch.filter(|watch| watch.lease_uid == lease_uid) {
+            let tried = watch.evictions.entry(pod_uid).or_default();
+            *tried = EvictionTry {
+                at: now,
+                attempts: tried.attempts + 1,
+                problem,
+            };
+        }
+    }
+
+    /// Takes in what became of the picture. Names the nodes of which another time is known now.
+    pub(crate) fn saw(&mut self, changed: &Changed, picture: &Picture, now: Mono) -> Vec<String> {
+        match changed {
+            Changed::Came {
+                target: Target::Lease(node),
+                ..
+            } => {
+                self.lease_came(node, picture, now);
+                Vec::new()
+            }
+            Changed::Came {
+                target: Target::Node(name),
+                ..
+            } => {
+                self.node_came(name, picture);
+                Vec::new()
+            }
+            Changed::Came {
+                target: Target::Skyhook(name),
+                decides: true,
+                ..
+            }
+            | Changed::Gone {
+                target: Target::Skyhook(name),
+                ..
+            } => self.time_given_up(name, picture, now),
+            Changed::Gone {
+                target: Target::Lease(node),
+                ..
+            } => {
+                self.leases.remove(node);
+                Vec::new()
+            }
+            Changed::Listed {
+                kind: Kind::Skyhook,
+                gone,
+            } => {
+                let times = gone
+                    .iter()
+                    .flat_map(|name| self.time_given_up(name, picture, now));
+                times.collect()
+            }
+            Changed::Listed {
+                kind: Kind::Lease,
+                gone,
+            } => {
+                for node in gone {
+                    self.leases.remove(node);
+                }
+                Vec::new()
+            }
+            Changed::Came { .. }
+            | Changed::Gone { .. }
+            | Changed::ListBegins(_)
+            | Changed::Listed { .. }
+            | Changed::Other(_) => Vec::new(),
+        }
+    }
+
+    fn lease_came(&mut self, node: &str, picture: &Picture, now: Mono) {
+        let Some(fact) = picture.leases().get(node) else {
+            return;
+        };
+        let lease = fact.lease.as_deref().ok();
+        let spec = lease.map(|lease| &lease.spec);
+        let clock = self.leases.entry(node.to_owned()).or_default();
+        if clock.uid != fact.uid {
+            *clock = LeaseClock {
+                uid: fact.uid.clone(),
+                ..LeaseClock::default()
+            };
+        }
+        let skyhook = spec.map_or("", |spec| spec.skyhook.name.as_str());
+        if clock.skyhook != skyhook {
+            clock.skyhook = skyhook.to_owned();
+        }
+        if spec.is_some_and(|spec| spec.granted.is_some()) && clock.granted.is_none() {
+            clock.granted = Some(now);
+        }
+        let stop = spec.and_then(|spec| spec.stop.as_ref());
+        let paused = stop.is_some_and(|stop| stop.reason == StopReason::Paused);
+        if clock.paused && !paused {
+            clock.resumed = Some(now);
+        }
+        clock.paused = paused;
+        clock.given_up = since(lease, picture, clock.given_up, now);
+    }
+
+    fn node_came(&mut self, name: &str, picture: &Picture) {
+        // Somebody uncordoned the node: new pods may have been bound since the last list, so forget it.
+        let uncordoned = |watch: &DrainWatch| {
+            let node = picture.nodes().get(name);
+            node.is_some_and(|node| !cordon::is_held_for(node, &watch.lease_uid))
+        };
+        if self.drains.get(name).is_some_and(uncordoned) {
+            self.drains.remove(name);
+        }
+    }
+
+    /// Looks at the leases of one Skyhook: since when it has given them up.
+    fn time_given_up(&mut self, skyhook: &str, picture: &Picture, now: Mono) -> Vec<String> {
+        let mut changed = Vec::new();
+        let clocks = self.leases.iter_mut();
+        for (node, clock) in clocks.filter(|(_, clock)| clock.skyhook == skyhook) {
+            let fact = picture.leases().get(node);
+            let lease = fact.and_then(|fact| fact.lease.as_deref().ok());
+            let given_up = since(lease, picture, clock.given_up, now);
+            if clock.given_up != given_up {
+                clock.given_up = given_up;
+                changed.push(node.clone());
+            }
+        }
+        changed
+    }
+
+    /// Forgets what no longer matters.
+    pub(crate) fn expire(&mut self, picture: &Picture, now: Mono) -> Vec<String> {
+        let over = |until: Mono| until <= now;
+        let mut changed: Vec<String> = Vec::new();
+        self.backoff.retain(|node, backoff| {
+            if over(backoff.until) {
+                changed.push(node.clone());
+            }
+            !over(backoff.until)
+        });
+        self.drains.retain(|node, watch| {
+            let lease = picture.leases().get(node);
+            let drains = lease.is_some_and(|lease| lease.uid == watch.lease_uid);
+            if !drains {
+                changed.push(node.clone());
+            }
+            drains
+        });
+        changed
+    }
+}
+
+/// Since when a lease is given up, if it is.
+fn since(
+    lease: Option<&InterruptionLease>,
+    picture: &Picture,
+    before: Option<Mono>,
+    now: Mono,
+) -> Option<Mono> {
+    let given_up = lease.is_some_and(|lease| picture.is_given_up(lease));
+    given_up.then(|| before.unwrap_or(now))
+}

@@ -1,0 +1,373 @@
+//! What the planner wants done, as values: a target, the whole desired change, and what it was decided on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skyhook_crds::installed::{CordonRecord, PackageStates, Stamp};
+use skyhook_crds::lease::{Drain, InterruptionLeaseSpec, StopReason};
+use skyhook_crds::revision::RevisionData;
+use skyhook_crds::skyhook::SkyhookStatus;
+use skyhook_crds::stage::Status;
+
+use crate::facts::{NodeFact, WireCondition};
+use crate::plan::reason::Withdrawal;
+
+/// The object that an effect writes. At most one effect per target is under way.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    Node(String),
+    Skyhook(String),
+    Lease(String),
+    Revision(String),
+    /// The list of a node's pods.
+    Pods(String),
+    /// `namespace/name`.
+    Pod(String),
+}
+
+/// An object as it was when the effect was decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    pub uid: String,
+    pub resource_version: String,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Our finalizer, and the version annotation at first sight.
+    AdoptSkyhook {
+        name: String,
+        at: Version,
+        finalizers: Vec<String>,
+    },
+    /// Our finalizer goes; nothing of ours is left on any node.
+    ReleaseSkyhook {
+        name: String,
+        at: Version,
+        finalizers: Vec<String>,
+    },
+    WriteSkyhookStatus {
+        name: String,
+        at: Version,
+        status: Box<SkyhookStatus>,
+    },
+    CreateRevision {
+        name: String,
+        skyhook: String,
+        skyhook_uid: String,
+        number: i64,
+        data: Box<RevisionData>,
+    },
+    /// A revision that is used again becomes the newest.
+    RenumberRevision {
+        name: String,
+        at: Version,
+        number: i64,
+    },
+    PruneRevision {
+        name: String,
+        at: Version,
+    },
+    /// Takes a slot.
+    ReserveLease {
+        node: String,
+        spec: Box<InterruptionLeaseSpec>,
+    },
+    GrantLease {
+        node: String,
+        at: Version,
+    },
+    /// Sets or, with `None`, takes back the order to stop.
+    StopLease {
+        node: String,
+        at: Version,
+        stop: Option<StopReason>,
+        /// What the node is to be brought to instead, for `NewRevision`.
+        revision: Option<String>,
+    },
+    SetDrain {
+        node: String,
+        at: Version,
+        drain: Drain,
+    },
+    /// Gives a slot back that no agent has accepted.
+    WithdrawLease {
+        node: String,
+        at: Version,
+        why: Withdrawal,
+    },
+    /// Gives the slot back: the result is on the Node.
+    ReleaseLease {
+        node: String,
+        at: Version,
+    },
+    /// The same, once a live GET has shown that no Node with that UID exists.
+    ReleaseLeaseOfGoneNode {
+        node: String,
+        at: Version,
+        node_uid: String,
+    },
+    /// A lease whose Skyhook is deleted or disabled, and whose agent did not stop in time: deletion has a way out.
+    AbandonLease {
+        node: String,
+        at: Version,
+    },
+    /// Lists the pods of a node that drains.
+    SurveyPods {
+        node: String,
+        lease_uid: String,
+        /// How it was now, whatever that costs; else as the API server remembers it.
+        consistent: bool,
+    },
+    EvictPod {
+        node: String,
+        lease_uid: String,
+        namespace: String,
+        pod: String,
+        pod_uid: String,
+        grace_period: Option<u32>,
+        /// Deletes it instead, which goes past PodDisruptionBudgets.
+        by_deletion: bool,
+    },
+    /// Everything that has to change on one Node, in one write.
+    PatchNode {
+        node: String,
+        at: Version,
+        patch: NodePatch,
+        /// What for, each thing once.
+        why: Vec<&'static str>,
+    },
+}
+
+/// Changes to one Node. Equal values are not written, see [`NodePatch::is_empty`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodePatch {
+    /// Annotation to value; `None` removes it.
+    pub annotations: BTreeMap<String, Option<String>>,
+    /// Label to value; `None` removes it.
+    pub labels: BTreeMap<String, Option<String>>,
+    pub unschedulable: Option<bool>,
+    /// Conditions, by type.
+    pub conditions: BTreeMap<String, WireCondition>,
+    /// What a live GET of the node's lease must show before the write.
+    pub check: LiveCheck,
+}
+
+/// What no watch is fresh enough for. Costs one GET when anything is asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LiveCheck {
+    /// The node's lease must have this UID.
+    pub lease: Option<String>,
+    /// The node's lease, if there is one, must not be for any of these Skyhooks.
+    pub not_for: BTreeSet<String>,
+}
+
+impl NodePatch {
+    /// True when there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.annotations.is_empty()
+            && self.labels.is_empty()
+            && self.unschedulable.is_none()
+            && self.conditions.is_empty()
+    }
+
+    /// The status of a Skyhook, as annotation and label.
+    #[must_use]
+    pub fn status(mut self, skyhook: &str, status: Status) -> Self {
+        let key = skyhook_crds::names::status(skyhook);
+        self.labels
+            .insert(key.clone(), Some(status.as_str().to_owned()));
+        self.annotations
+            .insert(key, Some(status.as_str().to_owned()));
+        self
+    }
+
+    /// The package states with the stamp that knows their digest.
+    #[must_use]
+    pub fn states(mut self, skyhook: &str, states: &PackageStates, stamp: Stamp) -> Self {
+        let value = skyhook_crds::installed::render_states(states);
+        let stamp = Stamp {
+            states: skyhook_crds::installed::states_digest(&value),
+            ..stamp
+        };
+        self.annotations
+            .insert(skyhook_crds::names::node_state(skyhook), Some(value));
+        self.stamp(skyhook, &stamp)
+    }
+
+    /// The stamp alone.
+    #[must_use]
+    pub fn stamp(mut self, skyhook: &str, stamp: &Stamp) -> Self {
+        self.annotations
+            .insert(skyhook_crds::names::stamp(skyhook), Some(stamp.render()));
+        self
+    }
+
+    /// Sets or removes an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: Option<String>) -> Self {
+        self.annotations.insert(key.to_owned(), value);
+        self
+    }
+
+    /// The record of who cordoned the node; an empty one is removed.
+    #[must_use]
+    pub fn cordon(self, record: &CordonRecord) -> Self {
+        let value = (!record.owners.is_empty()).then(|| record.render());
+        self.annotation(skyhook_crds::names::CORDON_OWNERS, value)
+    }
+
+    /// The two conditions that a Skyhook has on a Node.
+    #[must_use]
+    pub fn conditions(mut self, skyhook: &str, status: Status) -> Self {
+        let complete = status == Status::Complete;
+        let erroring = status == Status::Erroring;
+        let truth = |holds: bool| if holds { "True" } else { "False" }.to_owned();
+        for condition in [
+            WireCondition {
+                type_: skyhook_crds::names::not_ready_condition(skyhook),
+                status: truth(!complete),
+                reason: if complete { "Complete" } else { "Incomplete" }.to_owned(),
+                message: format!("Skyhook {skyhook} Ready"),
+            },
+            WireCondition {
+                type_: skyhook_crds::names::erroring_condition(skyhook),
+                status: truth(erroring),
+                reason: if erroring {
+                    "Package(s) Erroring or Unknown"
+                } else {
+                    "Not Erroring"
+                }
+                .to_owned(),
+                message: format!("Package Erroring or Unknown for {skyhook}"),
+            },
+        ] {
+            self.conditions.insert(condition.type_.clone(), condition);
+        }
+        self
+    }
+
+    /// Leaves out what the node has already.
+    #[must_use]
+    pub fn reduced(mut self, node: &NodeFact) -> Self {
+        self.annotations
+            .retain(|key, value| node.annotations.get(key) != value.as_ref());
+        self.labels
+            .retain(|key, value| node.labels.get(key) != value.as_ref());
+        self.conditions
+            .retain(|_, condition| !node.conditions.contains(condition));
+        self.unschedulable = self
+            .unschedulable
+            .filter(|wanted| *wanted != node.unschedulable);
+        self
+    }
+
+    /// Unites two patches; `other` wins.
+    pub fn unite(&mut self, other: Self) {
+        self.annotations.extend(other.annotations);
+        self.labels.extend(other.labels);
+        self.conditions.extend(other.conditions);
+        self.unschedulable = other.unschedulable.or(self.unschedulable);
+        self.check.lease = other.check.lease.or(self.check.lease.take());
+        self.check.not_for.extend(other.check.not_for);
+    }
+}
+
+impl Effect {
+    /// The object that is written.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match self {
+            Self::AdoptSkyhook { name, .. }
+            | Self::ReleaseSkyhook { name, .. }
+            | Self::WriteSkyhookStatus { name, .. } => Target::Skyhook(name.clone()),
+            Self::CreateRevision { name, .. }
+            | Self::RenumberRevision { name, .. }
+            | Self::PruneRevision { name, .. } => Target::Revision(name.clone()),
+            Self::ReserveLease { node, .. }
+            | Self::GrantLease { node, .. }
+            | Self::StopLease { node, .. }
+            | Self::SetDrain { node, .. }
+            | Self::WithdrawLease { node, .. }
+            | Self::ReleaseLease { node, .. }
+            | Self::AbandonLease { node, .. }
+            | Self::ReleaseLeaseOfGoneNode { node, .. } => Target::Lease(node.clone()),
+            Self::SurveyPods { node, .. } => Target::Pods(node.clone()),
+            Self::EvictPod { namespace, pod, .. } => Target::Pod(format!("{namespace}/{pod}")),
+            Self::PatchNode { node, .. } => Target::Node(node.clone()),
+        }
+    }
+
+    /// The version that the effect was decided on; `None` for a create.
+    #[must_use]
+    pub const fn decided_on(&self) -> Option<&Version> {
+        match self {
+            Self::AdoptSkyhook { at, .. }
+            | Self::ReleaseSkyhook { at, .. }
+            | Self::WriteSkyhookStatus { at, .. }
+            | Self::RenumberRevision { at, .. }
+            | Self::PruneRevision { at, .. }
+            | Self::GrantLease { at, .. }
+            | Self::StopLease { at, .. }
+            | Self::SetDrain { at, .. }
+            | Self::WithdrawLease { at, .. }
+            | Self::ReleaseLease { at, .. }
+            | Self::ReleaseLeaseOfGoneNode { at, .. }
+            | Self::AbandonLease { at, .. }
+            | Self::PatchNode { at, .. } => Some(at),
+            Self::CreateRevision { .. }
+            | Self::ReserveLease { .. }
+            | Self::SurveyPods { .. }
+            | Self::EvictPod { .. } => None,
+        }
+    }
+
+    /// The lease that the effect removes: node and UID.
+    #[must_use]
+    pub fn removes(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::WithdrawLease { node, at, .. }
+            | Self::ReleaseLease { node, at }
+            | Self::ReleaseLeaseOfGoneNode { node, at, .. }
+            | Self::AbandonLease { node, at } => Some((node, &at.uid)),
+            Self::AdoptSkyhook { .. }
+            | Self::ReleaseSkyhook { .. }
+            | Self::WriteSkyhookStatus { .. }
+            | Self::CreateRevision { .. }
+            | Self::RenumberRevision { .. }
+            | Self::PruneRevision { .. }
+            | Self::ReserveLease { .. }
+            | Self::GrantLease { .. }
+            | Self::StopLease { .. }
+            | Self::SetDrain { .. }
+            | Self::SurveyPods { .. }
+            | Self::EvictPod { .. }
+            | Self::PatchNode { .. } => None,
+        }
+    }
+
+    /// One word for logs and metrics.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::AdoptSkyhook { .. } => "AdoptSkyhook",
+            Self::ReleaseSkyhook { .. } => "ReleaseSkyhook",
+            Self::WriteSkyhookStatus { .. } => "WriteSkyhookStatus",
+            Self::CreateRevision { .. } => "CreateRevision",
+            Self::RenumberRevision { .. } => "RenumberRevision",
+            Self::PruneRevision { .. } => "PruneRevision",
+            Self::ReserveLease { .. } => "ReserveLease",
+            Self::GrantLease { .. } => "GrantLease",
+            Self::StopLease { .. } => "StopLease",
+            Self::SetDrain { .. } => "SetDrain",
+            Self::WithdrawLease { .. } => "WithdrawLease",
+            Self::ReleaseLease { .. } => "ReleaseLease",
+            Self::ReleaseLeaseOfGoneNode { .. } => "ReleaseLeaseOfGoneNode",
+            Self::AbandonLease { .. } => "AbandonLease",
+            Self::SurveyPods { .. } => "SurveyPods",
+            Self::EvictPod { .. } => "EvictPod",
+            Self::PatchNode { .. } => "PatchNode",
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Events for people, derived from an effect and the picture that it was decided on: one per transition, because an
+//! effect is planned only when something differs. Failures are Warnings.
+
+use skyhook_crds::installed::Stamp;
+use skyhook_crds::lease::StopReason;
+use skyhook_crds::names;
+use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
+use skyhook_crds::stage::Status;
+
+use crate::effect::{Effect, NodePatch, Target};
+use crate::facts::SkyhookFact;
+use crate::index::Index;
+use crate::plan::REAPPLY;
+use crate::plan::reason::{Withdrawal, Word};
+
+/// The object that an event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Skyhook { name: String, uid: String },
+    Node { name: String, uid: String },
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventFact {
+    pub subject: Subject,
+    pub warning: bool,
+    pub reason: &'static str,
+    pub note: String,
+}
+
+/// What people are told when `effect` has been written.
+#[must_use]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "most writes are of no interest to people"
+)]
+pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
+    match effect {
+        Effect::WriteSkyhookStatus { name, at, status } => {
+            let old = index
+                .picture
+                .skyhooks()
+                .get(name)
+                .and_then(|skyhook| skyhook.status.clone());
+            let subject = Subject::Skyhook {
+                name: name.clone(),
+                uid: at.uid.clone(),
+            };
+            of_status(&subject, &old.unwrap_or_default(), status)
+        }
+        Effect::PatchNode {
+            node,
+            at,
+            patch,
+            why,
+        } => {
+            let subject = Subject::Node {
+                name: node.clone(),
+                uid: at.uid.clone(),
+            };
+            let mut events = of_node(index, &subject, node, patch);
+            if why.contains(&REAPPLY) {
+                events.push(EventFact {
+                    subject,
+                    warning: false,
+                    reason: "Reboot",
+                    note: format!("detected reboot, resetting node [{node}] to be reapplied"),
+                });
+            }
+            events
+        }
+        Effect::StopLease {
+            node,
+            stop: Some(StopReason::DrainTimedOut),
+            ..
+        } => {
+            let note = |skyhook: &str| {
+                format!(
+                    "pods did not leave node [{node}] in time for [skyhook:{skyhook}]: the cordon is given back"
+                )
+            };
+            of_lease(index, node, "DrainTimedOut", note)
+        }
+        Effect::WithdrawLease {
+            node,
+            why: Withdrawal::AgentNotResponding,
+            ..
+        } => {
+            let note = |skyhook: &str| {
+                format!(
+                    "the agent of node [{node}] did not accept the lease of [skyhook:{skyhook}]"
+                )
+            };
+            of_lease(index, node, "AgentNotResponding", note)
+        }
+        Effect::AbandonLease { node, .. } => {
+            let note = |skyhook: &str| {
+                format!(
+                    "the agent of node [{node}] did not stop, or the node did not come back, in time; [skyhook:{skyhook}] goes without its result"
+                )
+            };
+            of_lease(index, node, "LeaseAbandoned", note)
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What people are told when the API server will not have `effect`: on the object that does not get on for it.
+#[must_use]
+pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
+    let skyhook = |name: &str| {
+        let uid = index.picture.skyhooks().get(name)?.uid.clone();
+        let name = name.to_owned();
+        Some(Subject::Skyhook { name, uid })
+    };
+    let subject = match effect.target() {
+        Target::Skyhook(name) => skyhook(&name),
+        Target::Revision(name) => {
+            if let Effect::CreateRevision { skyhook: owner, .. } = effect {
+                skyhook(owner)
+            } else {
+                let owner = index
+                    .picture
+                    .revisions()
+                    .get(&name)
+                    .map(|r| r.owner.as_str());
+                let owned = |s: &&SkyhookFact| Some(s.uid.as_str()) == owner;
+                let owner = index.picture.skyhooks().values().find(owned);
+                owner.and_then(|s| skyhook(&s.name))
+            }
+        }
+        Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {
+            index.picture.nodes().get(&node).map(|fact| Subject::Node {
+                name: node,
+                uid: fact.uid.clone(),
+            })
+        }
+        // A refusal of an eviction is part of the drain.
+        Target::Pod(_) => None,
+    };
+    let event = |subject| EventFact {
+        subject,
+        warning: true,
+        reason: "WriteRefused",
+        note: format!(
+            "the API server refuses what the coordinator has to write; it is tried again: {error}"
+        ),
+    };
+    subject.into_iter().map(event).collect()
+}
+
+fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec<EventFact> {
+    let event = |warning, reason, note| EventFact {
+        subject: subject.clone(),
+        warning,
+        reason,
+        note,
+    };
+    let mut events = Vec::new();
+    if old.status != new.status {
+        events.push(event(
+            false,
+            "State",
+            format!("Skyhook transitioned [{}] -> [{}]", old.status, new.status),
+        ));
+    }
+    let invalid = |status: &SkyhookStatus| {
+        status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == "Ready" && c.reason == "Invalid")
+            .map(|c| c.message.clone())
+    };
+    if let Some(problem) = invalid(new).filter(|problem| invalid(old).as_ref() != Some(problem)) {
+        events.push(event(true, "Invalid", problem));
+    }
+    events
+}
+
+fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> Vec<EventFact> {
+    let event = |warning, reason, note| EventFact {
+        subject: subject.clone(),
+        warning,
+        reason,
+        note,
+    };
+    let prefix = names::status("");
+    let mut events = Vec::new();
+    for (key, value) in &patch.labels {
+        let (Some(skyhook), Some(value)) = (key.strip_prefix(&prefix), value) else {
+            continue;
+        };
+        if value == Status::Complete.as_str() {
+            events.push(event(
+                false,
+                "State",
+                format!("Skyhook [{skyhook}] complete."),
+            ));
+        } else if value == Status::Erroring.as_str() {
+            let reason = patch
+                .annotations
+                .get(&names::reason(skyhook))
+                .cloned()
+                .flatten();
+            let reason: Option<NodeReason> =
+                reason.and_then(|text| serde_json::from_str(&text).ok());
+            events.extend(of_failure(index, subject, node, skyhook, reason));
+        }
+    }
+    let there = index
+        .picture
+        .nodes()
+        .get(node)
+        .map(|fact| &fact.annotations);
+    let prefix = names::stamp("");
+    for (key, value) in &patch.annotations {
+        let Some(skyhook) = key.strip_prefix(&prefix) else {
+            continue;
+        };
+        let host = |text: Option<&String>| {
+            Stamp::parse(text.map(String::as_str)).map_or_else(String::new, |stamp| stamp.host_id)
+        };
+        let before = host(there.and_then(|annotations| annotations.get(key)));
+        let after = host(value.as_ref());
+        if !before.is_empty() && !after.is_empty() && before != after {
+            let note = format!(
+                "the disk of node [{node}] was written anew since the last result of [skyhook:{skyhook}]: every package \
+                 was installed again"
+            );
+            events.push(event(true, "HostReplaced", note));
+        }
+    }
+    if patch.unschedulable == Some(true)
+        && let Some(skyhook) = index
+            .picture
+            .leases()
+            .get(node)
+            .and_then(|fact| fact.lease.as_ref().ok())
+    {
+        let note = format!(
+            "draining node [{node}] from [skyhook:{}]",
+            skyhook.spec.skyhook.name
+        );
+        events.push(event(false, "Interrupt", note));
+    }
+    events
+}
+
+/// What a Node and its Skyhook are told when the Node is erroring from now on. The Skyhook's status may not list the node.
+fn of_failure(
+    index: &Index,
+    node_subject: &Subject,
+    node: &str,
+    skyhook: &str,
+    reason: Option<NodeReason>,
+) -> Vec<EventFact> {
+    let parked = Word::Parked.to_string();
+    let is_parked = reason.as_ref().is_some_and(|why| why.reason == parked);
+    let why = reason.map(|reason| reason.message).unwrap_or_default();
+    let event = |subject, note| EventFact {
+        subject,
+        warning: true,
+        reason: if is_parked {
+            "NodeNotReturning"
+        } else {
+            "PackageErroring"
+        },
+        note,
+    };
+    let mut events = vec![event(
+        node_subject.clone(),
+        format!("[skyhook:{skyhook}] {why}"),
+    )];
+    if let Some(fact) = index.picture.skyhooks().get(skyhook) {
+        let subject = Subject::Skyhook {
+            name: fact.name.clone(),
+            uid: fact.uid.clone(),
+        };
+        events.push(event(subject, format!("node [{node}]: {why}")));
+    }
+    events
+}
+
+/// A failure that both the Skyhook and the Node of a lease are told of.
+fn of_lease(
+    index: &Index,
+    node: &str,
+    reason: &'static str,
+    note: impl Fn(&str) -> String,
+) -> Vec<EventFact> {
+    let Some(Ok(lease)) = index.picture.leases().get(node).map(|fact| &fact.lease) else {
+        return Vec::new();
+    };
+    let spec = &lease.spec;
+    let subjects = [
+        Subject::Skyhook {
+            name: spec.skyhook.name.clone(),
+            uid: spec.skyhook.uid.clone(),
+        },
+        Subject::Node {
+            name: spec.node.name.clone(),
+            uid: spec.node.uid.clone(),
+        },
+    ];
+    subjects
+        .into_iter()
+        .map(|subject| EventFact {
+            subject,
+            warning: true,
+            reason,
+            note: note(&spec.skyhook.name),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testkit;
+
+    #[test]
+    fn a_node_that_fails_is_told_to_its_skyhook_whatever_the_status_lists() {
+        let skyhook =
+            json!({ "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1" } });
+        let index = testkit::index(&[testkit::node_object("worker-1")], &[skyhook], &[], &[]);
+        for (word, reason) in [
+            ("PackageErroring", "PackageErroring"),
+            ("Parked", "NodeNotReturning"),
+        ] {
+            let why = json!({ "reason": word, "message": "exit code 3", "since": "t" });
+            let effect = Effect::PatchNode {
+                node: "worker-1".into(),
+                at: crate::plan::version("uid-of-worker-1", "1"),
+                patch: NodePatch::default()
+                    .status("s", Status::Erroring)
+                    .annotation(&names::reason("s"), Some(why.to_string())),
+                why: vec![crate::plan::why::STATUS],
+            };
+            let told: Vec<_> = events(&index, &effect)
+                .into_iter()
+                .map(|event| (event.subject, event.reason, event.note))
+                .collect();
+            let node = Subject::Node {
+                name: "worker-1".into(),
+                uid: "uid-of-worker-1".into(),
+            };
+            let skyhook = Subject::Skyhook {
+                name: "s".into(),
+                uid: "uid-of-s".into(),
+            };
+            let want = [
+                (node, reason, "[skyhook:s] exit code 3".to_owned()),
+                (skyhook, reason, "node [worker-1]: exit code 3".to_owned()),
+            ];
+            assert_eq!(told, want);
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Slim, checked copies of what the API server holds: only what decisions need.
+//!
+//! An object that cannot be decoded becomes a fact that says so; it never keeps its old value.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+use serde::Deserialize;
+use serde_json::Value;
+use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
+use skyhook_crds::revision::{self, RevisionData};
+use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
+use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
+
+/// A Node as it comes from the API server, without what no decision needs.
+#[derive(Deserialize, Clone, Debug, Default)]
+pub struct WireNode {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: WireNodeSpec,
+    #[serde(default)]
+    pub status: WireNodeStatus,
+}
+
+/// The part of a Node's spec that is read.
+#[derive(Deserialize, Clone, Debug, Default)]
+pub struct WireNodeSpec {
+    #[serde(default)]
+    pub unschedulable: Option<bool>,
+    #[serde(default)]
+    pub taints: Option<Vec<Taint>>,
+}
+
+/// The part of a Node's status that is read.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct WireNodeStatus {
+    #[serde(default)]
+    pub conditions: Vec<WireNodeCondition>,
+    #[serde(default)]
+    pub node_info: WireNodeInfo,
+}
+
+/// A Node condition.
+#[derive(Deserialize, Clone, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct WireNodeCondition {
+    #[serde(flatten)]
+    pub condition: WireCondition,
+    #[serde(default)]
+    pub last_transition_time: Option<Time>,
+}
+
+/// A Node condition, without its times.
+#[derive(Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct WireCondition {
+    #[serde(rename = "type", default)]
+    pub type_: String,
+    #[serde(default)]
+    pub status: String,
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub message: String,
+}
+
+/// The part of a Node's system info that is read.
+#[derive(Deserialize, Clone, Debug, Default)]
+pub struct WireNodeInfo {
+    #[serde(rename = "bootID", default)]
+    pub boot_id: String,
+    #[serde(rename = "machineID", default)]
+    pub machine_id: String,
+}
+
+/// A custom resource as it comes from the API server: decoded later, so that one that cannot be is not lost.
+#[derive(Deserialize, Clone, Debug, Default)]
+pub struct WireObject<const KIND: u8> {
+    #[serde(default)]
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    pub spec: Value,
+    #[serde(default)]
+    pub status: Value,
+}
+
+/// A Skyhook before it is decoded.
+pub type WireSkyhook = WireObject<0>;
+/// An `InterruptionLease` before it is decoded.
+pub type WireLease = WireObject<1>;
+
+/// A `DeploymentPolicy`, which so far is only looked up by name.
+pub type WirePolicy = WireObject<2>;
+
+macro_rules! resource_like {
+    ($wire:ty, $typed:ty) => {
+        impl Resource for $wire {
+            type DynamicType = ();
+            type Scope = <$typed as Resource>::Scope;
+            fn kind(dt: &()) -> std::borrow::Cow<'_, str> {
+                <$typed as Resource>::kind(dt)
+            }
+            fn group(dt: &()) -> std::borrow::Cow<'_, str> {
+                <$typed as Resource>::group(dt)
+            }
+            fn version(dt: &()) -> std::borrow::Cow<'_, str> {
+                <$typed as Resource>::version(dt)
+            }
+            fn plural(dt: &()) -> std::borrow::Cow<'_, str> {
+                <$typed as Resource>::plural(dt)
+            }
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+            fn meta_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+
+resource_like!(WireNode, k8s_openapi::api::core::v1::Node);
+resource_like!(WireSkyhook, Skyhook);
+resource_like!(WireLease, InterruptionLease);
+
+resource_like!(WirePolicy, DeploymentPolicy);
+
+/// What a Node's annotations say about one Skyhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub states: Result<PackageStates, MalformedState>,
+    /// Digest of the annotation as it stands.
+    pub digest: String,
+    pub stamp: Option<Stamp>,
+}
+
+impl Record {
+    /// True when somebody other than the coordinator changed the package states.
+    #[must_use]
+    pub fn is_edited(&self) -> bool {
+        self.stamp
+            .as_ref()
+            .is_some_and(|stamp| !stamp.states.is_empty() && stamp.states != self.digest)
+    }
+}
+
+/// A Node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeFact {
+    pub name: String,
+    pub uid: String,
+    pub resource_version: String,
+    pub labels: BTreeMap<String, String>,
+    /// Annotations under our prefix alone.
+    pub annotations: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub unschedulable: bool,
+    pub boot_id: String,
+    pub machine_id: String,
+    pub ready: bool,
+    /// Since when `ready` is what it is.
+    pub ready_since: Option<Timestamp>,
+    /// Conditions under our prefix alone.
+    pub conditions: Vec<WireCondition>,
+    /// By Skyhook.
+    pub records: BTreeMap<String, Record>,
+    pub cordon: CordonRecord,
+}
+
+impl NodeFact {
+    /// The slim copy of a Node.
+    #[must_use]
+    pub fn new(node: WireNode) -> Self {
+        let prefix = format!("{}/", names::GROUP);
+        let annotations: BTreeMap<String, String> = node
+            .metadata
+            .annotations
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|(key, _)| key.starts_with(&prefix))
+            .collect();
+        let skyhooks = annotations.keys().filter_map(|key| {
+            key.strip_prefix(&prefix)?
+                .split_once('_')
+                .and_then(|(kind, skyhook)| {
+                    matches!(kind, "nodeState" | "stamp").then(|| skyhook.to_owned())
+                })
+        });
+        let records = skyhooks
+            .map(|skyhook| (skyhook.clone(), record(&annotations, &skyhook)))
+            .collect();
+        let (ours, others): (Vec<_>, Vec<_>) = node
+            .status
+            .conditions
+            .into_iter()
+            .partition(|c| c.condition.type_.starts_with(&prefix));
+        let ready = others.into_iter().find(|c| c.condition.type_ == "Ready");
+        Self {
+            name: node.metadata.name.unwrap_or_default(),
+            uid: node.metadata.uid.unwrap_or_default(),
+            resource_version: node.metadata.resource_version.unwrap_or_default(),
+            labels: node.metadata.labels.unwrap_or_default(),
+            taints: node.spec.taints.unwrap_or_default(),
+            unschedulable: node.spec.unschedulable.unwrap_or(false),
+            boot_id: node.status.node_info.boot_id,
+            machine_id: node.status.node_info.machine_id,
+            ready: ready.as_ref().is_some_and(|c| c.condition.status == "True"),
+            ready_since: ready
+                .and_then(|c| c.last_transition_time)
+                .map(|time| time.0),
+            conditions: ours.into_iter().map(|c| c.condition).collect(),
+            records,
+            cordon: cordon(&annotations),
+            annotations,
+        }
+    }
+
+    /// True for a node that carries the control plane, or a part of it.
+    #[must_use]
+    pub fn is_control_plane(&self) -> bool {
+        let mut labels = names::CONTROL_PLANE_LABELS.iter();
+        labels.any(|label| self.labels.contains_key(*label))
+    }
+
+    /// The record of a Skyhook; one that was never there reads as empty.
+    #[must_use]
+    pub fn record(&self, skyhook: &str) -> &Record {
+        static NEVER_THERE: LazyLock<Record> = LazyLock::new(|| record(&BTreeMap::new(), ""));
+        self.records.get(skyhook).unwrap_or(&NEVER_THERE)
+    }
+}
+
+/// Our record, and cordons that the reference implementation took, which keeps none.
+fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
+    let mut cordon = CordonRecord::parse(annotations.get(names::CORDON_OWNERS).map(String::as_str));
+    let prefix = names::cordon("");
+    for skyhook in annotations
+        .keys()
+        .filter_map(|key| key.strip_prefix(&prefix))
+    {
+        cordon.owners.entry(skyhook.to_owned()).or_default();
+    }
+    cordon
+}
+
+fn record(annotations: &BTreeMap<String, String>, skyhook: &str) -> Record {
+    let key = names::node_state(skyhook);
+    let value = annotations.get(&key).map(String::as_str);
+    Record {
+        states: installed::parse_states(&key, value),
+        digest: installed::states_digest(value.unwrap_or_default()),
+        stamp: Stamp::parse(annotations.get(&names::stamp(skyhook)).map(String::as_str)),
+    }
+}
+
+/// A Skyhook.
+#[derive(Clone, Debug)]
+pub struct SkyhookFact {
+    pub name: String,
+    pub uid: String,
+    pub resource_version: String,
+    pub generation: i64,
+    pub deleting: bool,
+    pub finalizers: Vec<String>,
+    pub annotations: BTreeMap<String, String>,
+    pub spec: Arc<SkyhookSpec>,
+    /// The checked spec with its revision, or why the Skyhook is parked.
+    pub checked: Result<Arc<Checked>, String>,
+    pub status: Option<SkyhookStatus>,
+}
+
+/// A spec that can be rolled out.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub spec: CheckedSkyhook,
+    pub revision: String,
+    pub data: RevisionData,
+}
+
+impl SkyhookFact {
+    /// The slim copy of a Skyhook.
+    #[must_use]
+    pub fn new(object: WireSkyhook) -> Self {
+        let metadata = object.metadata;
+        let name = metadata.name.unwrap_or_default();
+        let uid = metadata.uid.unwrap_or_default();
+        let decoded: Result<SkyhookSpec, String> =
+            serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
+        let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
+            let checked = spec.check(&name).map_err(|e| e.to_string())?;
+            let data = RevisionData {
+                packages: checked.packages.clone(),
+                serial: spec.serial,
+            };
+            let revision = revision::name(&name, &uid, &data);
+            Ok(Arc::new(Checked {
+                spec: checked,
+                revision,
+                data,
+            }))
+        });
+        Self {
+            resource_version: metadata.resource_version.unwrap_or_default(),
+            generation: metadata.generation.unwrap_or_default(),
+            deleting: metadata.deletion_timestamp.is_some(),
+            finalizers: metadata.finalizers.unwrap_or_default(),
+            annotations: metadata.annotations.unwrap_or_default(),
+            spec: Arc::new(decoded.unwrap_or_default()),
+            checked,
+            status: serde_json::from_value(object.status).ok(),
+            name,
+            uid,
+        }
+    }
+
+    /// True when the annotation asks for a pause.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.annotations
+            .get(names::PAUSE)
+            .is_some_and(|value| value == "true")
+    }
+
+    /// True when the annotation takes the Skyhook out of the roll-out.
+    #[must_use]
+    pub fn is_disabled(&self) -> bool {
+        self.annotations
+            .get(names::DISABLE)
+            .is_some_and(|value| value == "true")
+    }
+
+    /// True when its nodes may be given leases.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        !self.deleting && !self.is_paused() && !self.is_disabled() && self.checked.is_ok()
+    }
+
+    /// True when it selects the node. One that is parked selects nothing.
+    #[must_use]
+    pub fn selects(&self, node: &NodeFact) -> bool {
+        use kube::core::SelectorExt as _;
+        self.checked
+            .as_ref()
+            .is_ok_and(|c| c.spec.node_selector.matches(&node.labels))
+    }
+}
+
+/// A lease. One that cannot be decoded still takes its slot.
+#[derive(Clone, Debug)]
+pub struct LeaseFact {
+    pub node: String,
+    pub uid: String,
+    pub resource_version: String,
+    /// An administrator wants it released, whatever became of it.
+    pub forced: bool,
+    pub lease: Result<Box<InterruptionLease>, String>,
+}
+
+impl LeaseFact {
+    /// The lease as the watch delivered it.
+    #[must_use]
+    pub fn new(object: WireLease) -> Self {
+        let metadata = object.metadata;
+        let spec =
+            serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
+        let status = if object.status.is_null() {
+            Ok(None)
+        } else {
+            serde_json::from_value(object.status)
+                .map(Some)
+                .map_err(|e| format!("status cannot be read: {e}"))
+        };
+        let force = metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
+        Self {
+            forced: force.is_some() && force == metadata.uid.as_ref(),
+            node: metadata.name.clone().unwrap_or_default(),
+            uid: metadata.uid.clone().unwrap_or_default(),
+            resource_version: metadata.resource_version.clone().unwrap_or_default(),
+            lease: spec.and_then(|spec| {
+                status.map(|status| {
+                    let metadata = ObjectMeta {
+                        managed_fields: None,
+                        ..metadata
+                    };
+                    Box::new(InterruptionLease {
+                        metadata,
+                        spec,
+                        status,
+                    })
+                })
+            }),
+        }
+    }
+
+    /// UID of the Skyhook it was given to; `None` when it cannot be decoded.
+    #[must_use]
+    pub fn skyhook_uid(&self) -> Option<&str> {
+        self.lease
+            .as_ref()
+            .ok()
+            .map(|lease| lease.spec.skyhook.uid.as_str())
+    }
+}
+
+/// A revision.
+#[derive(Clone, Debug)]
+pub struct RevisionFact {
+    pub name: String,
+    pub uid: String,
+    pub resource_version: String,
+    /// UID of the Skyhook that owns it.
+    pub owner: String,
+    pub number: i64,
+    pub data: Option<Arc<RevisionData>>,
+}
+
+impl RevisionFact {
+    /// The slim copy of a `ControllerRevision`.
+    #[must_use]
+    pub fn new(object: ControllerRevision) -> Self {
+        Self {
+            name: object.metadata.name.unwrap_or_default(),
+            uid: object.metadata.uid.unwrap_or_default(),
+            resource_version: object.metadata.resource_version.unwrap_or_default(),
+            owner: object
+                .metadata
+                .owner_references
+                .unwrap_or_default()
+                .into_iter()
+                .find(|owner| owner.kind == "Skyhook")
+                .map(|owner| owner.uid)
+                .unwrap_or_default(),
+            number: object.revision,
+            data: object
+                .data
+                .and_then(|data| serde_json::from_value(data.0).ok())
+                .map(Arc::new),
+        }
+    }
+}

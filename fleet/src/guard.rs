@@ -1,0 +1,307 @@
+//! Safety rules as predicates over the picture and one effect: checked before every write, and the properties that
+//! tests hold the planner to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skyhook_crds::lease::protocol;
+use skyhook_crds::lease::{DrainState, InterruptionLease};
+use skyhook_crds::names;
+
+use crate::effect::{Effect, NodePatch, Version};
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::index::Index;
+use crate::plan::{advance, cordon};
+use crate::settings::Settings;
+
+/// A safety rule that an effect would break.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("a lease was to be granted that the lease watch has not delivered in this version")]
+    GrantUnseen,
+    #[error("a lease was to be granted beyond the budget")]
+    GrantBeyondBudget,
+    #[error("a lease was to be granted to a node that is not stamped with it")]
+    GrantUnstamped,
+    #[error(
+        "a drain was to be changed on a lease that the lease watch has not delivered in this version"
+    )]
+    DrainUnseen,
+    #[error("a lease was to be given up whose Skyhook is neither deleted nor disabled")]
+    AbandonWanted,
+    #[error("a second lease was to be created for a node")]
+    SecondLease,
+    #[error("Drained was to be taken back from an agent that runs")]
+    RetractRunning,
+    #[error("Drained was to be set on a node that is not cordoned for this lease")]
+    DrainedUncordoned,
+    #[error("Drained was to be set on a control-plane node while another one is not Ready")]
+    DrainedControlPlane,
+    #[error("a pause was to end with the node said to be drained since before it")]
+    ResumedDrained,
+    #[error("a pod was to be evicted from a node that is not cordoned for this lease")]
+    EvictUncordoned,
+    #[error("a lease was to be withdrawn that an agent has accepted")]
+    WithdrawAccepted,
+    #[error("a lease was to be released without its result on the node")]
+    ReleaseUnrecorded,
+    #[error("a record was to be written over that a newer version wrote")]
+    NewerRecord,
+    #[error("a node was to be uncordoned that somebody else cordoned, or that is still owned")]
+    UncordonNotOurs,
+}
+
+/// True when the patch writes a Skyhook's record on a node where a newer version wrote it.
+fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
+    let records = index.picture.nodes().get(node).map(|node| &node.records);
+    records.into_iter().flatten().any(|(skyhook, record)| {
+        let newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
+        let ours = [names::stamp(skyhook), names::node_state(skyhook)];
+        newer && ours.iter().any(|key| patch.annotations.contains_key(key))
+    })
+}
+
+/// Says which rule the effect would break, if any.
+pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), Broken> {
+    check_counted(index, &mut None, settings, effect)
+}
+
+/// The same for many effects on one picture: `counts` is what was counted of it so far.
+pub fn check_counted(
+    index: &Index,
+    counts: &mut Option<Counts>,
+    settings: &Settings,
+    effect: &Effect,
+) -> Result<(), Broken> {
+    let require = |holds: bool, rule: Broken| if holds { Ok(()) } else { Err(rule) };
+    match effect {
+        Effect::ReserveLease { node, .. } => {
+            let taken = index.picture.leases().contains_key(node)
+                || index.inflight.creating(node).is_some();
+            require(!taken, Broken::SecondLease)
+        }
+        Effect::GrantLease { node, at } => {
+            let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
+            let counts = counts.get_or_insert_with(|| Counts::new(index));
+            grant(index, counts, settings, fact, lease)
+        }
+        Effect::SetDrain { node, at, drain } => {
+            let (fact, lease) = seen(index, node, at).ok_or(Broken::DrainUnseen)?;
+            set_drain(index, fact, lease, drain.state)
+        }
+        Effect::WithdrawLease { node, at, .. } => {
+            let open =
+                seen(index, node, at).is_some_and(|(_, lease)| !protocol::is_accepted(lease));
+            require(open, Broken::WithdrawAccepted)
+        }
+        Effect::ReleaseLease { node, at } => {
+            let recorded =
+                seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
+            let forced = index.picture.leases().get(node).is_some_and(|fact| {
+                fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
+            });
+            require(recorded || forced, Broken::ReleaseUnrecorded)
+        }
+        Effect::AbandonLease { node, at } => {
+            let given_up =
+                seen(index, node, at).is_some_and(|(_, lease)| index.picture.is_given_up(lease));
+            require(given_up, Broken::AbandonWanted)
+        }
+        Effect::EvictPod {
+            node, lease_uid, ..
+        } => {
+            let held = index
+                .picture
+                .leases()
+                .get(node)
+                .is_some_and(|fact| fact.uid == *lease_uid && is_cordoned(index, fact));
+            require(held, Broken::EvictUncordoned)
+        }
+        Effect::PatchNode { node, patch, .. } => {
+            require(!is_over_newer(index, node, patch), Broken::NewerRecord)?;
+            uncordon(index, node, patch)
+        }
+        Effect::StopLease {
+            node,
+            at,
+            stop: None,
+            ..
+        } => {
+            let offers =
+                seen(index, node, at).is_some_and(|(_, lease)| protocol::offers_drained(lease));
+            require(!offers, Broken::ResumedDrained)
+        }
+        Effect::AdoptSkyhook { .. }
+        | Effect::StopLease { .. }
+        | Effect::SurveyPods { .. }
+        | Effect::ReleaseSkyhook { .. }
+        | Effect::WriteSkyhookStatus { .. }
+        | Effect::CreateRevision { .. }
+        | Effect::RenumberRevision { .. }
+        | Effect::PruneRevision { .. }
+        | Effect::ReleaseLeaseOfGoneNode { .. } => Ok(()),
+    }
+}
+
+/// The lease, if the watch delivered that very version of it and it can be decoded.
+fn seen<'a>(
+    index: &'a Index,
+    node: &str,
+    at: &Version,
+) -> Option<(&'a LeaseFact, &'a InterruptionLease)> {
+    let fact = index.picture.leases().get(node)?;
+    let same = fact.uid == at.uid && fact.resource_version == at.resource_version;
+    let lease = fact.lease.as_ref().ok()?;
+    same.then_some((fact, lease))
+}
+
+fn set_drain(
+    index: &Index,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+    state: DrainState,
+) -> Result<(), Broken> {
+    let retracts = lease.spec.drain.state == DrainState::Drained && state != DrainState::Drained;
+    if retracts && !protocol::may_retract_drained(lease) {
+        Err(Broken::RetractRunning)
+    } else if state == DrainState::Drained && !is_cordoned(index, fact) {
+        Err(Broken::DrainedUncordoned)
+    } else if state == DrainState::Drained && is_control_plane_weakened(index, &fact.node) {
+        Err(Broken::DrainedControlPlane)
+    } else {
+        Ok(())
+    }
+}
+
+/// True when the node is of the control plane and another node of it is not Ready.
+fn is_control_plane_weakened(index: &Index, node: &str) -> bool {
+    let is_meant = index
+        .picture
+        .nodes()
+        .get(node)
+        .is_some_and(NodeFact::is_control_plane);
+    let away = |other: &NodeFact| other.name != node && other.is_control_plane() && !other.ready;
+    is_meant && index.picture.nodes().values().any(away)
+}
+
+/// True when the lease's node is cordoned for that very lease.
+fn is_cordoned(index: &Index, fact: &LeaseFact) -> bool {
+    fact.lease.as_ref().is_ok_and(|lease| {
+        index
+            .picture
+            .nodes()
+            .get(&fact.node)
+            .is_some_and(|node| cordon::is_held(node, &lease.spec.skyhook.name, &fact.uid))
+    })
+}
+
+fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
+    let Some(node) = index.picture.nodes().get(node) else {
+        return false;
+    };
+    let record = node.record(&lease.spec.skyhook.name);
+    protocol::release_reason(lease, Some(&advance::facts(node, record))).is_some()
+}
+
+fn grant(
+    index: &Index,
+    counts: &Counts,
+    settings: &Settings,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> Result<(), Broken> {
+    let skyhook = index
+        .picture
+        .skyhooks()
+        .get(&lease.spec.skyhook.name)
+        .ok_or(Broken::GrantBeyondBudget)?;
+    if !counts.fit(settings, skyhook, &fact.node) {
+        return Err(Broken::GrantBeyondBudget);
+    }
+    let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
+        node.uid == lease.spec.node.uid
+            && node
+                .record(&skyhook.name)
+                .stamp
+                .as_ref()
+                .is_some_and(|stamp| stamp.granted == fact.uid)
+    });
+    if stamped {
+        Ok(())
+    } else {
+        Err(Broken::GrantUnstamped)
+    }
+}
+
+/// What the guard counts for itself, so that a slip in the planner's ledger is not in both. Holds until the picture
+/// changes.
+#[derive(Debug)]
+pub struct Counts {
+    /// Leases and unseen creates of ours, by UID of the Skyhook.
+    used: BTreeMap<String, usize>,
+    /// Leases that cannot be read: whose they are is not known, so they count for each.
+    unreadable: usize,
+    total: usize,
+    /// Selected nodes, by UID of the Skyhook.
+    selected: BTreeMap<String, usize>,
+    control_planes: BTreeSet<String>,
+}
+
+impl Counts {
+    fn new(index: &Index) -> Self {
+        let mut used: BTreeMap<String, usize> = BTreeMap::new();
+        let leases = || index.picture.leases().values();
+        let unseen = index
+            .inflight
+            .creates()
+            .filter(|(node, _)| !index.picture.leases().contains_key(*node));
+        let known = leases().filter_map(LeaseFact::skyhook_uid);
+        for uid in known.chain(unseen.map(|(_, uid)| uid)) {
+            *used.entry(uid.to_owned()).or_default() += 1;
+        }
+        let unreadable = leases().filter(|fact| fact.lease.is_err()).count();
+        let selected = index.picture.skyhooks().values().map(|skyhook| {
+            let nodes = index.picture.nodes().values();
+            let selected = nodes.filter(|node| skyhook.selects(node)).count();
+            (skyhook.uid.clone(), selected)
+        });
+        let control_planes = leases().filter(|fact| {
+            let node = index.picture.nodes().get(&fact.node);
+            node.is_some_and(NodeFact::is_control_plane)
+        });
+        Self {
+            total: used.values().sum::<usize>() + unreadable,
+            used,
+            unreadable,
+            selected: selected.collect(),
+            control_planes: control_planes.map(|fact| fact.node.clone()).collect(),
+        }
+    }
+
+    /// True when the leases of a picture fit the budgets that a lease of `skyhook` on `node` falls under.
+    fn fit(&self, settings: &Settings, skyhook: &SkyhookFact, node: &str) -> bool {
+        let of = |counts: &BTreeMap<String, usize>| counts.get(&skyhook.uid).copied();
+        let selected = of(&self.selected).unwrap_or_default();
+        let used = of(&self.used).unwrap_or_default() + self.unreadable;
+        let budget = skyhook.spec.interruption_budget.as_ref();
+        let slots = budget.map_or(selected, |budget| budget.slots(selected));
+        let cap = settings.max_concurrent_nodes.unwrap_or(usize::MAX);
+        let alone = !self.control_planes.contains(node) || self.control_planes.len() == 1;
+        used <= slots && self.total <= cap && alone
+    }
+}
+
+fn uncordon(index: &Index, node: &str, patch: &NodePatch) -> Result<(), Broken> {
+    if patch.unschedulable != Some(false) {
+        return Ok(());
+    }
+    let Some(node) = index.picture.nodes().get(node) else {
+        return Err(Broken::UncordonNotOurs);
+    };
+    // Given back only by the last owner, in the write that ends the ownership, to what was there before.
+    let ends = patch.annotations.get(names::CORDON_OWNERS) == Some(&None);
+    if ends && !node.cordon.owners.is_empty() && !node.cordon.was_unschedulable {
+        Ok(())
+    } else {
+        Err(Broken::UncordonNotOurs)
+    }
+}

@@ -1,0 +1,276 @@
+//! Everything that one replica knows, in three rooms: what the API server holds, which writes are under way, and when this
+//! process saw things happen. Whatever changes in one is told to the others here, and nowhere else.
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+
+use crate::clocks::{Backoff, Clocks, PodList};
+use crate::effect::{Effect, Target};
+use crate::facts::{
+    LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
+};
+use crate::inflight::Inflight;
+use crate::picture::{Changed, Picture};
+use crate::plan::{Now, View};
+use crate::pods::PodFact;
+use crate::settings::Settings;
+
+pub use crate::clocks::Mono;
+pub use crate::picture::Kind;
+
+#[cfg(test)]
+mod tests;
+
+/// One thing that a watch delivered, or that a write returned.
+#[derive(Debug)]
+pub enum Change {
+    Node(Box<WireNode>),
+    NodeGone(String),
+    Skyhook(Box<WireSkyhook>),
+    SkyhookGone(String),
+    /// From the lease watch only.
+    Lease(Box<WireLease>),
+    LeaseGone(String),
+    Revision(Box<ControllerRevision>),
+    RevisionGone(String),
+    Policy(String),
+    PolicyGone(String),
+    /// A node's pods, for the lease that it drains under.
+    Pods {
+        node: String,
+        lease_uid: String,
+        pods: Vec<PodFact>,
+        /// How it was when it was asked for; else as the API server remembered it.
+        consistent: bool,
+    },
+    Evicted {
+        node: String,
+        lease_uid: String,
+        pod_uid: String,
+        problem: Option<String>,
+    },
+    /// Why the agents' pods cannot be created; `None` when they are all there.
+    AgentsRefused(Option<String>),
+    /// A full list of one kind arrives: what is not in it is gone when `Synced` comes.
+    ListBegins(Kind),
+    Synced(Kind),
+}
+
+/// What one replica knows.
+#[derive(Debug, Default)]
+pub struct Index {
+    pub(crate) picture: Picture,
+    pub(crate) inflight: Inflight,
+    pub(crate) clocks: Clocks,
+}
+
+impl Index {
+    /// What the API server holds.
+    #[must_use]
+    pub const fn picture(&self) -> &Picture {
+        &self.picture
+    }
+
+    /// Which writes are under way.
+    #[must_use]
+    pub const fn inflight(&self) -> &Inflight {
+        &self.inflight
+    }
+
+    /// When things were seen to happen.
+    #[must_use]
+    pub const fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
+    /// True once every kind was listed completely.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.picture.is_synced()
+    }
+
+    /// The frozen input of a decision.
+    #[must_use]
+    pub const fn view<'a>(&'a self, settings: &'a Settings, now: Now) -> View<'a> {
+        View {
+            picture: &self.picture,
+            inflight: &self.inflight,
+            clocks: &self.clocks,
+            settings,
+            now,
+        }
+    }
+
+    /// Takes a change in. Says whether anything that decisions depend on changed.
+    pub fn apply(&mut self, change: Change, now: Mono) -> bool {
+        let picture = &mut self.picture;
+        let changed = match change {
+            Change::Node(node) => picture.node(NodeFact::new(*node)),
+            Change::NodeGone(name) => picture.node_gone(&name),
+            Change::Skyhook(skyhook) => picture.skyhook(SkyhookFact::new(*skyhook)),
+            Change::SkyhookGone(name) => picture.skyhook_gone(&name),
+            Change::Lease(lease) => picture.lease(LeaseFact::new(*lease)),
+            Change::LeaseGone(node) => picture.lease_gone(&node),
+            Change::Revision(revision) => picture.revision(RevisionFact::new(*revision)),
+            Change::RevisionGone(name) => picture.revision_gone(&name),
+            Change::Policy(name) => picture.policy(name),
+            Change::PolicyGone(name) => picture.policy_gone(&name),
+            Change::AgentsRefused(why) => picture.refuse_agents(why),
+            Change::ListBegins(kind) => picture.list_begins(kind),
+            Change::Synced(kind) => picture.is_listed(kind),
+            Change::Pods {
+                node,
+                lease_uid,
+                pods,
+                consistent,
+            } => {
+                picture.touch(&node);
+                let list = PodList {
+                    at: now,
+                    pods,
+                    consistent,
+                };
+                self.clocks.listed(node, lease_uid, list);
+                return true;
+            }
+            Change::Evicted {
+                node,
+                lease_uid,
+                pod_uid,
+                problem,
+            } => {
+                picture.touch(&node);
+                self.clocks
+                    .evicted(&node, &lease_uid, pod_uid, problem, now);
+                return true;
+            }
+        };
+        self.saw(&changed, now);
+        changed.decides()
+    }
+
+    fn saw(&mut self, changed: &Changed, now: Mono) {
+        let creates: Vec<String> = self.creates_ended(changed);
+        self.inflight.saw(changed, now);
+        let timed = self.clocks.saw(changed, &self.picture, now);
+        for node in creates.iter().chain(&timed) {
+            self.picture.touch(node);
+        }
+    }
+
+    /// Nodes whose create may end with a change that does not name them: a list that leaves them out.
+    fn creates_ended(&self, changed: &Changed) -> Vec<String> {
+        match changed {
+            Changed::Listed {
+                kind: Kind::Lease, ..
+            } => self
+                .inflight
+                .creates()
+                .map(|(node, _)| node.to_owned())
+                .collect(),
+            Changed::Came { .. }
+            | Changed::Gone { .. }
+            | Changed::ListBegins(_)
+            | Changed::Listed { .. }
+            | Changed::Other(_) => Vec::new(),
+        }
+    }
+
+    /// True while nothing should be decided about a target.
+    #[must_use]
+    pub fn is_unsettled(&self, target: &Target) -> bool {
+        self.inflight.is_unsettled(target)
+    }
+
+    /// True for an object that a write returned and that the watch has since said is gone.
+    #[must_use]
+    pub fn has_lost(&self, change: &Change) -> bool {
+        if let Change::Node(node) = change {
+            self.picture.has_lost_node(node)
+        } else if let Change::Skyhook(skyhook) = change {
+            self.picture.has_lost_skyhook(skyhook)
+        } else {
+            false
+        }
+    }
+
+    /// True while what an effect was decided on is what is held.
+    #[must_use]
+    pub fn still_holds(&self, effect: &Effect) -> bool {
+        let target = effect.target();
+        if self.is_unsettled(&target) {
+            return false;
+        }
+        if let Some(at) = effect.decided_on() {
+            return self.picture.held(&target) == Some((&at.uid, &at.resource_version));
+        }
+        match &target {
+            Target::Lease(node) => {
+                !self.picture.leases().contains_key(node) && self.inflight.creating(node).is_none()
+            }
+            Target::Revision(name) => !self.picture.revisions().contains_key(name),
+            Target::Node(_) | Target::Skyhook(_) | Target::Pods(_) | Target::Pod(_) => true,
+        }
+    }
+
+    /// A write begins.
+    pub fn begins(&mut self, effect: &Effect) {
+        self.inflight.begins(effect);
+        self.written(effect);
+    }
+
+    /// A write has ended, whatever came of it. Says whether it was under way.
+    pub fn ends(&mut self, effect: &Effect) -> bool {
+        self.written(effect);
+        self.inflight.ends(&effect.target())
+    }
+
+    /// A write was done. Nothing is decided about its object before the watch has delivered it, unless the answer is folded
+    /// in.
+    pub fn is_done(&mut self, effect: &Effect, answer: Option<Change>, now: Mono) {
+        self.inflight.is_done(effect.target(), now);
+        match answer {
+            // If the watch already reported its deletion, folding the answer in would bring it back for ever.
+            Some(change) if self.has_lost(&change) => {}
+            Some(change) => {
+                self.apply(change, now);
+            }
+            None => self.inflight.awaits(effect, &self.picture, now),
+        }
+        if let Some((node, uid)) = effect.removes() {
+            self.inflight.has_removed(node, uid, &self.picture, now);
+        }
+        self.written(effect);
+    }
+
+    /// A write was refused: what it was decided on is out of date. `waits` for the watch to bring what it is now.
+    pub fn is_refused(&mut self, effect: &Effect, waits: bool, now: Mono) {
+        self.inflight.is_refused(effect, &self.picture, now);
+        if !waits {
+            self.inflight.is_settled(&effect.target());
+        }
+        self.written(effect);
+    }
+
+    /// Leaves a node alone for a while.
+    pub fn back_off(&mut self, node: String, backoff: Backoff) {
+        self.picture.touch(&node);
+        self.clocks.back_off(node, backoff);
+    }
+
+    /// Forgets what no longer holds anything back.
+    pub fn expire(&mut self, now: Mono) {
+        self.inflight.expire(now);
+        for node in self.clocks.expire(&self.picture, now) {
+            self.picture.touch(&node);
+        }
+    }
+
+    fn written(&mut self, effect: &Effect) {
+        match effect.target() {
+            Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {
+                self.picture.touch(&node);
+            }
+            Target::Skyhook(_) | Target::Revision(_) | Target::Pod(_) => self.picture.tick(),
+        }
+    }
+}

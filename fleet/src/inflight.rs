@@ -1,0 +1,216 @@
+//! Which writes are under way, and what of them the watches have not delivered yet: what this process knows because it
+//! writes. The session owns it.
+//!
+//! Guarantees: nothing is decided about an object while a write of it is under way or its watch lags behind one; a create
+//! takes its slot from the moment it is begun until the lease watch delivers the lease or it is known not to exist.
+//! Caveat: a watch that lags for longer than [`STALE`] is not waited for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::clocks::Mono;
+use crate::effect::{Effect, Target};
+use crate::picture::{Changed, Kind, Picture};
+
+/// How long a watch may lag behind a write before the write is tried again anyway.
+const STALE: Duration = Duration::from_secs(5);
+/// How long it is remembered when a target was written.
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// A lease that is being created.
+#[derive(Debug)]
+struct Create {
+    skyhook_uid: String,
+    /// When the API server said that it is there.
+    answered: Option<Mono>,
+}
+
+/// Writes under way.
+#[derive(Debug, Default)]
+pub struct Inflight {
+    busy: BTreeSet<Target>,
+    /// Objects whose watch has not yet delivered our last write: the version that was written over.
+    stale: BTreeMap<Target, (String, Mono)>,
+    /// Creates that the lease watch has not delivered, by node. They take slots.
+    creating: BTreeMap<String, Create>,
+    /// Leases that were removed and whose watch has not said so yet: node to UID.
+    removed: BTreeMap<String, (String, Mono)>,
+    /// When a target was last written.
+    written: BTreeMap<Target, Mono>,
+    lease_list_began: Mono,
+}
+
+impl Inflight {
+    /// True while nothing should be decided about a target: a write is under way, or its watch lags behind one.
+    #[must_use]
+    pub fn is_unsettled(&self, target: &Target) -> bool {
+        self.busy.contains(target)
+            || self.stale.contains_key(target)
+            || matches!(target, Target::Lease(node) if self.removed.contains_key(node))
+    }
+
+    /// True while a write of the target is under way.
+    #[must_use]
+    pub fn is_busy(&self, target: &Target) -> bool {
+        self.busy.contains(target)
+    }
+
+    /// How many writes are under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.busy.len()
+    }
+
+    /// UID of the Skyhook that a node's lease is being created for.
+    #[must_use]
+    pub fn creating(&self, node: &str) -> Option<&str> {
+        self.creating
+            .get(node)
+            .map(|create| create.skyhook_uid.as_str())
+    }
+
+    /// Every create, with the UID of its Skyhook, by node.
+    pub fn creates(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.creating
+            .iter()
+            .map(|(node, create)| (node.as_str(), create.skyhook_uid.as_str()))
+    }
+
+    /// When a target was last written, if that is not long ago.
+    #[must_use]
+    pub fn written(&self, target: &Target) -> Option<Mono> {
+        self.written.get(target).copied()
+    }
+
+    /// When watches that lag are no longer waited for.
+    pub(crate) fn patience_ends(&self) -> impl Iterator<Item = Mono> {
+        let since = self.stale.values().chain(self.removed.values());
+        since.map(|(_, since)| *since + STALE)
+    }
+
+    /// A write begins.
+    pub(crate) fn begins(&mut self, effect: &Effect) {
+        self.busy.insert(effect.target());
+        if let Effect::ReserveLease { node, spec } = effect {
+            let create = Create {
+                skyhook_uid: spec.skyhook.uid.clone(),
+                answered: None,
+            };
+            self.creating.insert(node.clone(), create);
+        }
+    }
+
+    /// A write has ended, whatever came of it. Says whether it was under way.
+    pub(crate) fn ends(&mut self, target: &Target) -> bool {
+        self.busy.remove(target)
+    }
+
+    /// A write was done, and what it returned is held now.
+    pub(crate) fn is_done(&mut self, target: Target, now: Mono) {
+        self.written.insert(target, now);
+    }
+
+    /// A write was done: nothing is decided about its object until the watch delivers what was written.
+    pub(crate) fn awaits(&mut self, effect: &Effect, picture: &Picture, now: Mono) {
+        if let Effect::ReserveLease { node, .. } = effect
+            && let Some(create) = self.creating.get_mut(node)
+        {
+            create.answered = Some(now);
+        }
+        self.await_watch(effect, picture, now);
+    }
+
+    /// A write was refused: what it was decided on is out of date, or was never made.
+    pub(crate) fn is_refused(&mut self, effect: &Effect, picture: &Picture, now: Mono) {
+        if let Effect::ReserveLease { node, .. } = effect {
+            self.creating.remove(node);
+        }
+        self.await_watch(effect, picture, now);
+    }
+
+    /// The watch of an object is not waited for.
+    pub(crate) fn is_settled(&mut self, target: &Target) {
+        self.stale.remove(target);
+    }
+
+    /// A lease is gone, whatever its watch still delivers of it on the way.
+    pub(crate) fn has_removed(&mut self, node: &str, uid: &str, picture: &Picture, now: Mono) {
+        if picture.leases().get(node).is_some_and(|l| l.uid == uid) {
+            self.removed.insert(node.to_owned(), (uid.to_owned(), now));
+        }
+    }
+
+    /// Waits for what comes after the version that was decided on, unless the watch was faster than the answer.
+    fn await_watch(&mut self, effect: &Effect, picture: &Picture, now: Mono) {
+        let (target, at) = (effect.target(), effect.decided_on());
+        let held = picture.held(&target).map(|(_, version)| version);
+        if let Some(at) = at.filter(|at| held == Some(&at.resource_version)) {
+            self.stale
+                .insert(target, (at.resource_version.clone(), now));
+        }
+    }
+
+    /// Takes in what became of the picture.
+    pub(crate) fn saw(&mut self, changed: &Changed, now: Mono) {
+        match changed {
+            Changed::Came {
+                target,
+                uid,
+                version,
+                ..
+            } => {
+                if self.stale.get(target).is_some_and(|(v, _)| v != version) {
+                    self.stale.remove(target);
+                }
+                if let Target::Lease(node) = target {
+                    self.creating.remove(node);
+                    if self.removed.get(node).is_some_and(|(gone, _)| gone != uid) {
+                        self.removed.remove(node);
+                    }
+                }
+            }
+            Changed::Gone { target, .. } => {
+                if let Target::Lease(node) = target {
+                    self.stale.remove(target);
+                    self.removed.remove(node);
+                    self.creating.remove(node);
+                }
+            }
+            Changed::ListBegins(Kind::Lease) => self.lease_list_began = now,
+            Changed::Listed {
+                kind: Kind::Lease,
+                gone,
+            } => {
+                for node in gone {
+                    self.stale.remove(&Target::Lease(node.clone()));
+                    self.removed.remove(node);
+                }
+                // A create that was answered before the list began, and is not in it, has been undone since.
+                let began = self.lease_list_began;
+                self.creating
+                    .retain(|_, create| create.answered.is_none_or(|at| at >= began));
+            }
+            Changed::ListBegins(_) | Changed::Listed { .. } | Changed::Other(_) => {}
+        }
+    }
+
+    /// Forgets what no longer holds anything back.
+    pub(crate) fn expire(&mut self, now: Mono) {
+        self.stale.retain(|_, (_, since)| *since + STALE > now);
+        self.removed.retain(|_, (_, since)| *since + STALE > now);
+        self.written.retain(|_, at| *at + REMEMBERED > now);
+    }
+}
+
+#[cfg(test)]
+impl Inflight {
+    /// Notes by hand that a target was written.
+    pub(crate) fn set_written(&mut self, target: Target, at: Mono) {
+        self.written.insert(target, at);
+    }
+
+    /// Notes by hand that a write is under way.
+    pub(crate) fn set_busy(&mut self, target: Target) {
+        self.busy.insert(target);
+    }
+}

@@ -1,0 +1,468 @@
+//! The mirror of what the API server holds. One task owns it and feeds it what the watches deliver and, of everything but
+//! leases, what writes return: grants are decided from leases as their watch delivers them, one ordered stream.
+//!
+//! Guarantees: of an object the newest version that was seen is held; half a list is no picture to decide on; every
+//! change that a decision could depend on moves a number, see [`Picture::touched`].
+
+mod ids;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::protocol::is_older;
+
+use crate::effect::Target;
+use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireNode, WireSkyhook};
+
+use ids::Ids;
+pub use ids::{NodeId, Tick};
+
+/// The kinds that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Node,
+    Skyhook,
+    Lease,
+    Revision,
+    Policy,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Node,
+        Self::Skyhook,
+        Self::Lease,
+        Self::Revision,
+        Self::Policy,
+    ];
+}
+
+/// What a change did to the picture.
+#[derive(Debug)]
+pub enum Changed {
+    /// An object came, from its watch or from the answer to a write.
+    Came {
+        target: Target,
+        uid: String,
+        version: String,
+        /// True when a decision may depend on the difference to what was held.
+        decides: bool,
+    },
+    Gone {
+        target: Target,
+        was_there: bool,
+    },
+    ListBegins(Kind),
+    /// A kind was listed completely, and these were not in the list.
+    Listed {
+        kind: Kind,
+        gone: Vec<String>,
+    },
+    /// Something that is never written: whether it is another than before.
+    Other(bool),
+}
+
+impl Changed {
+    /// True when a decision may depend on the difference.
+    #[must_use]
+    pub const fn decides(&self) -> bool {
+        match self {
+            Self::Came { decides, .. } => *decides,
+            Self::Gone { was_there, .. } => *was_there,
+            Self::ListBegins(_) => false,
+            Self::Listed { .. } => true,
+            Self::Other(changed) => *changed,
+        }
+    }
+}
+
+/// The picture.
+#[derive(Debug, Default)]
+pub struct Picture {
+    nodes: BTreeMap<String, NodeFact>,
+    skyhooks: BTreeMap<String, SkyhookFact>,
+    leases: BTreeMap<String, LeaseFact>,
+    revisions: BTreeMap<String, RevisionFact>,
+    policies: BTreeSet<String>,
+    agents_refused: Option<String>,
+    synced: BTreeSet<Kind>,
+    listed: BTreeMap<Kind, BTreeSet<String>>,
+    ids: Ids,
+    /// Of each Skyhook: when a decision could last depend on a change of it.
+    skyhooks_changed: BTreeMap<String, Tick>,
+    revisions_changed: Tick,
+    policies_changed: Tick,
+}
+
+impl Picture {
+    pub(crate) fn node(&mut self, node: NodeFact) -> Changed {
+        self.note(Kind::Node, &node.name);
+        let held = self.nodes.get(&node.name);
+        let older =
+            held.is_some_and(|held| is_older(&node.resource_version, &held.resource_version));
+        let decides = !older && held.is_none_or(|held| read::node_differs(held, &node));
+        let changed = Changed::Came {
+            target: Target::Node(node.name.clone()),
+            uid: node.uid.clone(),
+            version: node.resource_version.clone(),
+            decides,
+        };
+        if decides {
+            self.ids.place(&node.name);
+        }
+        if !older {
+            self.nodes.insert(node.name.clone(), node);
+        }
+        changed
+    }
+
+    pub(crate) fn node_gone(&mut self, name: &str) -> Changed {
+        let was_there = self.nodes.remove(name).is_some();
+        self.release(name);
+        Changed::Gone {
+            target: Target::Node(name.to_owned()),
+            was_there,
+        }
+    }
+
+    pub(crate) fn skyhook(&mut self, skyhook: SkyhookFact) -> Changed {
+        self.note(Kind::Skyhook, &skyhook.name);
+        let held = self.skyhooks.get(&skyhook.name);
+        let differs = held.is_none_or(|held| read::skyhook_differs(held, &skyhook));
+        let (name, uid) = (skyhook.name.clone(), skyhook.uid.clone());
+        let version = skyhook.resource_version.clone();
+        let key = name.clone();
+        let taken = keep_newer(&mut self.skyhooks, key, skyhook, |s| &s.resource_version);
+        if taken && differs {
+            let tick = self.ids.tick();
+            self.skyhooks_changed.insert(name.clone(), tick);
+        } else if taken {
+            // Its status is compared with what is wanted.
+            self.ids.tick();
+        }
+        Changed::Came {
+            target: Target::Skyhook(name),
+            uid,
+            version,
+            decides: taken,
+        }
+    }
+
+    pub(crate) fn skyhook_gone(&mut self, name: &str) -> Changed {
+        let was_there = self.forget_skyhook(name);
+        Changed::Gone {
+            target: Target::Skyhook(name.to_owned()),
+            was_there,
+        }
+    }
+
+    fn forget_skyhook(&mut self, name: &str) -> bool {
+        self.skyhooks_changed.remove(name);
+        self.ids.tick();
+        self.skyhooks.remove(name).is_some()
+    }
+
+    pub(crate) fn lease(&mut self, lease: LeaseFact) -> Changed {
+        self.note(Kind::Lease, &lease.node);
+        let held = self.leases.get(&lease.node);
+        if held.is_none_or(|held| read::lease_differs(held, &lease)) {
+            self.ids.place(&lease.node);
+        }
+        let changed = Changed::Came {
+            target: Target::Lease(lease.node.clone()),
+            uid: lease.uid.clone(),
+            version: lease.resource_version.clone(),
+            decides: true,
+        };
+        self.leases.insert(lease.node.clone(), lease);
+        changed
+    }
+
+    pub(crate) fn lease_gone(&mut self, node: &str) -> Changed {
+        let was_there = self.leases.remove(node).is_some();
+        self.release(node);
+        Changed::Gone {
+            target: Target::Lease(node.to_owned()),
+            was_there,
+        }
+    }
+
+    pub(crate) fn revision(&mut self, revision: RevisionFact) -> Changed {
+        self.note(Kind::Revision, &revision.name);
+        let (name, uid) = (revision.name.clone(), revision.uid.clone());
+        let version = revision.resource_version.clone();
+        let key = name.clone();
+        let held = self.revisions.get(&key);
+        let differs = held.is_none_or(|held| read::revision_differs(held, &revision));
+        let decides = keep_newer(&mut self.revisions, key, revision, |r| &r.resource_version);
+        if decides && differs {
+            self.revisions_changed = self.ids.tick();
+        }
+        Changed::Came {
+            target: Target::Revision(name),
+            uid,
+            version,
+            decides,
+        }
+    }
+
+    pub(crate) fn revision_gone(&mut self, name: &str) -> Changed {
+        self.revisions_changed = self.ids.tick();
+        Changed::Gone {
+            target: Target::Revision(name.to_owned()),
+            was_there: self.revisions.remove(name).is_some(),
+        }
+    }
+
+    pub(crate) fn policy(&mut self, name: String) -> Changed {
+        self.note(Kind::Policy, &name);
+        self.policies_changed = self.ids.tick();
+        Changed::Other(self.policies.insert(name))
+    }
+
+    pub(crate) fn policy_gone(&mut self, name: &str) -> Changed {
+        self.policies_changed = self.ids.tick();
+        Changed::Other(self.policies.remove(name))
+    }
+
+    pub(crate) fn refuse_agents(&mut self, why: Option<String>) -> Changed {
+        let changed = self.agents_refused != why;
+        self.agents_refused = why;
+        self.ids.tick();
+        Changed::Other(changed)
+    }
+
+    pub(crate) fn list_begins(&mut self, kind: Kind) -> Changed {
+        self.synced.remove(&kind);
+        self.listed.insert(kind, BTreeSet::new());
+        self.ids.tick();
+        Changed::ListBegins(kind)
+    }
+
+    /// What was not in the list is gone.
+    pub(crate) fn is_listed(&mut self, kind: Kind) -> Changed {
+        self.synced.insert(kind);
+        self.ids.tick();
+        let listed = self.listed.remove(&kind);
+        let lost = |held: &mut dyn Iterator<Item = &String>| -> Vec<String> {
+            let Some(listed) = &listed else {
+                return Vec::new();
+            };
+            let lost = held.filter(|name| !listed.contains(*name));
+            lost.cloned().collect()
+        };
+        let gone = match kind {
+            Kind::Node => lost(&mut self.nodes.keys()),
+            Kind::Skyhook => lost(&mut self.skyhooks.keys()),
+            Kind::Lease => lost(&mut self.leases.keys()),
+            Kind::Revision => lost(&mut self.revisions.keys()),
+            Kind::Policy => lost(&mut self.policies.iter()),
+        };
+        for name in &gone {
+            match kind {
+                Kind::Node => drop(self.node_gone(name)),
+                Kind::Skyhook => drop(self.forget_skyhook(name)),
+                Kind::Lease => drop(self.lease_gone(name)),
+                Kind::Revision => drop(self.revision_gone(name)),
+                Kind::Policy => drop(self.policy_gone(name)),
+            }
+        }
+        Changed::Listed { kind, gone }
+    }
+
+    fn note(&mut self, kind: Kind, name: &str) {
+        if let Some(listed) = self.listed.get_mut(&kind) {
+            listed.insert(name.to_owned());
+        }
+    }
+
+    /// Keeps the number of a node while a Node or a lease has its name.
+    fn release(&mut self, name: &str) {
+        self.ids.touch(name);
+        if !self.nodes.contains_key(name) && !self.leases.contains_key(name) {
+            self.ids.release(name);
+        }
+    }
+
+    /// Notes that a decision about a node may depend on something that changed beside the picture.
+    pub(crate) fn touch(&mut self, node: &str) {
+        self.ids.touch(node);
+    }
+
+    /// Notes that something changed that no decision about one node depends on.
+    pub(crate) fn tick(&mut self) {
+        self.ids.tick();
+    }
+}
+
+/// Questions.
+impl Picture {
+    /// True once every kind was listed completely.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// By name.
+    #[must_use]
+    pub const fn nodes(&self) -> &BTreeMap<String, NodeFact> {
+        &self.nodes
+    }
+
+    /// By name.
+    #[must_use]
+    pub const fn skyhooks(&self) -> &BTreeMap<String, SkyhookFact> {
+        &self.skyhooks
+    }
+
+    /// By the name of their node.
+    #[must_use]
+    pub const fn leases(&self) -> &BTreeMap<String, LeaseFact> {
+        &self.leases
+    }
+
+    /// By name.
+    #[must_use]
+    pub const fn revisions(&self) -> &BTreeMap<String, RevisionFact> {
+        &self.revisions
+    }
+
+    /// Names of the DeploymentPolicies.
+    #[must_use]
+    pub const fn policies(&self) -> &BTreeSet<String> {
+        &self.policies
+    }
+
+    /// Why the agents' pods cannot be created.
+    #[must_use]
+    pub fn agents_refused(&self) -> Option<&str> {
+        self.agents_refused.as_deref()
+    }
+
+    /// The lease held by a Skyhook on a node, if it can be decoded.
+    #[must_use]
+    pub fn lease_of(&self, node: &str, skyhook_uid: &str) -> Option<&LeaseFact> {
+        self.leases
+            .get(node)
+            .filter(|lease| lease.skyhook_uid() == Some(skyhook_uid))
+    }
+
+    /// True when the lease's Skyhook is gone, being deleted or disabled.
+    #[must_use]
+    pub fn is_given_up(&self, lease: &InterruptionLease) -> bool {
+        self.skyhooks
+            .get(&lease.spec.skyhook.name)
+            .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
+            .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
+    }
+
+    /// True for an object that a write returned and that the watch has since said is gone.
+    #[must_use]
+    pub(crate) fn has_lost_node(&self, node: &WireNode) -> bool {
+        let held = self.nodes.get(&name_of(&node.metadata));
+        held.map(|held| &held.uid) != node.metadata.uid.as_ref()
+    }
+
+    /// The same for a Skyhook.
+    #[must_use]
+    pub(crate) fn has_lost_skyhook(&self, skyhook: &WireSkyhook) -> bool {
+        let held = self.skyhooks.get(&name_of(&skyhook.metadata));
+        held.map(|held| &held.uid) != skyhook.metadata.uid.as_ref()
+    }
+
+    /// UID and version of an object that is held.
+    #[must_use]
+    pub(crate) fn held(&self, target: &Target) -> Option<(&String, &String)> {
+        match target {
+            Target::Lease(node) => {
+                let held = self.leases.get(node)?;
+                Some((&held.uid, &held.resource_version))
+            }
+            Target::Node(name) => {
+                let held = self.nodes.get(name)?;
+                Some((&held.uid, &held.resource_version))
+            }
+            Target::Skyhook(name) => {
+                let held = self.skyhooks.get(name)?;
+                Some((&held.uid, &held.resource_version))
+            }
+            Target::Revision(name) => {
+                let held = self.revisions.get(name)?;
+                Some((&held.uid, &held.resource_version))
+            }
+            Target::Pods(_) | Target::Pod(_) => None,
+        }
+    }
+
+    /// Names with their numbers, in the order of names.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (&str, NodeId)> {
+        self.ids.all()
+    }
+
+    /// When a decision about a node could last depend on a change: of the Node, of its lease, or of what this process
+    /// knows of them.
+    pub(crate) fn touched(&self, node: NodeId) -> Tick {
+        self.ids.touched(node)
+    }
+
+    /// When a decision could last depend on a change of a Skyhook; `None` while there is none of that name.
+    pub(crate) fn skyhook_changed(&self, name: &str) -> Option<Tick> {
+        self.skyhooks_changed.get(name).copied()
+    }
+
+    /// When a decision could last depend on a change of a revision.
+    pub(crate) const fn revisions_changed(&self) -> Tick {
+        self.revisions_changed
+    }
+
+    /// When a policy last came or went.
+    pub(crate) const fn policies_changed(&self) -> Tick {
+        self.policies_changed
+    }
+
+    /// When anything at all last changed.
+    #[must_use]
+    pub const fn changed(&self) -> Tick {
+        self.ids.last()
+    }
+}
+
+fn name_of(metadata: &ObjectMeta) -> String {
+    metadata.name.clone().unwrap_or_default()
+}
+
+/// Takes the object in unless a newer version of it is held. Says whether it did.
+fn keep_newer<T>(
+    held: &mut BTreeMap<String, T>,
+    name: String,
+    object: T,
+    version: impl Fn(&T) -> &str,
+) -> bool {
+    let older = |there: &T| is_older(version(&object), version(there));
+    if held.get(&name).is_some_and(older) {
+        return false;
+    }
+    held.insert(name, object);
+    true
+}
+
+#[cfg(test)]
+impl Picture {
+    /// Changes a Node by hand.
+    pub(crate) fn edit_node(&mut self, name: &str, edit: impl FnOnce(&mut NodeFact)) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            edit(node);
+        }
+        self.ids.touch(name);
+    }
+
+    /// Changes a lease by hand.
+    pub(crate) fn edit_lease(&mut self, node: &str, edit: impl FnOnce(&mut LeaseFact)) {
+        if let Some(lease) = self.leases.get_mut(node) {
+            edit(lease);
+        }
+        self.ids.touch(node);
+    }
+}

@@ -1,0 +1,284 @@
+//! What to do next, from the picture alone. No clock, no I/O, no memory: an effect that was lost comes back in the next
+//! pass because the picture still asks for it.
+//!
+//! Passes run in a fixed order: leases that exist are carried on before new ones are thought of, and the status is
+//! written from what the other passes found.
+
+pub mod admit;
+mod adopt;
+pub mod advance;
+pub mod cache;
+pub mod cordon;
+pub mod drain;
+pub mod ledger;
+mod reapply;
+pub mod reason;
+mod revisions;
+pub mod rollup;
+mod scan;
+pub mod standing;
+pub mod status;
+mod verdict;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::clocks::{Clocks, Mono};
+use crate::effect::{Effect, NodePatch, Target, Version};
+use crate::facts::{NodeFact, SkyhookFact};
+use crate::inflight::{Inflight, REMEMBERED};
+use crate::picture::Picture;
+use crate::settings::Settings;
+use cache::{Cache, Counted, Rest};
+use ledger::Ledger;
+use status::Fleet;
+
+/// Why a Node is written, in words for the log. They say which writes go first as well.
+pub mod why {
+    pub const RESULT: &str = "result";
+    pub const RESULT_BESIDE_EDIT: &str = "result beside an edit";
+    pub const CORDON_WITHOUT_OWNER: &str = "cordon without an owner";
+    pub const UNCORDONED: &str = "uncordoned by somebody";
+    pub const GRANT: &str = "grant";
+    pub const CORDON: &str = "cordon";
+    pub const REAPPLY: &str = "reapplied after a reboot";
+    pub const PROGRESS: &str = "progress";
+    pub const STATUS: &str = "status";
+}
+
+/// The time, as data.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For deadlines.
+    pub mono: Mono,
+    /// For people: `since`, `lastTransitionTime`.
+    pub wall: Timestamp,
+}
+
+/// Frozen input of the planner.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub picture: &'a Picture,
+    pub inflight: &'a Inflight,
+    pub clocks: &'a Clocks,
+    pub settings: &'a Settings,
+    pub now: Now,
+}
+
+/// What to write now, and when to look again if nothing changes before.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    pub effects: Vec<Effect>,
+    pub wake_at: Option<Mono>,
+    /// How far the fleet is.
+    pub fleet: Fleet,
+}
+
+/// How often progress is mirrored to a Node and to a Skyhook at most.
+pub(crate) const COALESCE: Duration = Duration::from_secs(1);
+
+/// Decides, with nothing left from a pass before.
+#[must_use]
+pub fn plan(view: &View<'_>) -> Plan {
+    Cache::default().plan(view)
+}
+
+impl Cache {
+    /// Decides, and takes over of the pass before what would come out the same.
+    #[must_use]
+    pub fn plan(&mut self, view: &View<'_>) -> Plan {
+        self.counted = Counted::default();
+        let mut draft = Draft::new(view);
+        if !view.picture.is_synced() {
+            return draft.finish(Fleet::default());
+        }
+        let skyhooks = in_order(view.picture);
+        adopt::skyhooks(view, &skyhooks, &mut draft);
+        revisions::keep(view, &skyhooks, &mut draft);
+        let order: Vec<_> = view.picture.numbered().collect();
+        let mut rows = scan::rows(view, &skyhooks, &order, self);
+        let cap = view.settings.max_concurrent_nodes;
+        let mut ledger = Ledger::new(cap, &rows, &order, self);
+        advance::leases(view, &rows, &order, &ledger, self, &mut draft);
+        reapply::nodes(view, &rows, &order, &mut draft);
+        admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
+        cordon::sweep(view, &rows, &order, self, &mut draft);
+        rollup::nodes(view, &mut rows, &order, self, &mut draft);
+        let fleet = status::skyhooks(view, &mut rows, &order, &ledger, self, &mut draft);
+        revisions::prune(view, &skyhooks, &mut draft);
+        let columns = rows
+            .into_iter()
+            .map(|row| (row.skyhook.name.clone(), row.column));
+        self.columns = columns.collect();
+        draft.finish(fleet)
+    }
+}
+
+/// Skyhooks in the order in which they run on a node: priority, then name.
+fn in_order(picture: &Picture) -> Vec<&SkyhookFact> {
+    let mut skyhooks: Vec<&SkyhookFact> = picture.skyhooks().values().collect();
+    skyhooks.sort_by(|a, b| (a.spec.priority, &a.name).cmp(&(b.spec.priority, &b.name)));
+    skyhooks
+}
+
+/// A plan being made: one effect per target, changes to one Node united into one write.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    view: View<'a>,
+    effects: Vec<Effect>,
+    taken: BTreeSet<Target>,
+    nodes: BTreeMap<String, (NodePatch, Vec<&'static str>)>,
+    wake_at: Option<Mono>,
+    unit: Unit,
+}
+
+/// What came of one result while it was computed.
+#[derive(Debug, Default)]
+struct Unit {
+    /// A write was wanted, whether or not it may be made now.
+    wants: bool,
+    rest: Rest,
+}
+
+impl<'a> Draft<'a> {
+    fn new(view: &View<'a>) -> Self {
+        Self {
+            view: *view,
+            effects: Vec::new(),
+            taken: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            wake_at: None,
+            unit: Unit::default(),
+        }
+    }
+
+    /// From here on, one result is computed.
+    fn begin_unit(&mut self) {
+        self.unit = Unit::default();
+    }
+
+    /// Until when the result holds; `None` when it wants something written.
+    fn end_unit(&mut self) -> Option<Rest> {
+        let unit = std::mem::take(&mut self.unit);
+        (!unit.wants).then_some(unit.rest)
+    }
+
+    /// A result of a pass before holds.
+    fn rests(&mut self, rest: Rest) {
+        self.wake_at = self.wake_at.into_iter().chain(rest.wake).min();
+    }
+
+    /// A write may be wanted, but now is not the time to say.
+    fn is_held_back(&mut self) {
+        self.unit.wants = true;
+    }
+
+    /// The result may be another from `at` on, by time alone.
+    fn holds_until(&mut self, at: Mono) {
+        let until = &mut self.unit.rest.until;
+        *until = Some(until.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Adds an effect, unless its target is not settled or has one already. Says whether it was added.
+    pub(crate) fn push(&mut self, effect: Effect) -> bool {
+        self.unit.wants = true;
+        let target = effect.target();
+        if self.view.inflight.is_unsettled(&target) || !self.taken.insert(target) {
+            return false;
+        }
+        self.effects.push(effect);
+        true
+    }
+
+    /// Adds changes to a Node.
+    pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &'static str) {
+        if patch.is_empty() {
+            return;
+        }
+        self.unit.wants = true;
+        let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
+        all.unite(patch);
+        if !why.is_empty() && !reasons.contains(&why) {
+            reasons.push(why);
+        }
+    }
+
+    /// Asks for another pass at `at` at the latest.
+    pub(crate) fn wake_at(&mut self, at: Mono) {
+        self.wake_at = self.wake_at.into_iter().chain([at]).min();
+        let rest = &mut self.unit.rest;
+        rest.wake = rest.wake.into_iter().chain([at]).min();
+    }
+
+    /// True when a target was written so lately that a further write of mere progress should wait; asks to be woken.
+    pub(crate) fn is_too_soon(&mut self, target: &Target) -> bool {
+        self.is_within(target, COALESCE)
+    }
+
+    /// True when a target was written within `pace`; asks to be woken when it is over.
+    pub(crate) fn is_within(&mut self, target: &Target, pace: Duration) -> bool {
+        match self.view.inflight.written(target).map(|at| at + pace) {
+            Some(next) if next > self.view.now.mono => {
+                self.unit.wants = true;
+                self.wake_at(next);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// True when this pass writes to the Node already.
+    pub(crate) fn is_patched(&self, node: &str) -> bool {
+        self.nodes.contains_key(node)
+    }
+
+    /// True when this pass writes a result to the Node.
+    pub(crate) fn is_writing_result(&self, node: &str) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|(_, why)| why.contains(&why::RESULT))
+    }
+
+    fn finish(mut self, fleet: Fleet) -> Plan {
+        for (name, (patch, why)) in std::mem::take(&mut self.nodes) {
+            let Some(node) = self.view.picture.nodes().get(&name) else {
+                continue;
+            };
+            let patch = patch.reduced(node);
+            if !patch.is_empty() {
+                self.push(Effect::PatchNode {
+                    node: name,
+                    at: version(&node.uid, &node.resource_version),
+                    patch,
+                    why,
+                });
+            }
+        }
+        let view = self.view;
+        let patience = view.inflight.patience_ends();
+        for at in view.clocks.backoffs_end().chain(patience) {
+            self.wake_at(at);
+        }
+        Plan {
+            effects: self.effects,
+            wake_at: self.wake_at,
+            fleet,
+        }
+    }
+}
+
+pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
+    Version {
+        uid: uid.to_owned(),
+        resource_version: resource_version.to_owned(),
+    }
+}
+
+pub use advance::VERSION;
+pub use rollup::seconds;
+pub(crate) use why::REAPPLY;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! Which nodes get a lease now: the budgets, and the order within them.
+
+use std::collections::BTreeMap;
+
+use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
+
+use super::ledger::Ledger;
+use super::reason::{Reason, Word};
+use super::scan::{Order, Row};
+use super::standing::Standing;
+use super::{Draft, View};
+use crate::effect::{Effect, Target};
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::picture::NodeId;
+
+/// The compartment of a Skyhook without a DeploymentPolicy.
+pub const DEFAULT_COMPARTMENT: &str = "__default__";
+
+/// Slots that a Skyhook's own budget gives for its selected nodes.
+#[must_use]
+pub fn slots(skyhook: &SkyhookFact, selected: usize) -> usize {
+    skyhook
+        .spec
+        .interruption_budget
+        .as_ref()
+        .map_or(selected, |budget| budget.slots(selected))
+}
+
+/// Reserves leases for nodes that may be given one, and says of the rest why they wait. Nodes are looked at only while
+/// there are slots.
+pub(super) fn nodes<'a>(
+    view: &View<'a>,
+    rows: &mut [Row<'a>],
+    order: &Order<'_>,
+    ledger: &mut Ledger<'a>,
+    draft: &mut Draft<'_>,
+) {
+    for row in rows {
+        if row.skyhook.checked.is_err() {
+            continue;
+        }
+        row.closed = inactive(view, row.skyhook).map(Standing::Waiting);
+        for rank in Rank::ALL {
+            for (name, id) in order {
+                if row.closed.is_some() {
+                    break;
+                }
+                if rank.holds(view, row, name, *id)
+                    && let Some(node) = view.picture.nodes().get(*name)
+                {
+                    admit(view, row, node, *id, ledger, draft);
+                }
+            }
+        }
+    }
+}
+
+/// Takes one node, or says why not.
+fn admit<'a>(
+    view: &View<'a>,
+    row: &mut Row<'a>,
+    node: &'a NodeFact,
+    id: NodeId,
+    ledger: &mut Ledger<'a>,
+    draft: &mut Draft<'_>,
+) {
+    if let Some(reason) = ledger.refusal(row.skyhook, 1) {
+        row.closed = Some(Standing::Waiting(reason));
+        return;
+    }
+    let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
+        Standing::Waiting(reason)
+    } else if reserve(view, row.skyhook, node, draft) {
+        ledger.reserve(node, row.skyhook);
+        Standing::Leased
+    } else if view
+        .inflight
+        .is_unsettled(&Target::Lease(node.name.clone()))
+    {
+        // Between two leases: the one before is on its way out.
+        Standing::Leased
+    } else {
+        let reason = Reason::new(Word::Settling, "an earlier write is on its way");
+        Standing::Waiting(reason)
+    };
+    row.admitted.insert(id, standing);
+}
+
+/// The order in which nodes are taken, by name within each: those that were started, the others, the coordinator's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    Started,
+    Others,
+    Own,
+}
+
+impl Rank {
+    const ALL: [Self; 3] = [Self::Started, Self::Others, Self::Own];
+
+    fn holds(self, view: &View<'_>, row: &Row<'_>, name: &str, id: NodeId) -> bool {
+        let cell = row.cell(id);
+        let cell = cell.filter(|cell| cell.standing == Some(Standing::Eligible));
+        cell.is_some_and(|cell| {
+            let rank = if view.settings.node_name.as_deref() == Some(name) {
+                Self::Own
+            } else if cell.started {
+                Self::Started
+            } else {
+                Self::Others
+            };
+            rank == self
+        })
+    }
+}
+
+/// Why a Skyhook gives no leases at all now.
+fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+    if skyhook.is_paused() {
+        return Some(Reason::new(Word::Paused, "the Skyhook is paused"));
+    }
+    if skyhook.is_disabled() {
+        return Some(Reason::new(Word::Disabled, "the Skyhook is disabled"));
+    }
+    if skyhook.deleting {
+        return Some(Reason::new(Word::Deleted, "the Skyhook is being deleted"));
+    }
+    let revision = skyhook.checked.as_ref().ok()?;
+    (!view.picture.revisions().contains_key(&revision.revision))
+        .then(|| Reason::new(Word::Settling, "the revision is being written"))
+}
+
+/// True when the Node carries a result of a revision that came later: the picture of the Skyhook is older than the Node's.
+#[must_use]
+pub fn is_overtaken(view: &View<'_>, node: &NodeFact, skyhook: &str, revision: &str) -> bool {
+    let number = |name: &str| {
+        view.picture
+            .revisions()
+            .get(name)
+            .map(|revision| revision.number)
+    };
+    let recorded = node
+        .record(skyhook)
+        .stamp
+        .as_ref()
+        .and_then(|stamp| number(&stamp.revision));
+    recorded
+        .zip(number(revision))
+        .is_some_and(|(recorded, wanted)| recorded > wanted)
+}
+
+fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut Draft<'_>) -> bool {
+    let Ok(checked) = &skyhook.checked else {
+        return false;
+    };
+    if is_overtaken(view, node, &skyhook.name, &checked.revision) {
+        return false;
+    }
+    let record = node.record(&skyhook.name);
+    let Ok(installed) = &record.states else {
+        return false;
+    };
+    let generation = skyhook.generation;
+    draft.push(Effect::ReserveLease {
+        node: node.name.clone(),
+        spec: Box::new(InterruptionLeaseSpec {
+            node: NodeRef {
+                name: node.name.clone(),
+                uid: node.uid.clone(),
+            },
+            skyhook: SkyhookRef {
+                name: skyhook.name.clone(),
+                uid: skyhook.uid.clone(),
+                generation,
+            },
+            revision: checked.revision.clone(),
+            installed: installed.clone(),
+            stamp: record.stamp.clone(),
+            compartment: DEFAULT_COMPARTMENT.to_owned(),
+            ..InterruptionLeaseSpec::default()
+        }),
+    }) && !view.picture.leases().contains_key(&node.name)
+}
+
+/// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
+pub(super) fn excess<'a>(
+    view: &View<'a>,
+    rows: &[Row<'_>],
+    ledger: &Ledger<'_>,
+) -> Vec<&'a LeaseFact> {
+    let mut excess = control_plane_excess(view, ledger);
+    let mut over: BTreeMap<&str, usize> = rows
+        .iter()
+        .map(|row| (row.skyhook.uid.as_str(), ledger.over_budget(row.skyhook)))
+        .filter(|(_, over)| *over > 0)
+        .collect();
+    if over.is_empty() && ledger.over_cap() == 0 {
+        return excess;
+    }
+    let is_meant = |fact: &&LeaseFact| !excess.iter().any(|other| other.uid == fact.uid);
+    let all = view.picture.leases().values().filter(is_meant);
+    let mut others = Vec::new();
+    for fact in youngest_reserved(all) {
+        let left = fact.skyhook_uid().and_then(|uid| over.get_mut(uid));
+        match left.filter(|left| **left > 0) {
+            Some(left) => {
+                *left -= 1;
+                excess.push(fact);
+            }
+            None => others.push(fact),
+        }
+    }
+    // What goes for a Skyhook's own budget makes room under the cap as well.
+    let more = ledger.over_cap().saturating_sub(excess.len());
+    excess.extend(others.into_iter().take(more));
+    excess
+}
+
+/// Of the control plane, every reserved node but the one that came first.
+fn control_plane_excess<'a>(view: &View<'a>, ledger: &Ledger<'_>) -> Vec<&'a LeaseFact> {
+    let leased = ledger.leased_control_plane();
+    if leased.len() < 2 {
+        return Vec::new();
+    }
+    let facts = leased
+        .iter()
+        .filter_map(|node| view.picture.leases().get(*node));
+    let reserved = youngest_reserved(facts);
+    let is_any_granted = leased.len() > reserved.len();
+    let keep = usize::from(!is_any_granted);
+    let excess = reserved.len().saturating_sub(keep);
+    reserved.into_iter().take(excess).collect()
+}
+
+/// Those of some leases that are not granted yet, youngest first.
+fn youngest_reserved<'a>(leases: impl Iterator<Item = &'a LeaseFact>) -> Vec<&'a LeaseFact> {
+    let is_reserved = |fact: &&LeaseFact| {
+        let granted = fact.lease.as_ref().map(|lease| &lease.spec.granted);
+        granted.is_ok_and(Option::is_none)
+    };
+    let mut reserved: Vec<&LeaseFact> = leases.filter(is_reserved).collect();
+    reserved.sort_by_cached_key(|fact| {
+        let lease = fact.lease.as_ref().ok();
+        let created = lease.and_then(|lease| lease.metadata.creation_timestamp.clone());
+        std::cmp::Reverse((created.map(|time| time.0), fact.uid.clone()))
+    });
+    reserved
+}

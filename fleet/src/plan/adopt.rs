@@ -1,0 +1,45 @@
+//! Our finalizer on Skyhooks: put on before anything is done for one, taken off when nothing of ours is left of it.
+
+use skyhook_crds::names;
+
+use super::{Draft, View, version};
+use crate::effect::Effect;
+use crate::facts::SkyhookFact;
+
+/// Takes Skyhooks in, and lets those go that are being deleted.
+pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
+    for skyhook in skyhooks {
+        let is_ours = |finalizer: &&String| *finalizer == names::SKYHOOK_FINALIZER;
+        let ours = skyhook.finalizers.iter().any(|f| is_ours(&f));
+        let (name, at) = (
+            skyhook.name.clone(),
+            version(&skyhook.uid, &skyhook.resource_version),
+        );
+        if skyhook.deleting && ours && nothing_left(view, skyhook) {
+            let others = skyhook.finalizers.iter().filter(|f| !is_ours(f));
+            draft.push(Effect::ReleaseSkyhook {
+                name,
+                at,
+                finalizers: others.cloned().collect(),
+            });
+        } else if !skyhook.deleting && !ours {
+            let mut finalizers = skyhook.finalizers.clone();
+            finalizers.push(names::SKYHOOK_FINALIZER.to_owned());
+            draft.push(Effect::AdoptSkyhook {
+                name,
+                at,
+                finalizers,
+            });
+        }
+    }
+}
+
+/// True when no lease and no cordon of the Skyhook is left.
+fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+    let mut leases = view.picture.leases().values();
+    let lease = leases.any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
+    let creating = view.inflight.creates().any(|(_, uid)| uid == skyhook.uid);
+    let mut nodes = view.picture.nodes().values();
+    let cordon = nodes.any(|node| node.cordon.owners.contains_key(&skyhook.name));
+    !lease && !creating && !cordon
+}

@@ -1,0 +1,180 @@
+//! Cordons with owners: how they are taken and given back, and the sweep over those whose owner is gone. A drain takes
+//! one, and a result gives it back.
+//!
+//! Taking a cordon writes the mark, what was there before and the cordon in one write. Giving it back restores what was
+//! there when the last owner goes, and never cordons.
+
+mod sweep;
+
+use skyhook_crds::installed::CordonRecord;
+use skyhook_crds::names;
+
+use crate::effect::NodePatch;
+use crate::facts::NodeFact;
+
+pub(super) use sweep::sweep;
+
+/// True when the node is cordoned under this lease by any Skyhook.
+#[must_use]
+pub fn is_held_for(node: &NodeFact, lease_uid: &str) -> bool {
+    node.unschedulable && node.cordon.owners.values().any(|uid| uid == lease_uid)
+}
+
+/// True when the node is cordoned for this very lease.
+#[must_use]
+pub fn is_held(node: &NodeFact, skyhook: &str, lease_uid: &str) -> bool {
+    node.unschedulable
+        && node
+            .cordon
+            .owners
+            .get(skyhook)
+            .is_some_and(|uid| uid == lease_uid)
+}
+
+/// True when the Skyhook holds a cordon of the node, under whatever lease.
+#[must_use]
+pub fn is_started(node: &NodeFact, skyhook: &str) -> bool {
+    node.cordon.owners.contains_key(skyhook)
+}
+
+/// Cordons the node for a lease.
+#[must_use]
+pub fn take(node: &NodeFact, skyhook: &str, lease_uid: &str) -> NodePatch {
+    let mut record = node.cordon.clone();
+    // Somebody who uncordoned the node in between has said how it is to be left.
+    if record.owners.is_empty() || !node.unschedulable {
+        record.was_unschedulable = node.unschedulable;
+    }
+    record
+        .owners
+        .insert(skyhook.to_owned(), lease_uid.to_owned());
+    let mut patch = NodePatch::default()
+        .annotation(&names::cordon(skyhook), Some("true".to_owned()))
+        .cordon(&record);
+    patch.unschedulable = Some(true);
+    patch
+}
+
+/// Gives back the cordons of some Skyhooks.
+#[must_use]
+pub fn give_back<'a>(node: &NodeFact, skyhooks: impl IntoIterator<Item = &'a str>) -> NodePatch {
+    let mut record = node.cordon.clone();
+    let mut patch = NodePatch::default();
+    let mut given = false;
+    for skyhook in skyhooks {
+        if record.owners.remove(skyhook).is_some() {
+            patch = patch.annotation(&names::cordon(skyhook), None);
+            given = true;
+        }
+    }
+    if !given {
+        return patch;
+    }
+    if record.owners.is_empty() && !record.was_unschedulable {
+        patch.unschedulable = Some(false);
+    }
+    patch.cordon(&record)
+}
+
+/// Takes the marks off a node that somebody uncordoned: what is cordoned later is theirs.
+#[must_use]
+pub fn forget(node: &NodeFact) -> NodePatch {
+    let owners = node.cordon.owners.keys();
+    owners
+        .fold(NodePatch::default(), |patch, owner| {
+            patch.annotation(&names::cordon(owner), None)
+        })
+        .cordon(&CordonRecord::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit;
+
+    /// Takes and gives back in the order given; says whether the node is cordoned after each.
+    fn play(unschedulable: bool, steps: &[(&str, bool)]) -> Vec<bool> {
+        let mut node = testkit::node("worker-1");
+        node.unschedulable = unschedulable;
+        let mut seen = Vec::new();
+        for (skyhook, takes) in steps {
+            let patch = if *takes {
+                take(&node, skyhook, "uid")
+            } else {
+                give_back(&node, [*skyhook])
+            };
+            node = testkit::patched(&node, &patch);
+            seen.push(node.unschedulable);
+        }
+        assert!(
+            node.annotations.keys().all(|key| !key.contains("cordon"))
+                || !node.cordon.owners.is_empty()
+        );
+        seen
+    }
+
+    #[test]
+    fn the_last_owner_restores_what_was_there() {
+        for (name, before, steps, want) in [
+            (
+                "one owner",
+                false,
+                vec![("a", true), ("a", false)],
+                vec![true, false],
+            ),
+            (
+                "two owners",
+                false,
+                vec![("a", true), ("b", true), ("a", false), ("b", false)],
+                vec![true, true, true, false],
+            ),
+            (
+                "an administrator's cordon",
+                true,
+                vec![("a", true), ("a", false)],
+                vec![true, true],
+            ),
+            ("never ours", true, vec![("a", false)], vec![true]),
+            (
+                "given back twice",
+                false,
+                vec![("a", true), ("a", false), ("a", false)],
+                vec![true, false, false],
+            ),
+        ] {
+            assert_eq!(play(before, &steps), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn who_uncordons_has_the_last_word() {
+        let node = testkit::node("worker-1");
+        let mut node = testkit::patched(&node, &take(&node, "a", "one"));
+        node.unschedulable = false;
+        let forgotten = testkit::patched(&node, &forget(&node));
+        assert!(forgotten.cordon.owners.is_empty() && !forgotten.unschedulable);
+        // Cordoned by them from here on.
+        let theirs = NodeFact {
+            unschedulable: true,
+            ..forgotten
+        };
+        let ours = testkit::patched(&theirs, &take(&theirs, "a", "one"));
+        assert!(testkit::patched(&ours, &give_back(&ours, ["a"])).unschedulable);
+        // Theirs first, taken off while ours was on.
+        let mut first = testkit::node("worker-1");
+        first.unschedulable = true;
+        let mut first = testkit::patched(&first, &take(&first, "a", "one"));
+        first.unschedulable = false;
+        let again = testkit::patched(&first, &take(&first, "a", "one"));
+        assert!(!testkit::patched(&again, &give_back(&again, ["a"])).unschedulable);
+    }
+
+    #[test]
+    fn a_cordon_of_another_lease_is_not_held() {
+        let node = testkit::node("worker-1");
+        let node = testkit::patched(&node, &take(&node, "a", "one"));
+        assert!(is_held(&node, "a", "one"));
+        assert!(!is_held(&node, "a", "two"));
+        assert!(!is_held(&node, "b", "one"));
+    }
+}

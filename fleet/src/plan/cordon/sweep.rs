@@ -1,0 +1,84 @@
+//! Cordons that are left when their owner has gone.
+
+use skyhook_crds::lease::protocol;
+
+use crate::facts::{NodeFact, SkyhookFact};
+use crate::picture::NodeId;
+use crate::plan::cache::Cache;
+use crate::plan::reason::Word;
+use crate::plan::scan::{Order, Row};
+use crate::plan::standing::Standing;
+use crate::plan::{Draft, View, why};
+
+/// Gives back cordons whose owner holds no lease any more and is not about to go on with the node.
+pub(in crate::plan) fn sweep(
+    view: &View<'_>,
+    rows: &[Row<'_>],
+    order: &Order<'_>,
+    cache: &Cache,
+    draft: &mut Draft<'_>,
+) {
+    for (name, id) in order {
+        let cell = &cache.nodes[id.index()];
+        if !cell.owned || cell.rests {
+            continue;
+        }
+        if let Some(node) = view.picture.nodes().get(*name) {
+            sweep_node(view, rows, node, *id, draft);
+        }
+    }
+}
+
+fn sweep_node(
+    view: &View<'_>,
+    rows: &[Row<'_>],
+    node: &NodeFact,
+    id: NodeId,
+    draft: &mut Draft<'_>,
+) {
+    if !node.unschedulable {
+        // Somebody uncordoned it: a drain that still needs the cordon takes it again, nothing else does.
+        if !is_draining(view, node) {
+            draft.patch(node, super::forget(node), why::UNCORDONED);
+        }
+        return;
+    }
+    let lease = view.picture.leases().get(&node.name);
+    let is_orphaned = |owner: &&str| {
+        let leased = lease.is_some_and(|fact| {
+            let lease = fact.lease.as_ref();
+            lease.map_or(true, |lease| lease.spec.skyhook.name == **owner)
+        });
+        let row = rows.iter().find(|row| row.skyhook.name == **owner);
+        let goes_on = row.is_some_and(|row| may_go_on(row.skyhook, row.standing(id)));
+        !leased && !goes_on && view.inflight.creating(&node.name).is_none()
+    };
+    let owners = node.cordon.owners.keys().map(String::as_str);
+    let orphaned: Vec<&str> = owners.filter(is_orphaned).collect();
+    let mut patch = super::give_back(node, orphaned.iter().copied());
+    // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
+    patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
+    draft.patch(node, patch, why::CORDON_WITHOUT_OWNER);
+}
+
+/// True when the lease of the node needs it cordoned now, or cannot be read.
+fn is_draining(view: &View<'_>, node: &NodeFact) -> bool {
+    view.picture.leases().get(&node.name).is_some_and(|fact| {
+        let lease = fact.lease.as_ref();
+        lease.map_or(true, |lease| protocol::wants_drain(lease))
+    })
+}
+
+/// True when a Skyhook that holds no lease on the node is about to get one: it waits for a slot, not for something that
+/// may never come.
+fn may_go_on(skyhook: &SkyhookFact, standing: Option<&Standing>) -> bool {
+    let soon = match standing {
+        Some(Standing::Leased | Standing::Eligible) => true,
+        Some(Standing::Waiting(reason)) => !matches!(
+            reason.word,
+            Word::BudgetZero | Word::EarlierSkyhook | Word::NodeLeased | Word::Paused
+        ),
+        Some(Standing::Complete | Standing::Blocked(_)) | None => false,
+    };
+    soon && !skyhook.deleting && !skyhook.is_disabled()
+}

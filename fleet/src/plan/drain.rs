@@ -1,0 +1,308 @@
+//! The drain of a node as a state: cordon, wait for pods that must not be interrupted, evict the rest, and say who is
+//! in the way. Never a procedure: every pass derives the next write from what the last pod list showed.
+
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use skyhook_crds::lease::protocol;
+use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
+
+use super::ledger::Ledger;
+use super::{Draft, View, cordon, seconds, version, why};
+use crate::clocks::{DrainWatch, EvictionTry, Mono};
+use crate::effect::{Effect, Target};
+use crate::facts::{Checked, LeaseFact, NodeFact};
+use crate::pods::{self, PodFact, Rules, Verdict};
+
+/// How often a draining node's pods are listed. Two lists without a pod, this far apart, make it drained: a scheduler
+/// may still be binding when the first is taken.
+const SURVEY: Duration = Duration::from_secs(1);
+/// A list older than this says nothing: a coordinator that was away, or a drain that was paused, begins anew.
+const FRESH: Duration = Duration::from_secs(15);
+/// While pods are left, lists are served from the API server's watch cache (`resourceVersion=0`): that is cheap on every
+/// version. A consistent list reads the pods of the whole cluster from etcd before Kubernetes 1.31, and later where
+/// `ConsistentListFromCache` is off or etcd is older than 3.4.31 and 3.5.13. Only the first list of a drain and those that
+/// are to show that nothing is left are consistent, and one at least this often: a cache may have stopped.
+const CACHED: Duration = Duration::from_secs(30);
+/// How often when the drain takes long.
+const SLOW_SURVEY: Duration = Duration::from_secs(5);
+/// A drain older than this takes long.
+const LONG: Duration = Duration::from_secs(60);
+/// The shortest time.
+const INSTANT: Duration = Duration::from_nanos(1);
+/// Blockers that are named; the rest is counted.
+const MAX_BLOCKERS: usize = 10;
+
+/// Carries the drain of one accepted lease on.
+pub(super) fn carry_on(
+    view: &View<'_>,
+    ledger: &Ledger<'_>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+    node: &NodeFact,
+    checked: &Checked,
+    draft: &mut Draft<'_>,
+) {
+    if !protocol::wants_drain(lease) {
+        return;
+    }
+    if deadline(view, lease, checked).is_some_and(|at| at <= view.now.mono) {
+        return;
+    }
+    let skyhook = &lease.spec.skyhook.name;
+    if !cordon::is_held(node, skyhook, &fact.uid) {
+        draft.patch(node, cordon::take(node, skyhook, &fact.uid), why::CORDON);
+        return;
+    }
+    let watch = view.clocks.drain(&node.name, &fact.uid);
+    let current = &lease.spec.drain;
+    let rules = Rules {
+        wait_for: checked.spec.pods_to_wait_for.as_ref(),
+        options: &checked.spec.drain,
+        namespace: &view.settings.namespace,
+        node_ready: node.ready,
+    };
+    survey_when_due(view, fact, node, watch, current, &rules, draft);
+    let Some(watch) = watch.filter(|watch| view.now.mono <= watch.last.at + FRESH) else {
+        return;
+    };
+    draft.holds_until(watch.last.at + FRESH + INSTANT);
+    let left = left(&watch.last.pods, &rules);
+    // Hours may have passed since the node was picked: what was true of the control plane then may not be now.
+    let weakened = ledger.control_plane_not_ready(node);
+    let waiting = left.iter().any(|(_, verdict)| *verdict == Verdict::WaitFor);
+    let state = if waiting {
+        DrainState::Waiting
+    } else if left.is_empty() && weakened.is_none() && is_confirmed(watch, &rules) {
+        DrainState::Drained
+    } else {
+        DrainState::Draining
+    };
+    if state == DrainState::Draining {
+        evict(view, fact, node, checked, watch, &left, draft);
+    }
+    let mut blockers = blockers(&left, watch, waiting);
+    blockers.extend(weakened.map(|other| Blocker {
+        pod: format!("node/{other}"),
+        reason: "another control-plane node, is not Ready".to_owned(),
+    }));
+    write(view, fact, current, state, blockers, draft);
+}
+
+/// When the drain's deadline is, in time since the process started; `None` while it has none.
+#[must_use]
+pub fn deadline(view: &View<'_>, lease: &InterruptionLease, checked: &Checked) -> Option<Mono> {
+    let timeout = checked.spec.drain.timeout?;
+    let drain = &lease.spec.drain;
+    if drain.state != DrainState::Draining {
+        return None;
+    }
+    let since: k8s_openapi::jiff::Timestamp = drain.since.as_deref()?.parse().ok()?;
+    let passed = view.now.wall.duration_since(since);
+    let passed = Duration::try_from(passed).unwrap_or_default();
+    let deadline = view.now.mono + timeout.saturating_sub(passed);
+    // Time that went by in a pause was nobody's fault: after it, all of the timeout is left.
+    let clock = view.clocks.lease(&lease.spec.node.name);
+    let resumed = clock.and_then(|clock| clock.resumed);
+    Some(resumed.map_or(deadline, |at| deadline.max(at + timeout)))
+}
+
+/// Pods that keep the node from being drained.
+fn left<'a>(pods: &'a [PodFact], rules: &Rules<'_>) -> Vec<(&'a PodFact, Verdict)> {
+    pods.iter()
+        .map(|pod| (pod, pods::judge(pod, rules)))
+        .filter(|(_, verdict)| *verdict != Verdict::Stays)
+        .collect()
+}
+
+/// True when the list before showed none either, and was taken long enough before.
+fn is_confirmed(watch: &DrainWatch, rules: &Rules<'_>) -> bool {
+    let last = &watch.last;
+    watch.previous.as_ref().is_some_and(|before| {
+        let apart = before.at + SURVEY <= last.at && last.at <= before.at + FRESH;
+        apart && before.consistent && last.consistent && left(&before.pods, rules).is_empty()
+    })
+}
+
+fn survey_when_due(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    node: &NodeFact,
+    watch: Option<&DrainWatch>,
+    drain: &Drain,
+    rules: &Rules<'_>,
+    draft: &mut Draft<'_>,
+) {
+    let since = drain.since.as_deref().and_then(|since| since.parse().ok());
+    let age = since.map_or(Duration::ZERO, |since| {
+        Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default()
+    });
+    if age <= LONG {
+        draft.holds_until(view.now.mono + (LONG - age) + INSTANT);
+    }
+    let pace = if age > LONG || drain.state == DrainState::Drained {
+        SLOW_SURVEY
+    } else {
+        SURVEY
+    };
+    let next = watch.map(|watch| next_survey(watch, pace, rules));
+    match next {
+        Some((at, _)) if at > view.now.mono => draft.wake_at(at),
+        Some(_) | None => {
+            let is_due = |at: Mono| at + CACHED <= view.now.mono;
+            let consistent_at = watch.and_then(|watch| watch.consistent_at);
+            if let Some(at) = consistent_at.filter(|at| !is_due(*at)) {
+                draft.holds_until(at + CACHED);
+            }
+            draft.push(Effect::SurveyPods {
+                node: node.name.clone(),
+                lease_uid: fact.uid.clone(),
+                consistent: next.is_none_or(|(_, is_quiet)| is_quiet)
+                    || consistent_at.is_none_or(is_due),
+            });
+        }
+    }
+}
+
+/// When pods are listed next, and whether the last list showed none that is in the way. One that the API server only
+/// remembered is looked at again at once.
+fn next_survey(watch: &DrainWatch, pace: Duration, rules: &Rules<'_>) -> (Mono, bool) {
+    let last = &watch.last;
+    let is_quiet = left(&last.pods, rules).is_empty();
+    let pace = if is_quiet && !last.consistent {
+        Duration::ZERO
+    } else {
+        pace
+    };
+    (last.at + pace, is_quiet)
+}
+
+fn evict(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    node: &NodeFact,
+    checked: &Checked,
+    watch: &DrainWatch,
+    left: &[(&PodFact, Verdict)],
+    draft: &mut Draft<'_>,
+) {
+    for (pod, _) in left
+        .iter()
+        .filter(|(_, verdict)| *verdict == Verdict::Evict)
+    {
+        if let Some(next) = watch.evictions.get(&pod.uid).map(EvictionTry::next)
+            && next > view.now.mono
+        {
+            draft.wake_at(next);
+            continue;
+        }
+        draft.push(Effect::EvictPod {
+            node: node.name.clone(),
+            lease_uid: fact.uid.clone(),
+            namespace: pod.namespace.clone(),
+            pod: pod.name.clone(),
+            pod_uid: pod.uid.clone(),
+            grace_period: checked.spec.drain.grace_period,
+            by_deletion: checked.spec.drain.disable_eviction,
+        });
+    }
+}
+
+fn blockers(left: &[(&PodFact, Verdict)], watch: &DrainWatch, waiting: bool) -> Vec<Blocker> {
+    let mut blockers: Vec<Blocker> = left
+        .iter()
+        .filter(|(_, verdict)| !waiting || *verdict == Verdict::WaitFor)
+        .map(|(pod, verdict)| Blocker {
+            pod: pod.path(),
+            reason: reason(pod, verdict, watch),
+        })
+        .collect();
+    blockers.sort();
+    if blockers.len() > MAX_BLOCKERS {
+        let more = blockers.len() - MAX_BLOCKERS;
+        blockers.truncate(MAX_BLOCKERS);
+        blockers.push(Blocker {
+            pod: format!("and {more} more"),
+            reason: String::new(),
+        });
+    }
+    blockers
+}
+
+fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
+    match verdict {
+        Verdict::WaitFor => {
+            "matches podNonInterruptLabels: waiting until it has finished".to_owned()
+        }
+        Verdict::Leaving => "is terminating".to_owned(),
+        Verdict::Refused(why) => (*why).to_owned(),
+        Verdict::Evict | Verdict::Stays => watch
+            .evictions
+            .get(&pod.uid)
+            .and_then(|tried| tried.problem.clone())
+            .unwrap_or_else(|| "is being evicted".to_owned()),
+    }
+}
+
+/// What has to be written before a pause ends. That the node was drained before it began is taken back: pods may have come
+/// since. A drain that was under way begins anew: the time in the pause was nobody's fault, and whoever leads after this
+/// has to know it too. What the agent has taken stands.
+pub(super) fn take_back(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> Option<Effect> {
+    let drain = &lease.spec.drain;
+    let time = |text: &str| text.parse::<Timestamp>().ok();
+    let paused = lease.spec.stop.as_ref().and_then(|stop| time(&stop.since));
+    let began = drain.since.as_deref().and_then(time);
+    let is_from_before =
+        drain.state == DrainState::Draining && began.zip(paused).is_some_and(|(b, p)| b < p);
+    // Not before the pause, whatever the clocks of two replicas say: it would be written again and again.
+    let since = paused.map_or(view.now.wall, |paused| paused.max(view.now.wall));
+    (protocol::offers_drained(lease) || is_from_before).then(|| Effect::SetDrain {
+        node: fact.node.clone(),
+        at: version(&fact.uid, &fact.resource_version),
+        drain: Drain {
+            state: DrainState::Draining,
+            since: Some(seconds(since)),
+            blockers: Vec::new(),
+        },
+    })
+}
+
+/// Writes the state; a change of blockers alone waits its turn. `Drained` is taken back only until the agent took it,
+/// which `wants_drain` has made sure of.
+fn write(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    current: &Drain,
+    state: DrainState,
+    blockers: Vec<Blocker>,
+    draft: &mut Draft<'_>,
+) {
+    let turns = current.state != state;
+    if !turns && current.blockers == blockers {
+        return;
+    }
+    if !turns && draft.is_too_soon(&Target::Lease(fact.node.clone())) {
+        return;
+    }
+    let since = if turns {
+        Some(seconds(view.now.wall))
+    } else {
+        current.since.clone()
+    };
+    draft.push(Effect::SetDrain {
+        node: fact.node.clone(),
+        at: version(&fact.uid, &fact.resource_version),
+        drain: Drain {
+            state,
+            since,
+            blockers,
+        },
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+//! How a draining node's pods are listed.
+
+use super::*;
+
+#[test]
+fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
+    let one = || vec![pod("web", json!({}))];
+    let ago = |ms: u64| NOW - Duration::from_millis(ms);
+    let draining = json!({ "state": "Draining", "since": wall().to_string() });
+    let none = Vec::new;
+    // Lists and whether the API server only remembered them, and what is done then.
+    for (name, lists, want) in [
+        ("the first", vec![], vec!["list"]),
+        (
+            "pods are left",
+            vec![(1000, one(), false)],
+            vec!["list cached", "evict web"],
+        ),
+        (
+            "it showed the last pod go: look again at once",
+            vec![(1000, one(), false), (0, none(), true)],
+            vec!["list"],
+        ),
+        (
+            "what it remembers confirms nothing",
+            vec![(1100, none(), true), (100, none(), false)],
+            vec![],
+        ),
+        (
+            "nor is it confirmed by that",
+            vec![(1100, none(), false), (100, none(), true)],
+            vec!["list"],
+        ),
+        (
+            "both were consistent",
+            vec![(1100, none(), false), (100, none(), false)],
+            vec!["Drained []"],
+        ),
+        (
+            "a cache may have stopped",
+            vec![
+                (31_000, one(), false),
+                (16_000, one(), true),
+                (1000, one(), true),
+            ],
+            vec!["list", "evict web"],
+        ),
+    ] {
+        let cached = lists.iter().filter(|(_, _, cached)| *cached);
+        let case = Case {
+            drain: draining.clone(),
+            cached: cached.map(|(at, _, _)| ago(*at)).collect(),
+            ..Case::new(
+                lists
+                    .iter()
+                    .map(|(at, pods, _)| (ago(*at), pods.clone()))
+                    .collect(),
+            )
+        };
+        let effects = case.effects();
+        let told = effects
+            .iter()
+            .filter(|effect| !effect.starts_with("Draining"));
+        assert_eq!(told.collect::<Vec<_>>(), want, "{name}");
+    }
+}

@@ -1,0 +1,306 @@
+//! The slots of a picture, counted once per pass: leases, creates that the watch has not delivered, and what the nodes
+//! say about the budgets. Every question about slots is answered from these counts, so a pass grows with nodes and leases
+//! and not with their product.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::admit::{DEFAULT_COMPARTMENT, slots};
+use super::cache::{Cache, LeaseBits};
+use super::reason::{Reason, Word};
+use super::scan::{Order, Row};
+use super::{View, in_order, scan};
+use crate::facts::{NodeFact, SkyhookFact};
+
+/// Slots, as the leases that exist leave them. Every lease counts, granted or not, and so does every create of ours
+/// that the watch has not delivered.
+#[derive(Debug)]
+pub struct Ledger<'a> {
+    /// Over all Skyhooks.
+    cap: Option<usize>,
+    /// Leases and creates by the UID of their Skyhook, then by compartment.
+    rows: BTreeMap<String, BTreeMap<String, usize>>,
+    /// Leases that cannot be decoded: they count against every Skyhook.
+    unreadable: usize,
+    total: usize,
+    /// By UID of the Skyhook.
+    selected: BTreeMap<&'a str, Selected>,
+    control_plane: ControlPlane<'a>,
+}
+
+/// The nodes that a Skyhook selects.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Selected {
+    pub(super) nodes: usize,
+    /// Not Ready and not worked on, where the budget counts those.
+    pub(super) unavailable: usize,
+}
+
+/// Names of control-plane nodes.
+#[derive(Debug, Default)]
+struct ControlPlane<'a> {
+    leased: BTreeSet<&'a str>,
+    /// Leased, or about to be.
+    taken: BTreeSet<&'a str>,
+    not_ready: BTreeSet<&'a str>,
+}
+
+impl<'a> Ledger<'a> {
+    /// Counts a picture.
+    #[must_use]
+    pub fn of(view: &View<'a>) -> Self {
+        let mut cache = Cache::default();
+        let order: Vec<_> = view.picture.numbered().collect();
+        let rows = scan::rows(view, &in_order(view.picture), &order, &mut cache);
+        Self::new(view.settings.max_concurrent_nodes, &rows, &order, &cache)
+    }
+
+    /// Counts anew what the cells say.
+    pub(super) fn new(
+        cap: Option<usize>,
+        rows: &[Row<'a>],
+        order: &Order<'a>,
+        cache: &Cache,
+    ) -> Self {
+        #[cfg(test)]
+        counted::count();
+        let mut ledger = Self {
+            cap,
+            rows: BTreeMap::new(),
+            unreadable: 0,
+            total: 0,
+            selected: rows
+                .iter()
+                .map(|row| (row.skyhook.uid.as_str(), row.selected))
+                .collect(),
+            control_plane: ControlPlane::default(),
+        };
+        // By UID of the Skyhook and compartment, as numbers.
+        let mut counts: BTreeMap<(u32, u32), usize> = BTreeMap::new();
+        let mut creates: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut last = ((0, 0), 0);
+        for (name, id) in order {
+            let node = &cache.nodes[id.index()];
+            match (node.lease, node.creating) {
+                (Some(LeaseBits::Unreadable), _) => ledger.unreadable += 1,
+                (
+                    Some(LeaseBits::Readable {
+                        skyhook_uid,
+                        compartment,
+                        ..
+                    }),
+                    _,
+                ) => {
+                    // Most leases in a row are of one Skyhook.
+                    if last.0 == (skyhook_uid, compartment) {
+                        last.1 += 1;
+                    } else {
+                        *counts.entry(last.0).or_default() += last.1;
+                        last = ((skyhook_uid, compartment), 1);
+                    }
+                }
+                (None, Some(uid)) => *creates.entry(uid).or_default() += 1,
+                (None, None) => {}
+            }
+            if node.control_plane {
+                ledger
+                    .control_plane
+                    .take(name, node.ready, node.lease.is_some());
+                if node.creating.is_some() {
+                    ledger.control_plane.taken.insert(name);
+                }
+            }
+        }
+        *counts.entry(last.0).or_default() += last.1;
+        for ((uid, compartment), used) in counts.into_iter().filter(|(_, used)| *used > 0) {
+            ledger.take(cache.names.text(uid), cache.names.text(compartment), used);
+        }
+        for (uid, used) in creates {
+            ledger.take(cache.names.text(uid), DEFAULT_COMPARTMENT, used);
+        }
+        ledger.total += ledger.unreadable;
+        ledger
+    }
+
+    fn take(&mut self, skyhook_uid: &str, compartment: &str, slots: usize) {
+        let row = self.rows.entry(skyhook_uid.to_owned()).or_default();
+        *row.entry(compartment.to_owned()).or_default() += slots;
+        self.total += slots;
+    }
+
+    /// Leases and creates of a Skyhook, in all compartments.
+    fn rows_of(&self, skyhook: &SkyhookFact) -> usize {
+        self.rows
+            .get(&skyhook.uid)
+            .map_or(0, |row| row.values().sum())
+    }
+
+    /// Slots in use for a Skyhook. A lease that cannot be decoded counts against all of them.
+    #[must_use]
+    pub fn used(&self, skyhook: &SkyhookFact) -> usize {
+        self.rows_of(skyhook) + self.unreadable
+    }
+
+    /// Slots in use over all Skyhooks.
+    #[must_use]
+    pub const fn used_in_all(&self) -> usize {
+        self.total
+    }
+
+    /// True while a lease of the Skyhook exists, or is being created.
+    #[must_use]
+    pub fn is_under_way(&self, skyhook: &SkyhookFact) -> bool {
+        self.rows_of(skyhook) > 0
+    }
+
+    fn selected(&self, skyhook: &SkyhookFact) -> Selected {
+        let uid = skyhook.uid.as_str();
+        self.selected.get(uid).copied().unwrap_or_default()
+    }
+
+    /// How many leases of a Skyhook are too many for its own budget.
+    #[must_use]
+    pub fn over_budget(&self, skyhook: &SkyhookFact) -> usize {
+        let slots = slots(skyhook, self.selected(skyhook).nodes);
+        self.used(skyhook).saturating_sub(slots)
+    }
+
+    /// How many leases are too many for the cap over all Skyhooks.
+    #[must_use]
+    pub fn over_cap(&self) -> usize {
+        let cap = self.cap.unwrap_or(usize::MAX);
+        self.used_in_all().saturating_sub(cap)
+    }
+
+    /// Why no further node may be taken for the Skyhook, if none may. `extra` is how many slots are asked for on top of
+    /// those in use: 1 to reserve, 0 to look whether what exists fits.
+    #[must_use]
+    pub fn refusal(&self, skyhook: &SkyhookFact, extra: usize) -> Option<Reason> {
+        let selected = self.selected(skyhook);
+        let slots = slots(skyhook, selected.nodes);
+        if slots == 0 && selected.nodes > 0 {
+            return Some(Reason::new(
+                Word::BudgetZero,
+                "interruptionBudget is 0: no node is started until it is raised",
+            ));
+        }
+        let used = self.used(skyhook);
+        let unavailable = if extra > 0 { selected.unavailable } else { 0 };
+        if used + unavailable + extra > slots {
+            // No numbers: the message stands on each Node that waits, and a slot that changes hands is no reason to write
+            // them all.
+            let message = "waits for a slot of the interruptionBudget";
+            return Some(Reason::new(Word::BudgetExhausted, message));
+        }
+        let cap = self.cap?;
+        (self.used_in_all() + extra > cap).then(|| {
+            let message = "waits for a slot of the cluster-wide budget";
+            Reason::new(Word::ClusterBudgetExhausted, message)
+        })
+    }
+
+    /// Used and slots of a Skyhook's budget, what is not Ready beside that, and what is used in all.
+    pub(super) fn uses(&self, skyhook: &SkyhookFact) -> [usize; 4] {
+        let selected = self.selected(skyhook);
+        let slots = slots(skyhook, selected.nodes);
+        let all = self.used_in_all();
+        [self.used(skyhook), slots, selected.unavailable, all]
+    }
+
+    /// How much of a Skyhook's budget is in use.
+    pub(super) fn use_of_budget(&self, skyhook: &SkyhookFact) -> String {
+        let selected = self.selected(skyhook);
+        let (used, slots) = (self.used(skyhook), slots(skyhook, selected.nodes));
+        let and = match selected.unavailable {
+            0 => String::new(),
+            n => format!(", and {n} more are not Ready (countUnavailable)"),
+        };
+        format!("{used} of {slots} nodes of the interruptionBudget are in use{and}")
+    }
+
+    /// How much of the budget over all Skyhooks is in use.
+    pub(super) fn use_of_cap(&self) -> String {
+        let cap = self
+            .cap
+            .map_or_else(|| "unlimited".to_owned(), |cap| cap.to_string());
+        let used = self.used_in_all();
+        format!("{used} of {cap} nodes of the cluster-wide budget are in use")
+    }
+
+    /// True when all leases of the picture fit the budgets that a Skyhook's lease on `node` falls under.
+    #[must_use]
+    pub fn fits(&self, skyhook: &SkyhookFact, node: &str) -> bool {
+        self.refusal(skyhook, 0).is_none() && !self.has_control_planes_too_many(node)
+    }
+
+    /// True when the node belongs to the control plane and is not the only one of it with a lease.
+    #[must_use]
+    pub fn has_control_planes_too_many(&self, node: &str) -> bool {
+        self.control_plane.leased.len() > 1 && self.control_plane.leased.contains(node)
+    }
+
+    /// Control-plane nodes with a lease.
+    pub(super) const fn leased_control_plane(&self) -> &BTreeSet<&'a str> {
+        &self.control_plane.leased
+    }
+
+    /// Why this control-plane node may not be taken: one at a time, and only while the others are Ready.
+    #[must_use]
+    pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
+        if !node.is_control_plane() {
+            return None;
+        }
+        let mut taken = self.control_plane.taken.iter();
+        if let Some(other) = taken.find(|name| **name != node.name) {
+            let message = format!("control-plane node {other} is being worked on: one at a time");
+            return Some(Reason::new(Word::ControlPlane, message));
+        }
+        self.control_plane_not_ready(node).map(|other| {
+            let message = format!("control-plane node {other} is not Ready");
+            Reason::new(Word::ControlPlane, message)
+        })
+    }
+
+    /// Another control-plane node that is not Ready, when this one is of the control plane.
+    #[must_use]
+    pub fn control_plane_not_ready(&self, node: &NodeFact) -> Option<&'a str> {
+        let mut others = self.control_plane.not_ready.iter().copied();
+        let other = others.find(|name| *name != node.name);
+        other.filter(|_| node.is_control_plane())
+    }
+
+    /// Takes a slot for a node that is reserved in this pass.
+    pub(super) fn reserve(&mut self, node: &'a NodeFact, skyhook: &SkyhookFact) {
+        self.take(&skyhook.uid, DEFAULT_COMPARTMENT, 1);
+        if node.is_control_plane() {
+            self.control_plane.taken.insert(&node.name);
+        }
+    }
+}
+
+impl<'a> ControlPlane<'a> {
+    fn take(&mut self, name: &'a str, ready: bool, leased: bool) {
+        if leased {
+            self.leased.insert(name);
+            self.taken.insert(name);
+        }
+        if !ready {
+            self.not_ready.insert(name);
+        }
+    }
+}
+
+/// How many ledgers this thread has made: a pass makes one.
+#[cfg(test)]
+pub(super) mod counted {
+    use std::cell::Cell;
+
+    thread_local!(static LEDGERS: Cell<usize> = const { Cell::new(0) });
+
+    pub(super) fn count() {
+        LEDGERS.set(LEDGERS.get() + 1);
+    }
+
+    pub(in crate::plan) fn take() -> usize {
+        LEDGERS.replace(0)
+    }
+}

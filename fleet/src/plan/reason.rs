@@ -1,0 +1,95 @@
+//! Why a node does not move, in words for programs and for people.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use skyhook_crds::lease::StopReason;
+
+/// One word for programs: `status.nodeReasons` of a Skyhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Word {
+    AgentNotResponding,
+    AwaitingAgent,
+    AwaitingDrain,
+    AwaitingInterrupt,
+    AwaitingNode,
+    BudgetExhausted,
+    BudgetZero,
+    ClusterBudgetExhausted,
+    ControlPlane,
+    Deleted,
+    DeploymentPolicyNotFound,
+    DeploymentPolicyNotSupported,
+    Disabled,
+    DrainTimedOut,
+    Draining,
+    EarlierSkyhook,
+    HostReplaced,
+    NewerVersion,
+    NodeIgnored,
+    NodeLeased,
+    NodeStateMalformed,
+    PackageErroring,
+    Parked,
+    Paused,
+    Preparing,
+    Settling,
+    TaintNotTolerable,
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Why a node does not move.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reason {
+    pub word: Word,
+    /// A sentence for people.
+    pub message: Cow<'static, str>,
+}
+
+impl Reason {
+    /// A reason.
+    #[must_use]
+    pub fn new(word: Word, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            word,
+            message: message.into(),
+        }
+    }
+}
+
+/// Why a lease goes that no agent has accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withdrawal {
+    Deleting,
+    Orphaned,
+    OverBudget,
+    Stop(StopReason),
+    NewerRecord,
+    RecordChanged,
+    OtherRun,
+    Overtaken,
+    NothingToDo,
+    AgentNotResponding,
+}
+
+impl fmt::Display for Withdrawal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleting => "it is being deleted",
+            Self::Orphaned => "its Node or its Skyhook is gone",
+            Self::OverBudget => "it does not fit the budget",
+            Self::Stop(reason) => return fmt::Debug::fmt(reason, f),
+            Self::NewerRecord => "a newer version wrote the node's record",
+            Self::RecordChanged => "the node's package states changed",
+            Self::OtherRun => "the node's package states are of another run",
+            Self::Overtaken => "the node has a newer revision",
+            Self::NothingToDo => "there is nothing to do",
+            Self::AgentNotResponding => "the agent did not accept it in time",
+        })
+    }
+}

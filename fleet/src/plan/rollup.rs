@@ -1,0 +1,162 @@
+//! What Nodes are told about the roll-out: a pure function of the picture, written only when it differs.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use k8s_openapi::jiff::Timestamp;
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::Phase;
+use skyhook_crds::lease::protocol;
+use skyhook_crds::names;
+use skyhook_crds::stage::Status;
+
+use super::cache::{Cache, Rest, ShownCell};
+use super::reason::Reason;
+use super::scan::{Order, Row};
+use super::standing::Standing;
+use super::status::{reason_on_node, with_since};
+use super::verdict::{self, verdict};
+use super::{Draft, View, why};
+use crate::effect::{NodePatch, Target};
+use crate::facts::{NodeFact, SkyhookFact};
+
+/// Writes status and reason to the Nodes.
+pub(super) fn nodes(
+    view: &View<'_>,
+    rows: &mut [Row<'_>],
+    order: &Order<'_>,
+    cache: &mut Cache,
+    draft: &mut Draft<'_>,
+) {
+    for row in rows {
+        for (name, id) in order {
+            let Some(standing) = row.standing(*id) else {
+                continue;
+            };
+            let shown = row.cell(*id).and_then(|cell| cell.shown.as_ref());
+            // While a lease's next write is open, so is whether it says what the Node is told.
+            let settled = cache.nodes[id.index()].next.is_some();
+            let known = shown.filter(|shown| {
+                let holds = |rest| Rest::holds(&rest, view.now.mono);
+                shown.rest.is_some_and(holds)
+                    && (settled || !shown.in_between)
+                    && shown.standing == *standing
+            });
+            if let Some(shown) = known {
+                draft.rests(shown.rest.unwrap_or_default());
+                continue;
+            }
+            let Some(node) = view.picture.nodes().get(*name) else {
+                continue;
+            };
+            let standing = standing.clone();
+            cache.counted.shown += 1;
+            draft.begin_unit();
+            let mut shown = show(view, row.skyhook, node, standing, draft);
+            shown.rest = draft.end_unit();
+            if let Some(cell) = row.column.cells.get_mut(id.index()) {
+                cell.shown = Some(shown);
+            }
+        }
+    }
+}
+
+/// What one Node is told of one Skyhook; written when it differs.
+fn show(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    standing: Standing,
+    draft: &mut Draft<'_>,
+) -> ShownCell {
+    let lease = view.picture.lease_of(&node.name, &skyhook.uid);
+    let lease = lease.and_then(|fact| fact.lease.as_deref().ok());
+    // The writes that grant a lease and take its result carry the status themselves.
+    let in_between = standing == Standing::Leased
+        && lease.is_none_or(|lease| {
+            lease.spec.granted.is_none() || protocol::phase(lease).is_some_and(Phase::is_terminal)
+        });
+    if lease.is_some()
+        && let Some(at) = verdict::parked_at(view, node).filter(|at| *at > view.now.mono)
+    {
+        draft.wake_at(at);
+    }
+    let (status, reason) = verdict(view, skyhook, node, &standing);
+    let mut hasher = DefaultHasher::new();
+    (&node.name, status.as_str(), &reason).hash(&mut hasher);
+    let shown = ShownCell {
+        standing,
+        status,
+        reason,
+        print: hasher.finish(),
+        in_between,
+        rest: None,
+    };
+    if skyhook.deleting {
+        return shown;
+    }
+    if in_between {
+        let is_complete = status == Status::Complete
+            || lease.is_some_and(|lease| is_complete_here(skyhook, lease));
+        if is_complete && draft.is_writing_result(&node.name) {
+            let patch = NodePatch::default()
+                .status(&skyhook.name, Status::Complete)
+                .conditions(&skyhook.name, Status::Complete)
+                .annotation(&names::reason(&skyhook.name), None);
+            draft.patch(node, patch, "");
+        }
+    } else {
+        tell(view, skyhook, node, &shown, draft);
+    }
+    shown
+}
+
+fn tell(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    shown: &ShownCell,
+    draft: &mut Draft<'_>,
+) {
+    let key = names::reason(&skyhook.name);
+    let since = since_on_node(node, &skyhook.name, shown.reason.as_ref(), view.now.wall);
+    let patch = NodePatch::default()
+        .status(&skyhook.name, shown.status)
+        .conditions(&skyhook.name, shown.status)
+        .annotation(&key, since)
+        .reduced(node);
+    // For a node in progress, write a changed reason at most once a second.
+    let told = node.annotations.get(&names::status(&skyhook.name));
+    let moves = shown.standing == Standing::Leased
+        && told.is_some_and(|told| told == shown.status.as_str())
+        && !draft.is_patched(&node.name)
+        && !patch.is_empty();
+    if !(moves && draft.is_too_soon(&Target::Node(node.name.clone()))) {
+        draft.patch(node, patch, why::STATUS);
+    }
+}
+
+/// True when the lease's result says that the node is complete, and not only at a revision that is no longer wanted.
+fn is_complete_here(skyhook: &SkyhookFact, lease: &InterruptionLease) -> bool {
+    let wanted = skyhook.checked.as_ref().map(|checked| &checked.revision);
+    protocol::phase(lease) == Some(Phase::Complete) && wanted == Ok(&lease.spec.revision)
+}
+
+/// The reason annotation: its time stays while the reason stays.
+fn since_on_node(
+    node: &NodeFact,
+    skyhook: &str,
+    reason: Option<&Reason>,
+    now: Timestamp,
+) -> Option<String> {
+    let reason = reason?;
+    let there = reason_on_node(node, skyhook);
+    serde_json::to_string(&with_since(reason, there.as_ref(), now)).ok()
+}
+
+/// RFC 3339, to the second.
+#[must_use]
+pub fn seconds(at: Timestamp) -> String {
+    Timestamp::from_second(at.as_second())
+        .unwrap_or(at)
+        .to_string()
+}

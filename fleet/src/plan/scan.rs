@@ -1,0 +1,211 @@
+//! The walk over all nodes with all Skyhooks: where each node stands, computed anew where its key says so.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
+use super::ledger::Selected;
+use super::standing::{self, Standing};
+use super::{View, cordon, reapply};
+use crate::facts::{Checked, NodeFact, SkyhookFact};
+use crate::picture::NodeId;
+use skyhook_crds::installed::Stamp;
+use skyhook_crds::names;
+
+/// Names of nodes in their order, with their numbers.
+pub(super) type Order<'a> = [(&'a str, NodeId)];
+
+/// One Skyhook in a pass.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    pub(super) skyhook: &'a SkyhookFact,
+    pub(super) column: Column,
+    pub(super) selected: Selected,
+    /// Why nodes that may be given a lease get none, once there is a reason for all of them.
+    pub(super) closed: Option<Standing>,
+    /// Nodes that may be given a lease and that something of their own is true of.
+    pub(super) admitted: BTreeMap<NodeId, Standing>,
+}
+
+impl Row<'_> {
+    pub(super) fn cell(&self, id: NodeId) -> Option<&Cell> {
+        self.column.cells.get(id.index())
+    }
+
+    /// Where a node stands; once leases were given, with what came of that.
+    pub(super) fn standing(&self, id: NodeId) -> Option<&Standing> {
+        let standing = self.cell(id)?.standing.as_ref()?;
+        if *standing != Standing::Eligible {
+            return Some(standing);
+        }
+        let own = self.admitted.get(&id).or(self.closed.as_ref());
+        Some(own.unwrap_or(standing))
+    }
+}
+
+/// Brings the cells up to date, and gives every Skyhook its row, in the order in which they run on a node.
+pub(super) fn rows<'a>(
+    view: &View<'_>,
+    skyhooks: &[&'a SkyhookFact],
+    order: &Order<'_>,
+    cache: &mut Cache,
+) -> Vec<Row<'a>> {
+    nodes(view, order, cache);
+    let mut columns = std::mem::take(&mut cache.columns);
+    let most = cache.nodes.len();
+    // By node, the first Skyhook that is not done with it: later ones wait.
+    let mut open: Vec<u32> = vec![0; most];
+    let mut names: BTreeMap<u32, &str> = BTreeMap::new();
+    let mut rows = Vec::new();
+    for skyhook in skyhooks {
+        let mut column = columns.remove(&skyhook.name).unwrap_or_default();
+        let key = RowKey {
+            skyhook: view.picture.skyhook_changed(&skyhook.name),
+            revisions: view.picture.revisions_changed(),
+            policies: view.picture.policies_changed(),
+        };
+        if column.id == 0 {
+            column.id = u32::try_from(cache.next_version()).unwrap_or(u32::MAX);
+        }
+        if column.key != key || column.version == 0 {
+            column.version = cache.next_version();
+            column.key = key;
+        }
+        column.cells.resize_with(most, Cell::default);
+        names.insert(column.id, &skyhook.name);
+        let mut row = Row {
+            skyhook,
+            column,
+            selected: Selected::default(),
+            closed: None,
+            admitted: BTreeMap::new(),
+        };
+        cells(view, order, cache, &mut row, &mut open, &names);
+        rows.push(row);
+    }
+    rows
+}
+
+fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
+    let most = order.iter().map(|(_, id)| id.index() + 1).max();
+    let most = most.unwrap_or_default().max(cache.nodes.len());
+    cache.nodes.resize_with(most, NodeCell::default);
+    for (name, id) in order {
+        let touched = view.picture.touched(*id);
+        let cell = &mut cache.nodes[id.index()];
+        if cell.touched != touched {
+            *cell = node(view, name, &mut cache.names);
+            cell.touched = touched;
+        }
+    }
+}
+
+fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
+    let node = view.picture.nodes().get(name);
+    let lease = view.picture.leases().get(name);
+    let rests = |node: &NodeFact| {
+        let ours = lease.is_some_and(|fact| {
+            fact.lease.as_ref().map_or(true, |lease| {
+                let owners = &mut node.cordon.owners.keys();
+                owners.all(|owner| *owner == lease.spec.skyhook.name)
+            })
+        });
+        ours && node.unschedulable
+    };
+    NodeCell {
+        ready: node.is_some_and(|node| node.ready),
+        control_plane: node.is_some_and(NodeFact::is_control_plane),
+        owned: node.is_some_and(|node| !node.cordon.owners.is_empty()),
+        rests: node.is_some_and(rests),
+        lease: lease.map(|fact| match &fact.lease {
+            Err(_) => LeaseBits::Unreadable,
+            Ok(lease) => LeaseBits::Readable {
+                skyhook: names.number(&lease.spec.skyhook.name),
+                skyhook_uid: names.number(&lease.spec.skyhook.uid),
+                compartment: names.number(&lease.spec.compartment),
+            },
+        }),
+        creating: view.inflight.creating(name).map(|uid| names.number(uid)),
+        ..NodeCell::default()
+    }
+}
+
+fn cells(
+    view: &View<'_>,
+    order: &Order<'_>,
+    cache: &mut Cache,
+    row: &mut Row<'_>,
+    open: &mut [u32],
+    names: &BTreeMap<u32, &str>,
+) {
+    let skyhook = row.skyhook;
+    let budget = skyhook.spec.interruption_budget.as_ref();
+    let counts_unavailable = budget.is_some_and(|budget| budget.count_unavailable);
+    let holds_up = !skyhook.is_disabled() && !skyhook.deleting;
+    let column = &mut row.column;
+    for (name, id) in order {
+        let (cell, node) = (&mut column.cells[id.index()], &cache.nodes[id.index()]);
+        let key = CellKey {
+            touched: node.touched,
+            row: column.version,
+            earlier: open[id.index()],
+        };
+        if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
+            let earlier = names.get(&key.earlier).copied();
+            *cell = view
+                .picture
+                .nodes()
+                .get(*name)
+                .map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            cell.key = key;
+            cache.counted.cells += 1;
+        }
+        let Some(standing) = &cell.standing else {
+            continue;
+        };
+        row.selected.nodes += 1;
+        let idle = node.lease.is_none() && node.creating.is_none();
+        row.selected.unavailable += usize::from(counts_unavailable && !node.ready && idle);
+        if *standing != Standing::Complete && holds_up && open[id.index()] == 0 {
+            open[id.index()] = column.id;
+        }
+    }
+}
+
+fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Option<&str>) -> Cell {
+    let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
+    let checked = checked.filter(|_| skyhook.selects(node));
+    let backoff = view.clocks.backoff(&node.name);
+    Cell {
+        standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
+        lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
+        started: cordon::is_started(node, &skyhook.name),
+        until: backoff.map(|backoff| backoff.until),
+        print: print(view, skyhook, node),
+        ..Cell::default()
+    }
+}
+
+/// A digest of what the Skyhook's status takes from the Node and its lease.
+fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    node.name.hash(&mut hasher);
+    if let Some(record) = node.records.get(&skyhook.name) {
+        record.digest.hash(&mut hasher);
+        let stamp = record.stamp.as_ref();
+        stamp.is_some_and(Stamp::has_result).hash(&mut hasher);
+    }
+    let reason = node.annotations.get(&names::reason(&skyhook.name));
+    reason.hash(&mut hasher);
+    node.cordon
+        .owners
+        .contains_key(&skyhook.name)
+        .hash(&mut hasher);
+    if let Some(fact) = view.picture.lease_of(&node.name, &skyhook.uid)
+        && let Ok(lease) = &fact.lease
+    {
+        lease.spec.granted.is_some().hash(&mut hasher);
+        lease.spec.revision.hash(&mut hasher);
+    }
+    hasher.finish()
+}

@@ -1,0 +1,222 @@
+//! Where every selected node stands with every Skyhook, before new leases are thought of.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Taint, Toleration};
+use skyhook_crds::installed::{self, PackageStates, Stamp};
+use skyhook_crds::names;
+use skyhook_crds::revision::{self, Work};
+
+use super::View;
+use super::reason::{Reason, Word};
+use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
+
+/// Where a node stands with a Skyhook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Everything in the revision is there.
+    Complete,
+    /// It holds a lease for this Skyhook, or one is being created.
+    Leased,
+    /// Something outside the roll-out keeps it.
+    Blocked(Reason),
+    /// Its turn has not come.
+    Waiting(Reason),
+    /// It may be given a lease.
+    Eligible,
+}
+
+/// Judges one selected node. `earlier` is the Skyhook that has to be done with it first.
+pub(super) fn judge(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    checked: &Checked,
+    node: &NodeFact,
+    earlier: Option<&str>,
+) -> Standing {
+    let lease = view.picture.leases().get(&node.name);
+    let ours = lease.and_then(LeaseFact::skyhook_uid) == Some(skyhook.uid.as_str())
+        || view.inflight.creating(&node.name) == Some(skyhook.uid.as_str());
+    if ours {
+        return Standing::Leased;
+    }
+    if let Some(stamp) = node
+        .record(&skyhook.name)
+        .stamp
+        .as_ref()
+        .filter(|s| s.is_newer())
+    {
+        let message = format!(
+            "the node's record was written by a newer version (form {}, this one knows {}): upgrade the coordinator, or \
+             delete the node's annotation {} to have its packages applied again",
+            stamp.format,
+            installed::FORMAT,
+            names::stamp(&skyhook.name)
+        );
+        return Standing::Blocked(Reason::new(Word::NewerVersion, message));
+    }
+    match outstanding(view, skyhook, checked, node) {
+        Ok(work) if work.is_empty() => return Standing::Complete,
+        Ok(_) => {}
+        Err(reason) => return Standing::Blocked(reason),
+    }
+    if node
+        .labels
+        .get(names::IGNORE)
+        .is_some_and(|value| value == "true")
+    {
+        let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
+        return Standing::Blocked(Reason::new(Word::NodeIgnored, message));
+    }
+    if let Some(reason) = missing_policy(view, skyhook) {
+        return Standing::Blocked(reason);
+    }
+    if let Some(taint) = node
+        .taints
+        .iter()
+        .find(|taint| !is_tolerated(skyhook, taint))
+    {
+        let message = format!(
+            "taint {} is not tolerated: add it to spec.additionalTolerations",
+            show(taint)
+        );
+        return Standing::Blocked(Reason::new(Word::TaintNotTolerable, message));
+    }
+    if let Some(earlier) = earlier {
+        let message =
+            format!("Skyhook {earlier} goes first on this node and is not complete there");
+        return Standing::Waiting(Reason::new(Word::EarlierSkyhook, message));
+    }
+    if let Some(lease) = lease {
+        let message = match &lease.lease {
+            Ok(lease) => format!(
+                "the node is worked on for Skyhook {}",
+                lease.spec.skyhook.name
+            ),
+            Err(problem) => format!(
+                "the node's InterruptionLease {problem}: mend it, or when nothing runs on the node, annotate it with {}: {}",
+                names::FORCE_RELEASE,
+                lease.uid
+            ),
+        };
+        return Standing::Waiting(Reason::new(Word::NodeLeased, message));
+    }
+    if view.inflight.creating(&node.name).is_some() {
+        let message = "a lease of the node is being created for another Skyhook";
+        return Standing::Waiting(Reason::new(Word::NodeLeased, message));
+    }
+    if let Some(backoff) = view
+        .clocks
+        .backoff(&node.name)
+        .filter(|backoff| backoff.until > view.now.mono)
+    {
+        return Standing::Blocked(Reason::new(backoff.word, backoff.message));
+    }
+    Standing::Eligible
+}
+
+/// What separates the node from the Skyhook's revision.
+pub(super) fn outstanding(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    checked: &Checked,
+    node: &NodeFact,
+) -> Result<BTreeMap<String, Work>, Reason> {
+    let record = node.record(&skyhook.name);
+    let states = record
+        .states
+        .as_ref()
+        .map_err(|e| Reason::new(Word::NodeStateMalformed, e.to_string()))?;
+    let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
+    if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
+        return Ok(revision::work(&PackageStates::new(), None, &checked.data));
+    }
+    let recorded = match stamp {
+        None => None,
+        Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
+        Some(stamp) => view
+            .picture
+            .revisions()
+            .get(&stamp.revision)
+            .and_then(|r| r.data.as_deref()),
+    };
+    if stamp.is_some() && recorded.is_none() {
+        // The revision it was brought to is lost, and with it what was configured: the agent's journal knows.
+        return Ok(checked
+            .data
+            .packages
+            .keys()
+            .map(|name| (name.clone(), Work::Config))
+            .collect());
+    }
+    Ok(revision::work(states, recorded, &checked.data))
+}
+
+/// True when another machine has taken the Node over since the result was taken. What either does not say is not held
+/// against it.
+fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
+    let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
+    known && stamp.node_machine_id != node.machine_id
+}
+
+/// Why the DeploymentPolicy that the Skyhook names keeps it from starting.
+pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+    let policy = &skyhook.spec.deployment_policy;
+    if policy.is_empty() {
+        None
+    } else if view.picture.policies().contains(policy) {
+        let message = format!(
+            "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
+        );
+        Some(Reason::new(Word::DeploymentPolicyNotSupported, message))
+    } else {
+        Some(Reason::new(
+            Word::DeploymentPolicyNotFound,
+            format!("deploymentPolicy {policy:?} not found"),
+        ))
+    }
+}
+
+/// The reference's check: every taint of any effect must be tolerated by the unschedulable toleration, the Skyhook's
+/// own, or, for a runtimeRequired one, by that of the runtime-required taint.
+fn is_tolerated(skyhook: &SkyhookFact, taint: &Taint) -> bool {
+    let unschedulable = taint.key == names::UNSCHEDULABLE_TAINT && taint.effect == "NoSchedule";
+    let runtime_required = skyhook.spec.runtime_required
+        && taint.key == names::GROUP
+        && taint.value.as_deref() == Some("runtime-required");
+    unschedulable
+        || runtime_required
+        || skyhook
+            .spec
+            .additional_tolerations
+            .iter()
+            .any(|t| tolerates(t, taint))
+}
+
+/// Kubernetes' rule: an empty key with Exists matches all keys, an empty effect matches all effects.
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let effect = toleration.effect.as_deref().unwrap_or_default();
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    let key = toleration.key.as_deref().unwrap_or_default();
+    if !key.is_empty() && key != taint.key {
+        return false;
+    }
+    match toleration.operator.as_deref().unwrap_or_default() {
+        "Exists" => true,
+        "" | "Equal" => {
+            !key.is_empty()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
+        }
+        _ => false,
+    }
+}
+
+fn show(taint: &Taint) -> String {
+    match taint.value.as_deref().filter(|value| !value.is_empty()) {
+        Some(value) => format!("{}={value}:{}", taint.key, taint.effect),
+        None => format!("{}:{}", taint.key, taint.effect),
+    }
+}

@@ -1,0 +1,487 @@
+//! The status of a Skyhook: a pure function of the picture, of at most 128 KiB however many nodes there
+//! are. Counts, conditions and `installed` are exact; of the nodes it lists as many as there is room for.
+
+mod counts;
+mod detail;
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use skyhook_crds::conditions::{self, Wanted};
+use skyhook_crds::installed::Stamp;
+use skyhook_crds::names;
+use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, ReasonSummary, SkyhookStatus};
+use skyhook_crds::stage::Status;
+
+use super::admit::{self, DEFAULT_COMPARTMENT};
+use super::cache::Cache;
+use super::ledger::Ledger;
+use super::reason::{Reason, Word};
+use super::scan::{Order, Row};
+use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
+use crate::effect::{Effect, Target};
+use crate::facts::{NodeFact, SkyhookFact};
+use counts::Counts;
+pub use counts::{Fleet, SkyhookCounts};
+use message::{cut, names_of};
+
+/// The detail of a large Skyhook is written once per this long at most.
+const LONGEST_PACE: Duration = Duration::from_secs(30);
+const _: () = assert!(LONGEST_PACE.as_secs() < REMEMBERED.as_secs());
+
+/// Names of nodes that a reason in the status gives as examples.
+const EXAMPLES: usize = 3;
+/// Conditions that a status holds: ours, and of others as many as there is room for.
+const MAX_CONDITIONS: usize = 20;
+/// Longest list of packages, in bytes.
+const MAX_PACKAGE_LIST: usize = 4096;
+/// Longest message of the condition Ready, in bytes.
+const MAX_READY: usize = 4096;
+/// Longest message of any other condition, in bytes.
+const MAX_MESSAGE: usize = 1024;
+
+/// Writes the Skyhooks' statuses. What takes long to put together is put together only when it may be written and when
+/// something in it may differ: another generation or status at once, everything else at a pace.
+pub(super) fn skyhooks(
+    view: &View<'_>,
+    rows: &mut [Row<'_>],
+    order: &Order<'_>,
+    ledger: &Ledger<'_>,
+    cache: &mut Cache,
+    draft: &mut Draft<'_>,
+) -> Fleet {
+    let mut fleet = Fleet::default();
+    for row in rows {
+        let skyhook = row.skyhook;
+        let under_way = skyhook.checked.is_ok() && ledger.is_under_way(skyhook);
+        let counts = Counts::new(row, order, under_way);
+        let overall = counts.overall;
+        let target = Target::Skyhook(skyhook.name.clone());
+        if view.inflight.is_unsettled(&target) {
+            fleet.take(skyhook, counts, ledger);
+            continue;
+        }
+        if skyhook.deleting {
+            deleting(view, skyhook, draft);
+            fleet.take(skyhook, counts, ledger);
+            continue;
+        }
+        let turning = skyhook.status.as_ref().is_none_or(|current| {
+            current.status != overall || current.observed_generation != skyhook.generation
+        });
+        let paced = !turning && draft.is_within(&target, pace(counts.nodes));
+        let key = StatusKey {
+            version: skyhook.resource_version.clone(),
+            row: row.column.version,
+            print: counts.print,
+            agents_refused: view.picture.agents_refused().map(str::to_owned),
+            budgets: ledger.uses(skyhook),
+            under_way,
+        };
+        if !paced && row.column.status.as_ref() != Some(&key) {
+            cache.counted.statuses += 1;
+            let summary = Summary::new(view, row, order, &counts);
+            let wanted = status(view, skyhook, &summary, ledger);
+            if skyhook.status.as_ref() == Some(&wanted) {
+                row.column.status = Some(key);
+            } else {
+                draft.push(Effect::WriteSkyhookStatus {
+                    name: skyhook.name.clone(),
+                    at: version(&skyhook.uid, &skyhook.resource_version),
+                    status: Box::new(wanted),
+                });
+            }
+        }
+        fleet.take(skyhook, counts, ledger);
+    }
+    fleet
+}
+
+/// What a status is made of, in short.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct StatusKey {
+    /// The Skyhook with the status that stands there.
+    version: String,
+    row: u64,
+    print: u64,
+    agents_refused: Option<String>,
+    /// Used, slots, and not Ready; used in all.
+    budgets: [usize; 4],
+    under_way: bool,
+}
+
+/// What a Skyhook that is being deleted waits for. The rest of its status stays as it was.
+fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
+    let ours = |finalizer: &String| finalizer == names::SKYHOOK_FINALIZER;
+    let Some(message) =
+        message::left(view, skyhook).filter(|_| skyhook.finalizers.iter().any(ours))
+    else {
+        return;
+    };
+    let current = skyhook.status.clone().unwrap_or_default();
+    let ready = Wanted::new("Ready", false, "Deleting", message);
+    let conditions = conditions::merge(
+        &current.conditions,
+        &[ready],
+        skyhook.generation,
+        view.now.wall,
+    );
+    let same = conditions == current.conditions;
+    if !same && !draft.is_too_soon(&Target::Skyhook(skyhook.name.clone())) {
+        draft.push(Effect::WriteSkyhookStatus {
+            name: skyhook.name.clone(),
+            at: version(&skyhook.uid, &skyhook.resource_version),
+            status: Box::new(SkyhookStatus {
+                conditions,
+                observed_generation: skyhook.generation,
+                ..current
+            }),
+        });
+    }
+}
+
+/// A large status is a large write: it comes less often.
+fn pace(nodes: usize) -> Duration {
+    let hundreds = u32::try_from(nodes.div_ceil(100).max(1)).unwrap_or(u32::MAX);
+    COALESCE.saturating_mul(hundreds).min(LONGEST_PACE)
+}
+
+/// A selected node in a Skyhook's status.
+struct Shown<'a> {
+    node: &'a NodeFact,
+    status: Status,
+    reason: Option<&'a Reason>,
+    complete: bool,
+}
+
+/// Where a Skyhook's nodes are.
+struct Summary<'a> {
+    /// In the order of names.
+    nodes: Vec<Shown<'a>>,
+    complete: usize,
+    in_progress: usize,
+    overall: Status,
+}
+
+impl<'a> Summary<'a> {
+    fn new(view: &View<'a>, row: &'a Row<'_>, order: &Order<'_>, counts: &Counts) -> Self {
+        let mut nodes = view.picture.nodes().iter().peekable();
+        let mut all = Vec::with_capacity(counts.nodes);
+        // Both are in the order of names, and every Node is in `order`.
+        for (name, id) in order {
+            let Some((_, node)) = nodes.next_if(|(node, _)| node == name) else {
+                continue;
+            };
+            let shown = row.cell(*id).filter(|cell| cell.standing.is_some());
+            if let Some(shown) = shown.and_then(|cell| cell.shown.as_ref()) {
+                all.push(Shown {
+                    node,
+                    status: shown.status,
+                    reason: shown.reason.as_ref(),
+                    complete: shown.status == Status::Complete,
+                });
+            }
+        }
+        Self {
+            nodes: all,
+            complete: counts.of(Status::Complete),
+            in_progress: counts.in_progress(),
+            overall: counts.overall,
+        }
+    }
+
+    fn with_reason(&self, word: Word) -> impl Iterator<Item = &Shown<'a>> {
+        let has = move |shown: &&Shown<'a>| shown.reason.is_some_and(|r| r.word == word);
+        self.nodes.iter().filter(has)
+    }
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+fn status(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    ledger: &Ledger<'_>,
+) -> SkyhookStatus {
+    let empty = SkyhookStatus::default();
+    let current = skyhook.status.as_ref().unwrap_or(&empty);
+    let total = summary.nodes.len();
+    let compartment = compartment(skyhook, summary);
+    let (installed, installed_unreadable) = installed(view, skyhook);
+    let mut wanted = SkyhookStatus {
+        observed_generation: skyhook.generation,
+        compartment_statuses: [(DEFAULT_COMPARTMENT.to_owned(), compartment)].into(),
+        status: summary.overall,
+        nodes_in_progress: number(summary.in_progress),
+        complete_nodes: format!("{}/{total}", summary.complete),
+        package_list: cut(&skyhook.spec.package_list(), MAX_PACKAGE_LIST),
+        revision: skyhook
+            .checked
+            .as_ref()
+            .map(|checked| checked.revision.clone())
+            .unwrap_or_default(),
+        installed,
+        installed_unreadable,
+        reasons: reasons(summary, current, view.now.wall),
+        config_updates: config_updates(skyhook, summary, current),
+        // The longest they can be, until it is known how many are listed.
+        nodes_listed: number(total),
+        nodes_omitted: number(total),
+        ..SkyhookStatus::default()
+    };
+    wanted.conditions = all_conditions(view, skyhook, summary, ledger, &wanted, current);
+    detail::list(view, skyhook, summary, current, &mut wanted);
+    wanted
+}
+
+/// How many nodes carry any version of a package, selected or not, and of how many nodes that cannot be read.
+fn installed(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, i32) {
+    let mut counts: BTreeMap<String, i32> = BTreeMap::new();
+    let mut unreadable = 0;
+    for node in view.picture.nodes().values() {
+        let mut packages: Vec<&str> = match node.records.get(&skyhook.name).map(|r| &r.states) {
+            Some(Ok(states)) => states.values().map(|state| state.name.as_str()).collect(),
+            Some(Err(_)) => {
+                unreadable += 1;
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        // Whatever the revision of a granted lease brings may be on the host before the record says so.
+        let lease = view.picture.lease_of(&node.name, &skyhook.uid);
+        let lease = lease.and_then(|fact| fact.lease.as_ref().ok());
+        if let Some(lease) = lease.filter(|lease| lease.spec.granted.is_some()) {
+            let revision = view.picture.revisions().get(&lease.spec.revision);
+            let data = revision.and_then(|revision| revision.data.as_ref());
+            packages.extend(
+                data.iter()
+                    .flat_map(|data| data.packages.keys())
+                    .map(String::as_str),
+            );
+        }
+        packages.sort_unstable();
+        packages.dedup();
+        for package in packages {
+            match counts.get_mut(package) {
+                Some(count) => *count += 1,
+                None => {
+                    counts.insert(package.to_owned(), 1);
+                }
+            }
+        }
+    }
+    (counts, unreadable)
+}
+
+/// Reasons with how many nodes they keep, since when they keep any, and a few of those.
+fn reasons(
+    summary: &Summary<'_>,
+    current: &SkyhookStatus,
+    now: Timestamp,
+) -> BTreeMap<String, ReasonSummary> {
+    let mut reasons: BTreeMap<String, ReasonSummary> = BTreeMap::new();
+    for shown in &summary.nodes {
+        let Some(reason) = shown.reason else {
+            continue;
+        };
+        let word = reason.word.to_string();
+        let there = current.reasons.get(&word);
+        let entry = reasons.entry(word).or_insert_with(|| ReasonSummary {
+            nodes: 0,
+            since: there.map_or_else(|| seconds(now), |there| there.since.clone()),
+            examples: Vec::new(),
+        });
+        entry.nodes += 1;
+        if entry.examples.len() < EXAMPLES {
+            entry.examples.push(shown.node.name.clone());
+        }
+    }
+    reasons
+}
+
+/// What another implementation had noted of changed configuration, for as long as a node may depend on it: until each has
+/// a result of ours.
+fn config_updates(
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    current: &SkyhookStatus,
+) -> BTreeMap<String, Vec<String>> {
+    let is_ours = |shown: &Shown<'_>| {
+        let stamp = shown.node.record(&skyhook.name).stamp.as_ref();
+        stamp.is_some_and(Stamp::has_result)
+    };
+    if summary.nodes.iter().all(is_ours) {
+        BTreeMap::new()
+    } else {
+        current.config_updates.clone()
+    }
+}
+
+fn compartment(skyhook: &SkyhookFact, summary: &Summary<'_>) -> CompartmentStatus {
+    let total = summary.nodes.len();
+    CompartmentStatus {
+        matched: number(total),
+        ceiling: number(admit::slots(skyhook, total)),
+        in_progress: number(summary.in_progress),
+        completed: number(summary.complete),
+        progress_percent: number((summary.complete * 100).checked_div(total).unwrap_or(100)),
+        batch_state: None,
+    }
+}
+
+fn all_conditions(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    ledger: &Ledger<'_>,
+    wanted: &SkyhookStatus,
+    current: &SkyhookStatus,
+) -> Vec<Condition> {
+    let mut ours = vec![ready(view, skyhook, summary, ledger, wanted)];
+    ours.extend(transition(skyhook, wanted, current));
+    ours.extend(of_nodes(summary, current));
+    let mut merged = conditions::merge(
+        &current.conditions,
+        &ours,
+        skyhook.generation,
+        view.now.wall,
+    );
+    if merged.len() > MAX_CONDITIONS {
+        merged.sort_by_key(|condition| !ours.iter().any(|our| our.type_ == condition.type_));
+        merged.truncate(MAX_CONDITIONS);
+    }
+    for condition in &mut merged {
+        let longest = if condition.type_ == "Ready" {
+            MAX_READY
+        } else {
+            MAX_MESSAGE
+        };
+        condition.message = cut(&condition.message, longest);
+    }
+    merged
+}
+
+fn ready(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    ledger: &Ledger<'_>,
+    wanted: &SkyhookStatus,
+) -> Wanted {
+    let refused = view.picture.agents_refused();
+    let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
+        (Err(problem), _, _) => ("Invalid", problem.clone()),
+        (Ok(_), Status::Complete, _) => (
+            "Complete",
+            format!("{} nodes complete", wanted.complete_nodes),
+        ),
+        (Ok(_), _, Some(why)) => ("AgentsRefused", why.to_owned()),
+        (Ok(_), status, None) => (
+            ready_reason(status),
+            message::stuck(skyhook, summary, ledger, wanted),
+        ),
+    };
+    Wanted::new("Ready", wanted.status == Status::Complete, reason, message)
+}
+
+fn transition(
+    skyhook: &SkyhookFact,
+    wanted: &SkyhookStatus,
+    current: &SkyhookStatus,
+) -> Option<Wanted> {
+    let turns = !current.complete_nodes.is_empty()
+        && skyhook.status.is_some()
+        && current.status != wanted.status;
+    turns.then(|| {
+        Wanted::new(
+            "skyhook.nvidia.com/Transition",
+            wanted.status == Status::Complete,
+            wanted.status.as_str(),
+            format!("Transitioned [{}] -> [{}]", current.status, wanted.status),
+        )
+    })
+}
+
+/// Conditions that name nodes.
+fn of_nodes(summary: &Summary<'_>, current: &SkyhookStatus) -> Vec<Wanted> {
+    let table = [
+        (
+            "skyhook.nvidia.com/TaintNotTolerable",
+            Word::TaintNotTolerable,
+            "has taints that are not tolerable. Skipping.",
+            "All nodes have tolerable taints.",
+        ),
+        (
+            "skyhook.nvidia.com/NodesIgnored",
+            Word::NodeIgnored,
+            "has ignore label set. Skipping.",
+            "No nodes have ignore label set.",
+        ),
+        (
+            "skyhook.nvidia.com/NodeStateMalformed",
+            Word::NodeStateMalformed,
+            "has package states that cannot be read. Skipping.",
+            "The package states of all nodes can be read.",
+        ),
+    ];
+    let mut conditions = Vec::new();
+    for (type_, word, some, none) in table {
+        let nodes: Vec<&str> = summary
+            .with_reason(word)
+            .map(|shown| shown.node.name.as_str())
+            .collect();
+        let there = current.conditions.iter().any(|c| c.type_ == type_);
+        let reason = type_.trim_start_matches("skyhook.nvidia.com/");
+        if !nodes.is_empty() {
+            let message = format!("Node [{}] {some}", names_of(&nodes));
+            conditions.push(Wanted::new(type_, true, reason, message));
+        } else if there {
+            conditions.push(Wanted::new(type_, false, reason, none));
+        }
+    }
+    conditions
+}
+
+const fn ready_reason(status: Status) -> &'static str {
+    match status {
+        Status::Complete => "Complete",
+        Status::InProgress => "Progressing",
+        Status::Erroring => "Erroring",
+        Status::Blocked => "Blocked",
+        Status::Waiting => "Waiting",
+        Status::Paused => "Paused",
+        Status::Disabled => "Disabled",
+        Status::Unknown => "Unknown",
+    }
+}
+
+/// Why a node does not move, as the status or the Node says it: the time stays while the reason stays.
+pub(super) fn with_since(
+    reason: &Reason,
+    there: Option<&NodeReason>,
+    now: Timestamp,
+) -> NodeReason {
+    let since = match there {
+        Some(there) if there.reason == reason.word.to_string() => there.since.clone(),
+        Some(_) | None => seconds(now),
+    };
+    NodeReason {
+        reason: reason.word.to_string(),
+        message: reason.message.clone().into_owned(),
+        since,
+    }
+}
+
+/// What the Node's annotation says about why it does not move.
+pub(super) fn reason_on_node(node: &NodeFact, skyhook: &str) -> Option<NodeReason> {
+    let text = node.annotations.get(&names::reason(skyhook))?;
+    serde_json::from_str(text).ok()
+}

@@ -1,0 +1,161 @@
+//! How far each Skyhook is, in numbers: counted in every pass, whatever is written.
+
+use std::collections::BTreeMap;
+
+use skyhook_crds::stage::Status;
+
+use crate::facts::SkyhookFact;
+use crate::plan::admit::{self, DEFAULT_COMPARTMENT};
+use crate::plan::ledger::Ledger;
+use crate::plan::reason::Word;
+use crate::plan::scan::{Order, Row};
+
+/// The fleet in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// By the Skyhook's name.
+    pub skyhooks: BTreeMap<String, SkyhookCounts>,
+    /// Slots in use over all Skyhooks.
+    pub slots_used: usize,
+}
+
+/// One Skyhook in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkyhookCounts {
+    pub status: Status,
+    /// Selected nodes.
+    pub nodes: usize,
+    /// Of those, by where they are.
+    pub by_status: BTreeMap<Status, usize>,
+    /// Of those, by why they do not move.
+    pub by_reason: BTreeMap<Word, usize>,
+    pub compartments: BTreeMap<String, CompartmentCounts>,
+}
+
+/// One compartment of a Skyhook in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompartmentCounts {
+    /// Nodes that may be worked on at once.
+    pub ceiling: usize,
+    /// Leases that exist or are being created.
+    pub used: usize,
+}
+
+impl Fleet {
+    pub(super) fn take(&mut self, skyhook: &SkyhookFact, counts: Counts, ledger: &Ledger<'_>) {
+        self.slots_used = ledger.used_in_all();
+        let compartment = CompartmentCounts {
+            ceiling: admit::slots(skyhook, counts.nodes),
+            used: ledger.used(skyhook),
+        };
+        let counts = SkyhookCounts {
+            status: counts.overall,
+            nodes: counts.nodes,
+            by_status: counts.by_status,
+            by_reason: counts.by_reason,
+            compartments: [(DEFAULT_COMPARTMENT.to_owned(), compartment)].into(),
+        };
+        self.skyhooks.insert(skyhook.name.clone(), counts);
+    }
+}
+
+/// Where the nodes of one Skyhook are.
+pub(super) struct Counts {
+    pub(super) nodes: usize,
+    by_status: BTreeMap<Status, usize>,
+    by_reason: BTreeMap<Word, usize>,
+    pub(super) overall: Status,
+    /// A digest of what the status takes from the nodes.
+    pub(super) print: u64,
+}
+
+impl Counts {
+    pub(super) fn new(row: &Row<'_>, order: &Order<'_>, under_way: bool) -> Self {
+        let mut counts = Self {
+            nodes: 0,
+            by_status: BTreeMap::new(),
+            by_reason: BTreeMap::new(),
+            overall: Status::Unknown,
+            print: 0,
+        };
+        // Most nodes in a row are in the same place.
+        let mut last = (None, 0);
+        for (_, id) in order {
+            let Some(cell) = row.cell(*id) else {
+                continue;
+            };
+            counts.print = counts.print.wrapping_add(cell.print);
+            let shown = cell.shown.as_ref().filter(|_| cell.standing.is_some());
+            let Some(shown) = shown else {
+                continue;
+            };
+            counts.print = counts.print.wrapping_add(shown.print);
+            let place = Some((shown.status, shown.reason.as_ref().map(|r| r.word)));
+            if last.0 == place {
+                last.1 += 1;
+            } else {
+                counts.add(last);
+                last = (place, 1);
+            }
+        }
+        counts.add(last);
+        counts.overall = match counts.first(row.skyhook) {
+            // One node is done and the next one not taken yet: the roll-out has not stopped.
+            Status::Blocked | Status::Waiting if under_way => Status::InProgress,
+            status @ (Status::Unknown
+            | Status::Complete
+            | Status::Blocked
+            | Status::Waiting
+            | Status::Disabled
+            | Status::Paused
+            | Status::InProgress
+            | Status::Erroring) => status,
+        };
+        counts
+    }
+
+    fn add(&mut self, (place, nodes): (Option<(Status, Option<Word>)>, usize)) {
+        let Some((status, word)) = place else {
+            return;
+        };
+        self.nodes += nodes;
+        *self.by_status.entry(status).or_default() += nodes;
+        if let Some(word) = word {
+            *self.by_reason.entry(word).or_default() += nodes;
+        }
+    }
+
+    /// Nodes with a status.
+    pub(super) fn of(&self, status: Status) -> usize {
+        self.by_status.get(&status).copied().unwrap_or_default()
+    }
+
+    pub(super) fn in_progress(&self) -> usize {
+        self.of(Status::InProgress) + self.of(Status::Erroring)
+    }
+
+    /// One total order, so that a status cannot flap between two that hold at once.
+    fn first(&self, skyhook: &SkyhookFact) -> Status {
+        if skyhook.is_paused() {
+            return Status::Paused;
+        }
+        if skyhook.checked.is_err() {
+            return Status::Blocked;
+        }
+        if self.of(Status::Complete) == self.nodes {
+            return Status::Complete;
+        }
+        if skyhook.is_disabled() {
+            return Status::Disabled;
+        }
+        let order = [
+            Status::InProgress,
+            Status::Erroring,
+            Status::Blocked,
+            Status::Waiting,
+        ];
+        let mut order = order.into_iter();
+        let first = order.find(|status| self.of(*status) > 0);
+        first.unwrap_or(Status::Unknown)
+    }
+}

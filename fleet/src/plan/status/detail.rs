@@ -1,0 +1,158 @@
+//! The part of a Skyhook's status that lists nodes: what is left of the room, the worst first. A node is in all maps or in
+//! none, so that a reader never takes half of it for the whole.
+
+use serde::Serialize;
+use skyhook_crds::installed::PackageStates;
+use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
+use skyhook_crds::stage::Status;
+
+use super::message::cut;
+use super::{Shown, Summary, number, reason_on_node, with_since};
+use crate::facts::SkyhookFact;
+use crate::plan::View;
+use crate::plan::reason::Word;
+
+/// Longest status, as rendered JSON, in bytes. The API server stores objects of 1.5 MiB, of which the spec may need most.
+pub(super) const LIMIT: usize = 128 * 1024;
+/// What the names of the maps take.
+const NAMES_OF_MAPS: usize = 128;
+/// Longest reason of a node in the status, in bytes; the Node has all of it.
+const MAX_REASON: usize = 256;
+/// A node that takes more than this is left out alone: it does not close the list for those after it.
+const OUTLIER: usize = 16 * 1024;
+
+/// One node, in the words of the status.
+struct Entry<'a> {
+    name: &'a str,
+    status: Status,
+    reason: Option<NodeReason>,
+    states: Option<&'a PackageStates>,
+    priority: Option<&'a String>,
+}
+
+impl Entry<'_> {
+    /// Bytes that it takes in all maps together.
+    fn bytes(&self) -> usize {
+        let name = rendered(&self.name);
+        let entry = |value: Option<usize>| value.map_or(0, |value| name + value + 2);
+        entry(Some(rendered(&self.status)))
+            + entry(self.reason.as_ref().map(rendered))
+            + entry(self.states.map(rendered))
+            + entry(self.priority.map(rendered))
+    }
+}
+
+fn rendered(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(LIMIT, |text| text.len())
+}
+
+/// Lists as many nodes as there is room for beside what the status holds already, and says how many.
+pub(super) fn list(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    current: &SkyhookStatus,
+    wanted: &mut SkyhookStatus,
+) {
+    let mut order: Vec<&Shown<'_>> = summary.nodes.iter().filter(|n| !n.complete).collect();
+    order.sort_by_key(|shown| rank(shown));
+    let mut room = LIMIT.saturating_sub(rendered(wanted) + NAMES_OF_MAPS);
+    let mut listed = 0;
+    for shown in &order {
+        let entry = entry(view, skyhook, shown, current);
+        let bytes = entry.bytes();
+        if bytes <= room {
+            room -= bytes;
+            listed += 1;
+            take(wanted, entry);
+        } else if bytes <= OUTLIER {
+            break;
+        }
+    }
+    if listed == order.len() {
+        listed += list_complete(view, skyhook, summary, current, wanted, room);
+    }
+    wanted.nodes_listed = number(listed);
+    wanted.nodes_omitted = number(summary.nodes.len() - listed);
+}
+
+/// Nodes that are complete are listed when all of them fit: some of them would say nothing.
+fn list_complete(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    current: &SkyhookStatus,
+    wanted: &mut SkyhookStatus,
+    mut room: usize,
+) -> usize {
+    let mut entries = Vec::new();
+    for shown in summary.nodes.iter().filter(|shown| shown.complete) {
+        let entry = entry(view, skyhook, shown, current);
+        let bytes = entry.bytes();
+        if bytes > room {
+            return 0;
+        }
+        room -= bytes;
+        entries.push(entry);
+    }
+    let listed = entries.len();
+    for entry in entries {
+        take(wanted, entry);
+    }
+    listed
+}
+
+fn entry<'a>(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    shown: &Shown<'a>,
+    current: &'a SkyhookStatus,
+) -> Entry<'a> {
+    let name = &shown.node.name;
+    let reason = shown.reason.map(|reason| {
+        let there = current.node_reasons.get(name).cloned();
+        let there = there.or_else(|| reason_on_node(shown.node, &skyhook.name));
+        let reason = with_since(reason, there.as_ref(), view.now.wall);
+        NodeReason {
+            message: cut(&reason.message, MAX_REASON),
+            ..reason
+        }
+    });
+    Entry {
+        name,
+        status: shown.status,
+        reason,
+        states: shown.node.record(&skyhook.name).states.as_ref().ok(),
+        priority: current.node_priority.get(name),
+    }
+}
+
+fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
+    let name = || entry.name.to_owned();
+    wanted.node_status.insert(name(), entry.status);
+    if let Some(reason) = entry.reason {
+        wanted.node_reasons.insert(name(), reason);
+    }
+    if let Some(states) = entry.states {
+        wanted.node_state.insert(name(), states.clone());
+    }
+    if let Some(priority) = entry.priority {
+        wanted.node_priority.insert(name(), priority.clone());
+    }
+}
+
+/// How much a node needs somebody to look at it: lower is worse.
+pub(super) fn rank(shown: &Shown<'_>) -> u8 {
+    match shown.status {
+        Status::Erroring => {
+            let parked = shown.reason.is_some_and(|r| r.word == Word::Parked);
+            u8::from(!parked)
+        }
+        Status::Blocked => 2,
+        Status::InProgress => 3,
+        Status::Paused | Status::Disabled => 4,
+        Status::Waiting => 5,
+        Status::Unknown => 6,
+        Status::Complete => 7,
+    }
+}

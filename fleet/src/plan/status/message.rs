@@ -1,0 +1,120 @@
+//! Messages that stay short however many nodes they are about.
+
+use std::collections::BTreeMap;
+
+use super::{Shown, Summary, detail};
+use crate::facts::SkyhookFact;
+use crate::plan::View;
+use crate::plan::ledger::Ledger;
+use crate::plan::reason::Word;
+use skyhook_crds::skyhook::SkyhookStatus;
+
+/// Names of nodes in one message.
+const MAX_NAMES: usize = 10;
+/// Reasons in one message.
+const MAX_REASONS: usize = 5;
+/// Longest reason in a message about many nodes, in bytes.
+const MAX_REASON: usize = 256;
+
+/// At most `longest` bytes of a text, with a sign that something is missing.
+pub(super) fn cut(text: &str, longest: usize) -> String {
+    const MISSING: &str = "…";
+    if text.len() <= longest {
+        return text.to_owned();
+    }
+    let mut end = longest.saturating_sub(MISSING.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{MISSING}", &text[..end])
+}
+
+/// The first few names, and how many more there are.
+pub(super) fn names_of(nodes: &[&str]) -> String {
+    let named = nodes[..nodes.len().min(MAX_NAMES)].join(", ");
+    match nodes.len().saturating_sub(MAX_NAMES) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+/// How far the Skyhook is, and for each reason one node that it keeps and how many more.
+pub(super) fn stuck(
+    skyhook: &SkyhookFact,
+    summary: &Summary<'_>,
+    ledger: &Ledger<'_>,
+    wanted: &SkyhookStatus,
+) -> String {
+    let mut message = format!("{} nodes complete", wanted.complete_nodes);
+    if skyhook.is_paused() {
+        return format!("the Skyhook is paused; {message}");
+    }
+    // By word: the worst node that it keeps, the first by name of those.
+    let mut worst: BTreeMap<String, (u8, &Shown<'_>)> = BTreeMap::new();
+    for shown in &summary.nodes {
+        let Some(reason) = shown.reason else {
+            continue;
+        };
+        let rank = detail::rank(shown);
+        let entry = worst
+            .entry(reason.word.to_string())
+            .or_insert((rank, shown));
+        if rank < entry.0 {
+            *entry = (rank, shown);
+        }
+    }
+    let mut reasons: Vec<_> = worst.into_iter().collect();
+    reasons.sort_by_key(|(_, (rank, shown))| (*rank, &shown.node.name));
+    for (word, (_, shown)) in reasons.iter().take(MAX_REASONS) {
+        let (Some(reason), Some(all)) = (shown.reason, wanted.reasons.get(word)) else {
+            continue;
+        };
+        let text = cut(&reason.message, MAX_REASON);
+        let name = &shown.node.name;
+        message.push_str(&format!("; {name}: {text} ({word}) since {}", all.since));
+        if all.nodes > 1 {
+            message.push_str(&format!(", and {} more", all.nodes - 1));
+        }
+    }
+    if let Some(more) = reasons
+        .len()
+        .checked_sub(MAX_REASONS)
+        .filter(|more| *more > 0)
+    {
+        message.push_str(&format!("; and {more} more reasons"));
+    }
+    let waits = |word: Word| wanted.reasons.contains_key(&word.to_string());
+    if waits(Word::BudgetExhausted) {
+        message.push_str(&format!("; {}", ledger.use_of_budget(skyhook)));
+    }
+    if waits(Word::ClusterBudgetExhausted) {
+        message.push_str(&format!("; {}", ledger.use_of_cap()));
+    }
+    message
+}
+
+/// What keeps a Skyhook that is being deleted, if anything does.
+pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
+    let held = |node: &&str| view.picture.lease_of(node, &skyhook.uid).is_some();
+    let being_made = |(node, uid): (&str, &str)| (uid == skyhook.uid).then(|| node.to_owned());
+    let leases = view
+        .picture
+        .leases()
+        .keys()
+        .map(String::as_str)
+        .filter(held);
+    let mut leased: Vec<String> = leases.map(str::to_owned).collect();
+    leased.extend(view.inflight.creates().filter_map(being_made));
+    leased.sort();
+    leased.dedup();
+    if !leased.is_empty() {
+        let leased: Vec<&str> = leased.iter().map(String::as_str).collect();
+        return Some(format!("waits for the leases of: {}", names_of(&leased)));
+    }
+    let nodes = view.picture.nodes().values();
+    let cordoned: Vec<&str> = nodes
+        .filter(|node| node.cordon.owners.contains_key(&skyhook.name))
+        .map(|node| node.name.as_str())
+        .collect();
+    (!cordoned.is_empty()).then(|| format!("gives back the cordons of: {}", names_of(&cordoned)))
+}

@@ -1,0 +1,265 @@
+//! How leases end that nobody would end otherwise, and what time counts for it.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a filter for the effect that a test is about"
+)]
+
+use super::leases::{effects, grant_and, granted, leased, phase, stamp, with_package};
+use super::*;
+
+const MINUTE: Mono = Duration::from_secs(60);
+const HOUR: Mono = Duration::from_secs(3600);
+
+/// What is done about worker-1 when the picture's objects arrive at `at` and `now` is an hour or more.
+struct Timeline {
+    picture: Picture,
+    index: crate::index::Index,
+}
+
+impl Timeline {
+    /// The lease as it was since the beginning.
+    fn new(picture: Picture) -> Self {
+        let index = picture.index();
+        Self { picture, index }
+    }
+
+    /// From `at` on, the Skyhook and the lease are those of `picture`.
+    fn then(mut self, at: Mono, picture: Picture) -> Self {
+        let object = &picture.skyhooks[0];
+        let skyhook = Box::new(serde_json::from_value(object.clone()).unwrap());
+        self.index.apply(crate::index::Change::Skyhook(skyhook), at);
+        let lease = Box::new(serde_json::from_value(picture.leases[0].clone()).unwrap());
+        self.index.apply(crate::index::Change::Lease(lease), at);
+        self.picture = picture;
+        self
+    }
+
+    fn at(&self, now: Mono) -> Vec<String> {
+        let picture = Picture {
+            now,
+            ..self.picture.clone()
+        };
+        let all = effects(&picture.plan_of(&self.index));
+        all.into_iter()
+            .filter(|effect| !effect.starts_with("PatchNode"))
+            .collect()
+    }
+}
+
+fn running(picture: Picture, stop: Option<&str>) -> Picture {
+    let spec = stop.map_or(
+        json!({}),
+        |reason| json!({ "stop": { "reason": reason, "since": "2026-01-01T00:00:00Z" } }),
+    );
+    leased(stamp(picture, granted()), grant_and(spec), phase("Running"))
+}
+
+fn annotated(key: &str) -> Picture {
+    let key = format!("skyhook.nvidia.com/{key}");
+    Picture::new().skyhook(&["metadata", "annotations", &key], json!("true"))
+}
+
+fn deleted() -> Picture {
+    Picture::new().skyhook(
+        &["metadata", "deletionTimestamp"],
+        json!("2026-01-01T00:00:00Z"),
+    )
+}
+
+#[test]
+fn a_long_pause_leaves_the_agent_its_time_to_stop() {
+    let paused = Timeline::new(running(annotated("pause"), Some("Paused")));
+    assert_eq!(paused.at(HOUR), Vec::<String>::new());
+    let disabled = paused.then(HOUR, running(annotated("disable"), Some("Paused")));
+    assert_eq!(disabled.at(HOUR), vec!["StopLease Some(Disabled)"]);
+    let told = disabled.then(HOUR, running(annotated("disable"), Some("Disabled")));
+    assert_eq!(told.at(HOUR + MINUTE), Vec::<String>::new());
+    // gracefulShutdown and a minute.
+    assert_eq!(told.at(HOUR + 2 * MINUTE), vec!["AbandonLease"]);
+}
+
+#[test]
+fn a_skyhook_is_deleted_whatever_its_leases_were_told_before() {
+    for reason in ["NewRevision", "Edited", "DrainTimedOut", "Disabled"] {
+        let gone = Timeline::new(running(Picture::new(), Some(reason)))
+            .then(HOUR, running(deleted(), Some(reason)));
+        assert_eq!(gone.at(HOUR + MINUTE), Vec::<String>::new(), "{reason}");
+        assert_eq!(gone.at(HOUR + 2 * MINUTE), vec!["AbandonLease"], "{reason}");
+    }
+}
+
+#[test]
+fn a_finished_agent_on_a_node_that_does_not_come_back_holds_up_no_deletion() {
+    let not_ready = json!([{ "type": "Ready", "status": "False" }]);
+    for (name, path, value) in [
+        ("not Ready", ["status", "conditions"], not_ready),
+        (
+            "another boot",
+            ["status", "nodeInfo"],
+            json!({ "bootID": "another", "machineID": "m" }),
+        ),
+    ] {
+        let finished = |picture: Picture| {
+            let picture = stamp(picture, granted()).node(1, &path, value.clone());
+            leased(
+                picture,
+                grant_and(json!({})),
+                with_package("Complete", "complete"),
+            )
+        };
+        let waits = Timeline::new(finished(Picture::new()));
+        assert_eq!(waits.at(2 * HOUR), Vec::<String>::new(), "{name}: it may");
+        for gone in [deleted(), annotated("disable")] {
+            let gone = Timeline::new(finished(Picture::new())).then(HOUR, finished(gone));
+            assert_eq!(gone.at(HOUR + MINUTE), Vec::<String>::new(), "{name}");
+            assert_eq!(gone.at(HOUR + 2 * MINUTE), vec!["AbandonLease"], "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_skyhook_that_is_deleted_says_what_it_waits_for() {
+    let ready = |picture: &Picture| {
+        let status = picture.plan().effects.into_iter().find_map(|e| match e {
+            Effect::WriteSkyhookStatus { status, .. } => Some(*status),
+            _ => None,
+        });
+        let conditions = status.map(|status| status.conditions).unwrap_or_default();
+        let ready = conditions.into_iter().find(|c| c.type_ == "Ready");
+        ready.map(|ready| (ready.status, ready.reason, ready.message))
+    };
+    let waits = |message: &str| Some(("False".into(), "Deleting".into(), message.into()));
+    let leased = running(deleted(), None);
+    assert_eq!(ready(&leased), waits("waits for the leases of: worker-1"));
+    let owners = r#"{"wasUnschedulable":false,"owners":{"s":"lease"}}"#;
+    let cordoned = deleted().annotated(2, skyhook_crds::names::CORDON_OWNERS, owners);
+    assert_eq!(
+        ready(&cordoned),
+        waits("gives back the cordons of: worker-2")
+    );
+    assert_eq!(ready(&deleted()), None, "it goes");
+}
+
+#[test]
+fn a_drain_has_all_its_time_after_a_pause() {
+    let draining = |picture: Picture, stop: serde_json::Value| {
+        let drain = json!({ "state": "Draining", "since": "2023-11-14T21:13:20Z" });
+        let picture = picture.skyhook(&["spec", "drain"], json!({ "timeout": "10m" }));
+        leased(
+            stamp(picture, granted()),
+            grant_and(json!({ "drain": drain, "stop": stop })),
+            json!({ "phase": "AwaitingDrain", "needsDrain": true, "bootID": "boot-of-worker-1" }),
+        )
+    };
+    let paused = json!({ "reason": "Paused", "since": "2026-01-01T00:00:00Z" });
+    let told = |timeline: &Timeline, now| {
+        timeline
+            .at(now)
+            .contains(&"StopLease Some(DrainTimedOut)".to_owned())
+    };
+    // It began an hour before the time that the tests' clock on the wall shows.
+    let on = Timeline::new(draining(Picture::new(), json!(null)));
+    assert!(told(&on, HOUR), "{:?}", on.at(HOUR));
+    let resumed = Timeline::new(draining(annotated("pause"), paused))
+        .then(HOUR, draining(Picture::new(), json!(null)));
+    assert!(!told(&resumed, HOUR + 9 * MINUTE));
+    assert!(told(&resumed, HOUR + 10 * MINUTE));
+}
+
+#[test]
+fn a_lease_that_cannot_be_read_goes_when_an_administrator_says_so() {
+    let unreadable = |annotation: &str| {
+        let mut picture = running(Picture::new(), None);
+        let lease = &mut picture.leases[0];
+        lease["spec"]["drain"] = json!("a later version's");
+        lease["metadata"]["annotations"] =
+            json!({ "skyhook.nvidia.com/force-release": annotation });
+        Timeline::new(picture)
+    };
+    assert_eq!(unreadable("another lease").at(HOUR), Vec::<String>::new());
+    let forced = unreadable("lease");
+    assert_eq!(forced.at(HOUR), vec!["ReleaseLease"]);
+    let plan = forced.picture.plan_of(&forced.index);
+    for effect in &plan.effects {
+        crate::guard::check(&forced.index, &forced.picture.settings, effect).unwrap();
+    }
+}
+
+#[test]
+fn of_two_control_plane_nodes_that_were_reserved_at_once_one_is_withdrawn() {
+    let label = ["metadata", "labels", skyhook_crds::names::CONTROL_PLANE];
+    let picture = Picture::new()
+        .node(1, &label, json!(""))
+        .node(2, &label, json!(""))
+        .skyhook(&["spec", "interruptionBudget"], json!({ "count": 2 }));
+    let mut picture = leased(stamp(picture, granted()), json!({}), json!(null));
+    let mut second = picture.leases[0].clone();
+    second["metadata"]["name"] = json!("worker-2");
+    second["metadata"]["uid"] = json!("second");
+    second["spec"]["node"] = json!({ "name": "worker-2", "uid": "uid-of-worker-2" });
+    for (lease, created) in [(&mut picture.leases[0], 1), (&mut second, 2)] {
+        let time = format!("2026-01-01T00:00:0{created}Z");
+        lease["metadata"]["creationTimestamp"] = json!(time);
+    }
+    let only = Timeline::new(picture.clone());
+    assert_eq!(only.at(HOUR), vec!["GrantLease"]);
+    picture.leases.push(second);
+    let both = Timeline::new(picture);
+    assert_eq!(
+        both.at(HOUR),
+        vec!["WithdrawLease it does not fit the budget"],
+        "and nothing is granted meanwhile"
+    );
+    let grant = Effect::GrantLease {
+        node: "worker-1".into(),
+        at: version("lease", "5"),
+    };
+    assert_eq!(
+        crate::guard::check(&both.index, &both.picture.settings, &grant),
+        Err(crate::guard::Broken::GrantBeyondBudget)
+    );
+}
+
+#[test]
+fn one_lease_beyond_the_cap_is_one_that_is_withdrawn() {
+    let mut picture = Picture::new();
+    picture.settings.max_concurrent_nodes = Some(2);
+    for (n, name) in [(2, "t"), (3, "u")] {
+        let selector = json!({ "matchLabels": { "for": name } });
+        let other = skyhook(name, json!({ "nodeSelectors": selector }));
+        picture = picture
+            .node(n, &["metadata", "labels", "for"], json!(name))
+            .another(other);
+    }
+    let selector = json!({ "matchLabels": { "for": "s" } });
+    picture = picture
+        .node(1, &["metadata", "labels", "for"], json!("s"))
+        .skyhook(&["spec", "nodeSelectors"], selector);
+    let index = picture.index();
+    for (n, name) in [(1, "s"), (2, "t"), (3, "u")] {
+        let checked = index.picture.skyhooks()[name].checked.as_ref().unwrap();
+        picture.leases.push(json!({
+            "metadata": {
+                "name": format!("worker-{n}"), "uid": format!("lease-{n}"), "resourceVersion": "5",
+                "creationTimestamp": format!("2026-01-01T00:00:0{n}Z"),
+            },
+            "spec": {
+                "node": { "name": format!("worker-{n}"), "uid": format!("uid-of-worker-{n}") },
+                "skyhook": { "name": name, "uid": format!("uid-of-{name}") },
+                "revision": checked.revision,
+            },
+        }));
+    }
+    let withdrawn = |effect: &Effect| match effect {
+        Effect::WithdrawLease { node, .. } => Some(node.clone()),
+        _ => None,
+    };
+    let withdrawn: Vec<String> = picture
+        .plan()
+        .effects
+        .iter()
+        .filter_map(withdrawn)
+        .collect();
+    assert_eq!(withdrawn, ["worker-3"], "the youngest");
+}

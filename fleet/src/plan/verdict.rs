@@ -1,0 +1,192 @@
+//! A node's status for one Skyhook, and why it does not move.
+
+use std::time::Duration;
+
+use skyhook_crds::installed::Stamp;
+use skyhook_crds::lease::protocol::{self, ResultDuty};
+use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
+use skyhook_crds::names;
+use skyhook_crds::stage::{State, Status};
+
+use super::reason::{Reason, Word};
+use super::standing::{self, Standing};
+use super::{View, advance, seconds};
+use crate::clocks::Mono;
+use crate::facts::{NodeFact, SkyhookFact};
+
+/// A node's status for one Skyhook, and why it does not move.
+pub(super) type NodeVerdict = (Status, Option<Reason>);
+
+/// A node's status for a Skyhook.
+pub(super) fn verdict(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    standing: &Standing,
+) -> NodeVerdict {
+    // What is done stays done: a pause that touched every node would be two writes to each.
+    if skyhook.is_paused() && *standing != Standing::Complete {
+        return (
+            Status::Paused,
+            Some(Reason::new(Word::Paused, "the Skyhook is paused")),
+        );
+    }
+    match standing {
+        Standing::Complete => (Status::Complete, None),
+        Standing::Leased => match view
+            .picture
+            .lease_of(&node.name, &skyhook.uid)
+            .map(|fact| &fact.lease)
+        {
+            Some(Ok(lease)) => leased(view, skyhook, node, lease),
+            Some(Err(_)) | None => (Status::InProgress, None),
+        },
+        Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible
+            if skyhook.is_disabled() =>
+        {
+            (
+                Status::Disabled,
+                Some(Reason::new(Word::Disabled, "the Skyhook is disabled")),
+            )
+        }
+        Standing::Blocked(reason) => (Status::Blocked, Some(reason.clone())),
+        Standing::Waiting(reason) => (Status::Waiting, Some(reason.clone())),
+        Standing::Eligible => (Status::Waiting, None),
+    }
+}
+
+fn leased(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    lease: &InterruptionLease,
+) -> NodeVerdict {
+    let working =
+        |word: Word, message: String| (Status::InProgress, Some(Reason::new(word, message)));
+    let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
+        return match lease.spec.granted {
+            Some(_) => working(
+                Word::AwaitingAgent,
+                "the lease is granted; the node's agent has not accepted it".to_owned(),
+            ),
+            None => (Status::InProgress, None),
+        };
+    };
+    if phase.is_terminal() {
+        let record = node.record(&skyhook.name);
+        return match protocol::result_duty(lease, &advance::facts(node, record)) {
+            ResultDuty::AwaitBoot => working(
+                Word::AwaitingNode,
+                "the kubelet has not reported the boot that the agent runs in".to_owned(),
+            ),
+            ResultDuty::AwaitReady => away(view, node).unwrap_or((Status::InProgress, None)),
+            ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
+            ResultDuty::Recorded | ResultDuty::Take | ResultDuty::NotYet => {
+                (Status::InProgress, None)
+            }
+        };
+    }
+    if let Some(reason) = away(view, node) {
+        return reason;
+    }
+    let failed = status
+        .packages
+        .values()
+        .find(|p| p.state == State::Erroring);
+    if let Some(package) = failed {
+        let message = format!(
+            "{} {} of package {}: {}",
+            package.stage, package.state, package.name, package.message
+        );
+        return (
+            Status::Erroring,
+            Some(Reason::new(Word::PackageErroring, message)),
+        );
+    }
+    match phase {
+        Phase::Erroring => (
+            Status::Erroring,
+            Some(Reason::new(Word::PackageErroring, status.message.clone())),
+        ),
+        Phase::Preparing | Phase::AwaitingDrain
+            if lease.spec.drain.state != DrainState::NotRequested =>
+        {
+            working(Word::Draining, drain_message(lease))
+        }
+        Phase::Running if !status.waits_for.is_empty() => {
+            working(Word::AwaitingInterrupt, status.waits_for.clone())
+        }
+        Phase::Accepted | Phase::Preparing | Phase::Running
+            if is_replaced(node.record(&skyhook.name).stamp.as_ref(), status) =>
+        {
+            let message = "the host's disk was written anew since the last result was recorded: every package is \
+                           installed again";
+            working(Word::HostReplaced, message.to_owned())
+        }
+        Phase::Accepted | Phase::Preparing => working(Word::Preparing, status.message.clone()),
+        Phase::AwaitingDrain => working(Word::AwaitingDrain, status.needs_drain_reason.clone()),
+        Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
+    }
+}
+
+/// True when the host that reports is not the one that the record is of, though it has its name.
+fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool {
+    let recorded = stamp.map_or("", |stamp| stamp.host_id.as_str());
+    !recorded.is_empty() && !status.host_id.is_empty() && recorded != status.host_id
+}
+
+/// A node that went away in mid-run, and from when on it is called parked: it keeps its slot, others go on as far as
+/// the budget allows.
+fn away(view: &View<'_>, node: &NodeFact) -> Option<NodeVerdict> {
+    if node.ready {
+        return None;
+    }
+    let since = node
+        .ready_since
+        .map_or_else(String::new, |at| format!(" since {}", seconds(at)));
+    let parked = parked_at(view, node).is_some_and(|at| at <= view.now.mono);
+    Some(if parked {
+        let message = format!(
+            "the node is not Ready{since}: it keeps its lease and its slot; to give them up, annotate its \
+             InterruptionLease with {}=<UID of the lease>",
+            names::FORCE_RELEASE
+        );
+        (Status::Erroring, Some(Reason::new(Word::Parked, message)))
+    } else {
+        (
+            Status::InProgress,
+            Some(Reason::new(
+                Word::AwaitingNode,
+                format!("the node is not Ready{since}"),
+            )),
+        )
+    })
+}
+
+/// When a node that is not Ready is called parked.
+pub(super) fn parked_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
+    let since = node.ready_since.filter(|_| !node.ready)?;
+    let passed = Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default();
+    Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(passed))
+}
+
+fn drain_message(lease: &InterruptionLease) -> String {
+    let blockers: Vec<String> = lease
+        .spec
+        .drain
+        .blockers
+        .iter()
+        .map(|b| format!("{} ({})", b.pod, b.reason))
+        .collect();
+    match (lease.spec.drain.state, blockers.is_empty()) {
+        (DrainState::Drained, _) => "drained; the agent has not started the interrupt".to_owned(),
+        (_, true) => "waiting for pods to leave".to_owned(),
+        (_, false) => format!("waiting for: {}", blockers.join(", ")),
+    }
+}
+
+fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    skyhook.checked.as_ref().is_ok_and(|checked| {
+        standing::outstanding(view, skyhook, checked, node).is_ok_and(|work| work.is_empty())
+    })
+}

@@ -1,0 +1,185 @@
+use super::*;
+use crate::effect::Version;
+use crate::plan::why;
+
+#[test]
+fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    let effect = Effect::GrantLease {
+        node: "n1".into(),
+        at: Version {
+            uid: "u".into(),
+            resource_version: "1".into(),
+        },
+    };
+    let refused = || Outcome::Refused {
+        error: "patch interruptionlease/n1: denied".into(),
+    };
+    let mut now = Mono::ZERO;
+    let mut waits = Vec::new();
+    for _ in 0..7 {
+        session.settle(&effect, refused(), now);
+        let at = session.retry_at[&effect.target()];
+        waits.push((at - now).as_secs());
+        now = at;
+        session.expire(now);
+    }
+    assert_eq!(waits, [2, 4, 8, 16, 32, 64, 64]);
+    session.settle(&effect, Outcome::Done(None), now);
+    session.settle(&effect, refused(), now);
+    let at = session.retry_at[&effect.target()];
+    assert_eq!((at - now).as_secs(), 2, "it had worked in between");
+}
+
+#[test]
+fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    let effect = Effect::ReserveLease {
+        node: "n1".into(),
+        spec: Box::default(),
+    };
+    let mut now = Mono::ZERO;
+    let mut waits = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(session.begin(&effect, now), Ok(()));
+        session.settle(&effect, Outcome::Stale, now);
+        assert_eq!(session.begin(&effect, now), Err(Held::NotYet));
+        let at = session.retry_at[&effect.target()];
+        waits.push((at - now).as_secs());
+        now = at;
+        session.expire(now);
+    }
+    assert_eq!(waits, [2, 4, 8, 16]);
+    assert!(
+        session.index.inflight.creates().next().is_none(),
+        "it holds no slot meanwhile"
+    );
+}
+
+fn node_write(node: &str, why: &'static str) -> Effect {
+    Effect::PatchNode {
+        node: node.into(),
+        at: Version {
+            uid: "u".into(),
+            resource_version: "1".into(),
+        },
+        patch: crate::effect::NodePatch::default(),
+        why: vec![why],
+    }
+}
+
+fn survey(node: &str) -> Effect {
+    Effect::SurveyPods {
+        node: node.into(),
+        lease_uid: "u".into(),
+        consistent: true,
+    }
+}
+
+fn reservation(node: &str) -> Effect {
+    Effect::ReserveLease {
+        node: node.into(),
+        spec: Box::default(),
+    }
+}
+
+/// What is begun now, by kind and node.
+fn begun(session: &mut Session<'_>) -> Vec<Target> {
+    let next = || Some(session.begin_next(Mono::ZERO)?.expect("no rule is broken"));
+    std::iter::from_fn(next).map(|e| e.target()).collect()
+}
+
+#[test]
+fn what_gives_back_goes_first_and_has_slots_of_its_own() {
+    let settings = Settings {
+        max_in_flight: 4,
+        ..Settings::default()
+    };
+    let mut session = Session::new(&settings);
+    let effects = || {
+        let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
+        effects.push(reservation("e"));
+        effects.push(node_write("f", why::STATUS));
+        effects
+    };
+    session.enqueue(effects());
+    let pods = |node: &str| Target::Pods(node.into());
+    assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
+    let mut more = effects();
+    more.push(node_write("g", why::RESULT));
+    session.enqueue(more);
+    assert_eq!(begun(&mut session), [Target::Node("g".into())]);
+}
+
+#[test]
+fn whose_last_write_is_longest_ago_goes_first() {
+    let settings = Settings {
+        max_in_flight: 2,
+        ..Settings::default()
+    };
+    let mut session = Session::new(&settings);
+    for (node, at) in [("a", 3), ("b", 1), ("c", 2)] {
+        let target = Target::Pods(node.into());
+        session
+            .index
+            .inflight
+            .set_written(target, Mono::from_secs(at));
+    }
+    session.enqueue(["a", "b", "c"].map(survey).into());
+    let first = begun(&mut session);
+    assert_eq!(first, ["b", "c"].map(|node| Target::Pods(node.into())));
+}
+
+#[test]
+fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
+    let settings = Settings {
+        max_in_flight: 1,
+        ..Settings::default()
+    };
+    let mut session = Session::new(&settings);
+    session.enqueue(vec![
+        reservation("a"),
+        reservation("b"),
+        reservation("c"),
+        node_write("gone", why::STATUS),
+    ]);
+    assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
+    let lease =
+        serde_json::json!({ "metadata": { "name": "b", "uid": "u", "resourceVersion": "1" } });
+    let lease = Box::new(serde_json::from_value(lease).expect("it is a lease"));
+    session.take(Change::Lease(lease), Mono::ZERO);
+    session.settle(&reservation("a"), Outcome::Done(None), Mono::ZERO);
+    assert_eq!(begun(&mut session), [Target::Lease("c".into())]);
+    session.settle(&reservation("c"), Outcome::Done(None), Mono::ZERO);
+    assert_eq!(
+        begun(&mut session),
+        [],
+        "there is no such Node in that version"
+    );
+}
+
+#[test]
+fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    let all: Vec<Effect> = (0..40).map(|n| survey(&format!("n{n}"))).collect();
+    session.enqueue(all.clone());
+    let first = session.begin_next(Mono::ZERO).unwrap().unwrap();
+    let after = Duration::from_secs(8);
+    let error = "too many requests".to_owned();
+    session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
+    assert_eq!(session.begin_next(after - Duration::from_millis(1)), None);
+    session.enqueue(all.clone());
+    let begun = std::iter::from_fn(|| session.begin_next(after)).count();
+    assert_eq!(begun, 6, "of half as many, two are kept for what is urgent");
+    let waits = all.iter().map(|effect| spread(&effect.target(), after));
+    let waits: std::collections::BTreeSet<Duration> = waits.collect();
+    assert!(waits.len() > 20, "{waits:?}");
+    assert!(
+        waits
+            .iter()
+            .all(|wait| *wait >= after && *wait < after * 5 / 4)
+    );
+}

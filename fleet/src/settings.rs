@@ -1,0 +1,43 @@
+//! What decisions are told by whoever runs the coordinator.
+
+use std::time::Duration;
+
+/// Checked once, by the shell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Namespace of the installation.
+    pub namespace: String,
+    /// Nodes that may be worked on at once over all Skyhooks; unset leaves it to their budgets.
+    pub max_concurrent_nodes: Option<usize>,
+    /// How long a granted lease may stay without being accepted by the node's agent.
+    pub accept_timeout: Duration,
+    /// How long a node is left alone after its agent did not respond.
+    pub agent_backoff: Duration,
+    /// How long a node is left alone after its drain ran out of time.
+    pub drain_cool_down: Duration,
+    /// The node that the coordinator itself runs on: it is taken last.
+    pub node_name: Option<String>,
+    /// How long a node may stay away in mid-run before it is called parked.
+    pub node_return_timeout: Duration,
+    /// Bring a node to its packages again after a reboot that Skyhook did not ask for.
+    pub reapply_on_reboot: bool,
+    /// Writes in flight at once.
+    pub max_in_flight: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        const MINUTE: Duration = Duration::from_secs(60);
+        Self {
+            namespace: "skyhook".to_owned(),
+            max_concurrent_nodes: None,
+            accept_timeout: 2 * MINUTE,
+            agent_backoff: 5 * MINUTE,
+            drain_cool_down: 10 * MINUTE,
+            node_name: None,
+            node_return_timeout: 15 * MINUTE,
+            reapply_on_reboot: false,
+            max_in_flight: 16,
+        }
+    }
+}

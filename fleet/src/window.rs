@@ -1,0 +1,94 @@
+//! How many writes may be under way at once: half as many when the API server asks for patience, one more each time that
+//! as many as may be have ended well.
+
+use std::time::Duration;
+
+use crate::index::Mono;
+
+/// Fewer than this would let one write that hangs hold up what gives back.
+const LEAST: usize = 2;
+/// Refusals that are this close together are one: they were under way together.
+const TOGETHER: Duration = Duration::from_secs(1);
+
+/// How many may be under way now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    size: usize,
+    most: usize,
+    /// Writes that have ended well since the size last changed.
+    ended: usize,
+    narrowed: Option<Mono>,
+}
+
+impl Window {
+    /// One that begins with all that are allowed.
+    #[must_use]
+    pub const fn new(most: usize) -> Self {
+        Self {
+            size: most,
+            most,
+            ended: 0,
+            narrowed: None,
+        }
+    }
+
+    /// How many may be under way.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.size
+    }
+
+    /// A write has ended well.
+    pub fn widen(&mut self) {
+        self.ended += 1;
+        if self.ended >= self.size {
+            self.size = self.most.min(self.size + 1);
+            self.ended = 0;
+        }
+    }
+
+    /// The API server asked for patience.
+    pub fn narrow(&mut self, now: Mono) {
+        if self.narrowed.is_some_and(|at| now < at + TOGETHER) {
+            return;
+        }
+        self.narrowed = Some(now);
+        self.size = (self.size / 2).max(LEAST).min(self.most);
+        self.ended = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_as_many_at_once_and_one_more_for_each_round_that_went_well() {
+        let mut window = Window::new(16);
+        let mut sizes = Vec::new();
+        for seconds in [0, 0, 5, 10, 15] {
+            window.narrow(Duration::from_secs(seconds));
+            sizes.push(window.size());
+        }
+        assert_eq!(sizes, [8, 8, 4, 2, 2]);
+        let mut ended = 0;
+        let mut steps = Vec::new();
+        while window.size() < 16 {
+            let before = window.size();
+            window.widen();
+            ended += 1;
+            if window.size() > before {
+                steps.push(ended);
+            }
+        }
+        assert_eq!(steps[..4], [2, 5, 9, 14]);
+        assert_eq!(window.size(), 16);
+        for _ in 0..100 {
+            window.widen();
+        }
+        assert_eq!(window.size(), 16, "never more than is allowed");
+        let mut one = Window::new(1);
+        one.narrow(Mono::ZERO);
+        assert_eq!(one.size(), 1);
+    }
+}
