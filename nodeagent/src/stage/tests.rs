@@ -1,3 +1,6 @@
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
@@ -48,9 +51,7 @@ impl TestHost {
 
     fn input(&self, stage: Stage) -> StageInput {
         StageInput {
-            host: Host {
-                root: self.directory.path().to_owned(),
-            },
+            host: Host::open(self.directory.path()).unwrap(),
             layout: Layout {
                 copy_root: "/var/lib/skyhook".into(),
                 log_root: "/var/log/skyhook".into(),

@@ -202,13 +202,13 @@ fn a_package_directory_is_read_without_leaving_it() {
     std::os::unix::fs::symlink("/bin/true", steps.join("b.sh")).unwrap();
     let config = dir.path().join("config.json");
     std::fs::write(&config, good().to_string()).unwrap();
-    let report = load(dir.path()).unwrap();
+    let report = load(&crate::root::Root::open(dir.path()).unwrap()).unwrap();
     let want = "warning: modes.post-interrupt-check[0].path: \
                 skyhook_dir/b.sh is a symlink out of the package";
     assert_eq!(texts(&report.problems), [want]);
     std::fs::remove_file(&config).unwrap();
     std::os::unix::fs::symlink("/etc/hostname", &config).unwrap();
-    let error = load(dir.path()).unwrap_err();
+    let error = load(&crate::root::Root::open(dir.path()).unwrap()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::XDEV.raw_os_error()));
 }
 
