@@ -18,10 +18,13 @@ use crate::supervise::{Limit, LogFile, Spec};
 pub mod env;
 pub mod files;
 pub mod flags;
+mod host_file;
 pub mod metadata;
+mod root_dir;
 
 use files::PackageDir;
 use flags::Records;
+use root_dir::FileSystems;
 
 /// Why a stage cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +101,10 @@ pub struct Prepared {
 pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
     let directory = unpack(&input, &copy_dir)?;
+    let mut written = FileSystems::default();
+    written
+        .note(&directory.files)
+        .map_err(io_error(&directory.path, "opening"))?;
     directory.write_config(&input.package.config_map)?;
     directory.write_all("node-metadata", &input.metadata)?;
     let report = manifest::load(&directory.files)
@@ -107,7 +114,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         tracing::debug!(package = %input.package.name, %warning, "config.json");
     }
     if input.stage != Stage::Uninstall {
-        files::copy_root_dir(&directory, &input.host)?;
+        root_dir::lay(&directory, &input.host, &mut written)?;
         for file in &config.expected_config_files {
             if !directory.files.exists(Path::new("configmaps").join(file)) {
                 return Err(StageError::ExpectedConfig(file.clone()));
@@ -119,7 +126,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         .get("OVERLAY_ALWAYS_RUN_STEP")
         .is_some_and(|v| v == "true");
     if env.remove("COPY_RESOLV").is_some_and(|v| v == "true") && !input.host.files.is_own() {
-        files::copy_resolv(&input.host)?;
+        root_dir::copy_resolv(&input.host, &mut written)?;
     }
     let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
     let previous = input
@@ -131,6 +138,9 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         env.insert("PREVIOUS_VERSION".into(), previous.clone());
     }
     records.note_start()?;
+    written
+        .sync()
+        .map_err(io_error(&directory.path, "flushing the file system of"))?;
     let mut prepared = Prepared {
         stage: input.stage,
         plan: StepPlan::default(),
@@ -412,7 +422,10 @@ fn make_executable(host: &Host, path: &Path) -> Result<(), StageError> {
     Ok(())
 }
 
-pub(crate) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StageError {
+pub(crate) fn io_error(
+    path: &Path,
+    action: &'static str,
+) -> impl FnOnce(io::Error) -> StageError + use<> {
     let path = path.to_owned();
     move |source| StageError::Io {
         path,

@@ -72,7 +72,11 @@ fn walk(
     flags: OFlags,
     outside: Outside,
 ) -> rustix::io::Result<OwnedFd> {
-    let place = place(root, path, outside, Missing::Refuse, Last::Follow)?;
+    let last = match flags.contains(OFlags::NOFOLLOW) {
+        true => Last::Keep,
+        false => Last::Follow,
+    };
+    let place = place(root, path, outside, Missing::Refuse, last)?;
     match place.name {
         Some(name) => {
             let flags = flags | OFlags::NOFOLLOW;
@@ -273,7 +277,12 @@ mod tests {
         ];
         for outside in [Outside::IsRoot, Outside::IsRefused] {
             for path in paths.iter().filter(|path| !path.is_empty()) {
-                for flags in [OFlags::RDONLY, OFlags::PATH, OFlags::DIRECTORY] {
+                for flags in [
+                    OFlags::RDONLY,
+                    OFlags::PATH,
+                    OFlags::DIRECTORY,
+                    OFlags::PATH | OFlags::NOFOLLOW,
+                ] {
                     let flags = flags | OFlags::CLOEXEC;
                     let by_kernel = which(open(&root, Path::new(path), flags, outside));
                     let by_hand = which(walk(root.as_fd(), path.as_bytes(), flags, outside));

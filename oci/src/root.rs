@@ -172,6 +172,11 @@ impl Root {
         })
     }
 
+    /// Opens `path`; a symlink that is absolute, or leads out of the directory otherwise, is an error (EXDEV).
+    pub fn open_beneath(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        beneath::open(&self.dir, path, flags, Outside::IsRefused)
+    }
+
     pub(crate) fn open_with(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
@@ -254,6 +259,21 @@ impl Entry {
                 result => return result,
             }
         }
+    }
+
+    /// Opens the file that has the name for reading. A symlink is not followed, and a named pipe not waited for.
+    pub fn open_file(&self) -> io::Result<File> {
+        self.open(OFlags::RDONLY)
+    }
+
+    /// Opens the file that has the name for writing over it. A symlink is not followed.
+    pub fn open_to_write(&self) -> io::Result<File> {
+        self.open(OFlags::WRONLY)
+    }
+
+    fn open(&self, flags: OFlags) -> io::Result<File> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty())?.into())
     }
 
     /// Opens the directory that has the name, which must not be a symlink.

@@ -208,6 +208,24 @@ fn config_files_are_exact_and_what_steps_made_stays() {
     assert!(!bare.copy().join("configmaps").exists());
 }
 
+/// An image may have symlinks in the place of the directories that the agent fills.
+#[test]
+fn a_symlink_in_the_place_of_configmaps_or_node_metadata_is_replaced() {
+    let host = TestHost::new(modes(json!({})));
+    let outside = tempfile::tempdir().unwrap();
+    let mut input = host.input(Stage::Config);
+    input.package.config_map = [("key".to_owned(), "value".to_owned())].into();
+    input.metadata = [("labels.json".to_owned(), "{}".to_owned())].into();
+    for name in ["configmaps", "node-metadata"] {
+        symlink(outside.path(), host.copy().join(name)).unwrap();
+    }
+    prepare(input).unwrap();
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    for file in ["configmaps/key", "node-metadata/labels.json"] {
+        assert!(host.copy().join(file).is_file(), "{file}");
+    }
+}
+
 #[test]
 fn root_dir_is_laid_over_the_host_inside_its_root() {
     let host = TestHost::new(modes(json!({})));

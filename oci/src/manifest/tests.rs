@@ -69,7 +69,7 @@ fn a_good_config_is_read_whole() {
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn each_rule_names_its_field() {
     type Edit = fn(&mut Value);
-    let table: [(Edit, &[&str]); 17] = [
+    let table: [(Edit, &[&str]); 20] = [
         (
             |v| v["schema_version"] = json!("v2"),
             &["error: schema_version: is \"v2\", must be \"v1\""],
@@ -77,6 +77,24 @@ fn each_rule_names_its_field() {
         (
             |v| v["package_name"] = json!(7),
             &["error: package_name: must be a string"],
+        ),
+        (
+            |v| v["package_name"] = json!(""),
+            &[
+                "error: package_name: \"\" is not a name: it may only have letters, digits, '_', '-' and '.'",
+            ],
+        ),
+        (
+            |v| v["package_name"] = json!("../../etc"),
+            &[
+                "error: package_name: \"../../etc\" is not a name: it may only have letters, digits, '_', '-' and '.'",
+            ],
+        ),
+        (
+            |v| v["package_name"] = json!(".."),
+            &[
+                "error: package_name: \"..\" is not a name: it may only have letters, digits, '_', '-' and '.'",
+            ],
         ),
         (
             |v| v["package_version"] = json!("v1.2.3"),
@@ -113,7 +131,7 @@ fn each_rule_names_its_field() {
         (
             |v| v["modes"]["apply"][0]["name"] = json!("a b"),
             &[
-                "error: modes.apply[0].name: \"a b\" may only have letters, digits, '_', '-' and '.'",
+                "error: modes.apply[0].name: \"a b\" is not a name: it may only have letters, digits, '_', '-' and '.'",
             ],
         ),
         (
