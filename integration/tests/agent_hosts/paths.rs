@@ -1,15 +1,10 @@
 //! Hosts whose directories are elsewhere: the agent runs as in a pod, with a root of its own and the host's below `/host`,
 //! so that an absolute symlink of the host means another place for it than for the host.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use skyhook_integration::agent::UNIT;
 use skyhook_integration::cluster::{Cluster, Setup};
-use skyhook_integration::registry::Image;
 use skyhook_integration::rollout::{apply, skyhook, wait_complete};
 use skyhook_integration::skip::hosts_can_run;
 use skyhook_integration::wait::MINUTE;
@@ -40,31 +35,6 @@ mv /etc/machine-id /persistent/machine-id
 ln -s /persistent/machine-id /etc/machine-id
 ";
 
-/// A package with a `root_dir`.
-fn package(directory: &Path) -> Result<()> {
-    let noop = skyhook_integration::source::source("integration/fixtures/packages/noop");
-    fs::create_dir_all(directory.join("skyhook_dir"))?;
-    fs::copy(noop.join("config.json"), directory.join("config.json"))?;
-    for script in fs::read_dir(noop.join("skyhook_dir"))? {
-        let script = script?;
-        let to = directory.join("skyhook_dir").join(script.file_name());
-        fs::copy(script.path(), to)?;
-    }
-    let units = directory.join("root_dir/etc/systemd/system");
-    fs::create_dir_all(units.join("multi-user.target.wants"))?;
-    fs::write(
-        units.join("laid.service"),
-        "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n",
-    )?;
-    symlink(
-        "/etc/systemd/system/laid.service",
-        units.join("multi-user.target.wants/laid.service"),
-    )?;
-    fs::create_dir_all(directory.join("root_dir/srv/data/laid"))?;
-    fs::write(directory.join("root_dir/srv/data/laid/file"), "laid\n")?;
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_with_its_directories_behind_absolute_symlinks() -> Result<()> {
     if !hosts_can_run("a_host_with_its_directories_behind_absolute_symlinks").await {
@@ -86,13 +56,7 @@ sed -i 's,/opt/skyhook/skyhook-agent run,/usr/bin/unshare --mount --propagation 
     host.sh(&edit).await?;
     worker.agent.start().await?;
 
-    let folder = tempfile::tempdir()?;
-    package(folder.path())?;
-    let name = "published/root-dir";
-    let image: Image = cluster
-        .registry
-        .push_folder(folder.path(), name, "1.0.0")
-        .await?;
+    let image = cluster.push("root-dir").await?;
     let more = json!({"configMap": {"key": "value"}});
     let manifest = skyhook("elsewhere", "root-dir", &image, 1, &more);
     apply(cluster.client(), &manifest).await?;
