@@ -1,6 +1,6 @@
 //! The host's journal: what is installed, and what runs. Written before anything is done and before anything is reported.
 //!
-//! One file, replaced whole ([`crate::atomic`]), with a digest of its content on the first line: a file that does not
+//! One file, replaced whole ([`skyhook_oci::replace_file`]), with a digest of its content on the first line: a file that does not
 //! match is kept aside and never believed. Revisions stand beside it, each written once under its own name.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's journal")]
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use skyhook_crds::installed::hex;
 use skyhook_crds::revision::RevisionData;
+use skyhook_oci::{Durability, replace_file};
 
 use crate::machine::{Entries, Progress};
 
@@ -146,7 +147,7 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        crate::atomic::write(&path, &bytes).map_err(|source| JournalError::Io {
+        replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
             path,
             action: "writing",
             source,
@@ -165,7 +166,7 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        crate::atomic::write(&path, &bytes).map_err(|source| JournalError::Io {
+        replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
             path,
             action: "writing",
             source,

@@ -1,11 +1,6 @@
 //! A stage's files on the host, and what its steps are started with.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this is the shell's file handling"
-)]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -23,9 +18,13 @@ use crate::supervise::{Limit, LogFile, Spec};
 pub mod env;
 pub mod files;
 pub mod flags;
+mod host_file;
 pub mod metadata;
+mod root_dir;
 
+use files::PackageDir;
 use flags::Records;
+use root_dir::FileSystems;
 
 /// Why a stage cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -101,19 +100,23 @@ pub struct Prepared {
 /// Puts the stage's files on the host.
 pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
-    let directory = input.host.path(&copy_dir);
-    unpack(&input, &copy_dir, &directory)?;
-    files::write_config(&directory, &input.package.config_map)?;
-    files::write_all(&directory.join("node-metadata"), &input.metadata)?;
-    let report = manifest::load(&directory).map_err(io_error(&directory, "reading config.json"))?;
+    let directory = unpack(&input, &copy_dir)?;
+    let mut written = FileSystems::default();
+    written
+        .note(&directory.files)
+        .map_err(io_error(&directory.path, "opening"))?;
+    directory.write_config(&input.package.config_map)?;
+    directory.write_all("node-metadata", &input.metadata)?;
+    let report = manifest::load(&directory.files)
+        .map_err(io_error(&directory.path.join("config.json"), "reading"))?;
     let (config, warnings) = report.into_result()?;
     for warning in warnings {
         tracing::debug!(package = %input.package.name, %warning, "config.json");
     }
     if input.stage != Stage::Uninstall {
-        files::copy_root_dir(&directory.join("root_dir"), &input.host)?;
+        root_dir::lay(&directory, &input.host, &mut written)?;
         for file in &config.expected_config_files {
-            if !directory.join("configmaps").join(file).exists() {
+            if !directory.files.exists(Path::new("configmaps").join(file)) {
                 return Err(StageError::ExpectedConfig(file.clone()));
             }
         }
@@ -122,8 +125,8 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     let always = env
         .get("OVERLAY_ALWAYS_RUN_STEP")
         .is_some_and(|v| v == "true");
-    if env.remove("COPY_RESOLV").is_some_and(|v| v == "true") && input.host.root != Path::new("/") {
-        files::copy_resolv(&input.host)?;
+    if env.remove("COPY_RESOLV").is_some_and(|v| v == "true") && !input.host.files.is_own() {
+        root_dir::copy_resolv(&input.host, &mut written)?;
     }
     let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
     let previous = input
@@ -135,6 +138,9 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         env.insert("PREVIOUS_VERSION".into(), previous.clone());
     }
     records.note_start()?;
+    written
+        .sync()
+        .map_err(io_error(&directory.path, "flushing the file system of"))?;
     let mut prepared = Prepared {
         stage: input.stage,
         plan: StepPlan::default(),
@@ -158,10 +164,11 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     Ok(prepared)
 }
 
-fn unpack(input: &StageInput, copy_dir: &str, directory: &Path) -> Result<(), StageError> {
+fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> {
+    let files = &input.host.files;
     match (&input.store, &input.digest) {
         (Some(store), Some(digest)) => {
-            let target = Target::in_root(&input.host.root, copy_dir);
+            let target = Target::in_root(files, copy_dir);
             let options = UnpackOptions {
                 overlay: true,
                 ..UnpackOptions::default()
@@ -169,11 +176,12 @@ fn unpack(input: &StageInput, copy_dir: &str, directory: &Path) -> Result<(), St
             store
                 .unpack_blocking(digest, &target, options)
                 .map_err(|e| StageError::Unpack(Box::new(e)))?;
-            Ok(())
         }
-        (None, _) | (_, None) if directory.join("config.json").exists() => Ok(()),
-        (None, _) | (_, None) => Err(StageError::NothingLeft),
+        (None, _) | (_, None) if files.exists(Path::new(copy_dir).join("config.json")) => {}
+        (None, _) | (_, None) => return Err(StageError::NothingLeft),
     }
+    let opened = PackageDir::open(&input.host, copy_dir);
+    opened.map_err(io_error(Path::new(copy_dir), "opening"))
 }
 
 /// The copy directory of a package, as the host sees it.
@@ -262,8 +270,7 @@ impl Prepared {
     pub fn spec(&self, half: Half, index: usize) -> Result<Spec, StageError> {
         let step = self.step(half, index)?;
         let path = format!("{}/skyhook_dir/{}", self.copy_dir, step.path);
-        let file = self.host.path(&path);
-        make_executable(&file)?;
+        make_executable(&self.host, Path::new(&path))?;
         let mut env = self.env.clone();
         env.extend(step.env.clone());
         for fixed in ["STEP_ROOT", "SKYHOOK_DIR"] {
@@ -399,19 +406,26 @@ pub fn mode(stage: Stage, half: Half) -> &'static str {
     }
 }
 
-fn make_executable(file: &Path) -> Result<(), StageError> {
-    let metadata = fs::metadata(file).map_err(io_error(file, "finding the step"))?;
-    let mut permissions = metadata.permissions();
+fn make_executable(host: &Host, path: &Path) -> Result<(), StageError> {
+    let file = host.files.open_file(path);
+    let file = file.map_err(io_error(path, "finding the step"))?;
+    let metadata = file.metadata();
+    let mut permissions = metadata
+        .map_err(io_error(path, "finding the step"))?
+        .permissions();
     let mode = permissions.mode();
     if mode & 0o111 != 0o111 {
         permissions.set_mode(mode | 0o111);
-        fs::set_permissions(file, permissions)
-            .map_err(io_error(file, "making the step executable"))?;
+        file.set_permissions(permissions)
+            .map_err(io_error(path, "making the step executable"))?;
     }
     Ok(())
 }
 
-pub(crate) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StageError {
+pub(crate) fn io_error(
+    path: &Path,
+    action: &'static str,
+) -> impl FnOnce(io::Error) -> StageError + use<> {
     let path = path.to_owned();
     move |source| StageError::Io {
         path,

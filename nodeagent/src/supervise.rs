@@ -20,6 +20,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
+use skyhook_oci::{Durability, replace_file};
 
 mod cgroup;
 mod memory;
@@ -168,7 +169,7 @@ pub fn main() -> io::Result<()> {
 /// Leaves the result, when the disk is full as soon as there is room: a step that is done is not to be run again.
 fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
     loop {
-        match crate::atomic::write(file, text) {
+        match replace_file(file, text, Durability::PowerCut) {
             Err(e)
                 if matches!(
                     e.kind(),

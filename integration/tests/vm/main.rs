@@ -32,6 +32,7 @@ const NEWEST: &[Case] = &[
     case!("clock set back a day in a back-off" => steps::clock_set_back),
     case!("a mount left in a copy directory" => host::mount_in_a_copy),
     case!("a local user holds every lock" => host::locks_held_by_a_user),
+    case!("the SELinux label of a file that a package replaces" => host::label_of_a_replaced_file),
 ];
 
 /// What boots it again and again; on a machine of its own, so that two cores have something to do.

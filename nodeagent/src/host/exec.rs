@@ -114,6 +114,12 @@ impl Supervisors {
         }
     }
 
+    /// Directory of the steps, as this process sees it.
+    #[must_use]
+    pub fn steps(&self) -> &Path {
+        &self.steps
+    }
+
     /// True while a supervisor works on the step.
     #[must_use]
     pub fn is_running(&self, id: u64) -> bool {

@@ -126,7 +126,7 @@ impl Agent {
         unable: Option<String>,
         notes: UnboundedSender<Note>,
     ) -> anyhow::Result<Self> {
-        let state = host.path(&settings.state_dir);
+        let state = host.files.locate(&settings.state_dir)?;
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
@@ -141,7 +141,7 @@ impl Agent {
         }
         let images = Images::open(
             &state.join("images"),
-            &host.root,
+            &host.files,
             settings.registries.clone(),
         )?;
         let runner = Rc::new(Supervisors::new(

@@ -97,9 +97,7 @@ impl Agent {
         let bus = Rc::clone(&self.bus);
         let fallback = self.settings.step_resources.clone();
         let runner = Rc::clone(&self.runner);
-        let orphans = super::housekeeping::running_steps(
-            &self.host.path(&self.settings.state_dir).join("steps"),
-        );
+        let orphans = super::housekeeping::running_steps(self.runner.steps());
         tokio::task::spawn_local(async move {
             // Nothing runs on a host before an earlier lease's step has ended.
             super::housekeeping::await_steps(&runner, orphans).await;

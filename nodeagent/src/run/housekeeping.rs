@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
+use skyhook_oci::{Root, Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::sleep;
 
@@ -76,8 +76,11 @@ impl Agent {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
         let kept = self.kept();
-        let steps = self.host.path(&self.settings.state_dir).join("steps");
-        let copies = self.host.path(&self.settings.layout.copy_root);
+        let steps = self.runner.steps().to_owned();
+        let (files, copies) = (
+            self.host.files.clone(),
+            self.settings.layout.copy_root.clone(),
+        );
         let store = self.images.store.clone();
         let kept = tokio::task::spawn_blocking(move || {
             for (id, directory) in step_directories(&steps) {
@@ -87,7 +90,7 @@ impl Agent {
                     tracing::warn!(id, error = %chain(&error), "a step's directory cannot be removed");
                 }
             }
-            remove_old_copies(&copies, &kept);
+            remove_old_copies(&files, &copies, &kept);
             match collect_images(&store, &kept) {
                 Ok(bytes) => {
                     tracing::info!(image_bytes = bytes, "removed what nothing needs any more")
@@ -110,12 +113,18 @@ impl Agent {
         tokio::task::spawn_local(count(self.notes.clone(), self.directories()));
     }
 
-    fn directories(&self) -> [PathBuf; 3] {
+    /// The directories of ours, as this process names them.
+    fn directories(&self) -> Vec<PathBuf> {
+        let (settings, files) = (&self.settings, &self.host.files);
+        let layout = &settings.layout;
         [
-            self.host.path(&self.settings.state_dir),
-            self.host.path(&self.settings.layout.copy_root),
-            self.host.path(&self.settings.layout.log_root),
+            settings.state_dir.as_path(),
+            Path::new(&layout.copy_root),
+            Path::new(&layout.log_root),
         ]
+        .into_iter()
+        .filter_map(|path| files.locate(path).ok())
+        .collect()
     }
 
     fn kept(&self) -> Vec<Kept> {
@@ -148,7 +157,7 @@ impl Agent {
     }
 }
 
-async fn count(notes: UnboundedSender<Note>, ours: [PathBuf; 3]) {
+async fn count(notes: UnboundedSender<Note>, ours: Vec<PathBuf>) {
     let bytes = move || ours.iter().map(|d| disk_bytes(d)).sum();
     if let Ok(bytes) = tokio::task::spawn_blocking(bytes).await {
         let _sent = notes.send(Note::Disk(bytes));
@@ -201,22 +210,23 @@ fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
     store.bytes()
 }
 
-fn remove_old_copies(copies: &Path, kept: &[Kept]) {
+fn remove_old_copies(files: &Root, copies: &str, kept: &[Kept]) {
     let skyhooks: BTreeSet<&String> = kept.iter().map(|k| &k.skyhook).collect();
     for skyhook in skyhooks {
-        let directory = copies.join(skyhook);
+        let Ok(directory) = files.directory(Path::new(copies).join(skyhook)) else {
+            continue;
+        };
         let mut there: Vec<(SystemTime, String)> = Vec::new();
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if entry.path().join("config.json").exists()
-                && let Ok(time) = entry.metadata().and_then(|m| m.modified())
+        for name in directory.list("").unwrap_or_default() {
+            if directory.exists(Path::new(&name).join("config.json"))
+                && let Ok(time) = directory.metadata(&name).and_then(|m| m.modified())
             {
-                there.push((time, name));
+                there.push((time, name.to_string_lossy().into_owned()));
             }
         }
         let of_skyhook: Vec<&Kept> = kept.iter().filter(|k| k.skyhook == *skyhook).collect();
         for name in old_copies(there, &of_skyhook) {
-            if let Err(error) = remove_tree(&directory.join(&name)) {
+            if let Err(error) = directory.remove_tree(&name) {
                 tracing::warn!(copy = %name, error = %chain(&error), "an old copy cannot be removed");
             }
         }

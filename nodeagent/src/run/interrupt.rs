@@ -67,7 +67,7 @@ impl Agent {
             .journal_entry(owner, &interrupt)
             .filter(|_| is_observed || interrupt.kind == InterruptType::Reboot);
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
-        let (root, patience) = (self.host.root.clone(), self.settings.patience);
+        let (root, patience) = (self.host.files.path().to_owned(), self.settings.patience);
         tokio::task::spawn_local(async move {
             let waits = |reason: String| {
                 tracing::info!(%reason, "the interrupt waits");

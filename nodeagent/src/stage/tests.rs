@@ -1,3 +1,6 @@
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
@@ -48,9 +51,7 @@ impl TestHost {
 
     fn input(&self, stage: Stage) -> StageInput {
         StageInput {
-            host: Host {
-                root: self.directory.path().to_owned(),
-            },
+            host: Host::open(self.directory.path()).unwrap(),
             layout: Layout {
                 copy_root: "/var/lib/skyhook".into(),
                 log_root: "/var/log/skyhook".into(),
@@ -205,6 +206,24 @@ fn config_files_are_exact_and_what_steps_made_stays() {
     let bare = TestHost::new(modes(json!({})));
     bare.prepare(Stage::Apply);
     assert!(!bare.copy().join("configmaps").exists());
+}
+
+/// An image may have symlinks in the place of the directories that the agent fills.
+#[test]
+fn a_symlink_in_the_place_of_configmaps_or_node_metadata_is_replaced() {
+    let host = TestHost::new(modes(json!({})));
+    let outside = tempfile::tempdir().unwrap();
+    let mut input = host.input(Stage::Config);
+    input.package.config_map = [("key".to_owned(), "value".to_owned())].into();
+    input.metadata = [("labels.json".to_owned(), "{}".to_owned())].into();
+    for name in ["configmaps", "node-metadata"] {
+        symlink(outside.path(), host.copy().join(name)).unwrap();
+    }
+    prepare(input).unwrap();
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    for file in ["configmaps/key", "node-metadata/labels.json"] {
+        assert!(host.copy().join(file).is_file(), "{file}");
+    }
 }
 
 #[test]

@@ -91,7 +91,8 @@ fn what_is_mounted_in_a_copy_is_neither_removed_nor_counted() {
     assert!(status.success());
     assert!(disk_bytes(copies.path()) <= before, "{before}");
     assert!(disk_bytes(host.path()) >= 1 << 20);
-    remove_old_copies(copies.path(), &[kept("aa", "4.0.0", "aa-4.0.0-u-4")]);
+    let files = Root::open(copies.path()).unwrap();
+    remove_old_copies(&files, "/", &[kept("aa", "4.0.0", "aa-4.0.0-u-4")]);
     assert!(host.path().join("precious").exists());
     assert!(copy(1).join("config.json").exists(), "left as it is");
     assert!(!copy(2).exists(), "nothing is mounted there");
