@@ -345,7 +345,7 @@ impl LocalRun {
                     waits: &|what| eprintln!("{what}"),
                 };
                 let done = async {
-                    let before = interrupter.observe(interrupt).await?;
+                    let before = interrupter.prepare(interrupt).await?;
                     interrupter.execute(interrupt, &before).await
                 };
                 done.await.map_err(|e| chain(&e))

@@ -45,6 +45,43 @@ fn a_corrupt_journal_is_kept_aside() {
 }
 
 #[test]
+fn a_parked_version_in_the_journal_of_an_earlier_agent_was_never_installed() {
+    let entry = |stage: &str, state: &str, more: &str| {
+        format!(
+            r#"{{"name":"a","version":"1","image":"r/a","stage":"{stage}","state":"{state}"{more}}}"#
+        )
+    };
+    let configured = r#","configured":{}"#;
+    let written = [
+        ("parked", entry("uninstall", "skipped", ""), false),
+        (
+            "parked, and installed before",
+            entry("uninstall", "skipped", configured),
+            true,
+        ),
+        ("uninstalling", entry("uninstall", "in_progress", ""), true),
+        ("applying", entry("apply", "in_progress", ""), true),
+        (
+            "of this agent",
+            entry("apply", "in_progress", r#","begun":false"#),
+            false,
+        ),
+    ];
+    for (name, entry, want) in written {
+        let run = r#""lease":"l","skyhook":{"name":"s","uid":"u"},"revision":"r","wanted":{},"nextStep":1,"bootId":"b""#;
+        let body = format!(
+            r#"{{"skyhooks":{{"s":{{"entries":{{"a|1":{entry}}}}}}},"run":{{{run},"entries":{{"a|1":{entry}}}}}}}"#
+        );
+        let text = format!("{MAGIC} {}\n{body}", digest(body.as_bytes()));
+        let state = decode(text.as_bytes()).expect(name);
+        let run = state.run.expect("it is there");
+        for entries in [&state.skyhooks["s"].entries, &run.entries] {
+            assert_eq!(entries["a|1"].begun, want, "{name}");
+        }
+    }
+}
+
+#[test]
 fn only_a_reboot_that_was_asked_for_keeps_the_epoch() {
     let journal = |boot: &str, epoch: &str, asked: Option<&str>| State {
         boot_id: boot.into(),

@@ -69,8 +69,8 @@ pub enum Event {
         lease: String,
         stands: bool,
     },
-    /// The units that are to be restarted, with their invocations now.
-    UnitsSeen {
+    /// Nothing is in the way of the interrupt any more. For units that are to be restarted: their invocations now.
+    InterruptPrepared {
         before: BTreeMap<String, String>,
     },
     /// Something holds the interrupt up.
@@ -156,8 +156,11 @@ pub enum Effect {
     WriteRunning { resource_version: String },
     /// Ask the API whether the lease still stands.
     LookAtLease,
-    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already; without
-    /// any, say first which there are.
+    /// Say which units are to be restarted; report a reboot, and wait for those who inhibit it.
+    PrepareInterrupt { owner: String, interrupt: Interrupt },
+    /// Do not go on to prepare the interrupt.
+    CallOffInterrupt,
+    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already.
     Interrupt {
         owner: String,
         interrupt: Interrupt,

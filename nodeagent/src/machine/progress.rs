@@ -188,16 +188,10 @@ pub struct Entry {
     pub image_state: ImageState,
     /// Whether a step of this version has begun on the host. Before that nothing of the version is there: it is not part
     /// of the Node's record, and it is forgotten when it is no longer wanted.
-    #[serde(default = "yes")]
     pub begun: bool,
     /// How often in a row the host went down under a step of the current stage.
     #[serde(default)]
     pub lost_with_host: u32,
-}
-
-/// Journals of earlier agents do not say it: what they hold counts as begun.
-const fn yes() -> bool {
-    true
 }
 
 /// One way of a package through its stages.
@@ -270,6 +264,9 @@ pub struct Cursor {
     /// Boot in which the supervisor was started; empty before that.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot_id: String,
+    /// The supervisor was told to end the step.
+    #[serde(default)]
+    pub is_to_end: bool,
     /// Checks that failed so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
@@ -307,6 +304,9 @@ pub struct Wave {
     /// Units that are restarted, with their invocations before that: another one is the restart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub before: BTreeMap<String, String>,
+    /// Members whose reboot is counted, though it was not asked for yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub counted: BTreeSet<String>,
 }
 
 /// How far a wave is.
@@ -317,14 +317,27 @@ pub enum WaveAt {
     Staging,
     /// The lease is looked at before the host is interrupted.
     Looking,
-    /// The interrupt was asked for in the boot `boot_id`.
+    /// The lease stands: the interrupt is prepared, or carried out, in the boot `boot_id`.
     Interrupting {
         owner: String,
         interrupt: Interrupt,
         boot_id: String,
+        #[serde(default)]
+        part: Part,
     },
     /// The interrupt failed; tried again at this time, in Unix milliseconds.
     Retry { at: i64 },
+}
+
+/// The two parts of an interrupt.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// Nothing was touched yet: units are looked up, or a reboot is reported and whoever inhibits it is waited for. A
+    /// stop or a pause calls the interrupt off.
+    Prepare,
+    /// Units are restarted, or the reboot is asked for. Journals of earlier agents do not tell the parts apart.
+    #[default]
+    Perform,
 }
 
 impl Entry {

@@ -89,8 +89,6 @@ pub(super) struct Agent {
     pub run_facts: Option<Rc<RunFacts>>,
     /// Registry credentials, read when the first image of a lease is pulled.
     pub credentials: Rc<OnceCell<Credentials>>,
-    /// Steps that were told to end.
-    pub ended_steps: std::collections::BTreeSet<u64>,
     /// Bytes of ours on the host's disk, as counted last.
     pub disk_bytes: Option<i64>,
     /// Revision that a stop names, whose packages were compared with those that run.
@@ -101,8 +99,8 @@ pub(super) struct Agent {
     pub quiet_until: Option<Instant>,
     /// Why this host cannot be worked on at all.
     pub unable: Option<String>,
-    /// A reboot that is asked for as soon as the lease's status says so.
-    pub reboot: Option<super::interrupt::Reboot>,
+    /// What is under way before the host is interrupted.
+    pub preparation: super::interrupt::Preparation,
     /// Steps of the machine that are not in the journal yet.
     pub staged: Option<Staged>,
 }
@@ -170,13 +168,12 @@ impl Agent {
             revisions: BTreeMap::new(),
             run_facts: None,
             credentials: Rc::default(),
-            ended_steps: std::collections::BTreeSet::new(),
             disk_bytes: None,
             compared: None,
             trouble: None,
             quiet_until: None,
             unable,
-            reboot: None,
+            preparation: super::interrupt::Preparation::default(),
             staged: None,
         };
         agent.count_disk();
@@ -342,7 +339,7 @@ impl Agent {
             }
         }
         self.write_status();
-        self.reboot_when_reported();
+        self.prepare_reboot_when_reported();
     }
 
     /// Nothing was done: the same inputs are tried again when there may be room.
@@ -470,7 +467,8 @@ impl Agent {
 
     /// When the agent has something to do that no note will announce.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let reboot = self.reboot.as_ref().map(|reboot| reboot.at_the_latest);
+        let reboot = self.preparation.reboot.as_ref();
+        let reboot = reboot.map(|reboot| reboot.at_the_latest);
         [
             self.machine_wake(),
             self.begin_at,

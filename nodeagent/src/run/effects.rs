@@ -45,19 +45,20 @@ impl Agent {
                 half,
                 index,
             } => self.adopt_step(key, id, half, index),
-            Effect::EndStep { id } => {
-                self.ended_steps.insert(id);
-                self.runner.end(id);
-            }
+            Effect::EndStep { id } => self.runner.end(id),
             Effect::WriteRunning { resource_version } => {
                 self.writer.want_running(resource_version);
             }
             Effect::LookAtLease => self.look(),
+            Effect::PrepareInterrupt { owner, interrupt } => {
+                self.prepare_interrupt(owner, interrupt);
+            }
+            Effect::CallOffInterrupt => self.call_off_interrupt(),
             Effect::Interrupt {
                 owner,
                 interrupt,
                 before,
-            } => self.interrupt(owner, interrupt, before),
+            } => self.interrupt(&owner, interrupt, before),
         }
     }
 
