@@ -23,9 +23,15 @@ use progress::{ImageState, Stopping};
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Stage, State};
 
+use crate::text;
+
 /// How often in a row the host may go down under a step before that counts as the step's failure: one that reboots the
 /// host by itself would do so at every boot.
 const LOSSES: u32 = 3;
+
+/// Failed checks of which the reason is kept, and how many bytes of each.
+const CHECKS: usize = 32;
+const CHECK_BYTES: usize = 512;
 
 /// How long a running step may go on after a stop that asks for the node back, before it is ended.
 const STOP_PATIENCE_MS: i64 = 30_000;
@@ -35,7 +41,7 @@ const STOP_PATIENCE_MS: i64 = 30_000;
 pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     let now = input.now;
     let mut effects = Vec::new();
-    match input.event {
+    match input.event.bounded() {
         Event::Begun => plan::begin(&mut p, now),
         Event::Restarted { boot_id } => restarted(&mut p, boot_id, now, &mut effects),
         Event::LeaseSeen(view) => lease_seen(&mut p, view, now, &mut effects),
@@ -217,7 +223,7 @@ fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
         if cursor.failed.is_empty() {
             stage_done(p, key, now);
         } else {
-            let reason = cursor.failed.join("; ");
+            let reason = text::joined(&cursor.failed);
             fail(p, key, Half::Check, reason, now);
         }
     } else if let Some(entry) = p.entries.get_mut(key) {
@@ -250,10 +256,19 @@ fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64)
     match (next.half, outcome) {
         (Half::Main, Outcome::Failed(reason)) => fail(p, key, Half::Main, reason, now),
         (Half::Check, Outcome::Failed(reason)) => {
-            next.failed.push(reason);
+            note_failed_check(&mut next.failed, &reason);
             go_to(p, key, next, now);
         }
         (Half::Main | Half::Check, Outcome::Succeeded) => go_to(p, key, next, now),
+    }
+}
+
+/// Keeps why a check failed, for the message and in the journal: of many checks the first.
+fn note_failed_check(failed: &mut Vec<String>, reason: &str) {
+    match failed.len() {
+        kept if kept < CHECKS => failed.push(text::cut(reason, CHECK_BYTES)),
+        CHECKS => failed.push("others failed as well".to_owned()),
+        _ => {}
     }
 }
 

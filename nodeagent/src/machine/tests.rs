@@ -3,6 +3,7 @@
 mod called_off;
 mod interrupts;
 mod lifecycle;
+mod messages;
 mod properties;
 mod reboots;
 mod record;
