@@ -1,8 +1,10 @@
-//! Step logs: a pair of files per run of a step, of which the newest five are kept.
+//! Step logs: a pair of files per run of a step, of which the newest five are kept. Other users of the host cannot read
+//! them: a step may print what is not for them.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's log writing")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -44,7 +46,10 @@ impl LogPair {
         let time = jiff::Timestamp::now().strftime("%Y-%m-%d-%H%M%S");
         let base = log.directory.join(format!("{}-{time}.log", log.step));
         let directory = base.parent().unwrap_or(&log.directory);
-        fs::create_dir_all(directory)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(directory)?;
         let pair = Self {
             out: Bounded::open(&base)?,
             err: Bounded::open(&with_err(&base))?,
@@ -87,7 +92,11 @@ impl LogPair {
 
 impl Bounded {
     fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)?;
         let written = file.metadata()?.len();
         Ok(Self {
             file: BufWriter::with_capacity(16 << 10, file),

@@ -22,6 +22,7 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 
 mod cgroup;
+mod masks;
 mod memory;
 mod output;
 mod result;
@@ -30,6 +31,8 @@ mod surroundings;
 pub use result::{OutOfMemory, StepResult};
 
 use crate::logs::{LogPair, Stream};
+use crate::secret::Secret;
+use masks::Masks;
 use memory::Kills;
 use output::{Output, Woken};
 
@@ -47,8 +50,11 @@ pub struct Spec {
     pub enter_host: bool,
     /// Absolute path below `root`.
     pub program: String,
-    pub arguments: Vec<String>,
-    pub environment: Vec<(String, String)>,
+    pub arguments: Vec<Secret>,
+    pub environment: Vec<(String, Secret)>,
+    /// Values that are masked in what the step prints.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
     /// Below `root`.
     pub working_directory: String,
     /// Where the logs go; unset: nowhere.
@@ -191,7 +197,8 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     let kills = Kills::now();
     let (mut result, output) = match start(spec) {
         Ok(mut child) => {
-            let mut output = Output::of(&mut child, spec.buffer_limit, log);
+            let mut output =
+                Output::of(&mut child, spec.buffer_limit, log, Masks::of(&spec.secrets));
             let result = watch(spec, &mut child, &mut output, signals);
             (result, Some(output))
         }
@@ -213,9 +220,9 @@ fn start(spec: &Spec) -> io::Result<Child> {
     let directory = spec.root.join(inside.strip_prefix("/").unwrap_or(inside));
     let mut command = Command::new(&spec.program);
     command
-        .args(&spec.arguments)
+        .args(spec.arguments.iter().map(Secret::reveal))
         .env_clear()
-        .envs(spec.environment.iter().map(|(k, v)| (k, v)))
+        .envs(spec.environment.iter().map(|(k, v)| (k, v.reveal())))
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
