@@ -68,6 +68,35 @@ pub struct State {
 }
 
 impl State {
+    /// Puts what an earlier lease than `lease` left on record for its own Skyhook.
+    pub fn put_aside(&mut self, lease: &str, now: i64) {
+        let Some(run) = self.run.take_if(|run| run.lease != lease) else {
+            return;
+        };
+        let record = Record {
+            lease: run.lease,
+            revision: run.revision,
+            since: now,
+            entries: run.entries,
+        };
+        self.skyhooks.insert(run.skyhook.name, record);
+        while self.skyhooks.len() > RECORDS {
+            let oldest = self.skyhooks.iter().min_by_key(|(_, record)| record.since);
+            let Some(name) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.skyhooks.remove(&name);
+        }
+    }
+
+    /// Forgets Skyhooks that are gone from the cluster and have left nothing on the host. True when there were any.
+    pub fn forget(&mut self, gone: &BTreeSet<String>) -> bool {
+        let before = self.skyhooks.len();
+        self.skyhooks
+            .retain(|name, record| !(gone.contains(name) && record.entries.is_empty()));
+        self.skyhooks.len() < before
+    }
+
     /// The epoch in the boot `boot_id`: a reboot that was asked for does not begin another.
     #[must_use]
     pub fn epoch_in(&self, boot_id: &str) -> String {
@@ -88,8 +117,15 @@ impl State {
 pub struct Record {
     /// UID of the lease that it was last reported under.
     pub lease: String,
+    /// Revision of that lease.
+    pub revision: String,
+    /// When another lease took its place, in Unix milliseconds.
+    pub since: i64,
     pub entries: Entries,
 }
+
+/// Skyhooks without a lease that a host remembers: the latest. For those before them the Node's record counts.
+const RECORDS: usize = 64;
 
 /// The journal's directory.
 #[derive(Debug)]

@@ -190,7 +190,7 @@ fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
 
 fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     // Before the step: what cannot be logged is run all the same.
-    let (mut log, log_problem) = match spec.log.as_ref().map(LogPair::create).transpose() {
+    let (mut log, log_problem) = match create_log(spec) {
         Ok(log) => (log, None),
         Err(e) => (None, Some(e.to_string())),
     };
@@ -213,6 +213,11 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     result.out_of_memory = kills.since(spec.memory_limit.as_deref());
     result.log_problem = log_problem.or_else(|| output.as_ref().and_then(Output::log_problem));
     (result, output)
+}
+
+fn create_log(spec: &Spec) -> io::Result<Option<LogPair>> {
+    let create = |log| LogPair::create(log, jiff::Timestamp::now());
+    spec.log.as_ref().map(create).transpose()
 }
 
 fn start(spec: &Spec) -> io::Result<Child> {

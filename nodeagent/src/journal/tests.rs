@@ -278,3 +278,36 @@ fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     journal.save(state("after")).unwrap();
     assert_eq!(Journal::open(&directory).unwrap().0.state, state("after"));
 }
+
+#[test]
+fn a_host_remembers_so_many_skyhooks() {
+    let run = |n: usize| Progress {
+        lease: format!("lease-{n}"),
+        revision: format!("revision-{n}"),
+        skyhook: skyhook_crds::lease::SkyhookRef {
+            name: format!("skyhook-{n:03}"),
+            ..Default::default()
+        },
+        ..Progress::default()
+    };
+    let mut state = State::default();
+    for n in 0..200 {
+        state.put_aside(&format!("lease-{n}"), 1_000 + i64::try_from(n).unwrap());
+        state.run = Some(run(n));
+    }
+    assert_eq!(state.skyhooks.len(), RECORDS);
+    let first = state.skyhooks.first_key_value().unwrap();
+    assert_eq!(first.0, "skyhook-135");
+    assert_eq!(first.1.revision, "revision-135");
+    // What is gone is forgotten when it has left nothing.
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle();
+    let left = world.progress().entries.clone();
+    state.skyhooks.get_mut("skyhook-136").unwrap().entries = left;
+    let gone = ["skyhook-135", "skyhook-136"].map(str::to_owned).into();
+    assert!(state.forget(&gone));
+    assert!(!state.skyhooks.contains_key("skyhook-135"));
+    assert!(state.skyhooks.contains_key("skyhook-136"));
+    assert!(!state.forget(&gone));
+}
