@@ -89,6 +89,11 @@ fn leased(
     if let Some(reason) = away(view, node) {
         return reason;
     }
+    // What the agent said in the boot before is history.
+    if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
+        let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
+        return working(Word::AwaitingAgent, message.to_owned());
+    }
     let failed = status
         .packages
         .values()
