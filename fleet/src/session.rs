@@ -52,7 +52,7 @@ pub enum Held {
     #[error("the last attempt asked for patience")]
     NotYet,
     #[error(transparent)]
-    Broken(#[from] Broken),
+    Refused(#[from] Broken),
 }
 
 impl<'a> Session<'a> {
@@ -137,9 +137,9 @@ impl<'a> Session<'a> {
             }
             match self.begin(&effect, now) {
                 Ok(()) => return Some(Ok(effect)),
-                Err(Held::Broken(rule)) if self.is_fresh => return Some(Err((effect, rule))),
+                Err(Held::Refused(rule)) if self.is_fresh => return Some(Err((effect, rule))),
                 // The next plan thinks of it again.
-                Err(Held::Broken(_) | Held::NotYet) => {}
+                Err(Held::Refused(_) | Held::NotYet) => {}
             }
         }
     }
@@ -261,7 +261,7 @@ const fn is_create(effect: &Effect) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effect::Version;
+    use crate::effect::AsOf;
     use crate::plan::why;
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
         let mut session = Session::new(&settings);
         let effect = Effect::GrantLease {
             node: "n1".into(),
-            at: Version {
+            at: AsOf {
                 uid: "u".into(),
                 resource_version: "1".into(),
             },
@@ -323,7 +323,7 @@ mod tests {
     fn node_write(node: &str, why: &'static str) -> Effect {
         Effect::PatchNode {
             node: node.into(),
-            at: Version {
+            at: AsOf {
                 uid: "u".into(),
                 resource_version: "1".into(),
             },
