@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use skyhook_fleet::effect::{Effect, NodePatch, Version};
+use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
 use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
@@ -202,7 +202,7 @@ impl Applier {
     async fn skyhook_meta(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         finalizers: &[String],
         annotations: &Value,
     ) -> Result<Option<Change>, ApplyError> {
@@ -223,7 +223,7 @@ impl Applier {
     async fn skyhook_status(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         status: &skyhook_crds::SkyhookStatus,
     ) -> Result<Option<Change>, ApplyError> {
         // A replacement, not a merge: what is no longer in the status has to go. The server takes the rest of the
@@ -249,7 +249,7 @@ impl Applier {
     async fn node(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         patch: &NodePatch,
         wall: &str,
     ) -> Result<Option<Change>, ApplyError> {
@@ -302,7 +302,7 @@ impl Applier {
     async fn release_of_gone_node(
         &self,
         node: &str,
-        at: &Version,
+        at: &AsOf,
         node_uid: &str,
     ) -> Result<Option<Change>, ApplyError> {
         let nodes: Api<WireNode> = Api::all(self.client.clone());
@@ -321,7 +321,7 @@ impl Applier {
     async fn lease_spec(
         &self,
         node: &str,
-        at: &Version,
+        at: &AsOf,
         spec: &Value,
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
@@ -332,7 +332,7 @@ impl Applier {
     }
 
     /// Deletes, then takes the finalizer off what the delete returned: an agent's write in between is a conflict.
-    async fn delete_lease(&self, node: &str, at: &Version) -> Result<Option<Change>, ApplyError> {
+    async fn delete_lease(&self, node: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
         let error = |verb, source| failed(verb, "interruptionlease", node, source);
         let deleted = api
@@ -375,7 +375,7 @@ fn condition(condition: &WireCondition, wall: &str) -> Value {
 }
 
 /// What a write was decided on, as the API server checks it.
-fn guard(at: &Version) -> Value {
+fn guard(at: &AsOf) -> Value {
     json!({ "uid": at.uid, "resourceVersion": at.resource_version })
 }
 
@@ -408,7 +408,7 @@ fn manager() -> PatchParams {
     }
 }
 
-fn guarded_delete(at: &Version) -> DeleteParams {
+fn guarded_delete(at: &AsOf) -> DeleteParams {
     DeleteParams::default().preconditions(Preconditions {
         uid: Some(at.uid.clone()),
         resource_version: Some(at.resource_version.clone()),

@@ -7,10 +7,10 @@ use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{DrainState, InterruptionLease};
 use skyhook_crds::names;
 
-use crate::effect::{Effect, NodePatch, Version};
+use crate::effect::{AsOf, Effect, NodePatch};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
-use crate::plan::{advance, cordon};
+use crate::plan::{cordon, lease};
 use crate::settings::Settings;
 
 /// A safety rule that an effect would break.
@@ -146,7 +146,7 @@ pub fn check_counted(
 fn seen<'a>(
     index: &'a Index,
     node: &str,
-    at: &Version,
+    at: &AsOf,
 ) -> Option<(&'a LeaseFact, &'a InterruptionLease)> {
     let fact = index.picture.leases().get(node)?;
     let same = fact.uid == at.uid && fact.resource_version == at.resource_version;
@@ -199,7 +199,7 @@ fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
         return false;
     };
     let record = node.record(&lease.spec.skyhook.name);
-    protocol::release_reason(lease, Some(&advance::facts(node, record))).is_some()
+    protocol::release_reason(lease, Some(&lease::facts(node, record))).is_some()
 }
 
 fn grant(

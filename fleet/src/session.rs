@@ -59,7 +59,7 @@ pub enum Held {
     #[error("the last attempt asked for patience")]
     NotYet,
     #[error(transparent)]
-    Broken(#[from] Broken),
+    Refused(#[from] Broken),
 }
 
 impl<'a> Session<'a> {
@@ -152,9 +152,9 @@ impl<'a> Session<'a> {
             }
             match self.begin(&effect, now) {
                 Ok(()) => return Some(Ok(effect)),
-                Err(Held::Broken(rule)) if self.is_fresh => return Some(Err((effect, rule))),
+                Err(Held::Refused(rule)) if self.is_fresh => return Some(Err((effect, rule))),
                 // The next plan thinks of it again.
-                Err(Held::Broken(_) | Held::NotYet) => {}
+                Err(Held::Refused(_) | Held::NotYet) => {}
             }
         }
     }

@@ -46,7 +46,7 @@ proptest! {
         let effects = decide(session.index(), &settings, 0).effects;
         for effect in &effects {
             let begun = session.begin(effect, MONO);
-            prop_assert!(!matches!(begun, Err(Held::Broken(_))), "{begun:?}: {effect:?}");
+            prop_assert!(!matches!(begun, Err(Held::Refused(_))), "{begun:?}: {effect:?}");
         }
     }
 

@@ -10,7 +10,7 @@ use skyhook_crds::stage::{State, Status};
 
 use super::reason::{Reason, Word};
 use super::standing::{self, Standing};
-use super::{View, advance, seconds};
+use super::{View, lease, seconds};
 use crate::clocks::Mono;
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -74,7 +74,7 @@ fn leased(
     };
     if phase.is_terminal() {
         let record = node.record(&skyhook.name);
-        return match protocol::result_duty(lease, &advance::facts(node, record)) {
+        return match protocol::result_duty(lease, &lease::facts(node, record)) {
             ResultDuty::AwaitBoot => working(
                 Word::AwaitingNode,
                 "the kubelet has not reported the boot that the agent runs in".to_owned(),
