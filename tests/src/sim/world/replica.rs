@@ -298,12 +298,11 @@ impl<C: Core> World<'_, C> {
         running.pass_at = None;
         self.stats.passes += 1;
         let mono = Duration::from_millis(now - running.started);
-        running.session.expire(mono);
         if !leads {
+            running.session.rest(mono);
             return;
         }
-        let plan = running.session.plan(Now { mono, wall });
-        running.session.enqueue(plan.effects);
+        let wake_at = running.session.pass(Now { mono, wall });
         let mut begun = Vec::new();
         let mut broken = None;
         while let Some(next) = running.session.begin_next(mono) {
@@ -320,7 +319,7 @@ impl<C: Core> World<'_, C> {
             ));
             return;
         }
-        if let Some(at) = plan.wake_at {
+        if let Some(at) = wake_at {
             self.wake(index, mono, at, begun.is_empty());
         }
         self.begin(index, begun);
