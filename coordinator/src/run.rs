@@ -32,9 +32,9 @@ const DEBOUNCE: Duration = Duration::from_millis(2);
 /// Changes do not put a pass off for longer than this.
 const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// After a pass, changes are gathered for at least this many times as long as it took: deciding takes a fifth of the time
-/// at most, however large the cluster is.
-const SHARE: u32 = 4;
+/// After a pass, changes are gathered for at least this many times as long as it took: deciding takes a twentieth of the
+/// time at most, however large the cluster is.
+const SHARE: u32 = 20;
 
 /// How long the API server may take to answer everything that one effect asks of it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -105,14 +105,13 @@ pub async fn run(
             () = tokio::time::sleep(pause) => {}
         }
         let now = state.now();
-        state.session.expire(now.mono);
         ready.send_replace(state.session.index().is_synced());
         dirty = None;
         state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
-            state.session.enqueue(Vec::new());
+            state.session.rest(now.mono);
             continue;
         }
         wake_at = state.decide(now, &mut writes);
@@ -216,11 +215,10 @@ impl Loop<'_> {
 
     /// A pass: decides, and starts what is decided. Says when to look again.
     fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
-        let plan = self.session.plan(now);
+        self.session.pass(now);
         self.last_pass = self.now().mono.saturating_sub(now.mono);
-        self.session.enqueue(plan.effects);
         self.launch(writes);
-        self.session.wake_at(plan.wake_at, now.mono)
+        self.session.wake_at(now.mono)
     }
 
     /// How long changes are gathered, `least` or longer.

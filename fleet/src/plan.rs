@@ -33,7 +33,7 @@ use crate::picture::Picture;
 use crate::settings::Settings;
 use cache::{Cache, Counted, Rest};
 use ledger::Ledger;
-use status::Fleet;
+pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
 
 /// Why a Node is written, in words for the log. They say which writes go first as well.
 pub mod why {

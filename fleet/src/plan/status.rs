@@ -27,7 +27,7 @@ use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 use counts::Counts;
-pub use counts::{Fleet, SkyhookCounts};
+pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use message::{cut, names_of};
 
 /// The detail of a large Skyhook is written once per this long at most.
