@@ -180,8 +180,10 @@ impl Applier {
                     state,
                     since,
                     blockers,
+                    more,
                 } = drain;
-                let drain = json!({ "state": state, "since": since, "blockers": blockers });
+                let drain =
+                    json!({ "state": state, "since": since, "blockers": blockers, "more": more });
                 self.lease_spec(node, at, &json!({ "drain": drain })).await
             }
             Effect::SurveyPods {
@@ -259,6 +261,7 @@ impl Applier {
         metadata["annotations"] = json!(patch.annotations);
         metadata["labels"] = json!(patch.labels);
         let mut body = json!({ "metadata": metadata });
+        let mut cordoned = None;
         if let Some(unschedulable) = patch.unschedulable {
             // As the API server stores it: false is the absence of the field.
             body["spec"] = json!({ "unschedulable": unschedulable.then_some(true) });
@@ -267,6 +270,7 @@ impl Applier {
             if patch.conditions.is_empty() {
                 return Ok(Some(Change::Node(Box::new(written))));
             }
+            cordoned = Some(written.clone());
             body = json!({ "metadata": { "uid": at.uid, "resourceVersion": written.metadata.resource_version } });
         }
         if !patch.conditions.is_empty() {
@@ -280,7 +284,12 @@ impl Applier {
         let written = api
             .patch_status(name, &manager(), &Patch::Strategic(&body))
             .await;
-        let written = written.map_err(|source| failed("patch", "node status", name, source))?;
+        let written = match (written, cordoned) {
+            (Ok(written), _) => written,
+            // What was written is told of all the same; the conditions are decided on anew.
+            (Err(_), Some(cordoned)) => cordoned,
+            (Err(source), None) => return Err(failed("patch", "node status", name, source)),
+        };
         Ok(Some(Change::Node(Box::new(written))))
     }
 

@@ -19,7 +19,7 @@ use crate::leadership::Leadership;
 use crate::publish::Publisher;
 use crate::watch;
 use skyhook_fleet::effect::Effect;
-use skyhook_fleet::events::{self, EventFact};
+use skyhook_fleet::events::{self, Bound, EventFact};
 use skyhook_fleet::index::{Change, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::{self, Now};
@@ -62,6 +62,7 @@ pub async fn run(
     let mut state = Loop {
         session: Session::new(&deciding),
         publisher: Publisher::new(client.clone(), &settings.identity),
+        bound: Bound::default(),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
         last_pass: Duration::ZERO,
@@ -167,6 +168,7 @@ struct Loop<'a> {
     session: Session<'a>,
     applier: Applier,
     publisher: Publisher,
+    bound: Bound,
     started: Instant,
     /// How long the last pass took.
     last_pass: Duration,
@@ -218,7 +220,15 @@ impl Loop<'_> {
         self.session.pass(now);
         self.last_pass = self.now().mono.saturating_sub(now.mono);
         self.launch(writes);
-        self.session.wake_at(now.mono)
+        let sums = self.bound.sum_up(now.mono);
+        self.publisher.send(sums);
+        let wakes = self.session.wake_at(now.mono).into_iter();
+        wakes.chain(self.bound.due()).min()
+    }
+
+    fn publish(&mut self, events: Vec<EventFact>) {
+        let passed = self.bound.pass(events, self.now().mono);
+        self.publisher.send(passed);
     }
 
     /// How long changes are gathered, `least` or longer.
@@ -256,7 +266,7 @@ impl Loop<'_> {
     fn settle(&mut self, effect: &Effect, outcome: Outcome, events: Vec<EventFact>) {
         let target = effect.target();
         match &outcome {
-            Outcome::Done(_) => self.publisher.send(events),
+            Outcome::Done(_) => self.publish(events),
             Outcome::Stale => tracing::info!(
                 effect = effect.kind(),
                 ?target,
@@ -267,8 +277,8 @@ impl Loop<'_> {
             }
             Outcome::Refused { error } => {
                 tracing::error!(effect = effect.kind(), ?target, %error, "the API server refuses the write");
-                self.publisher
-                    .send(events::refused(self.session.index(), effect, error));
+                let refused = events::refused(self.session.index(), effect, error);
+                self.publish(refused);
             }
         }
         let mono = self.now().mono;
