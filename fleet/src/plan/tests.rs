@@ -13,6 +13,7 @@ use super::*;
 use crate::index::Index;
 use crate::testkit;
 
+mod cache;
 mod cordons;
 mod endings;
 mod host;
