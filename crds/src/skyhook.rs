@@ -258,6 +258,7 @@ impl Default for SkyhookStatus {
             nodes_omitted: 0,
             reasons: BTreeMap::new(),
             installed: BTreeMap::new(),
+            installed_omitted: 0,
             installed_unreadable: 0,
             node_boot_ids: BTreeMap::new(),
             node_priority: BTreeMap::new(),
