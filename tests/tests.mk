@@ -1,8 +1,9 @@
 .PHONY: bench-scale bench-plan
 
-# N nodes, P packages.
+# N nodes, P packages, SKYHOOKS Skyhooks at once; UPGRADE=0 ends after the roll-out.
 bench-scale: controlplane build release
-	@SKYHOOK_BIN_DIR=$(RELEASE) N=$(or $(N),50) P=$(or $(P),4) $(DEBUG)/bench_scale
+	@SKYHOOK_BIN_DIR=$(RELEASE) N=$(or $(N),50) P=$(or $(P),4) SKYHOOKS=$(or $(SKYHOOKS),1) \
+	    UPGRADE=$(or $(UPGRADE),1) $(DEBUG)/bench_scale
 
 # The planner alone on N nodes.
 bench-plan: setup

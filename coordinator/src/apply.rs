@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use skyhook_fleet::effect::{Effect, NodePatch, Version};
+use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
 use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
@@ -180,8 +180,10 @@ impl Applier {
                     state,
                     since,
                     blockers,
+                    more,
                 } = drain;
-                let drain = json!({ "state": state, "since": since, "blockers": blockers });
+                let drain =
+                    json!({ "state": state, "since": since, "blockers": blockers, "more": more });
                 self.lease_spec(node, at, &json!({ "drain": drain })).await
             }
             Effect::SurveyPods {
@@ -202,7 +204,7 @@ impl Applier {
     async fn skyhook_meta(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         finalizers: &[String],
         annotations: &Value,
     ) -> Result<Option<Change>, ApplyError> {
@@ -223,7 +225,7 @@ impl Applier {
     async fn skyhook_status(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         status: &skyhook_crds::SkyhookStatus,
     ) -> Result<Option<Change>, ApplyError> {
         // A replacement, not a merge: what is no longer in the status has to go. The server takes the rest of the
@@ -249,7 +251,7 @@ impl Applier {
     async fn node(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         patch: &NodePatch,
         wall: &str,
     ) -> Result<Option<Change>, ApplyError> {
@@ -259,6 +261,7 @@ impl Applier {
         metadata["annotations"] = json!(patch.annotations);
         metadata["labels"] = json!(patch.labels);
         let mut body = json!({ "metadata": metadata });
+        let mut cordoned = None;
         if let Some(unschedulable) = patch.unschedulable {
             // As the API server stores it: false is the absence of the field.
             body["spec"] = json!({ "unschedulable": unschedulable.then_some(true) });
@@ -267,6 +270,7 @@ impl Applier {
             if patch.conditions.is_empty() {
                 return Ok(Some(Change::Node(Box::new(written))));
             }
+            cordoned = Some(written.clone());
             body = json!({ "metadata": { "uid": at.uid, "resourceVersion": written.metadata.resource_version } });
         }
         if !patch.conditions.is_empty() {
@@ -280,7 +284,12 @@ impl Applier {
         let written = api
             .patch_status(name, &manager(), &Patch::Strategic(&body))
             .await;
-        let written = written.map_err(|source| failed("patch", "node status", name, source))?;
+        let written = match (written, cordoned) {
+            (Ok(written), _) => written,
+            // What was written is told of all the same; the conditions are decided on anew.
+            (Err(_), Some(cordoned)) => cordoned,
+            (Err(source), None) => return Err(failed("patch", "node status", name, source)),
+        };
         Ok(Some(Change::Node(Box::new(written))))
     }
 
@@ -302,7 +311,7 @@ impl Applier {
     async fn release_of_gone_node(
         &self,
         node: &str,
-        at: &Version,
+        at: &AsOf,
         node_uid: &str,
     ) -> Result<Option<Change>, ApplyError> {
         let nodes: Api<WireNode> = Api::all(self.client.clone());
@@ -321,7 +330,7 @@ impl Applier {
     async fn lease_spec(
         &self,
         node: &str,
-        at: &Version,
+        at: &AsOf,
         spec: &Value,
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
@@ -332,7 +341,7 @@ impl Applier {
     }
 
     /// Deletes, then takes the finalizer off what the delete returned: an agent's write in between is a conflict.
-    async fn delete_lease(&self, node: &str, at: &Version) -> Result<Option<Change>, ApplyError> {
+    async fn delete_lease(&self, node: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
         let error = |verb, source| failed(verb, "interruptionlease", node, source);
         let deleted = api
@@ -375,7 +384,7 @@ fn condition(condition: &WireCondition, wall: &str) -> Value {
 }
 
 /// What a write was decided on, as the API server checks it.
-fn guard(at: &Version) -> Value {
+fn guard(at: &AsOf) -> Value {
     json!({ "uid": at.uid, "resourceVersion": at.resource_version })
 }
 
@@ -408,7 +417,7 @@ fn manager() -> PatchParams {
     }
 }
 
-fn guarded_delete(at: &Version) -> DeleteParams {
+fn guarded_delete(at: &AsOf) -> DeleteParams {
     DeleteParams::default().preconditions(Preconditions {
         uid: Some(at.uid.clone()),
         resource_version: Some(at.resource_version.clone()),

@@ -19,7 +19,7 @@ use crate::leadership::Leadership;
 use crate::publish::Publisher;
 use crate::watch;
 use skyhook_fleet::effect::Effect;
-use skyhook_fleet::events::{self, EventFact};
+use skyhook_fleet::events::{self, Bound, EventFact};
 use skyhook_fleet::index::{Change, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::{self, Now};
@@ -32,9 +32,9 @@ const DEBOUNCE: Duration = Duration::from_millis(2);
 /// Changes do not put a pass off for longer than this.
 const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// After a pass, changes are gathered for at least this many times as long as it took: deciding takes a fifth of the time
-/// at most, however large the cluster is.
-const SHARE: u32 = 4;
+/// After a pass, changes are gathered for at least this many times as long as it took: deciding takes a twentieth of the
+/// time at most, however large the cluster is.
+const SHARE: u32 = 20;
 
 /// How long the API server may take to answer everything that one effect asks of it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -62,6 +62,7 @@ pub async fn run(
     let mut state = Loop {
         session: Session::new(&deciding),
         publisher: Publisher::new(client.clone(), &settings.identity),
+        bound: Bound::default(),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
         last_pass: Duration::ZERO,
@@ -105,14 +106,13 @@ pub async fn run(
             () = tokio::time::sleep(pause) => {}
         }
         let now = state.now();
-        state.session.expire(now.mono);
         ready.send_replace(state.session.index().is_synced());
         dirty = None;
         state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
             // The picture is kept warm, so that a hand-over costs no list.
             wake_at = None;
-            state.session.enqueue(Vec::new());
+            state.session.rest(now.mono);
             continue;
         }
         wake_at = state.decide(now, &mut writes);
@@ -168,6 +168,7 @@ struct Loop<'a> {
     session: Session<'a>,
     applier: Applier,
     publisher: Publisher,
+    bound: Bound,
     started: Instant,
     /// How long the last pass took.
     last_pass: Duration,
@@ -216,11 +217,18 @@ impl Loop<'_> {
 
     /// A pass: decides, and starts what is decided. Says when to look again.
     fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
-        let plan = self.session.plan(now);
+        self.session.pass(now);
         self.last_pass = self.now().mono.saturating_sub(now.mono);
-        self.session.enqueue(plan.effects);
         self.launch(writes);
-        self.session.wake_at(plan.wake_at, now.mono)
+        let sums = self.bound.sum_up(now.mono);
+        self.publisher.send(sums);
+        let wakes = self.session.wake_at(now.mono).into_iter();
+        wakes.chain(self.bound.due()).min()
+    }
+
+    fn publish(&mut self, events: Vec<EventFact>) {
+        let passed = self.bound.pass(events, self.now().mono);
+        self.publisher.send(passed);
     }
 
     /// How long changes are gathered, `least` or longer.
@@ -258,7 +266,7 @@ impl Loop<'_> {
     fn settle(&mut self, effect: &Effect, outcome: Outcome, events: Vec<EventFact>) {
         let target = effect.target();
         match &outcome {
-            Outcome::Done(_) => self.publisher.send(events),
+            Outcome::Done(_) => self.publish(events),
             Outcome::Stale => tracing::info!(
                 effect = effect.kind(),
                 ?target,
@@ -269,8 +277,8 @@ impl Loop<'_> {
             }
             Outcome::Refused { error } => {
                 tracing::error!(effect = effect.kind(), ?target, %error, "the API server refuses the write");
-                self.publisher
-                    .send(events::refused(self.session.index(), effect, error));
+                let refused = events::refused(self.session.index(), effect, error);
+                self.publish(refused);
             }
         }
         let mono = self.now().mono;

@@ -116,6 +116,17 @@ pub struct Drain {
     /// Pods that the drain waits for, and what keeps them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blockers: Vec<Blocker>,
+    /// Pods that the drain waits for beside those.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more: i32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_zero(n: &i32) -> bool {
+    *n == 0
 }
 
 /// States of a drain.

@@ -22,7 +22,7 @@ pub const IGNORE: &str = "skyhook.nvidia.com/ignore";
 pub const FORCE_RELEASE: &str = "skyhook.nvidia.com/force-release";
 /// Annotation on a Node: who cordoned it, and what was there before (JSON, [`crate::installed::CordonRecord`]).
 pub const CORDON_OWNERS: &str = "skyhook.nvidia.com/cordon-owners";
-/// Label on ControllerRevisions: the Skyhook's name (hashed when it is too long for a label value).
+/// Label on ControllerRevisions: the Skyhook's name, which is never too long for a label value ([`MAX_SKYHOOK_NAME`]).
 pub const REVISION_OF: &str = "skyhook.nvidia.com/name";
 
 /// Field manager of every write that the coordinator makes.

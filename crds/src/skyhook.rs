@@ -203,6 +203,9 @@ pub struct SkyhookStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub installed: BTreeMap<String, i32>,
+    /// Packages for which there is no room in installed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub installed_omitted: i32,
     /// Nodes whose package states cannot be read: what they carry is not in installed.
     #[serde(default)]
     pub installed_unreadable: i32,
@@ -255,6 +258,7 @@ impl Default for SkyhookStatus {
             nodes_omitted: 0,
             reasons: BTreeMap::new(),
             installed: BTreeMap::new(),
+            installed_omitted: 0,
             installed_unreadable: 0,
             node_boot_ids: BTreeMap::new(),
             node_priority: BTreeMap::new(),
@@ -399,8 +403,7 @@ impl SkyhookSpec {
             .map(|(key, package)| Ok((key.clone(), package.normalised(key)?)))
             .collect::<Result<BTreeMap<_, _>, InvalidPackage>>()?;
         graph::check(&packages)?;
-        let node_selector = selector(self.node_selectors.as_ref())
-            .map_err(|e| InvalidSkyhook::NodeSelectors(e.to_string()))?;
+        let node_selector = self.node_selector()?;
         let pods = selector(self.pod_non_interrupt_labels.as_ref())
             .map_err(|e| InvalidSkyhook::PodNonInterruptLabels(e.to_string()))?;
         let pods_to_wait_for = (!pods.selects_all()).then_some(pods);
@@ -411,6 +414,12 @@ impl SkyhookSpec {
             pods_to_wait_for,
             drain,
         })
+    }
+
+    /// The nodes that it is for, whatever else is wrong with it.
+    pub fn node_selector(&self) -> Result<Selector, InvalidSkyhook> {
+        selector(self.node_selectors.as_ref())
+            .map_err(|e| InvalidSkyhook::NodeSelectors(e.to_string()))
     }
 
     /// `a:1.0.0,b:2.0.0`, the order of names.
@@ -430,6 +439,14 @@ fn selector(given: Option<&LabelSelector>) -> Result<Selector, ParseExpressionEr
         || Ok(Selector::default()),
         |selector| Selector::try_from(selector.clone()),
     )
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_zero(n: &i32) -> bool {
+    *n == 0
 }
 
 #[cfg(test)]

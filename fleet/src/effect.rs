@@ -26,7 +26,7 @@ pub enum Target {
 
 /// An object as it was when the effect was decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Version {
+pub struct AsOf {
     pub uid: String,
     pub resource_version: String,
 }
@@ -37,18 +37,18 @@ pub enum Effect {
     /// Our finalizer, and the version annotation at first sight.
     AdoptSkyhook {
         name: String,
-        at: Version,
+        at: AsOf,
         finalizers: Vec<String>,
     },
     /// Our finalizer goes; nothing of ours is left on any node.
     ReleaseSkyhook {
         name: String,
-        at: Version,
+        at: AsOf,
         finalizers: Vec<String>,
     },
     WriteSkyhookStatus {
         name: String,
-        at: Version,
+        at: AsOf,
         status: Box<SkyhookStatus>,
     },
     CreateRevision {
@@ -61,12 +61,12 @@ pub enum Effect {
     /// A revision that is used again becomes the newest.
     RenumberRevision {
         name: String,
-        at: Version,
+        at: AsOf,
         number: i64,
     },
     PruneRevision {
         name: String,
-        at: Version,
+        at: AsOf,
     },
     /// Takes a slot.
     ReserveLease {
@@ -75,42 +75,42 @@ pub enum Effect {
     },
     GrantLease {
         node: String,
-        at: Version,
+        at: AsOf,
     },
     /// Sets or, with `None`, takes back the order to stop.
     StopLease {
         node: String,
-        at: Version,
+        at: AsOf,
         stop: Option<StopReason>,
         /// What the node is to be brought to instead, for `NewRevision`.
         revision: Option<String>,
     },
     SetDrain {
         node: String,
-        at: Version,
+        at: AsOf,
         drain: Drain,
     },
     /// Gives a slot back that no agent has accepted.
     WithdrawLease {
         node: String,
-        at: Version,
+        at: AsOf,
         why: Withdrawal,
     },
     /// Gives the slot back: the result is on the Node.
     ReleaseLease {
         node: String,
-        at: Version,
+        at: AsOf,
     },
     /// The same, once a live GET has shown that no Node with that UID exists.
     ReleaseLeaseOfGoneNode {
         node: String,
-        at: Version,
+        at: AsOf,
         node_uid: String,
     },
     /// A lease whose Skyhook is deleted or disabled, and whose agent did not stop in time: deletion has a way out.
     AbandonLease {
         node: String,
-        at: Version,
+        at: AsOf,
     },
     /// Lists the pods of a node that drains.
     SurveyPods {
@@ -132,7 +132,7 @@ pub enum Effect {
     /// Everything that has to change on one Node, in one write.
     PatchNode {
         node: String,
-        at: Version,
+        at: AsOf,
         patch: NodePatch,
         /// What for, each thing once.
         why: Vec<&'static str>,
@@ -301,7 +301,7 @@ impl Effect {
 
     /// The version that the effect was decided on; `None` for a create.
     #[must_use]
-    pub const fn decided_on(&self) -> Option<&Version> {
+    pub const fn decided_on(&self) -> Option<&AsOf> {
         match self {
             Self::AdoptSkyhook { at, .. }
             | Self::ReleaseSkyhook { at, .. }

@@ -1,6 +1,8 @@
 //! Events for people, derived from an effect and the picture that it was decided on: one per transition, because an
 //! effect is planned only when something differs. Failures are Warnings.
 
+mod bound;
+
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::StopReason;
 use skyhook_crds::names;
@@ -10,8 +12,10 @@ use skyhook_crds::stage::Status;
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
-use crate::plan::REAPPLY;
 use crate::plan::reason::{Withdrawal, Word};
+use crate::plan::{REAPPLY, why};
+
+pub use bound::Bound;
 
 /// The object that an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +64,9 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
                 uid: at.uid.clone(),
             };
             let mut events = of_node(index, &subject, node, patch);
+            if why.contains(&why::GRANT) {
+                events.extend(of_start(index, &subject, node));
+            }
             if why.contains(&REAPPLY) {
                 events.push(EventFact {
                     subject,
@@ -175,7 +182,35 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
     if let Some(problem) = invalid(new).filter(|problem| invalid(old).as_ref() != Some(problem)) {
         events.push(event(true, "Invalid", problem));
     }
+    // What does not go on before somebody does something.
+    for reason in ["AgentsRefused", "Blocked"] {
+        let of = |status: &SkyhookStatus| {
+            let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+            let ready = ready.filter(|ready| ready.reason == reason);
+            ready.map(|ready| ready.message.clone())
+        };
+        if let (Some(message), None) = (of(new), of(old)) {
+            events.push(event(true, reason, message));
+        }
+    }
+    let zero = Word::BudgetZero.to_string();
+    if new.reasons.contains_key(&zero) && !old.reasons.contains_key(&zero) {
+        let note = "interruptionBudget is 0: no node is started until it is raised";
+        events.push(event(true, "BudgetZero", note.to_owned()));
+    }
     events
+}
+
+/// Work on a node begins.
+fn of_start(index: &Index, subject: &Subject, node: &str) -> Option<EventFact> {
+    let lease = index.picture.leases().get(node)?.lease.as_ref().ok()?;
+    let skyhook = &lease.spec.skyhook.name;
+    Some(EventFact {
+        subject: subject.clone(),
+        warning: false,
+        reason: "Started",
+        note: format!("[skyhook:{skyhook}] begins on node [{node}]"),
+    })
 }
 
 fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> Vec<EventFact> {

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
+use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::Value;
 use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
@@ -272,6 +273,8 @@ pub struct SkyhookFact {
     pub spec: Arc<SkyhookSpec>,
     /// The checked spec with its revision, or why the Skyhook is parked.
     pub checked: Result<Arc<Checked>, String>,
+    /// The nodes that it is for although it cannot be rolled out.
+    pub(crate) parked_over: Option<Selector>,
     pub status: Option<SkyhookStatus>,
 }
 
@@ -305,7 +308,12 @@ impl SkyhookFact {
                 data,
             }))
         });
+        let parked_over = match (&checked, &decoded) {
+            (Err(_), Ok(spec)) => spec.node_selector().ok(),
+            (Ok(_), _) | (_, Err(_)) => None,
+        };
         Self {
+            parked_over,
             resource_version: metadata.resource_version.unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
             deleting: metadata.deletion_timestamp.is_some(),
@@ -339,6 +347,16 @@ impl SkyhookFact {
     #[must_use]
     pub fn is_active(&self) -> bool {
         !self.deleting && !self.is_paused() && !self.is_disabled() && self.checked.is_ok()
+    }
+
+    /// True when it is for the node and cannot be rolled out: whether the node has what it asks for is not known, and who
+    /// comes after it waits.
+    #[must_use]
+    pub fn is_parked_over(&self, node: &NodeFact) -> bool {
+        use kube::core::SelectorExt as _;
+        self.parked_over
+            .as_ref()
+            .is_some_and(|selector| selector.matches(&node.labels))
     }
 
     /// True when it selects the node. One that is parked selects nothing.

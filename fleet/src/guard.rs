@@ -7,10 +7,10 @@ use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{DrainState, InterruptionLease};
 use skyhook_crds::names;
 
-use crate::effect::{Effect, NodePatch, Version};
+use crate::effect::{AsOf, Effect, NodePatch};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
-use crate::plan::{advance, cordon};
+use crate::plan::{cordon, lease};
 use crate::settings::Settings;
 
 /// A safety rule that an effect would break.
@@ -62,13 +62,13 @@ fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
 
 /// Says which rule the effect would break, if any.
 pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), Broken> {
-    check_counted(index, &mut None, settings, effect)
+    check_counted(index, &mut Counts::default(), settings, effect)
 }
 
-/// The same for many effects on one picture: `counts` is what was counted of it so far.
+/// The same for many effects: `counts` is what was counted so far.
 pub fn check_counted(
     index: &Index,
-    counts: &mut Option<Counts>,
+    counts: &mut Counts,
     settings: &Settings,
     effect: &Effect,
 ) -> Result<(), Broken> {
@@ -81,7 +81,6 @@ pub fn check_counted(
         }
         Effect::GrantLease { node, at } => {
             let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
-            let counts = counts.get_or_insert_with(|| Counts::new(index));
             grant(index, counts, settings, fact, lease)
         }
         Effect::SetDrain { node, at, drain } => {
@@ -146,7 +145,7 @@ pub fn check_counted(
 fn seen<'a>(
     index: &'a Index,
     node: &str,
-    at: &Version,
+    at: &AsOf,
 ) -> Option<(&'a LeaseFact, &'a InterruptionLease)> {
     let fact = index.picture.leases().get(node)?;
     let same = fact.uid == at.uid && fact.resource_version == at.resource_version;
@@ -199,12 +198,12 @@ fn is_recorded(index: &Index, node: &str, lease: &InterruptionLease) -> bool {
         return false;
     };
     let record = node.record(&lease.spec.skyhook.name);
-    protocol::release_reason(lease, Some(&advance::facts(node, record))).is_some()
+    protocol::release_reason(lease, Some(&lease::facts(node, record))).is_some()
 }
 
 fn grant(
     index: &Index,
-    counts: &Counts,
+    counts: &mut Counts,
     settings: &Settings,
     fact: &LeaseFact,
     lease: &InterruptionLease,
@@ -214,7 +213,7 @@ fn grant(
         .skyhooks()
         .get(&lease.spec.skyhook.name)
         .ok_or(Broken::GrantBeyondBudget)?;
-    if !counts.fit(settings, skyhook, &fact.node) {
+    if !counts.fit(index, settings, skyhook, &fact.node) {
         return Err(Broken::GrantBeyondBudget);
     }
     let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
@@ -232,61 +231,65 @@ fn grant(
     }
 }
 
-/// What the guard counts for itself, so that a slip in the planner's ledger is not in both. Holds until the picture
-/// changes.
-#[derive(Debug)]
-pub struct Counts {
-    /// Leases and unseen creates of ours, by UID of the Skyhook.
-    used: BTreeMap<String, usize>,
-    /// Leases that cannot be read: whose they are is not known, so they count for each.
-    unreadable: usize,
-    total: usize,
+/// What the guard counts for itself, so that a slip in the planner's ledger is not in both: leases as the picture tallies
+/// them, nodes once for each pass, since what is decided stands on that pass.
+#[derive(Debug, Default)]
+pub struct Counts(Option<Nodes>);
+
+#[derive(Debug, Default)]
+struct Nodes {
     /// Selected nodes, by UID of the Skyhook.
     selected: BTreeMap<String, usize>,
     control_planes: BTreeSet<String>,
 }
 
 impl Counts {
+    /// What is checked from now on was decided in another pass.
+    pub fn a_pass_was_made(&mut self) {
+        self.0 = None;
+    }
+
+    /// True when the leases of a picture fit the budgets that a lease of `skyhook` on `node` falls under.
+    fn fit(
+        &mut self,
+        index: &Index,
+        settings: &Settings,
+        skyhook: &SkyhookFact,
+        node: &str,
+    ) -> bool {
+        let nodes = self.0.get_or_insert_with(|| Nodes::new(index));
+        let leases = index.picture.leases();
+        let unseen = index.inflight.creates();
+        let unseen = unseen.filter(|(node, _)| !leases.contains_key(*node));
+        let unseen: Vec<&str> = unseen.map(|(_, uid)| uid).collect();
+        let ours = unseen.iter().filter(|uid| **uid == skyhook.uid).count();
+        let used = index.picture.tally().counting_against(&skyhook.uid) + ours;
+        let selected = nodes.selected.get(&skyhook.uid);
+        let selected = selected.copied().unwrap_or_default();
+        let budget = skyhook.spec.interruption_budget.as_ref();
+        let slots = budget.map_or(selected, |budget| budget.slots(selected));
+        let cap = settings.max_concurrent_nodes.unwrap_or(usize::MAX);
+        let leased = nodes.control_planes.iter();
+        let leased = leased.filter(|name| leases.contains_key(*name)).count();
+        let alone = !nodes.control_planes.contains(node) || leased == 1;
+        used <= slots && leases.len() + unseen.len() <= cap && alone
+    }
+}
+
+impl Nodes {
     fn new(index: &Index) -> Self {
-        let mut used: BTreeMap<String, usize> = BTreeMap::new();
-        let leases = || index.picture.leases().values();
-        let unseen = index
-            .inflight
-            .creates()
-            .filter(|(node, _)| !index.picture.leases().contains_key(*node));
-        let known = leases().filter_map(LeaseFact::skyhook_uid);
-        for uid in known.chain(unseen.map(|(_, uid)| uid)) {
-            *used.entry(uid.to_owned()).or_default() += 1;
-        }
-        let unreadable = leases().filter(|fact| fact.lease.is_err()).count();
-        let selected = index.picture.skyhooks().values().map(|skyhook| {
+        let skyhooks = index.picture.skyhooks().values();
+        let selected = skyhooks.map(|skyhook| {
             let nodes = index.picture.nodes().values();
             let selected = nodes.filter(|node| skyhook.selects(node)).count();
             (skyhook.uid.clone(), selected)
         });
-        let control_planes = leases().filter(|fact| {
-            let node = index.picture.nodes().get(&fact.node);
-            node.is_some_and(NodeFact::is_control_plane)
-        });
+        let nodes = index.picture.nodes().values();
+        let control_planes = nodes.filter(|node| node.is_control_plane());
         Self {
-            total: used.values().sum::<usize>() + unreadable,
-            used,
-            unreadable,
             selected: selected.collect(),
-            control_planes: control_planes.map(|fact| fact.node.clone()).collect(),
+            control_planes: control_planes.map(|node| node.name.clone()).collect(),
         }
-    }
-
-    /// True when the leases of a picture fit the budgets that a lease of `skyhook` on `node` falls under.
-    fn fit(&self, settings: &Settings, skyhook: &SkyhookFact, node: &str) -> bool {
-        let of = |counts: &BTreeMap<String, usize>| counts.get(&skyhook.uid).copied();
-        let selected = of(&self.selected).unwrap_or_default();
-        let used = of(&self.used).unwrap_or_default() + self.unreadable;
-        let budget = skyhook.spec.interruption_budget.as_ref();
-        let slots = budget.map_or(selected, |budget| budget.slots(selected));
-        let cap = settings.max_concurrent_nodes.unwrap_or(usize::MAX);
-        let alone = !self.control_planes.contains(node) || self.control_planes.len() == 1;
-        used <= slots && self.total <= cap && alone
     }
 }
 

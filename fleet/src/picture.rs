@@ -6,6 +6,7 @@
 
 mod ids;
 mod read;
+mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,7 @@ use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireNode, Wir
 
 use ids::Ids;
 pub use ids::{NodeId, Tick};
+pub use tally::Tally;
 
 /// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +86,7 @@ pub struct Picture {
     nodes: BTreeMap<String, NodeFact>,
     skyhooks: BTreeMap<String, SkyhookFact>,
     leases: BTreeMap<String, LeaseFact>,
+    tally: Tally,
     revisions: BTreeMap<String, RevisionFact>,
     policies: BTreeSet<String>,
     agents_refused: Option<String>,
@@ -176,12 +179,16 @@ impl Picture {
             version: lease.resource_version.clone(),
             decides: true,
         };
-        self.leases.insert(lease.node.clone(), lease);
+        self.tally.comes(&lease);
+        if let Some(before) = self.leases.insert(lease.node.clone(), lease) {
+            self.tally.goes(&before);
+        }
         changed
     }
 
     pub(crate) fn lease_gone(&mut self, node: &str) -> Changed {
-        let was_there = self.leases.remove(node).is_some();
+        let before = self.leases.remove(node);
+        let was_there = before.inspect(|lease| self.tally.goes(lease)).is_some();
         self.release(node);
         Changed::Gone {
             target: Target::Lease(node.to_owned()),
@@ -321,6 +328,12 @@ impl Picture {
     #[must_use]
     pub const fn leases(&self) -> &BTreeMap<String, LeaseFact> {
         &self.leases
+    }
+
+    /// How many leases there are of each Skyhook.
+    #[must_use]
+    pub const fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// By name.

@@ -6,10 +6,10 @@
 
 pub mod admit;
 mod adopt;
-pub mod advance;
 pub mod cache;
 pub mod cordon;
 pub mod drain;
+pub mod lease;
 pub mod ledger;
 mod reapply;
 pub mod reason;
@@ -26,14 +26,14 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::clocks::{Clocks, Mono};
-use crate::effect::{Effect, NodePatch, Target, Version};
+use crate::effect::{AsOf, Effect, NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::inflight::{Inflight, REMEMBERED};
 use crate::picture::Picture;
 use crate::settings::Settings;
 use cache::{Cache, Counted, Rest};
 use ledger::Ledger;
-use status::Fleet;
+pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
 
 /// Why a Node is written, in words for the log. They say which writes go first as well.
 pub mod why {
@@ -101,7 +101,7 @@ impl Cache {
         let mut rows = scan::rows(view, &skyhooks, &order, self);
         let cap = view.settings.max_concurrent_nodes;
         let mut ledger = Ledger::new(cap, &rows, &order, self);
-        advance::leases(view, &rows, &order, &ledger, self, &mut draft);
+        lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
         reapply::nodes(view, &rows, &order, &mut draft);
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
         cordon::sweep(view, &rows, &order, self, &mut draft);
@@ -269,14 +269,14 @@ impl<'a> Draft<'a> {
     }
 }
 
-pub(crate) fn version(uid: &str, resource_version: &str) -> Version {
-    Version {
+pub(crate) fn version(uid: &str, resource_version: &str) -> AsOf {
+    AsOf {
         uid: uid.to_owned(),
         resource_version: resource_version.to_owned(),
     }
 }
 
-pub use advance::VERSION;
+pub use lease::VERSION;
 pub use rollup::seconds;
 pub(crate) use why::REAPPLY;
 

@@ -137,14 +137,14 @@ fn node(patch: &NodePatch, hasher: &mut DefaultHasher) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::effect::Version;
+    use crate::effect::AsOf;
 
     fn patch(node: &str, label: &str, reason: &str) -> Effect {
         let mut patch = NodePatch::default().annotation(&names::reason("s"), Some(reason.into()));
         patch.labels.insert("status".into(), Some(label.into()));
         Effect::PatchNode {
             node: node.into(),
-            at: Version {
+            at: AsOf {
                 uid: "u".into(),
                 // Each time over another version.
                 resource_version: reason.into(),

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 use std::time::Duration;
 
 use skyhook_crds::lease::StopReason;
@@ -12,9 +13,10 @@ use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
 use crate::index::{Change, Index};
 use crate::outcome::Outcome;
-use crate::plan::cache::Cache;
+use crate::picture::Tick;
+use crate::plan::cache::{Cache, Counted};
 use crate::plan::reason::{Withdrawal, Word};
-use crate::plan::{Now, Plan};
+use crate::plan::{Fleet, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
@@ -34,8 +36,14 @@ pub struct Session<'a> {
     index: Index,
     settings: &'a Settings,
     cache: Cache,
-    /// What the guard has counted of the picture as it stands.
-    counts: Option<guard::Counts>,
+    /// The state of the picture that the last pass saw; `None` when the next pass is not to be left out.
+    planned: Option<Tick>,
+    /// When the last pass wanted to be woken.
+    plan_wakes_at: Option<Mono>,
+    /// How far the fleet was in the last pass.
+    fleet: Arc<Fleet>,
+    /// What the guard has counted.
+    counts: guard::Counts,
     queue: Queue,
     /// True until something changed since the queue was decided.
     is_fresh: bool,
@@ -59,7 +67,7 @@ pub enum Held {
     #[error("the last attempt asked for patience")]
     NotYet,
     #[error(transparent)]
-    Broken(#[from] Broken),
+    Refused(#[from] Broken),
 }
 
 impl<'a> Session<'a> {
@@ -70,7 +78,10 @@ impl<'a> Session<'a> {
             index: Index::default(),
             settings,
             cache: Cache::default(),
-            counts: None,
+            planned: None,
+            plan_wakes_at: None,
+            fleet: Arc::default(),
+            counts: guard::Counts::default(),
             queue: Queue::default(),
             is_fresh: true,
             ordinary: 0,
@@ -93,13 +104,13 @@ impl<'a> Session<'a> {
     pub fn start_from(&mut self, index: Index) {
         self.index = index;
         self.cache = Cache::default();
-        self.counts = None;
+        self.planned = None;
+        self.counts = guard::Counts::default();
         self.is_fresh = true;
     }
 
     /// Takes a change in. Says whether anything that decisions depend on changed.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
-        self.counts = None;
         self.is_fresh = false;
         // What is decided stands on what its Skyhook asks for, and on whole lists.
         if matches!(
@@ -111,18 +122,52 @@ impl<'a> Session<'a> {
         self.index.apply(change, now)
     }
 
+    /// A pass: decides, and queues what is decided in place of what was decided before. Does nothing while nothing has
+    /// changed since the pass before and nothing is due.
+    pub fn pass(&mut self, now: Now) {
+        let is_due = self.wake_at(now.mono).is_some_and(|at| at <= now.mono);
+        self.expire(now.mono);
+        let seen = self.index.picture().changed();
+        if self.planned == Some(seen) && !is_due {
+            return;
+        }
+        let plan = self.plan(now);
+        self.enqueue(plan.effects);
+        self.plan_wakes_at = plan.wake_at;
+        self.fleet = Arc::new(plan.fleet);
+        self.planned = Some(seen);
+    }
+
+    /// When to decide again at the latest: as the last plan says, and when what has to wait may be tried again.
+    #[must_use]
+    pub fn wake_at(&self, now: Mono) -> Option<Mono> {
+        let waits = self.retry_at.values().chain(self.paced.values()).copied();
+        let waits = waits.chain((self.not_before > now).then_some(self.not_before));
+        waits.chain(self.plan_wakes_at).min()
+    }
+
+    /// Forgets what is decided: another replica leads.
+    pub fn rest(&mut self, now: Mono) {
+        self.expire(now);
+        self.enqueue(Vec::new());
+    }
+
+    /// How far the fleet was in the last pass.
+    #[must_use]
+    pub fn fleet(&self) -> Arc<Fleet> {
+        Arc::clone(&self.fleet)
+    }
+
+    /// What the last pass computed anew.
+    #[must_use]
+    pub const fn counted(&self) -> Counted {
+        self.cache.counted()
+    }
+
     /// Decides.
     #[must_use]
     pub fn plan(&mut self, now: Now) -> Plan {
         self.cache.plan(&self.index.view(self.settings, now))
-    }
-
-    /// When to decide again at the latest: as the plan says, and when what has to wait may be tried again.
-    #[must_use]
-    pub fn wake_at(&self, planned: Option<Mono>, now: Mono) -> Option<Mono> {
-        let waits = self.retry_at.values().chain(self.paced.values()).copied();
-        let waits = waits.chain((self.not_before > now).then_some(self.not_before));
-        waits.chain(planned).min()
     }
 
     /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been
@@ -131,6 +176,8 @@ impl<'a> Session<'a> {
         effects.sort_by_cached_key(|effect| self.index.inflight.written(&effect.target()));
         self.queue = Queue::new(effects);
         self.is_fresh = true;
+        self.planned = None;
+        self.counts.a_pass_was_made();
     }
 
     /// Begins the next effect that may be under way beside those that are. What was decided on a picture that has changed
@@ -148,13 +195,14 @@ impl<'a> Session<'a> {
                 |class: Class| busy < most && (class.is_urgent() || ordinary < most - kept);
             let effect = self.queue.next(may_start)?;
             if !self.is_fresh && !self.index.still_holds(&effect) {
+                self.planned = None;
                 continue;
             }
             match self.begin(&effect, now) {
                 Ok(()) => return Some(Ok(effect)),
-                Err(Held::Broken(rule)) if self.is_fresh => return Some(Err((effect, rule))),
+                Err(Held::Refused(rule)) if self.is_fresh => return Some(Err((effect, rule))),
                 // The next plan thinks of it again.
-                Err(Held::Broken(_) | Held::NotYet) => {}
+                Err(Held::Refused(_) | Held::NotYet) => self.planned = None,
             }
         }
     }
@@ -173,15 +221,11 @@ impl<'a> Session<'a> {
         self.retry_at.remove(&target);
         self.index.begins(effect);
         self.ordinary += usize::from(!Class::of(effect).is_urgent());
-        if let Effect::ReserveLease { .. } = effect {
-            self.counts = None;
-        }
         Ok(())
     }
 
     /// Takes in what came of an effect.
     pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
-        self.counts = None;
         self.is_fresh = false;
         let target = effect.target();
         if self.index.ends(effect) && !Class::of(effect).is_urgent() {

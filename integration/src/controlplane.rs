@@ -238,10 +238,18 @@ impl ControlPlane {
 
     /// All requests by who made them, when [`Options::audit`] is on.
     pub fn audit_counts(&self) -> Result<AuditCounts> {
+        AuditCounts::parse(&self.audit_log()?)
+    }
+
+    /// The addresses that a user asked for with a verb, in their order, when [`Options::audit`] is on.
+    pub fn audit_uris(&self, user: &str, verb: &str) -> Result<Vec<String>> {
+        counters::uris(&self.audit_log()?, user, verb)
+    }
+
+    fn audit_log(&self) -> Result<String> {
         let path = self.dir.join("audit.log");
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("no audit log {}: set Options::audit", path.display()))?;
-        AuditCounts::parse(&text)
+        fs::read_to_string(&path)
+            .with_context(|| format!("no audit log {}: set Options::audit", path.display()))
     }
 }
 

@@ -52,6 +52,7 @@ async fn it_lints_and_renders_with_every_switch() -> Result<()> {
             "controllerManager.selectors.role=infra,controllerManager.replicas=1",
         ],
         &["--set", "estimatedNodeCount=5000,estimatedPackageCount=4"],
+        &["--set", "flowControl.enabled=false"],
     ] {
         lint(args).await?;
         let objects = render(args).await?;
@@ -230,5 +231,128 @@ async fn no_role_is_wider_than_it_says() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// A LimitRange of the namespace would bind the coordinator and the agents as well, and make a CPU request above its
+/// limit invalid.
+#[tokio::test]
+async fn what_steps_may_use_binds_nobody_else() -> Result<()> {
+    if !chart_can_run("what_steps_may_use_binds_nobody_else").await {
+        return Ok(());
+    }
+    let flags = |objects: &[Value]| -> Result<Vec<String>> {
+        let agent = find(objects, "DaemonSet", AGENT)?;
+        let args = agent["spec"]["template"]["spec"]["containers"][0]["args"].as_array();
+        let args = args.context("the agent has arguments")?.iter();
+        let flags = args.filter_map(Value::as_str);
+        let defaults = flags.filter(|flag| flag.starts_with("--default-"));
+        Ok(defaults.map(str::to_owned).collect())
+    };
+    let request = "controllerManager.manager.resources.requests.cpu=1";
+    for (args, want) in [
+        (
+            &["--set", request][..],
+            &[
+                "--default-cpu-limit=500m",
+                "--default-memory-limit=512Mi",
+                "--default-cpu-request=250m",
+                "--default-memory-request=256Mi",
+            ][..],
+        ),
+        (&["--set", "limitRange=null"], &[]),
+        (
+            &[
+                "--set",
+                "limitRange.default.cpu=2,limitRange.default.memory=null,limitRange.defaultRequest=null",
+            ],
+            &["--default-cpu-limit=2"],
+        ),
+    ] {
+        let objects = render(args).await?;
+        ensure!(
+            objects.iter().all(|o| o["kind"] != "LimitRange"),
+            "{args:?}"
+        );
+        assert_eq!(flags(&objects)?, want, "{args:?}");
+        for (kind, name) in [("Deployment", COORDINATOR), ("DaemonSet", AGENT)] {
+            let pod = &find(&objects, kind, name)?["spec"]["template"]["spec"];
+            let limits = &pod["containers"][0]["resources"]["limits"];
+            ensure!(limits["cpu"].is_null(), "{name} is throttled: {limits}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn requests_of_each_part_have_a_level_of_their_own() -> Result<()> {
+    if !chart_can_run("requests_of_each_part_have_a_level_of_their_own").await {
+        return Ok(());
+    }
+    let objects = render(&[]).await?;
+    for (name, accounts) in [
+        (
+            COORDINATOR,
+            &[COORDINATOR, "skyhook-skyhook-operator-skyhook-cleanup"][..],
+        ),
+        (AGENT, &[AGENT]),
+    ] {
+        let schema = &find(&objects, "FlowSchema", name)?["spec"];
+        assert_eq!(schema["priorityLevelConfiguration"]["name"], name);
+        let subjects = schema["rules"][0]["subjects"]
+            .as_array()
+            .context("subjects")?;
+        let named: Vec<_> = subjects
+            .iter()
+            .map(|s| &s["serviceAccount"]["name"])
+            .collect();
+        assert_eq!(named, accounts);
+        find(&objects, "PriorityLevelConfiguration", name)?;
+    }
+    let without = render(&["--set", "flowControl.enabled=false"]).await?;
+    ensure!(without.iter().all(|o| o["kind"] != "FlowSchema"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn pods_go_where_they_can_work() -> Result<()> {
+    if !chart_can_run("pods_go_where_they_can_work").await {
+        return Ok(());
+    }
+    let objects = render(&["--set", "agent.nodeSelector.pool=gpu"]).await?;
+    let cleanup = "skyhook-skyhook-operator-skyhook-cleanup";
+    for (kind, name) in [
+        ("Deployment", COORDINATOR),
+        ("DaemonSet", AGENT),
+        ("Job", cleanup),
+    ] {
+        let pod = &find(&objects, kind, name)?["spec"]["template"]["spec"];
+        assert_eq!(pod["nodeSelector"]["kubernetes.io/os"], "linux", "{name}");
+    }
+    let agent = &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"];
+    assert_eq!(agent["nodeSelector"]["pool"], "gpu");
+    ensure!(
+        agent["affinity"].to_string().contains("fargate"),
+        "{}",
+        agent["affinity"]
+    );
+    let coordinator = &find(&objects, "Deployment", COORDINATOR)?["spec"]["template"]["spec"];
+    assert_eq!(coordinator["priorityClassName"], "system-cluster-critical");
+    let tolerations = coordinator["tolerations"]
+        .as_array()
+        .context("tolerations")?;
+    for key in ["node.kubernetes.io/not-ready", "skyhook.nvidia.com"] {
+        ensure!(
+            tolerations.iter().any(|t| t["key"] == key),
+            "{key} is not tolerated"
+        );
+    }
+    let args = coordinator["containers"][0]["args"].to_string();
+    ensure!(args.contains("--probe-address=[::]:8081"), "{args}");
+    // With one replica a budget would never allow the drain of its node.
+    let budget = find(&objects, "PodDisruptionBudget", COORDINATOR)?;
+    assert_eq!(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
+    let one = render(&["--set", "controllerManager.replicas=1"]).await?;
+    ensure!(one.iter().all(|o| o["kind"] != "PodDisruptionBudget"));
     Ok(())
 }

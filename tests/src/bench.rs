@@ -69,6 +69,20 @@ impl Fixture {
         created.uid().context("a created Node has a UID")
     }
 
+    /// Registers a Node that is Ready from the first on, in one request: the API server must not taint new Nodes.
+    pub async fn ready_node(&self, name: &str) -> anyhow::Result<String> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node: Node = serde_json::from_value(json!({
+            "metadata": { "name": name },
+            "status": {
+                "nodeInfo": node_info(name),
+                "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],
+            },
+        }))?;
+        let created = nodes.create(&PostParams::default(), &node).await?;
+        created.uid().context("a created Node has a UID")
+    }
+
     /// Registers `worker-0` and so on, each with an agent whose steps take `step_time`.
     pub async fn workers(
         &self,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
@@ -46,9 +47,26 @@ impl Drop for CoreAgent {
 }
 
 impl CoreAgent {
-    /// Starts the agent of a node on its host.
+    /// Starts the agent of a node on its host, with a watch of its own as agents have it.
     #[must_use]
     pub fn start(client: Client, node: &str, node_uid: &str, host: &FakeHost) -> Self {
+        let config = watcher::Config::default().fields(&format!("metadata.name={node}"));
+        let leases = watcher::watcher(Api::all(client.clone()), config)
+            .default_backoff()
+            .filter_map(|event| std::future::ready(seen(event)))
+            .boxed();
+        Self::start_fed(client, node, node_uid, host, leases)
+    }
+
+    /// Starts it on what somebody else says of its lease, `None` when it is gone.
+    #[must_use]
+    pub fn start_fed(
+        client: Client,
+        node: &str,
+        node_uid: &str,
+        host: &FakeHost,
+        leases: BoxStream<'static, Option<InterruptionLease>>,
+    ) -> Self {
         let (events, inbox) = mpsc::unbounded_channel();
         let agent = Agent {
             leases: Api::all(client.clone()),
@@ -62,7 +80,7 @@ impl CoreAgent {
             last_write: None,
         };
         Self(tokio::spawn(async move {
-            if let Err(error) = agent.run(inbox).await {
+            if let Err(error) = agent.run(leases, inbox).await {
                 eprintln!("core agent: {error:#}");
             }
         }))
@@ -82,40 +100,52 @@ struct Agent {
 }
 
 const PACE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(600);
+
+/// What a watch says of the one lease that it is for.
+fn seen(event: watcher::Result<Watched<InterruptionLease>>) -> Option<Option<InterruptionLease>> {
+    match event {
+        Ok(Watched::Apply(lease) | Watched::InitApply(lease)) => Some(Some(lease)),
+        Ok(Watched::Delete(_)) => Some(None),
+        Ok(Watched::Init | Watched::InitDone) | Err(_) => None,
+    }
+}
 
 fn now() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
 impl Agent {
-    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Event>) -> anyhow::Result<()> {
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node));
-        let mut leases = watcher::watcher(self.leases.clone(), config)
-            .default_backoff()
-            .boxed();
+    async fn run(
+        mut self,
+        mut leases: BoxStream<'static, Option<InterruptionLease>>,
+        mut inbox: mpsc::UnboundedReceiver<Event>,
+    ) -> anyhow::Result<()> {
         if self.progress().is_some() {
             let boot_id = self.host.with(|disk| disk.facts.boot_id.clone());
             self.feed(Event::Restarted { boot_id }).await?;
         }
         loop {
-            let wake = self.progress().and_then(|p| machine::wake_at(&p, now()));
-            let wait = wake.map_or(PACE, |at| {
-                Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)).min(PACE)
+            let run = self.progress();
+            let wake = run.as_ref().and_then(|p| machine::wake_at(p, now()));
+            // Without a lease there is nothing to report.
+            let pace = if run.is_some_and(|run| run.ended.is_none()) || self.lease.is_some() {
+                PACE
+            } else {
+                IDLE
+            };
+            let wait = wake.map_or(pace, |at| {
+                Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)).min(pace)
             });
             tokio::select! {
-                Some(event) = leases.next() => match event {
-                    Ok(Watched::Apply(lease) | Watched::InitApply(lease)) => {
-                        if !self.is_ahead_of(&lease) {
+                Some(seen) = leases.next() => {
+                    if !seen.as_ref().is_some_and(|lease| self.is_ahead_of(lease)) {
+                        if let Some(lease) = &seen {
                             self.reported = serde_json::to_value(&lease.status)?;
-                            self.lease = Some(lease);
                         }
-                        self.look().await?;
+                        self.lease = seen;
                     }
-                    Ok(Watched::Delete(_)) => {
-                        self.lease = None;
-                        self.look().await?;
-                    }
-                    Ok(Watched::Init | Watched::InitDone) | Err(_) => {}
+                    self.look().await?;
                 },
                 Some(event) = inbox.recv() => self.feed(event).await?,
                 () = tokio::time::sleep(wait) => {
@@ -285,7 +315,7 @@ impl Agent {
             .progress()
             .and_then(|p| p.entries.get(&key).map(|e| e.stage));
         let name = name_of(&key).to_owned();
-        let (time, fails) = self.host.with(|disk| {
+        let (time, fails, output) = self.host.with(|disk| {
             let what = stage.map(|s| {
                 if half == Half::Check {
                     s.check().unwrap_or_default()
@@ -304,13 +334,13 @@ impl Agent {
             if let Some(left) = left {
                 *left -= 1;
             }
-            (disk.script.step_time, fails)
+            (disk.script.step_time, fails, disk.script.output.clone())
         });
         let events = self.events.clone();
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
             let outcome = if fails {
-                Outcome::Failed("step test.sh exited with 1".into())
+                Outcome::Failed(output)
             } else {
                 Outcome::Succeeded
             };

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod coreagent;
 pub mod crash;
+pub mod crowd;
 pub mod model;
 pub mod sim;
 pub mod world;

@@ -16,6 +16,7 @@ use picture::{a_picture, index, settings, with_status};
 use proptest::prelude::*;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Index;
+use skyhook_fleet::picture::Tally;
 use skyhook_fleet::plan::cache::Cache;
 use skyhook_fleet::plan::ledger::Ledger;
 use skyhook_fleet::plan::{Now, Plan, plan};
@@ -46,7 +47,7 @@ proptest! {
         let effects = decide(session.index(), &settings, 0).effects;
         for effect in &effects {
             let begun = session.begin(effect, MONO);
-            prop_assert!(!matches!(begun, Err(Held::Broken(_))), "{begun:?}: {effect:?}");
+            prop_assert!(!matches!(begun, Err(Held::Refused(_))), "{begun:?}: {effect:?}");
         }
     }
 
@@ -132,6 +133,8 @@ proptest! {
         let mut planned = Vec::new();
         for step in &history {
             replica.happens(step, &planned);
+            let picture = replica.session.index().picture();
+            prop_assert_eq!(picture.tally(), &Tally::of(picture.leases().values()));
             let view = replica.session.index().view(&settings, replica.now());
             let (kept, anew) = (cache.plan(&view), plan(&view));
             prop_assert_eq!(&kept, &anew, "after {:?}", step);

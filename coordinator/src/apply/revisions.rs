@@ -9,7 +9,7 @@ use skyhook_crds::names;
 use skyhook_crds::revision::RevisionData;
 
 use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post};
-use skyhook_fleet::effect::Version;
+use skyhook_fleet::effect::AsOf;
 use skyhook_fleet::index::Change;
 
 impl Applier {
@@ -67,7 +67,7 @@ impl Applier {
         if !ours {
             return Ok(None);
         }
-        let at = Version {
+        let at = AsOf {
             uid: there.metadata.uid.unwrap_or_default(),
             resource_version: there.metadata.resource_version.unwrap_or_default(),
         };
@@ -82,7 +82,7 @@ impl Applier {
     pub(super) async fn renumber_revision(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
         number: i64,
     ) -> Result<Option<Change>, ApplyError> {
         let body = json!({ "metadata": guard(at), "revision": number });
@@ -98,7 +98,7 @@ impl Applier {
     pub(super) async fn prune_revision(
         &self,
         name: &str,
-        at: &Version,
+        at: &AsOf,
     ) -> Result<Option<Change>, ApplyError> {
         let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;

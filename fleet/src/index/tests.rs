@@ -89,7 +89,7 @@ fn older_versions_are_left_alone() {
 fn a_write_is_settled_when_the_watch_has_moved_on() {
     let mut index = synced();
     index.apply(lease("one"), Mono::ZERO);
-    let at = crate::effect::Version {
+    let at = crate::effect::AsOf {
         uid: "one".into(),
         resource_version: "1".into(),
     };
@@ -115,7 +115,7 @@ fn a_lease_that_was_removed_is_not_removed_again() {
     let target = Target::Lease("n".into());
     let removed = |uid: &str| Effect::WithdrawLease {
         node: "n".into(),
-        at: crate::effect::Version {
+        at: crate::effect::AsOf {
             uid: uid.into(),
             resource_version: "0".into(),
         },

@@ -47,6 +47,8 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         annotations,
         spec,
         checked,
+        // Made of the spec.
+        parked_over: _,
         status: _,
     } = new;
     held.uid != *uid

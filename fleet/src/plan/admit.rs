@@ -52,6 +52,32 @@ pub(super) fn nodes<'a>(
                 }
             }
         }
+        keep_cordons(row, order, ledger);
+    }
+}
+
+/// Of nodes that were started and wait, the first by name stay cordoned, as many as the budget has slots that nobody holds:
+/// a budget that is lowered in mid-run gives the others back to users until their turn comes.
+fn keep_cordons(row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
+    let mut room = ledger.room(row.skyhook);
+    for (_, id) in order {
+        if room == 0 {
+            break;
+        }
+        if !row.cell(*id).is_some_and(|cell| cell.started) {
+            continue;
+        }
+        let Some(Standing::Waiting(reason)) = row.standing(*id) else {
+            continue;
+        };
+        if !reason.word.ends_by_itself() {
+            continue;
+        }
+        let message = format!("{} (stays cordoned)", reason.message);
+        let kept = Standing::Waiting(Reason::new(reason.word, message));
+        row.admitted.insert(*id, kept);
+        row.kept.insert(*id);
+        room -= 1;
     }
 }
 
@@ -80,8 +106,12 @@ fn admit<'a>(
         // Between two leases: the one before is on its way out.
         Standing::Leased
     } else {
-        let reason = Reason::new(Word::Settling, "an earlier write is on its way");
-        Standing::Waiting(reason)
+        let message = if is_behind(view, row.skyhook, node) {
+            "the node has a result of a newer revision than is known here: the watch of the Skyhook is behind"
+        } else {
+            "that the node's last lease is gone is not confirmed yet"
+        };
+        Standing::Waiting(Reason::new(Word::Settling, message))
     };
     row.admitted.insert(id, standing);
 }
@@ -148,11 +178,16 @@ pub fn is_overtaken(view: &View<'_>, node: &NodeFact, skyhook: &str, revision: &
         .is_some_and(|(recorded, wanted)| recorded > wanted)
 }
 
+fn is_behind(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    let checked = skyhook.checked.as_ref();
+    checked.is_ok_and(|checked| is_overtaken(view, node, &skyhook.name, &checked.revision))
+}
+
 fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut Draft<'_>) -> bool {
     let Ok(checked) = &skyhook.checked else {
         return false;
     };
-    if is_overtaken(view, node, &skyhook.name, &checked.revision) {
+    if is_behind(view, skyhook, node) {
         return false;
     }
     let record = node.record(&skyhook.name);

@@ -175,6 +175,8 @@ pub(super) struct Cell {
     pub(super) key: CellKey,
     /// `None` for a node that is not selected.
     pub(super) standing: Option<Standing>,
+    /// The Skyhook is for the node and cannot be rolled out.
+    pub(super) parked: bool,
     /// Results before this reboot are lost.
     pub(super) lost: bool,
     /// The node was started for this Skyhook: it holds a cordon.

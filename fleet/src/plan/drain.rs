@@ -81,12 +81,18 @@ pub(super) fn carry_on(
     if state == DrainState::Draining {
         evict(view, fact, node, checked, watch, &left, draft);
     }
-    let mut blockers = blockers(&left, watch, waiting);
+    let (mut blockers, more) = blockers(&left, watch, waiting);
     blockers.extend(weakened.map(|other| Blocker {
         pod: format!("node/{other}"),
         reason: "another control-plane node, is not Ready".to_owned(),
     }));
-    write(view, fact, current, state, blockers, draft);
+    let wanted = Drain {
+        state,
+        since: None,
+        blockers,
+        more,
+    };
+    write(view, fact, current, wanted, draft);
 }
 
 /// When the drain's deadline is, in time since the process started; `None` while it has none.
@@ -208,7 +214,12 @@ fn evict(
     }
 }
 
-fn blockers(left: &[(&PodFact, Verdict)], watch: &DrainWatch, waiting: bool) -> Vec<Blocker> {
+/// The first of the pods that are waited for, and how many there are beside those.
+fn blockers(
+    left: &[(&PodFact, Verdict)],
+    watch: &DrainWatch,
+    waiting: bool,
+) -> (Vec<Blocker>, i32) {
     let mut blockers: Vec<Blocker> = left
         .iter()
         .filter(|(_, verdict)| !waiting || *verdict == Verdict::WaitFor)
@@ -218,15 +229,9 @@ fn blockers(left: &[(&PodFact, Verdict)], watch: &DrainWatch, waiting: bool) -> 
         })
         .collect();
     blockers.sort();
-    if blockers.len() > MAX_BLOCKERS {
-        let more = blockers.len() - MAX_BLOCKERS;
-        blockers.truncate(MAX_BLOCKERS);
-        blockers.push(Blocker {
-            pod: format!("and {more} more"),
-            reason: String::new(),
-        });
-    }
-    blockers
+    let more = blockers.len().saturating_sub(MAX_BLOCKERS);
+    blockers.truncate(MAX_BLOCKERS);
+    (blockers, i32::try_from(more).unwrap_or(i32::MAX))
 }
 
 fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
@@ -267,22 +272,16 @@ pub(super) fn take_back(
             state: DrainState::Draining,
             since: Some(seconds(since)),
             blockers: Vec::new(),
+            more: 0,
         },
     })
 }
 
 /// Writes the state; a change of blockers alone waits its turn. `Drained` is taken back only until the agent took it,
 /// which `wants_drain` has made sure of.
-fn write(
-    view: &View<'_>,
-    fact: &LeaseFact,
-    current: &Drain,
-    state: DrainState,
-    blockers: Vec<Blocker>,
-    draft: &mut Draft<'_>,
-) {
-    let turns = current.state != state;
-    if !turns && current.blockers == blockers {
+fn write(view: &View<'_>, fact: &LeaseFact, current: &Drain, wanted: Drain, draft: &mut Draft<'_>) {
+    let turns = current.state != wanted.state;
+    if !turns && (&current.blockers, current.more) == (&wanted.blockers, wanted.more) {
         return;
     }
     if !turns && draft.is_too_soon(&Target::Lease(fact.node.clone())) {
@@ -296,11 +295,7 @@ fn write(
     draft.push(Effect::SetDrain {
         node: fact.node.clone(),
         at: version(&fact.uid, &fact.resource_version),
-        drain: Drain {
-            state,
-            since,
-            blockers,
-        },
+        drain: Drain { since, ..wanted },
     });
 }
 

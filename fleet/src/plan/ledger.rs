@@ -164,6 +164,12 @@ impl<'a> Ledger<'a> {
         self.used(skyhook).saturating_sub(slots)
     }
 
+    /// How many slots of a Skyhook's own budget nobody has.
+    pub(super) fn room(&self, skyhook: &SkyhookFact) -> usize {
+        let slots = slots(skyhook, self.selected(skyhook).nodes);
+        slots.saturating_sub(self.used(skyhook))
+    }
+
     /// How many leases are too many for the cap over all Skyhooks.
     #[must_use]
     pub fn over_cap(&self) -> usize {

@@ -37,6 +37,42 @@ pub enum Word {
     TaintNotTolerable,
 }
 
+impl Word {
+    /// True for what a node waits for and what comes without anybody doing anything: a slot, not a person.
+    #[must_use]
+    pub const fn ends_by_itself(self) -> bool {
+        match self {
+            Self::BudgetExhausted
+            | Self::ClusterBudgetExhausted
+            | Self::ControlPlane
+            | Self::Settling => true,
+            Self::AgentNotResponding
+            | Self::AwaitingAgent
+            | Self::AwaitingDrain
+            | Self::AwaitingInterrupt
+            | Self::AwaitingNode
+            | Self::BudgetZero
+            | Self::Deleted
+            | Self::DeploymentPolicyNotFound
+            | Self::DeploymentPolicyNotSupported
+            | Self::Disabled
+            | Self::DrainTimedOut
+            | Self::Draining
+            | Self::EarlierSkyhook
+            | Self::HostReplaced
+            | Self::NewerVersion
+            | Self::NodeIgnored
+            | Self::NodeLeased
+            | Self::NodeStateMalformed
+            | Self::PackageErroring
+            | Self::Parked
+            | Self::Paused
+            | Self::Preparing
+            | Self::TaintNotTolerable => false,
+        }
+    }
+}
+
 impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
@@ -83,7 +119,14 @@ impl fmt::Display for Withdrawal {
             Self::Deleting => "it is being deleted",
             Self::Orphaned => "its Node or its Skyhook is gone",
             Self::OverBudget => "it does not fit the budget",
-            Self::Stop(reason) => return fmt::Debug::fmt(reason, f),
+            Self::Stop(StopReason::NewRevision) => "the Skyhook has a newer revision",
+            Self::Stop(StopReason::Paused) => "the Skyhook is paused",
+            Self::Stop(StopReason::Disabled) => "the Skyhook is disabled",
+            Self::Stop(StopReason::Deleted) => {
+                "the Skyhook is deleted, or no longer selects the node"
+            }
+            Self::Stop(StopReason::Edited) => "the node's package states were edited",
+            Self::Stop(StopReason::DrainTimedOut) => "pods did not leave in time",
             Self::NewerRecord => "a newer version wrote the node's record",
             Self::RecordChanged => "the node's package states changed",
             Self::OtherRun => "the node's package states are of another run",

@@ -70,17 +70,19 @@ fn show(
 ) -> ShownCell {
     let lease = view.picture.lease_of(&node.name, &skyhook.uid);
     let lease = lease.and_then(|fact| fact.lease.as_deref().ok());
-    // The writes that grant a lease and take its result carry the status themselves.
-    let in_between = standing == Standing::Leased
-        && lease.is_none_or(|lease| {
-            lease.spec.granted.is_none() || protocol::phase(lease).is_some_and(Phase::is_terminal)
-        });
     if lease.is_some()
         && let Some(at) = verdict::parked_at(view, node).filter(|at| *at > view.now.mono)
     {
         draft.wake_at(at);
     }
     let (status, reason) = verdict(view, skyhook, node, &standing);
+    // The writes that grant a lease and take its result carry the status themselves. A result that is not taken because
+    // its node does not come back carries none.
+    let in_between = standing == Standing::Leased
+        && status != Status::Erroring
+        && lease.is_none_or(|lease| {
+            lease.spec.granted.is_none() || protocol::phase(lease).is_some_and(Phase::is_terminal)
+        });
     let mut hasher = DefaultHasher::new();
     (&node.name, status.as_str(), &reason).hash(&mut hasher);
     let shown = ShownCell {

@@ -1,6 +1,6 @@
 //! The walk over all nodes with all Skyhooks: where each node stands, computed anew where its key says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
@@ -25,6 +25,8 @@ pub(super) struct Row<'a> {
     pub(super) closed: Option<Standing>,
     /// Nodes that may be given a lease and that something of their own is true of.
     pub(super) admitted: BTreeMap<NodeId, Standing>,
+    /// Nodes that wait and stay cordoned.
+    pub(super) kept: BTreeSet<NodeId>,
 }
 
 impl Row<'_> {
@@ -79,6 +81,7 @@ pub(super) fn rows<'a>(
             selected: Selected::default(),
             closed: None,
             admitted: BTreeMap::new(),
+            kept: BTreeSet::new(),
         };
         cells(view, order, cache, &mut row, &mut open, &names);
         rows.push(row);
@@ -161,6 +164,10 @@ fn cells(
             cache.counted.cells += 1;
         }
         let Some(standing) = &cell.standing else {
+            // Whether the node has what it asks for is not known: later ones wait until it is mended.
+            if cell.parked && holds_up && open[id.index()] == 0 {
+                open[id.index()] = column.id;
+            }
             continue;
         };
         row.selected.nodes += 1;
@@ -178,6 +185,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     let backoff = view.clocks.backoff(&node.name);
     Cell {
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
+        parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
         started: cordon::is_started(node, &skyhook.name),
         until: backoff.map(|backoff| backoff.until),

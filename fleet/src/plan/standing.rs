@@ -11,6 +11,10 @@ use super::View;
 use super::reason::{Reason, Word};
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 
+/// Taints that say that a node is not Ready.
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+
 /// Where a node stands with a Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -76,10 +80,18 @@ pub(super) fn judge(
         .iter()
         .find(|taint| !is_tolerated(skyhook, taint))
     {
-        let message = format!(
-            "taint {} is not tolerated: add it to spec.additionalTolerations",
-            show(taint)
-        );
+        let message = if taint.key.starts_with(NOT_READY) || taint.key.starts_with(UNREACHABLE) {
+            format!(
+                "the node is not Ready: it is taken when it is, or before that with a toleration of {} in \
+                 spec.additionalTolerations",
+                show(taint)
+            )
+        } else {
+            format!(
+                "taint {} is not tolerated: add it to spec.additionalTolerations",
+                show(taint)
+            )
+        };
         return Standing::Blocked(Reason::new(Word::TaintNotTolerable, message));
     }
     if let Some(earlier) = earlier {
@@ -94,9 +106,9 @@ pub(super) fn judge(
                 lease.spec.skyhook.name
             ),
             Err(problem) => format!(
-                "the node's InterruptionLease {problem}: mend it, or when nothing runs on the node, annotate it with {}: {}",
-                names::FORCE_RELEASE,
-                lease.uid
+                "the node's InterruptionLease {problem}: correct it, or when nothing runs on the node, give its slot back: \
+                 {}",
+                force_release(&node.name, &lease.uid)
             ),
         };
         return Standing::Waiting(Reason::new(Word::NodeLeased, message));
@@ -113,6 +125,14 @@ pub(super) fn judge(
         return Standing::Blocked(Reason::new(backoff.word, backoff.message));
     }
     Standing::Eligible
+}
+
+/// What gives a lease's slot back whatever became of its node.
+pub(super) fn force_release(node: &str, lease_uid: &str) -> String {
+    format!(
+        "kubectl annotate interruptionlease {node} {}={lease_uid}",
+        names::FORCE_RELEASE
+    )
 }
 
 /// What separates the node from the Skyhook's revision.

@@ -3,6 +3,7 @@
 
 mod counts;
 mod detail;
+mod installed;
 mod message;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,8 @@ use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 use counts::Counts;
-pub use counts::{Fleet, SkyhookCounts};
+pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
+use installed::Installed;
 use message::{cut, names_of};
 
 /// The detail of a large Skyhook is written once per this long at most.
@@ -215,7 +217,7 @@ fn status(
     let current = skyhook.status.as_ref().unwrap_or(&empty);
     let total = summary.nodes.len();
     let compartment = compartment(skyhook, summary);
-    let (installed, installed_unreadable) = installed(view, skyhook);
+    let installed = Installed::of(view, skyhook);
     let mut wanted = SkyhookStatus {
         observed_generation: skyhook.generation,
         compartment_statuses: [(DEFAULT_COMPARTMENT.to_owned(), compartment)].into(),
@@ -228,8 +230,9 @@ fn status(
             .as_ref()
             .map(|checked| checked.revision.clone())
             .unwrap_or_default(),
-        installed,
-        installed_unreadable,
+        installed: installed.packages,
+        installed_omitted: installed.omitted,
+        installed_unreadable: installed.unreadable,
         reasons: reasons(summary, current, view.now.wall),
         config_updates: config_updates(skyhook, summary, current),
         // The longest they can be, until it is known how many are listed.
@@ -240,45 +243,6 @@ fn status(
     wanted.conditions = all_conditions(view, skyhook, summary, ledger, &wanted, current);
     detail::list(view, skyhook, summary, current, &mut wanted);
     wanted
-}
-
-/// How many nodes carry any version of a package, selected or not, and of how many nodes that cannot be read.
-fn installed(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, i32) {
-    let mut counts: BTreeMap<String, i32> = BTreeMap::new();
-    let mut unreadable = 0;
-    for node in view.picture.nodes().values() {
-        let mut packages: Vec<&str> = match node.records.get(&skyhook.name).map(|r| &r.states) {
-            Some(Ok(states)) => states.values().map(|state| state.name.as_str()).collect(),
-            Some(Err(_)) => {
-                unreadable += 1;
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
-        // Whatever the revision of a granted lease brings may be on the host before the record says so.
-        let lease = view.picture.lease_of(&node.name, &skyhook.uid);
-        let lease = lease.and_then(|fact| fact.lease.as_ref().ok());
-        if let Some(lease) = lease.filter(|lease| lease.spec.granted.is_some()) {
-            let revision = view.picture.revisions().get(&lease.spec.revision);
-            let data = revision.and_then(|revision| revision.data.as_ref());
-            packages.extend(
-                data.iter()
-                    .flat_map(|data| data.packages.keys())
-                    .map(String::as_str),
-            );
-        }
-        packages.sort_unstable();
-        packages.dedup();
-        for package in packages {
-            match counts.get_mut(package) {
-                Some(count) => *count += 1,
-                None => {
-                    counts.insert(package.to_owned(), 1);
-                }
-            }
-        }
-    }
-    (counts, unreadable)
 }
 
 /// Reasons with how many nodes they keep, since when they keep any, and a few of those.

@@ -13,6 +13,7 @@ use super::*;
 use crate::index::Index;
 use crate::testkit;
 
+mod cache;
 mod cordons;
 mod endings;
 mod host;
@@ -20,6 +21,7 @@ mod leases;
 mod reapply;
 mod replaced;
 mod status;
+mod words;
 
 /// A picture in the making.
 #[derive(Clone)]
@@ -342,10 +344,10 @@ fn who_gets_a_lease() {
             vec![],
         ),
         (
-            "an invalid Skyhook does not stop another",
+            "an invalid Skyhook does not stop those before it",
             Picture::new()
                 .skyhook(&["spec", "packages"], json!({ "aa": { "version": "x", "image": "r" } }))
-                .another(skyhook("t", json!({}))),
+                .another(skyhook("t", json!({ "priority": 100 }))),
             vec!["t/worker-1", "t/worker-2", "t/worker-3"],
         ),
         (

@@ -5,12 +5,11 @@ use std::time::Duration;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
 use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
-use skyhook_crds::names;
 use skyhook_crds::stage::{State, Status};
 
 use super::reason::{Reason, Word};
 use super::standing::{self, Standing};
-use super::{View, advance, seconds};
+use super::{View, lease, seconds};
 use crate::clocks::Mono;
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -74,29 +73,38 @@ fn leased(
     };
     if phase.is_terminal() {
         let record = node.record(&skyhook.name);
-        return match protocol::result_duty(lease, &advance::facts(node, record)) {
+        return match protocol::result_duty(lease, &lease::facts(node, record)) {
             ResultDuty::AwaitBoot => working(
                 Word::AwaitingNode,
                 "the kubelet has not reported the boot that the agent runs in".to_owned(),
             ),
-            ResultDuty::AwaitReady => away(view, node).unwrap_or((Status::InProgress, None)),
+            ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
             ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
             ResultDuty::Recorded | ResultDuty::Take | ResultDuty::NotYet => {
                 (Status::InProgress, None)
             }
         };
     }
-    if let Some(reason) = away(view, node) {
+    if let Some(reason) = away(view, node, lease) {
         return reason;
+    }
+    // What the agent said in the boot before is history.
+    if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
+        let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
+        return working(Word::AwaitingAgent, message.to_owned());
     }
     let failed = status
         .packages
         .values()
         .find(|p| p.state == State::Erroring);
     if let Some(package) = failed {
+        let said = match package.message.as_str() {
+            "" => String::new(),
+            said => format!(": {said}"),
+        };
         let message = format!(
-            "{} {} of package {}: {}",
-            package.stage, package.state, package.name, package.message
+            "package {} failed in stage {}{said}",
+            package.name, package.stage
         );
         return (
             Status::Erroring,
@@ -137,29 +145,24 @@ fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool 
 
 /// A node that went away in mid-run, and from when on it is called parked: it keeps its slot, others go on as far as
 /// the budget allows.
-fn away(view: &View<'_>, node: &NodeFact) -> Option<NodeVerdict> {
+fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<NodeVerdict> {
     if node.ready {
         return None;
     }
-    let since = node
-        .ready_since
-        .map_or_else(String::new, |at| format!(" since {}", seconds(at)));
     let parked = parked_at(view, node).is_some_and(|at| at <= view.now.mono);
     Some(if parked {
+        let since = node
+            .ready_since
+            .map_or_else(String::new, |at| format!(" at {}", seconds(at)));
+        let uid = lease.metadata.uid.as_deref().unwrap_or_default();
         let message = format!(
-            "the node is not Ready{since}: it keeps its lease and its slot; to give them up, annotate its \
-             InterruptionLease with {}=<UID of the lease>",
-            names::FORCE_RELEASE
+            "the node went away{since} and did not come back: it keeps its lease and its slot; to give them up: {}",
+            standing::force_release(&node.name, uid)
         );
         (Status::Erroring, Some(Reason::new(Word::Parked, message)))
     } else {
-        (
-            Status::InProgress,
-            Some(Reason::new(
-                Word::AwaitingNode,
-                format!("the node is not Ready{since}"),
-            )),
-        )
+        let reason = Reason::new(Word::AwaitingNode, "the node is not Ready");
+        (Status::InProgress, Some(reason))
     })
 }
 
@@ -177,12 +180,17 @@ fn drain_message(lease: &InterruptionLease) -> String {
         .blockers
         .iter()
         .map(|b| format!("{} ({})", b.pod, b.reason))
+        .chain(more_blockers(lease.spec.drain.more))
         .collect();
     match (lease.spec.drain.state, blockers.is_empty()) {
         (DrainState::Drained, _) => "drained; the agent has not started the interrupt".to_owned(),
         (_, true) => "waiting for pods to leave".to_owned(),
         (_, false) => format!("waiting for: {}", blockers.join(", ")),
     }
+}
+
+fn more_blockers(more: i32) -> Option<String> {
+    (more > 0).then(|| format!("and {more} more"))
 }
 
 fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::effect::Version;
+use crate::effect::AsOf;
 use crate::plan::why;
 
 #[test]
@@ -8,7 +8,7 @@ fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
     let mut session = Session::new(&settings);
     let effect = Effect::GrantLease {
         node: "n1".into(),
-        at: Version {
+        at: AsOf {
             uid: "u".into(),
             resource_version: "1".into(),
         },
@@ -61,7 +61,7 @@ fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
 fn node_write(node: &str, why: &'static str) -> Effect {
     Effect::PatchNode {
         node: node.into(),
-        at: Version {
+        at: AsOf {
             uid: "u".into(),
             resource_version: "1".into(),
         },

@@ -92,6 +92,20 @@ struct AuditObject {
     subresource: Option<String>,
 }
 
+/// The addresses that a user asked for with a verb, in their order.
+pub(super) fn uris(log: &str, user: &str, verb: &str) -> Result<Vec<String>> {
+    let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+    let mut uris = Vec::new();
+    for line in whole.lines() {
+        let event: AuditEvent =
+            serde_json::from_str(line).with_context(|| format!("audit log: {line}"))?;
+        if event.user.username == user && event.verb == verb {
+            uris.push(event.request_uri);
+        }
+    }
+    Ok(uris)
+}
+
 impl AuditCounts {
     pub(super) fn parse(log: &str) -> Result<Self> {
         let mut counts = Self::default();

@@ -15,6 +15,8 @@ pub struct HostScript {
     pub step_time: Duration,
     /// Steps that fail: package to how often.
     pub failures: BTreeMap<String, u32>,
+    /// What a step that fails says last.
+    pub output: String,
 }
 
 impl Default for HostScript {
@@ -23,6 +25,7 @@ impl Default for HostScript {
             namespace: "skyhook".into(),
             step_time: Duration::ZERO,
             failures: BTreeMap::new(),
+            output: "step test.sh exited with 1".into(),
         }
     }
 }

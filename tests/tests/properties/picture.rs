@@ -8,7 +8,7 @@ use skyhook_crds::installed::{CordonRecord, Stamp, states_digest};
 use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::names;
 use skyhook_crds::skyhook::SkyhookStatus;
-use skyhook_fleet::effect::{Effect, NodePatch, Version};
+use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
 use skyhook_fleet::index::{Change, Index, Kind};
 use skyhook_fleet::settings::Settings;
 
@@ -494,8 +494,8 @@ pub(super) fn index(picture: &Picture) -> Index {
     index
 }
 
-fn version() -> Version {
-    Version {
+fn version() -> AsOf {
+    AsOf {
         uid: "u".to_owned(),
         resource_version: "1".to_owned(),
     }

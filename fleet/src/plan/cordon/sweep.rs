@@ -2,10 +2,9 @@
 
 use skyhook_crds::lease::protocol;
 
-use crate::facts::{NodeFact, SkyhookFact};
+use crate::facts::NodeFact;
 use crate::picture::NodeId;
 use crate::plan::cache::Cache;
-use crate::plan::reason::Word;
 use crate::plan::scan::{Order, Row};
 use crate::plan::standing::Standing;
 use crate::plan::{Draft, View, why};
@@ -50,7 +49,7 @@ fn sweep_node(
             lease.map_or(true, |lease| lease.spec.skyhook.name == **owner)
         });
         let row = rows.iter().find(|row| row.skyhook.name == **owner);
-        let goes_on = row.is_some_and(|row| may_go_on(row.skyhook, row.standing(id)));
+        let goes_on = row.is_some_and(|row| may_go_on(row, id));
         !leased && !goes_on && view.inflight.creating(&node.name).is_none()
     };
     let owners = node.cordon.owners.keys().map(String::as_str);
@@ -69,16 +68,12 @@ fn is_draining(view: &View<'_>, node: &NodeFact) -> bool {
     })
 }
 
-/// True when a Skyhook that holds no lease on the node is about to get one: it waits for a slot, not for something that
-/// may never come.
-fn may_go_on(skyhook: &SkyhookFact, standing: Option<&Standing>) -> bool {
-    let soon = match standing {
+/// True when a Skyhook that holds no lease on the node is about to get one, and keeps its cordon until then.
+fn may_go_on(row: &Row<'_>, id: NodeId) -> bool {
+    let soon = match row.standing(id) {
         Some(Standing::Leased | Standing::Eligible) => true,
-        Some(Standing::Waiting(reason)) => !matches!(
-            reason.word,
-            Word::BudgetZero | Word::EarlierSkyhook | Word::NodeLeased | Word::Paused
-        ),
+        Some(Standing::Waiting(_)) => row.kept.contains(&id),
         Some(Standing::Complete | Standing::Blocked(_)) | None => false,
     };
-    soon && !skyhook.deleting && !skyhook.is_disabled()
+    soon && !row.skyhook.deleting && !row.skyhook.is_disabled()
 }

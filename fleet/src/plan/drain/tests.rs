@@ -365,12 +365,10 @@ fn many_blockers_are_counted() {
         .collect();
     let case = Case::new(vec![(NOW - Duration::from_millis(500), pods)]);
     let blockers = case.plan().effects.iter().find_map(|effect| match effect {
-        Effect::SetDrain { drain, .. } => Some(drain.blockers.clone()),
+        Effect::SetDrain { drain, .. } => Some((drain.blockers.len(), drain.more)),
         _ => None,
     });
-    let blockers = blockers.expect("blockers are written");
-    assert_eq!(blockers.len(), MAX_BLOCKERS + 1);
-    assert_eq!(blockers[MAX_BLOCKERS].pod, "and 20 more");
+    assert_eq!(blockers, Some((MAX_BLOCKERS, 20)));
 }
 
 #[test]

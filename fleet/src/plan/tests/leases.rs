@@ -165,12 +165,12 @@ fn before_an_agent_accepts() {
                 json!({}),
                 json!(null),
             ),
-            vec!["WithdrawLease Paused"],
+            vec!["WithdrawLease the Skyhook is paused"],
         ),
         (
             "another revision",
             leased(base(), json!({ "revision": "s-old" }), json!(null)),
-            vec!["WithdrawLease NewRevision"],
+            vec!["WithdrawLease the Skyhook has a newer revision"],
         ),
         (
             "another node under the name",

@@ -154,6 +154,12 @@ impl<C: Core> World<'_, C> {
         if self.affliction(&node.name).is_none() || skyhook.is_disabled() || skyhook.deleting {
             return false;
         }
+        // An agent that said in this boot that it works, and then died, cannot be told from one that works.
+        let lease = self.api.get(LEASES, &node.name);
+        let has_worked = lease.is_some_and(|lease| lease["status"]["bootID"] == *node.boot_id);
+        if self.is(&node.name, Affliction::NoAgent) && has_worked {
+            return false;
+        }
         let status = node.labels.get(&names::status(&skyhook.name));
         let reason = node.annotations.get(&names::reason(&skyhook.name));
         status.is_none_or(|status| status != "complete") && reason.is_none()

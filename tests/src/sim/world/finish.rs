@@ -238,7 +238,7 @@ impl<C: Core> World<'_, C> {
         let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));
         let earlier = self.checks.skyhooks.values().any(|other| {
             (other.spec.priority, &other.name) < (skyhook.spec.priority, &skyhook.name)
-                && other.selects(node)
+                && (other.selects(node) || other.is_parked_over(node))
                 && !other.is_disabled()
                 && (!self.is_at(other, node) || self.is_excused(other, node, held))
         });

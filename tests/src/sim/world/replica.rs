@@ -298,12 +298,11 @@ impl<C: Core> World<'_, C> {
         running.pass_at = None;
         self.stats.passes += 1;
         let mono = Duration::from_millis(now - running.started);
-        running.session.expire(mono);
         if !leads {
+            running.session.rest(mono);
             return;
         }
-        let plan = running.session.plan(Now { mono, wall });
-        running.session.enqueue(plan.effects);
+        running.session.pass(Now { mono, wall });
         let mut begun = Vec::new();
         let mut broken = None;
         while let Some(next) = running.session.begin_next(mono) {
@@ -312,7 +311,7 @@ impl<C: Core> World<'_, C> {
                 Err(refused) => broken = Some(refused),
             }
         }
-        let wake_at = running.session.wake_at(plan.wake_at, mono);
+        let wake_at = running.session.wake_at(mono);
         if let Some((effect, rule)) = broken {
             self.fail(format!(
                 "coordinator-{index} planned {} of {:?}, which the guard refuses: {rule}",

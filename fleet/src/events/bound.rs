@@ -1,0 +1,158 @@
+//! Thousands of nodes that fail make a few events and not thousands: the first ones say what it is, one more how many there
+//! were. Each node's own message stands on its Node, and how many there are of a kind in the Skyhook's status.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{EventFact, Subject};
+use crate::clocks::Mono;
+
+/// Warnings of a kind that are sent within [`WHILE`].
+const MOST: u32 = 10;
+/// How long they are counted together.
+const WHILE: Duration = Duration::from_secs(60);
+
+/// Warnings that were sent lately: by the UID of their Skyhook, empty for those of all Nodes, and by their reason.
+#[derive(Debug, Default)]
+pub struct Bound(BTreeMap<(String, &'static str), Told>);
+
+#[derive(Debug)]
+struct Told {
+    since: Mono,
+    sent: u32,
+    /// The last that was not sent, and how many there were.
+    held: Option<(EventFact, u32)>,
+}
+
+impl Bound {
+    /// Lets through what may be sent now.
+    #[must_use]
+    pub fn pass(&mut self, events: Vec<EventFact>, now: Mono) -> Vec<EventFact> {
+        let mut passed = Vec::new();
+        for event in events {
+            if !event.warning {
+                passed.push(event);
+                continue;
+            }
+            let of = match &event.subject {
+                Subject::Skyhook { uid, .. } => uid.clone(),
+                Subject::Node { .. } => String::new(),
+            };
+            let told = self.0.entry((of, event.reason)).or_insert(Told {
+                since: now,
+                sent: 0,
+                held: None,
+            });
+            if told.sent < MOST {
+                told.sent += 1;
+                passed.push(event);
+            } else {
+                let before = told.held.as_ref().map_or(0, |(_, held)| *held);
+                told.held = Some((event, before + 1));
+            }
+        }
+        passed
+    }
+
+    /// When there is something to sum up.
+    #[must_use]
+    pub fn due(&self) -> Option<Mono> {
+        let held = self.0.values().filter(|told| told.held.is_some());
+        held.map(|told| told.since + WHILE).min()
+    }
+
+    /// Says how many events were not sent, once their time is over.
+    #[must_use]
+    pub fn sum_up(&mut self, now: Mono) -> Vec<EventFact> {
+        let mut sums = Vec::new();
+        self.0.retain(|_, told| {
+            let is_over = told.since + WHILE <= now;
+            if is_over && let Some((event, held)) = told.held.take() {
+                sums.extend(sum(event, held));
+            }
+            !is_over
+        });
+        sums
+    }
+}
+
+/// Nodes say it themselves.
+fn sum(event: EventFact, held: u32) -> Option<EventFact> {
+    match event.subject {
+        Subject::Node { .. } => None,
+        Subject::Skyhook { .. } => Some(EventFact {
+            note: format!(
+                "{held} more within {} s: each Node says why in its annotations, and the Skyhook's status.reasons how many \
+                 there are; the last one: {}",
+                WHILE.as_secs(),
+                event.note
+            ),
+            ..event
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(of: Subject, n: u32) -> EventFact {
+        EventFact {
+            subject: of,
+            warning: true,
+            reason: "PackageErroring",
+            note: format!("node [worker-{n}]: exit code 3"),
+        }
+    }
+
+    fn skyhook(name: &str) -> Subject {
+        Subject::Skyhook {
+            name: name.into(),
+            uid: format!("uid-of-{name}"),
+        }
+    }
+
+    fn node(n: u32) -> Subject {
+        Subject::Node {
+            name: format!("worker-{n}"),
+            uid: format!("uid-of-{n}"),
+        }
+    }
+
+    #[test]
+    fn five_thousand_nodes_that_fail_make_a_few_events() {
+        let mut bound = Bound::default();
+        let mut sent = Vec::new();
+        for n in 0..5000 {
+            let at = Duration::from_millis(n.into());
+            let both = vec![event(node(n), n), event(skyhook("s"), n)];
+            sent.extend(bound.pass(both, at));
+        }
+        assert_eq!(sent.len(), 20);
+        assert_eq!(bound.pass(vec![event(skyhook("t"), 1)], WHILE / 2).len(), 1);
+        assert_eq!(bound.sum_up(WHILE - Duration::from_millis(1)), []);
+        assert_eq!(bound.due(), Some(WHILE));
+        let sums = bound.sum_up(WHILE);
+        assert_eq!(sums.len(), 1);
+        let told = (&sums[0].subject, sums[0].reason);
+        assert_eq!(told, (&skyhook("s"), "PackageErroring"));
+        let want = "4990 more within 60 s: each Node says why in its annotations, and the Skyhook's status.reasons how many \
+                    there are; the last one: node [worker-4999]: exit code 3";
+        assert_eq!(sums[0].note, want);
+        assert_eq!(bound.due(), None);
+        let anew = bound.pass(vec![event(skyhook("s"), 1)], WHILE);
+        assert_eq!(anew.len(), 1, "it begins anew");
+    }
+
+    #[test]
+    fn what_is_no_warning_passes() {
+        let mut bound = Bound::default();
+        for n in 0..100 {
+            let good = EventFact {
+                warning: false,
+                ..event(skyhook("s"), n)
+            };
+            assert_eq!(bound.pass(vec![good.clone()], Mono::ZERO), [good]);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! How many leases each Skyhook has: kept as leases come and go, for whoever asks before every single write. Passes count
+//! anew.
+
+use std::collections::BTreeMap;
+
+use crate::facts::LeaseFact;
+
+/// Leases by the UID of their Skyhook.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    readable: BTreeMap<String, usize>,
+    /// Leases that cannot be read: whose they are is not known, so they count for each.
+    unreadable: usize,
+}
+
+impl Tally {
+    pub(super) fn comes(&mut self, lease: &LeaseFact) {
+        match lease.skyhook_uid() {
+            None => self.unreadable += 1,
+            Some(uid) => match self.readable.get_mut(uid) {
+                Some(leases) => *leases += 1,
+                None => drop(self.readable.insert(uid.to_owned(), 1)),
+            },
+        }
+    }
+
+    pub(super) fn goes(&mut self, lease: &LeaseFact) {
+        let Some(uid) = lease.skyhook_uid() else {
+            self.unreadable = self.unreadable.saturating_sub(1);
+            return;
+        };
+        if let Some(leases) = self.readable.get_mut(uid) {
+            *leases = leases.saturating_sub(1);
+            if *leases == 0 {
+                self.readable.remove(uid);
+            }
+        }
+    }
+
+    /// Leases that count against the budget of a Skyhook.
+    #[must_use]
+    pub fn counting_against(&self, skyhook_uid: &str) -> usize {
+        let readable = self.readable.get(skyhook_uid).copied();
+        readable.unwrap_or_default() + self.unreadable
+    }
+
+    /// Counts leases anew.
+    #[must_use]
+    pub fn of<'a>(leases: impl IntoIterator<Item = &'a LeaseFact>) -> Self {
+        let mut tally = Self::default();
+        for lease in leases {
+            tally.comes(lease);
+        }
+        tally
+    }
+}

@@ -1,0 +1,291 @@
+//! The next write for every lease that exists.
+//!
+//! The coordinator's side of a lease, each state with what is written in it. The agent's side stands beside `Phase`.
+//!
+//! ```text
+//!  (created) ─► Reserved ──stamp the Node──► Stamped ──grant──► Granted
+//!                  │                            │                  │ no agent accepts it in time
+//!                  └──────────┬─────────────────┴──────────────────┤
+//!                       the reason for it is gone                  │ the agent accepts
+//!                             ▼                                    ▼
+//!                        Withdrawn ──delete──► (gone)           Working: drain, progress, orders to stop
+//!                                                                  │ the agent ends      │ it was to stop, and its
+//!                                       Node not back   ┌──────────┤                     │ Skyhook is gone: after
+//!                                            Stranded ◄─┤          ▼                     │ the grace period
+//!                                                  │    └─────► Result ──record──┐       ▼
+//!                              as for Working ◄────┘                             ▼   (abandoned)
+//!                                                                            Recorded ──delete──► (gone)
+//! ```
+//!
+//! `NodeGone`, `Unreadable` and an order to release by force end it from anywhere.
+
+mod grant;
+mod result;
+mod stop;
+
+use std::collections::BTreeSet;
+
+use skyhook_crds::installed::Stamp;
+use skyhook_crds::lease::InterruptionLease;
+use skyhook_crds::lease::protocol::{self, ResultDuty};
+
+use super::cache::{Cache, LeaseBits, LeaseKey, NextWrite};
+use super::ledger::Ledger;
+use super::reason::Withdrawal;
+use super::scan::{Order, Row};
+use super::{Draft, View, admit, drain, version};
+use crate::effect::{AsOf, Effect, Target};
+use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
+
+pub use grant::VERSION;
+pub use result::facts;
+
+/// Carries every lease on. What is next for one is looked at anew when something changed that it depends on, and in every
+/// pass while something is to be written.
+pub(super) fn carry_on(
+    view: &View<'_>,
+    rows: &[Row<'_>],
+    order: &Order<'_>,
+    ledger: &Ledger<'_>,
+    cache: &mut Cache,
+    draft: &mut Draft<'_>,
+) {
+    let excess = admit::excess(view, rows, ledger);
+    let excess: BTreeSet<&str> = excess.iter().map(|fact| fact.node.as_str()).collect();
+    let control_plane = version_of_control_plane(order, cache);
+    // By the number of a Skyhook's name.
+    let mut known: Vec<(u64, bool)> = vec![(0, false); cache.names.len()];
+    for row in rows {
+        let number = cache.names.number(&row.skyhook.name) as usize;
+        let fits = ledger.refusal(row.skyhook, 0).is_none();
+        if let Some(known) = known.get_mut(number) {
+            *known = (row.column.version, fits);
+        }
+    }
+    for (name, id) in order {
+        let cell = &mut cache.nodes[id.index()];
+        let (row, fits) = match cell.lease {
+            None => continue,
+            Some(LeaseBits::Unreadable) => (0, false),
+            Some(LeaseBits::Readable { skyhook, .. }) => {
+                known.get(skyhook as usize).copied().unwrap_or_default()
+            }
+        };
+        let key = LeaseKey {
+            touched: cell.touched,
+            row,
+            revisions: view.picture.revisions_changed(),
+            over_budget: !excess.is_empty() && excess.contains(name),
+            fits,
+            control_plane: if cell.control_plane { control_plane } else { 0 },
+        };
+        let known = cell.next.as_ref().filter(|next| next.key == key);
+        if let Some(next) = known.filter(|next| next.rest.holds(view.now.mono)) {
+            draft.rests(next.rest);
+            continue;
+        }
+        cache.counted.leases += 1;
+        draft.begin_unit();
+        next_write(view, ledger, name, key.over_budget, draft);
+        cell.next = draft.end_unit().map(|rest| NextWrite { key, rest });
+    }
+}
+
+/// A number that is another when anything about the control plane's nodes is.
+fn version_of_control_plane(order: &Order<'_>, cache: &mut Cache) -> u64 {
+    let nodes = order.iter().filter_map(|(_, id)| {
+        let cell = &cache.nodes[id.index()];
+        cell.control_plane.then_some((*id, cell.touched))
+    });
+    let nodes: Vec<_> = nodes.collect();
+    if cache.control_plane.0 != nodes || cache.control_plane.1 == 0 {
+        cache.control_plane = (nodes, cache.next_version());
+    }
+    cache.control_plane.1
+}
+
+/// Where a lease is, as the coordinator sees it. Computed once per lease and pass.
+#[derive(Debug, PartialEq, Eq)]
+enum LeaseState {
+    /// No agent has accepted it, and the reason for it is gone.
+    Withdrawn(Withdrawal),
+    /// It takes a slot.
+    Reserved,
+    /// The Node says that it is about to be granted.
+    Stamped,
+    /// The agent may accept it.
+    Granted,
+    /// The agent has accepted it and has not ended.
+    Working,
+    /// The agent has ended, and its result may be taken.
+    Result,
+    /// The agent has ended, and its result may not be taken now: the Node is not back, or is of another lease.
+    Stranded,
+    /// The result is on the Node, or an administrator wants it released.
+    Recorded,
+    /// Recorded in a picture that is about to change.
+    Settled,
+    /// Its Node is not there, or another one has the name.
+    NodeGone,
+}
+
+/// One lease with what belongs to it. Node and Skyhook are those with the UIDs in the lease.
+struct LeaseCase<'a> {
+    view: &'a View<'a>,
+    ledger: &'a Ledger<'a>,
+    fact: &'a LeaseFact,
+    lease: &'a InterruptionLease,
+    node: Option<&'a NodeFact>,
+    skyhook: Option<&'a SkyhookFact>,
+    over_budget: bool,
+}
+
+/// What is next for one lease.
+fn next_write(
+    view: &View<'_>,
+    ledger: &Ledger<'_>,
+    node: &str,
+    over_budget: bool,
+    draft: &mut Draft<'_>,
+) {
+    let Some(fact) = view.picture.leases().get(node) else {
+        return;
+    };
+    let target = Target::Lease(fact.node.clone());
+    if view.inflight.is_unsettled(&target) {
+        draft.is_held_back();
+        return;
+    }
+    let Ok(lease) = &fact.lease else {
+        // What cannot be read holds its slot until somebody mends it or wants it gone.
+        if fact.forced {
+            release(fact, draft);
+        }
+        return;
+    };
+    let nodes = view.picture.nodes();
+    let skyhooks = view.picture.skyhooks();
+    let case = LeaseCase {
+        view,
+        ledger,
+        fact,
+        lease,
+        node: nodes
+            .get(&fact.node)
+            .filter(|node| node.uid == lease.spec.node.uid),
+        skyhook: skyhooks
+            .get(&lease.spec.skyhook.name)
+            .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid),
+        over_budget,
+    };
+    case.write_next(draft);
+}
+
+fn release(fact: &LeaseFact, draft: &mut Draft<'_>) {
+    draft.push(Effect::ReleaseLease {
+        node: fact.node.clone(),
+        at: version(&fact.uid, &fact.resource_version),
+    });
+}
+
+impl LeaseCase<'_> {
+    fn at(&self) -> AsOf {
+        version(&self.fact.uid, &self.fact.resource_version)
+    }
+
+    fn skyhook_name(&self) -> &str {
+        &self.lease.spec.skyhook.name
+    }
+
+    fn record<'n>(&self, node: &'n NodeFact) -> &'n Record {
+        node.record(self.skyhook_name())
+    }
+
+    /// True unless the Node is already stamped for a later lease: then our view of the leases lags, and the Node is left
+    /// alone.
+    fn is_current_on(&self, node: &NodeFact) -> bool {
+        let stamp = self.record(node).stamp.as_ref();
+        stamp.is_none_or(|stamp| stamp.granted == self.fact.uid)
+    }
+
+    fn state(&self) -> LeaseState {
+        if !protocol::is_accepted(self.lease) {
+            if let Some(why) = self.reason_to_withdraw() {
+                return LeaseState::Withdrawn(why);
+            }
+            let stamp = self.node.and_then(|node| self.record(node).stamp.as_ref());
+            let is_stamped = stamp.is_some_and(|stamp| stamp.granted == self.fact.uid);
+            return match (self.lease.spec.granted.is_some(), is_stamped) {
+                (true, _) => LeaseState::Granted,
+                (false, true) => LeaseState::Stamped,
+                (false, false) => LeaseState::Reserved,
+            };
+        }
+        let Some(node) = self.node else {
+            return LeaseState::NodeGone;
+        };
+        let record = self.record(node);
+        let facts = facts(node, record);
+        if protocol::release_reason(self.lease, Some(&facts)).is_some() {
+            return LeaseState::Recorded;
+        }
+        // A newer version was here: its record is neither understood nor written over.
+        let newer = record.stamp.as_ref().is_some_and(Stamp::is_newer);
+        match protocol::result_duty(self.lease, &facts) {
+            ResultDuty::NotYet => LeaseState::Working,
+            ResultDuty::Take if self.is_current_on(node) && !newer => LeaseState::Result,
+            ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
+                LeaseState::Stranded
+            }
+            ResultDuty::Recorded => LeaseState::Settled,
+        }
+    }
+
+    fn write_next(&self, draft: &mut Draft<'_>) {
+        match self.state() {
+            LeaseState::Withdrawn(why) => self.withdraw(why, draft),
+            LeaseState::Reserved => self.stamp(draft),
+            LeaseState::Stamped => self.grant(draft),
+            LeaseState::Granted => self.await_agent(draft),
+            LeaseState::Working => {
+                let Some(node) = self.node else {
+                    return;
+                };
+                self.order_stop(node, draft);
+                if self.is_current_on(node) {
+                    self.drain(node, draft);
+                    self.mirror(node, draft);
+                }
+            }
+            LeaseState::Result => self.take_result(draft),
+            LeaseState::Stranded => {
+                if self.view.picture.is_given_up(self.lease) {
+                    self.abandon(draft);
+                }
+            }
+            LeaseState::Recorded => release(self.fact, draft),
+            LeaseState::Settled => {}
+            LeaseState::NodeGone => {
+                draft.push(Effect::ReleaseLeaseOfGoneNode {
+                    node: self.fact.node.clone(),
+                    at: self.at(),
+                    node_uid: self.lease.spec.node.uid.clone(),
+                });
+            }
+        }
+    }
+
+    fn drain(&self, node: &NodeFact, draft: &mut Draft<'_>) {
+        if let Some(Ok(checked)) = self.skyhook.map(|skyhook| &skyhook.checked) {
+            drain::carry_on(
+                self.view,
+                self.ledger,
+                self.fact,
+                self.lease,
+                node,
+                checked,
+                draft,
+            );
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Before an agent has accepted a lease: the Node is stamped with it, it is granted, or it is withdrawn.
+
+use skyhook_crds::installed::Stamp;
+use skyhook_crds::names;
+use skyhook_crds::stage::Status;
+
+use super::LeaseCase;
+use crate::effect::{Effect, NodePatch};
+use crate::plan::reason::Withdrawal;
+use crate::plan::{Draft, admit, standing, why};
+
+/// Version of this program, as Nodes and Skyhooks are stamped with it.
+pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+impl LeaseCase<'_> {
+    /// Why a lease that no agent has accepted should go.
+    pub(super) fn reason_to_withdraw(&self) -> Option<Withdrawal> {
+        if self.lease.metadata.deletion_timestamp.is_some() {
+            return Some(Withdrawal::Deleting);
+        }
+        let (Some(node), Some(skyhook)) = (self.node, self.skyhook) else {
+            return Some(Withdrawal::Orphaned);
+        };
+        if self.over_budget {
+            return Some(Withdrawal::OverBudget);
+        }
+        if let Some(reason) = self.reason_to_stop(node, skyhook) {
+            return Some(Withdrawal::Stop(reason));
+        }
+        let record = node.record(&skyhook.name);
+        if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
+            return Some(Withdrawal::NewerRecord);
+        }
+        if record.states.as_ref().ok() != Some(&self.lease.spec.installed) {
+            return Some(Withdrawal::RecordChanged);
+        }
+        let result_of = |stamp: Option<&Stamp>| stamp.map(|s| s.lease.clone()).unwrap_or_default();
+        if result_of(record.stamp.as_ref()) != result_of(self.lease.spec.stamp.as_ref()) {
+            return Some(Withdrawal::OtherRun);
+        }
+        if admit::is_overtaken(self.view, node, &skyhook.name, &self.lease.spec.revision) {
+            return Some(Withdrawal::Overtaken);
+        }
+        let checked = skyhook.checked.as_ref().ok()?;
+        let idle = standing::outstanding(self.view, skyhook, checked, node)
+            .is_ok_and(|work| work.is_empty());
+        idle.then_some(Withdrawal::NothingToDo)
+    }
+
+    pub(super) fn withdraw(&self, why: Withdrawal, draft: &mut Draft<'_>) {
+        draft.push(Effect::WithdrawLease {
+            node: self.fact.node.clone(),
+            at: self.at(),
+            why,
+        });
+    }
+
+    /// The Node says that it is about to be granted, before it is: decided on the picture that the lease watch delivered.
+    pub(super) fn stamp(&self, draft: &mut Draft<'_>) {
+        let Some(node) = self.node else {
+            return;
+        };
+        let record = self.record(node);
+        let stamp = Stamp {
+            granted: self.fact.uid.clone(),
+            was_ready: node.ready,
+            states: record.digest.clone(),
+            ..record.stamp.clone().unwrap_or_default()
+        };
+        let skyhook = self.skyhook_name();
+        let version_key = names::version(skyhook);
+        let mut patch = NodePatch::default()
+            .stamp(skyhook, &stamp)
+            .status(skyhook, Status::InProgress)
+            .conditions(skyhook, Status::InProgress);
+        if is_to_be_stamped(node.annotations.get(&version_key)) {
+            patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
+        }
+        // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
+        patch.check.lease = Some(self.fact.uid.clone());
+        draft.patch(node, patch, why::GRANT);
+    }
+
+    /// A grant needs a picture in which all leases fit: others may have to be withdrawn first.
+    pub(super) fn grant(&self, draft: &mut Draft<'_>) {
+        let fits = |skyhook| self.ledger.fits(skyhook, &self.fact.node);
+        if self.skyhook.is_some_and(fits) {
+            draft.push(Effect::GrantLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+            });
+        }
+    }
+
+    /// An agent that does not accept the lease in time loses it.
+    pub(super) fn await_agent(&self, draft: &mut Draft<'_>) {
+        let now = self.view.now.mono;
+        let clock = self.view.clocks.lease(&self.fact.node);
+        let granted = clock.and_then(|clock| clock.granted);
+        let deadline = granted.unwrap_or(now) + self.view.settings.accept_timeout;
+        if deadline <= now {
+            self.withdraw(Withdrawal::AgentNotResponding, draft);
+        } else {
+            draft.wake_at(deadline);
+        }
+    }
+}
+
+/// The version at the first touch stays; those of which NVIDIA Skyhook says so are brought up to date.
+fn is_to_be_stamped(version: Option<&String>) -> bool {
+    version.is_none_or(|version| {
+        let old = ["v0.5.", "v0.6.", "v0.7."];
+        version.is_empty() || old.iter().any(|old| version.starts_with(old))
+    })
+}

@@ -1,0 +1,100 @@
+//! What an agent reports: progress is copied to the Node, and its result recorded there with the stamp that says whose it is.
+
+use std::collections::BTreeMap;
+
+use skyhook_crds::installed::{self, PackageStates, Stamp};
+use skyhook_crds::lease::protocol::{self, NodeFacts};
+use skyhook_crds::lease::{Phase, StopReason};
+
+use super::LeaseCase;
+use crate::effect::{NodePatch, Target};
+use crate::facts::{NodeFact, Record};
+use crate::plan::{Draft, cordon, why};
+
+impl LeaseCase<'_> {
+    /// One write: the result, the stamp, and the cordon given back.
+    pub(super) fn take_result(&self, draft: &mut Draft<'_>) {
+        let (Some(node), Some(status)) = (self.node, &self.lease.status) else {
+            return;
+        };
+        let record = self.record(node);
+        let stamp = Stamp {
+            format: installed::FORMAT,
+            lease: self.fact.uid.clone(),
+            revision: self.lease.spec.revision.clone(),
+            boot_id: status.boot_id.clone(),
+            machine_id: status.machine_id.clone(),
+            host_id: status.host_id.clone(),
+            reboots: status.reboots.clone(),
+            epoch: status.epoch.clone(),
+            node_machine_id: node.machine_id.clone(),
+            granted: String::new(),
+            was_ready: false,
+            states: record.digest.clone(),
+        };
+        let skyhook = self.skyhook_name();
+        // A new revision goes on with the node: giving the cordon back would only invite pods that have to leave again.
+        if self.stop_ordered() != Some(StopReason::NewRevision) {
+            draft.patch(node, cordon::give_back(node, [skyhook]), why::RESULT);
+        }
+        // Somebody changed the record since the grant: their word stands, and the node is planned again.
+        if record.is_edited() || self.stop_ordered() == Some(StopReason::Edited) {
+            // Whoever edits it may want what was given up: reboots are counted anew.
+            let stamp = Stamp {
+                reboots: BTreeMap::new(),
+                ..stamp
+            };
+            let patch = NodePatch::default().stamp(skyhook, &stamp);
+            draft.patch(node, patch, why::RESULT_BESIDE_EDIT);
+        } else {
+            let patch = NodePatch::default().states(skyhook, &self.reported(), stamp);
+            draft.patch(node, patch, why::RESULT);
+        }
+    }
+
+    fn reported(&self) -> PackageStates {
+        let packages = self.lease.status.iter().flat_map(|status| &status.packages);
+        packages
+            .filter(|(_, report)| !report.pending)
+            .map(|(key, report)| (key.clone(), report.status()))
+            .collect()
+    }
+
+    /// Copies progress to the Node, at most once per second.
+    pub(super) fn mirror(&self, node: &NodeFact, draft: &mut Draft<'_>) {
+        let record = self.record(node);
+        let (Some(stamp), Some(status)) = (&record.stamp, &self.lease.status) else {
+            return;
+        };
+        let reported = self.reported();
+        let reconciled = protocol::phase(self.lease) != Some(Phase::Accepted);
+        let is_there =
+            record.states.as_ref().ok() == Some(&reported) && stamp.reboots == status.reboots;
+        if !reconciled || record.is_edited() || is_there {
+            return;
+        }
+        if !draft.is_too_soon(&Target::Node(node.name.clone())) {
+            let stamp = Stamp {
+                reboots: status.reboots.clone(),
+                ..stamp.clone()
+            };
+            let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp);
+            draft.patch(node, patch, why::PROGRESS);
+        }
+    }
+}
+
+/// What the protocol needs to know of a Node.
+#[must_use]
+pub fn facts<'a>(node: &'a NodeFact, record: &'a Record) -> NodeFacts<'a> {
+    let stamp = record.stamp.as_ref();
+    NodeFacts {
+        uid: &node.uid,
+        boot_id: &node.boot_id,
+        ready: node.ready,
+        was_ready: stamp.is_some_and(|stamp| stamp.was_ready),
+        result_of: stamp
+            .map(|stamp| stamp.lease.as_str())
+            .filter(|lease| !lease.is_empty()),
+    }
+}

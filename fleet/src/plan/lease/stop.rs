@@ -1,0 +1,300 @@
+//! Orders to stop while an agent works, orders to go on after a pause, and leases that are given up for good.
+
+use std::time::Duration;
+
+use skyhook_crds::lease::StopReason;
+
+use super::LeaseCase;
+use crate::effect::Effect;
+use crate::facts::{NodeFact, SkyhookFact};
+use crate::plan::{Draft, drain};
+
+/// gracefulShutdown of a package that sets none.
+const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// How much longer than its packages' grace period an agent has to stop.
+const ABANDON_AFTER: Duration = Duration::from_secs(60);
+
+/// What an order depends on.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Why the agent should stop now, if it should.
+    wanted: Option<StopReason>,
+    /// What it was told.
+    current: Option<StopReason>,
+    /// A revision came since it was told to stop for one.
+    is_another_revision: bool,
+    /// Something has to be taken back before a pause may end.
+    is_to_be_taken_back: bool,
+    /// Its Skyhook is gone, being deleted or disabled.
+    given_up: bool,
+}
+
+/// What is written about stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StopOrder {
+    /// Nothing.
+    Keep,
+    /// Stop.
+    Order(StopReason),
+    /// It stops already, for a revision that is no longer the newest.
+    Further(StopReason),
+    /// Go on.
+    Resume,
+    /// That the node was drained before the pause no longer holds.
+    TakeBack,
+    /// It had to stop: when it does not in time, it is not waited for.
+    Abandon,
+}
+
+/// Decides about stopping.
+fn decide(asked: Asked) -> StopOrder {
+    match (asked.wanted, asked.current) {
+        (None, Some(StopReason::Paused)) if asked.is_to_be_taken_back => StopOrder::TakeBack,
+        (None, Some(StopReason::Paused)) => StopOrder::Resume,
+        (Some(wanted), None) => StopOrder::Order(wanted),
+        (Some(wanted), Some(StopReason::Paused)) if wanted != StopReason::Paused => {
+            StopOrder::Order(wanted)
+        }
+        // The agent ends steps by the revision that it is told: a further change may ask for one more.
+        (Some(wanted), Some(current)) if wanted == current && asked.is_another_revision => {
+            StopOrder::Further(wanted)
+        }
+        // A pause waits for its end.
+        (None, None) | (Some(_), Some(StopReason::Paused)) => StopOrder::Keep,
+        // Any other order stands: the agent may have obeyed it already.
+        (_, Some(_)) if asked.given_up => StopOrder::Abandon,
+        (_, Some(_)) => StopOrder::Keep,
+    }
+}
+
+impl LeaseCase<'_> {
+    /// What the agent was told.
+    pub(super) fn stop_ordered(&self) -> Option<StopReason> {
+        self.lease.spec.stop.as_ref().map(|stop| stop.reason)
+    }
+
+    /// Tells the agent to stop, or to go on after a pause.
+    pub(super) fn order_stop(&self, node: &NodeFact, draft: &mut Draft<'_>) {
+        let wanted = match self.skyhook {
+            None => Some(StopReason::Deleted),
+            Some(_) if self.record(node).is_edited() => Some(StopReason::Edited),
+            Some(skyhook) => self
+                .reason_to_stop(node, skyhook)
+                .or_else(|| self.drain_timed_out(skyhook, draft)),
+        };
+        let revision = self.stored_revision(wanted);
+        let told = self.lease.spec.stop.as_ref();
+        let told = told.and_then(|stop| stop.revision.as_ref());
+        let take_back = drain::take_back(self.view, self.fact, self.lease);
+        let asked = Asked {
+            wanted,
+            current: self.stop_ordered(),
+            is_another_revision: revision.is_some() && revision.as_ref() != told,
+            is_to_be_taken_back: take_back.is_some(),
+            given_up: self.view.picture.is_given_up(self.lease),
+        };
+        match decide(asked) {
+            StopOrder::Keep => {}
+            StopOrder::Order(reason) | StopOrder::Further(reason) => {
+                self.write_stop(Some(reason), revision, draft);
+            }
+            StopOrder::Resume => self.write_stop(None, None, draft),
+            StopOrder::TakeBack => {
+                if let Some(take_back) = take_back {
+                    draft.push(take_back);
+                }
+            }
+            StopOrder::Abandon => self.abandon(draft),
+        }
+    }
+
+    fn write_stop(
+        &self,
+        stop: Option<StopReason>,
+        revision: Option<String>,
+        draft: &mut Draft<'_>,
+    ) {
+        draft.push(Effect::StopLease {
+            node: self.fact.node.clone(),
+            at: self.at(),
+            stop,
+            revision,
+        });
+    }
+
+    /// Why the Skyhook does not want the node worked on under this lease.
+    pub(super) fn reason_to_stop(
+        &self,
+        node: &NodeFact,
+        skyhook: &SkyhookFact,
+    ) -> Option<StopReason> {
+        if skyhook.deleting || (skyhook.checked.is_ok() && !skyhook.selects(node)) {
+            return Some(StopReason::Deleted);
+        }
+        if skyhook.is_disabled() {
+            return Some(StopReason::Disabled);
+        }
+        // A pause holds whatever else changes: lease, slot and cordon stay until it is over.
+        if skyhook.is_paused() {
+            return Some(StopReason::Paused);
+        }
+        // A spec that cannot be rolled out is another one too: what is parked holds no slot.
+        let checked = skyhook.checked.as_ref().ok();
+        let same = checked.is_some_and(|checked| checked.revision == self.lease.spec.revision);
+        (!same).then_some(StopReason::NewRevision)
+    }
+
+    /// The revision that a stop is for, once agents can read it.
+    fn stored_revision(&self, stop: Option<StopReason>) -> Option<String> {
+        let checked = self.skyhook?.checked.as_ref().ok()?;
+        let revisions = self.view.picture.revisions();
+        let is_stored = revisions.contains_key(&checked.revision);
+        (stop == Some(StopReason::NewRevision) && is_stored).then(|| checked.revision.clone())
+    }
+
+    fn drain_timed_out(&self, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> Option<StopReason> {
+        let checked = skyhook.checked.as_ref().ok()?;
+        let deadline = drain::deadline(self.view, self.lease, checked)?;
+        if deadline <= self.view.now.mono {
+            return Some(StopReason::DrainTimedOut);
+        }
+        draft.wake_at(deadline);
+        None
+    }
+
+    /// An agent that does not stop in time, or a node that does not come back with its result, does not keep a Skyhook
+    /// from being deleted or disabled.
+    pub(super) fn abandon(&self, draft: &mut Draft<'_>) {
+        let revision = self.view.picture.revisions().get(&self.lease.spec.revision);
+        let data = revision.and_then(|revision| revision.data.as_ref());
+        let grace = data
+            .iter()
+            .flat_map(|data| data.packages.values())
+            .filter_map(|package| package.graceful_shutdown.as_ref()?.value().ok())
+            .fold(DEFAULT_GRACE, Duration::max);
+        let clock = self.view.clocks.lease(&self.fact.node);
+        let Some(given_up) = clock.and_then(|clock| clock.given_up) else {
+            return;
+        };
+        let deadline = given_up + grace + ABANDON_AFTER;
+        if deadline <= self.view.now.mono {
+            draft.push(Effect::AbandonLease {
+                node: self.fact.node.clone(),
+                at: self.at(),
+            });
+        } else {
+            draft.wake_at(deadline);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use StopReason::{Deleted, Disabled, DrainTimedOut, Edited, NewRevision, Paused};
+
+    #[test]
+    fn what_is_written_about_stopping() {
+        let asked = Asked {
+            wanted: None,
+            current: None,
+            is_another_revision: false,
+            is_to_be_taken_back: false,
+            given_up: false,
+        };
+        let of = |wanted, current| Asked {
+            wanted,
+            current,
+            ..asked
+        };
+        for (name, asked, want) in [
+            ("nothing is the matter", asked, StopOrder::Keep),
+            (
+                "there is a reason",
+                of(Some(Edited), None),
+                StopOrder::Order(Edited),
+            ),
+            (
+                "a pause begins",
+                of(Some(Paused), None),
+                StopOrder::Order(Paused),
+            ),
+            (
+                "it goes on",
+                of(Some(Paused), Some(Paused)),
+                StopOrder::Keep,
+            ),
+            ("it is over", of(None, Some(Paused)), StopOrder::Resume),
+            (
+                "it is over, and the node was drained before",
+                Asked {
+                    is_to_be_taken_back: true,
+                    ..of(None, Some(Paused))
+                },
+                StopOrder::TakeBack,
+            ),
+            (
+                "something worse comes in a pause",
+                of(Some(Deleted), Some(Paused)),
+                StopOrder::Order(Deleted),
+            ),
+            (
+                "even when nobody waits for it",
+                Asked {
+                    given_up: true,
+                    ..of(Some(Disabled), Some(Paused))
+                },
+                StopOrder::Order(Disabled),
+            ),
+            (
+                "an order stands when its reason is gone",
+                of(None, Some(DrainTimedOut)),
+                StopOrder::Keep,
+            ),
+            (
+                "and when another reason comes",
+                of(Some(Deleted), Some(NewRevision)),
+                StopOrder::Keep,
+            ),
+            (
+                "and a pause is not one",
+                of(Some(Paused), Some(NewRevision)),
+                StopOrder::Keep,
+            ),
+            (
+                "a revision came after the one that it stops for",
+                Asked {
+                    is_another_revision: true,
+                    ..of(Some(NewRevision), Some(NewRevision))
+                },
+                StopOrder::Further(NewRevision),
+            ),
+            (
+                "it stops, and is not waited for",
+                Asked {
+                    given_up: true,
+                    ..of(Some(Deleted), Some(Deleted))
+                },
+                StopOrder::Abandon,
+            ),
+            (
+                "also when it was to stop for another reason",
+                Asked {
+                    given_up: true,
+                    ..of(Some(Deleted), Some(NewRevision))
+                },
+                StopOrder::Abandon,
+            ),
+            (
+                "it is given up and was not told yet",
+                Asked {
+                    given_up: true,
+                    ..of(Some(Deleted), None)
+                },
+                StopOrder::Order(Deleted),
+            ),
+        ] {
+            assert_eq!(decide(asked), want, "{name}");
+        }
+    }
+}

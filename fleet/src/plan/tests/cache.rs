@@ -1,0 +1,137 @@
+//! What a pass computes anew, in counts: a bound that holds on any machine.
+
+use super::*;
+use crate::index::Change;
+use crate::plan::cache::{Cache, Counted};
+use crate::plan::reason::Word;
+
+const NODES: usize = 300;
+
+fn node(n: usize) -> Value {
+    let name = format!("worker-{n:03}");
+    let stamp = json!({ "granted": format!("lease-{name}") }).to_string();
+    let mut node = testkit::node_object(&name);
+    node["metadata"]["annotations"] = json!({ skyhook_crds::names::stamp("s"): stamp });
+    node
+}
+
+fn lease(n: usize, revision: &str, version: &str, phase: &str) -> Value {
+    let name = format!("worker-{n:03}");
+    json!({
+        "metadata": { "name": name, "uid": format!("lease-{name}"), "resourceVersion": version },
+        "spec": {
+            "node": { "name": name, "uid": format!("uid-of-{name}") },
+            "skyhook": { "name": "s", "uid": "uid-of-s" },
+            "revision": revision,
+            "granted": { "by": "x", "at": "2026-01-01T00:00:00Z" },
+        },
+        "status": { "phase": phase, "needsDrain": false, "bootID": "b", "machineID": "m", "packages": {} },
+    })
+}
+
+/// Agents at work on every node for the first of two Skyhooks, and all that Nodes and Skyhooks are told is told.
+fn at_work() -> (crate::index::Index, Settings, Now, String) {
+    let picture = Picture {
+        nodes: (0..NODES).map(node).collect(),
+        ..Picture::new()
+    };
+    let picture = picture.skyhook(&["spec", "interruptionBudget"], Value::Null);
+    let picture = picture.another(skyhook("t", json!({ "priority": 300 })));
+    let mut index = picture.index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let revision = checked.revision.clone();
+    for n in 0..NODES {
+        let lease = lease(n, &revision, "1", "Preparing");
+        let lease = serde_json::from_value(lease).unwrap();
+        index.apply(Change::Lease(Box::new(lease)), Mono::ZERO);
+    }
+    let settings = Settings::default();
+    let now = Now {
+        mono: Duration::from_secs(1000),
+        wall: Timestamp::from_second(1_700_000_000).unwrap(),
+    };
+    for effect in plan(&index.view(&settings, now)).effects {
+        match effect {
+            Effect::PatchNode { node, patch, .. } => {
+                let node = testkit::patched(&index.picture.nodes()[&node], &patch);
+                index.picture.node(node);
+            }
+            Effect::WriteSkyhookStatus { name, status, .. } => {
+                let mut skyhook = index.picture.skyhooks()[&name].clone();
+                skyhook.status = Some(*status);
+                skyhook.resource_version = "2".into();
+                index.picture.skyhook(skyhook);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    (index, settings, now, revision)
+}
+
+#[test]
+fn a_lease_that_changes_costs_as_much_as_one_lease() {
+    let (mut index, settings, now, revision) = at_work();
+    let mut cache = Cache::default();
+    let first = cache.plan(&index.view(&settings, now));
+    assert_eq!(first.effects, vec![], "all is told");
+    let all = Counted {
+        cells: 2 * NODES,
+        leases: NODES,
+        shown: 2 * NODES,
+        statuses: 2,
+    };
+    assert_eq!(cache.counted(), all);
+
+    let again = cache.plan(&index.view(&settings, now));
+    assert_eq!((&again, cache.counted()), (&first, Counted::default()));
+
+    let changed = serde_json::from_value(lease(7, &revision, "2", "Preparing")).unwrap();
+    index.apply(Change::Lease(Box::new(changed)), now.mono);
+    let after = cache.plan(&index.view(&settings, now));
+    assert_eq!(after.effects, vec![]);
+    let one = Counted {
+        cells: 2,
+        leases: 1,
+        shown: 2,
+        statuses: 0,
+    };
+    assert_eq!(cache.counted(), one, "one for each Skyhook");
+
+    // A change that people see is one write to the Node, and the Skyhook's status at its pace.
+    let changed = serde_json::from_value(lease(7, &revision, "3", "Erroring")).unwrap();
+    index.apply(Change::Lease(Box::new(changed)), now.mono);
+    index
+        .inflight
+        .set_written(Target::Skyhook("s".into()), now.mono);
+    let seen = cache.plan(&index.view(&settings, now));
+    assert_eq!(seen.effects.len(), 1, "{:?}", seen.effects);
+    assert_eq!(cache.counted(), one);
+}
+
+#[test]
+fn the_fleet_is_counted_whatever_is_written() {
+    let (index, settings, now, _) = at_work();
+    let fleet = plan(&index.view(&settings, now)).fleet;
+    let in_progress = skyhook_crds::Status::InProgress;
+    let waiting = skyhook_crds::Status::Waiting;
+    let compartment = |used| CompartmentCounts {
+        ceiling: NODES,
+        used,
+    };
+    let counts = |status, reason, used| SkyhookCounts {
+        status,
+        nodes: NODES,
+        by_status: [(status, NODES)].into(),
+        by_reason: [(reason, NODES)].into(),
+        compartments: [("__default__".to_owned(), compartment(used))].into(),
+    };
+    let want = Fleet {
+        slots_used: NODES,
+        skyhooks: [
+            ("s".to_owned(), counts(in_progress, Word::Preparing, NODES)),
+            ("t".to_owned(), counts(waiting, Word::EarlierSkyhook, 0)),
+        ]
+        .into(),
+    };
+    assert_eq!(fleet, want);
+}

@@ -1,0 +1,191 @@
+//! What people read, to the letter.
+
+use super::leases::{grant_and, granted, leased, stamp, with_package};
+use super::*;
+use crate::plan::reason::Withdrawal;
+
+/// What the Skyhook's status says of worker-1.
+fn told(picture: &Picture) -> String {
+    let plan = picture.plan();
+    let status = plan.effects.iter().find_map(|effect| match effect {
+        Effect::WriteSkyhookStatus { status, .. } => status.node_reasons.get("worker-1"),
+        _ => None,
+    });
+    status.map_or_else(String::new, |reason| reason.message.clone())
+}
+
+fn working(status: Value) -> Picture {
+    let mut status = status;
+    status["bootID"] = json!("boot-of-worker-1");
+    leased(
+        stamp(Picture::new(), granted()),
+        grant_and(json!({})),
+        status,
+    )
+}
+
+fn not_ready(picture: Picture, since: &str) -> Picture {
+    let ready = json!([{ "type": "Ready", "status": "Unknown", "lastTransitionTime": since }]);
+    picture.node(1, &["status", "conditions"], ready)
+}
+
+#[test]
+fn why_a_node_does_not_move() {
+    let taint = |key: &str| {
+        let taints = json!([{ "key": key, "effect": "NoSchedule" }]);
+        Picture::new().node(1, &["spec", "taints"], taints)
+    };
+    let failed = |message: &str| {
+        let mut status = with_package("Running", "erroring");
+        for (_, package) in status["packages"].as_object_mut().unwrap() {
+            package["message"] = json!(message);
+        }
+        working(status)
+    };
+    let mut booted = with_package("Running", "in_progress");
+    booted["bootID"] = json!("the one before");
+    let booted = leased(
+        stamp(Picture::new(), granted()),
+        grant_and(json!({})),
+        booted,
+    );
+    let mut unreadable = working(with_package("Running", "in_progress"));
+    unreadable.leases[0]["spec"]["node"] = json!(3);
+    let running = || working(with_package("Running", "in_progress"));
+    for (picture, want) in [
+        (
+            taint("dedicated"),
+            "taint dedicated:NoSchedule is not tolerated: add it to spec.additionalTolerations",
+        ),
+        (
+            taint("node.kubernetes.io/not-ready"),
+            "the node is not Ready: it is taken when it is, or before that with a toleration of \
+             node.kubernetes.io/not-ready:NoSchedule in spec.additionalTolerations",
+        ),
+        (
+            not_ready(running(), "2023-11-14T22:13:00Z"),
+            "the node is not Ready",
+        ),
+        (
+            not_ready(running(), "2023-11-14T21:00:00Z"),
+            "the node went away at 2023-11-14T21:00:00Z and did not come back: it keeps its lease and its slot; to give \
+             them up: kubectl annotate interruptionlease worker-1 skyhook.nvidia.com/force-release=lease",
+        ),
+        (
+            failed("exit code 3"),
+            "package aa failed in stage config: exit code 3",
+        ),
+        (failed(""), "package aa failed in stage config"),
+        (
+            booted,
+            "the node has booted anew, and its agent has not reported since: is its pod running there?",
+        ),
+    ] {
+        assert_eq!(told(&picture), want);
+    }
+    let unreadable = told(&unreadable);
+    let way_out = "correct it, or when nothing runs on the node, give its slot back: kubectl annotate interruptionlease \
+                   worker-1 skyhook.nvidia.com/force-release=lease";
+    assert!(unreadable.ends_with(way_out), "{unreadable}");
+}
+
+#[test]
+fn why_a_lease_is_withdrawn() {
+    for (why, want) in [
+        (
+            Withdrawal::Stop(StopReason::NewRevision),
+            "the Skyhook has a newer revision",
+        ),
+        (
+            Withdrawal::Stop(StopReason::Deleted),
+            "the Skyhook is deleted, or no longer selects the node",
+        ),
+        (Withdrawal::OverBudget, "it does not fit the budget"),
+    ] {
+        assert_eq!(why.to_string(), want);
+    }
+}
+
+/// The edit that is made when a roll-out goes wrong: another version, and a lower budget.
+#[test]
+fn no_more_nodes_stay_cordoned_than_the_budget_has_slots() {
+    let cordoned = |picture: Picture, n: usize| {
+        picture
+            .annotated(n, "skyhook.nvidia.com/cordon_s", "true")
+            .annotated(
+                n,
+                "skyhook.nvidia.com/cordon-owners",
+                r#"{"wasUnschedulable":false,"owners":{"s":"gone"}}"#,
+            )
+            .node(n, &["spec", "unschedulable"], json!(true))
+    };
+    let all = |picture: Picture| (1..=3).fold(picture, cordoned);
+    let given_back = |picture: &Picture| -> Vec<String> {
+        let effects = picture.plan().effects;
+        let given = effects.iter().filter_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if patch.unschedulable == Some(false) => {
+                Some(node.clone())
+            }
+            _ => None,
+        });
+        given.collect()
+    };
+    let budget = |count: i32| {
+        let budget = json!({ "count": count });
+        all(Picture::new()).skyhook(&["spec", "interruptionBudget"], budget)
+    };
+    assert_eq!(budget(1).reserved(), ["s/worker-1"]);
+    assert_eq!(given_back(&budget(1)), ["worker-2", "worker-3"]);
+    assert_eq!(given_back(&budget(2)), ["worker-3"]);
+    assert_eq!(given_back(&budget(3)), [""; 0]);
+    // Two slots are free, and nobody may have them: who is not Ready counts.
+    let unavailable = json!({ "count": 2, "countUnavailable": true });
+    let mut waiting = all(Picture::new()).skyhook(&["spec", "interruptionBudget"], unavailable);
+    for n in 4..=5 {
+        waiting
+            .nodes
+            .push(testkit::node_object(&format!("worker-{n}")));
+        waiting = waiting.node(n, &["status", "conditions"], json!([]));
+    }
+    assert_eq!(waiting.reserved(), [""; 0]);
+    assert_eq!(given_back(&waiting), ["worker-3"]);
+    assert_eq!(
+        told(&waiting),
+        "waits for a slot of the interruptionBudget (stays cordoned)"
+    );
+}
+
+#[test]
+fn an_invalid_skyhook_holds_up_those_that_come_after_it_on_its_nodes() {
+    let later = || skyhook("t", json!({ "priority": 300 }));
+    let broken = json!({ "aa": { "version": "x", "image": "r" } });
+    let invalid = || Picture::new().skyhook(&["spec", "packages"], broken.clone());
+    let pair = || invalid().another(later());
+    assert_eq!(pair().reserved(), [""; 0]);
+    assert_eq!(pair().reason("t", "worker-1"), "EarlierSkyhook");
+    let elsewhere = json!({ "matchLabels": { "a": "b" } });
+    let apart = pair().skyhook(&["spec", "nodeSelectors"], elsewhere);
+    assert_eq!(apart.reserved().len(), 3, "it is not for these nodes");
+    let disabled = json!({ "skyhook.nvidia.com/disable": "true" });
+    let out = pair().skyhook(&["metadata", "annotations"], disabled);
+    assert_eq!(out.reserved().len(), 3, "it is disabled");
+    let earlier = invalid().another(skyhook("a", json!({ "priority": 100 })));
+    assert_eq!(earlier.reserved().len(), 3, "those before it go on");
+}
+
+/// Its result is not taken before the node is back, and until then nothing else would say what it is waited for.
+#[test]
+fn a_node_that_ended_and_went_away_is_told_to_be_erroring() {
+    let done = working(with_package("Complete", "complete"));
+    let erroring = |picture: &Picture| {
+        picture.plan().effects.iter().any(|effect| match effect {
+            Effect::PatchNode { patch, .. } => {
+                let label = patch.labels.get("skyhook.nvidia.com/status_s");
+                label.is_some_and(|label| label.as_deref() == Some("erroring"))
+            }
+            _ => false,
+        })
+    };
+    assert!(!erroring(&not_ready(done.clone(), "2023-11-14T22:13:00Z")));
+    assert!(erroring(&not_ready(done, "2023-11-14T21:00:00Z")));
+}
