@@ -99,8 +99,7 @@ impl Cache {
         revisions::keep(view, &skyhooks, &mut draft);
         let order: Vec<_> = view.picture.numbered().collect();
         let mut rows = scan::rows(view, &skyhooks, &order, self);
-        let cap = view.settings.max_concurrent_nodes;
-        let mut ledger = Ledger::new(cap, &rows, &order, self);
+        let mut ledger = Ledger::new(view, &rows, &order, self);
         lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
         reapply::nodes(view, &rows, &order, &mut draft);
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
