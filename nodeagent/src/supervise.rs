@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
@@ -197,8 +198,12 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     let kills = Kills::now();
     let (mut result, output) = match start(spec) {
         Ok(mut child) => {
-            let mut output =
-                Output::of(&mut child, spec.buffer_limit, log, Masks::of(&spec.secrets));
+            let mut output = Output::of(
+                &mut child,
+                spec.buffer_limit,
+                log,
+                &Rc::new(Masks::of(&spec.secrets)),
+            );
             let result = watch(spec, &mut child, &mut output, signals);
             (result, Some(output))
         }
