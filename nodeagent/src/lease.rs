@@ -17,6 +17,7 @@ use skyhook_oci::Credentials;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{sleep, timeout};
 
+use crate::machine::retry::API;
 use crate::stage::metadata::NodeFacts;
 
 /// At 5,000 nodes the usual five minutes would mean 17 new watches a second.
@@ -120,7 +121,7 @@ impl LeaseApi {
                 Err(error) => {
                     tracing::warn!(%error, "the lease cannot be listed");
                     failures += 1;
-                    sleep(backoff(failures, &self.node)).await;
+                    sleep(API.delay(failures, &self.node)).await;
                 }
             }
         }
@@ -153,7 +154,7 @@ impl LeaseApi {
                 Err(error) => {
                     tracing::warn!(%error, "the watch on the lease was lost");
                     failures += 1;
-                    sleep(backoff(failures, &self.node)).await;
+                    sleep(API.delay(failures, &self.node)).await;
                 }
             }
         }
@@ -368,13 +369,6 @@ enum Ended {
     /// List again.
     Expired,
     Unheard,
-}
-
-/// Half a second doubling to 30 s; each node waits a little differently.
-fn backoff(failures: u32, node: &str) -> Duration {
-    let full = (500_u64 << failures.min(7)).min(30_000);
-    let spread = node.bytes().map(u64::from).sum::<u64>() % 100;
-    Duration::from_millis(full * (100 - spread / 2) / 100)
 }
 
 fn silent(what: &str, problem: &dyn std::fmt::Display) -> ApiError {

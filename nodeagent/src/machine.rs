@@ -13,6 +13,7 @@ pub mod progress;
 mod reboots;
 pub mod reconcile;
 pub mod retry;
+pub mod taking;
 pub mod wave;
 
 pub use effect::{Effect, Event, Input, LeaseView, Outcome};

@@ -1,8 +1,33 @@
 //! When something that failed is tried again.
 
+use std::time::Duration;
+
 use sha2::{Digest, Sha256};
 
-const FIRST_MS: i64 = 10_000;
+/// How long is waited after failures in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first.
+    pub first_ms: i64,
+    pub longest_ms: i64,
+}
+
+/// Steps, images and interrupts.
+pub const STEP: Backoff = Backoff {
+    first_ms: 10_000,
+    longest_ms: LONGEST_MS,
+};
+/// Calls to the API.
+pub const API: Backoff = Backoff {
+    first_ms: 500,
+    longest_ms: 30_000,
+};
+/// Writes of the status: what they say is not lost when they come late.
+pub const REPORT: Backoff = Backoff {
+    first_ms: 2_000,
+    longest_ms: 60_000,
+};
+
 /// Nothing that failed waits longer than this.
 const LONGEST_MS: i64 = 300_000;
 
@@ -13,18 +38,36 @@ pub fn is_due(at: i64, now: i64) -> bool {
     at <= now || at > now + LONGEST_MS
 }
 
-/// Milliseconds until the next attempt after `failures` in a row (at least one): 10 s doubling to 5 min, up to a fifth
-/// shorter by a jitter that depends on `what`, so that a fleet does not retry in step.
+/// As [`Backoff::delay_ms`], of [`STEP`].
 #[must_use]
 pub fn delay_ms(failures: u32, what: &str) -> i64 {
-    let doublings = failures.saturating_sub(1).min(10);
-    let full = (FIRST_MS << doublings).min(LONGEST_MS);
+    STEP.delay_ms(failures, what)
+}
+
+impl Backoff {
+    /// Milliseconds until the next attempt after `failures` in a row (at least one): the first delay, doubling up to the
+    /// longest, each up to a fifth shorter by a jitter that depends on `what`, so that a fleet does not retry in step.
+    #[must_use]
+    pub fn delay_ms(self, failures: u32, what: &str) -> i64 {
+        let doublings = failures.saturating_sub(1).min(10);
+        let full = (self.first_ms << doublings).min(self.longest_ms);
+        full - full / 5 * i64::from(random(failures, what)) / i64::from(u16::MAX)
+    }
+
+    /// The same as a duration.
+    #[must_use]
+    pub fn delay(self, failures: u32, what: &str) -> Duration {
+        let ms = u64::try_from(self.delay_ms(failures, what)).unwrap_or(0);
+        Duration::from_millis(ms)
+    }
+}
+
+fn random(failures: u32, what: &str) -> u16 {
     let mut hash = Sha256::new();
     hash.update(what.as_bytes());
     hash.update(failures.to_le_bytes());
     let digest = hash.finalize();
-    let random = i64::from(u16::from_le_bytes([digest[0], digest[1]]));
-    full - full / 5 * random / i64::from(u16::MAX)
+    u16::from_le_bytes([digest[0], digest[1]])
 }
 
 #[cfg(test)]

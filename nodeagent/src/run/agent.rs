@@ -24,6 +24,7 @@ use crate::host::{Host, identity};
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{ApiError, LeaseApi, LeaseEvent};
+use crate::machine::taking::{self, Taker};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
@@ -51,6 +52,8 @@ pub(super) enum Note {
     Disk(u64),
     /// Skyhooks that the host remembers, and the cluster does not have any more.
     Gone(BTreeSet<String>),
+    /// The lease is to be looked at, whether or not it has changed.
+    LookAgain,
     Woken,
 }
 
@@ -76,14 +79,8 @@ pub(super) struct Agent {
     pub notes: UnboundedSender<Note>,
     /// The lease as the watch showed it last.
     pub lease: Option<InterruptionLease>,
-    pub node_uid: Option<String>,
-    /// Node UID, as a lease named it, that the Node was last read for.
-    pub node_asked_for: Option<String>,
-    /// A task is finding out about the lease.
-    pub is_beginning: bool,
-    /// When to try to begin again.
-    pub begin_at: Option<Instant>,
-    pub begin_failures: u32,
+    /// What is done about a lease that is not worked on yet, and what is known of the Node.
+    pub taker: Taker,
     pub writer: Writer,
     /// Stages that can be run, by package.
     pub stages: BTreeMap<String, Rc<Prepared>>,
@@ -162,11 +159,7 @@ impl Agent {
             journal,
             notes,
             lease: None,
-            node_uid: None,
-            node_asked_for: None,
-            is_beginning: false,
-            begin_at: None,
-            begin_failures: 0,
+            taker: Taker::default(),
             writer: Writer::default(),
             stages: BTreeMap::new(),
             revisions: BTreeMap::new(),
@@ -247,11 +240,8 @@ impl Agent {
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
             Note::KeptTrue(result) => self.kept_true(*result),
-            Note::Node(node) => {
-                self.is_beginning = false;
-                self.node_uid = Some(node.uid.clone());
-                self.look_at_lease();
-            }
+            Note::Node(node) => self.take_on(taking::Input::NodeFound { uid: &node.uid }),
+            Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
             Note::Gone(gone) => self.forget_skyhooks(&gone),
@@ -328,7 +318,7 @@ impl Agent {
             state.run = Some(staged.progress);
             if let Err(error) = self.journal.save(state) {
                 if staged.events.contains(&Event::Begun) {
-                    self.retry_begin(1);
+                    self.take_on(taking::Input::Hindered);
                     self.journal_failed(&error, Vec::new());
                 } else {
                     self.journal_failed(&error, staged.events);
@@ -362,15 +352,16 @@ impl Agent {
         self.quiet_until = Some(Instant::now() + pause);
         // Of the lease, what it says by then counts.
         let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
-        if events.iter().any(is_seen) {
-            self.begin_at.get_or_insert(Instant::now() + pause);
-        }
+        let looks = events.iter().any(is_seen);
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
             let is_kept = |event: &Event| !is_seen(event) && *event != Event::Ticked;
             for event in events.into_iter().filter(is_kept) {
                 let _sent = notes.send(Note::Event(event));
+            }
+            if looks {
+                let _sent = notes.send(Note::LookAgain);
             }
         });
     }
@@ -443,7 +434,9 @@ impl Agent {
             }));
             return;
         }
-        self.try_begin();
+        if let Some(lease) = self.lease.clone() {
+            self.take_on(taking::Input::Seen(&lease));
+        }
     }
 
     fn view(&self) -> LeaseView {
@@ -451,15 +444,12 @@ impl Agent {
             return LeaseView::default();
         };
         // The lease was accepted: its node is this one.
-        let node_uid = self.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
+        let node_uid = self.taker.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
         LeaseView::of(lease, node_uid)
     }
 
     fn woken(&mut self) {
-        if self.begin_at.is_some_and(|at| at <= Instant::now()) {
-            self.begin_at = None;
-            self.look_at_lease();
-        }
+        self.take_on(taking::Input::Ticked);
         if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.prune_logs();
         }
@@ -470,9 +460,7 @@ impl Agent {
 
     fn machine_wake(&self) -> Option<Instant> {
         let now = now();
-        let at = machine::wake_at(self.run()?, now)?;
-        let wait = u64::try_from(at - now).unwrap_or(0);
-        let at = Instant::now() + Duration::from_millis(wait);
+        let at = instant(machine::wake_at(self.run()?, now)?);
         Some(self.quiet_until.map_or(at, |quiet| quiet.max(at)))
     }
 
@@ -482,7 +470,7 @@ impl Agent {
         let reboot = reboot.map(|reboot| reboot.at_the_latest);
         [
             self.machine_wake(),
-            self.begin_at,
+            self.taker.wake_at().map(instant),
             self.prune_at,
             self.writer.wake_at(),
             reboot,
@@ -491,6 +479,17 @@ impl Agent {
         .flatten()
         .min()
     }
+}
+
+/// When a time in Unix milliseconds is; one that was written before the clock was set back is now.
+fn instant(at: i64) -> Instant {
+    let now = now();
+    let left = if machine::retry::is_due(at, now) {
+        0
+    } else {
+        at - now
+    };
+    Instant::now() + Duration::from_millis(left.unsigned_abs())
 }
 
 /// Unix milliseconds.

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{InterruptionLeaseStatus, Phase};
 use skyhook_crds::revision::RevisionData;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::agent::{Agent, Note, RunFacts, now};
 use crate::host::limits;
 use crate::lease::ApiError;
 use crate::machine::reconcile::{Source, of_lease};
-use crate::machine::{Entries, Event, Progress, Wanted, retry};
+use crate::machine::retry::API;
+use crate::machine::{Entries, Event, Progress, Wanted, taking};
 use crate::report;
 use crate::stage::metadata::NodeFacts;
 
@@ -38,56 +38,40 @@ struct Taken {
 }
 
 impl Agent {
-    /// Looks whether the lease is for this agent, and takes it if it is.
-    pub(super) fn try_begin(&mut self) {
-        let Some(lease) = self.lease.clone() else {
-            return;
-        };
-        if self.is_beginning || self.begin_at.is_some() {
-            return;
-        }
-        let node_uid = match &self.node_uid {
-            Some(uid) if *uid == lease.spec.node.uid => uid.clone(),
-            Some(_) | None => {
-                if self.node_asked_for.as_ref() != Some(&lease.spec.node.uid) {
-                    self.node_asked_for = Some(lease.spec.node.uid.clone());
-                    self.find_node();
+    /// Steps the taking of the lease, and does what it says.
+    pub(super) fn take_on(&mut self, input: taking::Input<'_>) {
+        match self.taker.step(input, now(), &self.settings.node) {
+            Some(taking::Action::FindNode) => self.find_node(),
+            Some(taking::Action::Look) => self.look_at_lease(),
+            Some(taking::Action::Take { accept }) => {
+                if let Some(lease) = self.lease.clone() {
+                    self.take_lease(lease, accept);
                 }
-                return;
             }
-        };
-        match protocol::agent_duty(&lease, &node_uid) {
-            AgentDuty::Ignore(reason) => {
-                tracing::debug!(?reason, "the lease is left alone");
-            }
-            AgentDuty::Finished => self.keep_true(&lease),
-            AgentDuty::Accept => self.take_lease(lease, true),
-            // Accepted by an agent whose journal is lost.
-            AgentDuty::Work | AgentDuty::Hold | AgentDuty::Stop(_) => self.take_lease(lease, false),
+            Some(taking::Action::KeepTrue) => self.keep_true(),
+            None => {}
         }
     }
 
-    /// The Node's UID is asked for once, and again when a lease names another.
+    /// Asks for the Node until it is there.
     fn find_node(&mut self) {
-        self.is_beginning = true;
         let (api, notes) = (self.api.clone(), self.notes.clone());
-        let wanted = self.lease.as_ref().map(|l| l.spec.node.uid.clone());
+        let name = self.settings.node.clone();
         tokio::task::spawn_local(async move {
             let mut failures = 0;
             let node = loop {
                 match api.node().await {
                     Ok(node) => break node,
-                    Err(error) => tracing::warn!(%error, ?wanted, "the Node cannot be read"),
+                    Err(error) => tracing::warn!(%error, "the Node cannot be read"),
                 }
                 failures += 1;
-                sleep(delay(failures)).await;
+                sleep(API.delay(failures, &name)).await;
             };
             let _sent = notes.send(Note::Node(Box::new(node)));
         });
     }
 
     fn take_lease(&mut self, lease: InterruptionLease, accept: bool) {
-        self.is_beginning = true;
         let (mut entries, source) = self.reconciled(&lease);
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         tracing::info!(lease = %uid, skyhook = %lease.spec.skyhook.name, revision = %lease.spec.revision, ?source, "taking the lease");
@@ -183,27 +167,21 @@ impl Agent {
 
     /// The attempt to take a lease is over.
     pub(super) fn begun(&mut self, begun: Begun) {
-        self.is_beginning = false;
         match begun.result {
             Ok(taken) => {
-                self.begin_failures = 0;
+                self.take_on(taking::Input::Taken);
                 self.begin(begun.entries, begun.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
                 // The watch brings what it is now.
                 tracing::info!(lease = %begun.uid, %error, "the lease changed meanwhile");
-                self.retry_begin(1);
+                self.take_on(taking::Input::Hindered);
             }
             Err(error) => {
                 tracing::warn!(lease = %begun.uid, %error, "the lease cannot be taken");
-                self.begin_failures += 1;
-                self.retry_begin(self.begin_failures);
+                self.take_on(taking::Input::Failed);
             }
         }
-    }
-
-    pub(super) fn retry_begin(&mut self, failures: u32) {
-        self.begin_at = Some(Instant::now() + delay(failures));
     }
 
     fn begin(&mut self, entries: Entries, source: Source, taken: Taken) {
@@ -222,7 +200,7 @@ impl Agent {
         if let Err(error) = kept {
             // The lease is taken: it is begun when there is room.
             self.journal_failed(&error, Vec::new());
-            self.retry_begin(1);
+            self.take_on(taking::Input::Hindered);
             return;
         }
         // Somebody edited the record of a host that remembers: reboots are counted anew.
@@ -258,13 +236,13 @@ impl Agent {
     }
 
     /// The status of a lease that an earlier agent finished is kept true of this machine.
-    fn keep_true(&mut self, lease: &InterruptionLease) {
-        let Some(there) = &lease.status else { return };
-        let ours = self
-            .run()
-            .is_some_and(|run| Some(&run.lease) == lease.metadata.uid.as_ref());
-        let Some(wanted) = report::finished(there, &self.facts).filter(|_| !ours) else {
-            return;
+    fn keep_true(&mut self) {
+        let lease = self.lease.as_ref();
+        let Some((lease, there)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
+            return self.take_on(taking::Input::KeptTrue);
+        };
+        let Some(wanted) = report::finished(there, &self.facts) else {
+            return self.take_on(taking::Input::KeptTrue);
         };
         let before = serde_json::to_value(there).unwrap_or_default();
         let after = serde_json::to_value(&wanted).unwrap_or_default();
@@ -272,7 +250,6 @@ impl Agent {
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         tracing::info!(lease = %uid, "a lease that an earlier agent finished: its status is brought up to date");
-        self.is_beginning = true;
         let (api, notes) = (self.api.clone(), self.notes.clone());
         tokio::task::spawn_local(async move {
             let result = api.patch_status(&uid, &version, change).await;
@@ -281,16 +258,14 @@ impl Agent {
     }
 
     pub(super) fn kept_true(&mut self, result: Result<InterruptionLease, ApiError>) {
-        self.is_beginning = false;
         match result {
             Ok(lease) => {
-                self.begin_failures = 0;
+                self.take_on(taking::Input::KeptTrue);
                 self.saw(lease);
             }
             Err(error) => {
                 tracing::warn!(%error, "the status of a finished lease cannot be brought up to date");
-                self.begin_failures += 1;
-                self.retry_begin(self.begin_failures);
+                self.take_on(taking::Input::Failed);
             }
         }
     }
@@ -344,9 +319,4 @@ async fn default_resources(
         }
         other => other,
     }
-}
-
-fn delay(failures: u32) -> Duration {
-    let ms = retry::delay_ms(failures, "begin") / 20;
-    Duration::from_millis(u64::try_from(ms).unwrap_or(500))
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::agent::{Agent, Note};
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::Event;
+use crate::machine::retry::REPORT;
 use crate::report;
 
 /// Between two writes that are not urgent.
@@ -221,8 +222,7 @@ impl Writer {
                     Call::Write { .. } | Call::Read => self.running.take(),
                 };
                 self.failures += 1;
-                let seconds = 1_u64 << self.failures.min(5);
-                self.not_before = Some(now + Duration::from_secs(seconds));
+                self.not_before = Some(now + REPORT.delay(self.failures, &self.uid));
                 tracing::warn!(%error, "the status cannot be written");
                 None
             }
