@@ -1,7 +1,20 @@
 //! The agent: one task that feeds the machine and performs what it says.
 //!
-//! Every input goes through [`agent::Agent::feed`]: step, journal, effects, report, in that order. Effects run as local
-//! tasks and come back as inputs.
+//! Every event goes through [`agent::Agent::feed`]. [`agent::Agent::commit`] then writes the journal, performs the effects
+//! and reports, in that order. Effects run as local tasks, which send events back:
+//!
+//! | effect | performed by | event |
+//! |---|---|---|
+//! | `PullImage` | `pull` in `effects` | `ImageReady`, `ImageFailed` |
+//! | `PrepareStage` | `prepare` in `effects` | `StageReady`, `StageFailed` |
+//! | `RunStep` | `run_step` in `effects`, then `step_done` in `judge` | `StepExited`, `StepLost`, `StageFailed` |
+//! | `AdoptStep` | `adopt_step` in `effects`, then `step_done` in `judge` | the same, `StepNotStarted` |
+//! | `EndStep` | `Supervisors::end` | none: the step exits |
+//! | `WriteRunning` | `call` in `writer` | `RunningWritten`, `RunningRefused` |
+//! | `LookAtLease` | `look` in `effects` | `LeaseLooked` |
+//! | `PrepareInterrupt` | `prepare_interrupt` in `interrupt` | `InterruptPrepared`, `InterruptWaits`, `InterruptFailed` |
+//! | `CallOffInterrupt` | `call_off_interrupt` in `interrupt` | none |
+//! | `Interrupt` | `interrupt` in `interrupt` | `Interrupted`, `InterruptWaits`, `InterruptFailed`; after a reboot `Restarted` |
 
 use std::io;
 use std::rc::Rc;

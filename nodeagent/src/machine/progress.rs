@@ -208,7 +208,20 @@ pub struct Cycle {
     pub interrupt: Option<Interrupt>,
 }
 
-/// Whether a package's files are at hand. Looked at anew after every restart.
+/// Whether the image of a package is in the store.
+///
+/// ```text
+///             needed                 pulled
+///   Unknown ----------> Pulling ---------------> Ready
+///      ^                 |   ^                     |
+///      |          failed |   | retry_at has come   |
+///      |                 v   |                     |
+///      |                Failed                     |
+///      |                   |                       |
+///      +-------------------+-----------------------+
+///        the agent was restarted, a new lease or a new cycle begins,
+///        or the image could not be unpacked
+/// ```
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageState {
     #[default]
@@ -226,6 +239,22 @@ pub enum ImageState {
 }
 
 /// What runs for a package now.
+///
+/// ```text
+///            its turn            files are on the host
+///   Idle --------------> Preparing ----------------> Ready <------------------+
+///    ^                    ^     |                     |                       |
+///    |          at, and   |     | cannot be           | started               | exited, and another
+///    |          its turn  |     | prepared            v                       | step is left
+///    |                    |     |       failed       Step --------------------+
+///    |                    +-- Retry <----------------+  |
+///    |                                                  | the last one exited: next stage
+///    +--------------------------------------------------+
+///      also: a step that failed because it was ended for a stop
+/// ```
+///
+/// A failed check goes on to the next check, and the stage fails after the last. A step of which nobody knows how it ended
+/// goes to `Retry` in the boot that it was started in, and to `Ready` after a reboot.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Doing {
     /// The stage has not begun.

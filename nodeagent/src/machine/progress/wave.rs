@@ -6,6 +6,17 @@ use serde::{Deserialize, Serialize};
 use skyhook_crds::package::Interrupt;
 
 /// The right to interrupt the host: `phase: Running`, written over the lease that said `Drained`.
+///
+/// ```text
+///          the lease says Drained,            the write went through,
+///          and a package waits for it         or the lease shows that it did
+///   None -----------------------------> Asked -----------------------------> Granted
+///    ^                                    |
+///    +------------------------------------+
+///      the lease has changed meanwhile, or the agent was restarted
+/// ```
+///
+/// `Granted` stays until the end of the lease: the coordinator does not take `Drained` back any more.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Permit {
     #[default]
@@ -43,6 +54,24 @@ pub struct Wave {
 }
 
 /// How far a wave is.
+///
+/// ```text
+///               all members are through config,
+///               and no step runs that a reboot would end        the lease stands
+///   Gathering -----------------------------------> Looking ---------------------> Interrupting (Prepare)
+///    ^    ^                                           |                              |            |
+///    |    |                       it does not stand,  |   stopped or paused: called  |            | nothing is in
+///    |    |                       or is stopped       |   off, or it failed          |            | the way any more
+///    |    | at has come                               v                              |            v
+///    |    +---------------------------------------- Retry <--------------------------+-- Interrupting (Perform)
+///    |                                                                 failed                     |
+///    +--------------------------------------------------------------------------------------------+
+///      the agent was restarted in the same boot                                                   |
+///                                                                                                 v
+///                                        units are restarted, or the boot ID is another one: the wave is over
+/// ```
+///
+/// Members that have asked for as many reboots as they may stay behind in `Retry`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum WaveAt {
     /// Members are on their way through apply or upgrade, and config.
