@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase, protocol};
+use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase, StopReason, protocol};
 use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
@@ -202,7 +202,9 @@ fn shown(p: &Progress) -> Option<&Entry> {
 }
 
 fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
-    let stop = p.stop.map(|s| format!("told to stop ({:?})", s.reason));
+    let stop = p
+        .stop
+        .map(|s| format!("stopped: {}", why_stopped(s.reason)));
     match phase {
         Phase::Complete => "all packages are complete".to_owned(),
         Phase::Stopped => stop.unwrap_or_else(|| "stopped".to_owned()),
@@ -212,7 +214,7 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
         | Phase::Running
         | Phase::Erroring => {
             if let Some(stop) = stop {
-                return format!("{stop}: waits for the running step to end");
+                return format!("{stop}. Waiting for the running step to end");
             }
             if p.held {
                 return "paused".to_owned();
@@ -240,6 +242,18 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
                 None => String::new(),
             }
         }
+    }
+}
+
+/// Why a lease is stopped, for people.
+const fn why_stopped(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::NewRevision => "the Skyhook was changed",
+        StopReason::Paused => "the Skyhook is paused",
+        StopReason::Disabled => "the Skyhook is disabled",
+        StopReason::Deleted => "the Skyhook, or this lease, was deleted",
+        StopReason::Edited => "the record of the Node was edited",
+        StopReason::DrainTimedOut => "the node could not be drained in time",
     }
 }
 

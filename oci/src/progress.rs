@@ -7,7 +7,7 @@ use crate::digest::Digest;
 
 mod render;
 
-pub use render::{Display, show};
+pub use render::{Display, bar, show};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

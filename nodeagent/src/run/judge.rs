@@ -62,19 +62,14 @@ impl Agent {
                 "its scope was stopped, or its supervisor got a signal, and not by this agent";
             return Ok(Judged::Lost(format!("{name}: {problem}")));
         }
-        let success = !result.ended
-            && !result.timed_out
-            && result
-                .code
-                .is_some_and(|code| prepared.is_success(done.half, done.index, code));
+        let outcome = match prepared.judge(done.half, done.index, result) {
+            Ok(()) => Outcome::Succeeded,
+            Err(reason) => Outcome::Failed(reason),
+        };
+        let success = outcome == Outcome::Succeeded;
         prepared
             .note_step(done.half, done.index, success)
             .map_err(|e| chain(&e))?;
-        let outcome = if success {
-            Outcome::Succeeded
-        } else {
-            Outcome::Failed(format!("{name} {}", result.describe()))
-        };
         match &outcome {
             Outcome::Succeeded => tracing::info!(package = %done.key, step = %name, "done"),
             Outcome::Failed(reason) => {

@@ -286,10 +286,10 @@ async fn ask(api: &LeaseApi, uid: &str, call: &Call) -> Result<InterruptionLease
 
 /// Ends, and what the coordinator waits for, are not held back.
 fn is_urgent(reported: &Value, phase: Option<Phase>) -> bool {
-    let before = reported.get("phase").and_then(Value::as_str);
+    let before = reported.get("phase");
     match phase {
         Some(phase @ (Phase::Complete | Phase::Stopped | Phase::AwaitingDrain)) => {
-            before != Some(&format!("{phase:?}"))
+            before != serde_json::to_value(phase).ok().as_ref()
         }
         Some(Phase::Accepted | Phase::Preparing | Phase::Running | Phase::Erroring) | None => false,
     }
