@@ -1,4 +1,4 @@
-//! Files that are either the old or the new whole, whenever the power goes.
+//! Atomic file writes: after a power cut a file has its old or its new content, never a part.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file writing"
@@ -34,7 +34,7 @@ pub(crate) fn write_on(disk: &mut impl Disk, path: &Path, bytes: &[u8]) -> io::R
         .and_then(|()| disk.sync(&temporary))
         .and_then(|()| disk.rename(&temporary, path));
     if let Err(error) = written {
-        // A full disk must not be kept full by what did not fit.
+        // Remove the temporary file, so that it does not fill the disk.
         let _removed = disk.remove(&temporary);
         return Err(error);
     }

@@ -1,4 +1,4 @@
-//! What the lease's status says: a pure function of the progress.
+//! The lease's status: a pure function of the progress.
 
 use std::collections::BTreeMap;
 
@@ -10,17 +10,17 @@ use crate::machine::progress::{ImageState, Shown, WaveAt, time};
 use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
 use crate::text;
 
-/// What a report says of the host itself.
+/// Facts about the host in the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     pub boot_id: String,
-    /// Boot ID of the last boot that was not of our making.
+    /// ID of the last boot that Skyhook did not ask for.
     pub epoch: String,
     pub machine_id: String,
     /// Random ID that is on the host's disk.
     pub host_id: String,
     pub agent_version: String,
-    /// Bytes of ours on the host's disk when the lease was taken.
+    /// Bytes on the host's disk that belong to Skyhook, when the lease was taken.
     pub disk_bytes: Option<i64>,
 }
 
@@ -57,9 +57,9 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
     }
 }
 
-/// What the status of a lease that is finished, and not in this agent's journal, has to say; `None` when it says so. The
-/// boot ID is that of this boot: the coordinator waits for the Node to report it. What another machine reported says
-/// nothing about this one, on which nothing is installed.
+/// The status that a finished lease of an earlier agent should have; `None` when it has it. Its boot ID is that of
+/// this boot, because the coordinator waits until the Node reports the same. When another host wrote the status,
+/// nothing is installed on this one.
 #[must_use]
 pub fn finished(
     there: &InterruptionLeaseStatus,
@@ -80,7 +80,7 @@ pub fn finished(
             reboots: there.reboots.clone(),
             agent_version: host.agent_version.clone(),
             since: there.since.clone(),
-            message: "another machine has taken the Node over, or its disk was written anew: nothing is installed on it"
+            message: "the Node is another machine now, or its disk was replaced: nothing is installed on it"
                 .to_owned(),
             ..InterruptionLeaseStatus::default()
         }
@@ -99,7 +99,7 @@ pub fn finished(
     (wanted != *there).then_some(wanted)
 }
 
-/// Brings `since` up to date; to be called whenever the progress changed.
+/// Updates `since`. To be called after every change of the progress.
 pub fn mark_since(p: &mut Progress, now: i64) {
     let what = match shown(p) {
         Some(e) => format!("{:?} {} {} {}", phase(p), e.key(), e.stage, e.state),
@@ -137,7 +137,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
         .collect()
 }
 
-/// Known when the images of all packages that interrupt the host are there: a node is not drained for an image that
+/// `None` until the images of all packages with an interrupt are pulled: a node is not drained for an image that
 /// cannot be pulled.
 fn needs_drain(p: &Progress) -> Option<bool> {
     let pending = plan::pending_interrupts(p);
@@ -153,8 +153,8 @@ fn needs_drain(p: &Progress) -> Option<bool> {
     }
 }
 
-/// How far the lease is. Once the host may be interrupted it stays `Running` until the end: anything else would let the
-/// coordinator take `Drained` back in the middle of a wave.
+/// The phase. With the permit it stays `Running` until the end: any other phase would let the coordinator take
+/// `Drained` back in the middle of a wave.
 fn phase(p: &Progress) -> Phase {
     if let Some(ended) = p.ended {
         return ended;
@@ -183,7 +183,7 @@ fn phase(p: &Progress) -> Phase {
     }
 }
 
-/// The package that a report shows: one that fails, else one that runs, else one that waits.
+/// The package in the status' columns: one that fails, or one that runs, or one that waits.
 fn shown(p: &Progress) -> Option<&Entry> {
     p.entries
         .values()
@@ -245,7 +245,7 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
     }
 }
 
-/// Why a lease is stopped, for people.
+/// Why a lease is stopped, in words.
 const fn why_stopped(reason: StopReason) -> &'static str {
     match reason {
         StopReason::NewRevision => "the Skyhook was changed",

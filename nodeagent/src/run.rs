@@ -67,7 +67,7 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
         .context("the runtime cannot be built")?;
     let local = LocalSet::new();
     let result = local.block_on(&runtime, run(settings));
-    // Blocking work that is under way must not hold up the end: what matters is in the journal.
+    // Do not wait for blocking work that still runs: the journal has all that matters.
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
 }
@@ -80,13 +80,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     };
     let state = host.path(&settings.state_dir);
     presence::make_state_directory(&state)
-        .with_context(|| format!("{} cannot be made", state.display()))?;
+        .with_context(|| format!("{} cannot be created", state.display()))?;
     let _only = tokio::select! {
         only = presence::only_agent(&state) => only?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let probes = Probes::open(&state).context("the socket for probes cannot be made")?;
+    let probes = Probes::open(&state).context("the socket for probes cannot be created")?;
     let mut reached = false;
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
@@ -105,7 +105,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             Some(note) = inbox.recv() => {
                 agent.take(note);
-                // What has come meanwhile shares one write of the journal.
+                // All notes that have arrived share one write of the journal.
                 while let Ok(note) = inbox.try_recv() {
                     agent.take(note);
                 }
@@ -122,17 +122,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
         agent.commit();
     }
-    tracing::info!("the agent stops; steps go on under their supervisors");
+    tracing::info!("the agent stops; running steps go on under their supervisors");
     Ok(())
 }
 
-/// Why nothing can be done on a host with this systemd. One that does not answer yet may answer later.
+/// Why this systemd is too old for the agent. `None` when it does not answer yet: it may answer later.
 async fn problem_of(bus: &Bus) -> Option<String> {
     match bus.version().await {
         Ok(version) => {
             let problem = too_old(&version);
             match &problem {
-                Some(problem) => tracing::error!(%problem, "this host cannot be worked on"),
+                Some(problem) => tracing::error!(%problem, "the systemd of this host is too old"),
                 None => tracing::info!(systemd = %version, "the host's systemd answers"),
             }
             problem
@@ -152,13 +152,13 @@ async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer()
         .await
         .context("neither KUBECONFIG nor a service account leads to the API")?;
-    // What is tried again, and when, is decided here.
+    // The agent has its own retries.
     config.default_retry = false;
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 
-/// Exec probes: by default the agent lives, its loop runs, and its watch has reached the API; with `--live` it fails only
-/// when the loop hangs.
+/// Exec probes. The readiness probe passes when the agent runs, its loop does not hang and its watch has reached the
+/// API. The liveness probe (`--live`) fails only when the loop hangs.
 pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
     let host = Host {
         root: args.state.host_root.clone(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-/// How long is waited after failures in a row.
+/// Delays between attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// After the first.
@@ -31,8 +31,8 @@ pub const REPORT: Backoff = Backoff {
 /// Nothing that failed waits longer than this.
 const LONGEST_MS: i64 = 300_000;
 
-/// True when the time `at` has come. A time that is further away than the longest delay was written before the clock was
-/// set back: it has come as well.
+/// True when the time `at` has come. Also true when `at` is further away than the longest delay: then the clock was
+/// set back since `at` was written.
 #[must_use]
 pub fn is_due(at: i64, now: i64) -> bool {
     at <= now || at > now + LONGEST_MS
@@ -45,8 +45,9 @@ pub fn delay_ms(failures: u32, what: &str) -> i64 {
 }
 
 impl Backoff {
-    /// Milliseconds until the next attempt after `failures` in a row (at least one): the first delay, doubling up to the
-    /// longest, each up to a fifth shorter by a jitter that depends on `what`, so that a fleet does not retry in step.
+    /// Milliseconds until the next attempt, after `failures` failed ones in a row (at least one). The delay doubles up
+    /// to the longest. A jitter that depends on `what` makes each delay up to a fifth shorter, so that nodes do not
+    /// retry at the same moment.
     #[must_use]
     pub fn delay_ms(self, failures: u32, what: &str) -> i64 {
         let doublings = failures.saturating_sub(1).min(10);

@@ -1,4 +1,4 @@
-//! The agent's state, and how an input becomes progress.
+//! The state of the agent, and how an event becomes progress.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,12 +31,12 @@ use crate::stage::Prepared;
 use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
-/// Something that a task or the watch has for the agent.
+/// A message from a task or from the watch to the agent's loop.
 #[derive(Debug)]
 pub(super) enum Note {
     Lease(LeaseEvent),
     Event(Event),
-    /// A lease was accepted, or could not be.
+    /// The attempt to take a lease has ended.
     Begun(Box<Begun>),
     Prepared {
         key: String,
@@ -48,16 +48,16 @@ pub(super) enum Note {
     KeptTrue(Box<Result<InterruptionLease, ApiError>>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
-    /// Bytes of ours on the host's disk.
+    /// Bytes on the host's disk that belong to Skyhook.
     Disk(u64),
-    /// Skyhooks that the host remembers, and the cluster does not have any more.
+    /// Skyhooks in the journal that the cluster does not have any more.
     Gone(BTreeSet<String>),
     /// The lease is to be looked at, whether or not it has changed.
     LookAgain,
     Woken,
 }
 
-/// What is asked for once per lease.
+/// What the agent reads once per lease.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunFacts {
     pub node: NodeFacts,
@@ -82,32 +82,32 @@ pub(super) struct Agent {
     /// What is done about a lease that is not worked on yet, and what is known of the Node.
     pub taker: Taker,
     pub writer: Writer,
-    /// Stages that can be run, by package.
+    /// Prepared stages, by package.
     pub stages: BTreeMap<String, Rc<Prepared>>,
     pub revisions: BTreeMap<String, Rc<RevisionData>>,
     pub run_facts: Option<Rc<RunFacts>>,
     /// Registry credentials, read when the first image of a lease is pulled.
     pub credentials: Rc<OnceCell<Credentials>>,
-    /// When logs are looked at again, while steps run.
+    /// When logs are pruned, if steps have run.
     pub prune_at: Option<Instant>,
-    /// Bytes of ours on the host's disk, as counted last.
+    /// Bytes on the host's disk that belong to Skyhook, when they were last counted.
     pub disk_bytes: Option<i64>,
-    /// Revision that a stop names, whose packages were compared with those that run.
+    /// The new revision in the lease's stop, when it was already compared with the running packages.
     pub compared: Option<String>,
-    /// What keeps the agent from working, for the report.
+    /// A problem of the agent itself, for the lease's message.
     pub trouble: Option<String>,
-    /// Nothing that is due is begun before this: the journal could not be written.
+    /// The journal could not be written: no timer of the machine fires before this time.
     pub quiet_until: Option<Instant>,
     /// Why this host cannot be worked on at all.
     pub unable: Option<String>,
-    /// What is under way before the host is interrupted.
+    /// The interrupt that is being prepared.
     pub preparation: super::interrupt::Preparation,
-    /// Steps of the machine that are not in the journal yet.
+    /// Progress that is not in the journal yet.
     pub staged: Option<Staged>,
 }
 
-/// Steps of the machine that wait to be written, with what is to be done then. Inputs that come while a write is under
-/// way share the next one.
+/// Progress that waits to be written to the journal, with the effects to perform after the write. Events that arrive
+/// together share one write.
 #[derive(Debug)]
 pub(super) struct Staged {
     progress: Progress,
@@ -116,7 +116,7 @@ pub(super) struct Staged {
 }
 
 impl Agent {
-    /// Opens what is on the host, and takes up what an earlier agent left.
+    /// Opens the journal and the image store, and resumes the work of an earlier agent.
     pub(super) fn start(
         settings: Settings,
         host: Host,
@@ -136,7 +136,7 @@ impl Agent {
         };
         let (journal, aside) = Journal::open(&state)?;
         if let Some(aside) = aside {
-            tracing::error!(kept = %aside.display(), "the journal cannot be believed: the Node's record is taken for this host");
+            tracing::error!(kept = %aside.display(), "the journal is corrupt: using the Node's record");
         }
         let images = Images::open(
             &state.join("images"),
@@ -179,7 +179,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Puts the journal of another machine away, and tells the machine that the agent was started anew.
+    /// Drops the journal of another host, and sends the machine [`Event::Restarted`].
     fn take_up(&mut self, steps: &std::path::Path) -> anyhow::Result<()> {
         let mut state = self.journal.state.clone();
         if state.machine_id != self.facts.machine_id {
@@ -205,12 +205,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Puts on record which boot this is, and what that means for what was done in earlier ones.
+    /// Records the boot ID. With `--reapply-on-reboot`, a reboot that Skyhook did not ask for makes every package run
+    /// again.
     fn note_boot(&mut self, state: &mut State) {
         let epoch = state.epoch_in(&self.facts.boot_id);
         let is_lost = epoch != state.epoch && !state.epoch.is_empty();
         if is_lost && self.settings.reapply_on_reboot {
-            tracing::warn!("the host was rebooted, and not by Skyhook: everything is done again");
+            tracing::warn!("the host was rebooted, not by Skyhook: running all packages again");
             if let Some(run) = &mut state.run {
                 machine::reapply(run, now());
             }
@@ -220,7 +221,7 @@ impl Agent {
         self.facts.epoch = epoch;
     }
 
-    /// Takes one note in.
+    /// Handles one note.
     pub(super) fn take(&mut self, note: Note) {
         match note {
             Note::Lease(event) => self.lease_event(event),
@@ -250,7 +251,7 @@ impl Agent {
     }
 
     pub(super) fn send(&self, note: Note) {
-        // The loop that receives lives as long as the agent.
+        // The receiver lives as long as the agent.
         let _sent = self.notes.send(note);
     }
 
@@ -268,7 +269,7 @@ impl Agent {
         self.run().is_some_and(|run| Some(&run.lease) == seen)
     }
 
-    /// Steps the machine. What it says is done by [`Self::commit`].
+    /// Steps the machine. [`Self::commit`] performs the effects.
     pub(super) fn feed(&mut self, event: Event) {
         let Some(before) = self.run().cloned() else {
             return;
@@ -302,9 +303,9 @@ impl Agent {
         }
     }
 
-    /// Writes the journal, then performs what the machine said, then reports.
+    /// Writes the journal, then performs the effects, then writes the lease's status.
     pub(super) fn commit(&mut self) {
-        // What ends may make room for what waited for the end.
+        // The end of a lease may start the next one.
         while let Some(staged) = self.staged.take() {
             let ended =
                 staged.progress.ended.is_some()
@@ -329,7 +330,7 @@ impl Agent {
             self.quiet_until = None;
             self.steps_over(&before);
             for effect in staged.effects {
-                tracing::debug!(?effect, "effect");
+                tracing::debug!(?effect, "performing an effect");
                 self.perform(effect);
             }
             if ended {
@@ -340,17 +341,17 @@ impl Agent {
         self.prepare_reboot_when_reported();
     }
 
-    /// Nothing was done: the same inputs are tried again when there may be room.
+    /// The journal could not be written, so nothing was done. The same events are sent again after a pause.
     pub(super) fn journal_failed(&mut self, error: &dyn std::error::Error, events: Vec<Event>) {
         let text = skyhook_oci::chain(error);
         if self.trouble.is_none() {
-            tracing::error!(error = %text, "the journal cannot be written: nothing is done");
+            tracing::error!(error = %text, "the journal cannot be written: the agent does nothing until it can");
         }
         self.trouble = Some(format!("the host's journal cannot be written: {text}"));
         self.write_status();
         let pause = Duration::from_secs(2);
         self.quiet_until = Some(Instant::now() + pause);
-        // Of the lease, what it says by then counts.
+        // Do not send an old state of the lease again: look at the lease as it is then.
         let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
         let looks = events.iter().any(is_seen);
         let notes = self.notes.clone();
@@ -366,7 +367,7 @@ impl Agent {
         });
     }
 
-    /// Writes what the host is to remember of stages that are done.
+    /// Writes the history of stages that have completed.
     fn conclude_stages(&mut self, before: &Progress, after: &Progress) {
         for (key, entry) in &before.entries {
             let same = after.entries.get(key).is_some_and(|e| {
@@ -380,14 +381,14 @@ impl Agent {
                 && stage.stage == entry.stage
                 && let Err(error) = stage.note_done()
             {
-                tracing::warn!(package = %key, error = %skyhook_oci::chain(&error), "history cannot be written");
+                tracing::warn!(package = %key, error = %skyhook_oci::chain(&error), "the history of the package cannot be written");
             }
         }
     }
 
     fn run_ended(&mut self) {
         let Some(run) = self.run() else { return };
-        tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the lease's work has ended");
+        tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the work on the lease has ended");
         self.stages.clear();
         self.revisions.clear();
         self.run_facts = None;
@@ -395,7 +396,7 @@ impl Agent {
         let bus = Rc::clone(&self.bus);
         tokio::task::spawn_local(async move { bus.release().await });
         self.tidy();
-        // Another lease may have been waiting for this end.
+        // A new lease may wait for this end.
         if !self.is_current() {
             self.look_at_lease();
         }
@@ -404,7 +405,7 @@ impl Agent {
     fn lease_event(&mut self, event: LeaseEvent) {
         match event {
             LeaseEvent::Seen(lease) => {
-                // Another lease is another story; of the same one an answer may have told more than this.
+                // Of the same lease, an answer of the API may be newer than this watch event.
                 let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
                 if self.lease.as_ref().is_some_and(same) {
                     self.saw(*lease);
@@ -417,7 +418,7 @@ impl Agent {
         self.look_at_lease();
     }
 
-    /// Decides about the lease as it was seen last.
+    /// Handles the lease as it was last seen.
     pub(super) fn look_at_lease(&mut self) {
         if self.is_current() {
             self.writer.seen(self.lease.as_ref());
@@ -427,7 +428,7 @@ impl Agent {
             return;
         }
         if self.run().is_some_and(|run| run.ended.is_none()) {
-            // The lease that is worked on is gone: what runs ends, nothing new starts.
+            // The lease that is worked on is gone: end running steps, and start none.
             self.feed(Event::LeaseSeen(LeaseView {
                 stop: Some(StopReason::Deleted),
                 ..LeaseView::default()
@@ -443,7 +444,7 @@ impl Agent {
         let Some(lease) = &self.lease else {
             return LeaseView::default();
         };
-        // The lease was accepted: its node is this one.
+        // The agent has accepted the lease, so its Node is this one.
         let node_uid = self.taker.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
         LeaseView::of(lease, node_uid)
     }
@@ -464,7 +465,7 @@ impl Agent {
         Some(self.quiet_until.map_or(at, |quiet| quiet.max(at)))
     }
 
-    /// When the agent has something to do that no note will announce.
+    /// When the agent has to wake up without a note.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let reboot = self.preparation.reboot.as_ref();
         let reboot = reboot.map(|reboot| reboot.at_the_latest);
@@ -481,7 +482,7 @@ impl Agent {
     }
 }
 
-/// When a time in Unix milliseconds is; one that was written before the clock was set back is now.
+/// The instant of a time in Unix milliseconds. A time that was set before the clock was set back is now.
 fn instant(at: i64) -> Instant {
     let now = now();
     let left = if machine::retry::is_due(at, now) {

@@ -1,4 +1,4 @@
-//! Taking a lease: reconcile, accept, read the revision, begin.
+//! Takes a lease: reconciles the packages, accepts the lease, reads the revision, starts the machine.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -18,13 +18,13 @@ use crate::machine::{Entries, Event, Progress, Wanted, taking};
 use crate::report;
 use crate::stage::metadata::NodeFacts;
 
-/// How the attempt to take a lease came out.
+/// How the attempt to take a lease ended.
 #[derive(Debug)]
 pub(super) struct Begun {
     uid: String,
     entries: Entries,
     source: Source,
-    /// The lease as the API has it now, with what is needed to begin.
+    /// The lease after it was accepted, with all that the machine needs.
     result: Result<Taken, ApiError>,
 }
 
@@ -33,12 +33,12 @@ struct Taken {
     lease: InterruptionLease,
     revision: RevisionData,
     facts: RunFacts,
-    /// Revision that was needed to know what is on the host.
+    /// The revision that completed the entries of a lost journal.
     recovered: Option<(String, RevisionData)>,
 }
 
 impl Agent {
-    /// Steps the taking of the lease, and does what it says.
+    /// Steps the state machine of taking a lease, and performs its action.
     pub(super) fn take_on(&mut self, input: taking::Input<'_>) {
         match self.taker.step(input, now(), &self.settings.node) {
             Some(taking::Action::FindNode) => self.find_node(),
@@ -53,7 +53,7 @@ impl Agent {
         }
     }
 
-    /// Asks for the Node until it is there.
+    /// Reads the Node, until that succeeds.
     fn find_node(&mut self) {
         let (api, notes) = (self.api.clone(), self.notes.clone());
         let name = self.settings.node.clone();
@@ -83,7 +83,7 @@ impl Agent {
             &self.host.path(&self.settings.state_dir).join("steps"),
         );
         tokio::task::spawn_local(async move {
-            // Nothing runs on a host before an earlier lease's step has ended.
+            // No step starts before the steps of an earlier lease have ended.
             super::housekeeping::await_steps(&runner, orphans).await;
             let taken = async {
                 let lease = if accept {
@@ -125,7 +125,7 @@ impl Agent {
         });
     }
 
-    /// What the host's journal says of a Skyhook.
+    /// The packages of a Skyhook in the host's journal.
     fn journalled(&self, skyhook: &str) -> Option<&Entries> {
         let ended = self
             .run()
@@ -134,7 +134,7 @@ impl Agent {
         ended.or_else(|| self.journal.state.skyhooks.get(skyhook).map(|r| &r.entries))
     }
 
-    /// What is on this host: see [`crate::machine::reconcile`].
+    /// The packages that are installed on this host: see [`crate::machine::reconcile`].
     fn reconciled(&self, lease: &InterruptionLease) -> (Entries, Source) {
         let journal = self.journalled(&lease.spec.skyhook.name);
         of_lease(journal, lease, &self.facts.machine_id, &self.facts.host_id)
@@ -165,7 +165,7 @@ impl Agent {
         }
     }
 
-    /// The attempt to take a lease is over.
+    /// The attempt to take a lease has ended.
     pub(super) fn begun(&mut self, begun: Begun) {
         match begun.result {
             Ok(taken) => {
@@ -173,8 +173,8 @@ impl Agent {
                 self.begin(begun.entries, begun.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
-                // The watch brings what it is now.
-                tracing::info!(lease = %begun.uid, %error, "the lease changed meanwhile");
+                // The watch will show the lease as it is now.
+                tracing::info!(lease = %begun.uid, %error, "the lease has changed: trying again");
                 self.take_on(taking::Input::Hindered);
             }
             Err(error) => {
@@ -198,12 +198,12 @@ impl Agent {
         };
         let kept = kept.and_then(|()| self.journal.keep_revision(&spec.revision, &revision));
         if let Err(error) = kept {
-            // The lease is taken: it is begun when there is room.
+            // The lease is accepted: the work starts when the journal can be written.
             self.journal_failed(&error, Vec::new());
             self.take_on(taking::Input::Hindered);
             return;
         }
-        // Somebody edited the record of a host that remembers: reboots are counted anew.
+        // Somebody edited the Node's record, and the journal was not lost: reset the count of reboots.
         let is_edited = source == Source::Node && self.journalled(&spec.skyhook.name).is_some();
         let reboots = if is_edited {
             BTreeMap::new()
@@ -235,7 +235,8 @@ impl Agent {
         self.look_at_lease();
     }
 
-    /// The status of a lease that an earlier agent finished is kept true of this machine.
+    /// Updates the status of a lease that an earlier agent finished: boot ID and machine ID have to be those of this
+    /// host.
     fn keep_true(&mut self) {
         let lease = self.lease.as_ref();
         let Some((lease, there)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
@@ -249,7 +250,7 @@ impl Agent {
         let change = report::merge_diff(&before, &after).unwrap_or_default();
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        tracing::info!(lease = %uid, "a lease that an earlier agent finished: its status is brought up to date");
+        tracing::info!(lease = %uid, "updating the status of a lease that an earlier agent finished");
         let (api, notes) = (self.api.clone(), self.notes.clone());
         tokio::task::spawn_local(async move {
             let result = api.patch_status(&uid, &version, change).await;
@@ -264,13 +265,14 @@ impl Agent {
                 self.saw(lease);
             }
             Err(error) => {
-                tracing::warn!(%error, "the status of a finished lease cannot be brought up to date");
+                tracing::warn!(%error, "the status of a finished lease cannot be updated");
                 self.take_on(taking::Input::Failed);
             }
         }
     }
 
-    /// Takes in what a write returned, unless the watch has shown more already: that the lease is gone is more.
+    /// Keeps the lease that the API returned. Drops it when the watch has shown a newer version, another lease, or
+    /// none.
     pub(super) fn saw(&mut self, lease: InterruptionLease) {
         let version =
             |lease: &InterruptionLease| lease.metadata.resource_version.clone().unwrap_or_default();
@@ -283,7 +285,7 @@ impl Agent {
         }
     }
 
-    /// What is asked for once per lease, again after a restart in the middle of one.
+    /// What the agent reads once per lease. A restarted agent reads it again.
     pub(super) fn fetch_facts(
         &self,
         revision: &RevisionData,
@@ -292,7 +294,7 @@ impl Agent {
         let revision = revision.clone();
         async move {
             let node = api.node().await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the Node cannot be read: its metadata is empty");
+                tracing::warn!(%error, "the Node cannot be read: steps get empty node-metadata");
                 NodeFacts::default()
             });
             RunFacts {
@@ -304,7 +306,7 @@ impl Agent {
     }
 }
 
-/// Asked for only when a package leaves it to the namespace.
+/// Limits from the namespace's LimitRange. Read only when a package has no resources of its own.
 async fn default_resources(
     api: &crate::lease::LeaseApi,
     revision: &RevisionData,
@@ -314,7 +316,7 @@ async fn default_resources(
     }
     match api.default_resources().await {
         Err(ApiError::Refused { what, message }) => {
-            tracing::warn!(%what, %message, "steps run without default limits");
+            tracing::warn!(%what, %message, "LimitRanges cannot be read: steps run without default limits");
             Ok(None)
         }
         other => other,

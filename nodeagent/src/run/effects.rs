@@ -1,4 +1,4 @@
-//! Performing effects: each is a local task that ends in a note.
+//! Performs effects: each is a local task that sends a note at its end.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use crate::secret::Secret;
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, metadata};
 
-/// A step that is over, or could not be run.
+/// A step that has ended, or could not be started.
 #[derive(Debug)]
 pub(super) struct StepDone {
     pub key: String,
@@ -72,7 +72,7 @@ impl Agent {
                     lease.metadata.uid.as_deref() == Some(&uid)
                         && protocol::agent_duty(&lease, &lease.spec.node.uid) == AgentDuty::Work
                 }
-                // Silence stops nothing: the lease stood when the wave began.
+                // Without an answer the interrupt goes on: the lease asked for this work when the wave started.
                 Err(ApiError::Silent { .. }) => true,
                 Err(
                     ApiError::NotFound { .. }
@@ -85,7 +85,7 @@ impl Agent {
         });
     }
 
-    /// Content that the package's steps use: that of the revision that it was begun with.
+    /// The revision and the package as they were at the start of the cycle. Steps use these.
     fn content(&mut self, entry: &Entry) -> Result<(Rc<RevisionData>, Package), String> {
         let bare = Package {
             name: entry.name.clone(),
@@ -125,7 +125,7 @@ impl Agent {
         };
         let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
         if matches!(entry.image_state, ImageState::Pulling { attempts } if attempts > 0) {
-            // The secrets may have been what was wrong.
+            // Read the pull secrets again: they may have been wrong.
             self.credentials = Rc::default();
         }
         let package = match self.content(&entry) {
@@ -154,9 +154,9 @@ impl Agent {
                     key,
                     digest: Some(digest.to_string()),
                 },
-                // What was copied to the host when it was installed has to do.
+                // For an uninstall, the copy on the host is enough.
                 Err(reason) if leaving => {
-                    tracing::warn!(package = %key, %reason, "the copy on the host is used");
+                    tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
                 }
                 Err(reason) => {
@@ -168,13 +168,13 @@ impl Agent {
         });
     }
 
-    /// Everything that preparing the entry's stage takes.
+    /// Collects everything that is needed to prepare the stage.
     fn stage_task(&mut self, key: &str, half: Half) -> Result<StageTask, String> {
         let entry = self
             .run()
             .and_then(|run| run.entries.get(key))
             .cloned()
-            .ok_or_else(|| format!("{key} is not on record"))?;
+            .ok_or_else(|| format!("{key} is not in the journal"))?;
         let (revision, package) = self.content(&entry)?;
         let fallback = Cycle {
             skyhook: self
@@ -240,7 +240,7 @@ impl Agent {
         });
     }
 
-    /// The stage, prepared: it is again when an earlier agent did it.
+    /// Runs `work` with the prepared stage. After a restart of the agent the stage is prepared again.
     fn with_stage<F, G>(&mut self, key: &str, half: Half, work: F)
     where
         F: FnOnce(Stage) -> G + 'static,
@@ -310,7 +310,7 @@ impl Agent {
             let label = format!("{}-{stage_name}", name_of(&key));
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
-                // Only now: files must not change under a step that runs.
+                // After the step has ended: files must not change while it runs.
                 let (prepared, _) = stage.get(&key).await?;
                 Ok((end, prepared))
             };
@@ -340,7 +340,7 @@ fn label(key: &str, prepared: &Prepared, half: Half) -> String {
     format!("{}-{}", name_of(key), prepared.mode(half))
 }
 
-/// A stage that is prepared, or can be.
+/// A prepared stage, or the task that prepares it.
 enum Stage {
     Ready(Rc<Prepared>, Rc<RunFacts>),
     Task(Box<StageTask>),
@@ -395,7 +395,7 @@ impl StageTask {
         Ok((prepared, facts))
     }
 
-    /// The environment of the package, and which values are secret.
+    /// The environment of the package, and the values that come from secrets.
     async fn env(&self, facts: &RunFacts) -> Result<(Vec<(String, Secret)>, Vec<Secret>), String> {
         let package = &self.input.package;
         let needs = env::needs(&package.env);
@@ -418,7 +418,8 @@ impl StageTask {
     }
 }
 
-/// Has the image in the store. One that the package was begun with, or is to be uninstalled with, is not asked for again.
+/// Pulls the image. Asks no registry when the store has the image that the cycle started with, or, for an uninstall,
+/// any image of the package.
 async fn pull(
     credentials: impl AsyncFnOnce() -> Result<Credentials, ApiError>,
     images: &Images,
@@ -436,7 +437,7 @@ async fn pull(
         return Ok(digest);
     }
     let credentials = credentials().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "registry credentials cannot be read");
+        tracing::warn!(%error, "pull secrets cannot be read: pulling without them");
         Credentials::anonymous()
     });
     images

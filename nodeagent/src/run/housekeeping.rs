@@ -1,4 +1,4 @@
-//! Keeping the host tidy: what running steps and packages leave behind.
+//! Removes what steps and packages leave on the host.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -22,7 +22,7 @@ use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
 use crate::stage::copy_dir;
 
-/// The highest number of a step that has a directory.
+/// The highest number of a step directory.
 pub(super) fn last_step(steps: &Path) -> u64 {
     step_directories(steps)
         .iter()
@@ -31,7 +31,7 @@ pub(super) fn last_step(steps: &Path) -> u64 {
         .unwrap_or(0)
 }
 
-/// Steps whose supervisor lives and has left no result.
+/// Steps with a running supervisor and no result.
 pub(super) fn running_steps(steps: &Path) -> Vec<u64> {
     step_directories(steps)
         .into_iter()
@@ -53,32 +53,32 @@ fn step_directories(steps: &Path) -> Vec<(u64, PathBuf)> {
         .collect()
 }
 
-/// Waits until none of these steps runs any more.
+/// Waits until these steps have ended.
 pub(super) async fn await_steps(runner: &Supervisors, steps: Vec<u64>) {
     for id in steps {
-        tracing::warn!(id, "a step of an earlier lease is waited for");
+        tracing::warn!(id, "waiting for a step of an earlier lease");
         while runner.is_running(id) {
             sleep(Duration::from_millis(200)).await;
         }
     }
 }
 
-/// What a package on the host keeps.
+/// A package in the journal, and what must not be removed for it.
 struct Kept {
     skyhook: String,
     /// `name|version`.
     key: String,
     name: String,
-    /// Name of its copy directory, when the agent made one.
+    /// Name of its copy directory, when an agent of ours created one.
     copy: Option<String>,
 }
 
-/// How often logs are looked at while steps run.
+/// How often logs are pruned while steps run.
 const PRUNE: Duration = Duration::from_secs(3600);
 
 impl Agent {
-    /// Removes the directories of steps that are over, which is in the journal. `before` are those that were not when it was
-    /// written last.
+    /// Removes the directories of steps that have ended. To be called after the journal says so; `before` are the
+    /// steps that ran in the journal before.
     pub(super) fn steps_over(&mut self, before: &BTreeSet<u64>) {
         let after = self.journal.state.run.as_ref().map(Progress::steps);
         let over: BTreeSet<u64> = before - &after.unwrap_or_default();
@@ -90,19 +90,19 @@ impl Agent {
         tokio::task::spawn_blocking(move || remove_steps(&steps, |id| over.contains(&id)));
     }
 
-    /// Removes logs until the rest is within its bounds.
+    /// Removes the oldest logs until the rest is within the bounds.
     pub(super) fn prune_logs(&self) {
         let logs = self.host.path(&self.settings.layout.log_root);
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
     }
 
-    /// Forgets Skyhooks that are gone and have left nothing here.
+    /// Drops Skyhooks from the journal that are gone from the cluster and have no package on the host.
     pub(super) fn forget_skyhooks(&mut self, gone: &BTreeSet<String>) {
         let mut state = self.journal.state.clone();
         if state.forget(gone)
             && let Err(error) = self.journal.save(state)
         {
-            tracing::warn!(error = %chain(&error), "Skyhooks that are gone cannot be removed from the journal");
+            tracing::warn!(error = %chain(&error), "deleted Skyhooks cannot be removed from the journal");
         }
     }
 
@@ -110,7 +110,8 @@ impl Agent {
         self.host.path(&self.settings.state_dir).join("steps")
     }
 
-    /// Removes what nothing needs any more. Best effort: it is tried again after the next lease.
+    /// Removes revisions, step directories, copies, images and logs that are not needed any more. Failures are logged;
+    /// the next lease tries again.
     pub(super) fn tidy(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
@@ -138,7 +139,7 @@ impl Agent {
                 let pinned = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
                 match collect_images(&store, pinned) {
                     Ok(bytes) => {
-                        tracing::info!(image_bytes = bytes, "removed what nothing needs any more");
+                        tracing::info!(image_bytes = bytes, "garbage collection has ended");
                     }
                     Err(error) => {
                         tracing::warn!(error = %chain(&error), "old images cannot be removed");
@@ -151,7 +152,7 @@ impl Agent {
         });
     }
 
-    /// Skyhooks without a lease that the journal has a record of, with the revisions that the record names.
+    /// Skyhooks in the journal that have no lease now, with the revisions of their packages.
     fn remembered(&self) -> BTreeMap<String, BTreeSet<String>> {
         let records = self.journal.state.skyhooks.iter();
         let revisions = |record: &Record| {
@@ -166,7 +167,7 @@ impl Agent {
             .collect()
     }
 
-    /// Counts what is on the host's disk, for the report of the next lease.
+    /// Counts the bytes on the host's disk, for the status of the next lease.
     pub(super) fn count_disk(&self) {
         tokio::task::spawn_local(count(self.notes.clone(), self.directories()));
     }
@@ -209,8 +210,8 @@ impl Agent {
     }
 }
 
-/// Skyhooks of which the cluster has no revision any more: it has those that a Node still needs for as long as it has the
-/// Skyhook. `exists` does not know when the API does not answer.
+/// Skyhooks that are gone: the cluster has none of their revisions any more. As long as a Skyhook exists, the
+/// coordinator keeps the revisions that a Node uses. `exists` returns `None` when the API does not answer.
 async fn gone(
     remembered: &BTreeMap<String, BTreeSet<String>>,
     exists: impl AsyncFn(&str) -> Option<bool>,
@@ -228,7 +229,7 @@ async fn gone(
     gone
 }
 
-/// Removes directories of steps that no supervisor works on.
+/// Removes step directories without a running supervisor.
 fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
     for (id, directory) in step_directories(steps) {
         if is_over(id)
@@ -247,10 +248,10 @@ async fn count(notes: UnboundedSender<Note>, ours: [PathBuf; 3]) {
     }
 }
 
-/// Bytes that the files below `directory` take on the disk; neither symlinks nor what is mounted there are followed.
+/// Bytes of all files below `directory`. Does not follow symlinks, and does not enter other mounts.
 fn disk_bytes(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
-    // The table of mounts has no symlinks in its paths.
+    // Paths in mountinfo have no symlinks.
     let Ok(directory) = fs::canonicalize(directory) else {
         return 0;
     };
@@ -278,7 +279,8 @@ fn disk_bytes(directory: &Path) -> u64 {
     bytes
 }
 
-/// Unpins what is not on the host any more, and collects; the bytes that are left.
+/// Unpins images of packages that are not installed any more, and runs the store's garbage collection. Returns the
+/// bytes that are left.
 fn collect_images<'a>(
     store: &Store,
     kept: impl Iterator<Item = &'a Kept>,

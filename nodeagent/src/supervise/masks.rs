@@ -1,4 +1,4 @@
-//! Masks values of secrets in what a step prints: `set -x` prints them without being asked to.
+//! Masks values of secrets in the output of a step. `set -x`, for example, prints them.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -11,13 +11,14 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 use crate::secret::Secret;
 
-/// A shorter value would be found in words that have nothing to do with it.
+/// Shorter values are not masked: they occur in ordinary words.
 const SHORTEST: usize = 4;
-/// Bytes of all patterns together, so that a supervisor stays small. What environment variables hold is less.
+/// Most bytes of all patterns, to bound the memory of the supervisor. Further patterns are dropped. Environment
+/// variables rarely hold that much.
 const MOST: usize = 256 << 10;
 const MASK: &[u8] = b"***";
 
-/// Finds values of secrets in lines.
+/// Finds values of secrets in text.
 #[derive(Debug)]
 pub(super) struct Masks {
     searcher: Option<AhoCorasick>,
@@ -25,7 +26,7 @@ pub(super) struct Masks {
 }
 
 impl Masks {
-    /// For each line of each value: as it is, as a shell writes it in quotes, and each whole value in base64.
+    /// Patterns: each line of each value, the same in a shell's single quotes, and each value in base64.
     pub(super) fn of(secrets: &[Secret]) -> Self {
         let mut patterns: BTreeSet<Vec<u8>> = BTreeSet::new();
         for value in secrets.iter().map(Secret::reveal) {
@@ -33,7 +34,7 @@ impl Masks {
                 patterns.insert(line.into());
                 patterns.insert(line.replace('\'', r"'\''").into());
             }
-            // Without the end, which depends on what follows, be it the end of a line.
+            // Only whole groups of three bytes: the base64 of the rest depends on what follows the value.
             let whole = &value.as_bytes()[..value.len() / 3 * 3];
             for encoded in [STANDARD.encode(whole), URL_SAFE.encode(whole)] {
                 patterns.extend(encoded.as_bytes().chunks(76).map(<[u8]>::to_vec));
@@ -46,7 +47,7 @@ impl Masks {
             is_kept
         });
         let longest = patterns.iter().map(Vec::len).max().unwrap_or(0);
-        // The smallest kind. The most that can be wrong with patterns is that they are too many.
+        // The kind with the least memory. Building fails only for far more patterns than `MOST` allows.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
         let build = || AhoCorasick::builder().kind(kind).build(&patterns).ok();
         let searcher = (longest > 0).then(build);
@@ -56,7 +57,7 @@ impl Masks {
         }
     }
 
-    /// Where values are. Those that overlap count as one.
+    /// Ranges of values in the text. Overlapping ranges are merged.
     fn found(&self, text: &[u8]) -> Vec<Range<usize>> {
         let Some(searcher) = &self.searcher else {
             return Vec::new();
@@ -77,13 +78,13 @@ impl Masks {
     }
 }
 
-/// Masks a stream that comes in chunks.
+/// Masks a stream of chunks.
 #[derive(Debug)]
 pub(super) struct Masker {
     masks: Rc<Masks>,
     /// The end of the stream: less than twice the length of the longest value.
     kept: Vec<u8>,
-    /// How much of `kept` was given out. A value may have begun there.
+    /// How much of `kept` was given out already. It is kept because a value may start there.
     given: usize,
 }
 
@@ -96,7 +97,7 @@ impl Masker {
         }
     }
 
-    /// Takes a chunk in, and gives out what no value can reach into any more, masked.
+    /// Takes a chunk. Gives out, masked, the part that later chunks cannot change.
     pub(super) fn feed<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
         if self.masks.searcher.is_none() {
             return Cow::Borrowed(chunk);
@@ -109,7 +110,7 @@ impl Masker {
         Cow::Owned(self.give(end))
     }
 
-    /// Gives out the rest, when no more comes.
+    /// Gives out the rest at the end of the stream.
     pub(super) fn finish(&mut self) -> Vec<u8> {
         self.give(self.kept.len())
     }

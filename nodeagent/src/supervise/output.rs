@@ -1,4 +1,4 @@
-//! The step's pipes: streamed into the logs line by line, in bounded memory and bounded files.
+//! The step's output: from the pipes to the logs, line by line, with bounded memory.
 
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
@@ -47,7 +47,7 @@ struct Lines<P> {
 }
 
 impl Output {
-    /// Values that the masks know come neither into the log nor into the message.
+    /// `masks` hides values of secrets in the log and in the message.
     pub(super) fn of(
         child: &mut Child,
         buffer_limit: usize,
@@ -64,7 +64,7 @@ impl Output {
         }
     }
 
-    /// Waits for output, a signal, or `timeout`, and takes what is there.
+    /// Waits for output, a signal, or `timeout`, and reads the output.
     pub(super) fn pump(&mut self, signals: SigSet, timeout: Option<Duration>) -> Woken {
         if self.signals.is_none() {
             self.signals =
@@ -91,7 +91,7 @@ impl Output {
         woken
     }
 
-    /// Takes what is printed in the time that follows: a step that is told to end may print first.
+    /// Reads output for the given time, while the step is being ended.
     pub(super) fn take_for(&mut self, time: Duration) {
         let until = Instant::now() + time;
         loop {
@@ -105,16 +105,16 @@ impl Output {
                     self.err.pipe.as_ref().map(AsFd::as_fd),
                     None,
                 ],
-                // A millisecond more: less than one is none, and this would go round without a pause.
+                // Round up by a millisecond: a timeout of zero would make this a busy loop.
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             );
             self.take();
         }
     }
 
-    /// Takes what is in the pipes now; does not wait for those that the step left behind.
+    /// Reads what is in the pipes now. Does not wait for processes that the step left running.
     pub(super) fn drain(&mut self) {
-        // Bounded: somebody who was left behind may print without end.
+        // Bounded, because a process that was left running may print without end.
         for _ in 0..1024 {
             if !self.take() {
                 break;
@@ -127,7 +127,7 @@ impl Output {
         }
     }
 
-    /// Goes on until everybody who was left behind has closed the pipes, or SIGTERM.
+    /// Reads until every process has closed the pipes, or until SIGTERM.
     pub(super) fn pump_until_closed(&mut self, signals: SigSet) {
         while self.out.pipe.is_some() || self.err.pipe.is_some() {
             if self.pump(signals, None) == Woken::ToEnd {
@@ -139,7 +139,7 @@ impl Output {
         }
     }
 
-    /// The end of what was printed: errors, or else the rest.
+    /// The end of stderr or, if that is empty, of stdout.
     pub(super) fn tail(&self) -> String {
         let tail = if self.err.tail.is_empty() {
             &self.out.tail
@@ -187,7 +187,7 @@ impl<P: Read + AsFd> Lines<P> {
         }
     }
 
-    /// Reads once; true when something came.
+    /// Reads once. True when there was output.
     fn take(&mut self, buffer: &mut [u8], log: Option<&mut LogPair>, stream: Stream) -> bool {
         let Some(pipe) = &mut self.pipe else {
             return false;
