@@ -70,7 +70,7 @@ pub struct State {
 
 impl State {
     /// When the last run is of another lease than `lease`, moves its packages to `skyhooks`.
-    pub fn put_aside(&mut self, lease: &str, now: i64) {
+    pub fn archive_run(&mut self, lease: &str, now: i64) {
         let Some(run) = self.run.take_if(|run| run.lease != lease) else {
             return;
         };

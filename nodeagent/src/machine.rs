@@ -390,7 +390,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     };
     let name = entry.name.clone();
     // Also when every step of the stage had run before, so that none ran now.
-    entry.begun = true;
+    entry.started = true;
     entry.lost_with_host = 0;
     entry.doing = Doing::Idle;
     entry.failures = 0;

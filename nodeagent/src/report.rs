@@ -62,41 +62,41 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
 /// nothing is installed on this one.
 #[must_use]
 pub fn finished(
-    there: &InterruptionLeaseStatus,
+    reported: &InterruptionLeaseStatus,
     host: &HostFacts,
 ) -> Option<InterruptionLeaseStatus> {
     let foreign = protocol::is_other_host(
-        (&there.machine_id, &there.host_id),
+        (&reported.machine_id, &reported.host_id),
         (&host.machine_id, &host.host_id),
     );
     let wanted = if foreign {
         InterruptionLeaseStatus {
-            observed_generation: there.observed_generation,
+            observed_generation: reported.observed_generation,
             phase: Some(Phase::Stopped),
             boot_id: host.boot_id.clone(),
             machine_id: host.machine_id.clone(),
             host_id: host.host_id.clone(),
             epoch: host.epoch.clone(),
-            reboots: there.reboots.clone(),
+            reboots: reported.reboots.clone(),
             agent_version: host.agent_version.clone(),
-            since: there.since.clone(),
+            since: reported.since.clone(),
             message: "the Node is another machine now, or its disk was replaced: nothing is installed on it"
                 .to_owned(),
             ..InterruptionLeaseStatus::default()
         }
     } else {
-        let epoch = if there.boot_id == host.boot_id {
-            &there.epoch
+        let epoch = if reported.boot_id == host.boot_id {
+            &reported.epoch
         } else {
             &host.epoch
         };
         InterruptionLeaseStatus {
             boot_id: host.boot_id.clone(),
             epoch: epoch.clone(),
-            ..there.clone()
+            ..reported.clone()
         }
     };
-    (wanted != *there).then_some(wanted)
+    (wanted != *reported).then_some(wanted)
 }
 
 /// Updates `since`. To be called after every change of the progress.
@@ -292,7 +292,7 @@ mod tests {
             agent_version: "1".to_owned(),
             ..HostFacts::default()
         };
-        let there: InterruptionLeaseStatus = serde_json::from_value(json!({
+        let reported: InterruptionLeaseStatus = serde_json::from_value(json!({
             "phase": "Complete", "bootID": "b", "machineID": "m", "agentVersion": "0", "needsDrain": true,
             "packages": { "a|1": { "name": "a", "version": "1", "image": "r/a", "stage": "config", "state": "complete" } },
         }))
@@ -310,7 +310,7 @@ mod tests {
                 Some((Phase::Stopped, "c", "n", 0)),
             ),
         ] {
-            let wanted = finished(&there, &host);
+            let wanted = finished(&reported, &host);
             let short = wanted.as_ref().map(|w| {
                 let phase = w.phase.expect("finished");
                 (phase, &*w.boot_id, &*w.machine_id, w.packages.len())

@@ -222,7 +222,7 @@ impl Supervisors {
     }
 
     /// There is no result and no supervisor.
-    async fn bury(&self, id: u64, label: &str) -> StepEnd {
+    async fn lost(&self, id: u64, label: &str) -> StepEnd {
         self.await_what_is_left(id, label).await;
         let directory = self.directory(id).0;
         let problem = with_log(&directory, "its supervisor was killed and left no result");
@@ -244,7 +244,7 @@ fn stop_timeout(grace_ms: u64) -> u64 {
 /// not heed that for `grace`.
 async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
     let begin = Instant::now();
-    let mut was_told = None;
+    let mut terminated_at = None;
     let mut is_logged = false;
     loop {
         // Not whether the scope is active: one that is started while its process dies stays so without any.
@@ -275,11 +275,11 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
         }
         let signal = orphan_signal(
             begin.elapsed(),
-            was_told.map(|at: Instant| at.elapsed()),
+            terminated_at.map(|at: Instant| at.elapsed()),
             grace,
         );
         if let Some(signal) = signal {
-            was_told.get_or_insert_with(Instant::now);
+            terminated_at.get_or_insert_with(Instant::now);
             // It may be gone by now.
             let _killed = bus.kill(scope, signal as i32).await;
         }
@@ -321,7 +321,7 @@ impl StepRunner for Supervisors {
         let directory = self.directory(request.id).0;
         // `d`, or the end of the pipe when it died.
         if let Some(stdout) = &mut child.stdout {
-            let _told = stdout.read_u8().await;
+            let _done = stdout.read_u8().await;
         }
         let result = read_result(&directory, request.id)?;
         // It may go on to hold the pipes of what the step left behind; it is reaped whenever it ends.
@@ -330,7 +330,7 @@ impl StepRunner for Supervisors {
         });
         match result {
             Some(result) => Ok(StepEnd::Finished(result)),
-            None => Ok(self.bury(request.id, &request.label).await),
+            None => Ok(self.lost(request.id, &request.label).await),
         }
     }
 
@@ -344,7 +344,7 @@ impl StepRunner for Supervisors {
                 // It may have ended between the two looks.
                 return match read_result(&directory, id)? {
                     Some(result) => Ok(StepEnd::Finished(result)),
-                    None if directory.join(HANDED_OVER).exists() => Ok(self.bury(id, label).await),
+                    None if directory.join(HANDED_OVER).exists() => Ok(self.lost(id, label).await),
                     None => {
                         self.await_what_is_left(id, label).await;
                         Ok(StepEnd::NotStarted)
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_supervisor_said_last_is_told() {
+    fn what_a_supervisor_said_last_is_done() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(with_log(path, "gone"), "gone");

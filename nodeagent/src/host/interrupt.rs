@@ -141,27 +141,32 @@ impl Interrupter<'_> {
         self.bus.reload().await?;
         // A unit may have gone since it was observed, or while this is tried again.
         check_all(&self.states(before.keys()).await?)?;
-        let begun = now();
+        let started_at = now();
         for (unit, invocation) in before {
-            self.restart(unit, invocation, begun).await?;
+            self.restart(unit, invocation, started_at).await?;
         }
         sleep(SETTLE).await;
         for unit in before.keys() {
             if self.bus.unit_state(unit).await?.active == "failed" {
                 return Err(self
-                    .failed(unit, "failed after its restart".into(), begun)
+                    .failed(unit, "failed after its restart".into(), started_at)
                     .await);
             }
         }
         Ok(())
     }
 
-    async fn restart(&self, unit: &str, before: &str, begun: i64) -> Result<(), InterruptError> {
+    async fn restart(
+        &self,
+        unit: &str,
+        before: &str,
+        started_at: i64,
+    ) -> Result<(), InterruptError> {
         let state = self.bus.unit_state(unit).await?;
         if state.invocation != before && !state.invocation.is_empty() && state.active != "failed" {
             tracing::info!(unit, "was restarted before this agent was");
             return self
-                .await_start(unit, before, self.patience.job, begun)
+                .await_start(unit, before, self.patience.job, started_at)
                 .await;
         }
         match self.bus.run_job(unit, true, self.patience.job).await {
@@ -173,16 +178,16 @@ impl Interrupter<'_> {
                     "dependency" => "was not started, since a unit that it needs failed".to_owned(),
                     other => format!("was not restarted: the job's result is {other}"),
                 };
-                Err(self.failed(unit, problem, begun).await)
+                Err(self.failed(unit, problem, started_at).await)
             }
             Err(e) if e.is_bus_lost() => {
                 self.bus.reconnect(BUS_AWAY).await?;
-                self.await_start(unit, before, BUS_AWAY, begun).await
+                self.await_start(unit, before, BUS_AWAY, started_at).await
             }
             Err(SystemdError::Timeout { after, .. }) => {
                 let active = self.bus.unit_state(unit).await?.active;
                 let problem = format!("is {active} after {} s", after.as_secs());
-                Err(self.failed(unit, problem, begun).await)
+                Err(self.failed(unit, problem, started_at).await)
             }
             Err(e) => Err(e.into()),
         }
@@ -194,7 +199,7 @@ impl Interrupter<'_> {
         unit: &str,
         before: &str,
         patience: Duration,
-        begun: i64,
+        started_at: i64,
     ) -> Result<(), InterruptError> {
         let deadline = Instant::now() + patience;
         loop {
@@ -209,7 +214,7 @@ impl Interrupter<'_> {
                 _ => None,
             };
             if let Some(problem) = problem {
-                return Err(self.failed(unit, problem, begun).await);
+                return Err(self.failed(unit, problem, started_at).await);
             }
             sleep(Duration::from_millis(200)).await;
         }
@@ -231,20 +236,20 @@ impl Interrupter<'_> {
     /// Waits until nobody inhibits a shutdown any more, or for as long as that is respected.
     async fn await_inhibitors(&self) {
         let deadline = Instant::now() + self.patience.inhibited;
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         while Instant::now() < deadline {
             // Without logind nobody inhibits.
             let inhibitors = self.bus.shutdown_inhibitors().await.unwrap_or_default();
             if inhibitors.is_empty() {
                 break;
             }
-            if inhibitors != told {
+            if inhibitors != reported {
                 (self.waits)(format!(
                     "waits up to {} s for {}",
                     self.patience.inhibited.as_secs(),
                     inhibitors.join(", ")
                 ));
-                told = inhibitors;
+                reported = inhibitors;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(INHIBITORS.min(left)).await;

@@ -179,14 +179,14 @@ fn may_start(p: &Progress, entry: &Entry) -> bool {
         && !entry.is_done()
         && entry.stage != Stage::Interrupt
         && is_turn(p, entry)
-        && (entry.interrupt().is_none() || is_staged(p, entry))
+        && (entry.interrupt().is_none() || is_gathering(p, entry))
 }
 
 /// True for a member of a wave that is still gathering.
-fn is_staged(p: &Progress, entry: &Entry) -> bool {
+fn is_gathering(p: &Progress, entry: &Entry) -> bool {
     p.wave
         .as_ref()
-        .is_some_and(|w| w.at == WaveAt::Staging && w.members.contains(&entry.key()))
+        .is_some_and(|w| w.at == WaveAt::Gathering && w.members.contains(&entry.key()))
 }
 
 fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
@@ -204,7 +204,7 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 half: cursor.half,
                 index: cursor.index,
             });
-            entry.begun = true;
+            entry.started = true;
             entry.doing = Doing::Step(Cursor {
                 id,
                 boot_id,

@@ -17,7 +17,7 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     }
     // A version that never started is not on the host: it is neither upgraded nor uninstalled. If it is wanted, it is
     // planned again.
-    p.entries.retain(|_, e| e.begun);
+    p.entries.retain(|_, e| e.started);
     let wanted = &p.wanted;
     p.reboots.retain(|key, _| {
         wanted
@@ -48,7 +48,7 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
     // A parked version that never started is not on the host. One that was installed before it was parked has to be
     // uninstalled.
     p.entries
-        .retain(|k, e| e.name != name || *k == wanted_key || e.begun || !e.is_parked());
+        .retain(|k, e| e.name != name || *k == wanted_key || e.started || !e.is_parked());
     let others: Vec<(String, Option<Ordering>, bool)> = p
         .entries
         .values()
@@ -84,7 +84,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
-    if entry.is_parked() && !entry.begun {
+    if entry.is_parked() && !entry.started {
         p.entries.remove(key);
         return;
     }
@@ -174,10 +174,10 @@ fn resume(p: &mut Progress, key: &str, wanted: &Wanted, now: i64) {
         revisit(p, key, &entry, wanted, now);
         return;
     }
-    let begun = entry.cycle.as_ref().filter(|c| c.start.is_some());
-    match (begun, begun.and_then(|c| c.start)) {
-        (Some(cycle), Some(begun_at)) if entry.stage != Stage::Uninstall => {
-            go_on(p, key, &entry, cycle, begun_at, wanted, now);
+    let cycle = entry.cycle.as_ref().filter(|c| c.start.is_some());
+    match (cycle, cycle.and_then(|c| c.start)) {
+        (Some(cycle), Some(first_stage)) if entry.stage != Stage::Uninstall => {
+            go_on(p, key, &entry, cycle, first_stage, wanted, now);
         }
         (_, _) => adopt(p, key, &entry, wanted, now),
     }
@@ -213,11 +213,11 @@ fn go_on(
     key: &str,
     entry: &Entry,
     cycle: &Cycle,
-    begun_at: Stage,
+    first_stage: Stage,
     wanted: &Wanted,
     now: i64,
 ) {
-    let whole = matches!(begun_at, Stage::Apply | Stage::Upgrade);
+    let whole = matches!(first_stage, Stage::Apply | Stage::Upgrade);
     let changed = changed_keys(&cycle.content, &wanted.config);
     let merged = || {
         let mut all: Vec<Interrupt> = cycle.interrupt.iter().cloned().collect();
@@ -231,7 +231,7 @@ fn go_on(
             merged()
         };
         p.reboots.remove(key);
-        open(p, key, wanted, begun_at, interrupt, now);
+        open(p, key, wanted, first_stage, interrupt, now);
         return;
     }
     if !changed.is_empty() && entry.state == State::Erroring {
@@ -244,7 +244,7 @@ fn go_on(
         };
         open(p, key, wanted, stage, interrupt, now);
         if let Some(cycle) = p.entries.get_mut(key).and_then(|e| e.cycle.as_mut()) {
-            cycle.start = Some(begun_at);
+            cycle.start = Some(first_stage);
         }
         return;
     }

@@ -183,7 +183,8 @@ pub struct Entry {
     pub image_state: ImageState,
     /// Whether a step of this version has started on the host. Before that the version is not in the Node's record,
     /// and it is dropped when it is no longer wanted.
-    pub begun: bool,
+    #[serde(rename = "begun")]
+    pub started: bool,
     /// How often in a row the host went down while a step of the current stage ran.
     #[serde(default)]
     pub lost_with_host: u32,
@@ -327,7 +328,7 @@ impl Entry {
             doing: Doing::Idle,
             failures: 0,
             image_state: ImageState::Unknown,
-            begun: false,
+            started: false,
             lost_with_host: 0,
         }
     }
@@ -347,7 +348,7 @@ impl Entry {
         };
         Self {
             // The record lists a package when its first step starts. The one exception is a parked version.
-            begun: !entry.is_parked(),
+            started: !entry.is_parked(),
             ..entry
         }
     }
@@ -373,7 +374,7 @@ impl Entry {
     /// True while no step of the version has started and the Node's record does not list it.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        !self.begun && !self.is_parked()
+        !self.started && !self.is_parked()
     }
 
     /// The interrupt that the package still waits for.
@@ -412,7 +413,7 @@ impl Progress {
     pub fn is_busy(&self) -> bool {
         let wave = match self.wave.as_ref().map(|w| &w.at) {
             Some(WaveAt::Interrupting { .. }) => true,
-            None | Some(WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. }) => false,
+            None | Some(WaveAt::Gathering | WaveAt::Looking | WaveAt::Retry { .. }) => false,
         };
         wave || self.entries.values().any(|e| match e.doing {
             Doing::Preparing { .. } | Doing::Step(_) => true,

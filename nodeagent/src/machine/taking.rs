@@ -15,7 +15,7 @@ use super::retry::{self, API};
 ///    +----------------------------> Accepting ---------------------> Idle, and the machine begins
 ///    |                                  |
 ///    |  finished by an earlier agent    | refused, or no answer      when it is due
-///    +----------> KeepingTrue ----------+--------------> Waiting ---------------> Idle
+///    +----------> RefreshingStatus ----------+--------------> Waiting ---------------> Idle
 ///                     |
 ///                     +--> Idle: its status is true of this host
 /// ```
@@ -32,7 +32,7 @@ pub enum Taking {
     /// The lease with this UID is accepted, and what it takes to begin is read.
     Accepting { uid: String, failures: u32 },
     /// The status of a lease that an earlier agent finished is brought up to date.
-    KeepingTrue { uid: String, failures: u32 },
+    RefreshingStatus { uid: String, failures: u32 },
     /// Tried again at this time, in Unix milliseconds.
     Waiting { until: i64, failures: u32 },
 }
@@ -68,7 +68,7 @@ pub enum Input<'a> {
     /// The API refuses, or does not answer.
     Failed,
     /// The status of the finished lease is true of this host.
-    KeptTrue,
+    Refreshed,
     Ticked,
 }
 
@@ -80,7 +80,7 @@ pub enum Action {
     Take {
         accept: bool,
     },
-    KeepTrue,
+    RefreshStatus,
     /// Look at the lease again.
     Look,
 }
@@ -95,7 +95,7 @@ impl Taker {
                 self.taking = Taking::default();
                 return Some(Action::Look);
             }
-            Input::Taken | Input::KeptTrue => self.taking = Taking::default(),
+            Input::Taken | Input::Refreshed => self.taking = Taking::default(),
             Input::Hindered => self.wait(1, self.failures(), now, node),
             Input::Failed => {
                 let failures = self.failures().saturating_add(1);
@@ -121,7 +121,7 @@ impl Taker {
             Taking::Idle { .. }
             | Taking::FindingNode { .. }
             | Taking::Accepting { .. }
-            | Taking::KeepingTrue { .. } => None,
+            | Taking::RefreshingStatus { .. } => None,
         }
     }
 
@@ -132,7 +132,7 @@ impl Taker {
             Taking::Waiting { .. }
             | Taking::FindingNode { .. }
             | Taking::Accepting { .. }
-            | Taking::KeepingTrue { .. } => return None,
+            | Taking::RefreshingStatus { .. } => return None,
         };
         let named = &lease.spec.node.uid;
         if self.node_uid.as_ref() != Some(named) {
@@ -148,7 +148,10 @@ impl Taker {
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let (taking, action) = match protocol::agent_duty(lease, named) {
             AgentDuty::Ignore(_) => return None,
-            AgentDuty::Finished => (Taking::KeepingTrue { uid, failures }, Action::KeepTrue),
+            AgentDuty::Finished => (
+                Taking::RefreshingStatus { uid, failures },
+                Action::RefreshStatus,
+            ),
             AgentDuty::Accept => (
                 Taking::Accepting { uid, failures },
                 Action::Take { accept: true },
@@ -168,7 +171,7 @@ impl Taker {
             Taking::FindingNode { .. } => 0,
             Taking::Idle { failures }
             | Taking::Accepting { failures, .. }
-            | Taking::KeepingTrue { failures, .. }
+            | Taking::RefreshingStatus { failures, .. }
             | Taking::Waiting { failures, .. } => failures,
         }
     }
@@ -244,8 +247,8 @@ mod tests {
         }
     }
 
-    fn keeping_true(failures: u32) -> Taking {
-        Taking::KeepingTrue {
+    fn refreshing(failures: u32) -> Taking {
+        Taking::RefreshingStatus {
             uid: "lease".into(),
             failures,
         }
@@ -301,8 +304,8 @@ mod tests {
             (
                 "finished",
                 phase(Phase::Complete),
-                Some(Action::KeepTrue),
-                keeping_true(0),
+                Some(Action::RefreshStatus),
+                refreshing(0),
             ),
         ] {
             let mut taker = taker(idle());
@@ -351,7 +354,7 @@ mod tests {
                 delay(1),
                 0,
             ),
-            ("finished", keeping_true(1), Input::Failed, delay(2), 2),
+            ("finished", refreshing(1), Input::Failed, delay(2), 2),
         ] {
             let mut taker = taker(from);
             assert_eq!(taker.step(input, NOW, "worker-1"), None, "{name}");
@@ -384,7 +387,7 @@ mod tests {
     fn what_went_well_is_forgotten() {
         for (from, input) in [
             (accepting(5), Input::Taken),
-            (keeping_true(5), Input::KeptTrue),
+            (refreshing(5), Input::Refreshed),
         ] {
             let mut taker = taker(from);
             assert_eq!(taker.step(input, NOW, "worker-1"), None);

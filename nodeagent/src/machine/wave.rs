@@ -44,13 +44,13 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         let is_joined = waiting.iter().any(|key| !wave.members.contains(key));
         if is_refused && is_joined {
             // Members that have reached the reboot cap must not delay packages that need another interrupt.
-            wave.at = WaveAt::Staging;
+            wave.at = WaveAt::Gathering;
         } else if retry::is_due(at, now) {
-            wave.at = WaveAt::Staging;
+            wave.at = WaveAt::Gathering;
             wave.due = true;
         }
     }
-    if wave.at == WaveAt::Staging && !wave.due {
+    if wave.at == WaveAt::Gathering && !wave.due {
         wave.members.extend(waiting);
         let through = wave.members.iter().all(|key| {
             p.entries
@@ -59,7 +59,7 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         });
         wave.due = through && !wave.members.is_empty();
     }
-    if wave.at == WaveAt::Staging && wave.due && awaited(p).is_empty() {
+    if wave.at == WaveAt::Gathering && wave.due && awaited(p).is_empty() {
         reboots::refuse(p, now);
         if reboots::participants(p).is_empty() {
             give_up(p, now);
@@ -98,7 +98,7 @@ pub fn waits_for(p: &Progress) -> Option<String> {
         .into_iter()
         .map(|e| format!("{} of {} {}", e.stage, e.name, e.version))
         .collect();
-    let is_waiting = wave.at == WaveAt::Staging && !steps.is_empty();
+    let is_waiting = wave.at == WaveAt::Gathering && !steps.is_empty();
     is_waiting.then(|| {
         format!(
             "{}: waiting until the running step ends: {}",
@@ -112,9 +112,10 @@ pub fn waits_for(p: &Progress) -> Option<String> {
 pub(super) fn wake_at(p: &Progress) -> Option<i64> {
     match p.wave.as_ref()?.at {
         WaveAt::Retry { at } if p.permit == Permit::Granted => Some(at),
-        WaveAt::Retry { .. } | WaveAt::Staging | WaveAt::Looking | WaveAt::Interrupting { .. } => {
-            None
-        }
+        WaveAt::Retry { .. }
+        | WaveAt::Gathering
+        | WaveAt::Looking
+        | WaveAt::Interrupting { .. } => None,
     }
 }
 
@@ -375,12 +376,12 @@ pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     // An interrupt that was being prepared is prepared and counted again.
     let is_asked = match &wave.at {
         WaveAt::Interrupting { part, .. } => *part == Part::Perform,
-        WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. } => false,
+        WaveAt::Gathering | WaveAt::Looking | WaveAt::Retry { .. } => false,
     };
     match &wave.at {
         // The journal does not say how far the interrupt got: read the lease again, and prepare again.
-        WaveAt::Interrupting { .. } | WaveAt::Looking => wave.at = WaveAt::Staging,
-        WaveAt::Staging | WaveAt::Retry { .. } => {}
+        WaveAt::Interrupting { .. } | WaveAt::Looking => wave.at = WaveAt::Gathering,
+        WaveAt::Gathering | WaveAt::Retry { .. } => {}
     }
     if is_asked {
         wave.counted.clear();

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::begin::Begun;
+use super::begin::Attempt;
 use super::effects::StepDone;
 use super::writer::{Writer, Written};
 use crate::config::Settings;
@@ -37,7 +37,7 @@ pub(super) enum Note {
     Lease(LeaseEvent),
     Event(Event),
     /// The attempt to take a lease has ended.
-    Begun(Box<Begun>),
+    Attempted(Box<Attempt>),
     Prepared {
         key: String,
         prepared: Box<Prepared>,
@@ -45,7 +45,7 @@ pub(super) enum Note {
     },
     StepDone(Box<StepDone>),
     Written(Box<Written>),
-    KeptTrue(Box<Result<InterruptionLease, ApiError>>),
+    Refreshed(Box<Result<InterruptionLease, ApiError>>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
     /// Bytes on the host's disk that belong to Skyhook.
@@ -101,15 +101,15 @@ pub(super) struct Agent {
     /// Why this host cannot be worked on at all.
     pub unable: Option<String>,
     /// The interrupt that is being prepared.
-    pub preparation: super::interrupt::Preparation,
+    pub pending_interrupt: super::interrupt::PendingInterrupt,
     /// Progress that is not in the journal yet.
-    pub staged: Option<Staged>,
+    pub uncommitted: Option<Uncommitted>,
 }
 
 /// Progress that waits to be written to the journal, with the effects to perform after the write. Events that arrive
 /// together share one write.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(super) struct Uncommitted {
     progress: Progress,
     effects: Vec<Effect>,
     events: Vec<Event>,
@@ -171,16 +171,16 @@ impl Agent {
             trouble: None,
             quiet_until: None,
             unable,
-            preparation: super::interrupt::Preparation::default(),
-            staged: None,
+            pending_interrupt: super::interrupt::PendingInterrupt::default(),
+            uncommitted: None,
         };
         agent.count_disk();
-        agent.take_up(&state.join("steps"))?;
+        agent.resume(&state.join("steps"))?;
         Ok(agent)
     }
 
     /// Drops the journal of another host, and sends the machine [`Event::Restarted`].
-    fn take_up(&mut self, steps: &std::path::Path) -> anyhow::Result<()> {
+    fn resume(&mut self, steps: &std::path::Path) -> anyhow::Result<()> {
         let mut state = self.journal.state.clone();
         if state.machine_id != self.facts.machine_id {
             state = State {
@@ -226,7 +226,7 @@ impl Agent {
         match note {
             Note::Lease(event) => self.lease_event(event),
             Note::Event(event) => self.feed(event),
-            Note::Begun(begun) => self.begun(*begun),
+            Note::Attempted(attempt) => self.attempted(*attempt),
             Note::Prepared {
                 key,
                 prepared,
@@ -240,8 +240,8 @@ impl Agent {
             }
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
-            Note::KeptTrue(result) => self.kept_true(*result),
-            Note::Node(node) => self.take_on(taking::Input::NodeFound { uid: &node.uid }),
+            Note::Refreshed(result) => self.finished_refreshed(*result),
+            Note::Node(node) => self.step_taking(taking::Input::NodeFound { uid: &node.uid }),
             Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
@@ -257,8 +257,8 @@ impl Agent {
 
     /// The lease that is worked on.
     pub(super) fn run(&self) -> Option<&Progress> {
-        match &self.staged {
-            Some(staged) => Some(&staged.progress),
+        match &self.uncommitted {
+            Some(uncommitted) => Some(&uncommitted.progress),
             None => self.journal.state.run.as_ref(),
         }
     }
@@ -274,11 +274,11 @@ impl Agent {
         let Some(before) = self.run().cloned() else {
             return;
         };
-        self.stage(before, event);
+        self.step_machine(before, event);
     }
 
     /// Steps the machine from this progress.
-    pub(super) fn stage(&mut self, before: Progress, event: Event) {
+    pub(super) fn step_machine(&mut self, before: Progress, event: Event) {
         let input = Input {
             now: now(),
             event: event.clone(),
@@ -287,14 +287,14 @@ impl Agent {
         report::mark_since(&mut after, now());
         self.conclude_stages(&before, &after);
         self.conclude_interrupt(&before, &after);
-        match &mut self.staged {
-            Some(staged) => {
-                staged.progress = after;
-                staged.effects.extend(effects);
-                staged.events.push(event);
+        match &mut self.uncommitted {
+            Some(uncommitted) => {
+                uncommitted.progress = after;
+                uncommitted.effects.extend(effects);
+                uncommitted.events.push(event);
             }
             None => {
-                self.staged = Some(Staged {
+                self.uncommitted = Some(Uncommitted {
                     progress: after,
                     effects,
                     events: vec![event],
@@ -306,30 +306,29 @@ impl Agent {
     /// Writes the journal, then performs the effects, then writes the lease's status.
     pub(super) fn commit(&mut self) {
         // The end of a lease may start the next one.
-        while let Some(staged) = self.staged.take() {
-            let ended =
-                staged.progress.ended.is_some()
-                    && self.journal.state.run.as_ref().is_none_or(|run| {
-                        run.ended.is_none() || run.lease != staged.progress.lease
-                    });
+        while let Some(uncommitted) = self.uncommitted.take() {
+            let ended = uncommitted.progress.ended.is_some()
+                && self.journal.state.run.as_ref().is_none_or(|run| {
+                    run.ended.is_none() || run.lease != uncommitted.progress.lease
+                });
             let mut state = self.journal.state.clone();
             let before = state.run.as_ref().map(Progress::steps).unwrap_or_default();
-            state.put_aside(&staged.progress.lease, now());
-            state.next_step = staged.progress.next_step;
-            state.run = Some(staged.progress);
+            state.archive_run(&uncommitted.progress.lease, now());
+            state.next_step = uncommitted.progress.next_step;
+            state.run = Some(uncommitted.progress);
             if let Err(error) = self.journal.save(state) {
-                if staged.events.contains(&Event::Begun) {
-                    self.take_on(taking::Input::Hindered);
+                if uncommitted.events.contains(&Event::Begun) {
+                    self.step_taking(taking::Input::Hindered);
                     self.journal_failed(&error, Vec::new());
                 } else {
-                    self.journal_failed(&error, staged.events);
+                    self.journal_failed(&error, uncommitted.events);
                 }
                 return;
             }
             self.trouble = None;
             self.quiet_until = None;
-            self.steps_over(&before);
-            for effect in staged.effects {
+            self.remove_finished_steps(&before);
+            for effect in uncommitted.effects {
                 tracing::debug!(?effect, "performing an effect");
                 self.perform(effect);
             }
@@ -395,7 +394,7 @@ impl Agent {
         self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
         tokio::task::spawn_local(async move { bus.release().await });
-        self.tidy();
+        self.collect_garbage();
         // A new lease may wait for this end.
         if !self.is_current() {
             self.look_at_lease();
@@ -436,7 +435,7 @@ impl Agent {
             return;
         }
         if let Some(lease) = self.lease.clone() {
-            self.take_on(taking::Input::Seen(&lease));
+            self.step_taking(taking::Input::Seen(&lease));
         }
     }
 
@@ -450,7 +449,7 @@ impl Agent {
     }
 
     fn woken(&mut self) {
-        self.take_on(taking::Input::Ticked);
+        self.step_taking(taking::Input::Ticked);
         if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.prune_logs();
         }
@@ -467,7 +466,7 @@ impl Agent {
 
     /// When the agent has to wake up without a note.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let reboot = self.preparation.reboot.as_ref();
+        let reboot = self.pending_interrupt.reboot.as_ref();
         let reboot = reboot.map(|reboot| reboot.at_the_latest);
         [
             self.machine_wake(),

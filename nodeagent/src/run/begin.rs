@@ -20,7 +20,7 @@ use crate::stage::metadata::NodeFacts;
 
 /// How the attempt to take a lease ended.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct Attempt {
     uid: String,
     entries: Entries,
     source: Source,
@@ -39,7 +39,7 @@ struct Taken {
 
 impl Agent {
     /// Steps the state machine of taking a lease, and performs its action.
-    pub(super) fn take_on(&mut self, input: taking::Input<'_>) {
+    pub(super) fn step_taking(&mut self, input: taking::Input<'_>) {
         match self.taker.step(input, now(), &self.settings.node) {
             Some(taking::Action::FindNode) => self.find_node(),
             Some(taking::Action::Look) => self.look_at_lease(),
@@ -48,7 +48,7 @@ impl Agent {
                     self.take_lease(lease, accept);
                 }
             }
-            Some(taking::Action::KeepTrue) => self.keep_true(),
+            Some(taking::Action::RefreshStatus) => self.refresh_finished(),
             None => {}
         }
     }
@@ -115,13 +115,13 @@ impl Agent {
                 })
             };
             let result = taken.await;
-            let begun = Begun {
+            let attempt = Attempt {
                 uid,
                 entries,
                 source,
                 result,
             };
-            let _sent = notes.send(Note::Begun(Box::new(begun)));
+            let _sent = notes.send(Note::Attempted(Box::new(attempt)));
         });
     }
 
@@ -166,20 +166,20 @@ impl Agent {
     }
 
     /// The attempt to take a lease has ended.
-    pub(super) fn begun(&mut self, begun: Begun) {
-        match begun.result {
+    pub(super) fn attempted(&mut self, attempt: Attempt) {
+        match attempt.result {
             Ok(taken) => {
-                self.take_on(taking::Input::Taken);
-                self.begin(begun.entries, begun.source, taken);
+                self.step_taking(taking::Input::Taken);
+                self.begin(attempt.entries, attempt.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
                 // The watch will show the lease as it is now.
-                tracing::info!(lease = %begun.uid, %error, "the lease has changed: trying again");
-                self.take_on(taking::Input::Hindered);
+                tracing::info!(lease = %attempt.uid, %error, "the lease has changed: trying again");
+                self.step_taking(taking::Input::Hindered);
             }
             Err(error) => {
-                tracing::warn!(lease = %begun.uid, %error, "the lease cannot be taken");
-                self.take_on(taking::Input::Failed);
+                tracing::warn!(lease = %attempt.uid, %error, "the lease cannot be taken");
+                self.step_taking(taking::Input::Failed);
             }
         }
     }
@@ -200,7 +200,7 @@ impl Agent {
         if let Err(error) = kept {
             // The lease is accepted: the work starts when the journal can be written.
             self.journal_failed(&error, Vec::new());
-            self.take_on(taking::Input::Hindered);
+            self.step_taking(taking::Input::Hindered);
             return;
         }
         // Somebody edited the Node's record, and the journal was not lost: reset the count of reboots.
@@ -230,22 +230,22 @@ impl Agent {
         self.facts.disk_bytes = self.disk_bytes;
         self.compared = None;
         self.writer.begin(&lease);
-        self.stage(progress, Event::Begun);
+        self.step_machine(progress, Event::Begun);
         self.saw(lease);
         self.look_at_lease();
     }
 
     /// Updates the status of a lease that an earlier agent finished: boot ID and machine ID have to be those of this
     /// host.
-    fn keep_true(&mut self) {
+    fn refresh_finished(&mut self) {
         let lease = self.lease.as_ref();
-        let Some((lease, there)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
-            return self.take_on(taking::Input::KeptTrue);
+        let Some((lease, reported)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
+            return self.step_taking(taking::Input::Refreshed);
         };
-        let Some(wanted) = report::finished(there, &self.facts) else {
-            return self.take_on(taking::Input::KeptTrue);
+        let Some(wanted) = report::finished(reported, &self.facts) else {
+            return self.step_taking(taking::Input::Refreshed);
         };
-        let before = serde_json::to_value(there).unwrap_or_default();
+        let before = serde_json::to_value(reported).unwrap_or_default();
         let after = serde_json::to_value(&wanted).unwrap_or_default();
         let change = report::merge_diff(&before, &after).unwrap_or_default();
         let uid = lease.metadata.uid.clone().unwrap_or_default();
@@ -254,19 +254,19 @@ impl Agent {
         let (api, notes) = (self.api.clone(), self.notes.clone());
         tokio::task::spawn_local(async move {
             let result = api.patch_status(&uid, &version, change).await;
-            let _sent = notes.send(Note::KeptTrue(Box::new(result)));
+            let _sent = notes.send(Note::Refreshed(Box::new(result)));
         });
     }
 
-    pub(super) fn kept_true(&mut self, result: Result<InterruptionLease, ApiError>) {
+    pub(super) fn finished_refreshed(&mut self, result: Result<InterruptionLease, ApiError>) {
         match result {
             Ok(lease) => {
-                self.take_on(taking::Input::KeptTrue);
+                self.step_taking(taking::Input::Refreshed);
                 self.saw(lease);
             }
             Err(error) => {
                 tracing::warn!(%error, "the status of a finished lease cannot be updated");
-                self.take_on(taking::Input::Failed);
+                self.step_taking(taking::Input::Failed);
             }
         }
     }

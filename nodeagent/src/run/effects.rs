@@ -241,24 +241,24 @@ impl Agent {
     }
 
     /// Runs `work` with the prepared stage. After a restart of the agent the stage is prepared again.
-    fn with_stage<F, G>(&mut self, key: &str, half: Half, work: F)
+    fn with_prepared<F, G>(&mut self, key: &str, half: Half, work: F)
     where
-        F: FnOnce(Stage) -> G + 'static,
+        F: FnOnce(Preparation) -> G + 'static,
         G: Future<Output = Note> + 'static,
     {
-        let stage = match (self.stages.get(key), &self.run_facts) {
+        let preparation = match (self.stages.get(key), &self.run_facts) {
             (Some(prepared), Some(facts)) => {
-                Ok(Stage::Ready(Rc::clone(prepared), Rc::clone(facts)))
+                Ok(Preparation::Ready(Rc::clone(prepared), Rc::clone(facts)))
             }
             (_, _) => self
                 .stage_task(key, half)
-                .map(|task| Stage::Task(Box::new(task))),
+                .map(|task| Preparation::Task(Box::new(task))),
         };
         let notes = self.notes.clone();
-        match stage {
-            Ok(stage) => {
+        match preparation {
+            Ok(preparation) => {
                 tokio::task::spawn_local(async move {
-                    let note = work(stage).await;
+                    let note = work(preparation).await;
                     let _sent = notes.send(note);
                 });
             }
@@ -273,9 +273,9 @@ impl Agent {
         let runner = Rc::clone(&self.runner);
         let timeout = self.settings.step_timeout;
         let name = key.clone();
-        self.with_stage(&name, half, move |stage| async move {
+        self.with_prepared(&name, half, move |preparation| async move {
             let result = async {
-                let (prepared, facts) = stage.get(&key).await?;
+                let (prepared, facts) = preparation.get(&key).await?;
                 let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
                 spec.directory = runner.directory(id).1;
                 spec.limits = facts.limits.clone();
@@ -306,12 +306,12 @@ impl Agent {
             .and_then(|run| run.entries.get(&key))
             .map(|e| stage::mode(e.stage, half))
             .unwrap_or_default();
-        self.with_stage(&name, half, move |stage| async move {
+        self.with_prepared(&name, half, move |preparation| async move {
             let label = format!("{}-{stage_name}", name_of(&key));
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
                 // After the step has ended: files must not change while it runs.
-                let (prepared, _) = stage.get(&key).await?;
+                let (prepared, _) = preparation.get(&key).await?;
                 Ok((end, prepared))
             };
             let result = result.await;
@@ -341,12 +341,12 @@ fn label(key: &str, prepared: &Prepared, half: Half) -> String {
 }
 
 /// A prepared stage, or the task that prepares it.
-enum Stage {
+enum Preparation {
     Ready(Rc<Prepared>, Rc<RunFacts>),
     Task(Box<StageTask>),
 }
 
-impl Stage {
+impl Preparation {
     async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), String> {
         match self {
             Self::Ready(prepared, facts) => Ok((prepared, facts)),

@@ -79,7 +79,7 @@ const PRUNE: Duration = Duration::from_secs(3600);
 impl Agent {
     /// Removes the directories of steps that have ended. To be called after the journal says so; `before` are the
     /// steps that ran in the journal before.
-    pub(super) fn steps_over(&mut self, before: &BTreeSet<u64>) {
+    pub(super) fn remove_finished_steps(&mut self, before: &BTreeSet<u64>) {
         let after = self.journal.state.run.as_ref().map(Progress::steps);
         let over: BTreeSet<u64> = before - &after.unwrap_or_default();
         if over.is_empty() {
@@ -112,7 +112,7 @@ impl Agent {
 
     /// Removes revisions, step directories, copies, images and logs that are not needed any more. Failures are logged;
     /// the next lease tries again.
-    pub(super) fn tidy(&self) {
+    pub(super) fn collect_garbage(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
@@ -132,8 +132,8 @@ impl Agent {
                 }
             });
             let gone = gone.await;
-            let told = notes.send(Note::Gone(gone.clone()));
-            let tidied = tokio::task::spawn_blocking(move || {
+            let sent = notes.send(Note::Gone(gone.clone()));
+            let collected = tokio::task::spawn_blocking(move || {
                 remove_steps(&steps, |_| true);
                 remove_old_copies(&copies, &kept);
                 let pinned = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
@@ -146,7 +146,7 @@ impl Agent {
                     }
                 }
             });
-            if told.is_ok() && tidied.await.is_ok() {
+            if sent.is_ok() && collected.await.is_ok() {
                 count(notes, ours).await;
             }
         });
@@ -299,17 +299,17 @@ fn remove_old_copies(copies: &Path, kept: &[Kept]) {
     let skyhooks: BTreeSet<&String> = kept.iter().map(|k| &k.skyhook).collect();
     for skyhook in skyhooks {
         let directory = copies.join(skyhook);
-        let mut there: Vec<(SystemTime, String)> = Vec::new();
+        let mut found: Vec<(SystemTime, String)> = Vec::new();
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.path().join("config.json").exists()
                 && let Ok(time) = entry.metadata().and_then(|m| m.modified())
             {
-                there.push((time, name));
+                found.push((time, name));
             }
         }
         let of_skyhook: Vec<&Kept> = kept.iter().filter(|k| k.skyhook == *skyhook).collect();
-        for name in old_copies(there, &of_skyhook) {
+        for name in old_copies(found, &of_skyhook) {
             if let Err(error) = remove_tree(&directory.join(&name)) {
                 tracing::warn!(copy = %name, error = %chain(&error), "an old copy cannot be removed");
             }
@@ -319,8 +319,8 @@ fn remove_old_copies(copies: &Path, kept: &[Kept]) {
 
 /// Copies that are neither in use nor the newest of the others of their package. A copy of a package that is not on
 /// record is left alone.
-fn old_copies(mut there: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<String> {
-    there.sort();
+fn old_copies(mut found: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<String> {
+    found.sort();
     let in_use: BTreeSet<&String> = kept.iter().filter_map(|k| k.copy.as_ref()).collect();
     let package = |copy: &str| {
         kept.iter()
@@ -338,7 +338,7 @@ fn old_copies(mut there: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<Strin
     };
     let mut previous = BTreeSet::new();
     let mut old = Vec::new();
-    for (_, copy) in there.into_iter().rev() {
+    for (_, copy) in found.into_iter().rev() {
         if in_use.contains(&copy) {
             continue;
         }

@@ -30,7 +30,7 @@ pub(super) struct Reboot {
 
 /// What is under way before the host is interrupted.
 #[derive(Debug, Default)]
-pub(super) struct Preparation {
+pub(super) struct PendingInterrupt {
     /// The reboot that waits for its report.
     pub reboot: Option<Reboot>,
     task: Option<AbortHandle>,
@@ -44,7 +44,7 @@ impl Agent {
             return self.find_obstacles(interrupt);
         }
         self.writer.hurry();
-        self.preparation.reboot = Some(Reboot {
+        self.pending_interrupt.reboot = Some(Reboot {
             interrupt,
             at_the_latest: Instant::now() + REPORT,
         });
@@ -54,7 +54,7 @@ impl Agent {
     pub(super) fn prepare_reboot_when_reported(&mut self) {
         let is_reported = self.writer.is_settled();
         let ready = |reboot: &mut Reboot| is_reported || reboot.at_the_latest <= Instant::now();
-        if let Some(reboot) = self.preparation.reboot.take_if(ready) {
+        if let Some(reboot) = self.pending_interrupt.reboot.take_if(ready) {
             if !is_reported {
                 tracing::warn!("the reboot could not be reported in time: rebooting without");
             }
@@ -67,13 +67,13 @@ impl Agent {
             let prepared = interrupter.prepare(&interrupt).await;
             prepared.map(|before| Event::InterruptPrepared { before })
         });
-        self.preparation.task = Some(task);
+        self.pending_interrupt.task = Some(task);
     }
 
     /// Stops the preparation. The machine ignores an event that the preparation has sent already.
     pub(super) fn call_off_interrupt(&mut self) {
         tracing::info!("the interrupt is cancelled, because the lease is stopped or paused");
-        if let Some(task) = std::mem::take(&mut self.preparation).task {
+        if let Some(task) = std::mem::take(&mut self.pending_interrupt).task {
             task.abort();
         }
     }

@@ -78,7 +78,8 @@ pub struct Wave {
 pub enum WaveAt {
     /// Members run apply or upgrade, and config.
     #[default]
-    Staging,
+    #[serde(rename = "Staging")]
+    Gathering,
     /// The agent reads the lease before it interrupts the host.
     Looking,
     /// The lease still asks for this work. The interrupt is prepared or performed, in the boot `boot_id`.

@@ -33,7 +33,7 @@ fn the_current_and_the_previous_copy_stay() {
         kept("aa", "3.0.0", "aa-3.0.0-u-3"),
         kept("aa-b", "3.0.0", "aa-b-3.0.0-u-3"),
     ];
-    let there = [
+    let found = [
         "aa-1.0.0-u-1",
         "aa-2.0.0-u-2",
         "aa-3.0.0-u-3",
@@ -42,12 +42,12 @@ fn the_current_and_the_previous_copy_stay() {
         "aa-b-3.0.0-u-3",
         "other-1.0.0-u-1",
     ];
-    let there = there
+    let found = found
         .into_iter()
         .zip(0..)
         .map(|(name, n)| (SystemTime::UNIX_EPOCH + Duration::from_secs(n), name.into()))
         .collect();
-    let old = old_copies(there, &kept.iter().collect::<Vec<_>>());
+    let old = old_copies(found, &kept.iter().collect::<Vec<_>>());
     assert_eq!(old, ["aa-b-v1-u-1", "aa-1.0.0-u-1"]);
 }
 
