@@ -23,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LocalRunArgs;
 use crate::host::Host;
-use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{Images, Registries};
@@ -266,7 +266,7 @@ impl LocalRun {
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
-        // An image is unpacked there when its first stage is prepared.
+        // An image is unpacked when its first stage is prepared.
         if self.digest.is_none() && !args.dry_run {
             let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
             stage::files::copy_tree(&staged, &self.host.path(copy))?;

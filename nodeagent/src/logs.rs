@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-
-use crate::supervise::LogFile;
+use serde::{Deserialize, Serialize};
 
 mod prune;
 
@@ -21,6 +20,13 @@ const KEPT: usize = 5;
 const KEPT_BYTES: u64 = 128 << 20;
 /// Most bytes per file: a step that prints without end must not fill the disk.
 const LARGEST: u64 = 32 << 20;
+
+/// Log of a step: `<directory>/<step>-<time>.log` and the same with `.err`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    pub directory: PathBuf,
+    pub step: String,
+}
 
 /// Which pipe a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,6 +31,7 @@ mod surroundings;
 
 pub use result::{OutOfMemory, StepResult};
 
+pub use crate::logs::LogFile;
 use crate::logs::{LogPair, Stream};
 use crate::secret::Secret;
 use masks::Masks;
@@ -69,13 +70,6 @@ pub struct Spec {
     pub grace_ms: u64,
     /// How long the step may take at all.
     pub timeout_ms: Option<u64>,
-}
-
-/// Log of a step: `<directory>/<step>-<time>.log` and the same with `.err`.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-pub struct LogFile {
-    pub directory: PathBuf,
-    pub step: String,
 }
 
 /// One resource limit; `u64::MAX` is infinity.

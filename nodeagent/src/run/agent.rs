@@ -394,6 +394,7 @@ impl Agent {
         self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
         tokio::task::spawn_local(async move { bus.release().await });
+        self.prune_at = None;
         self.collect_garbage();
         // A new lease may wait for this end.
         if !self.is_current() {
