@@ -374,6 +374,7 @@ impl LocalRun {
             env,
             metadata: BTreeMap::new(),
             previous: self.previous.clone(),
+            is_laid_out: false,
         };
         let prepared = stage::prepare(input).map_err(|e| chain(&e))?;
         for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {

@@ -189,6 +189,23 @@ impl Agent {
             Some(future) => Some(Box::pin(future)),
             None => None,
         };
+        let mut input = StageInput {
+            host: self.host.clone(),
+            layout: self.settings.layout.clone(),
+            skyhook,
+            package,
+            stage: entry.stage,
+            half,
+            digest,
+            store: Some(self.images.store.clone()),
+            env: Vec::new(),
+            metadata: std::collections::BTreeMap::new(),
+            previous: None,
+            is_laid_out: false,
+        };
+        // This agent has prepared it before, so in this boot: a reboot would have ended the agent.
+        let before = self.stages.get(key).filter(|_| half == Half::Check);
+        input.is_laid_out = before.is_some_and(|prepared| prepared.has_files_for(&input));
         Ok(StageTask {
             api: self.api.clone(),
             notes: self.notes.clone(),
@@ -196,19 +213,7 @@ impl Agent {
             fetch,
             revision,
             agent_version: self.facts.agent_version.clone(),
-            input: StageInput {
-                host: self.host.clone(),
-                layout: self.settings.layout.clone(),
-                skyhook,
-                package,
-                stage: entry.stage,
-                half,
-                digest,
-                store: Some(self.images.store.clone()),
-                env: Vec::new(),
-                metadata: std::collections::BTreeMap::new(),
-                previous: None,
-            },
+            input,
         })
     }
 
