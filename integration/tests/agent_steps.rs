@@ -115,7 +115,8 @@ for ns in mnt uts ipc net pid cgroup; do
 done
 systemctl is-system-running >/dev/null || [ "$(systemctl is-system-running)" != offline ]
 mkdir -p /mnt/kept && mount -t tmpfs kept /mnt/kept && touch /mnt/kept/file
-# 7: outside the agent's cgroup.
+# 7: outside the agent's cgroup, in a slice of its own.
+grep -q 'skyhook.slice/skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup
 grep -q 'skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup
 ! grep -q skyhook-agent.service /proc/self/cgroup
 "#;
@@ -142,18 +143,19 @@ grep -q '"scripts"' node-metadata/packages.json
 
 async fn limits(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
     let script = "scope=$(grep -o 'skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup | head -1)\n\
-                  systemctl show -p MemoryMax,MemoryLow,CPUQuotaPerSecUSec,CPUWeight $scope | sort >/limits";
+                  systemctl show -p MemoryMax,MemoryLow,CPUQuotaPerSecUSec,CPUWeight,Slice,TimeoutStopUSec $scope | sort >/limits";
     let resources = json!({"cpuRequest": "250m", "cpuLimit": "1500m", "memoryRequest": "64Mi", "memoryLimit": "256Mi"});
     let manifest = scripts(
         "limits",
         image,
         &[("apply", script)],
-        json!({"resources": resources}),
+        json!({"resources": resources, "gracefulShutdown": "200s"}),
     );
     complete(cluster, &manifest).await?;
     assert_eq!(
         host.read("/limits")?,
-        "CPUQuotaPerSecUSec=1.500000s\nCPUWeight=10\nMemoryLow=67108864\nMemoryMax=268435456\n"
+        "CPUQuotaPerSecUSec=1.500000s\nCPUWeight=10\nMemoryLow=67108864\nMemoryMax=268435456\nSlice=skyhook.slice\n\
+         TimeoutStopUSec=3min 30s\n"
     );
     Ok(())
 }
@@ -185,7 +187,8 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: agent-secrets}
 subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
 ";
     skyhook_integration::install::apply(&cluster.plane, rule).await?;
-    let script = "[ ${#TOKEN} = 28 ] && [ \"$NODE\" = worker-1 ] && touch /secretive \
+    // What a step prints of it is masked.
+    let script = "set -x; echo \"$TOKEN\"; [ ${#TOKEN} = 28 ] && [ \"$NODE\" = worker-1 ] && touch /secretive \
                   && while [ ! -e /searched ]; do sleep 0.1; done";
     let env = json!([
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "token", "key": "key"}}},
@@ -202,11 +205,14 @@ subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
     await_file(cluster, host, "/secretive").await?;
     let search = format!("grep -rl {secret} /var /etc /run /tmp 2>/dev/null || true");
     assert_eq!(host.sh(&search).await?, "", "while it runs");
+
     host.sh("touch /searched").await?;
     wait_complete(cluster.client(), "secretive", MINUTE)
         .await
         .with_context(|| cluster.logs())?;
     assert_eq!(host.sh(&search).await?, "", "afterwards");
+    let masked = host.sh("grep -rlF '***' /var/log/skyhook/secretive");
+    assert_eq!(masked.await?.lines().count(), 2, "output and errors");
     Ok(())
 }
 

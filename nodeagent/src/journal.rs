@@ -69,6 +69,35 @@ pub struct State {
 }
 
 impl State {
+    /// Puts what an earlier lease than `lease` left on record for its own Skyhook.
+    pub fn put_aside(&mut self, lease: &str, now: i64) {
+        let Some(run) = self.run.take_if(|run| run.lease != lease) else {
+            return;
+        };
+        let record = Record {
+            lease: run.lease,
+            revision: run.revision,
+            since: now,
+            entries: run.entries,
+        };
+        self.skyhooks.insert(run.skyhook.name, record);
+        while self.skyhooks.len() > RECORDS {
+            let oldest = self.skyhooks.iter().min_by_key(|(_, record)| record.since);
+            let Some(name) = oldest.map(|(name, _)| name.clone()) else {
+                return;
+            };
+            self.skyhooks.remove(&name);
+        }
+    }
+
+    /// Forgets Skyhooks that are gone from the cluster and have left nothing on the host. True when there were any.
+    pub fn forget(&mut self, gone: &BTreeSet<String>) -> bool {
+        let before = self.skyhooks.len();
+        self.skyhooks
+            .retain(|name, record| !(gone.contains(name) && record.entries.is_empty()));
+        self.skyhooks.len() < before
+    }
+
     /// The epoch in the boot `boot_id`: a reboot that was asked for does not begin another.
     #[must_use]
     pub fn epoch_in(&self, boot_id: &str) -> String {
@@ -89,8 +118,15 @@ impl State {
 pub struct Record {
     /// UID of the lease that it was last reported under.
     pub lease: String,
+    /// Revision of that lease.
+    pub revision: String,
+    /// When another lease took its place, in Unix milliseconds.
+    pub since: i64,
     pub entries: Entries,
 }
+
+/// Skyhooks without a lease that a host remembers: the latest. For those before them the Node's record counts.
+const RECORDS: usize = 64;
 
 /// The journal's directory.
 #[derive(Debug)]
@@ -233,7 +269,42 @@ fn decode(bytes: &[u8]) -> Option<State> {
     let end = bytes.iter().position(|b| *b == b'\n')?;
     let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
     let expected = head.strip_prefix(MAGIC)?.trim();
-    (expected == digest(body)).then(|| serde_json::from_slice(body).ok())?
+    if expected != digest(body) {
+        return None;
+    }
+    let mut state: serde_json::Value = serde_json::from_slice(body).ok()?;
+    complete(&mut state);
+    serde_json::from_value(state).ok()
+}
+
+/// Fills in what journals of earlier agents do not say: whether a step of the version has begun on the host. That was so for
+/// all but new versions of a downgrade, which wait for the old one to be uninstalled; one of those that was on the host
+/// before has been configured.
+fn complete(state: &mut serde_json::Value) {
+    let records = state
+        .get_mut("skyhooks")
+        .and_then(serde_json::Value::as_object_mut);
+    for record in records.into_iter().flat_map(serde_json::Map::values_mut) {
+        complete_entries(record);
+    }
+    if let Some(run) = state.get_mut("run") {
+        complete_entries(run);
+    }
+}
+
+fn complete_entries(holder: &mut serde_json::Value) {
+    let entries = holder
+        .get_mut("entries")
+        .and_then(serde_json::Value::as_object_mut);
+    for entry in entries.into_iter().flat_map(serde_json::Map::values_mut) {
+        let Some(entry) = entry.as_object_mut() else {
+            continue;
+        };
+        let says = |key: &str, value: &str| entry.get(key).is_some_and(|found| found == value);
+        let is_parked = says("stage", "uninstall") && says("state", "skipped");
+        let begun = !is_parked || entry.contains_key("configured");
+        entry.entry("begun").or_insert(begun.into());
+    }
 }
 
 /// The form of a journal that a newer version wrote: it is neither corrupt nor to be written over. One of the known form

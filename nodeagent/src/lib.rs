@@ -13,6 +13,7 @@ pub mod logs;
 pub mod machine;
 pub mod report;
 pub mod run;
+pub mod secret;
 pub mod stage;
 pub mod supervise;
 mod text;

@@ -347,7 +347,7 @@ impl LocalRun {
                     waits: &|what| eprintln!("{what}"),
                 };
                 let done = async {
-                    let before = interrupter.observe(interrupt).await?;
+                    let before = interrupter.prepare(interrupt).await?;
                     interrupter.execute(interrupt, &before).await
                 };
                 done.await.map_err(|e| chain(&e))
@@ -362,6 +362,7 @@ impl LocalRun {
     async fn stage(&mut self, stage: Stage, bar: &mut Bar) -> Result<(), String> {
         let sources = stage::env::Sources::default();
         let env = stage::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
+        let env = env.into_iter().map(|(name, value)| (name, value.into()));
         let input = StageInput {
             host: self.host.clone(),
             layout: layout(),
@@ -371,7 +372,8 @@ impl LocalRun {
             half: Half::Main,
             digest: self.digest,
             store: self.store.clone(),
-            env,
+            env: env.collect(),
+            secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: self.previous.clone(),
             is_laid_out: false,

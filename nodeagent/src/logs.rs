@@ -1,15 +1,25 @@
-//! Step logs: a pair of files per run of a step, of which the newest five are kept.
+//! Step logs: a pair of files per run of a step, of which the newest five are kept. Other users of the host cannot read
+//! them: a step may print what is not for them.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's log writing")]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use jiff::Timestamp;
+
 use crate::supervise::LogFile;
+
+mod prune;
+
+pub use prune::{Bounds, prune};
 
 /// Pairs that are kept per step.
 const KEPT: usize = 5;
+/// Bytes of earlier runs that are kept per step.
+const KEPT_BYTES: u64 = 128 << 20;
 /// Bytes per file, so that a step that prints without end does not fill the disk.
 const LARGEST: u64 = 32 << 20;
 
@@ -39,12 +49,15 @@ struct Bounded {
 }
 
 impl LogPair {
-    /// Opens the files of a run that starts now, and removes those of runs that are too old.
-    pub fn create(log: &LogFile) -> io::Result<Self> {
-        let time = jiff::Timestamp::now().strftime("%Y-%m-%d-%H%M%S");
+    /// Opens the files of a run that starts at `time`, and removes those of runs that are too old.
+    pub fn create(log: &LogFile, time: Timestamp) -> io::Result<Self> {
+        let time = time.strftime("%Y-%m-%d-%H%M%S");
         let base = log.directory.join(format!("{}-{time}.log", log.step));
         let directory = base.parent().unwrap_or(&log.directory);
-        fs::create_dir_all(directory)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o750)
+            .create(directory)?;
         let pair = Self {
             out: Bounded::open(&base)?,
             err: Bounded::open(&with_err(&base))?,
@@ -87,7 +100,11 @@ impl LogPair {
 
 impl Bounded {
     fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)?;
         let written = file.metadata()?.len();
         Ok(Self {
             file: BufWriter::with_capacity(16 << 10, file),
@@ -150,14 +167,16 @@ fn step_name(step: &str) -> String {
 /// Keeps the newest pairs of a step. Others tidy up here too: what is gone already is fine.
 fn rotate(directory: &Path, step: &str) -> io::Result<()> {
     let prefix = format!("{step}-");
-    let mut logs: Vec<(SystemTime, PathBuf)> = Vec::new();
+    let mut logs: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         if is_log_of(&name, &prefix) {
-            match entry.metadata().and_then(|m| m.modified()) {
-                Ok(time) => logs.push((time, entry.path())),
+            let path = entry.path();
+            let errors = fs::metadata(with_err(&path)).map_or(0, |m| m.len());
+            match entry.metadata().and_then(|m| Ok((m.modified()?, m.len()))) {
+                Ok((time, bytes)) => logs.push((time, path, bytes + errors)),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
             }
@@ -165,8 +184,15 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
     }
     // Names carry the time and break ties.
     logs.sort();
-    let old = logs.len().saturating_sub(KEPT);
-    for (_, log) in logs.drain(..old) {
+    let mut bytes = 0;
+    let is_kept = |(_, _, size): &&(SystemTime, PathBuf, u64)| {
+        bytes += size;
+        bytes <= KEPT_BYTES
+    };
+    let kept = logs.iter().rev().take(KEPT).take_while(is_kept).count();
+    // The newest is the run that starts now.
+    let old = logs.len().saturating_sub(kept.max(1));
+    for (_, log, _) in logs.drain(..old) {
         for file in [with_err(&log), log] {
             if let Err(e) = fs::remove_file(file)
                 && e.kind() != io::ErrorKind::NotFound
@@ -185,6 +211,14 @@ fn is_log_of(name: &str, prefix: &str) -> bool {
         .is_some_and(|time| {
             time.len() == 17 && time.bytes().all(|b| b.is_ascii_digit() || b == b'-')
         })
+}
+
+/// True for the name of a file that a run of any step leaves.
+fn is_log(name: &str) -> bool {
+    let log = name.strip_suffix(".err").unwrap_or(name);
+    // `-2024-05-01-120000.log`
+    let at = log.len().saturating_sub(22);
+    log.get(at..).is_some_and(|end| is_log_of(end, "-"))
 }
 
 #[cfg(test)]
@@ -213,6 +247,41 @@ mod tests {
     }
 
     #[test]
+    fn of_runs_that_print_a_lot_fewer_are_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for second in 0..4 {
+            for end in ["log", "log.err"] {
+                let name = format!("a.sh-2024-05-01-12000{second}.{end}");
+                let file = File::create(path(&name)).unwrap();
+                // Without taking so much room.
+                file.set_len(KEPT_BYTES / 5).unwrap();
+                let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
+                file.set_modified(time).unwrap();
+            }
+        }
+        rotate(directory.path(), "a.sh").unwrap();
+        let left = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(left, 4, "two runs of two files");
+        assert!(path("a.sh-2024-05-01-120003.log.err").exists());
+    }
+
+    #[test]
+    fn names_of_logs() {
+        for (name, want) in [
+            ("a.sh-2024-05-01-120000.log", true),
+            ("a.sh-2024-05-01-120000.log.err", true),
+            ("ä-2024-05-01-120000.log", true),
+            ("a.sh.log", false),
+            ("2024-05-01-120000.log", false),
+            ("a.sh-2024-05-01-120000.log.gz", false),
+            ("", false),
+        ] {
+            assert_eq!(is_log(name), want, "{name}");
+        }
+    }
+
+    #[test]
     fn old_logs_that_cannot_be_removed_do_not_keep_a_new_one_from_being_written() {
         let directory = tempfile::tempdir().unwrap();
         for second in 0..8 {
@@ -223,17 +292,18 @@ mod tests {
             directory: directory.path().to_owned(),
             step: "a.sh".into(),
         };
-        assert_eq!(LogPair::create(&log).unwrap().problem(), None);
+        let pair = LogPair::create(&log, Timestamp::now()).unwrap();
+        assert_eq!(pair.problem(), None);
     }
 
     #[test]
     fn lines_are_marked() {
         let directory = tempfile::tempdir().unwrap();
-        let mut pair = LogPair::create(&LogFile {
+        let log = LogFile {
             directory: directory.path().to_owned(),
             step: "nested/a.sh".into(),
-        })
-        .unwrap();
+        };
+        let mut pair = LogPair::create(&log, Timestamp::now()).unwrap();
         pair.line(Stream::Out, b"hello");
         pair.line(Stream::Err, b"oops");
         pair.flush();

@@ -10,6 +10,7 @@ mod advance;
 pub mod effect;
 pub mod plan;
 pub mod progress;
+mod reboots;
 pub mod reconcile;
 pub mod retry;
 pub mod wave;
@@ -22,9 +23,15 @@ use progress::{ImageState, Stopping};
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Stage, State};
 
+use crate::text;
+
 /// How often in a row the host may go down under a step before that counts as the step's failure: one that reboots the
 /// host by itself would do so at every boot.
 const LOSSES: u32 = 3;
+
+/// Failed checks of which the reason is kept, and how many bytes of each.
+const CHECKS: usize = 32;
+const CHECK_BYTES: usize = 512;
 
 /// How long a running step may go on after a stop that asks for the node back, before it is ended.
 const STOP_PATIENCE_MS: i64 = 30_000;
@@ -34,10 +41,10 @@ const STOP_PATIENCE_MS: i64 = 30_000;
 pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     let now = input.now;
     let mut effects = Vec::new();
-    match input.event {
+    match input.event.bounded() {
         Event::Begun => plan::begin(&mut p, now),
         Event::Restarted { boot_id } => restarted(&mut p, boot_id, now, &mut effects),
-        Event::LeaseSeen(view) => lease_seen(&mut p, view, now),
+        Event::LeaseSeen(view) => lease_seen(&mut p, view, now, &mut effects),
         Event::ImageReady { key, digest } => {
             if let Some(entry) = p.entries.get_mut(&key) {
                 entry.image_state = ImageState::Ready;
@@ -60,9 +67,9 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 p.permit = Permit::None;
             }
         }
-        Event::UnitsSeen { before } => wave::units_seen(&mut p, before, &mut effects),
+        Event::InterruptPrepared { before } => wave::prepared(&mut p, before, &mut effects),
         Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
-        Event::RevisionSeen { packages } => end_changed(&p, &packages, &mut effects),
+        Event::RevisionSeen { packages } => end_changed(&mut p, &packages, &mut effects),
         Event::LeaseLooked { lease, stands } => {
             // An answer may come late: to another lease, or to one whose work has ended meanwhile.
             if lease == p.lease && p.ended.is_none() {
@@ -118,18 +125,24 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
                     },
                 };
             }
-            Doing::Step(cursor) => effects.push(Effect::AdoptStep {
-                key: key.clone(),
-                id: cursor.id,
-                half: cursor.half,
-                index: cursor.index,
-            }),
+            Doing::Step(cursor) => {
+                effects.push(Effect::AdoptStep {
+                    key: key.clone(),
+                    id: cursor.id,
+                    half: cursor.half,
+                    index: cursor.index,
+                });
+                // It may not have been told any more.
+                if cursor.is_to_end {
+                    effects.push(Effect::EndStep { id: cursor.id });
+                }
+            }
             Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => {}
         }
     }
 }
 
-fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
+fn lease_seen(p: &mut Progress, view: LeaseView, now: i64, effects: &mut Vec<Effect>) {
     p.held = view.hold;
     p.stop = match (view.stop, p.stop) {
         (None, _) => None,
@@ -144,6 +157,9 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64) {
         p.permit = Permit::Granted;
     }
     p.drained = view.drained;
+    if p.stop.is_some() || p.held {
+        wave::call_off(p, now, effects);
+    }
 }
 
 /// True for a stop that wants the node back also when a step takes long.
@@ -186,6 +202,7 @@ fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
         index: 0,
         plan,
         boot_id: String::new(),
+        is_to_end: false,
         failed: Vec::new(),
     };
     go_to(p, key, cursor, now);
@@ -206,7 +223,7 @@ fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
         if cursor.failed.is_empty() {
             stage_done(p, key, now);
         } else {
-            let reason = cursor.failed.join("; ");
+            let reason = text::joined(&cursor.failed);
             fail(p, key, Half::Check, reason, now);
         }
     } else if let Some(entry) = p.entries.get_mut(key) {
@@ -233,15 +250,25 @@ fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64)
     };
     let mut next = Cursor {
         index: cursor.index + 1,
+        is_to_end: false,
         ..cursor
     };
     match (next.half, outcome) {
         (Half::Main, Outcome::Failed(reason)) => fail(p, key, Half::Main, reason, now),
         (Half::Check, Outcome::Failed(reason)) => {
-            next.failed.push(reason);
+            note_failed_check(&mut next.failed, &reason);
             go_to(p, key, next, now);
         }
         (Half::Main | Half::Check, Outcome::Succeeded) => go_to(p, key, next, now),
+    }
+}
+
+/// Keeps why a check failed, for the message and in the journal: of many checks the first.
+fn note_failed_check(failed: &mut Vec<String>, reason: &str) {
+    match failed.len() {
+        kept if kept < CHECKS => failed.push(text::cut(reason, CHECK_BYTES)),
+        CHECKS => failed.push("others failed as well".to_owned()),
+        _ => {}
     }
 }
 
@@ -280,15 +307,15 @@ fn not_started(p: &mut Progress, key: &str, id: u64) {
 /// Ends steps of packages that the revision the lease is stopped for has otherwise: another version, or another image,
 /// env, resources or agent image. An uninstall goes on: it is of what was there before.
 fn end_changed(
-    p: &Progress,
+    p: &mut Progress,
     packages: &BTreeMap<String, (String, String)>,
     effects: &mut Vec<Effect>,
 ) {
     if p.stop.is_none_or(|s| s.reason != StopReason::NewRevision) {
         return;
     }
-    for entry in p.entries.values() {
-        let Doing::Step(cursor) = &entry.doing else {
+    for entry in p.entries.values_mut() {
+        let Doing::Step(cursor) = &mut entry.doing else {
             continue;
         };
         let is_same = packages
@@ -298,6 +325,7 @@ fn end_changed(
                 *version == entry.version && runs_with == Some(identity)
             });
         if !is_same && entry.stage != Stage::Uninstall {
+            cursor.is_to_end = true;
             effects.push(Effect::EndStep { id: cursor.id });
         }
     }

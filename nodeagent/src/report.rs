@@ -8,6 +8,7 @@ use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
 use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
+use crate::text;
 
 /// What a report says of the host itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,17 +34,18 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
         observed_generation: generation,
         phase: Some(phase),
         needs_drain: needs_drain(p),
-        needs_drain_reason: pending
-            .iter()
-            .map(|(name, interrupt)| format!("{name}: {}", wave::describe(interrupt)))
-            .collect::<Vec<_>>()
-            .join("; "),
+        needs_drain_reason: text::joined(
+            &pending
+                .iter()
+                .map(|(name, interrupt)| format!("{name}: {}", wave::describe(interrupt)))
+                .collect::<Vec<_>>(),
+        ),
         boot_id: host.boot_id.clone(),
         machine_id: host.machine_id.clone(),
         host_id: host.host_id.clone(),
         epoch: host.epoch.clone(),
         reboots: p.reboots.clone(),
-        waits_for: wave::waits_for(p).unwrap_or_default(),
+        waits_for: text::message(&wave::waits_for(p).unwrap_or_default()),
         disk_bytes: host.disk_bytes,
         agent_version: host.agent_version.clone(),
         packages: packages(p),
@@ -51,7 +53,7 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
         stage: shown.map(|e| e.stage),
         state: shown.map(|e| e.state),
         since: (!p.shown.since.is_empty()).then(|| p.shown.since.clone()),
-        message: message(p, phase, shown),
+        message: text::message(&message(p, phase, shown)),
     }
 }
 

@@ -13,6 +13,7 @@ use skyhook_oci::{Digest, RemoveError, Store, StoreError, Target, UnpackOptions,
 
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
+use crate::secret::Secret;
 use crate::supervise::{Limit, LogFile, Spec};
 
 pub mod env;
@@ -74,7 +75,9 @@ pub struct StageInput {
     pub digest: Option<Digest>,
     pub store: Option<Store>,
     /// Environment of the package, resolved.
-    pub env: Vec<(String, String)>,
+    pub env: Vec<(String, Secret)>,
+    /// Values that are masked in what steps print.
+    pub secrets: Vec<Secret>,
     /// Files of `node-metadata/`.
     pub metadata: BTreeMap<String, String>,
     /// The version that is upgraded from, when it is not the one in the history.
@@ -95,7 +98,8 @@ pub struct Prepared {
     package: Package,
     /// As the host sees it.
     copy_dir: String,
-    env: BTreeMap<String, String>,
+    env: BTreeMap<String, Secret>,
+    secrets: Vec<Secret>,
     previous: String,
     digest: Option<Digest>,
 }
@@ -132,8 +136,11 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         .clone()
         .unwrap_or_else(|| records.previous_version());
     if matches!(input.stage, Stage::Upgrade) {
-        env.insert("CURRENT_VERSION".into(), config.package_version.clone());
-        env.insert("PREVIOUS_VERSION".into(), previous.clone());
+        env.insert(
+            "CURRENT_VERSION".into(),
+            config.package_version.clone().into(),
+        );
+        env.insert("PREVIOUS_VERSION".into(), previous.clone().into());
     }
     records.note_start()?;
     let mut prepared = Prepared {
@@ -146,6 +153,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         package: input.package,
         copy_dir,
         env,
+        secrets: input.secrets,
         previous,
         digest: input.digest,
     };
@@ -250,7 +258,7 @@ pub fn resource_id(skyhook: &SkyhookRef, package: &str, version: &str) -> String
     )
 }
 
-fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, String> {
+fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, Secret> {
     let skyhook = &input.skyhook;
     let defaults = [
         (
@@ -281,9 +289,9 @@ fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, String> {
     ];
     defaults
         .into_iter()
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .map(|(k, v)| (k.to_owned(), v.into()))
         .chain(input.env.iter().cloned())
-        .chain(ours.into_iter().map(|(k, v)| (k.to_owned(), v)))
+        .chain(ours.into_iter().map(|(k, v)| (k.to_owned(), v.into())))
         .collect()
 }
 
@@ -323,7 +331,8 @@ impl Prepared {
         let path = format!("{}/skyhook_dir/{}", self.copy_dir, step.path);
         make_executable(&self.host, Path::new(&path))?;
         let mut env = self.env.clone();
-        env.extend(step.env.clone());
+        let of_step = step.env.clone().into_iter();
+        env.extend(of_step.map(|(name, value)| (name, value.into())));
         for fixed in ["STEP_ROOT", "SKYHOOK_DIR"] {
             if let Some(value) = self.env.get(fixed) {
                 env.insert(fixed.to_owned(), value.clone());
@@ -333,7 +342,7 @@ impl Prepared {
         let is_true = |name: &str| env.get(name).is_some_and(|v| v == "true");
         let buffer_limit = env
             .get("SKYHOOK_AGENT_BUFFER_LIMIT")
-            .and_then(|v| v.parse().ok())
+            .and_then(|v| v.reveal().parse().ok())
             .unwrap_or(8192);
         let log = is_true("SKYHOOK_AGENT_WRITE_LOGS").then(|| LogFile {
             directory: PathBuf::from(format!(
@@ -353,6 +362,7 @@ impl Prepared {
             program: path,
             arguments,
             environment: env.into_iter().collect(),
+            secrets: self.secrets.clone(),
             working_directory: self.copy_dir.clone(),
             log,
             buffer_limit,
@@ -384,18 +394,18 @@ impl Prepared {
     fn arguments(
         &self,
         step: &Step,
-        env: &BTreeMap<String, String>,
-    ) -> Result<Vec<String>, StageError> {
+        env: &BTreeMap<String, Secret>,
+    ) -> Result<Vec<Secret>, StageError> {
         if step.upgrade_step {
             return Ok(vec![
-                self.previous.clone(),
-                self.config.package_version.clone(),
+                self.previous.clone().into(),
+                self.config.package_version.clone().into(),
             ]);
         }
         step.arguments
             .iter()
             .map(|argument| match argument.strip_prefix("env:") {
-                None => Ok(argument.clone()),
+                None => Ok(argument.clone().into()),
                 Some(name) => env.get(name).cloned().ok_or_else(|| StageError::Argument {
                     step: step.name.clone(),
                     name: name.to_owned(),

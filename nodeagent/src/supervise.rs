@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use skyhook_oci::{Durability, replace_file};
 
 mod cgroup;
+mod masks;
 mod memory;
 mod output;
 mod result;
@@ -31,6 +32,8 @@ mod surroundings;
 pub use result::{OutOfMemory, StepResult};
 
 use crate::logs::{LogPair, Stream};
+use crate::secret::Secret;
+use masks::Masks;
 use memory::Kills;
 use output::{Output, Woken};
 
@@ -48,8 +51,11 @@ pub struct Spec {
     pub enter_host: bool,
     /// Absolute path below `root`.
     pub program: String,
-    pub arguments: Vec<String>,
-    pub environment: Vec<(String, String)>,
+    pub arguments: Vec<Secret>,
+    pub environment: Vec<(String, Secret)>,
+    /// Values that are masked in what the step prints.
+    #[serde(default)]
+    pub secrets: Vec<Secret>,
     /// Below `root`.
     pub working_directory: String,
     /// Where the logs go; unset: nowhere.
@@ -185,14 +191,15 @@ fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
 
 fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     // Before the step: what cannot be logged is run all the same.
-    let (mut log, log_problem) = match spec.log.as_ref().map(LogPair::create).transpose() {
+    let (mut log, log_problem) = match create_log(spec) {
         Ok(log) => (log, None),
         Err(e) => (None, Some(e.to_string())),
     };
     let kills = Kills::now();
     let (mut result, output) = match start(spec) {
         Ok(mut child) => {
-            let mut output = Output::of(&mut child, spec.buffer_limit, log);
+            let mut output =
+                Output::of(&mut child, spec.buffer_limit, log, Masks::of(&spec.secrets));
             let result = watch(spec, &mut child, &mut output, signals);
             (result, Some(output))
         }
@@ -209,14 +216,19 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     (result, output)
 }
 
+fn create_log(spec: &Spec) -> io::Result<Option<LogPair>> {
+    let create = |log| LogPair::create(log, jiff::Timestamp::now());
+    spec.log.as_ref().map(create).transpose()
+}
+
 fn start(spec: &Spec) -> io::Result<Child> {
     let inside = Path::new(&spec.working_directory);
     let directory = spec.root.join(inside.strip_prefix("/").unwrap_or(inside));
     let mut command = Command::new(&spec.program);
     command
-        .args(&spec.arguments)
+        .args(spec.arguments.iter().map(Secret::reveal))
         .env_clear()
-        .envs(spec.environment.iter().map(|(k, v)| (k, v)))
+        .envs(spec.environment.iter().map(|(k, v)| (k, v.reveal())))
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

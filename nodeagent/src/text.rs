@@ -1,33 +1,106 @@
 //! Text of programs, made fit for people's terminals.
 
-/// The text without what a terminal obeys: control sequences and control characters. Line ends and tabs stay, and a
-/// carriage return ends a line: it is what separates the states of a progress bar.
+/// Bytes of a message at the most. It goes into the host's journal, twice into the lease, into an annotation of the Node and
+/// into the status of the Skyhook, with those of all other nodes.
+pub(crate) const LONGEST: usize = 2048;
+
+/// A text of programs as a message: plain and short.
+#[must_use]
+pub(crate) fn message(text: &str) -> String {
+    // Before the whole of a long text is looked at.
+    cut(plain(&cut(text, 8 * LONGEST)).trim(), LONGEST)
+}
+
+/// Messages as one. When they are too long together, each is cut to its share.
+#[must_use]
+pub(crate) fn joined(messages: &[String]) -> String {
+    const BETWEEN: &str = "; ";
+    let whole = messages.join(BETWEEN);
+    if whole.len() <= LONGEST {
+        return whole;
+    }
+    let share = LONGEST / messages.len().max(1);
+    let cut_to_share = |message: &String| cut(message, share.saturating_sub(BETWEEN.len()));
+    let all: Vec<String> = messages.iter().map(cut_to_share).collect();
+    cut(&all.join(BETWEEN), LONGEST)
+}
+
+/// At most so many bytes of a text: its beginning, which says what it is about, and more of its end, which mostly says what
+/// went wrong.
+#[must_use]
+pub(crate) fn cut(text: &str, bytes: usize) -> String {
+    const GAP: &str = " … ";
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let kept = bytes.saturating_sub(GAP.len());
+    let mut head = kept / 4;
+    while !text.is_char_boundary(head) {
+        head -= 1;
+    }
+    let mut tail = text.len() - (kept - kept / 4);
+    while !text.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{}{GAP}{}", &text[..head], &text[tail..])
+}
+
+/// The text without what a terminal obeys: control sequences, control characters, and marks that change the direction of
+/// writing. Line ends and tabs stay, and a carriage return ends a line: it is what separates the states of a progress bar.
 #[must_use]
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
         match c {
             '\n' | '\t' => plain.push(c),
-            '\r' => {
-                if chars.peek() != Some(&'\n') {
-                    plain.push('\n');
-                }
-            }
-            // `ESC [ … letter`: colours, and moves of the cursor.
-            '\u{1b}' if chars.peek() == Some(&'[') => {
-                chars.next();
-                while chars
-                    .next_if(|c| matches!(c, '\u{20}'..='\u{3f}'))
-                    .is_some()
-                {}
-                chars.next_if(|c| matches!(c, '\u{40}'..='\u{7e}'));
-            }
-            c if c.is_control() => {}
+            '\r' if !rest.starts_with('\n') => plain.push('\n'),
+            '\u{1b}' => rest = after_sequence(rest),
+            '\u{9b}' => rest = after_parameters(rest),
+            c if c.is_control() || is_direction(c) => {}
             c => plain.push(c),
         }
     }
     plain
+}
+
+/// What follows a control sequence whose `ESC` is read.
+fn after_sequence(text: &str) -> &str {
+    let Some(kind) = text.chars().next() else {
+        return text;
+    };
+    let rest = &text[kind.len_utf8()..];
+    match kind {
+        // Colours, and moves of the cursor.
+        '[' => after_parameters(rest),
+        // Titles and links, up to BEL or `ESC \`. One without an end is taken for text.
+        ']' | 'P' | 'X' | '^' | '_' => {
+            let end = rest.find(['\u{7}', '\u{1b}', '\n']);
+            match end.map(|end| &rest[end..]) {
+                Some(end) if end.starts_with('\u{7}') => &end[1..],
+                Some(end) if end.starts_with("\u{1b}\\") => &end[2..],
+                Some(_) | None => rest,
+            }
+        }
+        // Two characters: a reset, another character set.
+        '\u{20}'..='\u{2f}' => rest
+            .strip_prefix(|c| matches!(c, '\u{30}'..='\u{7e}'))
+            .unwrap_or(rest),
+        '\u{30}'..='\u{7e}' => rest,
+        _ => text,
+    }
+}
+
+/// What follows the parameters of a control sequence and its last letter.
+fn after_parameters(text: &str) -> &str {
+    let rest = text.trim_start_matches(|c| matches!(c, '\u{20}'..='\u{3f}'));
+    let is_end = rest.starts_with(|c| matches!(c, '\u{40}'..='\u{7e}'));
+    &rest[usize::from(is_end)..]
+}
+
+fn is_direction(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The last lines of a text that are not empty: at most `lines` of them, and at most `bytes` bytes.
@@ -52,10 +125,43 @@ mod tests {
             ("plain\ttext\n", "plain\ttext\n"),
             ("\x1b[2J\x1b[1;31mred\x1b[0m", "red"),
             ("10%\r50%\r\n100%\r", "10%\n50%\n100%\n"),
-            ("\x07bell\x1b]0;title\u{9b}31m", "bell]0;title31m"),
-            ("\x1b[", ""),
+            ("\x07bell\u{9b}31m", "bell"),
+            ("a\x1b]0;title\x07b\x1b]8;;http://x\x1b\\c", "abc"),
+            ("a\x1b]0;no end\nb", "a0;no end\nb"),
+            ("\x1bc\x1b(Breset", "reset"),
+            ("a\u{202e}b\u{2066}c", "abc"),
+            ("\x1b[\x1b\x1b", ""),
+            ("\x1bß\x1b ß", "ßß"),
         ] {
             assert_eq!(plain(text), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn messages_are_short_and_plain() {
+        assert_eq!(message(" \x1b[31mred\x1b[0m\n"), "red");
+        for filler in ["x", "ß", "\x1b[1m€"] {
+            let text = format!("step one: {}the end\n", filler.repeat(100_000));
+            let message = message(&text);
+            assert!(message.len() <= LONGEST && message.len() > LONGEST - 16);
+            assert!(message.starts_with("step one: ") && message.ends_with("the end"));
+            assert!(!message.contains('\x1b'), "{filler:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_joined_is_short_and_names_all() {
+        let messages = |n: usize, bytes: usize| -> Vec<String> {
+            (0..n)
+                .map(|n| format!("check {n:02}: {}!", "x".repeat(bytes)))
+                .collect()
+        };
+        assert_eq!(joined(&messages(2, 1)), "check 00: x!; check 01: x!");
+        for n in [2, 20, 33] {
+            let joined = joined(&messages(n, 2000));
+            assert!(joined.len() <= LONGEST);
+            assert_eq!(joined.matches("check ").count(), n, "{joined}");
+            assert_eq!(joined.matches('!').count(), n, "{joined}");
         }
     }
 

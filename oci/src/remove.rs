@@ -100,7 +100,7 @@ fn remove_by(at: BorrowedFd<'_>, name: &[u8], way: Way) -> Result<(), RemoveErro
             return Err(RemoveError::Mounted { path, mount_point });
         }
     }
-    descend(at, name, &path, &path, way)
+    descend(at, name, &path, way)
 }
 
 fn is_directory(at: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {
@@ -111,52 +111,172 @@ fn is_directory(at: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {
     }
 }
 
-/// Removes what is at `path`, on the way to removing `whole`.
-fn descend(
-    at: BorrowedFd<'_>,
-    name: &[u8],
-    path: &Path,
-    whole: &Path,
+/// Directories that are held open at once on the way down. Deeper ones are found again by `..`, and looked at whether they
+/// are the same.
+const OPEN: usize = 16;
+
+/// A directory on the way down, with what is known of it.
+struct Level {
+    name: Vec<u8>,
+    /// Device and inode.
+    identity: (u64, u64),
+    /// `None` while too many are open.
+    directory: Option<OwnedFd>,
+}
+
+/// The way from the directory that `whole` is in down to the one that is emptied now.
+struct Descent<'a> {
+    at: BorrowedFd<'a>,
+    whole: &'a Path,
     way: Way,
-) -> Result<(), RemoveError> {
-    let failed = |errno: Errno| RemoveError::io(path, errno);
-    let unlink = |flags| match rustix::fs::unlinkat(at, name, flags) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(failed(errno)),
+    levels: Vec<Level>,
+}
+
+/// Removes `name` in `at`, which is at `whole`, with all that is in it. Neither its depth nor its breadth decides how much
+/// memory and how many descriptors that takes.
+fn descend(at: BorrowedFd<'_>, name: &[u8], whole: &Path, way: Way) -> Result<(), RemoveError> {
+    let mut descent = Descent {
+        at,
+        whole,
+        way,
+        levels: Vec::new(),
     };
-    let directory = match open_on_same_mount(at, name, way) {
-        Ok(directory) => directory,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTDIR | Errno::LOOP) => return unlink(AtFlags::empty()),
-        // Mounted since the look at the table.
-        Err(Errno::XDEV) => {
-            return Err(RemoveError::Mounted {
-                path: whole.to_path_buf(),
-                mount_point: path.to_path_buf(),
-            });
-        }
-        Err(errno) => return Err(failed(errno)),
-    };
-    // A package directory without write permission still has to go when not running as root.
-    rustix::fs::fchmod(&directory, Mode::RWXU).map_err(failed)?;
-    for entry in rustix::fs::Dir::read_from(&directory).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let child = entry.file_name().to_bytes();
-        if child == b"." || child == b".." {
-            continue;
-        }
-        let below = path.join(OsStr::from_bytes(child));
-        if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
-            descend(directory.as_fd(), child, &below, whole, way)?;
-        } else {
-            match rustix::fs::unlinkat(&directory, child, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(RemoveError::io(&below, errno)),
-            }
+    descent.enter(name)?;
+    while let Some(level) = descent.levels.last() {
+        let directory = level.directory.as_ref().map(AsFd::as_fd);
+        // The deepest is open: it was entered, or come back to, just now.
+        let child = match directory {
+            Some(directory) => descent.unlink_files(directory)?,
+            None => None,
+        };
+        match child {
+            Some(child) => descent.enter(&child)?,
+            None => descent.leave()?,
         }
     }
-    drop(directory);
-    unlink(AtFlags::REMOVEDIR)
+    Ok(())
+}
+
+impl Descent<'_> {
+    /// Where an entry of the deepest directory is.
+    fn path(&self, name: &[u8]) -> PathBuf {
+        let mut path = self.whole.to_path_buf();
+        for level in self.levels.iter().skip(1) {
+            path.push(OsStr::from_bytes(&level.name));
+        }
+        if !self.levels.is_empty() {
+            path.push(OsStr::from_bytes(name));
+        }
+        path
+    }
+
+    fn failed(&self, name: &[u8], errno: Errno) -> RemoveError {
+        RemoveError::io(&self.path(name), errno)
+    }
+
+    /// Goes into the directory `name` of the deepest directory; what is none is unlinked.
+    fn enter(&mut self, name: &[u8]) -> Result<(), RemoveError> {
+        let parent = match self.levels.last().and_then(|l| l.directory.as_ref()) {
+            Some(directory) => directory.as_fd(),
+            None => self.at,
+        };
+        let directory = match open_on_same_mount(parent, name, self.way) {
+            Ok(directory) => directory,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return unlink(parent, name, AtFlags::empty())
+                    .map_err(|errno| self.failed(name, errno));
+            }
+            // Mounted since the look at the table.
+            Err(Errno::XDEV) => {
+                return Err(RemoveError::Mounted {
+                    path: self.whole.to_path_buf(),
+                    mount_point: self.path(name),
+                });
+            }
+            Err(errno) => return Err(self.failed(name, errno)),
+        };
+        // A package directory without write permission still has to go when not running as root.
+        let identity = rustix::fs::fchmod(&directory, Mode::RWXU)
+            .and_then(|()| identity(directory.as_fd()))
+            .map_err(|errno| self.failed(name, errno))?;
+        self.levels.push(Level {
+            name: name.to_owned(),
+            identity,
+            directory: Some(directory),
+        });
+        if let Some(above) = self.levels.len().checked_sub(OPEN + 1) {
+            self.levels[above].directory = None;
+        }
+        Ok(())
+    }
+
+    /// Removes what is no directory, up to the first directory: its name.
+    fn unlink_files(&self, directory: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, RemoveError> {
+        let entries =
+            rustix::fs::Dir::read_from(directory).map_err(|errno| self.failed(b"", errno))?;
+        for entry in entries {
+            let entry = entry.map_err(|errno| self.failed(b"", errno))?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            if matches!(entry.file_type(), FileType::Directory | FileType::Unknown) {
+                return Ok(Some(name.to_owned()));
+            }
+            unlink(directory, name, AtFlags::empty()).map_err(|errno| self.failed(name, errno))?;
+        }
+        Ok(None)
+    }
+
+    /// Removes the deepest directory, which is empty, and goes back to the one it is in.
+    fn leave(&mut self) -> Result<(), RemoveError> {
+        let Some(done) = self.levels.pop() else {
+            return Ok(());
+        };
+        let parent = match self.levels.last_mut() {
+            None => self.at,
+            Some(level) => {
+                if level.directory.is_none() {
+                    level.directory = done
+                        .directory
+                        .as_ref()
+                        .map(|below| parent_of(below.as_fd(), level.identity))
+                        .transpose()
+                        .map_err(|errno| RemoveError::io(self.whole, errno))?;
+                }
+                match &level.directory {
+                    Some(directory) => directory.as_fd(),
+                    None => self.at,
+                }
+            }
+        };
+        unlink(parent, &done.name, AtFlags::REMOVEDIR)
+            .map_err(|errno| self.failed(&done.name, errno))
+    }
+}
+
+fn unlink(at: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::Result<()> {
+    match rustix::fs::unlinkat(at, name, flags) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The directory that `directory` is in; ESTALE when it is another one by now, because somebody moves directories about.
+fn parent_of(directory: BorrowedFd<'_>, expected: (u64, u64)) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let parent = rustix::fs::openat(directory, "..", flags, Mode::empty())?;
+    if identity(parent.as_fd())? == expected {
+        Ok(parent)
+    } else {
+        Err(Errno::STALE)
+    }
+}
+
+fn identity(directory: BorrowedFd<'_>) -> rustix::io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(directory)?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Opens the directory `name` in `at`; EXDEV when it is the root of another mount.

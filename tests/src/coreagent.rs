@@ -254,13 +254,16 @@ impl Agent {
                 return Ok(());
             }
             Effect::AdoptStep { key, id, .. } => Event::StepNotStarted { key, id },
-            Effect::EndStep { .. } => return Ok(()),
+            Effect::EndStep { .. } | Effect::CallOffInterrupt => return Ok(()),
             Effect::WriteRunning { resource_version } => {
                 self.write_running(&resource_version).await?
             }
             Effect::LookAtLease => Event::LeaseLooked {
                 lease: self.progress().map(|p| p.lease).unwrap_or_default(),
                 stands: true,
+            },
+            Effect::PrepareInterrupt { .. } => Event::InterruptPrepared {
+                before: std::collections::BTreeMap::default(),
             },
             Effect::Interrupt {
                 owner, interrupt, ..

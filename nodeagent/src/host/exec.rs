@@ -29,6 +29,8 @@ const READY: Duration = Duration::from_secs(20);
 /// How long what is left of a step may go on when its supervisor is gone, and the least time that it then gets between
 /// SIGTERM and SIGKILL.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a supervisor may take to leave a result when its step has had its grace period.
+const LAST_WORDS_MS: u64 = 10_000;
 /// File in a step's directory from when the supervisor is given what to run.
 const HANDED_OVER: &str = "handed-over";
 /// File in a step's directory with its grace period in milliseconds, when that is longer than [`ORPHAN_PATIENCE`].
@@ -190,7 +192,11 @@ impl Supervisors {
         if let Some(bus) = &self.bus {
             let name = scope_name(id, &request.label);
             let description = format!("Skyhook step {}", request.label);
-            bus.start_scope(&name, &description, pid, request.limits)
+            let limits = ScopeLimits {
+                stop_timeout: Some(stop_timeout(spec.grace_ms)),
+                ..request.limits
+            };
+            bus.start_scope(&name, &description, pid, limits)
                 .await
                 .map_err(|source| ExecError::Scope { id, source })?;
             await_scope(pid, &name).await.map_err(not_ready)?;
@@ -228,6 +234,16 @@ impl Supervisors {
         let problem = with_log(&directory, "its supervisor was killed and left no result");
         StepEnd::Lost { problem }
     }
+}
+
+/// Microseconds that a scope may take to stop: the grace period of the step, and time for the supervisor to kill what does
+/// not heed it and to leave the result.
+fn stop_timeout(grace_ms: u64) -> u64 {
+    grace_ms
+        .saturating_add(LAST_WORDS_MS)
+        .saturating_mul(1000)
+        // The largest is infinity to systemd.
+        .min(u64::MAX - 1)
 }
 
 /// Waits until a scope without a supervisor is empty. What does not end on its own is told to, and is killed when it does
@@ -466,6 +482,12 @@ mod tests {
             "{told}"
         );
         assert!(told.len() <= "gone: ".len() + LOG_BYTES);
+    }
+
+    #[test]
+    fn a_scope_stops_after_the_grace_period_of_its_step() {
+        assert_eq!(stop_timeout(30_000), 40_000_000);
+        assert_eq!(stop_timeout(u64::MAX), u64::MAX - 1);
     }
 
     #[test]

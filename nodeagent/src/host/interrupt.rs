@@ -83,14 +83,19 @@ impl std::fmt::Debug for Interrupter<'_> {
 }
 
 impl Interrupter<'_> {
-    /// Units that the interrupt restarts, with their invocations now; none for one that restarts no unit. Nothing is
-    /// touched, and a unit that cannot be restarted at all is an error.
-    pub async fn observe(
+    /// Finds out what is in the way of the interrupt, and touches nothing. A reboot waits for those who inhibit it. For
+    /// the others: units that are to be restarted, with their invocations now; a unit that cannot be restarted at all is
+    /// an error.
+    pub async fn prepare(
         &self,
         interrupt: &Interrupt,
     ) -> Result<BTreeMap<String, String>, InterruptError> {
         let units = match interrupt.kind {
-            InterruptType::Noop | InterruptType::Reboot => return Ok(BTreeMap::new()),
+            InterruptType::Noop => return Ok(BTreeMap::new()),
+            InterruptType::Reboot => {
+                self.await_inhibitors().await;
+                return Ok(BTreeMap::new());
+            }
             InterruptType::Service => units(&interrupt.services),
             // What `service procps force-reload` does, which is all that the reference does.
             InterruptType::RestartAllServices => {
@@ -223,7 +228,8 @@ impl Interrupter<'_> {
         }
     }
 
-    async fn reboot(&self) -> Result<(), InterruptError> {
+    /// Waits until nobody inhibits a shutdown any more, or for as long as that is respected.
+    async fn await_inhibitors(&self) {
         let deadline = Instant::now() + self.patience.inhibited;
         let mut told = Vec::new();
         while Instant::now() < deadline {
@@ -243,6 +249,9 @@ impl Interrupter<'_> {
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(INHIBITORS.min(left)).await;
         }
+    }
+
+    async fn reboot(&self) -> Result<(), InterruptError> {
         let asked = Instant::now();
         self.bus.ask_for_reboot().await?;
         (self.waits)("asked for; the host goes down".to_owned());

@@ -67,6 +67,7 @@ pub fn scope(resources: &Resources) -> Result<ScopeLimits, InvalidQuantity> {
             .map(|m| weight(unsigned(m))),
         memory_max: bytes(&resources.memory_limit).transpose()?.map(unsigned),
         memory_low: bytes(&resources.memory_request).transpose()?.map(unsigned),
+        stop_timeout: None,
     })
 }
 
@@ -207,6 +208,7 @@ Max stack size            8388608              unlimited            bytes
                 cpu_weight: Some(10),
                 memory_max: Some(1 << 30),
                 memory_low: Some(64 << 20),
+                stop_timeout: None,
             }
         );
         assert_eq!(

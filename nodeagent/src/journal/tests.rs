@@ -46,6 +46,43 @@ fn a_corrupt_journal_is_kept_aside() {
 }
 
 #[test]
+fn a_parked_version_in_the_journal_of_an_earlier_agent_was_never_installed() {
+    let entry = |stage: &str, state: &str, more: &str| {
+        format!(
+            r#"{{"name":"a","version":"1","image":"r/a","stage":"{stage}","state":"{state}"{more}}}"#
+        )
+    };
+    let configured = r#","configured":{}"#;
+    let written = [
+        ("parked", entry("uninstall", "skipped", ""), false),
+        (
+            "parked, and installed before",
+            entry("uninstall", "skipped", configured),
+            true,
+        ),
+        ("uninstalling", entry("uninstall", "in_progress", ""), true),
+        ("applying", entry("apply", "in_progress", ""), true),
+        (
+            "of this agent",
+            entry("apply", "in_progress", r#","begun":false"#),
+            false,
+        ),
+    ];
+    for (name, entry, want) in written {
+        let run = r#""lease":"l","skyhook":{"name":"s","uid":"u"},"revision":"r","wanted":{},"nextStep":1,"bootId":"b""#;
+        let body = format!(
+            r#"{{"skyhooks":{{"s":{{"entries":{{"a|1":{entry}}}}}}},"run":{{{run},"entries":{{"a|1":{entry}}}}}}}"#
+        );
+        let text = format!("{MAGIC} {}\n{body}", digest(body.as_bytes()));
+        let state = decode(text.as_bytes()).expect(name);
+        let run = state.run.expect("it is there");
+        for entries in [&state.skyhooks["s"].entries, &run.entries] {
+            assert_eq!(entries["a|1"].begun, want, "{name}");
+        }
+    }
+}
+
+#[test]
 fn only_a_reboot_that_was_asked_for_keeps_the_epoch() {
     let journal = |boot: &str, epoch: &str, asked: Option<&str>| State {
         boot_id: boot.into(),
@@ -241,4 +278,37 @@ fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     fs::rename(&away, &directory).unwrap();
     journal.save(state("after")).unwrap();
     assert_eq!(Journal::open(&directory).unwrap().0.state, state("after"));
+}
+
+#[test]
+fn a_host_remembers_so_many_skyhooks() {
+    let run = |n: usize| Progress {
+        lease: format!("lease-{n}"),
+        revision: format!("revision-{n}"),
+        skyhook: skyhook_crds::lease::SkyhookRef {
+            name: format!("skyhook-{n:03}"),
+            ..Default::default()
+        },
+        ..Progress::default()
+    };
+    let mut state = State::default();
+    for n in 0..200 {
+        state.put_aside(&format!("lease-{n}"), 1_000 + i64::try_from(n).unwrap());
+        state.run = Some(run(n));
+    }
+    assert_eq!(state.skyhooks.len(), RECORDS);
+    let first = state.skyhooks.first_key_value().unwrap();
+    assert_eq!(first.0, "skyhook-135");
+    assert_eq!(first.1.revision, "revision-135");
+    // What is gone is forgotten when it has left nothing.
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle();
+    let left = world.progress().entries.clone();
+    state.skyhooks.get_mut("skyhook-136").unwrap().entries = left;
+    let gone = ["skyhook-135", "skyhook-136"].map(str::to_owned).into();
+    assert!(state.forget(&gone));
+    assert!(!state.skyhooks.contains_key("skyhook-135"));
+    assert!(state.skyhooks.contains_key("skyhook-136"));
+    assert!(!state.forget(&gone));
 }

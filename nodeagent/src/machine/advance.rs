@@ -88,10 +88,12 @@ fn stop(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         .is_some_and(|at| retry::is_due(at, now))
     {
         stopping.end_steps_at = None;
-        effects.extend(p.entries.values().filter_map(|e| match &e.doing {
-            Doing::Step(cursor) => Some(Effect::EndStep { id: cursor.id }),
-            Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Retry { .. } => None,
-        }));
+        for entry in p.entries.values_mut() {
+            if let Doing::Step(cursor) = &mut entry.doing {
+                cursor.is_to_end = true;
+                effects.push(Effect::EndStep { id: cursor.id });
+            }
+        }
     }
 }
 

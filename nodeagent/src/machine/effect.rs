@@ -7,6 +7,7 @@ use skyhook_crds::lease::{DrainState, InterruptionLease, Phase, StopReason};
 use skyhook_crds::package::Interrupt;
 
 use super::progress::{Half, StepPlan};
+use crate::text;
 
 /// Something that happened, and when.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,8 +70,8 @@ pub enum Event {
         lease: String,
         stands: bool,
     },
-    /// The units that are to be restarted, with their invocations now.
-    UnitsSeen {
+    /// Nothing is in the way of the interrupt any more. For units that are to be restarted: their invocations now.
+    InterruptPrepared {
         before: BTreeMap<String, String>,
     },
     /// Something holds the interrupt up.
@@ -89,6 +90,63 @@ pub enum Event {
     },
     /// Time went by.
     Ticked,
+}
+
+impl Event {
+    /// The event as it comes into the machine: texts go from there into the journal, the lease, the Node and the Skyhook,
+    /// so each is short, and nothing in it makes a terminal do anything. The whole text is in the agent's log.
+    #[must_use]
+    pub(super) fn bounded(self) -> Self {
+        let bounded = |text: String| text::message(&text);
+        match self {
+            Self::ImageFailed { key, reason } => Self::ImageFailed {
+                key,
+                reason: bounded(reason),
+            },
+            Self::StageFailed { key, reason } => Self::StageFailed {
+                key,
+                reason: bounded(reason),
+            },
+            Self::StepExited {
+                key,
+                id,
+                outcome: Outcome::Failed(reason),
+            } => Self::StepExited {
+                key,
+                id,
+                outcome: Outcome::Failed(bounded(reason)),
+            },
+            Self::StepLost { key, id, problem } => Self::StepLost {
+                key,
+                id,
+                problem: bounded(problem),
+            },
+            Self::InterruptWaits { reason } => Self::InterruptWaits {
+                reason: bounded(reason),
+            },
+            Self::InterruptFailed { reason, asked } => Self::InterruptFailed {
+                reason: bounded(reason),
+                asked,
+            },
+            Self::Begun
+            | Self::Restarted { .. }
+            | Self::LeaseSeen(_)
+            | Self::ImageReady { .. }
+            | Self::StageReady { .. }
+            | Self::StepExited {
+                outcome: Outcome::Succeeded,
+                ..
+            }
+            | Self::StepNotStarted { .. }
+            | Self::RunningWritten
+            | Self::RunningRefused
+            | Self::LeaseLooked { .. }
+            | Self::InterruptPrepared { .. }
+            | Self::RevisionSeen { .. }
+            | Self::Interrupted
+            | Self::Ticked => self,
+        }
+    }
 }
 
 /// The lease as far as decisions need it.
@@ -156,8 +214,11 @@ pub enum Effect {
     WriteRunning { resource_version: String },
     /// Ask the API whether the lease still stands.
     LookAtLease,
-    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already; without
-    /// any, say first which there are.
+    /// Say which units are to be restarted; report a reboot, and wait for those who inhibit it.
+    PrepareInterrupt { owner: String, interrupt: Interrupt },
+    /// Do not go on to prepare the interrupt.
+    CallOffInterrupt,
+    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already.
     Interrupt {
         owner: String,
         interrupt: Interrupt,

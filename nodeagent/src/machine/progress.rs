@@ -10,6 +10,10 @@ use skyhook_crds::package::{Interrupt, PackageStatus, key};
 use skyhook_crds::revision::{RevisionData, config_digests, is_finished};
 use skyhook_crds::{Package, Stage, State};
 
+mod wave;
+
+pub use wave::{Part, Permit, Wave, WaveAt};
+
 /// Everything about one accepted lease.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -85,15 +89,6 @@ pub struct Stopping {
     /// When running steps are ended, in Unix milliseconds; unset: they may take as long as they need.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_steps_at: Option<i64>,
-}
-
-/// The right to interrupt the host: `phase: Running`, written over the lease that said `Drained`.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Permit {
-    #[default]
-    None,
-    Asked,
-    Granted,
 }
 
 /// What a revision says of a package, as far as decisions need it.
@@ -188,16 +183,10 @@ pub struct Entry {
     pub image_state: ImageState,
     /// Whether a step of this version has begun on the host. Before that nothing of the version is there: it is not part
     /// of the Node's record, and it is forgotten when it is no longer wanted.
-    #[serde(default = "yes")]
     pub begun: bool,
     /// How often in a row the host went down under a step of the current stage.
     #[serde(default)]
     pub lost_with_host: u32,
-}
-
-/// Journals of earlier agents do not say it: what they hold counts as begun.
-const fn yes() -> bool {
-    true
 }
 
 /// One way of a package through its stages.
@@ -270,6 +259,9 @@ pub struct Cursor {
     /// Boot in which the supervisor was started; empty before that.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot_id: String,
+    /// The supervisor was told to end the step.
+    #[serde(default)]
+    pub is_to_end: bool,
     /// Checks that failed so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
@@ -282,49 +274,6 @@ pub struct StepPlan {
     pub main: Vec<bool>,
     /// Number of steps of the check mode.
     pub checks: usize,
-}
-
-/// Packages that are brought up to their interrupt together, and then interrupt the host once.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Wave {
-    /// Keys of the packages.
-    pub members: BTreeSet<String>,
-    pub at: WaveAt,
-    /// Every member is through config: no package joins any more, no new step starts on the host, and a reboot waits for
-    /// the steps that run.
-    #[serde(default)]
-    pub due: bool,
-    /// What holds the interrupt up while it is carried out.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub waits_for: String,
-    /// Attempts of the interrupt that failed in a row.
-    #[serde(default)]
-    pub failures: u32,
-    /// Boot in which a reboot was asked for: another one is that reboot, however it came about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reboot_asked: Option<String>,
-    /// Units that are restarted, with their invocations before that: another one is the restart.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub before: BTreeMap<String, String>,
-}
-
-/// How far a wave is.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-pub enum WaveAt {
-    /// Members are on their way through apply or upgrade, and config.
-    #[default]
-    Staging,
-    /// The lease is looked at before the host is interrupted.
-    Looking,
-    /// The interrupt was asked for in the boot `boot_id`.
-    Interrupting {
-        owner: String,
-        interrupt: Interrupt,
-        boot_id: String,
-    },
-    /// The interrupt failed; tried again at this time, in Unix milliseconds.
-    Retry { at: i64 },
 }
 
 impl Entry {
@@ -439,6 +388,16 @@ impl Progress {
             Doing::Preparing { .. } | Doing::Step(_) => true,
             Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
         })
+    }
+
+    /// Numbers of the supervisors whose steps are not over.
+    #[must_use]
+    pub fn steps(&self) -> BTreeSet<u64> {
+        let ids = self.entries.values().filter_map(|e| match &e.doing {
+            Doing::Step(cursor) => Some(cursor.id),
+            Doing::Idle | Doing::Preparing { .. } | Doing::Ready(_) | Doing::Retry { .. } => None,
+        });
+        ids.collect()
     }
 
     /// True when the entry is of the version that the revision wants.

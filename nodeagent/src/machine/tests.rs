@@ -1,7 +1,9 @@
 //! Tables for every way a package can go, against a host that does what it is told.
 
+mod called_off;
 mod interrupts;
 mod lifecycle;
+mod messages;
 mod properties;
 mod reboots;
 mod record;

@@ -10,8 +10,8 @@ use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
-use super::progress::{Doing, Entry, ImageState, Permit, Progress, Wave, WaveAt};
-use super::retry;
+use super::progress::{Doing, Entry, ImageState, Part, Permit, Progress, Wave, WaveAt};
+use super::{reboots, retry};
 
 /// Asks for the permit, lets packages join, and interrupts the host when every member is through config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -21,6 +21,7 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         .filter(|e| can_join(p, e))
         .map(Entry::key)
         .collect();
+    let is_refused = reboots::is_refused(p);
     if waiting.is_empty() && p.wave.is_none() {
         return;
     }
@@ -39,29 +40,31 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         return;
     }
     let wave = p.wave.get_or_insert_with(Wave::default);
-    match wave.at {
-        WaveAt::Staging if !wave.due => {
-            wave.members.extend(waiting);
-            let through = wave.members.iter().all(|key| {
-                p.entries
-                    .get(key)
-                    .is_none_or(|e| e.stage == Stage::Interrupt)
-            });
-            wave.due = through && !wave.members.is_empty();
-        }
-        WaveAt::Retry { at } if retry::is_due(at, now) => {
+    if let WaveAt::Retry { at } = wave.at {
+        let is_joined = waiting.iter().any(|key| !wave.members.contains(key));
+        if is_refused && is_joined {
+            // Members that may not ask for a reboot hold up none that needs another interrupt.
+            wave.at = WaveAt::Staging;
+        } else if retry::is_due(at, now) {
             wave.at = WaveAt::Staging;
             wave.due = true;
         }
-        WaveAt::Staging | WaveAt::Retry { .. } | WaveAt::Looking | WaveAt::Interrupting { .. } => {}
+    }
+    if wave.at == WaveAt::Staging && !wave.due {
+        wave.members.extend(waiting);
+        let through = wave.members.iter().all(|key| {
+            p.entries
+                .get(key)
+                .is_none_or(|e| e.stage == Stage::Interrupt)
+        });
+        wave.due = through && !wave.members.is_empty();
     }
     if wave.at == WaveAt::Staging && wave.due && awaited(p).is_empty() {
-        let capped = at_the_cap(p);
-        if capped.is_empty() {
+        reboots::refuse(p, now);
+        if reboots::participants(p).is_empty() {
+            give_up(p, now);
+        } else {
             look(p, now, effects);
-        }
-        for (key, count) in capped {
-            refuse_reboot(p, &key, count, now);
         }
     }
 }
@@ -135,9 +138,10 @@ fn has_unfinished_post_interrupt(p: &Progress) -> bool {
 
 fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     let owner = owner(p);
+    let participants = reboots::participants(p);
     if let Some(wave) = &mut p.wave {
         wave.at = WaveAt::Looking;
-        for key in &wave.members {
+        for key in &participants {
             if let Some(entry) = p.entries.get_mut(key) {
                 let state = if owner.as_ref().is_some_and(|(o, _)| o == key) {
                     State::InProgress
@@ -158,15 +162,19 @@ fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
 
 /// The package that carries out the merged interrupt: the first by name of those that want the strongest.
 fn owner(p: &Progress) -> Option<(String, Interrupt)> {
-    let members = &p.wave.as_ref()?.members;
+    let participants = reboots::participants(p);
     let wants = || {
-        members.iter().filter_map(|key| {
+        participants.iter().filter_map(|key| {
             let entry = p.entries.get(key)?;
             Some((key, entry.interrupt()?))
         })
     };
     let merged = Interrupt::merge(wants().map(|(_, interrupt)| interrupt))?;
-    let (owner, _) = wants().find(|(_, interrupt)| interrupt.kind == merged.kind)?;
+    let is_owner = |key: &str, interrupt: &Interrupt| {
+        interrupt.kind == merged.kind
+            && !(reboots::wants_reboot(p, key) && reboots::is_capped(p, key))
+    };
+    let (owner, _) = wants().find(|(key, interrupt)| is_owner(key, interrupt))?;
     Some((owner.clone(), merged))
 }
 
@@ -183,113 +191,91 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         wave.due = false;
         return;
     };
-    if interrupt.kind == InterruptType::Reboot {
-        wave.reboot_asked = Some(boot_id.clone());
-        count_reboot(p);
-    }
-    let Some(wave) = &mut p.wave else { return };
+    // What is to be restarted is on record when an attempt went before.
+    let is_prepared = !wave.before.is_empty();
+    let before = wave.before.clone();
     wave.at = WaveAt::Interrupting {
         owner: owner.clone(),
         interrupt: interrupt.clone(),
         boot_id,
+        part: if is_prepared {
+            Part::Perform
+        } else {
+            Part::Prepare
+        },
     };
-    let before = wave.before.clone();
-    effects.push(Effect::Interrupt {
-        owner,
-        interrupt,
-        before,
-    });
-}
-
-/// Members that want a reboot themselves.
-fn rebooting(p: &Progress) -> Vec<String> {
-    let members = p.wave.iter().flat_map(|wave| &wave.members);
-    let wants = |key: &&String| {
-        let interrupt = p.entries.get(*key).and_then(Entry::interrupt);
-        interrupt.is_some_and(|interrupt| interrupt.kind == InterruptType::Reboot)
-    };
-    members.filter(wants).cloned().collect()
-}
-
-/// Members that have asked for as many reboots as they may, and how many that were.
-fn at_the_cap(p: &Progress) -> Vec<(String, u32)> {
-    let members = rebooting(p).into_iter().map(|key| {
-        let count = p.reboots.get(&key).copied().unwrap_or_default();
-        (key, count)
-    });
-    members
-        .filter(|(_, count)| *count >= p.reboot_cap.0)
-        .collect()
-}
-
-/// Counts a reboot before it is asked for: how it comes out may never be known.
-fn count_reboot(p: &mut Progress) {
-    for key in rebooting(p) {
-        *p.reboots.entry(key).or_default() += 1;
+    if interrupt.kind == InterruptType::Reboot {
+        // Before it is reported and asked for: a host may forget all but what was reported.
+        reboots::count(p);
     }
-}
-
-/// The reboot that was counted last was not asked for after all.
-fn uncount_reboot(p: &mut Progress) {
-    let is_reboot = p.wave.as_ref().is_some_and(|wave| match &wave.at {
-        WaveAt::Interrupting { interrupt, .. } => interrupt.kind == InterruptType::Reboot,
-        WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. } => false,
-    });
-    for key in rebooting(p).into_iter().filter(|_| is_reboot) {
-        if let Some(count) = p.reboots.get_mut(&key) {
-            *count = count.saturating_sub(1);
+    effects.push(if is_prepared {
+        Effect::Interrupt {
+            owner,
+            interrupt,
+            before,
         }
-    }
-    p.reboots.retain(|_, count| *count > 0);
+    } else {
+        Effect::PrepareInterrupt { owner, interrupt }
+    });
 }
 
-/// No further reboot is asked for: the package stays where it is until somebody changes something.
-fn refuse_reboot(p: &mut Progress, key: &str, count: u32, now: i64) {
-    let Some(wave) = &mut p.wave else { return };
-    let why = if wave.reboot_asked.as_ref() == Some(&p.boot_id) {
-        "the boot ID of the host is still the same. Where it never changes (a container as a node) nobody can tell whether it was rebooted"
-    } else {
-        "the package has not come to its end since. A host that loses /var/lib/skyhook-agent at each boot forgets \
-         that it was rebooted"
-    };
-    wave.at = WaveAt::Retry {
-        at: now + retry::delay_ms(u32::MAX, &p.lease),
-    };
-    wave.due = false;
-    let times = if count == 1 {
-        "once"
-    } else {
-        &format!("{count} times")
-    };
-    if let Some(entry) = p.entries.get_mut(key) {
-        entry.message = format!(
-            "a reboot was asked for {times} for this version (the cap is {}), and {why}. No further reboot is asked for: \
-             change the package's version, configuration or interrupt",
-            p.reboot_cap.0
-        );
-        entry.set(Stage::Interrupt, State::Erroring, now);
-    }
-}
-
-/// What is to be restarted is on record: now it is.
-pub(super) fn units_seen(
+/// Nothing is in the way any more, and that is on record: now the host is interrupted.
+pub(super) fn prepared(
     p: &mut Progress,
     units: BTreeMap<String, String>,
     effects: &mut Vec<Effect>,
 ) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting {
-        owner, interrupt, ..
-    } = &wave.at
+        owner,
+        interrupt,
+        boot_id,
+        part: part @ Part::Prepare,
+    } = &mut wave.at
     else {
         return;
     };
+    *part = Part::Perform;
+    if interrupt.kind == InterruptType::Reboot {
+        wave.reboot_asked = Some(boot_id.clone());
+    }
     wave.before = units;
+    wave.waits_for.clear();
     effects.push(Effect::Interrupt {
         owner: owner.clone(),
         interrupt: interrupt.clone(),
         before: wave.before.clone(),
     });
+}
+
+/// The lease is stopped or paused: an interrupt that has touched nothing does not happen.
+pub(super) fn call_off(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
+    let Some(wave) = &mut p.wave else { return };
+    let WaveAt::Interrupting {
+        owner,
+        part: Part::Prepare,
+        ..
+    } = &wave.at
+    else {
+        return;
+    };
+    if let Some(entry) = p.entries.get_mut(owner) {
+        entry.message = String::new();
+    }
+    wave.waits_for.clear();
+    wave.due = false;
+    wave.at = WaveAt::Retry { at: now };
+    reboots::uncount(p);
+    effects.push(Effect::CallOffInterrupt);
+}
+
+/// The wave has nothing left that it may do. It is kept for a reboot that was asked for and comes late.
+fn give_up(p: &mut Progress, now: i64) {
+    let at = now + retry::delay_ms(u32::MAX, &p.lease);
+    if let Some(wave) = &mut p.wave {
+        wave.at = WaveAt::Retry { at };
+        wave.due = false;
+    }
 }
 
 /// Something holds the interrupt up: the owner shows what.
@@ -308,15 +294,26 @@ pub(super) fn waits(p: &mut Progress, reason: &str) {
     }
 }
 
-/// The interrupt has happened: all members go on to post-interrupt.
+/// The interrupt has happened: those that it was for go on to post-interrupt. The wave is left to members that may not
+/// ask for their reboot any more.
 pub(super) fn interrupted(p: &mut Progress, now: i64) {
-    let Some(Wave { members, .. }) = p
+    let participants = reboots::participants(p);
+    let Some(wave) = p
         .wave
         .take_if(|w| matches!(w.at, WaveAt::Interrupting { .. }))
     else {
         return;
     };
-    go_on(p, &members, now);
+    go_on(p, &participants, now);
+    let refused: BTreeSet<String> = wave.members.difference(&participants).cloned().collect();
+    if !refused.is_empty() {
+        p.wave = Some(Wave {
+            members: refused,
+            reboot_asked: wave.reboot_asked,
+            ..Wave::default()
+        });
+        give_up(p, now);
+    }
 }
 
 fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
@@ -336,17 +333,22 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
 
 /// The interrupt failed: the owner shows why, and it is tried again.
 pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
-    if !asked {
-        uncount_reboot(p);
-    }
-    let owner = owner(p);
     let Some(wave) = &mut p.wave else { return };
+    let WaveAt::Interrupting { owner, .. } = &wave.at else {
+        return;
+    };
+    let owner = owner.clone();
     wave.failures += 1;
     wave.due = false;
     wave.waits_for.clear();
     let delay = retry::delay_ms(wave.failures, &p.lease);
     wave.at = WaveAt::Retry { at: now + delay };
-    if let Some(entry) = owner.and_then(|(key, _)| p.entries.get_mut(&key)) {
+    if asked {
+        wave.counted.clear();
+    } else {
+        reboots::uncount(p);
+    }
+    if let Some(entry) = p.entries.get_mut(&owner) {
         entry.message = reason.to_owned();
         entry.restarts += 1;
         entry.set(Stage::Interrupt, State::Erroring, now);
@@ -368,10 +370,20 @@ pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     if p.boot_id != boot_id {
         wave.before.clear();
     }
+    // What was prepared is prepared again, and counted again.
+    let is_asked = match &wave.at {
+        WaveAt::Interrupting { part, .. } => *part == Part::Perform,
+        WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. } => false,
+    };
     match &wave.at {
         // Nobody knows how far it got: it is looked at again.
         WaveAt::Interrupting { .. } | WaveAt::Looking => wave.at = WaveAt::Staging,
         WaveAt::Staging | WaveAt::Retry { .. } => {}
+    }
+    if is_asked {
+        wave.counted.clear();
+    } else {
+        reboots::uncount(p);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The agent's state, and how an input becomes progress.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(super) enum Note {
     Facts(Box<RunFacts>),
     /// Bytes of ours on the host's disk.
     Disk(u64),
+    /// Skyhooks that the host remembers, and the cluster does not have any more.
+    Gone(BTreeSet<String>),
     Woken,
 }
 
@@ -89,8 +91,8 @@ pub(super) struct Agent {
     pub run_facts: Option<Rc<RunFacts>>,
     /// Registry credentials, read when the first image of a lease is pulled.
     pub credentials: Rc<OnceCell<Credentials>>,
-    /// Steps that were told to end.
-    pub ended_steps: std::collections::BTreeSet<u64>,
+    /// When logs are looked at again, while steps run.
+    pub prune_at: Option<Instant>,
     /// Bytes of ours on the host's disk, as counted last.
     pub disk_bytes: Option<i64>,
     /// Revision that a stop names, whose packages were compared with those that run.
@@ -101,8 +103,8 @@ pub(super) struct Agent {
     pub quiet_until: Option<Instant>,
     /// Why this host cannot be worked on at all.
     pub unable: Option<String>,
-    /// A reboot that is asked for as soon as the lease's status says so.
-    pub reboot: Option<super::interrupt::Reboot>,
+    /// What is under way before the host is interrupted.
+    pub preparation: super::interrupt::Preparation,
     /// Steps of the machine that are not in the journal yet.
     pub staged: Option<Staged>,
 }
@@ -170,13 +172,13 @@ impl Agent {
             revisions: BTreeMap::new(),
             run_facts: None,
             credentials: Rc::default(),
-            ended_steps: std::collections::BTreeSet::new(),
+            prune_at: None,
             disk_bytes: None,
             compared: None,
             trouble: None,
             quiet_until: None,
             unable,
-            reboot: None,
+            preparation: super::interrupt::Preparation::default(),
             staged: None,
         };
         agent.count_disk();
@@ -252,6 +254,7 @@ impl Agent {
             }
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
+            Note::Gone(gone) => self.forget_skyhooks(&gone),
             Note::Woken => self.woken(),
         }
     }
@@ -319,7 +322,8 @@ impl Agent {
                         run.ended.is_none() || run.lease != staged.progress.lease
                     });
             let mut state = self.journal.state.clone();
-            put_away(&mut state, &staged.progress.lease);
+            let before = state.run.as_ref().map(Progress::steps).unwrap_or_default();
+            state.put_aside(&staged.progress.lease, now());
             state.next_step = staged.progress.next_step;
             state.run = Some(staged.progress);
             if let Err(error) = self.journal.save(state) {
@@ -333,6 +337,7 @@ impl Agent {
             }
             self.trouble = None;
             self.quiet_until = None;
+            self.steps_over(&before);
             for effect in staged.effects {
                 tracing::debug!(?effect, "effect");
                 self.perform(effect);
@@ -342,7 +347,7 @@ impl Agent {
             }
         }
         self.write_status();
-        self.reboot_when_reported();
+        self.prepare_reboot_when_reported();
     }
 
     /// Nothing was done: the same inputs are tried again when there may be room.
@@ -398,7 +403,7 @@ impl Agent {
         self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
         tokio::task::spawn_local(async move { bus.release().await });
-        self.keep_house();
+        self.tidy();
         // Another lease may have been waiting for this end.
         if !self.is_current() {
             self.look_at_lease();
@@ -455,6 +460,9 @@ impl Agent {
             self.begin_at = None;
             self.look_at_lease();
         }
+        if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
+            self.prune_logs();
+        }
         if self.machine_wake().is_some_and(|at| at <= Instant::now()) {
             self.feed(Event::Ticked);
         }
@@ -470,27 +478,18 @@ impl Agent {
 
     /// When the agent has something to do that no note will announce.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let reboot = self.reboot.as_ref().map(|reboot| reboot.at_the_latest);
+        let reboot = self.preparation.reboot.as_ref();
+        let reboot = reboot.map(|reboot| reboot.at_the_latest);
         [
             self.machine_wake(),
             self.begin_at,
+            self.prune_at,
             self.writer.wake_at(),
             reboot,
         ]
         .into_iter()
         .flatten()
         .min()
-    }
-}
-
-/// What an earlier lease left goes on record for its own Skyhook.
-fn put_away(state: &mut State, lease: &str) {
-    if let Some(run) = state.run.take_if(|run| run.lease != lease) {
-        let record = crate::journal::Record {
-            lease: run.lease,
-            entries: run.entries,
-        };
-        state.skyhooks.insert(run.skyhook.name, record);
     }
 }
 

@@ -250,7 +250,6 @@ impl Agent {
         self.facts.disk_bytes = self.disk_bytes;
         self.compared = None;
         self.writer.begin(&lease);
-        self.ended_steps.clear();
         self.stage(progress, Event::Begun);
         self.saw(lease);
         self.look_at_lease();

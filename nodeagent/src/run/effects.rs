@@ -15,6 +15,7 @@ use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half};
+use crate::secret::Secret;
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, metadata};
 
@@ -45,19 +46,20 @@ impl Agent {
                 half,
                 index,
             } => self.adopt_step(key, id, half, index),
-            Effect::EndStep { id } => {
-                self.ended_steps.insert(id);
-                self.runner.end(id);
-            }
+            Effect::EndStep { id } => self.runner.end(id),
             Effect::WriteRunning { resource_version } => {
                 self.writer.want_running(resource_version);
             }
             Effect::LookAtLease => self.look(),
+            Effect::PrepareInterrupt { owner, interrupt } => {
+                self.prepare_interrupt(owner, interrupt);
+            }
+            Effect::CallOffInterrupt => self.call_off_interrupt(),
             Effect::Interrupt {
                 owner,
                 interrupt,
                 before,
-            } => self.interrupt(owner, interrupt, before),
+            } => self.interrupt(&owner, interrupt, before),
         }
     }
 
@@ -199,6 +201,7 @@ impl Agent {
             digest,
             store: Some(self.images.store.clone()),
             env: Vec::new(),
+            secrets: Vec::new(),
             metadata: std::collections::BTreeMap::new(),
             previous: None,
             is_laid_out: false,
@@ -233,7 +236,10 @@ impl Agent {
                     prepared: Box::new(prepared),
                     ready: true,
                 },
-                Err(reason) => Note::Event(Event::StageFailed { key, reason }),
+                Err(reason) => {
+                    tracing::warn!(package = %key, %reason, "the stage cannot be prepared");
+                    Note::Event(Event::StageFailed { key, reason })
+                }
             };
             let _sent = notes.send(note);
         });
@@ -384,7 +390,7 @@ impl StageTask {
             }
             (None, None) => Rc::new(RunFacts::default()),
         };
-        self.input.env = self.env(&facts).await?;
+        (self.input.env, self.input.secrets) = self.env(&facts).await?;
         self.input.metadata = metadata::files(&facts.node, &self.revision, &self.agent_version);
         let input = self.input;
         let prepared = tokio::task::spawn_blocking(move || stage::prepare(input))
@@ -394,7 +400,8 @@ impl StageTask {
         Ok((prepared, facts))
     }
 
-    async fn env(&self, facts: &RunFacts) -> Result<Vec<(String, String)>, String> {
+    /// The environment of the package, and which values are secret.
+    async fn env(&self, facts: &RunFacts) -> Result<(Vec<(String, Secret)>, Vec<Secret>), String> {
         let package = &self.input.package;
         let needs = env::needs(&package.env);
         let secrets = self.api.secrets(&needs.secrets);
@@ -409,7 +416,10 @@ impl StageTask {
             secrets,
             config_maps,
         };
-        env::resolve(&package.env, &sources).map_err(|e| e.to_string())
+        let values = env::resolve(&package.env, &sources).map_err(|e| e.to_string())?;
+        let values = values.into_iter().map(|(name, v)| (name, v.into()));
+        let secrets = env::secret_values(&package.env, &sources);
+        Ok((values.collect(), secrets))
     }
 }
 

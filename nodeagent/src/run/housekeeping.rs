@@ -4,7 +4,7 @@
     reason = "this is the shell's file handling"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -12,10 +12,14 @@ use std::time::{Duration, SystemTime};
 use skyhook_crds::Package;
 use skyhook_oci::{Root, Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::agent::{Agent, Note};
 use crate::host::exec::{Supervisors, is_running};
+use crate::journal::Record;
+use crate::lease::ApiError;
+use crate::logs::{Bounds, prune};
+use crate::machine::Progress;
 use crate::stage::copy_dir;
 
 /// The highest number of a step that has a directory.
@@ -69,43 +73,102 @@ struct Kept {
     copy: Option<String>,
 }
 
+/// How often logs are looked at while steps run.
+const PRUNE: Duration = Duration::from_secs(3600);
+
 impl Agent {
+    /// Removes the directories of steps that are over, which is in the journal. `before` are those that were not when it was
+    /// written last.
+    pub(super) fn steps_over(&mut self, before: &BTreeSet<u64>) {
+        let after = self.journal.state.run.as_ref().map(Progress::steps);
+        let over: BTreeSet<u64> = before - &after.unwrap_or_default();
+        if over.is_empty() {
+            return;
+        }
+        self.prune_at.get_or_insert_with(|| Instant::now() + PRUNE);
+        let steps = self.steps();
+        tokio::task::spawn_blocking(move || remove_steps(&steps, |id| over.contains(&id)));
+    }
+
+    /// Removes logs until the rest is within its bounds.
+    pub(super) fn prune_logs(&self) {
+        let Ok(logs) = self.host.files.locate(&self.settings.layout.log_root) else {
+            return;
+        };
+        tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
+    }
+
+    /// Forgets Skyhooks that are gone and have left nothing here.
+    pub(super) fn forget_skyhooks(&mut self, gone: &BTreeSet<String>) {
+        let mut state = self.journal.state.clone();
+        if state.forget(gone)
+            && let Err(error) = self.journal.save(state)
+        {
+            tracing::warn!(error = %chain(&error), "Skyhooks that are gone cannot be removed from the journal");
+        }
+    }
+
+    fn steps(&self) -> PathBuf {
+        self.runner.steps().to_owned()
+    }
+
     /// Removes what nothing needs any more. Best effort: it is tried again after the next lease.
-    pub(super) fn keep_house(&self) {
+    pub(super) fn tidy(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
+        self.prune_logs();
         let kept = self.kept();
-        let steps = self.runner.steps().to_owned();
+        let steps = self.steps();
         let (files, copies) = (
             self.host.files.clone(),
             self.settings.layout.copy_root.clone(),
         );
         let store = self.images.store.clone();
-        let kept = tokio::task::spawn_blocking(move || {
-            for (id, directory) in step_directories(&steps) {
-                if !is_running(&directory)
-                    && let Err(error) = remove_tree(&directory)
-                {
-                    tracing::warn!(id, error = %chain(&error), "a step's directory cannot be removed");
-                }
-            }
-            remove_old_copies(&files, &copies, &kept);
-            match collect_images(&store, &kept) {
-                Ok(bytes) => {
-                    tracing::info!(image_bytes = bytes, "removed what nothing needs any more")
-                }
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
-                }
-            }
-        });
         let (notes, ours) = (self.notes.clone(), self.directories());
+        let (api, remembered) = (self.api.clone(), self.remembered());
         tokio::task::spawn_local(async move {
-            if kept.await.is_ok() {
+            let gone = gone(&remembered, async |revision| {
+                match api.revision(revision).await {
+                    Ok(_) => Some(true),
+                    Err(ApiError::NotFound { .. }) => Some(false),
+                    Err(_) => None,
+                }
+            });
+            let gone = gone.await;
+            let told = notes.send(Note::Gone(gone.clone()));
+            let tidied = tokio::task::spawn_blocking(move || {
+                remove_steps(&steps, |_| true);
+                remove_old_copies(&files, &copies, &kept);
+                let pinned = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
+                match collect_images(&store, pinned) {
+                    Ok(bytes) => {
+                        tracing::info!(image_bytes = bytes, "removed what nothing needs any more");
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = %chain(&error), "old images cannot be removed");
+                    }
+                }
+            });
+            if told.is_ok() && tidied.await.is_ok() {
                 count(notes, ours).await;
             }
         });
+    }
+
+    /// Skyhooks without a lease that the journal has a record of, with the revisions that the record names.
+    fn remembered(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let records = self.journal.state.skyhooks.iter();
+        let revisions = |record: &Record| {
+            let of_entries = record.entries.values().filter_map(|e| e.cycle.as_ref());
+            let mut names: BTreeSet<String> = of_entries.map(|c| c.revision.clone()).collect();
+            names.insert(record.revision.clone());
+            names.remove("");
+            names
+        };
+        records
+            .map(|(name, record)| (name.clone(), revisions(record)))
+            .collect()
     }
 
     /// Counts what is on the host's disk, for the report of the next lease.
@@ -157,6 +220,37 @@ impl Agent {
     }
 }
 
+/// Skyhooks of which the cluster has no revision any more: it has those that a Node still needs for as long as it has the
+/// Skyhook. `exists` does not know when the API does not answer.
+async fn gone(
+    remembered: &BTreeMap<String, BTreeSet<String>>,
+    exists: impl AsyncFn(&str) -> Option<bool>,
+) -> BTreeSet<String> {
+    let mut gone = BTreeSet::new();
+    for (skyhook, revisions) in remembered {
+        let mut is_gone = !revisions.is_empty();
+        for revision in revisions {
+            is_gone = is_gone && exists(revision).await == Some(false);
+        }
+        if is_gone {
+            gone.insert(skyhook.clone());
+        }
+    }
+    gone
+}
+
+/// Removes directories of steps that no supervisor works on.
+fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
+    for (id, directory) in step_directories(steps) {
+        if is_over(id)
+            && !is_running(&directory)
+            && let Err(error) = remove_tree(&directory)
+        {
+            tracing::warn!(id, error = %chain(&error), "a step's directory cannot be removed");
+        }
+    }
+}
+
 async fn count(notes: UnboundedSender<Note>, ours: Vec<PathBuf>) {
     let bytes = move || ours.iter().map(|d| disk_bytes(d)).sum();
     if let Ok(bytes) = tokio::task::spawn_blocking(bytes).await {
@@ -196,11 +290,11 @@ fn disk_bytes(directory: &Path) -> u64 {
 }
 
 /// Unpins what is not on the host any more, and collects; the bytes that are left.
-fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
-    let owners: BTreeSet<String> = kept
-        .iter()
-        .map(|k| format!("{}/{}", k.skyhook, k.key))
-        .collect();
+fn collect_images<'a>(
+    store: &Store,
+    kept: impl Iterator<Item = &'a Kept>,
+) -> Result<u64, StoreError> {
+    let owners: BTreeSet<String> = kept.map(|k| format!("{}/{}", k.skyhook, k.key)).collect();
     for (owner, _) in store.pins()? {
         if !owners.contains(&owner) {
             store.unpin(&owner)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use skyhook_crds::Stage;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_oci::chain;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::agent::{Agent, Note};
@@ -20,55 +21,91 @@ use crate::stage::flags::note_interrupt;
 /// How long a reboot waits until the lease's status says that it is asked for.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// A reboot that is about to be asked for.
+/// A reboot that is prepared as soon as it is reported.
 #[derive(Debug)]
 pub(super) struct Reboot {
-    owner: String,
     interrupt: Interrupt,
     pub at_the_latest: Instant,
 }
 
+/// What is under way before the host is interrupted.
+#[derive(Debug, Default)]
+pub(super) struct Preparation {
+    /// The reboot whose report is waited for.
+    pub reboot: Option<Reboot>,
+    task: Option<AbortHandle>,
+}
+
 impl Agent {
-    /// Interrupts the host. A reboot is reported first: for minutes nobody could say why the node went away.
-    pub(super) fn interrupt(
-        &mut self,
-        owner: String,
-        interrupt: Interrupt,
-        before: BTreeMap<String, String>,
-    ) {
+    /// Finds out what is in the way of an interrupt. A reboot is reported first: for minutes nobody could say why the node
+    /// went away.
+    pub(super) fn prepare_interrupt(&mut self, owner: String, interrupt: Interrupt) {
+        tracing::info!(%owner, ?interrupt, "preparing to interrupt the host");
         if interrupt.kind != InterruptType::Reboot {
-            return self.carry_out(&owner, interrupt, before);
+            return self.find_obstacles(interrupt);
         }
         self.writer.hurry();
-        self.reboot = Some(Reboot {
-            owner,
+        self.preparation.reboot = Some(Reboot {
             interrupt,
             at_the_latest: Instant::now() + REPORT,
         });
     }
 
-    /// Asks for the reboot when the API server has the last report, or does not take it.
-    pub(super) fn reboot_when_reported(&mut self) {
+    /// Goes on with a reboot when the API server has the report of it, or does not take it.
+    pub(super) fn prepare_reboot_when_reported(&mut self) {
         let is_reported = self.writer.is_settled();
         let ready = |reboot: &mut Reboot| is_reported || reboot.at_the_latest <= Instant::now();
-        if let Some(reboot) = self.reboot.take_if(ready) {
+        if let Some(reboot) = self.preparation.reboot.take_if(ready) {
             if !is_reported {
                 tracing::warn!("the last report before the reboot could not be written");
             }
-            self.carry_out(&reboot.owner, reboot.interrupt, BTreeMap::new());
+            self.find_obstacles(reboot.interrupt);
         }
     }
 
-    /// Carries an interrupt out, or says first which units are to be restarted.
-    fn carry_out(&self, owner: &str, interrupt: Interrupt, before: BTreeMap<String, String>) {
+    fn find_obstacles(&mut self, interrupt: Interrupt) {
+        let task = self.with_interrupter(async move |interrupter| {
+            let prepared = interrupter.prepare(&interrupt).await;
+            prepared.map(|before| Event::InterruptPrepared { before })
+        });
+        self.preparation.task = Some(task);
+    }
+
+    /// Ends the preparation. What it has sent already comes to a machine that does not wait for it.
+    pub(super) fn call_off_interrupt(&mut self) {
+        tracing::info!("the interrupt is called off: the lease is stopped or paused");
+        if let Some(task) = std::mem::take(&mut self.preparation).task {
+            task.abort();
+        }
+    }
+
+    /// Interrupts the host.
+    pub(super) fn interrupt(
+        &mut self,
+        owner: &str,
+        interrupt: Interrupt,
+        before: BTreeMap<String, String>,
+    ) {
         tracing::warn!(%owner, ?interrupt, "interrupting the host");
-        let is_observed = !before.is_empty();
-        let entry = self
-            .journal_entry(owner, &interrupt)
-            .filter(|_| is_observed || interrupt.kind == InterruptType::Reboot);
+        let is_noop = interrupt.kind == InterruptType::Noop;
+        let entry = self.journal_entry(owner, &interrupt).filter(|_| !is_noop);
+        self.with_interrupter(async move |interrupter| {
+            if let Some(entry) = entry {
+                entry.write(interrupter.root).await;
+            }
+            let done = interrupter.execute(&interrupt, &before).await;
+            done.map(|()| Event::Interrupted)
+        });
+    }
+
+    /// Does a part of an interrupt in a task of its own, and tells the machine what came of it.
+    fn with_interrupter(
+        &self,
+        work: impl AsyncFnOnce(&Interrupter<'_>) -> Result<Event, InterruptError> + 'static,
+    ) -> AbortHandle {
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         let (root, patience) = (self.host.files.path().to_owned(), self.settings.patience);
-        tokio::task::spawn_local(async move {
+        let task = tokio::task::spawn_local(async move {
             let waits = |reason: String| {
                 tracing::info!(%reason, "the interrupt waits");
                 let _sent = notes.send(Note::Event(Event::InterruptWaits { reason }));
@@ -79,20 +116,15 @@ impl Agent {
                 patience,
                 waits: &waits,
             };
-            if let Some(entry) = entry {
-                entry.write(&root).await;
-            }
-            let event = match perform(&interrupter, &interrupt, before).await {
-                Ok(event) => event,
-                Err(error) => {
-                    let reason = chain(&error);
-                    tracing::warn!(%reason, "the interrupt failed");
-                    let asked = error.may_have_been_asked();
-                    Event::InterruptFailed { reason, asked }
-                }
-            };
+            let event = work(&interrupter).await.unwrap_or_else(|error| {
+                let reason = chain(&error);
+                tracing::warn!(%reason, "the interrupt failed");
+                let asked = error.may_have_been_asked();
+                Event::InterruptFailed { reason, asked }
+            });
             let _sent = notes.send(Note::Event(event));
         });
+        task.abort_handle()
     }
 
     /// What the host's own journal is to say before the interrupt, so that whoever looks after a reboot finds its cause
@@ -177,19 +209,4 @@ impl JournalEntry {
         };
         tracing::warn!(%problem, "the host's journal cannot be told of the interrupt");
     }
-}
-
-async fn perform(
-    interrupter: &Interrupter<'_>,
-    interrupt: &Interrupt,
-    before: BTreeMap<String, String>,
-) -> Result<Event, InterruptError> {
-    if before.is_empty() {
-        let before = interrupter.observe(interrupt).await?;
-        if !before.is_empty() {
-            return Ok(Event::UnitsSeen { before });
-        }
-    }
-    interrupter.execute(interrupt, &before).await?;
-    Ok(Event::Interrupted)
 }

@@ -10,7 +10,7 @@ use super::agent::{Agent, Note};
 use super::effects::StepDone;
 use crate::host::exec::StepEnd;
 use crate::host::systemd::Bus;
-use crate::machine::{Event, Outcome};
+use crate::machine::{Doing, Event, Outcome};
 
 /// Between two looks at systemd's state.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -52,7 +52,11 @@ impl Agent {
             StepEnd::Lost { problem } => return Ok(Judged::Lost(format!("{name}: {problem}"))),
             StepEnd::NotStarted => return Ok(Judged::NotStarted),
         };
-        let ended_by_us = self.ended_steps.contains(&done.id);
+        let entry = self.run().and_then(|run| run.entries.get(&done.key));
+        let ended_by_us = entry.is_some_and(|entry| match &entry.doing {
+            Doing::Step(cursor) => cursor.id == done.id && cursor.is_to_end,
+            Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Retry { .. } => false,
+        });
         if result.ended && !ended_by_us {
             let problem =
                 "its scope was stopped, or its supervisor got a signal, and not by this agent";

@@ -8,6 +8,7 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::Quantity;
 
 use super::metadata::NodeFacts;
+use crate::secret::Secret;
 
 /// A variable that has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +104,17 @@ pub fn resolve(env: &[EnvVar], sources: &Sources) -> Result<Vec<(String, String)
         }
     }
     Ok(values)
+}
+
+/// Values that come from secrets. Nobody is to read them in what a step prints.
+#[must_use]
+pub fn secret_values(env: &[EnvVar], sources: &Sources) -> Vec<Secret> {
+    env.iter()
+        .filter_map(|variable| variable.value_from.as_ref()?.secret_key_ref.as_ref())
+        .filter_map(|r| sources.secrets.get(&r.name)?.get(&r.key))
+        .filter_map(|value| std::str::from_utf8(value).ok())
+        .map(Secret::from)
+        .collect()
 }
 
 fn from_source(

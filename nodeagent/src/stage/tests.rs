@@ -71,6 +71,7 @@ impl TestHost {
             digest: None,
             store: None,
             env: Vec::new(),
+            secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: None,
             is_laid_out: false,
@@ -148,6 +149,29 @@ fn an_uninstalled_package_has_no_flags_and_a_history() {
 }
 
 #[test]
+fn values_of_the_environment_are_not_shown() {
+    let host = TestHost::new(modes(json!({ "arguments": ["env:PASSWORD"] })));
+    let mut input = host.input(Stage::Apply);
+    input.env = vec![("PASSWORD".into(), "hunter2".into())];
+    input.secrets = vec!["hunter2".into()];
+    let mut shown = format!("{input:?}");
+    let prepared = prepare(input).unwrap();
+    let spec = prepared.spec(Half::Main, 0).unwrap();
+    assert_eq!(spec.secrets, ["hunter2"]);
+    let request = crate::host::exec::StepRequest {
+        id: 1,
+        label: String::new(),
+        spec,
+        limits: crate::host::systemd::ScopeLimits::default(),
+    };
+    shown += &format!("{prepared:?} {request:?}");
+    assert!(
+        shown.contains("PASSWORD") && !shown.contains("hunter2"),
+        "{shown}"
+    );
+}
+
+#[test]
 fn environment_and_arguments() {
     let host = TestHost::new(modes(json!({
         "arguments": ["plain", "env:WHO"], "env": {"FROM": "step", "STEP_ROOT": "not this"},
@@ -176,7 +200,7 @@ fn environment_and_arguments() {
     ] {
         assert_eq!(env[name], value, "{name}");
     }
-    assert!(env["PATH"].contains("/sbin"));
+    assert!(env["PATH"].reveal().contains("/sbin"));
     let log = spec.log.unwrap();
     assert_eq!(log.directory, Path::new("/var/log/skyhook/s/a_name/1.2.3"));
 

@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::masks::Masks;
 use crate::logs::{LogPair, Stream};
 use crate::text::plain;
 
@@ -22,6 +23,7 @@ pub(super) struct Output {
     out: Lines<ChildStdout>,
     err: Lines<ChildStderr>,
     log: Option<LogPair>,
+    masks: Masks,
     buffer: Vec<u8>,
     signals: Option<SignalFd>,
 }
@@ -44,12 +46,19 @@ struct Lines<P> {
 }
 
 impl Output {
-    pub(super) fn of(child: &mut Child, buffer_limit: usize, log: Option<LogPair>) -> Self {
+    /// Values that the masks know neither come into the log nor into the message.
+    pub(super) fn of(
+        child: &mut Child,
+        buffer_limit: usize,
+        log: Option<LogPair>,
+        masks: Masks,
+    ) -> Self {
         let limit = buffer_limit.clamp(64, 1 << 20);
         Self {
             out: Lines::new(child.stdout.take(), limit),
             err: Lines::new(child.stderr.take(), limit),
             log,
+            masks,
             buffer: vec![0; 64 << 10],
             signals: None,
         }
@@ -111,8 +120,8 @@ impl Output {
                 break;
             }
         }
-        self.out.flush(self.log.as_mut(), Stream::Out);
-        self.err.flush(self.log.as_mut(), Stream::Err);
+        self.out.flush(&self.masks, self.log.as_mut(), Stream::Out);
+        self.err.flush(&self.masks, self.log.as_mut(), Stream::Err);
         if let Some(log) = &mut self.log {
             log.flush();
         }
@@ -137,6 +146,7 @@ impl Output {
         } else {
             &self.err.tail
         };
+        let tail = &tail[tail.len().saturating_sub(TAIL)..];
         plain(&String::from_utf8_lossy(tail)).trim().to_owned()
     }
 
@@ -146,9 +156,9 @@ impl Output {
     }
 
     fn take(&mut self) -> bool {
-        let log = &mut self.log;
-        let out = self.out.take(&mut self.buffer, log.as_mut(), Stream::Out);
-        let err = self.err.take(&mut self.buffer, log.as_mut(), Stream::Err);
+        let (buffer, masks) = (&mut self.buffer, &self.masks);
+        let out = self.out.take(buffer, masks, self.log.as_mut(), Stream::Out);
+        let err = self.err.take(buffer, masks, self.log.as_mut(), Stream::Err);
         out || err
     }
 }
@@ -178,20 +188,26 @@ impl<P: Read + AsFd> Lines<P> {
     }
 
     /// Reads once; true when something came.
-    fn take(&mut self, buffer: &mut [u8], log: Option<&mut LogPair>, stream: Stream) -> bool {
+    fn take(
+        &mut self,
+        buffer: &mut [u8],
+        masks: &Masks,
+        mut log: Option<&mut LogPair>,
+        stream: Stream,
+    ) -> bool {
         let Some(pipe) = &mut self.pipe else {
             return false;
         };
         match pipe.read(buffer) {
             Ok(0) => {
-                self.flush(log, stream);
+                self.flush(masks, log, stream);
                 self.pipe = None;
                 false
             }
             Ok(n) => {
-                self.keep(&buffer[..n]);
+                self.write(&buffer[..n], masks, log.as_deref_mut(), stream);
                 if let Some(log) = log {
-                    self.write(&buffer[..n], log, stream);
+                    log.stamp();
                 }
                 true
             }
@@ -204,48 +220,75 @@ impl<P: Read + AsFd> Lines<P> {
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        self.tail
-            .extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
-        let over = self.tail.len().saturating_sub(TAIL);
-        self.tail.drain(..over);
-    }
-
-    fn write(&mut self, mut bytes: &[u8], log: &mut LogPair, stream: Stream) {
-        while !bytes.is_empty() {
-            let room = self.limit - self.pending.len();
-            let window = &bytes[..bytes.len().min(room)];
-            match window.iter().position(|b| *b == b'\n') {
-                Some(end) => {
-                    // Whole lines that arrive at once are not copied.
-                    if self.pending.is_empty() {
-                        log.line(stream, &bytes[..end]);
-                    } else {
-                        self.pending.extend_from_slice(&bytes[..end]);
-                        log.line(stream, &self.pending);
-                        self.pending.clear();
-                    }
-                    bytes = &bytes[end + 1..];
-                }
-                None => {
-                    self.pending.extend_from_slice(window);
-                    bytes = &bytes[window.len()..];
-                    if self.pending.len() >= self.limit {
-                        log.line(stream, &self.pending);
-                        self.pending.clear();
-                    }
-                }
+    /// Takes whole lines out. Of a line without an end as much is kept as a value of a secret may need, and the rest goes
+    /// out in pieces.
+    fn write(
+        &mut self,
+        mut bytes: &[u8],
+        masks: &Masks,
+        mut log: Option<&mut LogPair>,
+        stream: Stream,
+    ) {
+        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+            // Whole lines that arrive at once are not copied.
+            if self.pending.is_empty() && end <= self.limit {
+                self.line(&bytes[..end], true, masks, log.as_deref_mut(), stream);
+            } else {
+                self.pending.extend_from_slice(&bytes[..end]);
+                self.flush_pieces(0, masks, log.as_deref_mut(), stream);
+                let rest = std::mem::take(&mut self.pending);
+                self.line(&rest, true, masks, log.as_deref_mut(), stream);
             }
+            bytes = &bytes[end + 1..];
         }
-        log.stamp();
+        self.pending.extend_from_slice(bytes);
+        self.flush_pieces(masks.longest(), masks, log, stream);
     }
 
-    fn flush(&mut self, log: Option<&mut LogPair>, stream: Stream) {
-        if let Some(log) = log
-            && !self.pending.is_empty()
-        {
-            log.line(stream, &self.pending);
+    /// Takes pieces out of a long line, as long as more than a piece and `kept` bytes are there.
+    fn flush_pieces(
+        &mut self,
+        kept: usize,
+        masks: &Masks,
+        mut log: Option<&mut LogPair>,
+        stream: Stream,
+    ) {
+        while self.pending.len() > self.limit + kept {
+            let end = masks.boundary(&self.pending, self.limit);
+            let rest = self.pending.split_off(end);
+            let piece = std::mem::replace(&mut self.pending, rest);
+            self.line(&piece, false, masks, log.as_deref_mut(), stream);
         }
-        self.pending.clear();
+    }
+
+    fn flush(&mut self, masks: &Masks, mut log: Option<&mut LogPair>, stream: Stream) {
+        self.flush_pieces(0, masks, log.as_deref_mut(), stream);
+        let rest = std::mem::take(&mut self.pending);
+        if !rest.is_empty() {
+            self.line(&rest, false, masks, log, stream);
+        }
+    }
+
+    /// Puts a line, or a piece of one, into the log and the tail.
+    fn line(
+        &mut self,
+        line: &[u8],
+        is_whole: bool,
+        masks: &Masks,
+        log: Option<&mut LogPair>,
+        stream: Stream,
+    ) {
+        let masked = masks.mask(line);
+        if let Some(log) = log {
+            log.line(stream, &masked);
+        }
+        self.tail
+            .extend_from_slice(&masked[masked.len().saturating_sub(TAIL)..]);
+        if is_whole {
+            self.tail.push(b'\n');
+        }
+        if self.tail.len() > 4 * TAIL {
+            self.tail.drain(..self.tail.len() - TAIL);
+        }
     }
 }

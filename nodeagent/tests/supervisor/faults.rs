@@ -91,7 +91,7 @@ fn a_log_directory_that_goes_away_does_not_end_a_step() {
     let mut supervisor = Supervisor::start("rm -rf \"$LOGS\"; echo gone; exit 4", |spec| {
         let logs = spec.log.as_ref().unwrap().directory.clone();
         let logs = logs.to_string_lossy().into_owned();
-        spec.environment.push(("LOGS".into(), logs));
+        spec.environment.push(("LOGS".into(), logs.into()));
     });
     let result = supervisor.result();
     assert_eq!((result.code, result.log_problem), (Some(4), None));

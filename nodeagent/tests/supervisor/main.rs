@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 mod cgroups;
 mod faults;
+mod secrets;
 
 /// Says out loud that a test cannot run here; in CI that is a failure.
 fn cannot_run(test: &str, why: &str) {

@@ -143,7 +143,7 @@ fn a_mount_that_comes_late_is_not_entered_either() {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
         let parent = rustix::fs::openat(CWD, directory.path(), flags, Mode::empty()).unwrap();
         let whole = at("copy");
-        let error = descend(parent.as_fd(), b"copy", &whole, &whole, way).unwrap_err();
+        let error = descend(parent.as_fd(), b"copy", &whole, way).unwrap_err();
         assert!(
             matches!(&error, RemoveError::Mounted { mount_point, .. } if *mount_point == at("copy/mnt")),
             "{way:?}: {error}"
@@ -152,6 +152,68 @@ fn a_mount_that_comes_late_is_not_entered_either() {
         let status = Command::new("umount").arg(at("copy/mnt")).status().unwrap();
         assert!(status.success());
     }
+}
+
+/// `a/a/a/…`, with a file in each directory.
+fn make_deep(top: &Path, levels: usize) {
+    fs::create_dir(top).unwrap();
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+    let mut at = rustix::fs::openat(CWD, top, flags, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        let file = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        drop(rustix::fs::openat(&at, "0-file", file, Mode::RUSR).unwrap());
+        rustix::fs::mkdirat(&at, "a", Mode::RWXU).unwrap();
+        rustix::fs::mkdirat(&at, "b", Mode::RWXU).unwrap();
+        at = rustix::fs::openat(&at, "a", flags, Mode::empty()).unwrap();
+    }
+}
+
+#[test]
+fn five_thousand_levels_go_with_few_descriptors_and_a_small_stack() {
+    const INSIDE: &str = "SKYHOOK_TEST_WITH_FEW_DESCRIPTORS";
+    let test = "five_thousand_levels_go_with_few_descriptors_and_a_small_stack";
+    if std::env::var_os(INSIDE).is_none() {
+        let again = Command::new("sh")
+            .args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\""])
+            .arg(std::env::current_exe().unwrap())
+            .args([&format!("remove::tests::{test}"), "--exact", "--nocapture"])
+            .env(INSIDE, "1")
+            .env("RUST_MIN_STACK", "262144")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&again.stdout);
+        assert!(
+            again.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&again.stderr)
+        );
+        return;
+    }
+    // Memory: tens of thousands of new directories keep a disk busy for a minute.
+    let memory = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
+    let temporary = std::env::temp_dir();
+    for way in [Way::Kernel, Way::ByHand] {
+        let directory = tempfile::tempdir_in(memory.unwrap_or(&temporary)).unwrap();
+        let top = directory.path().join("top");
+        make_deep(&top, 5_000);
+        remove(&top, way).unwrap();
+        assert!(!top.exists(), "{way:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_moved_meanwhile_is_not_found_again_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |path: &str| directory.path().join(path);
+    fs::create_dir_all(at("a/b")).unwrap();
+    fs::create_dir_all(at("elsewhere")).unwrap();
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
+    let open = |path: &str| rustix::fs::openat(CWD, at(path), flags, Mode::empty()).unwrap();
+    let (a, b) = (open("a"), open("a/b"));
+    let expected = identity(a.as_fd()).unwrap();
+    assert!(parent_of(b.as_fd(), expected).is_ok());
+    fs::rename(at("a/b"), at("elsewhere/b")).unwrap();
+    assert_eq!(parent_of(b.as_fd(), expected).unwrap_err(), Errno::STALE);
 }
 
 #[test]

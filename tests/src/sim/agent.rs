@@ -48,6 +48,7 @@ pub enum Event {
         lease: String,
         stands: bool,
     },
+    InterruptPrepared,
     Interrupted,
     Ticked,
 }
@@ -62,6 +63,7 @@ pub enum Action {
     EndStep { id: u64 },
     WriteRunning { resource_version: String },
     LookAtLease,
+    PrepareInterrupt,
     Interrupt(Interrupt),
 }
 

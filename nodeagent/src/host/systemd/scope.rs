@@ -10,7 +10,11 @@ use super::{Bus, SystemdError};
 /// How long the remnant of a unit that was refused may stay.
 const REMNANT: Duration = Duration::from_secs(2);
 
-/// CPU and memory of a step's scope.
+/// The slice of all steps: they compete with each other, and neither count as system services nor take from what is
+/// reserved for those.
+const SLICE: &str = "skyhook.slice";
+
+/// CPU and memory of a step's scope, and how long its processes may take to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScopeLimits {
     /// Microseconds of CPU per second.
@@ -18,6 +22,8 @@ pub struct ScopeLimits {
     pub cpu_weight: Option<u64>,
     pub memory_max: Option<u64>,
     pub memory_low: Option<u64>,
+    /// Microseconds between SIGTERM and SIGKILL when systemd stops the scope, as it does when the host goes down.
+    pub stop_timeout: Option<u64>,
 }
 
 /// A property of a scope.
@@ -89,6 +95,7 @@ fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static
     let mut properties = vec![
         ("PIDs", Value::Pids(pid)),
         ("Description", text(description)),
+        ("Slice", text(SLICE)),
         ("CollectMode", text("inactive-or-failed")),
         // When the kernel kills one process for its memory, the rest goes on: the supervisor is to tell of it.
         ("OOMPolicy", text("continue")),
@@ -98,6 +105,7 @@ fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static
         ("CPUWeight", limits.cpu_weight),
         ("MemoryMax", limits.memory_max),
         ("MemoryLow", limits.memory_low),
+        ("TimeoutStopUSec", limits.stop_timeout),
     ];
     properties.extend(
         limits
@@ -166,9 +174,16 @@ mod tests {
             cpu_weight: Some(39),
             memory_max: Some(1 << 29),
             memory_low: Some(1 << 20),
+            stop_timeout: Some(40_000_000),
         };
         let mut wanted = properties("Step", 7, limits);
-        for unknown in ["OOMPolicy", "CPUWeight", "MemoryMax", "MemoryLow"] {
+        for unknown in [
+            "OOMPolicy",
+            "CPUWeight",
+            "MemoryMax",
+            "MemoryLow",
+            "TimeoutStopUSec",
+        ] {
             assert!(leave_out(&mut wanted, unknown), "{unknown}");
         }
         assert_eq!(
@@ -176,6 +191,7 @@ mod tests {
             [
                 ("PIDs", Value::Pids(7)),
                 ("Description", Value::Text("Step".into())),
+                ("Slice", Value::Text("skyhook.slice".into())),
                 ("CollectMode", Value::Text("inactive-or-failed".into())),
                 ("CPUShares", Value::Number(998)),
                 ("MemoryLimit", Value::Number(1 << 29)),

@@ -196,6 +196,7 @@ const LIMITS: ScopeLimits = ScopeLimits {
     cpu_weight: Some(39),
     memory_max: Some(2),
     memory_low: Some(3),
+    stop_timeout: None,
 };
 
 #[tokio::test]
@@ -203,12 +204,12 @@ async fn properties_that_a_manager_does_not_know_are_left_out_from_then_on() {
     for (unknown, want) in [
         (
             BTreeSet::new(),
-            "PIDs Description CollectMode OOMPolicy CPUQuotaPerSecUSec CPUWeight MemoryMax MemoryLow",
+            "PIDs Description Slice CollectMode OOMPolicy CPUQuotaPerSecUSec CPUWeight MemoryMax MemoryLow",
         ),
         // systemd 252.
         (
             ["OOMPolicy"].into(),
-            "PIDs Description CollectMode CPUQuotaPerSecUSec CPUWeight MemoryMax MemoryLow",
+            "PIDs Description Slice CollectMode CPUQuotaPerSecUSec CPUWeight MemoryMax MemoryLow",
         ),
         (
             [
@@ -219,7 +220,7 @@ async fn properties_that_a_manager_does_not_know_are_left_out_from_then_on() {
                 "MemoryLow",
             ]
             .into(),
-            "PIDs Description CPUQuotaPerSecUSec CPUShares MemoryLimit",
+            "PIDs Description Slice CPUQuotaPerSecUSec CPUShares MemoryLimit",
         ),
     ] {
         let fake = fake(Manners {

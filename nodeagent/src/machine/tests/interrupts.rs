@@ -32,6 +32,14 @@ fn at_the_interrupt(package: Package) -> World {
     world
 }
 
+fn preparing(package: Package) -> World {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[package]));
+    world.settle_until(|e| matches!(e, Effect::PrepareInterrupt { .. }));
+    world.queue.clear();
+    world
+}
+
 fn reboots(world: &World) -> usize {
     world.log.iter().filter(|l| *l == "reboot").count()
 }
@@ -69,8 +77,8 @@ fn a_reboot_that_nobody_asked_for_is_not_the_reboot() {
 #[test]
 fn an_agent_killed_in_a_restart_knows_what_was_restarted() {
     let before: BTreeMap<String, String> = [("x.service".to_owned(), "1".to_owned())].into();
-    let mut world = at_the_interrupt(restarting());
-    let effects = world.input(Event::UnitsSeen {
+    let mut world = preparing(restarting());
+    let effects = world.input(Event::InterruptPrepared {
         before: before.clone(),
     });
     let carried = |effects: &[Effect]| match effects {

@@ -295,6 +295,10 @@ impl World {
                 lease: self.progress().lease.clone(),
                 stands: true,
             },
+            Effect::PrepareInterrupt { .. } => Event::InterruptPrepared {
+                before: BTreeMap::new(),
+            },
+            Effect::CallOffInterrupt => Event::Ticked,
             Effect::Interrupt { interrupt, .. } => {
                 if interrupt.kind == InterruptType::Reboot {
                     self.log.push("reboot".into());

@@ -187,3 +187,13 @@ fn only_what_is_named_is_fetched() {
 fn secrets_are_not_shown_in_debug_output() {
     assert!(!format!("{:?}", sources()).contains("hidden"));
 }
+
+#[test]
+fn values_of_secrets_are_known() {
+    let env = [
+        from("A", secret("s", "k", false)),
+        from("B", config_map("c", "k", false)),
+        from("C", secret("no", "k", true)),
+    ];
+    assert_eq!(secret_values(&env, &sources()), ["hidden"]);
+}

@@ -1,5 +1,7 @@
 //! The core that ships: `skyhook_nodeagent::machine`.
 
+use std::collections::BTreeMap;
+
 use skyhook_crds::installed::PackageStates;
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::machine::progress::{StepPlan, states};
@@ -31,8 +33,8 @@ impl Machine {
         }
     }
 
-    fn action(&self, effect: Effect) -> Action {
-        match effect {
+    fn action(&self, effect: Effect) -> Option<Action> {
+        Some(match effect {
             Effect::PullImage { key } => Action::PullImage { key },
             Effect::PrepareStage { key, .. } => Action::PrepareStage { key },
             Effect::RunStep {
@@ -50,8 +52,11 @@ impl Machine {
             Effect::EndStep { id } => Action::EndStep { id },
             Effect::WriteRunning { resource_version } => Action::WriteRunning { resource_version },
             Effect::LookAtLease => Action::LookAtLease,
+            Effect::PrepareInterrupt { .. } => Action::PrepareInterrupt,
+            // What was prepared meanwhile comes to a core that does not wait for it.
+            Effect::CallOffInterrupt => return None,
             Effect::Interrupt { interrupt, .. } => Action::Interrupt(interrupt),
-        }
+        })
     }
 }
 
@@ -82,7 +87,10 @@ impl Core for Machine {
         let (mut progress, effects) = machine::step(self.0, input);
         report::mark_since(&mut progress, now);
         let after = Self(progress);
-        let actions = effects.into_iter().map(|e| after.action(e)).collect();
+        let actions = effects
+            .into_iter()
+            .filter_map(|e| after.action(e))
+            .collect();
         (after, actions)
     }
 
@@ -154,6 +162,9 @@ fn told(event: Event) -> machine::Event {
         Event::RunningWritten => machine::Event::RunningWritten,
         Event::RunningRefused => machine::Event::RunningRefused,
         Event::LeaseLooked { lease, stands } => machine::Event::LeaseLooked { lease, stands },
+        Event::InterruptPrepared => machine::Event::InterruptPrepared {
+            before: BTreeMap::new(),
+        },
         Event::Interrupted => machine::Event::Interrupted,
         Event::Ticked => machine::Event::Ticked,
     }

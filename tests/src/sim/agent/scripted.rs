@@ -245,7 +245,11 @@ impl Core for Scripted {
     fn step(mut self, now: i64, event: Event) -> (Self, Vec<Action>) {
         let mut actions = Vec::new();
         match event {
-            Event::Begun | Event::Ticked | Event::ImageReady { .. } | Event::StageReady { .. } => {}
+            Event::Begun
+            | Event::Ticked
+            | Event::ImageReady { .. }
+            | Event::StageReady { .. }
+            | Event::InterruptPrepared => {}
             Event::Restarted { boot_id } => actions = self.restarted(boot_id),
             Event::LeaseSeen(seen) => {
                 // The write went through, though its answer was lost.

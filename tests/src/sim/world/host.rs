@@ -224,6 +224,7 @@ impl<C: Core> World<'_, C> {
                 self.write_running(node, &lease, &resource_version);
             }
             Action::LookAtLease => self.look_at_lease(node, lease),
+            Action::PrepareInterrupt => self.tell_soon(node, Told::InterruptPrepared),
             Action::Interrupt(interrupt) => self.interrupt(node, &lease, &interrupt),
         }
     }

@@ -1,0 +1,258 @@
+//! Bounds of all step logs together. Each file, and the files of each step, are bounded where they are written.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this is the shell's log handling"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// What was written to so lately may belong to a step that runs.
+const IN_USE: Duration = Duration::from_secs(600);
+/// Directories below the one of a version: steps may be in subdirectories.
+const DEPTH: usize = 16;
+
+/// How much may stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Versions of a package whose logs stay: those that ran last.
+    pub versions: usize,
+    /// Bytes of all logs of a package.
+    pub package: u64,
+    /// Bytes of all logs on the host.
+    pub host: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            versions: 3,
+            package: 256 << 20,
+            host: 1 << 30,
+        }
+    }
+}
+
+/// A log file of a step.
+#[derive(Debug)]
+struct Log {
+    /// `<Skyhook>/<package>`.
+    package: (String, String),
+    version: String,
+    written: SystemTime,
+    bytes: u64,
+    path: PathBuf,
+}
+
+/// Removes the oldest logs below `root`, `<root>/<Skyhook>/<package>/<version>/…`, until the rest is within the bounds.
+/// Files that are no logs of steps are left alone, and so is what a step may be writing to. Says how many bytes are left.
+pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
+    let mut logs = logs(root);
+    logs.sort_by_key(|log| log.written);
+    let is_old = |log: &Log| {
+        now.duration_since(log.written)
+            .is_ok_and(|age| age > IN_USE)
+    };
+    let mut kept_versions: BTreeMap<&(String, String), BTreeSet<&str>> = BTreeMap::new();
+    let mut of_package: BTreeMap<&(String, String), u64> = BTreeMap::new();
+    let mut of_host = 0;
+    // The newest first: each stays while there is room.
+    for log in logs.iter().rev() {
+        let versions = kept_versions.entry(&log.package).or_default();
+        let is_known = versions.contains(log.version.as_str());
+        let is_kept_version = is_known || versions.len() < bounds.versions;
+        let package = of_package.entry(&log.package).or_default();
+        let fits = *package + log.bytes <= bounds.package && of_host + log.bytes <= bounds.host;
+        if (is_kept_version && fits) || !is_old(log) {
+            versions.insert(&log.version);
+            *package += log.bytes;
+            of_host += log.bytes;
+        } else if let Err(error) = fs::remove_file(&log.path) {
+            tracing::warn!(log = %log.path.display(), %error, "an old log cannot be removed");
+        }
+    }
+    remove_empty(root, now, 0);
+    of_host
+}
+
+fn logs(root: &Path) -> Vec<Log> {
+    let mut found = Vec::new();
+    for (skyhook, at) in directories(root) {
+        for (package, at) in directories(&at) {
+            for (version, at) in directories(&at) {
+                let package = (skyhook.clone(), package.clone());
+                collect(&at, &package, &version, 0, &mut found);
+            }
+        }
+    }
+    found
+}
+
+fn collect(
+    at: &Path,
+    package: &(String, String),
+    version: &str,
+    depth: usize,
+    found: &mut Vec<Log>,
+) {
+    for entry in fs::read_dir(at).into_iter().flatten().flatten() {
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        if metadata.is_dir() && depth < DEPTH {
+            collect(&entry.path(), package, version, depth + 1, found);
+        } else if metadata.is_file() && super::is_log(&entry.file_name().to_string_lossy()) {
+            found.push(Log {
+                package: package.clone(),
+                version: version.to_owned(),
+                written: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                bytes: metadata.len(),
+                path: entry.path(),
+            });
+        }
+    }
+}
+
+/// Directories in a directory, by name. Links are not followed.
+fn directories(at: &Path) -> Vec<(String, PathBuf)> {
+    fs::read_dir(at)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| {
+            (
+                entry.file_name().to_string_lossy().into_owned(),
+                entry.path(),
+            )
+        })
+        .collect()
+}
+
+/// Removes directories in which nothing is, and to which nothing was added lately.
+fn remove_empty(at: &Path, now: SystemTime, depth: usize) {
+    for (_, directory) in directories(at) {
+        let changed = fs::symlink_metadata(&directory).and_then(|m| m.modified());
+        if depth < DEPTH {
+            remove_empty(&directory, now, depth + 1);
+        }
+        let is_old = changed.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > IN_USE));
+        if is_old {
+            // One that is not empty stays.
+            let _removed = fs::remove_dir(&directory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    struct Logs(tempfile::TempDir);
+
+    impl Logs {
+        /// A log of `bytes` bytes that was written so many days after the beginning.
+        fn put(&self, path: &str, bytes: usize, days: u32) {
+            let path = self.0.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, vec![b'x'; bytes]).unwrap();
+            let file = fs::File::options().append(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + DAY * days)
+                .unwrap();
+        }
+
+        /// Names of what is left, after a prune so many days after the beginning.
+        fn left(&self, bounds: Bounds, days: u32) -> Vec<String> {
+            let bytes = prune(self.0.path(), bounds, SystemTime::UNIX_EPOCH + DAY * days);
+            let mut left = Vec::new();
+            let mut open = vec![self.0.path().to_owned()];
+            let mut sum = 0;
+            while let Some(at) = open.pop() {
+                for entry in fs::read_dir(at).unwrap().flatten() {
+                    if entry.file_type().unwrap().is_dir() {
+                        open.push(entry.path());
+                    } else {
+                        let name = entry.path();
+                        let name = name.strip_prefix(self.0.path()).unwrap();
+                        let name = name.to_string_lossy().into_owned();
+                        if super::super::is_log(&name) {
+                            sum += entry.metadata().unwrap().len();
+                        }
+                        left.push(name);
+                    }
+                }
+            }
+            assert_eq!(bytes, sum);
+            left.sort();
+            left
+        }
+    }
+
+    fn log(path: &str, n: u32) -> String {
+        format!("{path}/a.sh-2024-05-01-0000{n:02}.log")
+    }
+
+    #[test]
+    fn the_newest_logs_that_fit_stay() {
+        let bounds = Bounds {
+            versions: 2,
+            package: 100,
+            host: 150,
+        };
+        let rows: [(&str, &[(&str, usize, u32)], &[usize]); 5] = [
+            ("within", &[("s/p/1", 50, 1), ("s/p/1", 50, 2)], &[0, 1]),
+            (
+                "versions",
+                &[("s/p/1", 1, 3), ("s/p/2", 1, 1), ("s/p/3", 1, 2)],
+                &[0, 2],
+            ),
+            (
+                "a package",
+                &[("s/p/1", 60, 1), ("s/p/1/deep", 60, 2), ("s/q/1", 60, 1)],
+                &[1, 2],
+            ),
+            (
+                "the host",
+                &[("s/p/1", 60, 1), ("s/q/1", 60, 2), ("t/p/1", 60, 3)],
+                &[1, 2],
+            ),
+            // Written to in the last minutes: a step may go on.
+            ("in use", &[("s/p/1", 90, 9), ("s/p/1", 90, 9)], &[0, 1]),
+        ];
+        for (name, files, want) in rows {
+            let logs = Logs(tempfile::tempdir().unwrap());
+            for (n, (path, bytes, days)) in (0..).zip(files) {
+                logs.put(&log(path, n), *bytes, *days);
+            }
+            let days = if name == "in use" { 9 } else { 10 };
+            let mut want: Vec<String> = want
+                .iter()
+                .map(|n| log(files[*n].0, u32::try_from(*n).unwrap()))
+                .collect();
+            want.sort();
+            assert_eq!(logs.left(bounds, days), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_log_stays_and_empty_directories_go() {
+        let logs = Logs(tempfile::tempdir().unwrap());
+        let none = Bounds {
+            versions: 0,
+            package: 0,
+            host: 0,
+        };
+        logs.put("s/p/1/notes.txt", 10, 1);
+        logs.put(&log("s/p/1", 1), 10, 1);
+        logs.put(&format!("{}.err", log("s/q/1/deep", 1)), 10, 1);
+        // Directories have changed just now.
+        let days = u32::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86_400);
+        assert_eq!(logs.left(none, days.unwrap() + 2), ["s/p/1/notes.txt"]);
+        assert!(logs.0.path().join("s/p/1").exists());
+        assert!(!logs.0.path().join("s/q").exists());
+    }
+}

@@ -1,0 +1,134 @@
+//! What programs print comes into the machine short and plain, wherever it comes from.
+
+use skyhook_crds::package::InterruptType;
+use skyhook_crds::{Package, Stage, State};
+
+use super::super::*;
+use super::interrupt;
+use super::world::{Spec, World, pkg};
+use crate::report::{self, HostFacts};
+
+const LONG: &str = "\x1b[2J\x1b[31mred\x1b[0m\rline\u{7}";
+
+/// Far longer than a message, with what makes a terminal do things.
+fn nasty() -> String {
+    format!("begin {} end", LONG.repeat(1_000_000 / LONG.len()))
+}
+
+/// The longest text in what the journal and the lease hold of this.
+fn longest(world: &World) -> usize {
+    fn walk(value: &serde_json::Value) -> usize {
+        match value {
+            serde_json::Value::String(text) => {
+                assert!(!text.contains(['\x1b', '\u{7}', '\r']), "{text:?}");
+                text.len()
+            }
+            serde_json::Value::Array(all) => all.iter().map(walk).max().unwrap_or(0),
+            serde_json::Value::Object(all) => all.values().map(walk).max().unwrap_or(0),
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+                0
+            }
+        }
+    }
+    let status = report::status(world.progress(), &HostFacts::default(), 1);
+    let journal = serde_json::to_value(world.progress()).unwrap();
+    walk(&journal).max(walk(&serde_json::to_value(status).unwrap()))
+}
+
+fn restarting() -> Package {
+    Package {
+        interrupt: interrupt(InterruptType::Service, &["cron"]),
+        ..pkg("aa", "1.0.0")
+    }
+}
+
+fn at(is_it: impl Fn(&Effect) -> bool) -> (World, u64) {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[restarting()]));
+    world.settle_until(is_it);
+    let id = match world.queue.pop_back() {
+        Some(Effect::RunStep { id, .. }) => id,
+        _ => 0,
+    };
+    (world, id)
+}
+
+#[test]
+fn no_text_is_longer_than_a_message() {
+    let key = || "aa|1.0.0".to_owned();
+    type Make = fn(String, u64, String) -> Event;
+    let rows: [(&str, fn(&Effect) -> bool, Make); 6] = [
+        (
+            "image",
+            |e| matches!(e, Effect::PullImage { .. }),
+            |key, _, reason| Event::ImageFailed { key, reason },
+        ),
+        (
+            "config.json",
+            |e| matches!(e, Effect::PrepareStage { .. }),
+            |key, _, reason| Event::StageFailed { key, reason },
+        ),
+        (
+            "step",
+            |e| matches!(e, Effect::RunStep { .. }),
+            |key, id, reason| Event::StepExited {
+                key,
+                id,
+                outcome: Outcome::Failed(reason),
+            },
+        ),
+        (
+            "lost step",
+            |e| matches!(e, Effect::RunStep { .. }),
+            |key, id, problem| Event::StepLost { key, id, problem },
+        ),
+        (
+            "inhibitor",
+            |e| matches!(e, Effect::Interrupt { .. }),
+            |_, _, reason| Event::InterruptWaits { reason },
+        ),
+        (
+            "unit",
+            |e| matches!(e, Effect::Interrupt { .. }),
+            |_, _, reason| Event::InterruptFailed {
+                reason,
+                asked: true,
+            },
+        ),
+    ];
+    for (name, is_it, make) in rows {
+        let (mut world, id) = at(is_it);
+        world.input(make(key(), id, nasty()));
+        // A few words around it are the machine's own.
+        let longest = longest(&world);
+        assert!((1_000..=2_048 + 64).contains(&longest), "{name}: {longest}");
+    }
+}
+
+#[test]
+fn the_reasons_of_many_failed_checks_are_a_message_together() {
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle_until(|e| matches!(e, Effect::PrepareStage { .. }));
+    world.queue.clear();
+    world.input_queued(Event::StageReady {
+        key: "aa|1.0.0".into(),
+        plan: StepPlan {
+            main: vec![],
+            checks: 500,
+        },
+    });
+    let mut most = 0;
+    while let Some(Effect::RunStep { key, id, index, .. }) = world.queue.pop_front() {
+        let outcome = Outcome::Failed(format!("check-{index:03} {}", nasty()));
+        world.input_queued(Event::StepExited { key, id, outcome });
+        most = most.max(serde_json::to_string(world.progress()).unwrap().len());
+    }
+    let entry = world.entry("aa|1.0.0");
+    assert_eq!((entry.stage, entry.state), (Stage::Apply, State::Erroring));
+    assert!(longest(&world) <= 2_048 + 64, "{}", longest(&world));
+    assert!(most < 64 << 10, "the journal has {most} bytes meanwhile");
+    for part in ["check-000", "check-031", "others failed as well"] {
+        assert!(entry.message.contains(part), "{}", entry.message);
+    }
+}
