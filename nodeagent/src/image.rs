@@ -7,7 +7,7 @@ use std::time::Duration;
 use skyhook_crds::package::Package;
 use skyhook_oci::{
     Credentials, Digest, PluginConfig, PluginError, Progress, PullError, Puller, PullerConfig,
-    Reference, ReferenceError, Root, Store, StoreConfig, StoreError, chain,
+    Reference, ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError, chain,
 };
 
 /// Why an image is not at hand.
@@ -32,6 +32,20 @@ impl From<PullError> for ImageError {
 impl From<StoreError> for ImageError {
     fn from(error: StoreError) -> Self {
         Self::Store(Box::new(error))
+    }
+}
+
+impl ImageError {
+    /// Whether another try may help.
+    #[must_use]
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Reference(_) => RetryClass::Terminal,
+            Self::Pull(error) => error.retry_class(),
+            Self::Store(error) if error.is_transient() => RetryClass::Transient,
+            Self::Store(_) => RetryClass::Terminal,
+            Self::Plugin(_) => RetryClass::Transient,
+        }
     }
 }
 

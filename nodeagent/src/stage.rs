@@ -1,15 +1,14 @@
 //! A stage's files on the host, and what its steps are started with.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::Resources;
 use skyhook_crds::{Package, Stage};
-use skyhook_oci::manifest::{self, ManifestError, PackageConfig, Step};
-use skyhook_oci::{Digest, RemoveError, Store, StoreError, Target, UnpackOptions, chain};
+use skyhook_oci::manifest::{self, PackageConfig, Step};
+use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
@@ -17,42 +16,18 @@ use crate::secret::Secret;
 use crate::supervise::{Limit, LogFile, Spec};
 
 pub mod env;
+mod error;
 pub mod files;
 pub mod flags;
 mod host_file;
 pub mod metadata;
 mod root_dir;
 
+pub use error::StageError;
+pub(crate) use error::io_error;
 use files::PackageDir;
 use flags::Records;
 use root_dir::FileSystems;
-
-/// Why a stage cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    #[error("{path}: {action} failed: {source}")]
-    Io {
-        path: PathBuf,
-        action: &'static str,
-        source: io::Error,
-    },
-    #[error("the image cannot be unpacked: {}", chain(&**.0))]
-    Unpack(Box<StoreError>),
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error("expected config file {0} is missing: add the key to the package's configMap")]
-    ExpectedConfig(String),
-    #[error("step {step}: argument env:{name} names a variable that is not set")]
-    Argument { step: String, name: String },
-    #[error("step {step}: {path} does not exist in the package")]
-    NoStep { step: String, path: String },
-    #[error(transparent)]
-    Env(#[from] env::EnvError),
-    #[error("neither image nor copy of the package is on the host")]
-    NothingLeft,
-    #[error(transparent)]
-    Remove(#[from] RemoveError),
-}
 
 /// Where things are on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -481,18 +456,6 @@ fn make_executable(host: &Host, path: &Path) -> Result<(), StageError> {
             .map_err(io_error(path, "making the step executable"))?;
     }
     Ok(())
-}
-
-pub(crate) fn io_error(
-    path: &Path,
-    action: &'static str,
-) -> impl FnOnce(io::Error) -> StageError + use<> {
-    let path = path.to_owned();
-    move |source| StageError::Io {
-        path,
-        action,
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -107,9 +107,9 @@ pub enum PullError {
 pub enum RetryClass {
     /// With backoff.
     Transient,
-    /// Not before this has passed: the registry said so, or someone has to act first.
+    /// Not before this has passed: the registry said so.
     After(Duration),
-    /// Only when something has changed.
+    /// Only when somebody has changed something: seldom.
     Terminal,
 }
 

@@ -208,7 +208,14 @@ pub struct Cycle {
     pub interrupt: Option<Interrupt>,
 }
 
-/// Whether a package's files are at hand. Looked at anew after every restart.
+/// Whether a package's image is at hand. Looked at anew after every restart of the agent, and for every lease.
+///
+/// ```text
+/// Unknown ──► Pulling ──► Ready ──► Unknown   a stage could not be prepared: the image may be damaged
+///                ▲  │
+///                │  ▼
+///               Failed                        also from Ready, when the image cannot be used
+/// ```
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageState {
     #[default]
@@ -218,10 +225,12 @@ pub enum ImageState {
         attempts: u32,
     },
     Ready,
-    /// Tried again at this time, in Unix milliseconds.
+    /// Tried again at this time, in Unix milliseconds, which is so long after the failure.
     Failed {
         attempts: u32,
         retry_at: i64,
+        #[serde(default)]
+        delay_ms: i64,
     },
 }
 
