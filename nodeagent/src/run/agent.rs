@@ -181,7 +181,7 @@ impl Agent {
             preparation: super::interrupt::Preparation::default(),
             staged: None,
         };
-        agent.count_disk();
+        agent.look_around();
         agent.take_up(&state.join("steps"))?;
         Ok(agent)
     }

@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Root, Store, StoreError, chain, mounts_below, remove_tree};
+use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep};
+
+mod copies;
 
 use super::agent::{Agent, Note};
 use crate::host::exec::{Supervisors, is_running};
@@ -118,7 +120,7 @@ impl Agent {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
         self.prune_logs();
-        let kept = self.kept();
+        let (kept, since) = (self.kept(), SystemTime::now());
         let steps = self.steps();
         let (files, copies) = (
             self.host.files.clone(),
@@ -139,9 +141,13 @@ impl Agent {
             let told = notes.send(Note::Gone(gone.clone()));
             let tidied = tokio::task::spawn_blocking(move || {
                 remove_steps(&steps, |_| true);
-                remove_old_copies(&files, &copies, &kept);
-                let pinned = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
-                match collect_images(&store, pinned) {
+                let kept: Vec<Kept> = kept
+                    .into_iter()
+                    .filter(|kept| !gone.contains(&kept.skyhook))
+                    .collect();
+                copies::remove_left_overs(&files, &copies);
+                copies::remove_old(&files, &copies, &kept, since);
+                match collect_images(&store, &kept) {
                     Ok(bytes) => {
                         tracing::info!(image_bytes = bytes, "removed what nothing needs any more");
                     }
@@ -171,8 +177,14 @@ impl Agent {
             .collect()
     }
 
-    /// Counts what is on the host's disk, for the report of the next lease.
-    pub(super) fn count_disk(&self) {
+    /// Removes what an unpack left that was killed together with an earlier agent, and counts what is on the host's disk, for
+    /// the report of the next lease.
+    pub(super) fn look_around(&self) {
+        let (files, copies) = (
+            self.host.files.clone(),
+            self.settings.layout.copy_root.clone(),
+        );
+        tokio::task::spawn_blocking(move || copies::remove_left_overs(&files, &copies));
         tokio::task::spawn_local(count(self.notes.clone(), self.directories()));
     }
 
@@ -290,11 +302,9 @@ fn disk_bytes(directory: &Path) -> u64 {
 }
 
 /// Unpins what is not on the host any more, and collects; the bytes that are left.
-fn collect_images<'a>(
-    store: &Store,
-    kept: impl Iterator<Item = &'a Kept>,
-) -> Result<u64, StoreError> {
-    let owners: BTreeSet<String> = kept.map(|k| format!("{}/{}", k.skyhook, k.key)).collect();
+fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
+    let owner = |kept: &Kept| format!("{}/{}", kept.skyhook, kept.key);
+    let owners: BTreeSet<String> = kept.iter().map(owner).collect();
     for (owner, _) in store.pins()? {
         if !owners.contains(&owner) {
             store.unpin(&owner)?;
@@ -302,63 +312,6 @@ fn collect_images<'a>(
     }
     store.collect()?;
     store.bytes()
-}
-
-fn remove_old_copies(files: &Root, copies: &str, kept: &[Kept]) {
-    let skyhooks: BTreeSet<&String> = kept.iter().map(|k| &k.skyhook).collect();
-    for skyhook in skyhooks {
-        let Ok(directory) = files.directory(Path::new(copies).join(skyhook)) else {
-            continue;
-        };
-        let mut there: Vec<(SystemTime, String)> = Vec::new();
-        for name in directory.list("").unwrap_or_default() {
-            if directory.exists(Path::new(&name).join("config.json"))
-                && let Ok(time) = directory.metadata(&name).and_then(|m| m.modified())
-            {
-                there.push((time, name.to_string_lossy().into_owned()));
-            }
-        }
-        let of_skyhook: Vec<&Kept> = kept.iter().filter(|k| k.skyhook == *skyhook).collect();
-        for name in old_copies(there, &of_skyhook) {
-            if let Err(error) = directory.remove_tree(&name) {
-                tracing::warn!(copy = %name, error = %chain(&error), "an old copy cannot be removed");
-            }
-        }
-    }
-}
-
-/// Copies that are neither in use nor the newest of the others of their package. A copy of a package that is not on
-/// record is left alone.
-fn old_copies(mut there: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<String> {
-    there.sort();
-    let in_use: BTreeSet<&String> = kept.iter().filter_map(|k| k.copy.as_ref()).collect();
-    let package = |copy: &str| {
-        kept.iter()
-            .map(|k| k.name.as_str())
-            .filter(|name| {
-                copy.strip_prefix(name)
-                    .and_then(|rest| rest.strip_prefix('-'))
-                    .is_some_and(|rest| {
-                        rest.trim_start_matches('v')
-                            .starts_with(|c: char| c.is_ascii_digit())
-                    })
-            })
-            .max_by_key(|name| name.len())
-            .map(str::to_owned)
-    };
-    let mut previous = BTreeSet::new();
-    let mut old = Vec::new();
-    for (_, copy) in there.into_iter().rev() {
-        if in_use.contains(&copy) {
-            continue;
-        }
-        if let Some(name) = package(&copy)
-            && !previous.insert(name)
-        {
-            old.push(copy);
-        }
-    }
-    old
 }
 
 #[cfg(test)]
