@@ -1,16 +1,12 @@
 //! The host: where its files are for this process, and which machine and boot it is.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this is the shell's view of the host"
-)]
 
-use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context as _;
+use skyhook_oci::Root;
 
 pub mod exec;
 pub mod identity;
@@ -20,61 +16,19 @@ pub mod limits;
 pub mod systemd;
 mod unit_log;
 
-/// The host's file tree, as this process sees it.
+/// A host.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// `/` when the agent is a unit of the host, where the host is mounted when it is a pod.
-    pub root: PathBuf,
+    /// Its files: `/` when the agent is a unit of the host, where the host is mounted when it is a pod.
+    pub files: Root,
 }
 
 impl Host {
-    /// Where `path` of the host is for this process. Symlinks are not looked at: only for paths that are ours alone.
-    #[must_use]
-    pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        let path = path.as_ref();
-        self.root.join(path.strip_prefix("/").unwrap_or(path))
-    }
-
-    /// Where `path` of the host is for this process, with symlinks resolved inside the host's root. What does not exist
-    /// yet is taken as it stands.
-    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        let mut left: Vec<PathBuf> = vec![path.to_owned()];
-        let mut done = PathBuf::new();
-        let mut links = 0;
-        while let Some(next) = left.pop() {
-            let mut components = next.components();
-            let Some(first) = components.next() else {
-                continue;
-            };
-            let rest = components.as_path();
-            if !rest.as_os_str().is_empty() {
-                left.push(rest.to_owned());
-            }
-            match first {
-                Component::RootDir | Component::Prefix(_) => done = PathBuf::new(),
-                Component::CurDir => {}
-                Component::ParentDir => {
-                    done.pop();
-                }
-                Component::Normal(name) => {
-                    let candidate = done.join(name);
-                    match fs::read_link(self.root.join(&candidate)) {
-                        Ok(target) => {
-                            links += 1;
-                            if links > 40 {
-                                return Err(io::Error::other(format!(
-                                    "{}: too many symlinks",
-                                    path.display()
-                                )));
-                            }
-                            left.push(target);
-                        }
-                        Err(_) => done = candidate,
-                    }
-                }
-            }
-        }
-        Ok(self.root.join(done))
+    /// The host whose files are at `root`.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let files = Root::open(root)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", root.display())))?;
+        Ok(Self { files })
     }
 
     /// The boot ID: another one means that the machine was rebooted.
@@ -88,9 +42,10 @@ impl Host {
     }
 
     fn line(&self, path: &str) -> io::Result<String> {
-        let path = self.path(path);
-        let text = fs::read_to_string(&path)
-            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        let text = self
+            .files
+            .read_to_string(path)
+            .map_err(|e| io::Error::new(e.kind(), format!("{path} of the host: {e}")))?;
         Ok(text.trim().to_owned())
     }
 }
@@ -111,35 +66,27 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;
 
     #[test]
-    fn symlinks_stay_inside_the_root() {
+    fn the_machine_id_may_be_an_absolute_symlink() {
         let root = tempfile::tempdir().unwrap();
-        let host = Host {
-            root: root.path().to_owned(),
-        };
-        fs::create_dir_all(root.path().join("usr/lib")).unwrap();
-        symlink("usr/lib", root.path().join("lib")).unwrap();
-        symlink("/usr/../../../../usr", root.path().join("up")).unwrap();
-        symlink("/etc/real", root.path().join("usr/lib/link")).unwrap();
-        symlink("loop", root.path().join("loop")).unwrap();
-        for (path, want) in [
-            ("/lib/x", "usr/lib/x"),
-            ("/up/x", "usr/x"),
-            ("/../../etc/passwd", "etc/passwd"),
-            ("/lib/link/file", "etc/real/file"),
-            ("/new/dir/file", "new/dir/file"),
-        ] {
-            assert_eq!(
-                host.resolve(Path::new(path)).unwrap(),
-                root.path().join(want),
-                "{path}"
-            );
-        }
-        let error = host.resolve(Path::new("/loop/x")).unwrap_err().to_string();
-        assert_eq!(error, "/loop/x: too many symlinks");
+        fs::create_dir_all(root.path().join("etc")).unwrap();
+        fs::create_dir_all(root.path().join("persistent")).unwrap();
+        fs::write(root.path().join("persistent/id"), "0123\n").unwrap();
+        symlink("/persistent/id", root.path().join("etc/machine-id")).unwrap();
+        let host = Host::open(root.path()).unwrap();
+        assert_eq!(host.machine_id().unwrap(), "0123");
+        fs::remove_file(root.path().join("persistent/id")).unwrap();
+        let error = host.machine_id().unwrap_err().to_string();
+        assert!(
+            error.starts_with("/etc/machine-id of the host: "),
+            "{error}"
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use skyhook_crds::package::Package;
 use skyhook_oci::{
     Credentials, Digest, PluginConfig, PluginError, Progress, PullError, Puller, PullerConfig,
-    Reference, ReferenceError, Store, StoreConfig, StoreError, chain,
+    Reference, ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError, chain,
 };
 
 /// Why an image is not at hand.
@@ -35,6 +35,20 @@ impl From<StoreError> for ImageError {
     }
 }
 
+impl ImageError {
+    /// Whether another try may help.
+    #[must_use]
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Reference(_) => RetryClass::Terminal,
+            Self::Pull(error) => error.retry_class(),
+            Self::Store(error) if error.is_transient() => RetryClass::Transient,
+            Self::Store(_) => RetryClass::Terminal,
+            Self::Plugin(_) => RetryClass::Transient,
+        }
+    }
+}
+
 /// How registries are reached; paths are the host's.
 #[derive(Clone, Debug, Default)]
 pub struct Registries {
@@ -47,17 +61,16 @@ pub struct Registries {
 }
 
 impl Registries {
-    /// How to pull on the host whose files are at `root`.
-    fn puller(self, root: &Path) -> PullerConfig {
-        let here = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    /// How to pull on the host whose files these are.
+    fn puller(self, files: &Root) -> PullerConfig {
         let plugins = self.plugins.map(|(config, bin_dir)| PluginConfig {
-            config: here(&config),
+            config: files.locate(&config).unwrap_or(config),
             bin_dir,
             // They are the host's programs, with the host's libraries and metadata service.
-            prefix: if root == Path::new("/") {
+            prefix: if files.is_own() {
                 Vec::new()
             } else {
-                let root = root.to_string_lossy().into_owned();
+                let root = files.path().to_string_lossy().into_owned();
                 vec!["/proc/self/exe".to_owned(), "in-root".to_owned(), root]
             },
             timeout: PLUGIN,
@@ -72,8 +85,8 @@ impl Registries {
         });
         PullerConfig {
             insecure: self.insecure,
-            hosts_dir: self.hosts_dir.map(|dir| here(&dir)).filter(|d| d.is_dir()),
-            hosts_root: root.to_owned(),
+            files: Some(files.clone()),
+            hosts_dir: self.hosts_dir,
             plugins,
             ..PullerConfig::default()
         }
@@ -91,10 +104,14 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the store in `directory`, for the host whose files are at `root`.
-    pub fn open(directory: &Path, root: &Path, registries: Registries) -> Result<Self, ImageError> {
+    /// Opens the store in `directory`, for the host whose files these are.
+    pub fn open(
+        directory: &Path,
+        files: &Root,
+        registries: Registries,
+    ) -> Result<Self, ImageError> {
         let store = Store::open(directory, StoreConfig::default())?;
-        let config = registries.puller(root);
+        let config = registries.puller(files);
         let without = PullerConfig {
             plugins: None,
             ..config.clone()
@@ -180,6 +197,7 @@ mod tests {
             plugins: Some((config, "/bin".into())),
             ..Registries::default()
         };
-        Images::open(&directory.path().join("images"), Path::new("/"), registries).unwrap();
+        let files = Root::open("/").unwrap();
+        Images::open(&directory.path().join("images"), &files, registries).unwrap();
     }
 }

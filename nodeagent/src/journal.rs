@@ -1,8 +1,8 @@
 //! The agent's journal on the host: what is installed, and what runs. It is written before effects are performed and
 //! before the status is reported.
 //!
-//! One file that is replaced as a whole ([`crate::atomic`]). Its first line has a digest of the content; a file that
-//! does not match is renamed and ignored. Each revision is a file beside it and never changes.
+//! One file that is replaced as a whole ([`skyhook_oci::replace_file`]). Its first line has a digest of the content; a file
+//! that does not match is renamed and ignored. Each revision is a file beside it and never changes.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's journal")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use skyhook_crds::installed::hex;
 use skyhook_crds::revision::RevisionData;
+use skyhook_oci::{Durability, replace_file};
 
 use crate::machine::{Entries, Progress};
 
@@ -183,7 +184,7 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        crate::atomic::write(&path, &bytes).map_err(|source| JournalError::Io {
+        replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
             path,
             action: "writing",
             source,
@@ -202,7 +203,7 @@ impl Journal {
             path: path.clone(),
             source,
         })?;
-        crate::atomic::write(&path, &bytes).map_err(|source| JournalError::Io {
+        replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
             path,
             action: "writing",
             source,

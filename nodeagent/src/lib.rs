@@ -3,7 +3,6 @@
 //! [`machine`] decides and is pure; [`run`] feeds it and performs what it says, through [`host`] (processes, systemd),
 //! [`stage`] (files of a package on the host) and [`lease`] (the API). [`supervise`] is the process that runs one step.
 
-pub mod atomic;
 pub mod config;
 pub mod host;
 pub mod image;

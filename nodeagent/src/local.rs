@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Package, Stage};
 use skyhook_oci::manifest::PackageConfig;
-use skyhook_oci::{Credentials, Digest, Reference, Store, chain};
+use skyhook_oci::{Credentials, Digest, Reference, Root, Store, chain};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LocalRunArgs;
@@ -29,6 +30,7 @@ use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{Images, Registries};
 use crate::machine::Half;
 use crate::stage::{self, Layout, Prepared, StageInput};
+use crate::supervise::Spec;
 
 mod bar;
 
@@ -203,7 +205,7 @@ impl LocalRun {
         let bus = Rc::new(Bus::of(Path::new("/")));
         let has_bus = root == Path::new("/") && bus.is_there().await;
         let mut run = Self {
-            host: Host { root },
+            host: Host::open(&root)?,
             package: Package {
                 config_map,
                 env,
@@ -228,7 +230,8 @@ impl LocalRun {
         let folder = Path::new(&args.source);
         let staged = self.scratch.join("package");
         if folder.is_dir() {
-            stage::files::copy_tree(folder, &staged)?;
+            fs::create_dir(&staged)?;
+            stage::files::copy_tree(folder, Root::open(&staged)?.as_fd())?;
         } else {
             let reference: Reference = args
                 .source
@@ -238,7 +241,7 @@ impl LocalRun {
                 insecure: args.insecure_registries.clone(),
                 ..Registries::default()
             };
-            let images = Images::open(&self.scratch.join("images"), Path::new("/"), registries)?;
+            let images = Images::open(&self.scratch.join("images"), &Root::open("/")?, registries)?;
             let credentials = match &args.docker_config {
                 Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
                 None => Credentials::anonymous(),
@@ -262,20 +265,21 @@ impl LocalRun {
             self.digest = Some(digest);
             self.store = Some(images.store);
         }
-        let (config, _) = skyhook_oci::manifest::load(&staged)?.into_result()?;
+        let (config, _) = skyhook_oci::manifest::load(&Root::open(&staged)?)?.into_result()?;
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
         // An image is unpacked when its first stage is prepared.
         if self.digest.is_none() && !args.dry_run {
             let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
-            stage::files::copy_tree(&staged, &self.host.path(copy))?;
+            let copy = self.host.files.create_dirs(copy)?;
+            stage::files::copy_tree(&staged, copy.as_fd())?;
         }
         Ok(())
     }
 
     fn config(&self) -> anyhow::Result<PackageConfig> {
-        let report = skyhook_oci::manifest::load(&self.scratch.join("package"))?;
+        let report = skyhook_oci::manifest::load(&Root::open(self.scratch.join("package"))?)?;
         Ok(report.into_result()?.0)
     }
 
@@ -354,10 +358,8 @@ impl LocalRun {
                 }
             }
         }
-        println!(
-            "  logs below {}",
-            self.host.path(layout().log_root).display()
-        );
+        let logs = self.host.files.locate(layout().log_root)?;
+        println!("  logs below {}", logs.display());
         Ok(all
             .into_iter()
             .find(|d| d.problem.is_some())
@@ -371,7 +373,7 @@ impl LocalRun {
             (Some(interrupt), Some(bus)) => {
                 let interrupter = Interrupter {
                     bus,
-                    root: &self.host.root,
+                    root: self.host.files.path(),
                     patience: Patience::default(),
                     waits: &|what| eprintln!("{what}"),
                 };
@@ -405,6 +407,7 @@ impl LocalRun {
             secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: self.previous.clone(),
+            is_laid_out: false,
         };
         let prepared = stage::prepare(input).map_err(|e| chain(&e))?;
         for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
@@ -424,6 +427,20 @@ impl LocalRun {
         prepared.note_done().map_err(|e| chain(&e))
     }
 
+    /// Has the step and its logs stay below the root: the supervisor does not resolve symlinks inside it.
+    fn keep_inside(&self, spec: &mut Spec) -> std::io::Result<()> {
+        let files = &self.host.files;
+        spec.root = files.path().to_owned();
+        spec.enter_host = false;
+        let directory = files.locate(&spec.working_directory)?;
+        let inside = directory.strip_prefix(files.path()).unwrap_or(&directory);
+        spec.working_directory = Path::new("/").join(inside).to_string_lossy().into_owned();
+        if let Some(log) = &mut spec.log {
+            log.directory = files.create_dirs(&log.directory)?.path().to_owned();
+        }
+        Ok(())
+    }
+
     async fn step(&mut self, prepared: &Prepared, half: Half, index: usize) -> Result<(), String> {
         let id = self.next_step;
         self.next_step += 1;
@@ -431,11 +448,8 @@ impl LocalRun {
         let runner = Supervisors::new(self.bus.clone(), steps.clone(), steps);
         let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
         spec.directory = runner.directory(id).1;
-        spec.root.clone_from(&self.host.root);
-        spec.enter_host = false;
-        if let Some(log) = &mut spec.log {
-            log.directory = self.host.path(&log.directory);
-        }
+        self.keep_inside(&mut spec)
+            .map_err(|e| format!("the step's directories cannot be opened: {e}"))?;
         spec.timeout_ms = self.timeout.and_then(|t| u64::try_from(t.as_millis()).ok());
         let request = StepRequest {
             id,

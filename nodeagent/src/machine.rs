@@ -23,6 +23,7 @@ pub use progress::{
 use progress::{ImageState, Stopping};
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Stage, State};
+use skyhook_oci::RetryClass;
 
 use crate::text;
 
@@ -56,9 +57,13 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 }
             }
         }
-        Event::ImageFailed { key, reason } => image_failed(&mut p, &key, &reason, now),
+        Event::ImageFailed { key, reason, class } => {
+            image_failed(&mut p, &key, &reason, class, now);
+        }
         Event::StageReady { key, plan } => stage_ready(&mut p, &key, plan, now),
-        Event::StageFailed { key, reason } => stage_failed(&mut p, &key, reason, now),
+        Event::StageFailed { key, reason, class } => {
+            stage_failed(&mut p, &key, reason, class, now);
+        }
         Event::StepExited { key, id, outcome } => step_exited(&mut p, &key, id, outcome, now),
         Event::StepLost { key, id, problem } => step_lost(&mut p, &key, id, problem, now),
         Event::StepNotStarted { key, id } => not_started(&mut p, &key, id),
@@ -92,12 +97,12 @@ pub fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.ended.is_some() {
         return None;
     }
-    let at = if p.stop.is_some() || p.held {
-        p.stop.and_then(|s| s.end_steps_at)
+    if p.stop.is_some() || p.held {
+        let at = p.stop.and_then(|s| s.end_steps_at);
+        at.map(|at| retry::wake_at(at, now))
     } else {
-        advance::wake_at(p)
-    };
-    at.map(|at| if retry::is_due(at, now) { now } else { at })
+        advance::wake_at(p, now)
+    }
 }
 
 fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effect>) {
@@ -174,7 +179,8 @@ fn ends_steps(reason: StopReason) -> bool {
     }
 }
 
-fn image_failed(p: &mut Progress, key: &str, reason: &str, now: i64) {
+fn image_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, now: i64) {
+    let what = format!("{} {key}", p.lease);
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
@@ -182,12 +188,27 @@ fn image_failed(p: &mut Progress, key: &str, reason: &str, now: i64) {
         ImageState::Pulling { attempts } | ImageState::Failed { attempts, .. } => attempts + 1,
         ImageState::Unknown | ImageState::Ready => 1,
     };
+    let delay_ms = retry::delay_of_class_ms(class, attempts, &what);
+    // Not an error of the package: the host is as it was.
+    let reason = format!("image cannot be pulled: {reason}");
+    wait_for_image(entry, reason, attempts, delay_ms, now);
+}
+
+/// Pulls the image again after the delay, and says so when that is long.
+fn wait_for_image(entry: &mut Entry, reason: String, attempts: u32, delay_ms: i64, now: i64) {
+    let retry_at = now + delay_ms;
     entry.image_state = ImageState::Failed {
         attempts,
-        retry_at: now + retry::delay_ms(attempts, &format!("{} {key}", p.lease)),
+        retry_at,
+        delay_ms,
     };
-    // The package is not `Erroring`: nothing on the host has changed.
-    entry.message = format!("image cannot be pulled: {reason}");
+    entry.message = reason;
+    if retry::is_long(delay_ms) {
+        let at = progress::time(retry_at);
+        entry.message.push_str(&format!(
+            "; the next try is at {at}, or at once when the Skyhook is changed or the agent's pod is deleted"
+        ));
+    }
 }
 
 fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
@@ -232,17 +253,28 @@ fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
     }
 }
 
-fn stage_failed(p: &mut Progress, key: &str, reason: String, now: i64) {
+fn stage_failed(p: &mut Progress, key: &str, reason: String, class: RetryClass, now: i64) {
     let half = match p.entries.get(key).map(|e| &e.doing) {
         Some(Doing::Preparing { half }) => *half,
         Some(Doing::Step(cursor)) => cursor.half,
         None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. }) => return,
     };
-    // The image in the store may be damaged: check it again, and pull it again if needed.
+    fail(p, key, half, reason.clone(), now);
+    let what = format!("{} {key}", p.lease);
     if let Some(entry) = p.entries.get_mut(key) {
-        entry.image_state = ImageState::Unknown;
+        match class {
+            // The tag may lead to another image one day: it is waited for.
+            RetryClass::Terminal => {
+                let attempts = entry.failures.max(1);
+                let delay_ms = retry::delay_of_class_ms(class, attempts, &what);
+                wait_for_image(entry, reason, attempts, delay_ms, now);
+            }
+            // What was to be unpacked may have been damaged: it is looked at, and fetched again if need be.
+            RetryClass::Transient | RetryClass::After(_) => {
+                entry.image_state = ImageState::Unknown;
+            }
+        }
     }
-    fail(p, key, half, reason, now);
 }
 
 fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64) {

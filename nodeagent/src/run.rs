@@ -75,10 +75,11 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let host = Host {
-        root: settings.host_root.clone(),
-    };
-    let state = host.path(&settings.state_dir);
+    let host = Host::open(&settings.host_root)?;
+    let state = host
+        .files
+        .locate(&settings.state_dir)
+        .with_context(|| format!("{} cannot be found", settings.state_dir.display()))?;
     presence::make_state_directory(&state)
         .with_context(|| format!("{} cannot be created", state.display()))?;
     let _only = tokio::select! {
@@ -91,7 +92,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
     let (notes, mut inbox) = unbounded_channel();
-    let bus = Rc::new(Bus::of(&host.root));
+    let bus = Rc::new(Bus::of(host.files.path()));
     let unable = problem_of(&bus).await;
     let mut agent = Agent::start(settings, host, api.clone(), bus, unable, notes)?;
     let (seen, mut leases) = unbounded_channel();
@@ -160,10 +161,8 @@ async fn client() -> anyhow::Result<kube::Client> {
 /// Exec probes. The readiness probe passes when the agent runs, its loop does not hang and its watch has reached the
 /// API. The liveness probe (`--live`) fails only when the loop hangs.
 pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
-    let host = Host {
-        root: args.state.host_root.clone(),
-    };
-    let state = host.path(&args.state.state_dir);
+    let host = Host::open(&args.state.host_root)?;
+    let state = host.files.locate(&args.state.state_dir)?;
     if args.live {
         probe::live(&state)
     } else {

@@ -1,20 +1,14 @@
 //! A stage's files on the host, and what its steps are started with.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this is the shell's file handling"
-)]
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::Resources;
 use skyhook_crds::{Package, Stage};
-use skyhook_oci::manifest::{self, ManifestError, PackageConfig, Step};
-use skyhook_oci::{Digest, RemoveError, Store, StoreError, Target, UnpackOptions, chain};
+use skyhook_oci::manifest::{self, PackageConfig, Step};
+use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
@@ -22,38 +16,18 @@ use crate::secret::Secret;
 use crate::supervise::{Limit, LogFile, Spec, StepResult};
 
 pub mod env;
+mod error;
 pub mod files;
 pub mod flags;
+mod host_file;
 pub mod metadata;
+mod root_dir;
 
+pub use error::StageError;
+pub(crate) use error::io_error;
+use files::PackageDir;
 use flags::Records;
-
-/// Why a stage cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    #[error("{path}: {action} failed: {source}")]
-    Io {
-        path: PathBuf,
-        action: &'static str,
-        source: io::Error,
-    },
-    #[error("the image cannot be unpacked: {}", chain(&**.0))]
-    Unpack(Box<StoreError>),
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error("expected config file {0} is missing: add the key to the package's configMap")]
-    ExpectedConfig(String),
-    #[error("step {step}: argument env:{name} names a variable that is not set")]
-    Argument { step: String, name: String },
-    #[error("step {step}: {path} does not exist in the package")]
-    NoStep { step: String, path: String },
-    #[error(transparent)]
-    Env(#[from] env::EnvError),
-    #[error("neither image nor copy of the package is on the host")]
-    NothingLeft,
-    #[error(transparent)]
-    Remove(#[from] RemoveError),
-}
+use root_dir::FileSystems;
 
 /// Where things are on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +57,8 @@ pub struct StageInput {
     pub metadata: BTreeMap<String, String>,
     /// The version that is upgraded from, when it is not the one in the history.
     pub previous: Option<String>,
+    /// Since the host has booted, the files of this very stage were put on it: see [`Prepared::has_files_for`].
+    pub is_laid_out: bool,
 }
 
 /// A stage that can be run.
@@ -100,34 +76,34 @@ pub struct Prepared {
     env: BTreeMap<String, Secret>,
     secrets: Vec<Secret>,
     previous: String,
+    digest: Option<Digest>,
 }
 
 /// Puts the stage's files on the host.
 pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
-    let directory = input.host.path(&copy_dir);
-    unpack(&input, &copy_dir, &directory)?;
-    files::write_config(&directory, &input.package.config_map)?;
-    files::write_all(&directory.join("node-metadata"), &input.metadata)?;
-    let report = manifest::load(&directory).map_err(io_error(&directory, "reading config.json"))?;
-    let (config, warnings) = report.into_result()?;
-    for warning in warnings {
-        tracing::debug!(package = %input.package.name, %warning, "config.json");
-    }
+    let config_json = Path::new(&copy_dir).join("config.json");
+    let is_laid_out = input.is_laid_out && input.host.files.exists(config_json);
+    let directory = if is_laid_out {
+        open(&input.host, &copy_dir)?
+    } else {
+        unpack(&input, &copy_dir)?
+    };
+    let config = read_config(&input.package, &directory)?;
     if input.stage != Stage::Uninstall {
-        files::copy_root_dir(&directory.join("root_dir"), &input.host)?;
-        for file in &config.expected_config_files {
-            if !directory.join("configmaps").join(file).exists() {
-                return Err(StageError::ExpectedConfig(file.clone()));
-            }
-        }
+        expect_config_files(&config, &directory)?;
     }
     let mut env = base_env(&input, &copy_dir);
     let always = env
         .get("OVERLAY_ALWAYS_RUN_STEP")
         .is_some_and(|v| v == "true");
-    if env.remove("COPY_RESOLV").is_some_and(|v| v == "true") && input.host.root != Path::new("/") {
-        files::copy_resolv(&input.host)?;
+    let copy_resolv = env.remove("COPY_RESOLV").is_some_and(|v| v == "true");
+    if !is_laid_out {
+        lay_over_host(
+            &input,
+            &directory,
+            copy_resolv && !input.host.files.is_own(),
+        )?;
     }
     let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
     let previous = input
@@ -154,6 +130,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         env,
         secrets: input.secrets,
         previous,
+        digest: input.digest,
     };
     let main = prepared.steps(Half::Main);
     prepared.plan = StepPlan {
@@ -166,10 +143,12 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     Ok(prepared)
 }
 
-fn unpack(input: &StageInput, copy_dir: &str, directory: &Path) -> Result<(), StageError> {
+/// Puts the package's files into its copy directory.
+fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> {
+    let files = &input.host.files;
     match (&input.store, &input.digest) {
         (Some(store), Some(digest)) => {
-            let target = Target::in_root(&input.host.root, copy_dir);
+            let target = Target::in_root(files, copy_dir);
             let options = UnpackOptions {
                 overlay: true,
                 ..UnpackOptions::default()
@@ -177,11 +156,58 @@ fn unpack(input: &StageInput, copy_dir: &str, directory: &Path) -> Result<(), St
             store
                 .unpack_blocking(digest, &target, options)
                 .map_err(|e| StageError::Unpack(Box::new(e)))?;
-            Ok(())
         }
-        (None, _) | (_, None) if directory.join("config.json").exists() => Ok(()),
-        (None, _) | (_, None) => Err(StageError::NothingLeft),
+        (None, _) | (_, None) if files.exists(Path::new(copy_dir).join("config.json")) => {}
+        (None, _) | (_, None) => return Err(StageError::NothingLeft),
     }
+    let directory = open(&input.host, copy_dir)?;
+    directory.write_config(&input.package.config_map)?;
+    directory.write_all("node-metadata", &input.metadata)?;
+    Ok(directory)
+}
+
+fn open(host: &Host, copy_dir: &str) -> Result<PackageDir, StageError> {
+    PackageDir::open(host, copy_dir).map_err(io_error(Path::new(copy_dir), "opening"))
+}
+
+fn read_config(package: &Package, directory: &PackageDir) -> Result<PackageConfig, StageError> {
+    let report = manifest::load(&directory.files)
+        .map_err(io_error(&directory.path.join("config.json"), "reading"))?;
+    let (config, warnings) = report.into_result()?;
+    for warning in warnings {
+        tracing::debug!(package = %package.name, %warning, "config.json");
+    }
+    Ok(config)
+}
+
+fn expect_config_files(config: &PackageConfig, directory: &PackageDir) -> Result<(), StageError> {
+    let is_missing = |file: &&String| !directory.files.exists(Path::new("configmaps").join(file));
+    match config.expected_config_files.iter().find(is_missing) {
+        Some(file) => Err(StageError::ExpectedConfig(file.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Lays what the package has for other places of the host, and flushes all that was written: the journal soon says that it
+/// is done.
+fn lay_over_host(
+    input: &StageInput,
+    directory: &PackageDir,
+    copy_resolv: bool,
+) -> Result<(), StageError> {
+    let mut written = FileSystems::default();
+    written
+        .note(&directory.files)
+        .map_err(io_error(&directory.path, "opening"))?;
+    if input.stage != Stage::Uninstall {
+        root_dir::lay(directory, &input.host, &mut written)?;
+    }
+    if copy_resolv {
+        root_dir::copy_resolv(&input.host, &mut written)?;
+    }
+    written
+        .sync()
+        .map_err(io_error(&directory.path, "flushing the file system of"))
 }
 
 /// The copy directory of a package, as the host sees it.
@@ -245,6 +271,14 @@ fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, Secret> {
 }
 
 impl Prepared {
+    /// Whether the files that were put on the host for this stage are the ones that the other needs. A check that is tried
+    /// again looks at what is there: it must not write the whole package each time.
+    #[must_use]
+    pub fn has_files_for(&self, input: &StageInput) -> bool {
+        let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
+        self.stage == input.stage && self.digest == input.digest && self.copy_dir == copy_dir
+    }
+
     /// The steps of a half.
     #[must_use]
     pub fn steps(&self, half: Half) -> &[Step] {
@@ -270,8 +304,7 @@ impl Prepared {
     pub fn spec(&self, half: Half, index: usize) -> Result<Spec, StageError> {
         let step = self.step(half, index)?;
         let path = format!("{}/skyhook_dir/{}", self.copy_dir, step.path);
-        let file = self.host.path(&path);
-        make_executable(&file)?;
+        make_executable(&self.host, Path::new(&path))?;
         let mut env = self.env.clone();
         let of_step = step.env.clone().into_iter();
         env.extend(of_step.map(|(name, value)| (name, value.into())));
@@ -414,25 +447,20 @@ pub fn mode(stage: Stage, half: Half) -> &'static str {
     }
 }
 
-fn make_executable(file: &Path) -> Result<(), StageError> {
-    let metadata = fs::metadata(file).map_err(io_error(file, "finding the step"))?;
-    let mut permissions = metadata.permissions();
+fn make_executable(host: &Host, path: &Path) -> Result<(), StageError> {
+    let file = host.files.open_file(path);
+    let file = file.map_err(io_error(path, "finding the step"))?;
+    let metadata = file.metadata();
+    let mut permissions = metadata
+        .map_err(io_error(path, "finding the step"))?
+        .permissions();
     let mode = permissions.mode();
     if mode & 0o111 != 0o111 {
         permissions.set_mode(mode | 0o111);
-        fs::set_permissions(file, permissions)
-            .map_err(io_error(file, "making the step executable"))?;
+        file.set_permissions(permissions)
+            .map_err(io_error(path, "making the step executable"))?;
     }
     Ok(())
-}
-
-pub(crate) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StageError {
-    let path = path.to_owned();
-    move |source| StageError::Io {
-        path,
-        action,
-        source,
-    }
 }
 
 #[cfg(test)]

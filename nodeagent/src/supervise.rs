@@ -21,6 +21,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
+use skyhook_oci::{Durability, replace_file};
 
 mod cgroup;
 mod masks;
@@ -169,7 +170,7 @@ pub fn main() -> io::Result<()> {
 /// Writes the result. Waits while the disk is full, because without a result the step would run again.
 fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
     loop {
-        match crate::atomic::write(file, text) {
+        match replace_file(file, text, Durability::PowerCut) {
             Err(e)
                 if matches!(
                     e.kind(),

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use skyhook_oci::Root;
 use skyhook_oci::manifest::{self, PackageConfig};
 
 use crate::config::ValidateArgs;
@@ -16,7 +17,8 @@ use crate::config::ValidateArgs;
 /// Checks a package; fails when it cannot be run.
 pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
     let directory = &args.directory;
-    let report = manifest::load(directory)
+    let report = Root::open(directory)
+        .and_then(|package| manifest::load(&package))
         .with_context(|| format!("{} cannot be read", directory.display()))?;
     let mut errors = 0;
     let mut warnings = 0;

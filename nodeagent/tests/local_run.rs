@@ -270,3 +270,58 @@ fn a_signal_ends_the_step_and_leaves_nothing() {
         assert!(left.is_empty(), "{signal}: {left:?}");
     }
 }
+
+/// Absolute symlinks of the root are meant for the root: whatever the run writes stays below it.
+#[test]
+fn nothing_is_written_outside_of_the_root() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: chroot needs root");
+        return;
+    }
+    let package = package("#!/bin/bash\necho \"$1 in $PWD\" >>/log\n");
+    fs::write(package.path().join("root_dir/etc/a/more"), "more\n").unwrap();
+    let root = root();
+    install(root.path(), "/bin/bash");
+    let outside = tempfile::tempdir().unwrap();
+    for (name, link) in [
+        ("copies", "var/lib/skyhook"),
+        ("logs", "var/log/skyhook"),
+        ("a", "etc/a"),
+    ] {
+        let (target, link) = (outside.path().join(name), root.path().join(link));
+        fs::create_dir_all(&target).unwrap();
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&target, link).unwrap();
+        // The same place inside the root.
+        let inside = root.path().join(target.strip_prefix("/").unwrap());
+        fs::create_dir_all(inside).unwrap();
+    }
+    fs::create_dir_all(root.path().join("dev")).unwrap();
+    let key = package.path().join("key");
+    fs::write(&key, "value").unwrap();
+    let output = agent(&[
+        "local-run",
+        package.path().to_str().unwrap(),
+        "--root",
+        root.path().to_str().unwrap(),
+        "--env",
+        "WHO=me",
+        "--config-map",
+        &format!("key={}", key.display()),
+    ]);
+    assert!(output.status.success(), "{}", text(&output));
+    for name in ["copies", "logs", "a"] {
+        let target = outside.path().join(name);
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0, "{name}");
+        let inside = root.path().join(target.strip_prefix("/").unwrap());
+        assert!(fs::read_dir(inside).unwrap().count() > 0, "{name}");
+    }
+    let log = fs::read_to_string(root.path().join("log")).unwrap();
+    let copy = outside
+        .path()
+        .join("copies/local-run/a-package-1.2.3-local-1");
+    assert!(
+        log.starts_with(&format!("apply in {}\n", copy.display())),
+        "{log}"
+    );
+}

@@ -3,7 +3,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use skyhook_oci::{Credentials, Puller, PullerConfig, Reference, Store, StoreConfig, Target, UnpackOptions};
+//! use skyhook_oci::{Credentials, Puller, PullerConfig, Reference, Root, Store, StoreConfig, Target, UnpackOptions};
 //!
 //! let store = Store::open("/var/lib/skyhook/images", StoreConfig::default())?;
 //! let puller = Puller::new(store.clone(), PullerConfig::default())?;
@@ -12,7 +12,7 @@
 //! let credentials = Credentials::from_docker_config(&secret)?;
 //! let pulled = puller.pull(&reference, &credentials).await?;
 //! store.pin("tuning|1.1.4", &pulled.manifest_digest)?;
-//! let target = Target::in_root("/host", "/var/lib/skyhook/s/tuning-1.1.4");
+//! let target = Target::in_root(&Root::open("/host")?, "/var/lib/skyhook/s/tuning-1.1.4");
 //! store.unpack(&pulled.manifest_digest, &target, UnpackOptions::default()).await?;
 //! // Later, without the registry:
 //! let digest = store.lookup(&reference);
@@ -74,6 +74,8 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 mod remove;
+mod replace;
+mod root;
 pub mod store;
 pub mod unpack;
 
@@ -87,5 +89,7 @@ pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass, chain};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{ProxyConfig, RegistryError, Timeouts};
 pub use remove::{RemoveError, mounts_below, remove_tree};
+pub use replace::{Disk, Durability, NewFile, replace_file, replace_on};
+pub use root::{Entry, Root, names};
 pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
-pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked};
+pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked, remove_left_over_unpacks};

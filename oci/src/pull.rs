@@ -13,6 +13,7 @@ use crate::image::{self, Document, ImageError, Manifest, Platform};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registry::{ProxyConfig, RawManifest, RegistryError, Session, Timeouts};
+use crate::root::Root;
 use crate::store::{Store, StoreError, StoredImage, blocking};
 
 mod fetch;
@@ -30,10 +31,10 @@ pub struct PullerConfig {
     pub deadline: Duration,
     /// Layers that are fetched at once.
     pub parallel_layers: usize,
-    /// containerd's directory of `<registry>/hosts.toml`.
+    /// The files that `hosts_dir` and the paths in it are among: the host's. Unset: this process's own.
+    pub files: Option<Root>,
+    /// containerd's directory of `<registry>/hosts.toml`; it is read anew for each pull, and need not exist.
     pub hosts_dir: Option<PathBuf>,
-    /// Where absolute paths in `hosts_dir` start: the mount point of the host's files, where it is the host's.
-    pub hosts_root: PathBuf,
     /// Our own settings by registry (`host` or `host:port`); they replace what `hosts_dir` has.
     pub registries: BTreeMap<String, RegistrySettings>,
     /// Registries (`host` or `host:port`) that are spoken to in plain HTTP. Loopback always is.
@@ -50,8 +51,8 @@ impl Default for PullerConfig {
             platform: Platform::host(),
             deadline: Duration::from_secs(600),
             parallel_layers: 3,
+            files: None,
             hosts_dir: None,
-            hosts_root: PathBuf::from("/"),
             registries: BTreeMap::new(),
             insecure: Vec::new(),
             proxy: ProxyConfig::default(),
@@ -106,9 +107,9 @@ pub enum PullError {
 pub enum RetryClass {
     /// With backoff.
     Transient,
-    /// Not before this has passed: the registry said so, or someone has to act first.
+    /// Not before this has passed: the registry said so.
     After(Duration),
-    /// Only when something has changed.
+    /// Only when somebody has changed something: seldom.
     Terminal,
 }
 

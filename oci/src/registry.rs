@@ -9,6 +9,7 @@
     reason = "this file is the shell that speaks HTTP"
 )]
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
@@ -21,11 +22,12 @@ use reqwest::{Client, Response, StatusCode, Url};
 use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Login};
 use crate::digest::Digest;
-use crate::hosts::{self, Endpoint};
+use crate::hosts::{self, Endpoint, HostsError};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
 use crate::pull::PullerConfig;
 use crate::reference::Reference;
+use crate::root::Root;
 
 mod error;
 mod token;
@@ -111,15 +113,25 @@ impl Session {
         config: &PullerConfig,
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
+        let files = config.files.clone().map_or_else(
+            || {
+                let path = Path::new("/");
+                Root::open(path).map_err(|source| HostsError::Read {
+                    path: path.to_path_buf(),
+                    source,
+                })
+            },
+            Ok,
+        )?;
         let settings = match (config.registries.get(registry), &config.hosts_dir) {
             (Some(own), _) => own.clone(),
-            (None, Some(dir)) => hosts::load(dir, registry, &config.hosts_root)?,
+            (None, Some(dir)) => hosts::load(&files, dir, registry)?,
             (None, None) => hosts::RegistrySettings::default(),
         };
         let insecure = config.insecure.iter().any(|name| name == registry);
         let mut hosts = Vec::new();
         for endpoint in hosts::endpoints(registry, &settings, insecure)? {
-            let client = transport::client(&endpoint, &config.proxy, &config.timeouts)?;
+            let client = transport::client(&endpoint, &files, &config.proxy, &config.timeouts)?;
             let logins = if endpoint.is_origin {
                 credentials.matching(&reference.name())
             } else {

@@ -20,7 +20,7 @@
 )]
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,7 @@ use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
+use crate::replace::{Durability, replace_file};
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
@@ -42,7 +43,7 @@ mod lock;
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
 
-use files::{failed, list, read_record, remove_if_there, sync_parent};
+use files::{failed, list, read_record, remove_if_there};
 
 /// What a store may hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,7 +322,7 @@ impl Store {
         manifest: &Digest,
     ) -> Result<StoredImage, StoreError> {
         let image = self.assemble(manifest)?;
-        self.write_record(&self.dir.join("images").join(manifest.hex()), &())?;
+        write_record(&self.dir.join("images").join(manifest.hex()), &())?;
         self.record_reference(reference, manifest)?;
         Ok(image)
     }
@@ -333,7 +334,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let reference = reference.to_string();
         let path = self.record("refs", &reference);
-        self.write_record(
+        write_record(
             &path,
             &RefRecord {
                 reference,
@@ -352,7 +353,7 @@ impl Store {
             owner: owner.to_owned(),
             manifest: *manifest,
         };
-        self.write_record(&self.record("pins", owner), &record)
+        write_record(&self.record("pins", owner), &record)
     }
 
     /// Gives up what `owner` pinned, if anything.
@@ -431,20 +432,12 @@ impl Store {
     fn record(&self, kind: &str, name: &str) -> PathBuf {
         self.dir.join(kind).join(Digest::of(name.as_bytes()).hex())
     }
+}
 
-    fn write_record(&self, path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-        let tmp = self.dir.join("tmp");
-        let text =
-            serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
-        let mut file = tempfile::NamedTempFile::new_in(&tmp)
-            .map_err(|source| failed("create a file in", &tmp, source))?;
-        file.write_all(&text)
-            .and_then(|()| file.as_file().sync_data())
-            .map_err(|source| failed("write", path, source))?;
-        file.persist(path)
-            .map_err(|error| failed("write", path, error.error))?;
-        sync_parent(path)
-    }
+fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
+    let text =
+        serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
+    replace_file(path, &text, Durability::PowerCut).map_err(|source| failed("write", path, source))
 }
 
 /// Runs file work off the async threads.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use skyhook_oci::{Limits, Target, UnpackOptions, chain};
+use skyhook_oci::{Limits, Root, Target, UnpackOptions, chain};
 
 use crate::host::{Host, hasty};
 use crate::image::{Entry, Image, Layer, tar};
@@ -374,16 +374,17 @@ async fn a_stage_or_parent_that_is_a_link_is_not_followed_out() {
     fs::create_dir_all(root.join("real")).unwrap();
     symlink("/real", root.join("absolute")).unwrap();
     symlink("../../../..", root.join("up")).unwrap();
+    let inside = Root::open(&root).unwrap();
     for (path, lands) in [
         ("absolute/p", "real/p"),
         ("up/real/q", "real/q"),
         ("new/deep/r", "new/deep/r"),
     ] {
-        let target = Target::in_root(&root, path);
+        let target = Target::in_root(&inside, path);
         host.store.unpack(&digest, &target, options).await.unwrap();
         assert_eq!(listing(&root.join(lands)), ["a 644 a"], "{path}");
     }
-    let target = Target::in_root(&root, "../p");
+    let target = Target::in_root(&inside, "../p");
     host.store
         .unpack(&digest, &target, options)
         .await

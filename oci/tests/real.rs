@@ -158,10 +158,7 @@ async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
         .unwrap_err();
     assert_eq!(
         (denied.kind(), denied.retry_class()),
-        (
-            "denied",
-            RetryClass::After(std::time::Duration::from_secs(60))
-        )
+        ("denied", RetryClass::Terminal)
     );
     let denied = host
         .puller

@@ -5,5 +5,6 @@
 mod faults;
 mod interrupts;
 mod packages;
+mod paths;
 mod power;
 mod rollout;

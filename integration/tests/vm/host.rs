@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skyhook_integration::machine::Machine;
-use skyhook_integration::rollout::scripts;
+use skyhook_integration::rollout::{scripts, skyhook};
 
 use crate::bench::{Bench, SOON};
 
@@ -77,4 +77,25 @@ pub(crate) async fn locks_held_by_a_user(bench: &Bench) -> Result<()> {
     let outcome = outcome.await;
     vm.sh("systemctl stop holder").await?;
     outcome.map(drop)
+}
+
+/// A file that a package replaces keeps its SELinux label and its owner. The kernel here keeps labels without enforcing
+/// them.
+pub(crate) async fn label_of_a_replaced_file(bench: &Bench) -> Result<()> {
+    const LABEL: &str = "system_u:object_r:net_conf_t:s0";
+    let vm = bench.vm();
+    let put = format!(
+        "echo old >/etc/labelled.conf; chown 1000:1001 /etc/labelled.conf; \
+         chcon {LABEL} /etc/labelled.conf"
+    );
+    vm.sh(&put).await?;
+    let image = bench.cluster.push("root-dir").await?;
+    let manifest = skyhook("labels", "root-dir", &image, 1, &json!({}));
+    bench.complete(&manifest).await?;
+    let is = vm
+        .sh("stat -c '%u:%g %C' /etc/labelled.conf; cat /etc/labelled.conf")
+        .await?;
+    let want = format!("1000:1001 {LABEL}\nlaid by a package\n");
+    ensure!(is == want, "{is:?} instead of {want:?}");
+    Ok(())
 }

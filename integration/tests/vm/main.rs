@@ -32,6 +32,7 @@ const NEWEST: &[Case] = &[
     case!("clock set back a day in a back-off" => steps::clock_set_back),
     case!("a mount left in a copy directory" => host::mount_in_a_copy),
     case!("a local user holds every lock" => host::locks_held_by_a_user),
+    case!("the SELinux label of a file that a package replaces" => host::label_of_a_replaced_file),
     case!("a reboot, and the journal that names its cause" => install::reboot),
     case!("state wiped at every boot" => forgetful::same_machine),
     case!("state and machine ID wiped at every boot" => forgetful::new_machine_id),

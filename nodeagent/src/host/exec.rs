@@ -104,6 +104,12 @@ impl Supervisors {
         }
     }
 
+    /// Directory of the steps, as this process sees it.
+    #[must_use]
+    pub fn steps(&self) -> &Path {
+        &self.steps
+    }
+
     /// True while the supervisor of the step runs and has no result.
     #[must_use]
     pub fn is_running(&self, id: u64) -> bool {

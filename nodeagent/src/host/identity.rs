@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use skyhook_oci::{Durability, replace_file};
+
 const FILE: &str = "host-id";
 
 /// The ID in the agent's state directory. If there is none, creates a random one and writes it to the disk.
@@ -24,7 +26,7 @@ pub fn host_id(state: &Path) -> io::Result<String> {
     let id = fs::read_to_string("/proc/sys/kernel/random/uuid")?
         .trim()
         .replace('-', "");
-    crate::atomic::write(&path, format!("{id}\n").as_bytes())?;
+    replace_file(&path, format!("{id}\n").as_bytes(), Durability::PowerCut)?;
     Ok(id)
 }
 

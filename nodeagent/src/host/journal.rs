@@ -33,9 +33,7 @@ const TAKE_IN: Duration = Duration::from_millis(200);
 /// Writes one entry to the journal of the host at `root`, with these fields (names in capitals), and waits until it is on
 /// the disk; to syslog where there is no journald. Blocks for a few seconds at most.
 pub fn note(root: &Path, message: &str, fields: &[(&str, &str)]) -> io::Result<()> {
-    let host = Host {
-        root: root.to_owned(),
-    };
+    let host = Host::open(root)?;
     match send(&host, SOCKET, &entry(message, fields)) {
         Ok(()) => synchronize(&host),
         Err(e) if is_absent(&e) => send(&host, SYSLOG, line(message, fields).as_bytes()),
@@ -52,7 +50,7 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 fn send(host: &Host, socket: &str, bytes: &[u8]) -> io::Result<()> {
-    let path = host.resolve(Path::new(socket))?;
+    let path = host.files.locate(socket)?;
     let sender = UnixDatagram::unbound()?;
     sender.set_write_timeout(Some(SEND))?;
     sender
@@ -97,12 +95,12 @@ fn line(message: &str, fields: &[(&str, &str)]) -> String {
 
 /// Waits until the journal is on the disk.
 fn synchronize(host: &Host) -> io::Result<()> {
-    match ask_to_synchronize(&host.resolve(Path::new(VARLINK))?) {
+    match ask_to_synchronize(&host.files.locate(VARLINK)?) {
         Ok(()) => Ok(()),
         // An older journald writes when it sees fit. It has the file mapped, so its pages can be written for it.
         Err(e) if is_absent(&e) => {
             std::thread::sleep(TAKE_IN);
-            synchronize_files(&host.path("/var/log/journal"))
+            synchronize_files(&host.files.locate("/var/log/journal")?)
         }
         Err(e) => Err(io::Error::new(
             e.kind(),

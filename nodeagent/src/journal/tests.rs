@@ -1,7 +1,8 @@
 #![expect(clippy::disallowed_methods, reason = "the journal is files")]
 
 use super::*;
-use crate::atomic::{Disk, write_on};
+use skyhook_oci::{Disk, replace_on};
+
 use crate::machine::tests::world::{Spec, World, pkg};
 
 fn state(machine_id: &str) -> State {
@@ -148,27 +149,27 @@ enum Operation {
 }
 
 impl Disk for Recorder {
-    fn write(&mut self, _: &Path, bytes: &[u8]) -> io::Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.push(Operation::Write(bytes.to_vec()));
         Ok(())
     }
 
-    fn sync(&mut self, _: &Path) -> io::Result<()> {
+    fn sync(&mut self) -> io::Result<()> {
         self.0.push(Operation::Sync);
         Ok(())
     }
 
-    fn rename(&mut self, _: &Path, _: &Path) -> io::Result<()> {
+    fn rename(&mut self) -> io::Result<()> {
         self.0.push(Operation::Rename);
         Ok(())
     }
 
-    fn sync_directory(&mut self, _: &Path) -> io::Result<()> {
+    fn sync_directory(&mut self) -> io::Result<()> {
         self.0.push(Operation::SyncDirectory);
         Ok(())
     }
 
-    fn remove(&mut self, _: &Path) -> io::Result<()> {
+    fn remove(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -213,7 +214,7 @@ fn a_power_cut_at_any_operation_of_a_run_leaves_a_state_that_was_saved() {
             ..state("machine")
         };
         if saved.last().is_none_or(|(_, last)| *last != state) {
-            write_on(&mut disk, Path::new("/journal"), &encode(&state).unwrap()).unwrap();
+            replace_on(&mut disk, &encode(&state).unwrap(), Durability::PowerCut).unwrap();
             saved.push((disk.0.len(), state));
         }
         disk.0.len()

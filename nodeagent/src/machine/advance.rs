@@ -49,7 +49,7 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
 
 /// When [`advance`] has something to do although no event comes. Leaves out what waits for more than time, because
 /// that time may be past.
-pub(super) fn wake_at(p: &Progress) -> Option<i64> {
+pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.unable.is_some() {
         return None;
     }
@@ -63,13 +63,20 @@ pub(super) fn wake_at(p: &Progress) -> Option<i64> {
         | Doing::Step(_) => None,
     });
     let pulls = p.entries.values().filter_map(|e| match e.image_state {
-        ImageState::Failed { retry_at, .. } if needs_image(p, e) => Some(retry_at),
+        ImageState::Failed {
+            retry_at, delay_ms, ..
+        } if needs_image(p, e) => Some(match retry::is_due_after(delay_ms, retry_at, now) {
+            true => now,
+            false => retry_at,
+        }),
         ImageState::Failed { .. }
         | ImageState::Unknown
         | ImageState::Pulling { .. }
         | ImageState::Ready => None,
     });
-    entries.chain(pulls).chain(wave::wake_at(p)).min()
+    let others = entries.chain(wave::wake_at(p));
+    let others = others.map(|at| retry::wake_at(at, now));
+    others.chain(pulls).min()
 }
 
 /// How many more packages may start.
@@ -119,7 +126,9 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     for (key, entry) in &mut p.entries {
         let due = match entry.image_state {
             ImageState::Unknown => true,
-            ImageState::Failed { retry_at, .. } => retry::is_due(retry_at, now),
+            ImageState::Failed {
+                retry_at, delay_ms, ..
+            } => retry::is_due_after(delay_ms, retry_at, now),
             ImageState::Pulling { .. } | ImageState::Ready => false,
         };
         if due && wanted.contains(key) {

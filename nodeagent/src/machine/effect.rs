@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::lease::{DrainState, InterruptionLease, Phase, StopReason};
 use skyhook_crds::package::Interrupt;
+use skyhook_oci::RetryClass;
 
 use super::progress::{Half, StepPlan};
 use crate::text;
@@ -35,14 +36,18 @@ pub enum Event {
     ImageFailed {
         key: String,
         reason: String,
+        class: RetryClass,
     },
     StageReady {
         key: String,
         plan: StepPlan,
     },
+    /// The stage's files could not be put on the host, or its steps not be started. Of a terminal class: another image is
+    /// needed, or other settings.
     StageFailed {
         key: String,
         reason: String,
+        class: RetryClass,
     },
     StepExited {
         key: String,
@@ -99,13 +104,15 @@ impl Event {
     pub(super) fn bounded(self) -> Self {
         let bounded = |text: String| text::message(&text);
         match self {
-            Self::ImageFailed { key, reason } => Self::ImageFailed {
+            Self::ImageFailed { key, reason, class } => Self::ImageFailed {
                 key,
                 reason: bounded(reason),
+                class,
             },
-            Self::StageFailed { key, reason } => Self::StageFailed {
+            Self::StageFailed { key, reason, class } => Self::StageFailed {
                 key,
                 reason: bounded(reason),
+                class,
             },
             Self::StepExited {
                 key,

@@ -233,10 +233,12 @@ pub enum ImageState {
         attempts: u32,
     },
     Ready,
-    /// The pull is tried again at this time, in Unix milliseconds.
+    /// The pull is tried again at `retry_at`, in Unix milliseconds, which is `delay_ms` after the failure.
     Failed {
         attempts: u32,
         retry_at: i64,
+        #[serde(default)]
+        delay_ms: i64,
     },
 }
 

@@ -125,7 +125,7 @@ impl Agent {
         unable: Option<String>,
         notes: UnboundedSender<Note>,
     ) -> anyhow::Result<Self> {
-        let state = host.path(&settings.state_dir);
+        let state = host.files.locate(&settings.state_dir)?;
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
@@ -140,7 +140,7 @@ impl Agent {
         }
         let images = Images::open(
             &state.join("images"),
-            &host.root,
+            &host.files,
             settings.registries.clone(),
         )?;
         let runner = Rc::new(Supervisors::new(
@@ -174,7 +174,7 @@ impl Agent {
             pending_interrupt: super::interrupt::PendingInterrupt::default(),
             uncommitted: None,
         };
-        agent.count_disk();
+        agent.look_around();
         agent.resume(&state.join("steps"))?;
         Ok(agent)
     }

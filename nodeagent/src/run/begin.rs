@@ -79,9 +79,7 @@ impl Agent {
         let (api, notes) = (self.api.clone(), self.notes.clone());
         let bus = Rc::clone(&self.bus);
         let runner = Rc::clone(&self.runner);
-        let orphans = super::housekeeping::running_steps(
-            &self.host.path(&self.settings.state_dir).join("steps"),
-        );
+        let orphans = super::housekeeping::running_steps(self.runner.steps());
         tokio::task::spawn_local(async move {
             // No step starts before the steps of an earlier lease have ended.
             super::housekeeping::await_steps(&runner, orphans).await;

@@ -6,12 +6,12 @@ use skyhook_crds::Package;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::package::name_of;
 use skyhook_crds::revision::RevisionData;
-use skyhook_oci::{Credentials, Digest, chain};
+use skyhook_oci::{Credentials, Digest, RetryClass, chain};
 
 use super::agent::{Agent, Note, RunFacts};
 use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::limits;
-use crate::image::Images;
+use crate::image::{ImageError, Images};
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half};
@@ -26,7 +26,41 @@ pub(super) struct StepDone {
     pub id: u64,
     pub half: Half,
     pub index: usize,
-    pub result: Result<(StepEnd, Rc<Prepared>), String>,
+    pub result: Result<(StepEnd, Rc<Prepared>), Failed>,
+}
+
+/// Why something could not be done, and whether another try may help.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    pub reason: String,
+    pub class: RetryClass,
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            class: RetryClass::Transient,
+        }
+    }
+}
+
+impl From<StageError> for Failed {
+    fn from(error: StageError) -> Self {
+        Self {
+            reason: chain(&error),
+            class: error.retry_class(),
+        }
+    }
+}
+
+impl From<ImageError> for Failed {
+    fn from(error: ImageError) -> Self {
+        Self {
+            reason: chain(&error),
+            class: error.retry_class(),
+        }
+    }
 }
 
 impl Agent {
@@ -131,7 +165,8 @@ impl Agent {
         let package = match self.content(&entry) {
             Ok((_, package)) => package,
             Err(reason) => {
-                self.send(Note::Event(Event::ImageFailed { key, reason }));
+                let class = RetryClass::Transient;
+                self.send(Note::Event(Event::ImageFailed { key, reason, class }));
                 return;
             }
         };
@@ -155,13 +190,13 @@ impl Agent {
                     digest: Some(digest.to_string()),
                 },
                 // For an uninstall, the copy on the host is enough.
-                Err(reason) if leaving => {
+                Err(Failed { reason, .. }) if leaving => {
                     tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
                 }
-                Err(reason) => {
-                    tracing::warn!(package = %key, %reason, "the image cannot be pulled");
-                    Event::ImageFailed { key, reason }
+                Err(Failed { reason, class }) => {
+                    tracing::warn!(package = %key, %reason, ?class, "the image cannot be pulled");
+                    Event::ImageFailed { key, reason, class }
                 }
             };
             let _sent = notes.send(Note::Event(event));
@@ -191,6 +226,24 @@ impl Agent {
             Some(future) => Some(Box::pin(future)),
             None => None,
         };
+        let mut input = StageInput {
+            host: self.host.clone(),
+            layout: self.settings.layout.clone(),
+            skyhook,
+            package,
+            stage: entry.stage,
+            half,
+            digest,
+            store: Some(self.images.store.clone()),
+            env: Vec::new(),
+            secrets: Vec::new(),
+            metadata: std::collections::BTreeMap::new(),
+            previous: None,
+            is_laid_out: false,
+        };
+        // This agent has prepared it before, so in this boot: a reboot would have ended the agent.
+        let before = self.stages.get(key).filter(|_| half == Half::Check);
+        input.is_laid_out = before.is_some_and(|prepared| prepared.has_files_for(&input));
         Ok(StageTask {
             api: self.api.clone(),
             notes: self.notes.clone(),
@@ -198,20 +251,7 @@ impl Agent {
             fetch,
             revision,
             agent_version: self.facts.agent_version.clone(),
-            input: StageInput {
-                host: self.host.clone(),
-                layout: self.settings.layout.clone(),
-                skyhook,
-                package,
-                stage: entry.stage,
-                half,
-                digest,
-                store: Some(self.images.store.clone()),
-                env: Vec::new(),
-                secrets: Vec::new(),
-                metadata: std::collections::BTreeMap::new(),
-                previous: None,
-            },
+            input,
         })
     }
 
@@ -219,7 +259,8 @@ impl Agent {
         let task = match self.stage_task(&key, half) {
             Ok(task) => task,
             Err(reason) => {
-                self.send(Note::Event(Event::StageFailed { key, reason }));
+                let class = RetryClass::Transient;
+                self.send(Note::Event(Event::StageFailed { key, reason, class }));
                 return;
             }
         };
@@ -231,9 +272,9 @@ impl Agent {
                     prepared: Box::new(prepared),
                     ready: true,
                 },
-                Err(reason) => {
-                    tracing::warn!(package = %key, %reason, "the stage cannot be prepared");
-                    Note::Event(Event::StageFailed { key, reason })
+                Err(Failed { reason, class }) => {
+                    tracing::warn!(package = %key, %reason, ?class, "the stage cannot be prepared");
+                    Note::Event(Event::StageFailed { key, reason, class })
                 }
             };
             let _sent = notes.send(note);
@@ -265,6 +306,7 @@ impl Agent {
             Err(reason) => self.send(Note::Event(Event::StageFailed {
                 key: key.to_owned(),
                 reason,
+                class: RetryClass::Transient,
             })),
         }
     }
@@ -276,7 +318,7 @@ impl Agent {
         self.with_prepared(&name, half, move |preparation| async move {
             let result = async {
                 let (prepared, facts) = preparation.get(&key).await?;
-                let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
+                let mut spec = prepared.spec(half, index)?;
                 spec.directory = runner.directory(id).1;
                 spec.limits = facts.limits.clone();
                 spec.timeout_ms = timeout.and_then(|t| u64::try_from(t.as_millis()).ok());
@@ -325,7 +367,7 @@ fn done(
     id: u64,
     half: Half,
     index: usize,
-    result: Result<(StepEnd, Rc<Prepared>), String>,
+    result: Result<(StepEnd, Rc<Prepared>), Failed>,
 ) -> Note {
     Note::StepDone(Box::new(StepDone {
         key,
@@ -347,7 +389,7 @@ enum Preparation {
 }
 
 impl Preparation {
-    async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), String> {
+    async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), Failed> {
         match self {
             Self::Ready(prepared, facts) => Ok((prepared, facts)),
             Self::Task(task) => {
@@ -375,7 +417,7 @@ struct StageTask {
 }
 
 impl StageTask {
-    async fn run(mut self) -> Result<(Prepared, Rc<RunFacts>), String> {
+    async fn run(mut self) -> Result<(Prepared, Rc<RunFacts>), Failed> {
         let facts = match (self.facts.take(), self.fetch.take()) {
             (Some(facts), _) => facts,
             (None, Some(fetch)) => {
@@ -390,8 +432,7 @@ impl StageTask {
         let input = self.input;
         let prepared = tokio::task::spawn_blocking(move || stage::prepare(input))
             .await
-            .map_err(|e| e.to_string())?
-            .map_err(|e: StageError| chain(&e))?;
+            .map_err(|e| e.to_string())??;
         Ok((prepared, facts))
     }
 
@@ -427,7 +468,7 @@ async fn pull(
     owner: &str,
     known: Option<Digest>,
     leaving: bool,
-) -> Result<Digest, String> {
+) -> Result<Digest, Failed> {
     if let Some(digest) = known
         && images.store.image(&digest).is_ok()
     {
@@ -440,8 +481,5 @@ async fn pull(
         tracing::warn!(%error, "pull secrets cannot be read: pulling without them");
         Credentials::anonymous()
     });
-    images
-        .pull(package, owner, &credentials)
-        .await
-        .map_err(|e| chain(&e))
+    Ok(images.pull(package, owner, &credentials).await?)
 }

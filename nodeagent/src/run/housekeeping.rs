@@ -14,6 +14,8 @@ use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep};
 
+mod copies;
+
 use super::agent::{Agent, Note};
 use crate::host::exec::{Supervisors, is_running};
 use crate::journal::Record;
@@ -92,7 +94,9 @@ impl Agent {
 
     /// Removes the oldest logs until the rest is within the bounds.
     pub(super) fn prune_logs(&self) {
-        let logs = self.host.path(&self.settings.layout.log_root);
+        let Ok(logs) = self.host.files.locate(&self.settings.layout.log_root) else {
+            return;
+        };
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
     }
 
@@ -107,7 +111,7 @@ impl Agent {
     }
 
     fn steps(&self) -> PathBuf {
-        self.host.path(&self.settings.state_dir).join("steps")
+        self.runner.steps().to_owned()
     }
 
     /// Removes revisions, step directories, copies, images and logs that are not needed any more. Failures are logged;
@@ -117,9 +121,12 @@ impl Agent {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
         self.prune_logs();
-        let kept = self.kept();
+        let (kept, since) = (self.kept(), SystemTime::now());
         let steps = self.steps();
-        let copies = self.host.path(&self.settings.layout.copy_root);
+        let (files, copies) = (
+            self.host.files.clone(),
+            self.settings.layout.copy_root.clone(),
+        );
         let store = self.images.store.clone();
         let (notes, ours) = (self.notes.clone(), self.directories());
         let (api, remembered) = (self.api.clone(), self.remembered());
@@ -135,9 +142,13 @@ impl Agent {
             let sent = notes.send(Note::Gone(gone.clone()));
             let collected = tokio::task::spawn_blocking(move || {
                 remove_steps(&steps, |_| true);
-                remove_old_copies(&copies, &kept);
-                let pinned = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
-                match collect_images(&store, pinned) {
+                let kept: Vec<Kept> = kept
+                    .into_iter()
+                    .filter(|kept| !gone.contains(&kept.skyhook))
+                    .collect();
+                copies::remove_left_overs(&files, &copies);
+                copies::remove_old(&files, &copies, &kept, since);
+                match collect_images(&store, &kept) {
                     Ok(bytes) => {
                         tracing::info!(image_bytes = bytes, "garbage collection has ended");
                     }
@@ -167,17 +178,29 @@ impl Agent {
             .collect()
     }
 
-    /// Counts the bytes on the host's disk, for the status of the next lease.
-    pub(super) fn count_disk(&self) {
+    /// Removes what a killed unpack of an earlier agent left, and counts the bytes on the host's disk, for the status of
+    /// the next lease.
+    pub(super) fn look_around(&self) {
+        let (files, copies) = (
+            self.host.files.clone(),
+            self.settings.layout.copy_root.clone(),
+        );
+        tokio::task::spawn_blocking(move || copies::remove_left_overs(&files, &copies));
         tokio::task::spawn_local(count(self.notes.clone(), self.directories()));
     }
 
-    fn directories(&self) -> [PathBuf; 3] {
+    /// The directories of ours, as this process names them.
+    fn directories(&self) -> Vec<PathBuf> {
+        let (settings, files) = (&self.settings, &self.host.files);
+        let layout = &settings.layout;
         [
-            self.host.path(&self.settings.state_dir),
-            self.host.path(&self.settings.layout.copy_root),
-            self.host.path(&self.settings.layout.log_root),
+            settings.state_dir.as_path(),
+            Path::new(&layout.copy_root),
+            Path::new(&layout.log_root),
         ]
+        .into_iter()
+        .filter_map(|path| files.locate(path).ok())
+        .collect()
     }
 
     fn kept(&self) -> Vec<Kept> {
@@ -241,7 +264,7 @@ fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
     }
 }
 
-async fn count(notes: UnboundedSender<Note>, ours: [PathBuf; 3]) {
+async fn count(notes: UnboundedSender<Note>, ours: Vec<PathBuf>) {
     let bytes = move || ours.iter().map(|d| disk_bytes(d)).sum();
     if let Ok(bytes) = tokio::task::spawn_blocking(bytes).await {
         let _sent = notes.send(Note::Disk(bytes));
@@ -281,11 +304,9 @@ fn disk_bytes(directory: &Path) -> u64 {
 
 /// Unpins images of packages that are not installed any more, and runs the store's garbage collection. Returns the
 /// bytes that are left.
-fn collect_images<'a>(
-    store: &Store,
-    kept: impl Iterator<Item = &'a Kept>,
-) -> Result<u64, StoreError> {
-    let owners: BTreeSet<String> = kept.map(|k| format!("{}/{}", k.skyhook, k.key)).collect();
+fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
+    let owner = |kept: &Kept| format!("{}/{}", kept.skyhook, kept.key);
+    let owners: BTreeSet<String> = kept.iter().map(owner).collect();
     for (owner, _) in store.pins()? {
         if !owners.contains(&owner) {
             store.unpin(&owner)?;
@@ -293,62 +314,6 @@ fn collect_images<'a>(
     }
     store.collect()?;
     store.bytes()
-}
-
-fn remove_old_copies(copies: &Path, kept: &[Kept]) {
-    let skyhooks: BTreeSet<&String> = kept.iter().map(|k| &k.skyhook).collect();
-    for skyhook in skyhooks {
-        let directory = copies.join(skyhook);
-        let mut found: Vec<(SystemTime, String)> = Vec::new();
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if entry.path().join("config.json").exists()
-                && let Ok(time) = entry.metadata().and_then(|m| m.modified())
-            {
-                found.push((time, name));
-            }
-        }
-        let of_skyhook: Vec<&Kept> = kept.iter().filter(|k| k.skyhook == *skyhook).collect();
-        for name in old_copies(found, &of_skyhook) {
-            if let Err(error) = remove_tree(&directory.join(&name)) {
-                tracing::warn!(copy = %name, error = %chain(&error), "an old copy cannot be removed");
-            }
-        }
-    }
-}
-
-/// Copies that are neither in use nor the newest of the others of their package. A copy of a package that is not on
-/// record is left alone.
-fn old_copies(mut found: Vec<(SystemTime, String)>, kept: &[&Kept]) -> Vec<String> {
-    found.sort();
-    let in_use: BTreeSet<&String> = kept.iter().filter_map(|k| k.copy.as_ref()).collect();
-    let package = |copy: &str| {
-        kept.iter()
-            .map(|k| k.name.as_str())
-            .filter(|name| {
-                copy.strip_prefix(name)
-                    .and_then(|rest| rest.strip_prefix('-'))
-                    .is_some_and(|rest| {
-                        rest.trim_start_matches('v')
-                            .starts_with(|c: char| c.is_ascii_digit())
-                    })
-            })
-            .max_by_key(|name| name.len())
-            .map(str::to_owned)
-    };
-    let mut previous = BTreeSet::new();
-    let mut old = Vec::new();
-    for (_, copy) in found.into_iter().rev() {
-        if in_use.contains(&copy) {
-            continue;
-        }
-        if let Some(name) = package(&copy)
-            && !previous.insert(name)
-        {
-            old.push(copy);
-        }
-    }
-    old
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ impl Agent {
         work: impl AsyncFnOnce(&Interrupter<'_>) -> Result<Event, InterruptError> + 'static,
     ) -> AbortHandle {
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
-        let (root, patience) = (self.host.root.clone(), self.settings.patience);
+        let (root, patience) = (self.host.files.path().to_owned(), self.settings.patience);
         let task = tokio::task::spawn_local(async move {
             let waits = |reason: String| {
                 tracing::info!(%reason, "the interrupt waits");

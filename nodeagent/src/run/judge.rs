@@ -7,7 +7,7 @@ use skyhook_oci::chain;
 use tokio::time::sleep;
 
 use super::agent::{Agent, Note};
-use super::effects::StepDone;
+use super::effects::{Failed, StepDone};
 use crate::host::exec::StepEnd;
 use crate::host::systemd::Bus;
 use crate::machine::{Doing, Event, Outcome};
@@ -39,12 +39,14 @@ impl Agent {
                 tracing::warn!(package = %key, %problem, "a step ended without a result");
                 return self.report_later(Event::StepLost { key, id, problem });
             }
-            Err(reason) => return self.report_later(Event::StageFailed { key, reason }),
+            Err(Failed { reason, class }) => {
+                return self.report_later(Event::StageFailed { key, reason, class });
+            }
         });
     }
 
     /// What the end of the step means, or why the stage failed.
-    fn judge(&self, done: &StepDone) -> Result<Judged, String> {
+    fn judge(&self, done: &StepDone) -> Result<Judged, Failed> {
         let (end, prepared) = done.result.as_ref().map_err(Clone::clone)?;
         let name = prepared.step_name(done.half, done.index);
         let result = match end {

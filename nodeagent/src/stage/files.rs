@@ -1,4 +1,4 @@
-//! Files of a stage: `configmaps/`, `node-metadata/` and `root_dir/`.
+//! Files of a stage: the copy directory with `configmaps/` and `node-metadata/`, and `root_dir/`.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -7,131 +7,108 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use skyhook_oci::remove_tree;
+use rustix::fs::{FileType, Stat};
+use skyhook_oci::{Durability, Entry, Root};
 
 use super::{StageError, io_error};
 use crate::host::Host;
 
-/// `configmaps/`, one file per key with exactly the value's bytes. There is none without a configMap.
-pub(super) fn write_config(
-    copy_dir: &Path,
-    config: &BTreeMap<String, String>,
-) -> Result<(), StageError> {
-    if config.is_empty() {
-        return Ok(());
-    }
-    write_all(&copy_dir.join("configmaps"), config)
+/// The mode of files that the agent adds to a package.
+const FILE: u32 = 0o644;
+
+/// A package's copy directory on the host. For its own paths it is the root: no symlink in it leads out of it.
+#[derive(Debug)]
+pub(super) struct PackageDir {
+    pub(super) files: Root,
+    /// As the host names it.
+    pub(super) path: PathBuf,
 }
 
-/// Writes every file, replacing what is there; what else is there stays.
-pub(super) fn write_all(
-    directory: &Path,
-    files: &BTreeMap<String, String>,
-) -> Result<(), StageError> {
-    fs::create_dir_all(directory).map_err(io_error(directory, "creating"))?;
-    for (name, content) in files {
-        let path = directory.join(name);
-        // A step may have put a symlink or a directory in its place.
-        match fs::symlink_metadata(&path) {
-            Ok(m) if m.is_dir() => remove_tree(&path)?,
-            Ok(m) if m.is_symlink() => {
-                fs::remove_file(&path).map_err(io_error(&path, "replacing"))?;
-            }
-            Ok(_) | Err(_) => {}
+impl PackageDir {
+    pub(super) fn open(host: &Host, path: &str) -> io::Result<Self> {
+        Ok(Self {
+            files: host.files.directory(path)?,
+            path: path.into(),
+        })
+    }
+
+    /// `configmaps/`, one file per key with exactly the value's bytes. There is none without a configMap.
+    pub(super) fn write_config(&self, config: &BTreeMap<String, String>) -> Result<(), StageError> {
+        if config.is_empty() {
+            return Ok(());
         }
-        fs::write(&path, content).map_err(io_error(&path, "writing"))?;
+        self.write_all("configmaps", config)
     }
-    Ok(())
+
+    /// Writes every file into a directory of the package, replacing what is there; what else is there stays. A symlink is
+    /// replaced and not followed, whether the image or a step has put it there.
+    pub(super) fn write_all(
+        &self,
+        directory: &str,
+        files: &BTreeMap<String, String>,
+    ) -> Result<(), StageError> {
+        let path = self.path.join(directory);
+        let at = Entry::at(&self.files, directory)
+            .and_then(|entry| entry.create_directory(0o755))
+            .map_err(io_error(&path, "creating"))?;
+        for (name, content) in files {
+            let path = path.join(name);
+            let entry = Entry::at(&at, name).map_err(io_error(&path, "writing"))?;
+            let stat = entry.stat().map_err(io_error(&path, "writing"))?;
+            let mode = match &stat {
+                // A step may have made a script of it.
+                Some(stat) if is(stat, FileType::RegularFile) => stat.st_mode & 0o7777,
+                Some(stat) if is(stat, FileType::Directory) => {
+                    entry.remove_tree()?;
+                    FILE
+                }
+                Some(_) | None => FILE,
+            };
+            entry
+                .replace(content.as_bytes(), mode, Durability::WhileUp)
+                .map_err(io_error(&path, "writing"))?;
+        }
+        Ok(())
+    }
 }
 
-/// Copies a folder over another, with modes and symlinks; what else is there stays.
-pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
+fn is(stat: &Stat, kind: FileType) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == kind
+}
+
+/// Copies a folder into an open directory, with modes, times and symlinks; what else is there stays.
+pub fn copy_tree(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        let target = to.join(entry.file_name());
+        let target = Entry::at(to, entry.file_name())?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            copy_tree(&entry.path(), &target)?;
+            let directory = target.create_directory(0o755)?;
+            copy_tree(&entry.path(), std::os::fd::AsFd::as_fd(&directory))?;
+            File::from(directory).set_permissions(entry.metadata()?.permissions())?;
             continue;
         }
-        if fs::symlink_metadata(&target).is_ok() {
-            fs::remove_file(&target)?;
+        if target
+            .stat()?
+            .is_some_and(|stat| is(&stat, FileType::Directory))
+        {
+            target.remove_tree().map_err(io::Error::other)?;
         }
         if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &target)?;
+            target.symlink(fs::read_link(entry.path())?)?;
         } else {
-            fs::copy(entry.path(), &target)?;
+            let mut source = File::open(entry.path())?;
+            let metadata = source.metadata()?;
+            let mut new = target.new_file()?;
+            io::copy(&mut source, new.file())?;
+            new.file().set_permissions(metadata.permissions())?;
+            let times = FileTimes::new().set_modified(metadata.modified()?);
+            new.file().set_times(times)?;
+            new.put_in_place()?;
         }
     }
     Ok(())
-}
-
-/// Lays `root_dir/` over the host's `/`: mode and time are kept, the host's symlinks are followed inside its root.
-pub(super) fn copy_root_dir(root_dir: &Path, host: &Host) -> Result<(), StageError> {
-    if !root_dir.is_dir() {
-        return Ok(());
-    }
-    let mut left: Vec<PathBuf> = vec![PathBuf::new()];
-    while let Some(relative) = left.pop() {
-        let source = root_dir.join(&relative);
-        for entry in fs::read_dir(&source).map_err(io_error(&source, "reading"))? {
-            let entry = entry.map_err(io_error(&source, "reading"))?;
-            let inside = relative.join(entry.file_name());
-            let from = root_dir.join(&inside);
-            let metadata = fs::metadata(&from).map_err(io_error(&from, "reading"))?;
-            if metadata.is_dir() {
-                left.push(inside);
-            } else {
-                copy_file(&from, &metadata, host, &inside)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn copy_file(
-    from: &Path,
-    metadata: &fs::Metadata,
-    host: &Host,
-    inside: &Path,
-) -> Result<(), StageError> {
-    let wanted = Path::new("/").join(inside);
-    let to = host
-        .resolve(&wanted)
-        .map_err(io_error(&wanted, "finding its place on the host"))?;
-    let copy = || -> io::Result<()> {
-        if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        // Beside it and renamed: a program that runs can be replaced, and nobody sees half a file.
-        let mut name = to
-            .file_name()
-            .ok_or_else(|| io::Error::other("it has no name"))?
-            .to_owned();
-        name.push(".skyhook-new");
-        let temporary = to.with_file_name(name);
-        fs::copy(from, &temporary)?;
-        fs::set_permissions(&temporary, metadata.permissions())?;
-        let times = FileTimes::new().set_modified(metadata.modified()?);
-        File::options()
-            .write(true)
-            .open(&temporary)?
-            .set_times(times)?;
-        fs::rename(&temporary, &to)
-    };
-    copy().map_err(io_error(&to, "copying from root_dir"))
-}
-
-/// Copies the agent's `/etc/resolv.conf` over the host's, for packages that ask for it.
-pub(super) fn copy_resolv(host: &Host) -> Result<(), StageError> {
-    let source = Path::new("/etc/resolv.conf");
-    let to = host
-        .resolve(source)
-        .map_err(io_error(source, "finding its place on the host"))?;
-    fs::copy(source, &to)
-        .map(drop)
-        .map_err(io_error(&to, "copying resolv.conf"))
 }

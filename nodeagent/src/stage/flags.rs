@@ -5,7 +5,6 @@
 )]
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -15,13 +14,18 @@ use skyhook_crds::Stage;
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_oci::manifest::{PackageConfig, Step};
-use skyhook_oci::remove_tree;
+use skyhook_oci::{Durability, Root};
 
 use super::{Layout, StageError, io_error};
 use crate::host::Host;
 
+/// The mode of a record.
+const FILE: u32 = 0o644;
+
 /// The records of one package.
 pub(super) struct Records {
+    files: Root,
+    /// Where the records of the Skyhook are, as the host names it.
     root: PathBuf,
     name: String,
     version: String,
@@ -48,7 +52,8 @@ impl Records {
         config: &PackageConfig,
     ) -> Self {
         Self {
-            root: host.path(format!("{}/{}", layout.copy_root, skyhook.name)),
+            files: host.files.clone(),
+            root: PathBuf::from(format!("{}/{}", layout.copy_root, skyhook.name)),
             name: config.package_name.clone(),
             version: config.package_version.clone(),
         }
@@ -59,7 +64,7 @@ impl Records {
     }
 
     pub(super) fn note_start(&self) -> Result<(), StageError> {
-        write(&self.flags().join("START"), &now())
+        self.write(&self.flags().join("START"), &now())
     }
 
     /// True when the step is passed over because it ran before. `idempotence: true` means that the script itself sees to
@@ -69,7 +74,7 @@ impl Records {
             Stage::Apply | Stage::PostInterrupt => !step.idempotence,
             Stage::Config | Stage::Uninstall | Stage::Upgrade | Stage::Interrupt => false,
         };
-        heeds && self.flag(step).exists()
+        heeds && self.files.exists(self.flag(step))
     }
 
     fn flag(&self, step: &Step) -> PathBuf {
@@ -86,7 +91,7 @@ impl Records {
 
     pub(super) fn set_flag(&self, step: &Step) -> Result<(), StageError> {
         let always = if step.idempotence { "True" } else { "False" };
-        write(
+        self.write(
             &self.flag(step),
             &format!("last_run: {}\nstep_always_runs: {always}\n", now()),
         )
@@ -94,7 +99,7 @@ impl Records {
 
     pub(super) fn remove_flags(&self) -> Result<(), StageError> {
         let directory = self.flags().join(&self.name).join(&self.version);
-        Ok(remove_tree(&directory)?)
+        Ok(self.files.remove_tree(directory)?)
     }
 
     /// Adds a line to `check_results`; the first check of a mode begins the file anew.
@@ -108,16 +113,16 @@ impl Records {
         let mut text = if first {
             String::new()
         } else {
-            fs::read_to_string(&file).unwrap_or_default()
+            self.files.read_to_string(&file).unwrap_or_default()
         };
         let result = if success { "True" } else { "False" };
         // Writing to a String cannot fail.
         let _infallible = writeln!(text, "{path} {result}");
-        write(&file, &text)
+        self.write(&file, &text)
     }
 
     pub(super) fn note_all_checked(&self, mode: &str) -> Result<(), StageError> {
-        write(&self.flags().join(format!("{mode}_ALL_CHECKED")), &now())
+        self.write(&self.flags().join(format!("{mode}_ALL_CHECKED")), &now())
     }
 
     /// The version that the history calls current: `unknown` where there is none.
@@ -136,11 +141,15 @@ impl Records {
 
     fn history(&self) -> Option<History> {
         let file = self.history_file();
-        let text = fs::read(&file).ok()?;
+        let text = self.files.read(&file).ok()?;
         serde_json::from_slice(&text)
             .map_err(|_| {
                 // A corrupt history is kept, as the reference does.
-                let _kept = fs::rename(&file, file.with_extension("json.backup"));
+                let backup = format!("{}.json.backup", self.name);
+                let _kept = self
+                    .files
+                    .entry(&file)
+                    .and_then(|entry| entry.rename(backup));
             })
             .ok()
     }
@@ -164,10 +173,13 @@ impl Records {
         let file = self.history_file();
         let text =
             serde_json::to_vec(&history).map_err(|e| io_error(&file, "encoding")(e.into()))?;
-        create_parent(&file)?;
-        let temporary = file.with_extension("json.new");
-        fs::write(&temporary, text).map_err(io_error(&temporary, "writing"))?;
-        fs::rename(&temporary, &file).map_err(io_error(&file, "replacing"))
+        self.files
+            .replace(&file, &text, FILE, Durability::PowerCut)
+            .map_err(io_error(&file, "writing"))
+    }
+
+    fn write(&self, file: &Path, text: &str) -> Result<(), StageError> {
+        write(&self.files, file, text)
     }
 }
 
@@ -181,33 +193,28 @@ pub fn note_interrupt(
     interrupt: &Interrupt,
 ) -> Result<(), StageError> {
     let id = super::resource_id(cycle, package.0, package.1);
-    let directory = host
-        .path(format!("{}/{}", layout.copy_root, cycle.name))
-        .join("interrupts/flags")
-        .join(id);
+    let directory = PathBuf::from(format!(
+        "{}/{}/interrupts/flags/{id}",
+        layout.copy_root, cycle.name
+    ));
+    let note = |file: &str| write(&host.files, &directory.join(file), &now());
     let (kind, commands) = match interrupt.kind {
         InterruptType::Reboot => ("node_restart", 1),
         // daemon-reload, and a restart each.
         InterruptType::Service => ("service_restart", interrupt.services.len() + 1),
         InterruptType::RestartAllServices => ("restart_all_services", 1),
-        InterruptType::Noop => return write(&directory.join("no_op.complete"), &now()),
+        InterruptType::Noop => return note("no_op.complete"),
     };
     for n in 0..commands {
-        write(&directory.join(format!("{kind}_{n}.complete")), &now())?;
+        note(&format!("{kind}_{n}.complete"))?;
     }
     Ok(())
 }
 
-fn create_parent(file: &Path) -> Result<(), StageError> {
-    match file.parent() {
-        Some(parent) => fs::create_dir_all(parent).map_err(io_error(parent, "creating")),
-        None => Ok(()),
-    }
-}
-
-fn write(file: &Path, text: &str) -> Result<(), StageError> {
-    create_parent(file)?;
-    fs::write(file, text).map_err(io_error(file, "writing"))
+fn write(files: &Root, file: &Path, text: &str) -> Result<(), StageError> {
+    files
+        .replace(file, text.as_bytes(), FILE, Durability::WhileUp)
+        .map_err(io_error(file, "writing"))
 }
 
 fn now() -> String {
@@ -251,14 +258,14 @@ fn python_str(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn interrupts_leave_the_files_of_the_reference() {
         let root = tempfile::tempdir().unwrap();
-        let host = Host {
-            root: root.path().to_owned(),
-        };
+        let host = Host::open(root.path()).unwrap();
         let layout = Layout {
             copy_root: "/var/lib/skyhook".into(),
             log_root: "/var/log/skyhook".into(),

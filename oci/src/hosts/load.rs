@@ -1,38 +1,19 @@
 //! Finding a registry's directory in containerd's layout.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this file is the shell that reads hosts.toml"
-)]
-
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{HostSettings, HostsError, RegistrySettings, parse};
+use crate::root::Root;
 
 /// Reads what `dir` has for `registry`: `<registry>/hosts.toml`, also with the port written as
 /// `_port_`, else `_default/hosts.toml`. A directory without that file is read as Docker's: `*.crt`
-/// to trust, `*.cert` with `*.key` to show. Absolute paths in it start at `root`.
+/// to trust, `*.cert` with `*.key` to show. `dir` is a path in `root`, and so are the paths in the result.
 pub(crate) fn load(
+    root: &Root,
     dir: &Path,
     registry: &str,
-    root: &Path,
 ) -> Result<RegistrySettings, HostsError> {
-    let mut settings = read(dir, registry)?;
-    for host in settings.hosts.iter_mut().chain(&mut settings.server) {
-        let pairs = host.client.iter_mut();
-        let client = pairs.flat_map(|(cert, key)| std::iter::once(cert).chain(key));
-        for path in host.ca.iter_mut().chain(client) {
-            if path.is_absolute() && !path.starts_with(root) {
-                *path = root.join(path.strip_prefix("/").unwrap_or(path));
-            }
-        }
-    }
-    Ok(settings)
-}
-
-fn read(dir: &Path, registry: &str) -> Result<RegistrySettings, HostsError> {
     let mut names = vec![registry.to_owned(), "_default".to_owned()];
     if let Some((host, port)) = registry.rsplit_once(':') {
         names.insert(0, format!("{host}_{port}_"));
@@ -40,31 +21,24 @@ fn read(dir: &Path, registry: &str) -> Result<RegistrySettings, HostsError> {
     for name in names {
         let dir = dir.join(name);
         let path = dir.join("hosts.toml");
-        match fs::read_to_string(&path) {
+        match root.read_to_string(&path) {
             Ok(text) => return parse(&text, &dir),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(HostsError::Read { path, source }),
         }
-        if dir.is_dir() {
-            return certificates(&dir);
+        if root.metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
+            return certificates(root, &dir);
         }
     }
     Ok(RegistrySettings::default())
 }
 
-fn certificates(dir: &Path) -> Result<RegistrySettings, HostsError> {
-    let failed = |source| HostsError::Read {
+fn certificates(root: &Root, dir: &Path) -> Result<RegistrySettings, HostsError> {
+    let names = root.list(dir).map_err(|source| HostsError::Read {
         path: dir.to_path_buf(),
         source,
-    };
-    let mut files: Vec<PathBuf> = fs::read_dir(dir)
-        .and_then(|entries| {
-            entries
-                .map(|entry| entry.map(|entry| entry.path()))
-                .collect()
-        })
-        .map_err(failed)?;
-    files.sort();
+    })?;
+    let files: Vec<PathBuf> = names.into_iter().map(|name| dir.join(name)).collect();
     let with = |extension: &str| {
         let matches = |file: &&PathBuf| file.extension().is_some_and(|it| it == extension);
         files.iter().filter(matches).cloned().collect::<Vec<_>>()
@@ -86,25 +60,49 @@ fn certificates(dir: &Path) -> Result<RegistrySettings, HostsError> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
-    fn absolute_paths_start_at_the_root_of_the_host() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("etc/containerd/certs.d");
-        fs::create_dir_all(dir.join("r.example")).unwrap();
+    fn symlinks_in_it_are_those_of_the_host() {
+        let directory = tempfile::tempdir().unwrap();
+        let certs_d = directory.path().join("etc/containerd/certs.d");
+        fs::create_dir_all(directory.path().join("opt/registries/r.example")).unwrap();
+        fs::create_dir_all(directory.path().join("etc/containerd")).unwrap();
+        symlink("/opt/registries", &certs_d).unwrap();
         fs::write(
-            dir.join("r.example/hosts.toml"),
+            directory.path().join("opt/hosts.toml"),
             "server = \"https://r.example\"\nca = \"/etc/pki/ca.crt\"\n\
              [host.\"https://mirror\"]\nca = \"own.crt\"\nclient = [[\"/c.pem\", \"/k.pem\"]]\n",
         )
         .unwrap();
-        let got = load(&dir, "r.example", root.path()).unwrap();
-        let at = |path: &str| root.path().join(path);
-        assert_eq!(got.server.unwrap().ca, [at("etc/pki/ca.crt")]);
+        let link = certs_d_file(&directory, "r.example/hosts.toml");
+        symlink("/opt/hosts.toml", link).unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        let dir = Path::new("/etc/containerd/certs.d");
+        let got = load(&root, dir, "r.example").unwrap();
+        assert_eq!(got.server.unwrap().ca, [Path::new("/etc/pki/ca.crt")]);
         assert_eq!(got.hosts[0].ca, [dir.join("r.example/own.crt")]);
-        assert_eq!(got.hosts[0].client, [(at("c.pem"), Some(at("k.pem")))]);
-        let here = load(&dir, "r.example", Path::new("/")).unwrap();
-        assert_eq!(here.server.unwrap().ca, [Path::new("/etc/pki/ca.crt")]);
+        let client = (PathBuf::from("/c.pem"), Some(PathBuf::from("/k.pem")));
+        assert_eq!(got.hosts[0].client, [client]);
+
+        fs::create_dir(certs_d_file(&directory, "docker.example")).unwrap();
+        let link = certs_d_file(&directory, "docker.example/ca.crt");
+        symlink("/etc/pki/ca.crt", link).unwrap();
+        let docker = load(&root, dir, "docker.example").unwrap();
+        assert_eq!(
+            docker.server.unwrap().ca,
+            [dir.join("docker.example/ca.crt")]
+        );
+        let none = load(&root, Path::new("/nowhere"), "r.example").unwrap();
+        assert_eq!(none, RegistrySettings::default());
+    }
+
+    fn certs_d_file(directory: &tempfile::TempDir, path: &str) -> PathBuf {
+        directory.path().join("opt/registries").join(path)
     }
 }

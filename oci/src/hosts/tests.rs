@@ -132,7 +132,8 @@ fn directories_are_found_with_ports_defaults_and_certificates_alone() {
         std::fs::write(path, text).unwrap();
     };
     let server = |registry: &str| {
-        let settings = load(dir.path(), registry, Path::new("/")).unwrap();
+        let root = crate::root::Root::open("/").unwrap();
+        let settings = load(&root, dir.path(), registry).unwrap();
         settings.server.map(|server| (server.url, server.ca.len()))
     };
     assert_eq!(server("r.io"), None);

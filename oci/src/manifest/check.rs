@@ -66,8 +66,11 @@ impl Found {
             }
         }
         let package_name = self.text(object, "", "package_name");
-        if package_name.as_deref() == Some("") {
-            self.error::<()>("package_name", "must not be empty");
+        // It becomes the name of directories on the host.
+        if let Some(name) = &package_name
+            && (!is_step_name(name) || name == "." || name == "..")
+        {
+            self.error::<()>("package_name", &not_a_name(name));
         }
         let package_version = self.text(object, "", "package_version");
         if let Some(version) = &package_version
@@ -185,8 +188,7 @@ impl Found {
         if let Some(name) = &name
             && !is_step_name(name)
         {
-            let message = format!("{name:?} may only have letters, digits, '_', '-' and '.'");
-            self.error::<()>(&join(field, "name"), &message);
+            self.error::<()>(&join(field, "name"), &not_a_name(name));
         }
         let path = self.text(object, field, "path");
         if let Some(path) = &path {
@@ -339,6 +341,10 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(boolean) => Some(boolean.to_string()),
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
+}
+
+fn not_a_name(name: &str) -> String {
+    format!("{name:?} is not a name: it may only have letters, digits, '_', '-' and '.'")
 }
 
 fn is_step_name(name: &str) -> bool {

@@ -69,7 +69,7 @@ fn a_good_config_is_read_whole() {
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn each_rule_names_its_field() {
     type Edit = fn(&mut Value);
-    let table: [(Edit, &[&str]); 17] = [
+    let table: [(Edit, &[&str]); 20] = [
         (
             |v| v["schema_version"] = json!("v2"),
             &["error: schema_version: is \"v2\", must be \"v1\""],
@@ -77,6 +77,24 @@ fn each_rule_names_its_field() {
         (
             |v| v["package_name"] = json!(7),
             &["error: package_name: must be a string"],
+        ),
+        (
+            |v| v["package_name"] = json!(""),
+            &[
+                "error: package_name: \"\" is not a name: it may only have letters, digits, '_', '-' and '.'",
+            ],
+        ),
+        (
+            |v| v["package_name"] = json!("../../etc"),
+            &[
+                "error: package_name: \"../../etc\" is not a name: it may only have letters, digits, '_', '-' and '.'",
+            ],
+        ),
+        (
+            |v| v["package_name"] = json!(".."),
+            &[
+                "error: package_name: \"..\" is not a name: it may only have letters, digits, '_', '-' and '.'",
+            ],
         ),
         (
             |v| v["package_version"] = json!("v1.2.3"),
@@ -113,7 +131,7 @@ fn each_rule_names_its_field() {
         (
             |v| v["modes"]["apply"][0]["name"] = json!("a b"),
             &[
-                "error: modes.apply[0].name: \"a b\" may only have letters, digits, '_', '-' and '.'",
+                "error: modes.apply[0].name: \"a b\" is not a name: it may only have letters, digits, '_', '-' and '.'",
             ],
         ),
         (
@@ -202,13 +220,13 @@ fn a_package_directory_is_read_without_leaving_it() {
     std::os::unix::fs::symlink("/bin/true", steps.join("b.sh")).unwrap();
     let config = dir.path().join("config.json");
     std::fs::write(&config, good().to_string()).unwrap();
-    let report = load(dir.path()).unwrap();
+    let report = load(&crate::root::Root::open(dir.path()).unwrap()).unwrap();
     let want = "warning: modes.post-interrupt-check[0].path: \
                 skyhook_dir/b.sh is a symlink out of the package";
     assert_eq!(texts(&report.problems), [want]);
     std::fs::remove_file(&config).unwrap();
     std::os::unix::fs::symlink("/etc/hostname", &config).unwrap();
-    let error = load(dir.path()).unwrap_err();
+    let error = load(&crate::root::Root::open(dir.path()).unwrap()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::XDEV.raw_os_error()));
 }
 

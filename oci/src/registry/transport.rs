@@ -1,11 +1,6 @@
 //! HTTP clients: TLS roots, client certificates, proxies, timeouts. Redirects are never followed
 //! here, so that no credential goes where it is not for.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this file is the shell that reads certificates"
-)]
-
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -20,6 +15,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use super::{RegistryError, Timeouts};
 use crate::hosts::{Endpoint, HostSettings, HostsError, redacted};
+use crate::root::Root;
 
 /// Where requests go through.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -50,14 +46,19 @@ impl fmt::Debug for ProxyConfig {
     }
 }
 
-/// A client for one endpoint. Loopback is never reached through a proxy of the environment.
+/// A client for one endpoint, whose certificates are among `files`. Loopback is never reached through a proxy of the environment.
 pub(super) fn client(
     endpoint: &Endpoint,
+    files: &Root,
     proxy: &ProxyConfig,
     timeouts: &Timeouts,
 ) -> Result<Client, RegistryError> {
     let mut builder = Client::builder()
-        .tls_backend_preconfigured(tls(&endpoint.settings, endpoint.base.scheme() == "https")?)
+        .tls_backend_preconfigured(tls(
+            &endpoint.settings,
+            files,
+            endpoint.base.scheme() == "https",
+        )?)
         .user_agent(concat!("skyhook/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeouts.connect)
@@ -90,7 +91,7 @@ pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> 
     Ok(map)
 }
 
-fn tls(settings: &HostSettings, used: bool) -> Result<ClientConfig, RegistryError> {
+fn tls(settings: &HostSettings, files: &Root, used: bool) -> Result<ClientConfig, RegistryError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -100,14 +101,14 @@ fn tls(settings: &HostSettings, used: bool) -> Result<ClientConfig, RegistryErro
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
     } else {
-        builder.with_root_certificates(roots(settings, used)?)
+        builder.with_root_certificates(roots(settings, files, used)?)
     };
     match settings.client.first() {
         None => Ok(builder.with_no_client_auth()),
         Some((certificate, key)) => {
             let key_path = key.as_ref().unwrap_or(certificate);
-            let chain = certificates(certificate)?;
-            let key = PrivateKeyDer::from_pem_slice(&read(key_path)?)
+            let chain = certificates(files, certificate)?;
+            let key = PrivateKeyDer::from_pem_slice(&read(files, key_path)?)
                 .map_err(|error| unusable(key_path, &error))?;
             builder
                 .with_client_auth_cert(chain, key)
@@ -117,7 +118,11 @@ fn tls(settings: &HostSettings, used: bool) -> Result<ClientConfig, RegistryErro
 }
 
 /// The system's roots and the host's own. Plain HTTP needs none.
-fn roots(settings: &HostSettings, used: bool) -> Result<RootCertStore, RegistryError> {
+fn roots(
+    settings: &HostSettings,
+    files: &Root,
+    used: bool,
+) -> Result<RootCertStore, RegistryError> {
     static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
     if !used {
         return Ok(RootCertStore::empty());
@@ -134,7 +139,7 @@ fn roots(settings: &HostSettings, used: bool) -> Result<RootCertStore, RegistryE
         })
         .clone();
     for path in &settings.ca {
-        for certificate in certificates(path)? {
+        for certificate in certificates(files, path)? {
             roots
                 .add(certificate)
                 .map_err(|error| unusable(path, &error))?;
@@ -143,8 +148,8 @@ fn roots(settings: &HostSettings, used: bool) -> Result<RootCertStore, RegistryE
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryError> {
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?)
+fn certificates(files: &Root, path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryError> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&read(files, path)?)
         .collect::<Result<_, _>>()
         .map_err(|error| unusable(path, &error))?;
     if found.is_empty() {
@@ -153,8 +158,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryErr
     Ok(found)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, HostsError> {
-    std::fs::read(path).map_err(|source| HostsError::Read {
+fn read(files: &Root, path: &Path) -> Result<Vec<u8>, HostsError> {
+    files.read(path).map_err(|source| HostsError::Read {
         path: path.to_path_buf(),
         source,
     })

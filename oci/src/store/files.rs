@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
+use crate::replace::is_in_the_making;
 
 pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
     StoreError::Io {
@@ -21,15 +22,17 @@ pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> Stor
     }
 }
 
+/// The files in `dir`, but for those in the making.
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = fs::read_dir(dir).map_err(|source| failed("list", dir, source))?;
-    entries
-        .map(|entry| {
-            entry
-                .map(|entry| entry.path())
-                .map_err(|source| failed("list", dir, source))
-        })
-        .collect()
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|source| failed("list", dir, source))?;
+        if !is_in_the_making(&entry.file_name()) {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
 }
 
 pub(super) fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {

@@ -1,20 +1,22 @@
 //! Where a package is unpacked to.
 
-use std::ffi::OsStr;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::UnpackError;
-use crate::beneath::{self, Outside};
+use crate::beneath::{Last, Missing};
+use crate::root::Root;
 
 /// A directory, named from the root it must not leave.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Target {
-    root: PathBuf,
+    /// Unset: this process's own.
+    root: Option<Root>,
     path: PathBuf,
 }
 
@@ -28,93 +30,53 @@ impl Target {
     /// A path of this process's own file system, whose symlinks are trusted.
     pub fn path(path: impl AsRef<Path>) -> Self {
         Self {
-            root: PathBuf::from("/"),
+            root: None,
             path: path.as_ref().to_path_buf(),
         }
     }
 
     /// A path inside `root`: every symlink on the way is resolved as if `root` were `/`, so none
     /// leads out of it.
-    pub fn in_root(root: impl AsRef<Path>, path: impl AsRef<Path>) -> Self {
+    pub fn in_root(root: &Root, path: impl AsRef<Path>) -> Self {
         Self {
-            root: root.as_ref().to_path_buf(),
+            root: Some(root.clone()),
             path: path.as_ref().to_path_buf(),
         }
     }
 
+    /// The target as its root names it.
     pub(super) fn display_path(&self) -> PathBuf {
-        let relative = self.path.strip_prefix("/").unwrap_or(&self.path);
-        if self.root == Path::new("/") {
-            self.path.clone()
-        } else {
-            self.root.join(relative)
-        }
+        self.path.clone()
     }
 
     /// Opens the parent, creating what is missing of it with mode 0755.
     pub(super) fn open(&self) -> Result<Place, UnpackError> {
-        let io = |what| {
+        let failed = |what| {
             let path = self.display_path();
-            move |errno: Errno| UnpackError::Io {
-                what,
-                path,
-                source: errno.into(),
+            move |source: io::Error| UnpackError::Io { what, path, source }
+        };
+        let (root, path) = match &self.root {
+            Some(root) => (root.clone(), self.path.clone()),
+            None => {
+                // What is relative is relative to where this process is.
+                let path = std::path::absolute(&self.path).map_err(failed("find"))?;
+                let root = Root::open("/").map_err(failed("open the root of"))?;
+                (root, path)
             }
         };
-        // What is relative is relative to the root; without one, to where this process is.
-        let absolute = match self.root == Path::new("/") {
-            true => std::path::absolute(&self.path).map_err(|source| UnpackError::Io {
-                what: "find",
-                path: self.path.clone(),
-                source,
-            })?,
-            false => self.path.clone(),
+        if path.components().any(|part| part == Component::ParentDir) {
+            return Err(failed("use '..' in")(Errno::INVAL.into()));
+        }
+        let Some(name) = path.file_name() else {
+            return Err(failed("unpack to")(Errno::INVAL.into()));
         };
-        let mut names: Vec<&OsStr> = Vec::new();
-        for component in absolute.components() {
-            match component {
-                Component::Normal(name) => names.push(name),
-                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-                Component::ParentDir => return Err(io("use '..' in")(Errno::INVAL)),
-            }
-        }
-        let (name, parents) = names
-            .split_last()
-            .ok_or_else(|| io("unpack to")(Errno::INVAL))?;
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
-        let root = rustix::fs::openat(CWD, &self.root, flags, Mode::empty())
-            .map_err(io("open the root of"))?;
-        let mut parent = PathBuf::new();
-        let mut fd = None;
-        for part in parents {
-            parent.push(part);
-            let at = fd.as_ref().unwrap_or(&root);
-            fd = Some(enter(&root, at, &parent, part, flags).map_err(io("create the parent of"))?);
-        }
+        let missing = Missing::Make(Mode::from_raw_mode(0o755));
+        let place = root
+            .place(&path, missing, Last::Keep)
+            .map_err(|errno| failed("create the parent of")(errno.into()))?;
         Ok(Place {
-            parent: fd.unwrap_or(root),
+            parent: place.dir,
             name: name.as_bytes().to_vec(),
         })
-    }
-}
-
-/// Opens `path` inside `root`; `at` is its parent and `name` its last part, for making it.
-fn enter(
-    root: &OwnedFd,
-    at: &OwnedFd,
-    path: &Path,
-    name: &OsStr,
-    flags: OFlags,
-) -> rustix::io::Result<OwnedFd> {
-    let open = || beneath::open(root, path, flags, Outside::IsRoot);
-    match open() {
-        Err(Errno::NOENT) => {
-            match rustix::fs::mkdirat(at, name, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno),
-            }
-            open()
-        }
-        result => result,
     }
 }

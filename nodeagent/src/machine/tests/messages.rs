@@ -2,6 +2,7 @@
 
 use skyhook_crds::package::InterruptType;
 use skyhook_crds::{Package, Stage, State};
+use skyhook_oci::RetryClass;
 
 use super::super::*;
 use super::interrupt;
@@ -61,12 +62,20 @@ fn no_text_is_longer_than_a_message() {
         (
             "image",
             |e| matches!(e, Effect::PullImage { .. }),
-            |key, _, reason| Event::ImageFailed { key, reason },
+            |key, _, reason| Event::ImageFailed {
+                key,
+                reason,
+                class: RetryClass::Transient,
+            },
         ),
         (
             "config.json",
             |e| matches!(e, Effect::PrepareStage { .. }),
-            |key, _, reason| Event::StageFailed { key, reason },
+            |key, _, reason| Event::StageFailed {
+                key,
+                reason,
+                class: RetryClass::Transient,
+            },
         ),
         (
             "step",

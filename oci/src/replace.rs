@@ -1,0 +1,341 @@
+//! Writing a file so that whoever reads it finds the old content or the new one, and never a part of either.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+/// What a power cut may do to a file that was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// After a power cut the file may be the old one, the new one, or empty. As long as the host runs, it is the old one or
+    /// the new one.
+    WhileUp,
+    /// The file and its directory are on the disk before the write returns.
+    PowerCut,
+}
+
+/// The file operations that a write is made of, in an order that survives a power cut between any two.
+pub trait Disk {
+    /// Writes the bytes to a temporary file.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Flushes the temporary file.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Gives the temporary file the name of the file that it replaces.
+    fn rename(&mut self) -> io::Result<()>;
+    /// Flushes the directory.
+    fn sync_directory(&mut self) -> io::Result<()>;
+    /// Removes the temporary file.
+    fn remove(&mut self) -> io::Result<()>;
+}
+
+/// Replaces a file on `disk`.
+pub fn replace_on(disk: &mut impl Disk, bytes: &[u8], durability: Durability) -> io::Result<()> {
+    let written = disk
+        .write(bytes)
+        .and_then(|()| match durability {
+            Durability::WhileUp => Ok(()),
+            Durability::PowerCut => disk.sync(),
+        })
+        .and_then(|()| disk.rename());
+    if let Err(error) = written {
+        // A full disk must not be kept full by what did not fit.
+        let _removed = disk.remove();
+        return Err(error);
+    }
+    match durability {
+        Durability::WhileUp => Ok(()),
+        Durability::PowerCut => disk.sync_directory(),
+    }
+}
+
+/// Replaces the file at `path`, a path of this process whose symlinks are trusted. Only root can read the new file.
+pub fn replace_file(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        let message = format!("{} is not the path of a file", path.display());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, parent, flags, Mode::empty())?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    replace_at(dir, name, bytes, mode, durability)
+}
+
+/// Replaces the file `name` in `dir`. The new file has this mode, less the umask.
+pub(crate) fn replace_at(
+    dir: impl AsFd,
+    name: &OsStr,
+    bytes: &[u8],
+    mode: Mode,
+    durability: Durability,
+) -> io::Result<()> {
+    let mut disk = RealDisk {
+        file: NewFile::create(dir, name, mode)?,
+    };
+    replace_on(&mut disk, bytes, durability)
+}
+
+/// A file in the making: it lies beside the file that it will replace, under a temporary name. Dropping it removes it.
+#[derive(Debug)]
+pub struct NewFile {
+    dir: OwnedFd,
+    name: OsString,
+    temporary: OsString,
+    file: File,
+    is_in_place: bool,
+}
+
+/// How long a writer waits for another one of the same file before it looks again.
+const PAUSE: Duration = Duration::from_millis(1);
+
+impl NewFile {
+    /// Makes an empty file for `name` in `dir`. Waits while another thread or process makes one for the same name.
+    pub(crate) fn create(dir: impl AsFd, name: &OsStr, mode: Mode) -> io::Result<Self> {
+        let temporary = temporary(name);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = flags | OFlags::RDWR;
+        let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+        loop {
+            match rustix::fs::openat(&dir, &temporary, flags, mode) {
+                // Whoever makes one holds it locked. One that is not locked was left by a process that was killed.
+                Ok(file) if !lock(&file, &dir, &temporary)? => std::thread::sleep(PAUSE),
+                Ok(file) => {
+                    return Ok(Self {
+                        dir,
+                        name: name.to_owned(),
+                        temporary,
+                        file: file.into(),
+                        is_in_place: false,
+                    });
+                }
+                Err(Errno::EXIST) => remove_left_over(&dir, &temporary)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The file, to be written.
+    pub fn file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Gives the file its name. What had the name is gone then.
+    pub fn put_in_place(mut self) -> io::Result<()> {
+        self.rename()
+    }
+
+    fn rename(&mut self) -> io::Result<()> {
+        rustix::fs::renameat(&self.dir, &self.temporary, &self.dir, &self.name)?;
+        self.is_in_place = true;
+        Ok(())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.is_in_place {
+            // The next writer of the same file removes what is left.
+            let _removed = rustix::fs::unlinkat(&self.dir, &self.temporary, AtFlags::empty());
+        }
+    }
+}
+
+/// How the names of files in the making end.
+const END: &[u8] = b".skyhook-new";
+
+/// Whether this is the name of a file in the making, which may have been left by a process that was killed.
+pub(crate) fn is_in_the_making(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(END)
+}
+
+/// The name under which a file for `name` is made. Of long names only the first bytes are in it: files whose names share
+/// these are made one after the other.
+fn temporary(name: &OsStr) -> OsString {
+    const LONGEST_NAME: usize = 255;
+    let mut bytes = vec![b'.'];
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.truncate(LONGEST_NAME - END.len());
+    bytes.extend_from_slice(END);
+    OsString::from_vec(bytes)
+}
+
+/// Locks the file that was just made; false when another writer took it for left over and removed it.
+fn lock(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(false),
+        Err(errno) => return Err(errno),
+    }
+    let ours = rustix::fs::fstat(file)?;
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Removes a temporary file, unless it is one of ours that is being written. What others planted under the name goes too,
+/// and no symlink is followed.
+fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(file) => {
+            let ours = rustix::process::geteuid().as_raw();
+            if rustix::fs::fstat(&file)?.st_uid == ours && !lock(&file, dir, name)? {
+                std::thread::sleep(PAUSE);
+                return Ok(());
+            }
+        }
+        Err(Errno::NOENT) => return Ok(()),
+        // A symlink, a socket, or a directory without a reader.
+        Err(_) => {}
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Makes the symlink `name` in `dir`, in the place of what has the name.
+pub(crate) fn replace_with_symlink(dir: impl AsFd, name: &OsStr, target: &OsStr) -> io::Result<()> {
+    let temporary = temporary(name);
+    let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+    loop {
+        match rustix::fs::symlinkat(target, &dir, &temporary) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                remove_left_over(&dir, &temporary)?;
+                continue;
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        match rustix::fs::renameat(&dir, &temporary, &dir, name) {
+            // Another writer of the same name took it for left over.
+            Err(Errno::NOENT) => {}
+            Err(errno) => {
+                let _removed = rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty());
+                return Err(errno.into());
+            }
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+struct RealDisk {
+    file: NewFile,
+}
+
+impl Disk for RealDisk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.file.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.file.sync_all()
+    }
+
+    fn rename(&mut self) -> io::Result<()> {
+        self.file.rename()
+    }
+
+    fn sync_directory(&mut self) -> io::Result<()> {
+        sync_directory(&self.file.dir)
+    }
+
+    fn remove(&mut self) -> io::Result<()> {
+        // Done when it is dropped.
+        Ok(())
+    }
+}
+
+/// Flushes a directory: its descriptor may be one that only names it.
+pub(crate) fn sync_directory(dir: impl AsFd) -> io::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
+    Ok(rustix::fs::fsync(dir)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_temporary_name_is_never_too_long() {
+        for (name, want) in [("a", 14), (&"x".repeat(242), 255), (&"x".repeat(255), 255)] {
+            assert_eq!(temporary(OsStr::new(name)).len(), want);
+        }
+    }
+
+    #[test]
+    fn what_lies_under_the_temporary_name_is_not_followed_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "kept").unwrap();
+        let (file, planted) = (dir.path().join("f"), dir.path().join(".f.skyhook-new"));
+        let write = || replace_file(&file, b"new", Durability::PowerCut).unwrap();
+        symlink(&precious, &planted).unwrap();
+        write();
+        fs::write(
+            &planted,
+            "left by a writer that was killed, and longer than the next",
+        )
+        .unwrap();
+        write();
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "kept");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(!planted.exists());
+    }
+
+    /// As two packages do that lay the same file.
+    #[test]
+    fn writers_of_one_file_do_not_mix_their_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        replace_file(&file, b"", Durability::WhileUp).unwrap();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (b'a'..=b'c')
+                .map(|byte| {
+                    let (bytes, file) = (vec![byte; 100_000], &file);
+                    scope.spawn(move || {
+                        for _ in 0..50 {
+                            replace_file(file, &bytes, Durability::WhileUp).unwrap();
+                        }
+                    })
+                })
+                .collect();
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let read = fs::read(&file).unwrap();
+                    assert!(read.is_empty() || read.len() == 100_000, "{}", read.len());
+                    assert!(read.windows(2).all(|pair| pair[0] == pair[1]));
+                }
+            });
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

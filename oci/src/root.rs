@@ -1,0 +1,439 @@
+//! A directory that is `/` for the paths of a host: symlinks are resolved inside it, absolute ones too, and none leads out
+//! of it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::beneath::{self, Last, Missing, Outside, Place};
+use crate::remove::{self, RemoveError};
+use crate::replace::{Durability, NewFile, replace_at, replace_with_symlink};
+
+/// The mode of directories that are made on the way to a file, less the umask.
+const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
+
+/// An open directory that all paths start in. Paths may begin with `/` or not: it is the same.
+#[derive(Clone, Debug)]
+pub struct Root {
+    path: PathBuf,
+    dir: Arc<OwnedFd>,
+}
+
+/// A name in an open directory. The last part of the path that led here is no symlink any more, unless it was asked for as
+/// it is.
+#[derive(Debug)]
+pub struct Entry {
+    dir: OwnedFd,
+    name: OsString,
+}
+
+impl Root {
+    /// Opens a directory of this process; the symlinks of this path are trusted.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
+        Ok(Self {
+            path,
+            dir: Arc::new(dir),
+        })
+    }
+
+    /// How this process names the directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is the root of this process.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.path == Path::new("/")
+    }
+
+    /// The directory at `path`, as a root of its own.
+    pub fn directory(&self, path: impl AsRef<Path>) -> io::Result<Self> {
+        let dir = self.open_with(path.as_ref(), OFlags::DIRECTORY | OFlags::PATH)?;
+        Self::of(dir)
+    }
+
+    /// Makes the directory at `path` and those on the way to it, where they are missing, and returns it as a root of its
+    /// own. Its mode is 0755 less the umask.
+    pub fn create_dirs(&self, path: impl AsRef<Path>) -> io::Result<Self> {
+        let place = self.place(path.as_ref(), Missing::Make(DIRECTORY), Last::Follow)?;
+        let Some(name) = place.name else {
+            return Self::of(place.dir);
+        };
+        beneath::make(place.dir.as_fd(), &name, DIRECTORY)?;
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&place.dir, name.as_slice(), flags, Mode::empty())?;
+        Self::of(dir)
+    }
+
+    fn of(dir: OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            path: path_of(dir.as_fd())?,
+            dir: Arc::new(dir),
+        })
+    }
+
+    /// Opens the file for reading.
+    pub fn open_file(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        Ok(self.open_with(path.as_ref(), OFlags::RDONLY)?.into())
+    }
+
+    /// The file's content.
+    pub fn read(&self, path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.open_file(path)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The file's content, which is text.
+    pub fn read_to_string(&self, path: impl AsRef<Path>) -> io::Result<String> {
+        let mut text = String::new();
+        self.open_file(path)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// What is at `path`, symlinks followed.
+    pub fn metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
+        File::from(self.open_with(path.as_ref(), OFlags::PATH)?).metadata()
+    }
+
+    /// Whether there is anything at `path`, symlinks followed.
+    #[must_use]
+    pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.open_with(path.as_ref(), OFlags::PATH).is_ok()
+    }
+
+    /// The names in the directory at `path`, in order.
+    pub fn list(&self, path: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
+        let dir = self.open_with(path.as_ref(), OFlags::DIRECTORY | OFlags::RDONLY)?;
+        names(dir.as_fd())
+    }
+
+    /// The name that `path` leads to, with a symlink at its end followed. Its parents must be there; it need not.
+    pub fn entry(&self, path: impl AsRef<Path>) -> io::Result<Entry> {
+        Entry::of(self.place(path.as_ref(), Missing::Refuse, Last::Follow)?)
+    }
+
+    /// As [`Self::entry`], and makes the parents that are missing, with mode 0755 less the umask.
+    pub fn entry_making_parents(&self, path: impl AsRef<Path>) -> io::Result<Entry> {
+        Entry::of(self.place(path.as_ref(), Missing::Make(DIRECTORY), Last::Follow)?)
+    }
+
+    /// The name that `path` leads to, which may be that of a symlink.
+    pub fn entry_itself(&self, path: impl AsRef<Path>) -> io::Result<Entry> {
+        Entry::of(self.place(path.as_ref(), Missing::Refuse, Last::Keep)?)
+    }
+
+    /// Replaces the file at `path` and makes the parents that are missing. A symlink at its end is followed. The new file
+    /// has this mode, less the umask.
+    pub fn replace(
+        &self,
+        path: impl AsRef<Path>,
+        bytes: &[u8],
+        mode: u32,
+        durability: Durability,
+    ) -> io::Result<()> {
+        self.entry_making_parents(path)?
+            .replace(bytes, mode, durability)
+    }
+
+    /// Removes the file, the symlink, or the directory with all that is in it. What is gone already is fine. A directory at
+    /// or below which something is mounted is left as it is.
+    pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<(), RemoveError> {
+        match self.entry_itself(path.as_ref()) {
+            Ok(entry) => entry.remove_tree(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(RemoveError::Io {
+                path: path.as_ref().to_path_buf(),
+                source,
+            }),
+        }
+    }
+
+    /// How this process names what is at `path`, with all symlinks resolved. What does not exist is taken as it stands. For
+    /// sockets and programs, which cannot be named by a descriptor, and for directories that only root can change.
+    pub fn locate(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
+        let place = self.place(path.as_ref(), Missing::Keep, Last::Follow)?;
+        let directory = path_of(place.dir.as_fd())?;
+        Ok(match place.name {
+            Some(name) => directory.join(OsStr::from_bytes(&name)),
+            None => directory,
+        })
+    }
+
+    /// Opens `path`; a symlink that is absolute, or leads out of the directory otherwise, is an error (EXDEV).
+    pub fn open_beneath(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        beneath::open(&self.dir, path, flags, Outside::IsRefused)
+    }
+
+    pub(crate) fn open_with(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        beneath::open(&self.dir, path, flags, Outside::IsRoot)
+    }
+
+    pub(crate) fn place(
+        &self,
+        path: &Path,
+        missing: Missing,
+        last: Last,
+    ) -> rustix::io::Result<Place> {
+        let path = path.as_os_str().as_bytes();
+        beneath::place(self.dir.as_fd(), path, Outside::IsRoot, missing, last)
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+impl Entry {
+    fn of(place: Place) -> io::Result<Self> {
+        match place.name {
+            Some(name) => Ok(Self {
+                dir: place.dir,
+                name: OsString::from_vec(name),
+            }),
+            None => Err(Errno::ISDIR.into()),
+        }
+    }
+
+    /// The entry `name` of an open directory. `name` must be a name, and no path.
+    pub fn at(dir: impl AsFd, name: impl AsRef<OsStr>) -> io::Result<Self> {
+        let name = name.as_ref();
+        if matches!(name.as_bytes(), b"" | b"." | b"..") || name.as_bytes().contains(&b'/') {
+            return Err(Errno::INVAL.into());
+        }
+        Ok(Self {
+            dir: rustix::io::fcntl_dupfd_cloexec(dir, 0)?,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The directory that the name is in.
+    #[must_use]
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// What has the name; a symlink is not followed. `None` when nothing has it.
+    pub fn stat(&self) -> io::Result<Option<Stat>> {
+        match rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Makes a directory with this mode, less the umask. What has the name already and is no directory is removed; a directory
+    /// stays as it is.
+    pub fn create_directory(&self, mode: u32) -> io::Result<OwnedFd> {
+        loop {
+            let mode = Mode::from_raw_mode(mode);
+            beneath::make(self.dir(), self.name.as_bytes(), mode)?;
+            match self.open_directory() {
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory || is_loop(&error) => {
+                    rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty())?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Opens the file that has the name for reading. A symlink is not followed, and a named pipe not waited for.
+    pub fn open_file(&self) -> io::Result<File> {
+        self.open(OFlags::RDONLY)
+    }
+
+    /// Opens the file that has the name for writing over it. A symlink is not followed.
+    pub fn open_to_write(&self) -> io::Result<File> {
+        self.open(OFlags::WRONLY)
+    }
+
+    fn open(&self, flags: OFlags) -> io::Result<File> {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty())?.into())
+    }
+
+    /// Opens the directory that has the name, which must not be a symlink.
+    pub fn open_directory(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(
+            &self.dir,
+            &self.name,
+            flags,
+            Mode::empty(),
+        )?)
+    }
+
+    /// Replaces what has the name, which must not be a directory. The new file has this mode, less the umask.
+    pub fn replace(&self, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(mode);
+        replace_at(&self.dir, &self.name, bytes, mode, durability)
+    }
+
+    /// An empty file that can take the place of what has the name; only root can read it.
+    pub fn new_file(&self) -> io::Result<NewFile> {
+        NewFile::create(&self.dir, &self.name, Mode::RUSR | Mode::WUSR)
+    }
+
+    /// Makes a symlink that takes the place of what has the name, which must not be a directory.
+    pub fn symlink(&self, target: impl AsRef<OsStr>) -> io::Result<()> {
+        replace_with_symlink(&self.dir, &self.name, target.as_ref())
+    }
+
+    /// Gives what has the name another name in the same directory.
+    pub fn rename(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
+        Ok(rustix::fs::renameat(
+            &self.dir,
+            &self.name,
+            &self.dir,
+            name.as_ref(),
+        )?)
+    }
+
+    /// As [`Root::remove_tree`]; a symlink itself is removed.
+    pub fn remove_tree(&self) -> Result<(), RemoveError> {
+        remove::remove_at(&self.dir, self.name.as_bytes())
+    }
+}
+
+fn is_loop(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
+/// The names in an open directory, in order.
+pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => {}
+            name => names.push(OsStr::from_bytes(name).to_owned()),
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// How this process names an open directory.
+fn path_of(dir: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::io::Write as _;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn at(root: &Path, path: &str) -> PathBuf {
+        root.canonicalize().unwrap().join(path)
+    }
+
+    #[test]
+    fn symlinks_stay_inside_the_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        fs::create_dir_all(path.join("usr/lib")).unwrap();
+        symlink("usr/lib", path.join("lib")).unwrap();
+        symlink("/usr/../../../../usr", path.join("up")).unwrap();
+        symlink("/etc/real", path.join("usr/lib/link")).unwrap();
+        symlink("loop", path.join("loop")).unwrap();
+        let root = Root::open(path).unwrap();
+        for (name, want) in [
+            ("/lib/x", "usr/lib/x"),
+            ("/up/x", "usr/x"),
+            ("/../../etc/passwd", "etc/passwd"),
+            ("/lib/link/file", "etc/real/file"),
+            ("/new/dir/file", "new/dir/file"),
+            ("new", "new"),
+            ("/lib", "usr/lib"),
+        ] {
+            assert_eq!(root.locate(name).unwrap(), at(path, want), "{name}");
+        }
+        let error = root.locate("/loop/x").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
+    }
+
+    /// A host whose large disk is mounted elsewhere.
+    #[test]
+    fn an_absolute_symlink_of_the_host_is_followed_on_the_host() {
+        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let path = directory.path();
+        fs::create_dir_all(path.join("data/skyhook")).unwrap();
+        fs::create_dir_all(path.join("var/lib")).unwrap();
+        symlink("/data/skyhook", path.join("var/lib/skyhook")).unwrap();
+        symlink(elsewhere.path(), path.join("out")).unwrap();
+        symlink("/data/id", path.join("id")).unwrap();
+        let root = Root::open(path).unwrap();
+        root.replace("/var/lib/skyhook/s/f", b"1", 0o644, Durability::WhileUp)
+            .unwrap();
+        assert_eq!(fs::read(path.join("data/skyhook/s/f")).unwrap(), b"1");
+        assert_eq!(root.read("/var/lib/skyhook/s/f").unwrap(), b"1");
+        root.replace("/id", b"abc", 0o600, Durability::PowerCut)
+            .unwrap();
+        assert_eq!(fs::read(path.join("data/id")).unwrap(), b"abc");
+        assert_eq!(root.list("/var/lib/skyhook").unwrap(), ["s"]);
+        let made = root.create_dirs("/var/lib/skyhook/t/u").unwrap();
+        assert_eq!(made.path(), at(path, "data/skyhook/t/u"));
+        root.create_dirs("/out/x").unwrap();
+        assert!(!elsewhere.path().join("x").exists(), "it got out");
+        root.remove_tree("/var/lib/skyhook/s").unwrap();
+        assert!(!path.join("data/skyhook/s").exists());
+        root.remove_tree("/var/lib/skyhook").unwrap();
+        assert!(
+            path.join("data/skyhook/t").exists(),
+            "only the symlink goes"
+        );
+    }
+
+    #[test]
+    fn a_symlink_that_another_user_put_into_tmp_is_replaced_and_not_followed() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "CI runs this as root");
+            let _closed = writeln!(
+                io::stderr().lock(),
+                "\n!!!! SKIPPED a_symlink_that_another_user_put_into_tmp_is_replaced_and_not_followed: it needs root"
+            );
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let tmp = directory.path().join("tmp");
+        fs::create_dir(&tmp).unwrap();
+        fs::write(directory.path().join("shadow"), "kept").unwrap();
+        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        fs::set_permissions(&tmp, open_to_all).unwrap();
+        symlink("/shadow", tmp.join("f")).unwrap();
+        std::os::unix::fs::lchown(tmp.join("f"), Some(65534), Some(65534)).unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        root.replace("/tmp/f", b"new", 0o644, Durability::WhileUp)
+            .unwrap();
+        assert_eq!(fs::read(directory.path().join("shadow")).unwrap(), b"kept");
+        assert_eq!(fs::read(tmp.join("f")).unwrap(), b"new");
+    }
+}
