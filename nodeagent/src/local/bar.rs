@@ -1,9 +1,4 @@
 //! How far a run is, on a terminal or in lines.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this is shell: it writes to the terminal"
-)]
-
 use std::io::{IsTerminal as _, Write as _};
 
 use skyhook_oci::progress;

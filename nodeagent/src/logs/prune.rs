@@ -203,7 +203,9 @@ mod tests {
             package: 100,
             host: 150,
         };
-        let rows: [(&str, &[(&str, usize, u32)], &[usize]); 5] = [
+        /// Directory, bytes and day of a log.
+        type File = (&'static str, usize, u32);
+        let rows: [(&str, &[File], &[usize]); 5] = [
             ("within", &[("s/p/1", 50, 1), ("s/p/1", 50, 2)], &[0, 1]),
             (
                 "versions",

@@ -166,9 +166,9 @@ fn a_step_that_is_to_end_is_known_after_a_restart() {
     let [Effect::EndStep { id }] = effects.as_slice() else {
         panic!("{effects:?}");
     };
-    let is_to_end = |world: &World| match &world.entry("aa|1.0.0").doing {
-        Doing::Step(cursor) => cursor.is_to_end,
-        other => panic!("{other:?}"),
+    let is_to_end = |world: &World| {
+        let doing = &world.entry("aa|1.0.0").doing;
+        matches!(doing, Doing::Step(cursor) if cursor.is_to_end)
     };
     assert!(is_to_end(&world));
     // The agent may have died before it told the supervisor.
