@@ -245,7 +245,7 @@ impl Agent {
             Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
-            Note::Gone(gone) => self.forget_skyhooks(&gone),
+            Note::Gone(gone) => self.sweep(gone),
             Note::Woken => self.woken(),
         }
     }

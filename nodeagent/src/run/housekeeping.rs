@@ -100,64 +100,71 @@ impl Agent {
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
     }
 
-    /// Drops Skyhooks from the journal that are gone from the cluster and have no package on the host.
-    pub(super) fn forget_skyhooks(&mut self, gone: &BTreeSet<String>) {
-        let mut state = self.journal.state.clone();
-        if state.forget(gone)
-            && let Err(error) = self.journal.save(state)
-        {
-            tracing::warn!(error = %chain(&error), "deleted Skyhooks cannot be removed from the journal");
-        }
-    }
-
     fn steps(&self) -> PathBuf {
         self.runner.steps().to_owned()
     }
 
-    /// Removes revisions, step directories, copies, images and logs that are not needed any more. Failures are logged;
-    /// the next lease tries again.
+    /// Removes what is not needed any more: logs and revisions now, and the rest when it is known which Skyhooks are gone
+    /// from the cluster. Failures are logged; the end of the next lease tries again.
     pub(super) fn collect_garbage(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
         self.prune_logs();
+        let (api, notes) = (self.api.clone(), self.notes.clone());
+        let remembered = self.remembered();
+        tokio::task::spawn_local(async move {
+            let exists = async |revision: &str| match api.revision(revision).await {
+                Ok(_) => Some(true),
+                Err(ApiError::NotFound { .. }) => Some(false),
+                Err(_) => None,
+            };
+            let gone = gone(&remembered, exists).await;
+            let _sent = notes.send(Note::Gone(gone));
+        });
+    }
+
+    /// Removes step directories, copies and images that nothing needs now. The next lease may have started. `gone` are
+    /// Skyhooks that the cluster does not have any more: they leave the journal when they have no package on the host.
+    pub(super) fn sweep(&mut self, gone: BTreeSet<String>) {
+        let mut state = self.journal.state.clone();
+        if state.forget(&gone)
+            && let Err(error) = self.journal.save(state)
+        {
+            tracing::warn!(error = %chain(&error), "deleted Skyhooks cannot be removed from the journal");
+        }
         let (kept, since) = (self.kept(), SystemTime::now());
         let steps = self.steps();
+        let (next_step, running) = match self.run() {
+            Some(run) => (run.next_step, run.steps()),
+            None => (self.journal.state.next_step, BTreeSet::new()),
+        };
         let (files, copies) = (
             self.host.files.clone(),
             self.settings.layout.copy_root.clone(),
         );
         let store = self.images.store.clone();
         let (notes, ours) = (self.notes.clone(), self.directories());
-        let (api, remembered) = (self.api.clone(), self.remembered());
+        let swept = tokio::task::spawn_blocking(move || {
+            remove_steps(&steps, |id| id < next_step && !running.contains(&id));
+            copies::remove_left_overs(&files, &copies);
+            copies::remove_old(&files, &copies, &kept, since);
+            // What is installed may use its copy, also when its Skyhook is gone. The image can be pulled again.
+            let kept: Vec<Kept> = kept
+                .into_iter()
+                .filter(|kept| !gone.contains(&kept.skyhook))
+                .collect();
+            match collect_images(&store, &kept) {
+                Ok(bytes) => {
+                    tracing::info!(image_bytes = bytes, "garbage collection has ended");
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
+                }
+            }
+        });
         tokio::task::spawn_local(async move {
-            let gone = gone(&remembered, async |revision| {
-                match api.revision(revision).await {
-                    Ok(_) => Some(true),
-                    Err(ApiError::NotFound { .. }) => Some(false),
-                    Err(_) => None,
-                }
-            });
-            let gone = gone.await;
-            let sent = notes.send(Note::Gone(gone.clone()));
-            let collected = tokio::task::spawn_blocking(move || {
-                remove_steps(&steps, |_| true);
-                let kept: Vec<Kept> = kept
-                    .into_iter()
-                    .filter(|kept| !gone.contains(&kept.skyhook))
-                    .collect();
-                copies::remove_left_overs(&files, &copies);
-                copies::remove_old(&files, &copies, &kept, since);
-                match collect_images(&store, &kept) {
-                    Ok(bytes) => {
-                        tracing::info!(image_bytes = bytes, "garbage collection has ended");
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = %chain(&error), "old images cannot be removed");
-                    }
-                }
-            });
-            if sent.is_ok() && collected.await.is_ok() {
+            if swept.await.is_ok() {
                 count(notes, ours).await;
             }
         });
