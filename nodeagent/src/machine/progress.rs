@@ -213,16 +213,13 @@ pub struct Cycle {
 /// Whether the image of a package is in the store.
 ///
 /// ```text
-///             needed                 pulled
-///   Unknown ----------> Pulling ---------------> Ready
-///      ^                 |   ^                     |
-///      |          failed |   | retry_at has come   |
-///      |                 v   |                     |
-///      |                Failed                     |
-///      |                   |                       |
-///      +-------------------+-----------------------+
-///        the agent was restarted, a new lease or a new cycle begins,
-///        or the image could not be unpacked
+/// Unknown ── a stage needs the image ──────────────────────────────────► Pulling
+/// Pulling ── the image is in the store ────────────────────────────────► Ready
+/// Pulling ── failed ───────────────────────────────────────────────────► Failed
+/// Failed  ── its time has come ────────────────────────────────────────► Pulling
+/// Ready   ── the image cannot be used ─────────────────────────────────► Failed, and the package fails
+/// Ready   ── a stage could not be prepared: the image may be damaged ──► Unknown
+/// any     ── the agent is restarted, or a lease or a cycle starts ─────► Unknown
 /// ```
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageState {
@@ -245,20 +242,19 @@ pub enum ImageState {
 /// What runs for a package now.
 ///
 /// ```text
-///            its turn            files are on the host
-///   Idle --------------> Preparing ----------------> Ready <------------------+
-///    ^                    ^     |                     |                       |
-///    |          at, and   |     | cannot be           | started               | exited, and another
-///    |          its turn  |     | prepared            v                       | step is left
-///    |                    |     |       failed       Step --------------------+
-///    |                    +-- Retry <----------------+  |
-///    |                                                  | the last one exited: next stage
-///    +--------------------------------------------------+
-///      also: a step that failed because it was ended for a stop
+/// Idle      ── its turn ────────────────────► Preparing
+/// Preparing ── the files are on the host ───► Ready
+/// Preparing ── cannot be prepared ──────────► Retry
+/// Ready     ── a supervisor is started ─────► Step
+/// Step      ── exited, and a step is left ──► Ready
+/// Step      ── exited, and was the last ────► Idle, at the next stage
+/// Step      ── failed ──────────────────────► Retry, or Idle when the lease is stopped
+/// Step      ── lost, with the host ─────────► Ready
+/// Step      ── lost, in the same boot ──────► Retry
+/// Retry     ── its time has come ───────────► Preparing
 /// ```
 ///
-/// A failed check goes on to the next check, and the stage fails after the last. A step of which nobody knows how it ended
-/// goes to `Retry` in the boot that it was started in, and to `Ready` after a reboot.
+/// After a failed check the next check runs. The stage fails after the last one.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Doing {
     /// No step of the stage has started.

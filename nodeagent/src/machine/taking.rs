@@ -1,4 +1,4 @@
-//! How an agent without work comes to a lease. Pure, as [`super::step`] is.
+//! How an agent without work takes a lease. Pure, like [`super::step`].
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
@@ -8,30 +8,29 @@ use super::retry::{self, API};
 /// What the agent does about the lease of its node while it works on none.
 ///
 /// ```text
-///          the Node is not known                         found
-///   Idle ------------------------> FindingNode --------------------> Idle
-///    |
-///    |  granted, or accepted by an agent whose journal is lost      taken
-///    +----------------------------> Accepting ---------------------> Idle, and the machine begins
-///    |                                  |
-///    |  finished by an earlier agent    | refused, or no answer      when it is due
-///    +----------> RefreshingStatus ----------+--------------> Waiting ---------------> Idle
-///                     |
-///                     +--> Idle: its status is true of this host
+/// Idle             ── a lease names a Node that is not known ───────────────────► FindingNode
+/// FindingNode      ── the Node is read ─────────────────────────────────────────► Idle
+/// Idle             ── the lease is granted, or its agent has lost its journal ──► Accepting
+/// Accepting        ── accepted, and all is read ────────────────────────────────► Idle, and the machine starts
+/// Idle             ── the lease was finished by an earlier agent ───────────────► RefreshingStatus
+/// RefreshingStatus ── the status is true of this host ──────────────────────────► Idle
+/// Accepting        ── refused, or no answer ────────────────────────────────────► Waiting
+/// RefreshingStatus ── refused, or no answer ────────────────────────────────────► Waiting
+/// Waiting          ── its time has come ────────────────────────────────────────► Idle
 /// ```
 ///
-/// A lease that is seen while something is under way is looked at again when that has come to its end.
+/// In every other state than `Idle`, the lease is looked at when that state ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taking {
     Idle {
         /// Attempts that failed in a row.
         failures: u32,
     },
-    /// The UID of the Node is asked for, since a lease names this one.
+    /// The Node is read, because a lease names a Node with this UID.
     FindingNode { for_uid: String },
-    /// The lease with this UID is accepted, and what it takes to begin is read.
+    /// The lease with this UID is accepted, and the revision and the Node are read.
     Accepting { uid: String, failures: u32 },
-    /// The status of a lease that an earlier agent finished is brought up to date.
+    /// The status of a lease that an earlier agent finished is updated.
     RefreshingStatus { uid: String, failures: u32 },
     /// Tried again at this time, in Unix milliseconds.
     Waiting { until: i64, failures: u32 },

@@ -9,12 +9,9 @@ use skyhook_crds::package::Interrupt;
 /// The right to interrupt the host: `phase: Running`, written over the lease that said `Drained`.
 ///
 /// ```text
-///          the lease says Drained,            the write went through,
-///          and a package waits for it         or the lease shows that it did
-///   None -----------------------------> Asked -----------------------------> Granted
-///    ^                                    |
-///    +------------------------------------+
-///      the lease has changed meanwhile, or the agent was restarted
+/// None  ── the lease says Drained, and a package waits for that ──► Asked
+/// Asked ── Running is written, or the lease shows that it was ────► Granted
+/// Asked ── the lease has changed, or the agent is restarted ──────► None
 /// ```
 ///
 /// `Granted` stays until the end of the lease: the coordinator does not take `Drained` back any more.
@@ -58,22 +55,19 @@ pub struct Wave {
 /// How far a wave is.
 ///
 /// ```text
-///               all members are through config,
-///               and no step runs that a reboot would end        the lease stands
-///   Gathering -----------------------------------> Looking ---------------------> Interrupting (Prepare)
-///    ^    ^                                           |                              |            |
-///    |    |                       it does not stand,  |   stopped or paused: called  |            | nothing is in
-///    |    |                       or is stopped       |   off, or it failed          |            | the way any more
-///    |    | at has come                               v                              |            v
-///    |    +---------------------------------------- Retry <--------------------------+-- Interrupting (Perform)
-///    |                                                                 failed                     |
-///    +--------------------------------------------------------------------------------------------+
-///      the agent was restarted in the same boot                                                   |
-///                                                                                                 v
-///                                        units are restarted, or the boot ID is another one: the wave is over
+/// Gathering             ── every member has completed config, and no step runs that a reboot would end ──► Looking
+/// Gathering             ── every member has reached the reboot cap ──────────────────────────────────────► Retry
+/// Looking               ── the lease still asks for this work ───────────────────────────────────────────► Interrupting, Prepare
+/// Looking               ── it does not, or is stopped or paused ─────────────────────────────────────────► Retry
+/// Interrupting, Prepare ── units are found, or no inhibitor is left ─────────────────────────────────────► Interrupting, Perform
+/// Interrupting, Prepare ── stopped or paused ────────────────────────────────────────────────────────────► Retry
+/// Interrupting          ── failed ───────────────────────────────────────────────────────────────────────► Retry
+/// Interrupting, Perform ── units are restarted, or the boot ID is a new one ─────────────────────────────► the wave is over
+/// Looking, Interrupting ── the agent is restarted in the same boot ──────────────────────────────────────► Gathering
+/// Retry                 ── its time has come ────────────────────────────────────────────────────────────► Gathering
 /// ```
 ///
-/// Members that have asked for as many reboots as they may stay behind in `Retry`.
+/// Members that have reached the reboot cap stay in `Retry` when the others are over.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum WaveAt {
     /// Members run apply or upgrade, and config.
