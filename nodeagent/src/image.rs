@@ -141,11 +141,23 @@ impl Images {
             &package.version,
             package.container_sha.as_deref(),
         )?;
-        let digest = self
-            .puller
-            .pull(&reference, credentials)
-            .await?
-            .manifest_digest;
+        let mut pulled = self.puller.pull(&reference, credentials).await;
+        if pulled.as_ref().is_err_and(PullError::needs_room) {
+            // Images that nobody needs may make room.
+            let store = self.store.clone();
+            let collected = tokio::task::spawn_blocking(move || store.collect()).await;
+            match collected {
+                Ok(Ok(collected)) if collected.bytes > 0 => {
+                    pulled = self.puller.pull(&reference, credentials).await;
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
+                }
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+        let digest = pulled?.manifest_digest;
         let (store, owner) = (self.store.clone(), owner.to_owned());
         // It may have to wait for the store's lock.
         match tokio::task::spawn_blocking(move || store.pin(&owner, &digest)).await {

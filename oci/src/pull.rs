@@ -124,6 +124,17 @@ impl PullError {
         }
     }
 
+    /// Whether the image does not fit on the disk.
+    pub fn needs_room(&self) -> bool {
+        matches!(
+            self,
+            Self::Store {
+                source: StoreError::NoRoom { .. },
+                ..
+            }
+        )
+    }
+
     pub fn retry_class(&self) -> RetryClass {
         let transient = |is| {
             if is {
