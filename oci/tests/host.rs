@@ -62,7 +62,7 @@ impl Host {
     pub(crate) fn with_store(config: PullerConfig, config_of_store: StoreConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("store"), config_of_store).unwrap();
-        let puller = Puller::new(store.clone(), config).unwrap();
+        let puller = Puller::new(store.clone(), config);
         Self { dir, store, puller }
     }
 
