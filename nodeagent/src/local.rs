@@ -409,7 +409,7 @@ impl LocalRun {
             previous: self.previous.clone(),
             is_laid_out: false,
         };
-        let prepared = stage::prepare(input).map_err(|e| chain(&e))?;
+        let prepared = stage::prepare(input).map_err(|e| e.explained())?;
         for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
             bar.next(&prepared.step_name(Half::Main, index));
             if runs {

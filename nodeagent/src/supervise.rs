@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use skyhook_oci::{Durability, replace_file};
 
 mod cgroup;
+mod diagnosis;
 mod masks;
 mod memory;
 mod output;
@@ -203,7 +204,7 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
             (result, Some(output))
         }
         Err(e) => {
-            let problem = format!("{}: {e}", spec.program);
+            let problem = diagnosis::explain(&e, spec);
             if let Some(log) = &mut log {
                 log.line(Stream::Err, problem.as_bytes());
             }

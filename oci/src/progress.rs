@@ -7,6 +7,7 @@ use crate::digest::Digest;
 
 mod render;
 
+pub(crate) use render::size;
 pub use render::{Display, bar, show};
 
 /// One thing that happened.

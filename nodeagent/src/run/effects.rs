@@ -48,7 +48,7 @@ impl From<String> for Failed {
 impl From<StageError> for Failed {
     fn from(error: StageError) -> Self {
         Self {
-            reason: chain(&error),
+            reason: error.explained(),
             class: error.retry_class(),
         }
     }

@@ -152,12 +152,14 @@ impl Display {
     }
 }
 
-fn size(bytes: u64) -> String {
+/// So many bytes, in the unit that fits.
+pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match bytes {
         0..1024 => format!("{bytes} B"),
         1024..1_048_576 => format!("{:.1} KiB", mib * 1024.0),
-        _ => format!("{mib:.1} MiB"),
+        1_048_576..1_073_741_824 => format!("{mib:.1} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
     }
 }
 
