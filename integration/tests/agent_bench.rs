@@ -149,6 +149,48 @@ async fn fsyncs(cluster: &Cluster, worker: &Worker, image: &Image) -> Result<f64
     Ok(f64::from(u32::try_from(calls)?) / 2.0)
 }
 
+/// Bytes that the agent writes for each retry of a check, of a package with 64 MiB of files.
+async fn retry_bytes(cluster: &Cluster, worker: &Worker) -> Result<u64> {
+    const LARGE: usize = 64 << 20;
+    let folder = tempfile::tempdir()?;
+    let noop = skyhook_integration::source::source("integration/fixtures/packages/root-dir");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(noop.join("config.json"))?)?;
+    config["modes"]["apply-check"][0]["path"] = json!("check.sh");
+    std::fs::create_dir(folder.path().join("skyhook_dir"))?;
+    std::fs::create_dir_all(folder.path().join("root_dir/opt"))?;
+    let write = |path: &str, bytes: &[u8]| std::fs::write(folder.path().join(path), bytes);
+    write("config.json", config.to_string().as_bytes())?;
+    write("skyhook_dir/noop.sh", b"#!/bin/bash\n")?;
+    write(
+        "skyhook_dir/check.sh",
+        b"#!/bin/bash\necho run >>/checks\nexit 1\n",
+    )?;
+    write("root_dir/opt/large", &vec![b'x'; LARGE])?;
+    let image = cluster
+        .registry
+        .push_folder(folder.path(), "bench/large", "1.0.0")
+        .await?;
+    let manifest = skyhook("bench-retries", "large", &image, 1, &json!({}));
+    apply(cluster.client(), &manifest).await?;
+    let written = async |checks: u32| {
+        let ran = format!("[ $(cat /checks 2>/dev/null | wc -l) -ge {checks} ]");
+        while worker.host.sh(&ran).await.is_err() {
+            sleep(Duration::from_millis(500)).await;
+        }
+        // What belongs to the check itself is written soon after it.
+        sleep(Duration::from_secs(2)).await;
+        let pid = worker.agent.pid().await?;
+        let io = worker.host.sh(&format!("cat /proc/{pid}/io")).await?;
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+        anyhow::Ok(line.context("wchar")?.parse::<u64>()?)
+    };
+    let first = written(1).await?;
+    let third = written(3).await?;
+    let delete = ["delete", "skyhook", "bench-retries", "--wait=false"];
+    cluster.plane.kubectl(&delete).await?;
+    Ok((third - first) / 2)
+}
+
 /// Milliseconds that the script itself takes, and what the agent adds to each step.
 async fn step_overhead<M: Machine>(cluster: &Cluster<M>, worker: &Worker<M>) -> Result<(f64, f64)> {
     let own = own_time(worker).await?;
@@ -216,6 +258,8 @@ async fn bench_agent() -> Result<()> {
         "bench fsyncs_per_stage {:.1}",
         fsyncs(&cluster, worker, &one).await?
     );
+
+    println!("bench retry_bytes {}", retry_bytes(&cluster, worker).await?);
 
     worker.agent.stop().await?;
     worker.agent.start().await?;

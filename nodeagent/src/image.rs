@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use skyhook_crds::package::Package;
 use skyhook_oci::{
-    Credentials, Digest, PluginConfig, PluginError, Progress, PullError, Puller, PullerConfig,
-    Reference, ReferenceError, Root, Store, StoreConfig, StoreError, chain,
+    Credentials, Digest, PluginConfig, Progress, PullError, Puller, PullerConfig, Reference,
+    ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError, chain,
 };
 
 /// Why an image is not at hand.
@@ -19,8 +19,6 @@ pub enum ImageError {
     Pull(Box<PullError>),
     #[error(transparent)]
     Store(Box<StoreError>),
-    #[error(transparent)]
-    Plugin(#[from] PluginError),
 }
 
 impl From<PullError> for ImageError {
@@ -32,6 +30,19 @@ impl From<PullError> for ImageError {
 impl From<StoreError> for ImageError {
     fn from(error: StoreError) -> Self {
         Self::Store(Box::new(error))
+    }
+}
+
+impl ImageError {
+    /// Whether another try may help.
+    #[must_use]
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Reference(_) => RetryClass::Terminal,
+            Self::Pull(error) => error.retry_class(),
+            Self::Store(error) if error.is_transient() => RetryClass::Transient,
+            Self::Store(_) => RetryClass::Terminal,
+        }
     }
 }
 
@@ -60,14 +71,6 @@ impl Registries {
                 vec!["/proc/self/exe".to_owned(), "in-root".to_owned(), root]
             },
             timeout: PLUGIN,
-        });
-        // Nodes of one fleet differ: what is not there is not needed, and no reason not to start.
-        let plugins = plugins.filter(|plugins| {
-            let is_there = plugins.config.exists();
-            if !is_there {
-                tracing::warn!(config = %plugins.config.display(), "this host has no credential providers");
-            }
-            is_there
         });
         PullerConfig {
             insecure: self.insecure,
@@ -98,18 +101,7 @@ impl Images {
     ) -> Result<Self, ImageError> {
         let store = Store::open(directory, StoreConfig::default())?;
         let config = registries.puller(files);
-        let without = PullerConfig {
-            plugins: None,
-            ..config.clone()
-        };
-        let puller = match Puller::new(store.clone(), config) {
-            Ok(puller) => puller,
-            // Most images need none of them, and an agent that does not start helps nobody.
-            Err(error) => {
-                tracing::error!(error = %chain(&error), "images are pulled without credential providers");
-                Puller::new(store.clone(), without)?
-            }
-        };
+        let puller = Puller::new(store.clone(), config);
         let puller = Rc::new(puller);
         Ok(Self { store, puller })
     }
@@ -127,11 +119,23 @@ impl Images {
             &package.version,
             package.container_sha.as_deref(),
         )?;
-        let digest = self
-            .puller
-            .pull(&reference, credentials)
-            .await?
-            .manifest_digest;
+        let mut pulled = self.puller.pull(&reference, credentials).await;
+        if pulled.as_ref().is_err_and(PullError::needs_room) {
+            // Images that nobody needs may make room.
+            let store = self.store.clone();
+            let collected = tokio::task::spawn_blocking(move || store.collect()).await;
+            match collected {
+                Ok(Ok(collected)) if collected.bytes > 0 => {
+                    pulled = self.puller.pull(&reference, credentials).await;
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
+                }
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+        let digest = pulled?.manifest_digest;
         let (store, owner) = (self.store.clone(), owner.to_owned());
         // It may have to wait for the store's lock.
         match tokio::task::spawn_blocking(move || store.pin(&owner, &digest)).await {
@@ -165,25 +169,5 @@ impl Images {
         )
         .ok()?;
         self.store.lookup(&reference)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::disallowed_methods, reason = "tests make files")]
-
-    use super::*;
-
-    #[test]
-    fn credential_providers_that_cannot_be_read_do_not_stop_an_agent() {
-        let directory = tempfile::tempdir().unwrap();
-        let config = directory.path().join("providers.yaml");
-        std::fs::write(&config, "kind: Something\n").unwrap();
-        let registries = Registries {
-            plugins: Some((config, "/bin".into())),
-            ..Registries::default()
-        };
-        let files = Root::open("/").unwrap();
-        Images::open(&directory.path().join("images"), &files, registries).unwrap();
     }
 }

@@ -1,58 +1,33 @@
 //! A stage's files on the host, and what its steps are started with.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::Resources;
 use skyhook_crds::{Package, Stage};
-use skyhook_oci::manifest::{self, ManifestError, PackageConfig, Step};
-use skyhook_oci::{Digest, RemoveError, Store, StoreError, Target, UnpackOptions, chain};
+use skyhook_oci::manifest::{self, PackageConfig, Step};
+use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
 use crate::secret::Secret;
-use crate::supervise::{Limit, LogFile, Spec};
+use crate::supervise::{Limit, LogFile, Spec, StepResult};
 
 pub mod env;
+mod error;
 pub mod files;
 pub mod flags;
 mod host_file;
 pub mod metadata;
 mod root_dir;
 
+pub use error::StageError;
+pub(crate) use error::io_error;
 use files::PackageDir;
 use flags::Records;
 use root_dir::FileSystems;
-
-/// Why a stage cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    #[error("{path}: {action} failed: {source}")]
-    Io {
-        path: PathBuf,
-        action: &'static str,
-        source: io::Error,
-    },
-    #[error("the image cannot be unpacked: {}", chain(&**.0))]
-    Unpack(Box<StoreError>),
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    #[error("expected config file {0} is missing: add the key to the package's configMap")]
-    ExpectedConfig(String),
-    #[error("step {step}: argument env:{name} names a variable that is not set")]
-    Argument { step: String, name: String },
-    #[error("step {step}: {path} does not exist in the package")]
-    NoStep { step: String, path: String },
-    #[error(transparent)]
-    Env(#[from] env::EnvError),
-    #[error("neither image nor copy of the package is on the host")]
-    NothingLeft,
-    #[error(transparent)]
-    Remove(#[from] RemoveError),
-}
 
 /// Where things are on the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +57,8 @@ pub struct StageInput {
     pub metadata: BTreeMap<String, String>,
     /// The version that is upgraded from, when it is not the one in the history.
     pub previous: Option<String>,
+    /// Since the host has booted, the files of this very stage were put on it: see [`Prepared::has_files_for`].
+    pub is_laid_out: bool,
 }
 
 /// A stage that can be run.
@@ -99,38 +76,34 @@ pub struct Prepared {
     env: BTreeMap<String, Secret>,
     secrets: Vec<Secret>,
     previous: String,
+    digest: Option<Digest>,
 }
 
 /// Puts the stage's files on the host.
 pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
-    let directory = unpack(&input, &copy_dir)?;
-    let mut written = FileSystems::default();
-    written
-        .note(&directory.files)
-        .map_err(io_error(&directory.path, "opening"))?;
-    directory.write_config(&input.package.config_map)?;
-    directory.write_all("node-metadata", &input.metadata)?;
-    let report = manifest::load(&directory.files)
-        .map_err(io_error(&directory.path.join("config.json"), "reading"))?;
-    let (config, warnings) = report.into_result()?;
-    for warning in warnings {
-        tracing::debug!(package = %input.package.name, %warning, "config.json");
-    }
+    let config_json = Path::new(&copy_dir).join("config.json");
+    let is_laid_out = input.is_laid_out && input.host.files.exists(config_json);
+    let directory = if is_laid_out {
+        open(&input.host, &copy_dir)?
+    } else {
+        unpack(&input, &copy_dir)?
+    };
+    let config = read_config(&input.package, &directory)?;
     if input.stage != Stage::Uninstall {
-        root_dir::lay(&directory, &input.host, &mut written)?;
-        for file in &config.expected_config_files {
-            if !directory.files.exists(Path::new("configmaps").join(file)) {
-                return Err(StageError::ExpectedConfig(file.clone()));
-            }
-        }
+        expect_config_files(&config, &directory)?;
     }
     let mut env = base_env(&input, &copy_dir);
     let always = env
         .get("OVERLAY_ALWAYS_RUN_STEP")
         .is_some_and(|v| v == "true");
-    if env.remove("COPY_RESOLV").is_some_and(|v| v == "true") && !input.host.files.is_own() {
-        root_dir::copy_resolv(&input.host, &mut written)?;
+    let copy_resolv = env.remove("COPY_RESOLV").is_some_and(|v| v == "true");
+    if !is_laid_out {
+        lay_over_host(
+            &input,
+            &directory,
+            copy_resolv && !input.host.files.is_own(),
+        )?;
     }
     let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
     let previous = input
@@ -145,9 +118,6 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         env.insert("PREVIOUS_VERSION".into(), previous.clone().into());
     }
     records.note_start()?;
-    written
-        .sync()
-        .map_err(io_error(&directory.path, "flushing the file system of"))?;
     let mut prepared = Prepared {
         stage: input.stage,
         plan: StepPlan::default(),
@@ -160,6 +130,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         env,
         secrets: input.secrets,
         previous,
+        digest: input.digest,
     };
     let main = prepared.steps(Half::Main);
     prepared.plan = StepPlan {
@@ -172,6 +143,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     Ok(prepared)
 }
 
+/// Puts the package's files into its copy directory.
 fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> {
     let files = &input.host.files;
     match (&input.store, &input.digest) {
@@ -188,8 +160,54 @@ fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> 
         (None, _) | (_, None) if files.exists(Path::new(copy_dir).join("config.json")) => {}
         (None, _) | (_, None) => return Err(StageError::NothingLeft),
     }
-    let opened = PackageDir::open(&input.host, copy_dir);
-    opened.map_err(io_error(Path::new(copy_dir), "opening"))
+    let directory = open(&input.host, copy_dir)?;
+    directory.write_config(&input.package.config_map)?;
+    directory.write_all("node-metadata", &input.metadata)?;
+    Ok(directory)
+}
+
+fn open(host: &Host, copy_dir: &str) -> Result<PackageDir, StageError> {
+    PackageDir::open(host, copy_dir).map_err(io_error(Path::new(copy_dir), "opening"))
+}
+
+fn read_config(package: &Package, directory: &PackageDir) -> Result<PackageConfig, StageError> {
+    let report = manifest::load(&directory.files)
+        .map_err(io_error(&directory.path.join("config.json"), "reading"))?;
+    let (config, warnings) = report.into_result()?;
+    for warning in warnings {
+        tracing::debug!(package = %package.name, %warning, "config.json");
+    }
+    Ok(config)
+}
+
+fn expect_config_files(config: &PackageConfig, directory: &PackageDir) -> Result<(), StageError> {
+    let is_missing = |file: &&String| !directory.files.exists(Path::new("configmaps").join(file));
+    match config.expected_config_files.iter().find(is_missing) {
+        Some(file) => Err(StageError::ExpectedConfig(file.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Lays what the package has for other places of the host, and flushes all that was written: the journal soon says that it
+/// is done.
+fn lay_over_host(
+    input: &StageInput,
+    directory: &PackageDir,
+    copy_resolv: bool,
+) -> Result<(), StageError> {
+    let mut written = FileSystems::default();
+    written
+        .note(&directory.files)
+        .map_err(io_error(&directory.path, "opening"))?;
+    if input.stage != Stage::Uninstall {
+        root_dir::lay(directory, &input.host, &mut written)?;
+    }
+    if copy_resolv {
+        root_dir::copy_resolv(&input.host, &mut written)?;
+    }
+    written
+        .sync()
+        .map_err(io_error(&directory.path, "flushing the file system of"))
 }
 
 /// The copy directory of a package, as the host sees it.
@@ -253,6 +271,14 @@ fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, Secret> {
 }
 
 impl Prepared {
+    /// Whether the files that were put on the host for this stage are the ones that the other needs. A check that is tried
+    /// again looks at what is there: it must not write the whole package each time.
+    #[must_use]
+    pub fn has_files_for(&self, input: &StageInput) -> bool {
+        let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
+        self.stage == input.stage && self.digest == input.digest && self.copy_dir == copy_dir
+    }
+
     /// The steps of a half.
     #[must_use]
     pub fn steps(&self, half: Half) -> &[Step] {
@@ -363,12 +389,17 @@ impl Prepared {
             .collect()
     }
 
-    /// Exit codes that mean success.
-    #[must_use]
-    pub fn is_success(&self, half: Half, index: usize, code: i32) -> bool {
-        self.steps(half)
-            .get(index)
-            .is_some_and(|step| step.returncodes.contains(&i64::from(code)))
+    /// What the result of a step means: one that was ended, or took too long, has failed whatever its exit code. The error is
+    /// for people.
+    pub fn judge(&self, half: Half, index: usize, result: &StepResult) -> Result<(), String> {
+        let step = self.steps(half).get(index);
+        let is_success =
+            |code: i32| step.is_some_and(|step| step.returncodes.contains(&i64::from(code)));
+        if !result.ended && !result.timed_out && result.code.is_some_and(is_success) {
+            return Ok(());
+        }
+        let name = self.step_name(half, index);
+        Err(format!("{name} {}", result.describe()))
     }
 
     /// Name of a step, for people.
@@ -430,18 +461,6 @@ fn make_executable(host: &Host, path: &Path) -> Result<(), StageError> {
             .map_err(io_error(path, "making the step executable"))?;
     }
     Ok(())
-}
-
-pub(crate) fn io_error(
-    path: &Path,
-    action: &'static str,
-) -> impl FnOnce(io::Error) -> StageError + use<> {
-    let path = path.to_owned();
-    move |source| StageError::Io {
-        path,
-        action,
-        source,
-    }
 }
 
 #[cfg(test)]

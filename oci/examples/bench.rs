@@ -51,7 +51,7 @@ fn ours(reference: &str, dir: &Path) -> Result<()> {
                 platform,
                 ..PullerConfig::default()
             },
-        )?;
+        );
         let reference: Reference = reference.parse()?;
         let pulled = puller.pull(&reference, &Credentials::anonymous()).await?;
         let after_pull = started.elapsed();

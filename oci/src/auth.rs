@@ -12,7 +12,7 @@ pub(crate) mod challenge;
 pub(crate) mod matching;
 pub(crate) mod plugin;
 
-pub use plugin::{PluginConfig, PluginError};
+pub use plugin::PluginConfig;
 
 /// A user name and password, or a token that a registry's token server takes instead.
 #[derive(Clone, PartialEq, Eq)]

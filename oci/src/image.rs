@@ -324,8 +324,8 @@ fn compression(media_type: &str) -> Option<Compression> {
     }
 }
 
-/// The image of an index that fits `wanted` best. Attestations and entries without a known
-/// platform are never chosen.
+/// The image of an index that fits `wanted` best. Attestations are never chosen, and an entry
+/// without a platform only when it is the only one and no other fits.
 pub(crate) fn select<'a>(
     candidates: &'a [Candidate],
     wanted: &Platform,
@@ -343,11 +343,18 @@ pub(crate) fn select<'a>(
             .as_ref()
             .and_then(|platform| wanted.fit(platform))
     };
+    let fits = |candidate: &&Candidate| fit(candidate).is_some();
+    // Whether the image is for this platform is in its config then, which is looked at later.
+    let mut nameless = candidates
+        .iter()
+        .filter(|candidate| !candidate.attestation && candidate.platform.is_none());
+    let only_nameless = nameless.next().filter(|_| nameless.next().is_none());
     candidates
         .iter()
         .filter(known)
-        .filter(|candidate| fit(candidate).is_some())
+        .filter(fits)
         .min_by_key(fit)
+        .or(only_nameless)
         .ok_or_else(|| {
             let mut names: Vec<_> = candidates
                 .iter()

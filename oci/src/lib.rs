@@ -6,7 +6,7 @@
 //! use skyhook_oci::{Credentials, Puller, PullerConfig, Reference, Root, Store, StoreConfig, Target, UnpackOptions};
 //!
 //! let store = Store::open("/var/lib/skyhook/images", StoreConfig::default())?;
-//! let puller = Puller::new(store.clone(), PullerConfig::default())?;
+//! let puller = Puller::new(store.clone(), PullerConfig::default());
 //! let reference = Reference::for_package("ghcr.io/nvidia/skyhook-packages/tuning", "1.1.4", None)?;
 //! let secret = std::fs::read("/var/run/secrets/pull/.dockerconfigjson")?;
 //! let credentials = Credentials::from_docker_config(&secret)?;
@@ -79,7 +79,7 @@ mod root;
 pub mod store;
 pub mod unpack;
 
-pub use auth::{AuthError, Credentials, PluginConfig, PluginError};
+pub use auth::{AuthError, Credentials, PluginConfig};
 pub use digest::{Digest, DigestError};
 pub use hosts::{HostSettings, HostsError, RegistrySettings};
 pub use image::{ImageError, Platform};
@@ -91,5 +91,5 @@ pub use registry::{ProxyConfig, RegistryError, Timeouts};
 pub use remove::{RemoveError, mounts_below, remove_tree};
 pub use replace::{Disk, Durability, NewFile, replace_file, replace_on};
 pub use root::{Entry, Root, names};
-pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
-pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked};
+pub use store::{Collected, Room, Store, StoreConfig, StoreError, StoredImage};
+pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked, remove_left_over_unpacks};

@@ -7,7 +7,8 @@ use crate::digest::Digest;
 
 mod render;
 
-pub use render::{Display, show};
+pub(crate) use render::size;
+pub use render::{Display, bar, show};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::auth::plugin::Plugins;
-use crate::auth::{Credentials, PluginConfig, PluginError};
+use crate::auth::{Credentials, PluginConfig};
 use crate::digest::Digest;
 use crate::hosts::RegistrySettings;
 use crate::image::{self, Document, ImageError, Manifest, Platform};
@@ -107,9 +107,9 @@ pub enum PullError {
 pub enum RetryClass {
     /// With backoff.
     Transient,
-    /// Not before this has passed: the registry said so, or someone has to act first.
+    /// Not before this has passed: the registry said so.
     After(Duration),
-    /// Only when something has changed.
+    /// Only when somebody has changed something: seldom.
     Terminal,
 }
 
@@ -122,6 +122,17 @@ impl PullError {
             Self::Store { source, .. } => source.kind(),
             Self::Deadline { .. } => "deadline",
         }
+    }
+
+    /// Whether the image does not fit on the disk.
+    pub fn needs_room(&self) -> bool {
+        matches!(
+            self,
+            Self::Store {
+                source: StoreError::NoRoom { .. },
+                ..
+            }
+        )
     }
 
     pub fn retry_class(&self) -> RetryClass {
@@ -159,14 +170,13 @@ struct Run<'a> {
 }
 
 impl Puller {
-    pub fn new(store: Store, config: PullerConfig) -> Result<Self, PluginError> {
-        let plugins = config.plugins.clone().map(Plugins::load).transpose()?;
-        Ok(Self {
+    pub fn new(store: Store, config: PullerConfig) -> Self {
+        Self {
             store,
+            plugins: config.plugins.clone().map(Plugins::new),
             config: Arc::new(config),
-            plugins,
             flights: Flights::default(),
-        })
+        }
     }
 
     pub fn store(&self) -> &Store {
@@ -270,7 +280,10 @@ impl Run<'_> {
             Document::Image(manifest) => (raw, manifest),
             Document::Index(candidates) => {
                 let chosen = image::select(&candidates, &config.platform)?.digest;
-                let raw = self.manifest(&chosen.to_string(), Some(chosen)).await?;
+                let raw = match self.stored(&chosen) {
+                    Some(raw) => raw,
+                    None => self.manifest(&chosen.to_string(), Some(chosen)).await?,
+                };
                 match decode(&raw)? {
                     Document::Image(manifest) => (raw, manifest),
                     Document::Index(_) => return Err(ImageError::NestedIndex.into()),
@@ -287,6 +300,15 @@ impl Run<'_> {
             bytes,
         });
         Ok((resolved, digest, manifest))
+    }
+
+    /// A manifest that the store has already: registries count requests for it.
+    fn stored(&self, digest: &Digest) -> Option<RawManifest> {
+        Some(RawManifest {
+            bytes: self.puller.store.document(digest).ok()?,
+            digest: *digest,
+            content_type: None,
+        })
     }
 
     async fn manifest(&self, selector: &str, want: Option<Digest>) -> Result<RawManifest, Failure> {

@@ -22,7 +22,7 @@ pub struct Reference {
 pub enum ReferenceError {
     #[error("image {image:?} is not a valid reference: {reason}")]
     Grammar { image: String, reason: String },
-    #[error("image {image:?}: {source}")]
+    #[error("image {image:?} has a digest that is none")]
     Digest { image: String, source: DigestError },
     #[error(
         "image {image:?} carries tag {tag:?}, but version is {version:?}: \
@@ -37,7 +37,7 @@ pub enum ReferenceError {
         "version {version:?} cannot be an image tag (letters, digits, '_', '.', '-', at most 128)"
     )]
     VersionIsNoTag { version: String },
-    #[error("containerSHA {text:?} is not a digest: {source}")]
+    #[error("containerSHA {text:?} is not a digest")]
     ContainerSha { text: String, source: DigestError },
     #[error("image {image:?} is pinned to {in_image}, but containerSHA is {container_sha}")]
     TwoDigests {

@@ -300,7 +300,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
-        let response = host.follow(&ask, url, response).await?;
+        let response = host.follow(&ask, &self.repository, url, response).await?;
         match response.status() {
             StatusCode::OK => Ok(response),
             StatusCode::PARTIAL_CONTENT if range.is_some() => Ok(response),
@@ -358,6 +358,7 @@ impl Host {
     async fn follow(
         &self,
         ask: &Ask<'_>,
+        repository: &str,
         origin: Url,
         mut response: Response,
     ) -> Result<Response, RegistryError> {
@@ -368,6 +369,16 @@ impl Host {
         };
         let mut url = origin.clone();
         for _ in 0..=MAX_REDIRECTS {
+            // The other server knows none of our credentials, but may want a token that anybody gets.
+            if response.status() == StatusCode::UNAUTHORIZED && url.origin() != origin.origin() {
+                let (client, endpoint) = (&self.client, &self.endpoint);
+                let challenges = challenges(&response);
+                let answer = token::answer(client, endpoint, repository, &challenges, None);
+                let Some(authorization) = answer.await? else {
+                    return Ok(response);
+                };
+                return self.send(ask, &url, Some(authorization)).await;
+            }
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -383,7 +394,9 @@ impl Host {
                 return Err(refused("to what is not HTTP"));
             }
             if url.scheme() == "https" && next.scheme() == "http" {
-                return Err(refused("from https to http"));
+                return Err(refused(
+                    "from https to http: the registry does not know that its proxy speaks TLS, so set X-Forwarded-Proto there",
+                ));
             }
             url = next;
             let authorization = if url.origin() == origin.origin() {

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
-use crate::progress::{Event, Progress};
+use crate::progress::{Event, Progress, size};
 use crate::reference::Reference;
 use crate::replace::{Durability, replace_file};
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
@@ -39,9 +39,11 @@ mod blob;
 mod files;
 mod gc;
 mod lock;
+mod space;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
+pub use space::Room;
 
 use files::{failed, list, read_record, remove_if_there};
 
@@ -49,8 +51,10 @@ use files::{failed, list, read_record, remove_if_there};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
     pub limits: Limits,
-    /// Bytes of blobs to keep for images that nobody pins.
+    /// Bytes of blobs to keep at most for images that nobody pins.
     pub max_bytes: u64,
+    /// What is left free on the file system.
+    pub room: Room,
     /// How long the store's lock is waited for.
     pub lock_patience: Duration,
 }
@@ -60,6 +64,7 @@ impl Default for StoreConfig {
         Self {
             limits: Limits::default(),
             max_bytes: 4 << 30,
+            room: Room::default(),
             lock_patience: Duration::from_secs(60),
         }
     }
@@ -86,6 +91,17 @@ pub enum StoreError {
         path.display()
     )]
     Locked { path: PathBuf, seconds: u64 },
+    #[error(
+        "the file system of {} has {} free, and {} are needed there: make room, or put --state-dir on a larger one",
+        path.display(),
+        size(*free),
+        size(*needed)
+    )]
+    NoRoom {
+        path: PathBuf,
+        needed: u64,
+        free: u64,
+    },
     #[error("image {0} is not in the store")]
     NoImage(Digest),
     #[error("blob {0} in the store is damaged or gone; it has to be fetched again")]
@@ -115,6 +131,7 @@ impl StoreError {
         match self {
             Self::Io { .. } => "io",
             Self::Locked { .. } => "locked",
+            Self::NoRoom { .. } => "no_room",
             Self::NoImage(_) => "no_image",
             Self::Damaged(_) => "blob_damaged",
             Self::WrongDigest { .. } => "wrong_digest",
@@ -127,7 +144,11 @@ impl StoreError {
     /// Whether a later try, after another pull, may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Locked { .. } | Self::NoImage(_) | Self::Damaged(_) => true,
+            Self::Io { .. }
+            | Self::Locked { .. }
+            | Self::NoRoom { .. }
+            | Self::NoImage(_)
+            | Self::Damaged(_) => true,
             Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Image { .. } => false,
             Self::Unpack(error) => error.is_transient(),
         }

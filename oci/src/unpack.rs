@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,7 @@ use crate::image::Layer;
 use crate::limits::{Budget, Limits};
 use crate::pull::chain;
 use crate::remove::{RemoveError, remove_at};
+use crate::root::Root;
 
 mod error;
 pub(crate) mod layer;
@@ -259,6 +261,9 @@ fn merge(layers: Vec<StagedLayer>, limits: &Limits) -> Result<Option<tree::Dir>,
     Ok(tree.into_root())
 }
 
+/// How the names of hidden directories end.
+const UNPACKING: &[u8] = b".unpacking";
+
 /// The hidden directory beside the target, removed when dropped.
 struct Stage<'a> {
     parent: &'a OwnedFd,
@@ -277,7 +282,7 @@ impl<'a> Stage<'a> {
                 source: errno.into(),
             }
         };
-        let name = [b".", name, b".unpacking"].concat();
+        let name = [b".", name, UNPACKING].concat();
         match rustix::fs::mkdirat(parent, &*name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(io("create a stage beside")(errno)),
@@ -320,6 +325,27 @@ impl Drop for Stage<'_> {
             tracing::warn!(error = %chain(&error), "a stage could not be removed; the next unpack will");
         }
     }
+}
+
+/// Removes what unpacks into `parent` have left that were killed. One that is under way is left alone.
+pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
+    let failed = |source| RemoveError::Io {
+        path: parent.path().to_path_buf(),
+        source,
+    };
+    for name in parent.list("").map_err(failed)? {
+        let name = name.as_bytes();
+        if !(name.starts_with(b".") && name.ends_with(UNPACKING)) {
+            continue;
+        }
+        let Ok(stage) = place::open_dir(parent, name) else {
+            continue;
+        };
+        if rustix::fs::flock(&stage, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            remove_at(parent, name)?;
+        }
+    }
+    Ok(())
 }
 
 /// The pure part of unpacking, for fuzzing: archive to entries, entries to tree.

@@ -259,9 +259,9 @@ async fn archives_and_streams_that_are_broken_are_refused() {
             "it cannot be decompressed: ",
         ),
         (
-            "not gzip",
+            "neither gzip nor anything else",
             Layer {
-                blob: good.clone(),
+                blob: vec![0xa5; 5000],
                 ..Layer::gzip(&good)
             },
             "it cannot be decompressed: ",

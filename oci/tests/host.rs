@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skyhook_oci::{
     Credentials, Digest, Limits, Platform, PullError, Pulled, Puller, PullerConfig, Reference,
-    Store, StoreConfig, StoreError, Target, Timeouts, UnpackOptions, Unpacked,
+    Room, Store, StoreConfig, StoreError, Target, Timeouts, UnpackOptions, Unpacked,
 };
 use tempfile::TempDir;
 
@@ -38,6 +38,13 @@ pub(crate) fn hasty() -> PullerConfig {
     }
 }
 
+/// The disk of the tests may be as full as it likes.
+pub(crate) const NO_ROOM: Room = Room {
+    percent: 0,
+    bytes: 0,
+    after_pull: 0,
+};
+
 impl Host {
     pub(crate) fn new() -> Self {
         Self::with(hasty(), Limits::default())
@@ -46,6 +53,7 @@ impl Host {
     pub(crate) fn with(config: PullerConfig, limits: Limits) -> Self {
         let config_of_store = StoreConfig {
             limits,
+            room: NO_ROOM,
             ..StoreConfig::default()
         };
         Self::with_store(config, config_of_store)
@@ -54,7 +62,7 @@ impl Host {
     pub(crate) fn with_store(config: PullerConfig, config_of_store: StoreConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("store"), config_of_store).unwrap();
-        let puller = Puller::new(store.clone(), config).unwrap();
+        let puller = Puller::new(store.clone(), config);
         Self { dir, store, puller }
     }
 

@@ -5,9 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use skyhook_oci::{Collected, Digest, Limits, Store, StoreConfig};
+use skyhook_oci::{Collected, Digest, Limits, Room, Store, StoreConfig};
 
-use crate::host::{Host, hasty};
+use crate::host::{Host, NO_ROOM, hasty};
 use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::Liar;
 
@@ -149,6 +149,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
     let host = Host::with(hasty(), Limits::default());
     let small = StoreConfig {
         max_bytes: 250_000,
+        room: NO_ROOM,
         ..StoreConfig::default()
     };
     let store = Store::open(host.dir.path().join("store"), small).unwrap();
@@ -189,6 +190,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
 
     let nothing = StoreConfig {
         max_bytes: 0,
+        room: NO_ROOM,
         ..StoreConfig::default()
     };
     let store = Store::open(host.dir.path().join("store"), nothing).unwrap();
@@ -209,6 +211,7 @@ async fn nothing_is_collected_under_a_pull() {
     let dir = host.dir.path().join("store");
     let nothing = StoreConfig {
         max_bytes: 0,
+        room: NO_ROOM,
         ..StoreConfig::default()
     };
     let store = Store::open(&dir, nothing).unwrap();
@@ -233,6 +236,7 @@ async fn a_lock_that_somebody_holds_blocks_nothing_for_ever() {
     let image = Image::sized(10_000);
     let config = StoreConfig {
         lock_patience: Duration::from_millis(500),
+        room: NO_ROOM,
         ..StoreConfig::default()
     };
     let host = Host::with_store(hasty(), config);
@@ -274,4 +278,57 @@ async fn a_lock_that_somebody_holds_blocks_nothing_for_ever() {
     release.await.unwrap();
     let mode = fs::metadata(&lock).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_pull_that_does_not_fit_says_what_is_needed_and_fetches_nothing() {
+    let image = Image::sized(100_000);
+    let times = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (served, layers) = (image.clone(), times.clone());
+    let liar = Liar::start(move |request| {
+        if request.path.contains("/blobs/") {
+            layers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+        served.answer(request)
+    });
+    let full = StoreConfig {
+        room: Room {
+            after_pull: 1 << 62,
+            ..NO_ROOM
+        },
+        ..StoreConfig::default()
+    };
+    let host = Host::with_store(hasty(), full);
+    let error = host.pull(&liar).await.unwrap_err();
+    let text = skyhook_oci::chain(&error);
+    let path = host.dir.path().join("store");
+    assert!(
+        text.contains(&format!("the file system of {} has ", path.display()))
+            && text.contains(" free, and 4294967296.0 GiB are needed there"),
+        "{text}"
+    );
+    assert!(error.needs_room());
+    assert_eq!(times.load(std::sync::atomic::Ordering::SeqCst), 0);
+    // What is in the store already needs no room.
+    let host = Host::new();
+    let pulled = host.pull(&liar).await.unwrap();
+    let store = Store::open(
+        host.dir.path().join("store"),
+        StoreConfig {
+            room: Room {
+                percent: 100,
+                bytes: u64::MAX,
+                after_pull: 0,
+            },
+            ..StoreConfig::default()
+        },
+    )
+    .unwrap();
+    // No disk is all free: what nobody pins goes, and what is pinned stays.
+    store.pin("owner", &pulled.manifest_digest).unwrap();
+    store.collect().unwrap();
+    assert!(store.image(&pulled.manifest_digest).is_ok());
+    store.unpin("owner").unwrap();
+    store.collect().unwrap();
+    assert_eq!(host.blobs(), 0);
 }

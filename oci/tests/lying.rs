@@ -274,13 +274,8 @@ async fn server_errors_are_tried_again_and_refusals_are_not() {
     for (status, kind, class, requests) in [
         (500, "http_status", RetryClass::Transient, 4),
         (503, "http_status", RetryClass::Transient, 4),
-        (
-            404,
-            "not_found",
-            RetryClass::After(Duration::from_secs(60)),
-            1,
-        ),
-        (403, "denied", RetryClass::After(Duration::from_secs(60)), 1),
+        (404, "not_found", RetryClass::Terminal, 1),
+        (403, "denied", RetryClass::Terminal, 1),
         (418, "http_status", RetryClass::Terminal, 1),
         (204, "http_status", RetryClass::Terminal, 1),
     ] {

@@ -82,7 +82,7 @@ async fn a_package_is_pulled_unpacked_and_stays_without_the_registry() {
 
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store"), StoreConfig::default()).unwrap();
-    let puller = Puller::new(store.clone(), amd64()).unwrap();
+    let puller = Puller::new(store.clone(), amd64());
     let image = format!("{}/team/p", registry.host());
     let reference = Reference::for_package(&image, "1.0.0+b.1", None).unwrap();
     let pulled = puller
@@ -158,10 +158,7 @@ async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
         .unwrap_err();
     assert_eq!(
         (denied.kind(), denied.retry_class()),
-        (
-            "denied",
-            RetryClass::After(std::time::Duration::from_secs(60))
-        )
+        ("denied", RetryClass::Terminal)
     );
     let denied = host
         .puller

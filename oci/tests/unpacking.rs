@@ -229,6 +229,14 @@ async fn times_long_names_and_sparse_files_arrive() {
     );
 }
 
+/// A layer with the media type of another.
+fn labelled_as(layer: Layer, other: &Layer) -> Layer {
+    Layer {
+        media_type: other.media_type,
+        ..layer
+    }
+}
+
 #[tokio::test]
 async fn every_compression_and_unfinished_archives_are_read() {
     let entries = [
@@ -265,6 +273,22 @@ async fn every_compression_and_unfinished_archives_are_read() {
         ("no end marker", Layer::gzip(bare)),
         ("no padding", Layer::gzip(unpadded)),
         ("long padding", Layer::gzip(&long_padding)),
+        (
+            "gzip that is called zstd",
+            labelled_as(Layer::gzip(&whole), &Layer::zstd(&whole)),
+        ),
+        (
+            "zstd that is called gzip",
+            labelled_as(Layer::zstd(&whole), &Layer::gzip(&whole)),
+        ),
+        (
+            "plain that is called gzip",
+            labelled_as(Layer::plain(&whole), &Layer::gzip(&whole)),
+        ),
+        (
+            "gzip that is called plain",
+            labelled_as(Layer::gzip(&whole), &Layer::plain(&whole)),
+        ),
     ] {
         let got = Host::new().install(Image::new(vec![layer])).await;
         assert_eq!(got.unwrap(), ["a 644 content"], "{name}");

@@ -202,10 +202,9 @@ impl Agent {
 
     async fn begin(&mut self, lease: InterruptionLease) -> anyhow::Result<()> {
         let skyhook = lease.spec.skyhook.clone();
+        let uid = lease.metadata.uid.clone().unwrap_or_default();
         let (facts, journal) = self.host.with(|disk| {
-            // What the last lease left goes on record for its own Skyhook.
-            let uid = lease.metadata.uid.as_deref().unwrap_or_default();
-            disk.journal.put_aside(uid, 0);
+            disk.journal.archive_run(&uid, now());
             (disk.facts.clone(), disk.journal.clone())
         });
         let entries = journal

@@ -1,4 +1,4 @@
-//! Performing effects: each is a local task that ends in a note.
+//! Performs effects: each is a local task that sends a note at its end.
 
 use std::rc::Rc;
 
@@ -6,12 +6,12 @@ use skyhook_crds::Package;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::package::name_of;
 use skyhook_crds::revision::RevisionData;
-use skyhook_oci::{Credentials, Digest, chain};
+use skyhook_oci::{Credentials, Digest, RetryClass, chain};
 
 use super::agent::{Agent, Note, RunFacts};
-use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::limits;
-use crate::image::Images;
+use crate::image::{ImageError, Images};
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half};
@@ -19,14 +19,48 @@ use crate::secret::Secret;
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, metadata};
 
-/// A step that is over, or could not be run.
+/// A step that has ended, or could not be started.
 #[derive(Debug)]
 pub(super) struct StepDone {
     pub key: String,
     pub id: u64,
     pub half: Half,
     pub index: usize,
-    pub result: Result<(StepEnd, Rc<Prepared>), String>,
+    pub result: Result<(StepEnd, Rc<Prepared>), Failed>,
+}
+
+/// Why something could not be done, and whether another try may help.
+#[derive(Debug, Clone)]
+pub(super) struct Failed {
+    pub reason: String,
+    pub class: RetryClass,
+}
+
+impl From<String> for Failed {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            class: RetryClass::Transient,
+        }
+    }
+}
+
+impl From<StageError> for Failed {
+    fn from(error: StageError) -> Self {
+        Self {
+            reason: error.explained(),
+            class: error.retry_class(),
+        }
+    }
+}
+
+impl From<ImageError> for Failed {
+    fn from(error: ImageError) -> Self {
+        Self {
+            reason: chain(&error),
+            class: error.retry_class(),
+        }
+    }
 }
 
 impl Agent {
@@ -72,7 +106,7 @@ impl Agent {
                     lease.metadata.uid.as_deref() == Some(&uid)
                         && protocol::agent_duty(&lease, &lease.spec.node.uid) == AgentDuty::Work
                 }
-                // Silence stops nothing: the lease stood when the wave began.
+                // Without an answer the interrupt goes on: the lease asked for this work when the wave started.
                 Err(ApiError::Silent { .. }) => true,
                 Err(
                     ApiError::NotFound { .. }
@@ -85,7 +119,7 @@ impl Agent {
         });
     }
 
-    /// Content that the package's steps use: that of the revision that it was begun with.
+    /// The revision and the package as they were at the start of the cycle. Steps use these.
     fn content(&mut self, entry: &Entry) -> Result<(Rc<RevisionData>, Package), String> {
         let bare = Package {
             name: entry.name.clone(),
@@ -125,13 +159,14 @@ impl Agent {
         };
         let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
         if matches!(entry.image_state, ImageState::Pulling { attempts } if attempts > 0) {
-            // The secrets may have been what was wrong.
+            // Read the pull secrets again: they may have been wrong.
             self.credentials = Rc::default();
         }
         let package = match self.content(&entry) {
             Ok((_, package)) => package,
             Err(reason) => {
-                self.send(Note::Event(Event::ImageFailed { key, reason }));
+                let class = RetryClass::Transient;
+                self.send(Note::Event(Event::ImageFailed { key, reason, class }));
                 return;
             }
         };
@@ -154,27 +189,27 @@ impl Agent {
                     key,
                     digest: Some(digest.to_string()),
                 },
-                // What was copied to the host when it was installed has to do.
-                Err(reason) if leaving => {
-                    tracing::warn!(package = %key, %reason, "the copy on the host is used");
+                // For an uninstall, the copy on the host is enough.
+                Err(Failed { reason, .. }) if leaving => {
+                    tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
                 }
-                Err(reason) => {
-                    tracing::warn!(package = %key, %reason, "the image cannot be pulled");
-                    Event::ImageFailed { key, reason }
+                Err(Failed { reason, class }) => {
+                    tracing::warn!(package = %key, %reason, ?class, "the image cannot be pulled");
+                    Event::ImageFailed { key, reason, class }
                 }
             };
             let _sent = notes.send(Note::Event(event));
         });
     }
 
-    /// Everything that preparing the entry's stage takes.
+    /// Collects everything that is needed to prepare the stage.
     fn stage_task(&mut self, key: &str, half: Half) -> Result<StageTask, String> {
         let entry = self
             .run()
             .and_then(|run| run.entries.get(key))
             .cloned()
-            .ok_or_else(|| format!("{key} is not on record"))?;
+            .ok_or_else(|| format!("{key} is not in the journal"))?;
         let (revision, package) = self.content(&entry)?;
         let fallback = Cycle {
             skyhook: self
@@ -191,6 +226,24 @@ impl Agent {
             Some(future) => Some(Box::pin(future)),
             None => None,
         };
+        let mut input = StageInput {
+            host: self.host.clone(),
+            layout: self.settings.layout.clone(),
+            skyhook,
+            package,
+            stage: entry.stage,
+            half,
+            digest,
+            store: Some(self.images.store.clone()),
+            env: Vec::new(),
+            secrets: Vec::new(),
+            metadata: std::collections::BTreeMap::new(),
+            previous: None,
+            is_laid_out: false,
+        };
+        // This agent has prepared it before, so in this boot: a reboot would have ended the agent.
+        let before = self.stages.get(key).filter(|_| half == Half::Check);
+        input.is_laid_out = before.is_some_and(|prepared| prepared.has_files_for(&input));
         Ok(StageTask {
             api: self.api.clone(),
             notes: self.notes.clone(),
@@ -198,20 +251,7 @@ impl Agent {
             fetch,
             revision,
             agent_version: self.facts.agent_version.clone(),
-            input: StageInput {
-                host: self.host.clone(),
-                layout: self.settings.layout.clone(),
-                skyhook,
-                package,
-                stage: entry.stage,
-                half,
-                digest,
-                store: Some(self.images.store.clone()),
-                env: Vec::new(),
-                secrets: Vec::new(),
-                metadata: std::collections::BTreeMap::new(),
-                previous: None,
-            },
+            input,
         })
     }
 
@@ -219,7 +259,8 @@ impl Agent {
         let task = match self.stage_task(&key, half) {
             Ok(task) => task,
             Err(reason) => {
-                self.send(Note::Event(Event::StageFailed { key, reason }));
+                let class = RetryClass::Transient;
+                self.send(Note::Event(Event::StageFailed { key, reason, class }));
                 return;
             }
         };
@@ -231,40 +272,41 @@ impl Agent {
                     prepared: Box::new(prepared),
                     ready: true,
                 },
-                Err(reason) => {
-                    tracing::warn!(package = %key, %reason, "the stage cannot be prepared");
-                    Note::Event(Event::StageFailed { key, reason })
+                Err(Failed { reason, class }) => {
+                    tracing::warn!(package = %key, %reason, ?class, "the stage cannot be prepared");
+                    Note::Event(Event::StageFailed { key, reason, class })
                 }
             };
             let _sent = notes.send(note);
         });
     }
 
-    /// The stage, prepared: it is again when an earlier agent did it.
-    fn with_stage<F, G>(&mut self, key: &str, half: Half, work: F)
+    /// Runs `work` with the prepared stage. After a restart of the agent the stage is prepared again.
+    fn with_prepared<F, G>(&mut self, key: &str, half: Half, work: F)
     where
-        F: FnOnce(Stage) -> G + 'static,
+        F: FnOnce(Preparation) -> G + 'static,
         G: Future<Output = Note> + 'static,
     {
-        let stage = match (self.stages.get(key), &self.run_facts) {
+        let preparation = match (self.stages.get(key), &self.run_facts) {
             (Some(prepared), Some(facts)) => {
-                Ok(Stage::Ready(Rc::clone(prepared), Rc::clone(facts)))
+                Ok(Preparation::Ready(Rc::clone(prepared), Rc::clone(facts)))
             }
             (_, _) => self
                 .stage_task(key, half)
-                .map(|task| Stage::Task(Box::new(task))),
+                .map(|task| Preparation::Task(Box::new(task))),
         };
         let notes = self.notes.clone();
-        match stage {
-            Ok(stage) => {
+        match preparation {
+            Ok(preparation) => {
                 tokio::task::spawn_local(async move {
-                    let note = work(stage).await;
+                    let note = work(preparation).await;
                     let _sent = notes.send(note);
                 });
             }
             Err(reason) => self.send(Note::Event(Event::StageFailed {
                 key: key.to_owned(),
                 reason,
+                class: RetryClass::Transient,
             })),
         }
     }
@@ -273,10 +315,10 @@ impl Agent {
         let runner = Rc::clone(&self.runner);
         let timeout = self.settings.step_timeout;
         let name = key.clone();
-        self.with_stage(&name, half, move |stage| async move {
+        self.with_prepared(&name, half, move |preparation| async move {
             let result = async {
-                let (prepared, facts) = stage.get(&key).await?;
-                let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
+                let (prepared, facts) = preparation.get(&key).await?;
+                let mut spec = prepared.spec(half, index)?;
                 spec.directory = runner.directory(id).1;
                 spec.limits = facts.limits.clone();
                 spec.timeout_ms = timeout.and_then(|t| u64::try_from(t.as_millis()).ok());
@@ -306,12 +348,12 @@ impl Agent {
             .and_then(|run| run.entries.get(&key))
             .map(|e| stage::mode(e.stage, half))
             .unwrap_or_default();
-        self.with_stage(&name, half, move |stage| async move {
+        self.with_prepared(&name, half, move |preparation| async move {
             let label = format!("{}-{stage_name}", name_of(&key));
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
-                // Only now: files must not change under a step that runs.
-                let (prepared, _) = stage.get(&key).await?;
+                // After the step has ended: files must not change while it runs.
+                let (prepared, _) = preparation.get(&key).await?;
                 Ok((end, prepared))
             };
             let result = result.await;
@@ -325,7 +367,7 @@ fn done(
     id: u64,
     half: Half,
     index: usize,
-    result: Result<(StepEnd, Rc<Prepared>), String>,
+    result: Result<(StepEnd, Rc<Prepared>), Failed>,
 ) -> Note {
     Note::StepDone(Box::new(StepDone {
         key,
@@ -340,14 +382,14 @@ fn label(key: &str, prepared: &Prepared, half: Half) -> String {
     format!("{}-{}", name_of(key), prepared.mode(half))
 }
 
-/// A stage that is prepared, or can be.
-enum Stage {
+/// A prepared stage, or the task that prepares it.
+enum Preparation {
     Ready(Rc<Prepared>, Rc<RunFacts>),
     Task(Box<StageTask>),
 }
 
-impl Stage {
-    async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), String> {
+impl Preparation {
+    async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), Failed> {
         match self {
             Self::Ready(prepared, facts) => Ok((prepared, facts)),
             Self::Task(task) => {
@@ -375,7 +417,7 @@ struct StageTask {
 }
 
 impl StageTask {
-    async fn run(mut self) -> Result<(Prepared, Rc<RunFacts>), String> {
+    async fn run(mut self) -> Result<(Prepared, Rc<RunFacts>), Failed> {
         let facts = match (self.facts.take(), self.fetch.take()) {
             (Some(facts), _) => facts,
             (None, Some(fetch)) => {
@@ -390,12 +432,11 @@ impl StageTask {
         let input = self.input;
         let prepared = tokio::task::spawn_blocking(move || stage::prepare(input))
             .await
-            .map_err(|e| e.to_string())?
-            .map_err(|e: StageError| chain(&e))?;
+            .map_err(|e| e.to_string())??;
         Ok((prepared, facts))
     }
 
-    /// The environment of the package, and which values are secret.
+    /// The environment of the package, and the values that come from secrets.
     async fn env(&self, facts: &RunFacts) -> Result<(Vec<(String, Secret)>, Vec<Secret>), String> {
         let package = &self.input.package;
         let needs = env::needs(&package.env);
@@ -418,7 +459,8 @@ impl StageTask {
     }
 }
 
-/// Has the image in the store. One that the package was begun with, or is to be uninstalled with, is not asked for again.
+/// Pulls the image. Asks no registry when the store has the image that the cycle started with, or, for an uninstall,
+/// any image of the package.
 async fn pull(
     credentials: impl AsyncFnOnce() -> Result<Credentials, ApiError>,
     images: &Images,
@@ -426,7 +468,7 @@ async fn pull(
     owner: &str,
     known: Option<Digest>,
     leaving: bool,
-) -> Result<Digest, String> {
+) -> Result<Digest, Failed> {
     if let Some(digest) = known
         && images.store.image(&digest).is_ok()
     {
@@ -436,11 +478,8 @@ async fn pull(
         return Ok(digest);
     }
     let credentials = credentials().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "registry credentials cannot be read");
+        tracing::warn!(%error, "pull secrets cannot be read: pulling without them");
         Credentials::anonymous()
     });
-    images
-        .pull(package, owner, &credentials)
-        .await
-        .map_err(|e| chain(&e))
+    Ok(images.pull(package, owner, &credentials).await?)
 }

@@ -15,6 +15,7 @@
 //! Symlinks of the host are followed inside the host's root, also one at the place of a file.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::fs::{File, Permissions};
 use std::io;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use skyhook_oci::{Entry, Root, names};
+use skyhook_oci::{Root, names};
 
 use super::files::PackageDir;
 use super::host_file::{self, Written};
@@ -40,10 +41,9 @@ impl FileSystems {
     /// Notes the file system of an open directory.
     pub(super) fn note(&mut self, directory: impl AsFd) -> io::Result<()> {
         let device = rustix::fs::fstat(&directory)?.st_dev;
-        if !self.0.contains_key(&device) {
+        if let Entry::Vacant(new) = self.0.entry(device) {
             let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-            let directory = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
-            self.0.insert(device, directory);
+            new.insert(rustix::fs::openat(directory, ".", flags, Mode::empty())?);
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Laying<'_> {
         source_of(found, stat)
     }
 
-    fn make_directory(&mut self, entry: &Entry, mode: u32) -> io::Result<()> {
+    fn make_directory(&mut self, entry: &skyhook_oci::Entry, mode: u32) -> io::Result<()> {
         if let Some(stat) = entry.stat()? {
             return Err(in_the_way("a directory", &stat));
         }
@@ -200,7 +200,7 @@ impl Laying<'_> {
         self.written.note(entry.dir())
     }
 
-    fn make_symlink(&mut self, entry: &Entry, target: &[u8]) -> io::Result<()> {
+    fn make_symlink(&mut self, entry: &skyhook_oci::Entry, target: &[u8]) -> io::Result<()> {
         match entry.stat()? {
             Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 return Err(in_the_way("a symlink", &stat));

@@ -74,6 +74,7 @@ impl TestHost {
             secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: None,
+            is_laid_out: false,
         }
     }
 
@@ -285,4 +286,159 @@ fn root_dir_is_laid_over_the_host_inside_its_root() {
 fn a_stage_that_the_package_does_not_have_is_done_at_once() {
     let host = TestHost::new(json!({"apply": [step(json!({}))], "apply-check": [step(json!({}))]}));
     assert_eq!(host.prepare(Stage::Upgrade).plan, StepPlan::default());
+}
+
+#[test]
+fn a_step_that_was_ended_or_took_too_long_has_failed_whatever_its_exit_code() {
+    let host = TestHost::new(modes(json!({ "returncodes": [0, 3] })));
+    let prepared = host.prepare(Stage::Apply);
+    let exited = |code| StepResult {
+        code: Some(code),
+        ..StepResult::default()
+    };
+    for (name, result, want) in [
+        ("success", exited(0), None),
+        ("another success", exited(3), None),
+        ("failure", exited(1), Some("exited with 1")),
+        (
+            "ended",
+            StepResult {
+                ended: true,
+                ..exited(0)
+            },
+            Some("was ended: the lease was stopped"),
+        ),
+        (
+            "too long",
+            StepResult {
+                timed_out: true,
+                ..exited(0)
+            },
+            Some("took too long and was ended"),
+        ),
+        (
+            "killed",
+            StepResult {
+                signal: Some(9),
+                ..StepResult::default()
+            },
+            Some("was killed by signal 9"),
+        ),
+    ] {
+        let judged = prepared.judge(Half::Main, 0, &result);
+        let want = want.map(|want| format!("{} {want}", prepared.step_name(Half::Main, 0)));
+        assert_eq!(judged.err(), want, "{name}");
+    }
+}
+
+/// A store with one image whose package has a file of so many bytes.
+fn store_with(directory: &Path, bytes: usize, config: &str) -> (Store, Digest) {
+    let folder = directory.join("image/skyhook-package");
+    fs::create_dir_all(folder.join("skyhook_dir")).unwrap();
+    fs::create_dir_all(folder.join("root_dir/opt")).unwrap();
+    fs::write(folder.join("config.json"), config).unwrap();
+    fs::write(folder.join("skyhook_dir/step.sh"), "#!/bin/bash\n").unwrap();
+    fs::write(folder.join("root_dir/opt/large"), vec![b'x'; bytes]).unwrap();
+    let tar = std::process::Command::new("tar")
+        .arg("-C")
+        .arg(directory.join("image"))
+        .args(["--format=gnu", "-cf", "-", "skyhook-package"])
+        .output()
+        .unwrap();
+    assert!(tar.status.success());
+    let store = Store::open(directory.join("store"), skyhook_oci::StoreConfig::default()).unwrap();
+    let put = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        let blob = directory.join("store/blobs/sha256").join(digest.hex());
+        fs::write(blob, bytes).unwrap();
+        json!({"digest": digest.to_string(), "size": bytes.len()})
+    };
+    let with_type = |mut descriptor: Value, media_type: &str| {
+        descriptor["mediaType"] = json!(media_type);
+        descriptor
+    };
+    let layer = put(&tar.stdout);
+    let config = put(json!({
+        "architecture": "amd64", "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+    })
+    .to_string()
+    .as_bytes());
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": with_type(config, "application/vnd.oci.image.config.v1+json"),
+        "layers": [with_type(layer, "application/vnd.oci.image.layer.v1.tar")],
+    });
+    let digest = Digest::of(manifest.to_string().as_bytes());
+    put(manifest.to_string().as_bytes());
+    fs::write(directory.join("store/images").join(digest.hex()), "null").unwrap();
+    (store, digest)
+}
+
+/// What this thread has written to files.
+fn bytes_written() -> usize {
+    let io = fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_check_that_is_tried_again_does_not_write_the_package() {
+    let host = TestHost::new(modes(json!({})));
+    let config = fs::read_to_string(host.copy().join("config.json")).unwrap();
+    let mut written = Vec::new();
+    for bytes in [10_000, 3_000_000] {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, digest) = store_with(directory.path(), bytes, &config);
+        let host = Host::open(directory.path()).unwrap();
+        let mut input = StageInput {
+            host,
+            store: Some(store),
+            digest: Some(digest),
+            ..TestHost::new(modes(json!({}))).input(Stage::Apply)
+        };
+        let before = bytes_written();
+        let first = prepare(input.clone()).unwrap();
+        assert!(
+            bytes_written() - before > bytes,
+            "the first time it is written"
+        );
+        let laid = directory.path().join("opt/large");
+        // As the step of the package, or somebody on the host, would.
+        fs::write(&laid, "changed").unwrap();
+
+        assert!(first.has_files_for(&input));
+        input.is_laid_out = true;
+        let before = bytes_written();
+        prepare(input.clone()).unwrap();
+        written.push(bytes_written() - before);
+        assert_eq!(fs::read_to_string(&laid).unwrap(), "changed");
+
+        // Whatever is another stage, another image or another copy is not the same.
+        for other in [
+            StageInput {
+                stage: Stage::Config,
+                ..input.clone()
+            },
+            StageInput {
+                digest: Some(Digest::of(b"other")),
+                ..input.clone()
+            },
+            StageInput {
+                skyhook: SkyhookRef {
+                    generation: 5,
+                    ..input.skyhook.clone()
+                },
+                ..input.clone()
+            },
+        ] {
+            assert!(!first.has_files_for(&other));
+        }
+        // A copy that somebody has removed is made again.
+        fs::remove_dir_all(directory.path().join("var/lib/skyhook/s")).unwrap();
+        prepare(input).unwrap();
+        assert_eq!(fs::metadata(&laid).unwrap().len(), bytes as u64);
+    }
+    assert_eq!(written[0], written[1], "it depends on the package's size");
+    assert!(written[0] < 1000, "{written:?}");
 }

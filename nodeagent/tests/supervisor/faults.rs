@@ -158,3 +158,34 @@ fn what_a_terminal_obeys_is_not_told() {
     let mut supervisor = Supervisor::start(script, |_| {});
     assert_eq!(supervisor.result().tail, "10%\nred");
 }
+
+/// Where `/var` is mounted as security guides want it.
+#[test]
+fn a_step_on_a_file_system_without_exec_says_so_and_what_to_do() {
+    if !is_root("a_step_on_a_file_system_without_exec_says_so_and_what_to_do") {
+        return;
+    }
+    let without_exec = "exec unshare -m --propagation private bash -c \
+                        'mkdir \"$1\"/var; mount -t tmpfs -o noexec none \"$1\"/var; mkdir \"$1\"/var/lib; \
+                         echo \"#!/bin/bash\" >\"$1\"/var/lib/apply.sh; chmod +x \"$1\"/var/lib/apply.sh; \
+                         exec \"$0\" supervise' \"$0\" \"$1\"";
+    let mut var = PathBuf::new();
+    let mut supervisor = Supervisor::start_by(
+        without_exec,
+        |_, _| {},
+        "",
+        |spec| {
+            var = spec.directory.join("var");
+            spec.program = var.join("lib/apply.sh").to_string_lossy().into_owned();
+        },
+    );
+    let described = supervisor.result().describe();
+    let program = var.join("lib/apply.sh");
+    let want = format!(
+        "could not be run: {0} cannot be started: {0} is on the file system at {1}, which is mounted noexec: \
+         have packages copied elsewhere: the chart's value copyDirRoot, or --copy-dir-root",
+        program.display(),
+        var.display()
+    );
+    assert_eq!(described, want);
+}

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use super::{Credentials, Login, matching};
+use crate::pull::chain;
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 const MAX_ANSWER: u64 = 1 << 20;
@@ -35,7 +36,7 @@ pub struct PluginConfig {
 
 /// Why plugins cannot be used. Never holds what a plugin answered.
 #[derive(Debug, thiserror::Error)]
-pub enum PluginError {
+enum PluginError {
     #[error("cannot read {}", path.display())]
     Read {
         path: PathBuf,
@@ -106,7 +107,6 @@ struct Auth {
 #[derive(Debug, Clone)]
 pub(crate) struct Plugins {
     config: Arc<PluginConfig>,
-    providers: Arc<Vec<Provider>>,
     cache: Arc<Mutex<BTreeMap<(String, String), Cached>>>,
 }
 
@@ -117,23 +117,37 @@ struct Cached {
 }
 
 impl Plugins {
-    pub(crate) fn load(config: PluginConfig) -> Result<Self, PluginError> {
-        let mut providers = Vec::new();
-        for path in files(&config.config)? {
-            providers.extend(read(&path)?);
-        }
-        Ok(Self {
+    pub(crate) fn new(config: PluginConfig) -> Self {
+        Self {
             config: Arc::new(config),
-            providers: Arc::new(providers),
             cache: Arc::new(Mutex::new(BTreeMap::new())),
-        })
+        }
     }
 
-    /// What the plugins that match have for `image`. One that fails is logged and passed over: the
-    /// image may be reachable without it.
+    /// The plugins that the kubelet is configured with now.
+    fn providers(&self) -> Result<Vec<Provider>, PluginError> {
+        let mut providers = Vec::new();
+        for path in files(&self.config.config)? {
+            providers.extend(read(&path)?);
+        }
+        Ok(providers)
+    }
+
+    /// What the plugins that match have for `image`. One that fails, or a configuration that cannot
+    /// be used, is logged and passed over: the image may be reachable without it. The configuration
+    /// is read each time: it may have come or changed since.
     pub(crate) async fn credentials(&self, image: &str) -> Credentials {
         let mut credentials = Credentials::anonymous();
-        for provider in self.providers.iter() {
+        let providers = self.providers().unwrap_or_else(|error| {
+            let error = chain(&error);
+            tracing::warn!(
+                error,
+                image,
+                "the image is pulled without credential providers"
+            );
+            Vec::new()
+        });
+        for provider in &providers {
             let is_match = |pattern: &String| matching::specificity(pattern, image).is_some();
             if !provider.match_images.iter().any(is_match) {
                 continue;
@@ -141,7 +155,13 @@ impl Plugins {
             match self.ask(provider, image).await {
                 Ok(more) => credentials = credentials.merge(more),
                 Err(error) => {
-                    tracing::warn!(provider = provider.name, error = %error, image, "credential provider failed");
+                    let error = chain(&error);
+                    tracing::warn!(
+                        provider = provider.name,
+                        error,
+                        image,
+                        "credential provider failed"
+                    );
                 }
             }
         }

@@ -73,6 +73,24 @@ fn the_best_platform_is_chosen_and_attestations_are_not() {
     );
 }
 
+/// Some builders write an index of one image without its platform.
+#[test]
+fn an_only_entry_without_a_platform_is_taken() {
+    let wanted = Platform::new("linux", "amd64", None);
+    let nameless = |name: &str| json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(name).to_string(), "size": 1});
+    let arm = index_entry("arm64", json!({"os": "linux", "architecture": "arm64"}));
+    let amd = index_entry("amd64", json!({"os": "linux", "architecture": "amd64"}));
+    let chosen = |entries: &[serde_json::Value]| {
+        let entries = candidates(entries);
+        select(&entries, &wanted).map(|found| found.digest).ok()
+    };
+    assert_eq!(chosen(&[nameless("only")]), Some(digest("only")));
+    assert_eq!(chosen(&[arm.clone(), nameless("a")]), Some(digest("a")));
+    assert_eq!(chosen(&[amd, nameless("a")]), Some(digest("amd64")));
+    assert_eq!(chosen(&[nameless("a"), nameless("b")]), None);
+    assert_eq!(chosen(&[arm]), None);
+}
+
 fn manifest(layers: &[(&str, &str, i64)]) -> Vec<u8> {
     let layers: Vec<_> = layers
         .iter()

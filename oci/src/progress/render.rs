@@ -56,6 +56,14 @@ pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
     })
 }
 
+/// A bar that is full when `done` is as much as `all`.
+#[must_use]
+pub fn bar(done: u64, all: u64) -> String {
+    let part = done.saturating_mul(BAR as u64) / all.max(1);
+    let full = usize::try_from(part).unwrap_or(BAR).min(BAR);
+    format!("{}{}", "#".repeat(full), ".".repeat(BAR - full))
+}
+
 /// What is known of a pull, to be drawn.
 #[derive(Debug, Default)]
 pub struct Display {
@@ -135,23 +143,23 @@ impl Display {
                 received,
                 since,
             } = layer;
-            let part = received.saturating_mul(BAR as u64) / (*bytes).max(1);
-            let full = usize::try_from(part).unwrap_or(BAR).min(BAR);
-            let (done, left) = ("#".repeat(full), ".".repeat(BAR - full));
+            let drawn = self::bar(*received, *bytes);
             let (short, have, all) = (digest.short(), size(*received), size(*bytes));
             let speed = speed(*received, now.saturating_sub(*since));
-            format!("{short}  [{done}{left}]  {have} of {all}  {speed}")
+            format!("{short}  [{drawn}]  {have} of {all}  {speed}")
         };
         self.layers.iter().map(bar).collect()
     }
 }
 
-fn size(bytes: u64) -> String {
+/// So many bytes, in the unit that fits.
+pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match bytes {
         0..1024 => format!("{bytes} B"),
         1024..1_048_576 => format!("{:.1} KiB", mib * 1024.0),
-        _ => format!("{mib:.1} MiB"),
+        1_048_576..1_073_741_824 => format!("{mib:.1} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
     }
 }
 

@@ -50,6 +50,7 @@ impl Run<'_> {
         }
         let (config, config_size) = manifest.config;
         wanted.insert(config, config_size);
+        self.look_for_room(&wanted)?;
         let slots = Arc::new(Semaphore::new(self.puller.config.parallel_layers.max(1)));
         let mut tasks = JoinSet::new();
         for (digest, size) in wanted {
@@ -89,6 +90,19 @@ impl Run<'_> {
             }
         }
         Ok(fetched)
+    }
+}
+
+impl Run<'_> {
+    /// Fails when what is to be fetched does not fit on the disk: a disk that is full stops more than this pull.
+    fn look_for_room(&self, wanted: &BTreeMap<Digest, u64>) -> Result<(), Failure> {
+        let store = &self.puller.store;
+        let missing = wanted
+            .iter()
+            .filter(|(digest, size)| !store.contains(digest, **size))
+            .map(|(_, size)| size)
+            .sum();
+        Ok(store.has_room_for(missing)?)
     }
 }
 

@@ -10,9 +10,6 @@ use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
 use crate::pull::RetryClass;
 
-/// When to look again for what someone has to put there first.
-const NOT_SOON: Duration = Duration::from_secs(60);
-
 /// `what` is what was asked for, `host` who was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -102,7 +99,7 @@ impl RegistryError {
     }
 
     /// What a cache or a network did to an answer may be gone the next time. What is not there or
-    /// refused stays so until someone pushes it or mends a secret: now and then is enough.
+    /// refused stays so until someone pushes it or mends a secret.
     pub fn retry_class(&self) -> RetryClass {
         match self {
             Self::Status {
@@ -110,7 +107,6 @@ impl RegistryError {
                 ..
             } => RetryClass::After(*after),
             Self::Status { status, .. } if is_transient(*status) => RetryClass::Transient,
-            Self::NotFound { .. } | Self::Denied { .. } => RetryClass::After(NOT_SOON),
             Self::Http { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
@@ -118,6 +114,8 @@ impl RegistryError {
             Self::Status { .. }
             | Self::Client(_)
             | Self::Hosts(_)
+            | Self::NotFound { .. }
+            | Self::Denied { .. }
             | Self::Certificate { .. }
             | Self::Redirect { .. }
             | Self::Limit { .. }

@@ -152,8 +152,30 @@ fn token(bytes: &[u8]) -> Option<String> {
         access_token: Option<String>,
     }
     let answer: Answer = serde_json::from_slice(bytes).ok()?;
-    answer
-        .token
-        .or(answer.access_token)
-        .filter(|token| !token.is_empty())
+    // Some servers have both, and one of them empty.
+    [answer.token, answer.access_token]
+        .into_iter()
+        .flatten()
+        .find(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_may_have_either_name() {
+        for (answer, want) in [
+            (r#"{"token": "a"}"#, Some("a")),
+            (r#"{"access_token": "b"}"#, Some("b")),
+            (r#"{"token": "", "access_token": "b"}"#, Some("b")),
+            (r#"{"token": "a", "access_token": ""}"#, Some("a")),
+            (r#"{"token": null, "access_token": "b"}"#, Some("b")),
+            (r#"{"token": ""}"#, None),
+            ("{}", None),
+            ("", None),
+        ] {
+            assert_eq!(token(answer.as_bytes()).as_deref(), want, "{answer}");
+        }
+    }
 }

@@ -29,9 +29,10 @@ impl Store {
         Ok(self.blobs()?.values().sum())
     }
 
-    /// Removes least recently used images until the rest fits `max_bytes`, and every blob that no
-    /// image needs. What is pinned stays, even past the limit. Does nothing while a pull or an
-    /// unpack is running; the next collection will.
+    /// Removes every blob that no image needs, and then least recently used images until the rest
+    /// fits `max_bytes` and the file system has the room of the configuration. What is pinned
+    /// stays, even past the limit. Does nothing while a pull or an unpack is running; the next
+    /// collection will.
     pub fn collect(&self) -> Result<Collected, StoreError> {
         let Some(_alone) = self.lock_exclusively()? else {
             return Ok(Collected {
@@ -65,7 +66,13 @@ impl Store {
             needed.iter().filter_map(|digest| sizes.get(digest)).sum()
         };
         let mut oldest = evictable.into_iter();
-        while total(&kept) > self.config.max_bytes
+        // What no image needs goes anyway.
+        let unneeded = sizes.values().sum::<u64>() - total(&kept);
+        let shortage = self.shortage()?.saturating_sub(unneeded);
+        let max_bytes = total(&kept)
+            .saturating_sub(shortage)
+            .min(self.config.max_bytes);
+        while total(&kept) > max_bytes
             && let Some((_, manifest)) = oldest.next()
         {
             kept.remove(&manifest);

@@ -14,7 +14,7 @@ use super::name::{self, Place};
 use super::tree::{FileId, SpecialKind};
 use super::window::{Decoder, Window};
 use super::{EntryError, LayerError};
-use crate::digest::{Digest, HashingReader};
+use crate::digest::Digest;
 use crate::image::Layer;
 use crate::limits::{Budget, Limit, LimitExceeded};
 
@@ -86,8 +86,7 @@ pub(super) fn stage(
     stage: &OwnedFd,
     budget: &Budget<'_>,
 ) -> Result<Vec<Entry>, LayerError> {
-    let decoder = Decoder::new(HashingReader::new(blob), layer.compression)
-        .map_err(LayerError::Decompress)?;
+    let decoder = Decoder::new(blob, layer.compression).map_err(LayerError::Decompress)?;
     let mut window = Window::new(decoder, layer.size, budget);
     let entries = filter(position, &mut window, Some(stage), budget)?;
     let (blob_digest, got) = window.finish()?;

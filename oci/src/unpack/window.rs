@@ -2,7 +2,8 @@
 //! digests and every limit on its size watched as it passes.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -18,21 +19,45 @@ const RAW_BUFFER: usize = 128 << 10;
 
 type Raw = HashingReader<File>;
 
+/// The largest window of zstd, as a power of two, which is what it allows by default: 128 MiB.
+const ZSTD_WINDOW: u32 = 27;
+/// Windows up to this size may be in memory for each layer that is unpacked at the same time: 8 MiB is what `zstd -19` has.
+const ZSTD_MANY: u32 = 23;
+/// Held by a layer with a larger window.
+static LARGE_WINDOW: Mutex<()> = Mutex::new(());
+
 pub(super) enum Decoder {
     Plain(Box<Raw>),
     Gzip(Box<MultiGzDecoder<BufReader<Raw>>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<Raw>>>),
+    Zstd {
+        decoder: Box<zstd::stream::read::Decoder<'static, BufReader<Raw>>>,
+        /// Nobody else has a large window while this lives.
+        _alone: Option<MutexGuard<'static, ()>>,
+    },
 }
 
 impl Decoder {
-    pub(super) fn new(raw: Raw, compression: Compression) -> io::Result<Self> {
+    /// Reads a blob. Its first bytes say how it is compressed: registries and builders are known to label layers wrongly.
+    /// `labelled` counts where they say nothing.
+    pub(super) fn new(mut blob: File, labelled: Compression) -> io::Result<Self> {
+        let mut start = Vec::new();
+        (&mut blob).take(TAR_MAGIC_END).read_to_end(&mut start)?;
+        blob.rewind()?;
+        let raw = HashingReader::new(blob);
         let buffered = |raw| BufReader::with_capacity(RAW_BUFFER, raw);
-        Ok(match compression {
+        Ok(match compression(&start).unwrap_or(labelled) {
             Compression::None => Self::Plain(Box::new(raw)),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(buffered(raw)))),
-            Compression::Zstd => Self::Zstd(Box::new(zstd::stream::read::Decoder::with_buffer(
-                buffered(raw),
-            )?)),
+            Compression::Zstd => {
+                let alone = (zstd_window(&start) > ZSTD_MANY)
+                    .then(|| LARGE_WINDOW.lock().unwrap_or_else(PoisonError::into_inner));
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered(raw))?;
+                decoder.window_log_max(ZSTD_WINDOW)?;
+                Self::Zstd {
+                    decoder: Box::new(decoder),
+                    _alone: alone,
+                }
+            }
         })
     }
 
@@ -41,7 +66,7 @@ impl Decoder {
         let mut raw = match self {
             Self::Plain(raw) => *raw,
             Self::Gzip(decoder) => decoder.into_inner().into_inner(),
-            Self::Zstd(decoder) => decoder.finish().into_inner(),
+            Self::Zstd { decoder, .. } => decoder.finish().into_inner(),
         };
         io::copy(&mut raw, &mut io::sink())?;
         Ok(raw.finish())
@@ -53,8 +78,50 @@ impl Read for Decoder {
         match self {
             Self::Plain(raw) => raw.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd(decoder) => decoder.read(buffer),
+            Self::Zstd { decoder, .. } => decoder.read(buffer),
         }
+    }
+}
+
+const TAR_MAGIC: usize = 257;
+const TAR_MAGIC_END: u64 = 262;
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// How a blob is compressed that begins so, where that can be told.
+fn compression(start: &[u8]) -> Option<Compression> {
+    let is_skippable = |start: &[u8]| matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+    if start.starts_with(&[0x1f, 0x8b]) {
+        Some(Compression::Gzip)
+    } else if start.starts_with(&ZSTD_MAGIC) || is_skippable(start) {
+        Some(Compression::Zstd)
+    } else if start
+        .get(TAR_MAGIC..)
+        .is_some_and(|magic| magic.starts_with(b"ustar"))
+    {
+        Some(Compression::None)
+    } else {
+        None
+    }
+}
+
+/// The window of the first frame as a power of two, rounded up; the largest when it cannot be told.
+fn zstd_window(start: &[u8]) -> u32 {
+    const SINGLE_SEGMENT: u8 = 0x20;
+    match start.strip_prefix(&ZSTD_MAGIC) {
+        // Such a frame has a window as large as its content, which stands there in one to eight bytes.
+        Some([descriptor, rest @ ..]) if descriptor & SINGLE_SEGMENT != 0 => {
+            let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+            let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+            let Some(field) = rest.get(dictionary..dictionary + length) else {
+                return ZSTD_WINDOW;
+            };
+            let mut bytes = [0; 8];
+            bytes[..length].copy_from_slice(field);
+            let content = u64::from_le_bytes(bytes) + if length == 2 { 256 } else { 0 };
+            u64::BITS - content.saturating_sub(1).leading_zeros()
+        }
+        Some([_, window, ..]) => 10 + u32::from(window >> 3) + u32::from(window & 7 != 0),
+        Some(_) | None => ZSTD_WINDOW,
     }
 }
 
@@ -167,5 +234,44 @@ impl Window<'_, Decoder> {
         }
         let blob = self.decoder.finish().map_err(LayerError::Decompress)?;
         Ok((blob, self.hasher.finish()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn windows_of_frames() {
+        let content = vec![b'x'; 3 << 20];
+        // Without a known size the frame says its window, and with one that is smaller it is the content's.
+        for (log, size, want) in [(27, None, 27), (20, None, 20), (27, Some(100), 7)] {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(log).unwrap();
+            encoder.set_pledged_src_size(size).unwrap();
+            let length = size.map_or(content.len(), |size| usize::try_from(size).unwrap());
+            encoder.write_all(&content[..length]).unwrap();
+            let frame = encoder.finish().unwrap();
+            assert_eq!(zstd_window(&frame), want, "{log} {size:?}");
+        }
+        assert_eq!(zstd_window(b"anything else"), ZSTD_WINDOW);
+        assert_eq!(zstd_window(&ZSTD_MAGIC), ZSTD_WINDOW);
+    }
+
+    #[test]
+    fn the_first_bytes_say_how_a_blob_is_compressed() {
+        let tar = [&[b'a'; TAR_MAGIC][..], b"ustar"].concat();
+        for (start, want) in [
+            (&[0x1f, 0x8b, 8][..], Some(Compression::Gzip)),
+            (&ZSTD_MAGIC, Some(Compression::Zstd)),
+            (&[0x50, 0x2a, 0x4d, 0x18, 4], Some(Compression::Zstd)),
+            (&tar, Some(Compression::None)),
+            (b"rubbish", None),
+            (b"", None),
+        ] {
+            assert_eq!(compression(start), want, "{start:?}");
+        }
     }
 }

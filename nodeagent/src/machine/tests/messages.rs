@@ -2,6 +2,7 @@
 
 use skyhook_crds::package::InterruptType;
 use skyhook_crds::{Package, Stage, State};
+use skyhook_oci::RetryClass;
 
 use super::super::*;
 use super::interrupt;
@@ -56,17 +57,26 @@ fn at(is_it: impl Fn(&Effect) -> bool) -> (World, u64) {
 #[test]
 fn no_text_is_longer_than_a_message() {
     let key = || "aa|1.0.0".to_owned();
+    type Is = fn(&Effect) -> bool;
     type Make = fn(String, u64, String) -> Event;
-    let rows: [(&str, fn(&Effect) -> bool, Make); 6] = [
+    let rows: [(&str, Is, Make); 6] = [
         (
             "image",
             |e| matches!(e, Effect::PullImage { .. }),
-            |key, _, reason| Event::ImageFailed { key, reason },
+            |key, _, reason| Event::ImageFailed {
+                key,
+                reason,
+                class: RetryClass::Transient,
+            },
         ),
         (
             "config.json",
             |e| matches!(e, Effect::PrepareStage { .. }),
-            |key, _, reason| Event::StageFailed { key, reason },
+            |key, _, reason| Event::StageFailed {
+                key,
+                reason,
+                class: RetryClass::Transient,
+            },
         ),
         (
             "step",

@@ -1,8 +1,9 @@
 //! What the machine waits for, and what it does again after a failure.
 
 use skyhook_crds::lease::{Phase, StopReason};
+use skyhook_oci::RetryClass;
 
-use super::super::{Effect, Event, Half};
+use super::super::{Effect, Event, Half, wake_at};
 use super::world::{Spec, World, pkg};
 
 fn one(version: &str) -> Spec {
@@ -37,6 +38,7 @@ fn a_stage_that_cannot_be_prepared_has_its_image_looked_at_again() {
     let effects = world.input(Event::StageFailed {
         key: key.clone(),
         reason: "a layer is damaged".into(),
+        class: RetryClass::Transient,
     });
     assert_eq!(effects, vec![Effect::PullImage { key: key.clone() }]);
     world.queue.extend(effects);
@@ -71,4 +73,118 @@ fn a_step_is_told_to_end_again_by_the_agent_that_comes_after() {
     // Killed before it did so.
     world.kill_agent();
     assert!(ends(world.queue.make_contiguous()), "{:?}", world.queue);
+}
+
+/// What the agent asks a registry for over so much time.
+fn pulls_within(class: RetryClass, ms: i64) -> (usize, String) {
+    let mut world = World::new();
+    world.pull_class = class;
+    world.no_image("aa|1.0.0", u32::MAX);
+    world.lease(&one("1.0.0"));
+    let until = world.now + ms;
+    let mut pulls = 0;
+    loop {
+        while let Some(effect) = world.queue.pop_front() {
+            pulls += usize::from(matches!(effect, Effect::PullImage { .. }));
+            world.perform(effect);
+        }
+        world.now = wake_at(world.progress(), world.now).expect("it is tried again");
+        if world.now > until {
+            return (pulls, world.entry("aa|1.0.0").message.clone());
+        }
+        let effects = world.input(Event::Ticked);
+        world.queue.extend(effects);
+    }
+}
+
+#[test]
+fn a_wrong_tag_is_asked_for_ever_more_seldom_and_a_registry_that_wants_peace_gets_it() {
+    const DAY: i64 = 86_400_000;
+    let (transient, message) = pulls_within(RetryClass::Transient, DAY);
+    assert!((280..400).contains(&transient), "{transient}");
+    assert_eq!(message, "image cannot be pulled: no such image");
+    let (terminal, message) = pulls_within(RetryClass::Terminal, DAY);
+    assert!((14..20).contains(&terminal), "{terminal}");
+    let (reason, next) = message.split_once("; the next try is at ").unwrap();
+    assert_eq!(reason, "image cannot be pulled: no such image");
+    assert!(
+        next.ends_with(", or at once when the Skyhook is changed or the agent's pod is deleted"),
+        "{next}"
+    );
+    let hour = RetryClass::After(std::time::Duration::from_secs(3600));
+    assert_eq!(pulls_within(hour, DAY).0, 1 + 24);
+}
+
+/// A new revision and a new agent ask at once.
+#[test]
+fn what_waits_for_hours_is_tried_at_once_after_a_change_or_a_restart() {
+    let waiting = || {
+        let mut world = World::new();
+        world.pull_class = RetryClass::Terminal;
+        world.no_image("aa|1.0.0", 12);
+        world.lease(&one("1.0.0"));
+        while let Some(effect) = world.queue.pop_front() {
+            world.perform(effect);
+            if world.queue.is_empty() && !world.entry("aa|1.0.0").message.contains("next try") {
+                world.now = wake_at(world.progress(), world.now).expect("it is tried again");
+                let effects = world.input(Event::Ticked);
+                world.queue.extend(effects);
+            }
+        }
+        assert!(world.entry("aa|1.0.0").message.contains("next try"));
+        world
+    };
+    let pulls = |world: &World, key: &str| {
+        let pull = Effect::PullImage { key: key.into() };
+        world.queue.contains(&pull)
+    };
+    let mut restarted = waiting();
+    restarted.kill_agent();
+    assert!(pulls(&restarted, "aa|1.0.0"), "{:?}", restarted.queue);
+    let mut edited = waiting();
+    edited.lease(&one("1.0.1"));
+    assert!(pulls(&edited, "aa|1.0.1"), "{:?}", edited.queue);
+    let mut again = waiting();
+    again.lease(&one("1.0.0"));
+    assert!(pulls(&again, "aa|1.0.0"), "{:?}", again.queue);
+    // A clock that is set back by hours delays nothing.
+    let mut back = waiting();
+    back.now -= 86_400_000;
+    assert_eq!(wake_at(back.progress(), back.now), Some(back.now));
+}
+
+#[test]
+fn an_image_that_cannot_be_used_is_not_pulled_at_every_retry() {
+    let mut world = World::new();
+    world.lease(&one("1.0.0"));
+    let (mut prepared, mut pulled) = (0, 0);
+    let until = world.now + 86_400_000;
+    while world.now < until {
+        while let Some(effect) = world.queue.pop_front() {
+            pulled += u32::from(matches!(effect, Effect::PullImage { .. }));
+            if let Effect::PrepareStage { key, .. } = &effect {
+                prepared += 1;
+                let effects = world.input(Event::StageFailed {
+                    key: key.clone(),
+                    reason: "an entry is refused".into(),
+                    class: RetryClass::Terminal,
+                });
+                world.queue.extend(effects);
+            } else {
+                world.perform(effect);
+            }
+        }
+        world.now = wake_at(world.progress(), world.now).expect("it is tried again");
+        let effects = world.input(Event::Ticked);
+        world.queue.extend(effects);
+    }
+    assert!(
+        prepared < 20 && pulled < 20,
+        "{prepared} and {pulled} times"
+    );
+    let message = &world.entry("aa|1.0.0").message;
+    assert!(
+        message.starts_with("an entry is refused; the next try is at "),
+        "{message}"
+    );
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use skyhook_crds::lease::{Phase, SkyhookRef, StopReason};
 use skyhook_crds::package::{InterruptType, PackageStatus};
 use skyhook_crds::{Package, Stage, State};
+use skyhook_oci::RetryClass;
 
 use super::super::*;
 
@@ -56,6 +57,8 @@ pub(crate) struct World {
     leases: u32,
     faults: BTreeMap<String, u32>,
     images: BTreeMap<String, u32>,
+    /// How a pull fails.
+    pub pull_class: RetryClass,
     entries: Entries,
     held: bool,
     pub drained: bool,
@@ -78,6 +81,7 @@ impl World {
             leases: 0,
             faults: BTreeMap::new(),
             images: BTreeMap::new(),
+            pull_class: RetryClass::Transient,
             entries: Entries::new(),
             held: false,
             drained: true,
@@ -320,6 +324,7 @@ impl World {
             return Event::ImageFailed {
                 key,
                 reason: "no such image".into(),
+                class: self.pull_class,
             };
         }
         Event::ImageReady {

@@ -61,7 +61,7 @@ printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.ku
 printf '"cacheKeyType":"Registry","cacheDuration":"1h","auth":{"*.cloud.io":{"username":"%s","password":"%s"}}}' "$1-$REGION" "$image"
 "#;
     let (dir, config) = host(script, "0s");
-    let plugins = Plugins::load(config).unwrap();
+    let plugins = Plugins::new(config);
     let found = plugins
         .credentials("a.cloud.io/x")
         .await
@@ -115,9 +115,9 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
         } else {
             5000
         });
-        let plugins = Plugins::load(config).unwrap();
+        let plugins = Plugins::new(config);
         let error = plugins
-            .ask(&plugins.providers[0], "a.cloud.io/x")
+            .ask(&plugins.providers().unwrap()[0], "a.cloud.io/x")
             .await
             .unwrap_err();
         assert_eq!(error.to_string(), want);
@@ -130,6 +130,31 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
             []
         );
     }
+}
+
+/// A configuration may come after the agent, and one that this version does not know keeps nothing from being pulled.
+#[tokio::test]
+async fn the_configuration_is_read_for_each_image() {
+    let answer = r#"printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Image","auth":{"a.cloud.io":{"username":"u","password":"p"}}}'"#;
+    let (_dir, config) = host(answer, "0s");
+    let (file, plugins) = (config.config.clone(), Plugins::new(config));
+    let found = async || {
+        plugins
+            .credentials("a.cloud.io/x")
+            .await
+            .matching("a.cloud.io/x")
+    };
+    let whole = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(found().await.len(), 1);
+    let old = whole.replace("k8s.io/v1\n", "k8s.io/v1beta1\n");
+    for text in [&old, "kind: Something\n", "{"] {
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(found().await, [], "{text}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(found().await, []);
+    std::fs::write(&file, whole).unwrap();
+    assert_eq!(found().await.len(), 1);
 }
 
 #[test]

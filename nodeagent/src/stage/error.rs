@@ -1,0 +1,117 @@
+//! Why a stage cannot begin.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use skyhook_oci::manifest::ManifestError;
+use skyhook_oci::{RemoveError, RetryClass, StoreError, chain};
+
+use super::env;
+
+/// Why a stage cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error("{path}: {action} failed")]
+    Io {
+        path: PathBuf,
+        action: &'static str,
+        source: io::Error,
+    },
+    #[error("the image cannot be unpacked")]
+    Unpack(#[source] Box<StoreError>),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("expected config file {0} is missing: add the key to the package's configMap")]
+    ExpectedConfig(String),
+    #[error("step {step}: argument env:{name} names a variable that is not set")]
+    Argument { step: String, name: String },
+    #[error("step {step}: {path} does not exist in the package")]
+    NoStep { step: String, path: String },
+    #[error(transparent)]
+    Env(#[from] env::EnvError),
+    #[error("neither image nor copy of the package is on the host")]
+    NothingLeft,
+    #[error(transparent)]
+    Remove(#[from] RemoveError),
+}
+
+impl StageError {
+    /// The error with its causes, and with the way out where there is one.
+    #[must_use]
+    pub fn explained(&self) -> String {
+        let text = chain(self);
+        let cause = std::iter::successors(Some(self as &dyn std::error::Error), |e| e.source())
+            .filter_map(|error| error.downcast_ref::<io::Error>())
+            .last();
+        match (self, cause.map(io::Error::kind)) {
+            (Self::Unpack(_), Some(io::ErrorKind::ReadOnlyFilesystem)) => format!(
+                "{text}: have packages copied to a file system that can be written (the chart's value copyDirRoot, or \
+                 --copy-dir-root)"
+            ),
+            (Self::Io { .. }, Some(io::ErrorKind::ReadOnlyFilesystem)) => format!(
+                "{text}: on this host nothing can be written there, so it cannot have this package as it is"
+            ),
+            (_, _) => text,
+        }
+    }
+
+    /// Whether another try may help, or another image or other settings are needed.
+    #[must_use]
+    pub fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Unpack(error) if error.is_transient() => RetryClass::Transient,
+            Self::Unpack(_)
+            | Self::Manifest(_)
+            | Self::ExpectedConfig(_)
+            | Self::Argument { .. }
+            | Self::NoStep { .. } => RetryClass::Terminal,
+            Self::Io { .. } | Self::Env(_) | Self::NothingLeft | Self::Remove(_) => {
+                RetryClass::Transient
+            }
+        }
+    }
+}
+
+pub(crate) fn io_error(
+    path: &Path,
+    action: &'static str,
+) -> impl FnOnce(io::Error) -> StageError + use<> {
+    let path = path.to_owned();
+    move |source| StageError::Io {
+        path,
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_cannot_be_written_comes_with_the_way_out() {
+        let read_only = || io::Error::from_raw_os_error(30);
+        let path = PathBuf::from("/usr/lib/x");
+        let unpack = StoreError::Unpack(Box::new(skyhook_oci::UnpackError::Io {
+            what: "create the parent of",
+            path: "/var/lib/skyhook/s/aa".into(),
+            source: read_only(),
+        }));
+        for (error, want) in [
+            (
+                io_error(&path, "laying what root_dir has for it")(read_only()),
+                "/usr/lib/x: laying what root_dir has for it failed: Read-only file system (os error 30): on this host nothing can be written there, so it cannot have this package as it is",
+            ),
+            (
+                io_error(&path, "reading")(io::Error::from_raw_os_error(2)),
+                "/usr/lib/x: reading failed: No such file or directory (os error 2)",
+            ),
+            (
+                StageError::Unpack(Box::new(unpack)),
+                "the image cannot be unpacked: cannot create the parent of /var/lib/skyhook/s/aa: Read-only file system (os error 30): have packages copied to a file system that can be written (the chart's value copyDirRoot, or --copy-dir-root)",
+            ),
+        ] {
+            assert_eq!(error.explained(), want);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! How full the store's file system is.
+//!
+//! The kubelet evicts pods when less than 10 to 15 % of a file system is free. Images that nobody pins are kept for speed
+//! alone, so they go before that.
+
+use std::path::Path;
+
+use super::files::failed;
+use super::{Store, StoreError};
+
+/// What is left to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Images that nobody pins go while less than this part of the file system is free, in percent …
+    pub percent: u64,
+    /// … and less than so many bytes: a large disk has enough with a smaller part.
+    pub bytes: u64,
+    /// A pull does not begin that would leave less than so many bytes.
+    pub after_pull: u64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            percent: 20,
+            bytes: 20 << 30,
+            after_pull: 256 << 20,
+        }
+    }
+}
+
+/// A file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Space {
+    size: u64,
+    free: u64,
+}
+
+impl Space {
+    fn of(path: &Path) -> Result<Self, StoreError> {
+        let found = rustix::fs::statvfs(path)
+            .map_err(|errno| failed("look at the file system of", path, errno.into()))?;
+        Ok(Self {
+            size: found.f_blocks.saturating_mul(found.f_frsize),
+            free: found.f_bavail.saturating_mul(found.f_frsize),
+        })
+    }
+
+    /// Bytes that are to become free.
+    fn shortage(self, room: Room) -> u64 {
+        let wanted = (self.size / 100).saturating_mul(room.percent);
+        wanted.min(room.bytes).saturating_sub(self.free)
+    }
+}
+
+impl Store {
+    /// Bytes that are to become free on the store's file system.
+    pub(super) fn shortage(&self) -> Result<u64, StoreError> {
+        Ok(Space::of(&self.dir)?.shortage(self.config.room))
+    }
+
+    /// Fails when so many bytes more do not fit into the store's file system.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), StoreError> {
+        let needed = bytes.saturating_add(self.config.room.after_pull);
+        let free = Space::of(&self.dir)?.free;
+        if bytes == 0 || needed <= free {
+            return Ok(());
+        }
+        Err(StoreError::NoRoom {
+            path: self.dir.to_path_buf(),
+            needed,
+            free,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_disks_keep_a_part_free_and_large_ones_a_number_of_bytes() {
+        const GIB: u64 = 1 << 30;
+        for (size, free, want) in [
+            (10, 5, 0),
+            (10, 1, 1),
+            (10, 0, 2),
+            (1000, 30, 0),
+            (1000, 15, 5),
+        ] {
+            let space = Space {
+                size: size * GIB,
+                free: free * GIB,
+            };
+            let shortage = space.shortage(Room::default());
+            assert_eq!(shortage.div_ceil(GIB), want, "{size} {free}: {shortage}");
+        }
+    }
+}
