@@ -22,7 +22,7 @@ use skyhook_oci::{Credentials, Digest, Reference, Root, Store, chain};
 
 use crate::config::LocalRunArgs;
 use crate::host::Host;
-use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{Images, Registries};

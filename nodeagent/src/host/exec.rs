@@ -84,18 +84,6 @@ pub struct StepRequest {
     pub limits: ScopeLimits,
 }
 
-/// Runs steps under supervisors.
-pub trait StepRunner: 'static {
-    /// Runs a step to its end.
-    fn run(&self, request: StepRequest) -> impl Future<Output = Result<StepEnd, ExecError>>;
-    /// Waits for the end of a step that an earlier agent started.
-    fn adopt(&self, id: u64, label: &str) -> impl Future<Output = Result<StepEnd, ExecError>>;
-    /// Tells a step's supervisor to end it.
-    fn end(&self, id: u64);
-    /// Where the result of a step goes, as this process and as the supervisor see it.
-    fn directory(&self, id: u64) -> (PathBuf, PathBuf);
-}
-
 /// Supervisors in transient scopes; without a bus (no systemd), in sessions of their own.
 #[derive(Debug)]
 pub struct Supervisors {
@@ -321,8 +309,9 @@ fn with_log(directory: &Path, problem: &str) -> String {
     }
 }
 
-impl StepRunner for Supervisors {
-    async fn run(&self, request: StepRequest) -> Result<StepEnd, ExecError> {
+impl Supervisors {
+    /// Runs a step to its end.
+    pub async fn run(&self, request: StepRequest) -> Result<StepEnd, ExecError> {
         let mut child = self.start(&request).await?;
         let directory = self.directory(request.id).0;
         // `d`, or the end of the pipe when it died.
@@ -340,7 +329,8 @@ impl StepRunner for Supervisors {
         }
     }
 
-    async fn adopt(&self, id: u64, label: &str) -> Result<StepEnd, ExecError> {
+    /// Waits for the end of a step that an earlier agent started.
+    pub async fn adopt(&self, id: u64, label: &str) -> Result<StepEnd, ExecError> {
         let directory = self.directory(id).0;
         loop {
             if let Some(result) = read_result(&directory, id)? {
@@ -361,7 +351,8 @@ impl StepRunner for Supervisors {
         }
     }
 
-    fn end(&self, id: u64) {
+    /// Tells a step's supervisor to end it.
+    pub fn end(&self, id: u64) {
         let directory = self.directory(id).0;
         let Ok(noted) = fs::read_to_string(directory.join("pid")) else {
             return;
@@ -377,7 +368,9 @@ impl StepRunner for Supervisors {
         }
     }
 
-    fn directory(&self, id: u64) -> (PathBuf, PathBuf) {
+    /// Where the result of a step goes, as this process and as the supervisor see it.
+    #[must_use]
+    pub fn directory(&self, id: u64) -> (PathBuf, PathBuf) {
         let name = format!("{id:08}");
         (self.steps.join(&name), self.host_steps.join(name))
     }

@@ -9,7 +9,7 @@ use skyhook_crds::revision::RevisionData;
 use skyhook_oci::{Credentials, Digest, RetryClass, chain};
 
 use super::agent::{Agent, Note, RunFacts};
-use crate::host::exec::{StepEnd, StepRequest, StepRunner as _, Supervisors};
+use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::limits;
 use crate::image::{ImageError, Images};
 use crate::lease::{ApiError, LeaseApi};
