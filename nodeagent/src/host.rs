@@ -8,8 +8,6 @@ use std::process::Command;
 use anyhow::Context as _;
 use skyhook_oci::Root;
 
-use crate::config::InRootArgs;
-
 pub mod exec;
 pub mod identity;
 pub mod interrupt;
@@ -53,15 +51,14 @@ impl Host {
 }
 
 /// Becomes a program of the host: found on its path, with its root as the root. Returns when that cannot be.
-pub fn in_root(args: &InRootArgs) -> anyhow::Result<()> {
-    nix::unistd::chroot(&args.root)
-        .with_context(|| format!("{} cannot be the root", args.root.display()))?;
+pub fn in_root(root: &Path, program: &str, arguments: &[String]) -> anyhow::Result<()> {
+    nix::unistd::chroot(root).with_context(|| format!("{} cannot be the root", root.display()))?;
     std::env::set_current_dir("/")?;
-    let error = Command::new(&args.program)
-        .args(&args.arguments)
+    let error = Command::new(program)
+        .args(arguments)
         .env("PATH", PATH)
         .exec();
-    Err(error).with_context(|| format!("{} cannot be run", args.program))
+    Err(error).with_context(|| format!("{program} cannot be run"))
 }
 
 /// Where programs of a host are.

@@ -1,7 +1,8 @@
-//! The host's journal: what is installed, and what runs. Written before anything is done and before anything is reported.
+//! The agent's journal on the host: what is installed, and what runs. It is written before effects are performed and
+//! before the status is reported.
 //!
-//! One file, replaced whole ([`skyhook_oci::replace_file`]), with a digest of its content on the first line: a file that does not
-//! match is kept aside and never believed. Revisions stand beside it, each written once under its own name.
+//! One file that is replaced as a whole ([`skyhook_oci::replace_file`]). Its first line has a digest of the content; a file
+//! that does not match is renamed and ignored. Each revision is a file beside it and never changes.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's journal")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,15 +54,15 @@ pub enum JournalError {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct State {
-    /// Machine that this was written on.
+    /// Machine ID of the host.
     pub machine_id: String,
-    /// Boot that this was written in.
+    /// Boot ID when this was written.
     pub boot_id: String,
-    /// The last boot that Skyhook did not ask for.
+    /// ID of the last boot that Skyhook did not ask for.
     pub epoch: String,
-    /// Number of the next supervisor.
+    /// Number of the next step.
     pub next_step: u64,
-    /// What is installed for each Skyhook that has no lease now.
+    /// Packages of each Skyhook that has no lease now.
     pub skyhooks: BTreeMap<String, Record>,
     /// The lease that is worked on, or was last.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,8 +70,8 @@ pub struct State {
 }
 
 impl State {
-    /// Puts what an earlier lease than `lease` left on record for its own Skyhook.
-    pub fn put_aside(&mut self, lease: &str, now: i64) {
+    /// When the last run is of another lease than `lease`, moves its packages to `skyhooks`.
+    pub fn archive_run(&mut self, lease: &str, now: i64) {
         let Some(run) = self.run.take_if(|run| run.lease != lease) else {
             return;
         };
@@ -90,7 +91,7 @@ impl State {
         }
     }
 
-    /// Forgets Skyhooks that are gone from the cluster and have left nothing on the host. True when there were any.
+    /// Drops Skyhooks that are gone from the cluster and have no package on the host. Returns whether it dropped any.
     pub fn forget(&mut self, gone: &BTreeSet<String>) -> bool {
         let before = self.skyhooks.len();
         self.skyhooks
@@ -98,7 +99,7 @@ impl State {
         self.skyhooks.len() < before
     }
 
-    /// The epoch in the boot `boot_id`: a reboot that was asked for does not begin another.
+    /// The epoch in the boot `boot_id`. A reboot that Skyhook asked for keeps the epoch.
     #[must_use]
     pub fn epoch_in(&self, boot_id: &str) -> String {
         let wave = self.run.as_ref().and_then(|run| run.wave.as_ref());
@@ -112,20 +113,20 @@ impl State {
     }
 }
 
-/// What is installed for a Skyhook.
+/// Packages of a Skyhook that has no lease now.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Record {
-    /// UID of the lease that it was last reported under.
+    /// UID of its last lease.
     pub lease: String,
     /// Revision of that lease.
     pub revision: String,
-    /// When another lease took its place, in Unix milliseconds.
+    /// When its last lease was replaced by another, in Unix milliseconds.
     pub since: i64,
     pub entries: Entries,
 }
 
-/// Skyhooks without a lease that a host remembers: the latest. For those before them the Node's record counts.
+/// Most records in the journal. The oldest is dropped; for its Skyhook the Node's record counts.
 const RECORDS: usize = 64;
 
 /// The journal's directory.
@@ -136,7 +137,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal. A file that cannot be believed is renamed, and named in the second value.
+    /// Opens the journal. A corrupt file is renamed, and the second value is its new name.
     pub fn open(directory: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let failed = |action| {
             move |source| JournalError::Io {
@@ -173,7 +174,7 @@ impl Journal {
         Ok((journal, aside))
     }
 
-    /// Replaces the journal's content, on disk first.
+    /// Replaces the content of the journal, first on the disk.
     pub fn save(&mut self, state: State) -> Result<(), JournalError> {
         if state == self.state {
             return Ok(());
@@ -192,7 +193,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Keeps a copy of a revision. Names are content-addressed: one that is there is the same.
+    /// Keeps a copy of a revision. Names are content-addressed, so an existing file is the same.
     pub fn keep_revision(&self, name: &str, data: &RevisionData) -> Result<(), JournalError> {
         let path = self.revision_path(name);
         if path.exists() {
@@ -277,9 +278,8 @@ fn decode(bytes: &[u8]) -> Option<State> {
     serde_json::from_value(state).ok()
 }
 
-/// Fills in what journals of earlier agents do not say: whether a step of the version has begun on the host. That was so for
-/// all but new versions of a downgrade, which wait for the old one to be uninstalled; one of those that was on the host
-/// before has been configured.
+/// Adds the field `begun` to entries of earlier agents. It is true unless the version is parked, which means that it
+/// waits for an uninstall. A parked version that was installed before has the field `configured`.
 fn complete(state: &mut serde_json::Value) {
     let records = state
         .get_mut("skyhooks")
@@ -307,8 +307,8 @@ fn complete_entries(holder: &mut serde_json::Value) {
     }
 }
 
-/// The form of a journal that a newer version wrote: it is neither corrupt nor to be written over. One of the known form
-/// that is whole, but holds what is not known here, was written by a newer version as well.
+/// The form of a journal that a newer agent wrote. Such a journal is not corrupt and must not be overwritten. A
+/// journal of the known form with a correct digest that cannot be decoded is also from a newer agent.
 fn newer(bytes: &[u8]) -> Option<String> {
     let (name, known) = MAGIC.rsplit_once(' ')?;
     let end = bytes.iter().position(|b| *b == b'\n')?;

@@ -1,4 +1,5 @@
-//! The API as the agent uses it: one watch on its own lease, its status, and what a revision needs.
+//! Calls to the Kubernetes API: one watch on the agent's own lease, its status, and the objects that a revision refers
+//! to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,16 +18,17 @@ use skyhook_oci::Credentials;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{sleep, timeout};
 
+use crate::machine::retry::API;
 use crate::stage::metadata::NodeFacts;
 
-/// At 5,000 nodes the usual five minutes would mean 17 new watches a second.
+/// With the usual five minutes, 5,000 nodes would open 17 watches a second.
 const WATCH_SECONDS: u32 = 1800;
-/// The server sends a bookmark every minute: without one for so long the connection is dead.
+/// The server sends a bookmark every minute. Without one for so long, the connection is dead.
 const SILENCE: Duration = Duration::from_secs(180);
-/// A load balancer may swallow an answer: without a deadline the agent would wait for it for ever.
+/// A load balancer may drop an answer. Without a deadline the agent would wait for ever.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// What a call to the API came to.
+/// Why a call to the API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error("{what} does not exist")]
@@ -35,28 +37,28 @@ pub enum ApiError {
     Conflict { what: String },
     #[error("{what} was refused: {message}")]
     Refused { what: String, message: String },
-    /// Whether it happened is not known.
+    /// The call may have succeeded.
     #[error("{what}: the API does not answer: {problem}")]
     Silent { what: String, problem: String },
     #[error("{what} cannot be read: {problem}")]
     Malformed { what: String, problem: String },
 }
 
-/// What the watch says of the lease.
+/// An event of the watch.
 #[derive(Clone, Debug)]
 pub enum LeaseEvent {
     Seen(Box<InterruptionLease>),
-    /// There is none.
+    /// The node has no lease.
     Gone,
 }
 
-/// The API, for one node.
+/// The API client of one node's agent.
 #[derive(Clone)]
 pub struct LeaseApi {
     client: Client,
     node: String,
     namespace: String,
-    /// How long any answer is waited for.
+    /// Deadline of every call.
     deadline: Duration,
 }
 
@@ -88,7 +90,7 @@ impl LeaseApi {
         Api::all(self.client.clone())
     }
 
-    /// The one way to the API: every answer has a deadline.
+    /// Every call goes through here, and has a deadline.
     async fn call<T>(
         &self,
         what: &str,
@@ -103,7 +105,7 @@ impl LeaseApi {
         }
     }
 
-    /// Lists once, then watches until the receiver is gone. A lost watch goes on from where it was.
+    /// Lists once, then watches until the receiver is dropped. A lost watch resumes at its resource version.
     pub async fn watch(self, events: UnboundedSender<LeaseEvent>) {
         let mut failures = 0;
         loop {
@@ -120,7 +122,7 @@ impl LeaseApi {
                 Err(error) => {
                     tracing::warn!(%error, "the lease cannot be listed");
                     failures += 1;
-                    sleep(backoff(failures, &self.node)).await;
+                    sleep(API.delay(failures, &self.node)).await;
                 }
             }
         }
@@ -138,7 +140,8 @@ impl LeaseApi {
         Ok((event, version))
     }
 
-    /// Watches from `version` on; `None` when nobody listens any more, otherwise the list has to be read again.
+    /// Watches from `version` on. Returns `None` when the receiver is dropped, and `Some` when the version has
+    /// expired.
     async fn follow(
         &self,
         events: &UnboundedSender<LeaseEvent>,
@@ -153,7 +156,7 @@ impl LeaseApi {
                 Err(error) => {
                     tracing::warn!(%error, "the watch on the lease was lost");
                     failures += 1;
-                    sleep(backoff(failures, &self.node)).await;
+                    sleep(API.delay(failures, &self.node)).await;
                 }
             }
         }
@@ -216,8 +219,8 @@ impl LeaseApi {
         self.call("lease", self.leases().get(&self.node)).await
     }
 
-    /// Changes the status of the lease with this UID, over this version of it: a write that was delayed must not take
-    /// back what came after it was decided on.
+    /// Patches the status of the lease, with UID and resource version as preconditions: a delayed write must not
+    /// overwrite a newer status.
     pub async fn patch_status(
         &self,
         uid: &str,
@@ -262,7 +265,7 @@ impl LeaseApi {
         Ok(NodeFacts::of(&node))
     }
 
-    /// What containers in the namespace get that ask for nothing.
+    /// Default resources of containers in the namespace, from its LimitRanges.
     pub async fn default_resources(&self) -> Result<Option<Resources>, ApiError> {
         let api: Api<LimitRange> = Api::namespaced(self.client.clone(), &self.namespace);
         let ranges = self
@@ -363,18 +366,11 @@ impl LeaseApi {
 }
 
 enum Ended {
-    /// Watch again from where it was.
+    /// Watch again from the same resource version.
     Closed,
     /// List again.
     Expired,
     Unheard,
-}
-
-/// Half a second doubling to 30 s; each node waits a little differently.
-fn backoff(failures: u32, node: &str) -> Duration {
-    let full = (500_u64 << failures.min(7)).min(30_000);
-    let spread = node.bytes().map(u64::from).sum::<u64>() % 100;
-    Duration::from_millis(full * (100 - spread / 2) / 100)
 }
 
 fn silent(what: &str, problem: &dyn std::fmt::Display) -> ApiError {

@@ -4,9 +4,10 @@
     reason = "this is shell: files, clock and process"
 )]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Package, Stage};
 use skyhook_oci::manifest::PackageConfig;
 use skyhook_oci::{Credentials, Digest, Reference, Root, Store, chain};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LocalRunArgs;
 use crate::host::Host;
@@ -29,6 +31,10 @@ use crate::image::{Images, Registries};
 use crate::machine::Half;
 use crate::stage::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
+
+mod bar;
+
+use bar::Bar;
 
 /// Exit codes by stage.
 const fn exit_code(stage: Stage) -> u8 {
@@ -79,6 +85,8 @@ struct LocalRun {
     bus: Option<Rc<Bus>>,
     timeout: Option<Duration>,
     next_step: u64,
+    /// The step that runs now.
+    running: Rc<Cell<Option<u64>>>,
 }
 
 async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
@@ -90,11 +98,32 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
         .prefix("skyhook-local-run-")
         .tempdir()
         .context("make a temporary directory")?;
-    let mut run = LocalRun::new(&args, root, scratch.path().to_owned(), interrupt).await?;
-    if args.dry_run {
-        return run.describe(&stages).map(|()| None);
+    let running = Rc::new(Cell::new(None));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let all = async {
+        let directory = scratch.path().to_owned();
+        let mut run = LocalRun::new(&args, root, directory, interrupt, Rc::clone(&running)).await?;
+        if args.dry_run {
+            return run.describe(&stages).map(|()| None);
+        }
+        run.all(&stages).await
+    };
+    tokio::select! {
+        done = all => return done,
+        _ = terminate.recv() => {}
+        _ = interrupted.recv() => {}
     }
-    run.all(&stages).await
+    if let Some(id) = running.get() {
+        eprintln!("\nending the step that runs, which may take its grace period");
+        let steps = scratch.path().join("steps");
+        let runner = Supervisors::new(None, steps.clone(), steps);
+        runner.end(id);
+        while runner.is_running(id) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    bail!("stopped by a signal: the stage that was under way has not come to its end");
 }
 
 fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>> {
@@ -157,6 +186,7 @@ impl LocalRun {
         root: PathBuf,
         scratch: PathBuf,
         interrupt: Option<Interrupt>,
+        running: Rc<Cell<Option<u64>>>,
     ) -> anyhow::Result<Self> {
         let mut config_map = BTreeMap::new();
         for (key, file) in pairs("config-map", &args.config_map)? {
@@ -189,6 +219,7 @@ impl LocalRun {
             bus: has_bus.then_some(bus),
             timeout: args.step_timeout_seconds.map(Duration::from_secs),
             next_step: 1,
+            running,
         };
         run.fetch(args).await?;
         Ok(run)
@@ -238,7 +269,7 @@ impl LocalRun {
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
-        // An image is unpacked there when its first stage is prepared.
+        // An image is unpacked when its first stage is prepared.
         if self.digest.is_none() && !args.dry_run {
             let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
             let copy = self.host.files.create_dirs(copy)?;
@@ -427,21 +458,19 @@ impl LocalRun {
             limits: ScopeLimits::default(),
         };
         let name = prepared.step_name(half, index);
-        let result = match runner.run(request).await.map_err(|e| chain(&e))? {
+        self.running.set(Some(id));
+        let end = runner.run(request).await.map_err(|e| chain(&e));
+        self.running.set(None);
+        let result = match end? {
             StepEnd::Finished(result) => result,
             StepEnd::NotStarted => return Err(format!("{name} was not started")),
             StepEnd::Lost { problem } => return Err(format!("{name} was lost: {problem}")),
         };
-        let success = result
-            .code
-            .is_some_and(|code| prepared.is_success(half, index, code));
+        let judged = prepared.judge(half, index, &result);
         prepared
-            .note_step(half, index, success)
+            .note_step(half, index, judged.is_ok())
             .map_err(|e| chain(&e))?;
-        if success {
-            return Ok(());
-        }
-        Err(format!("{name} {}", result.describe()))
+        judged
     }
 }
 
@@ -457,42 +486,5 @@ fn skyhook() -> SkyhookRef {
         name: "local-run".to_owned(),
         uid: "local".to_owned(),
         generation: 1,
-    }
-}
-
-/// A bar on a terminal, lines elsewhere.
-struct Bar {
-    total: usize,
-    at: usize,
-    is_terminal: bool,
-}
-
-impl Bar {
-    fn new(total: usize) -> Self {
-        Self {
-            total,
-            at: 0,
-            is_terminal: std::io::stderr().is_terminal(),
-        }
-    }
-
-    fn next(&mut self, what: &str) {
-        self.at += 1;
-        let mut stderr = std::io::stderr();
-        let written = if self.is_terminal {
-            let full = 20 * self.at / self.total.max(1);
-            let bar: String = (0..20).map(|n| if n < full { '#' } else { '.' }).collect();
-            write!(stderr, "\r\x1b[K[{bar}] {}/{} {what}", self.at, self.total)
-        } else {
-            writeln!(stderr, "[{}/{}] {what}", self.at, self.total)
-        };
-        // Nobody has to watch.
-        let _watched = written.and_then(|()| stderr.flush());
-    }
-
-    fn end(&self) {
-        if self.is_terminal {
-            eprintln!();
-        }
     }
 }

@@ -1,5 +1,4 @@
-//! Step logs: a pair of files per run of a step, of which the newest five are kept. Other users of the host cannot read
-//! them: a step may print what is not for them.
+//! Step logs: two files per run of a step. The newest five runs are kept. Only root and its group can read them.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's log writing")]
 
 use std::fs::{self, File, OpenOptions};
@@ -9,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-
-use crate::supervise::LogFile;
+use serde::{Deserialize, Serialize};
 
 mod prune;
 
@@ -20,8 +18,15 @@ pub use prune::{Bounds, prune};
 const KEPT: usize = 5;
 /// Bytes of earlier runs that are kept per step.
 const KEPT_BYTES: u64 = 128 << 20;
-/// Bytes per file, so that a step that prints without end does not fill the disk.
+/// Most bytes per file: a step that prints without end must not fill the disk.
 const LARGEST: u64 = 32 << 20;
+
+/// Log of a step: `<directory>/<step>-<time>.log` and the same with `.err`.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    pub directory: PathBuf,
+    pub step: String,
+}
 
 /// Which pipe a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +35,12 @@ pub enum Stream {
     Err,
 }
 
-/// The files of one run: `<step>-<UTC time>.log` with what it printed, the same with `.err` for its errors.
+/// The files of one run: `<step>-<UTC time>.log` for stdout, and the same with `.err` for stderr.
 #[derive(Debug)]
 pub struct LogPair {
     out: Bounded,
     err: Bounded,
-    /// Local time that lines are marked with.
+    /// Local time at the start of each line.
     stamp: String,
 }
 
@@ -44,12 +49,12 @@ struct Bounded {
     file: BufWriter<File>,
     written: u64,
     is_full: bool,
-    /// Why the first line that was lost could not be written.
+    /// Why a line could not be written, for the first that was lost.
     problem: Option<io::Error>,
 }
 
 impl LogPair {
-    /// Opens the files of a run that starts at `time`, and removes those of runs that are too old.
+    /// Opens the files of a run that starts at `time`, and removes the files of old runs.
     pub fn create(log: &LogFile, time: Timestamp) -> io::Result<Self> {
         let time = time.strftime("%Y-%m-%d-%H%M%S");
         let base = log.directory.join(format!("{}-{time}.log", log.step));
@@ -68,7 +73,7 @@ impl LogPair {
         Ok(pair)
     }
 
-    /// Writes a line. What cannot be written is lost: a full disk must not end the step.
+    /// Writes a line. A line that cannot be written is lost: a full disk must not end the step.
     pub fn line(&mut self, stream: Stream, line: &[u8]) {
         let (file, mark) = match stream {
             Stream::Out => (&mut self.out, "[out]"),
@@ -77,7 +82,7 @@ impl LogPair {
         file.line(mark, &self.stamp, line);
     }
 
-    /// Takes the time for the lines that follow.
+    /// Updates the time for the next lines.
     pub fn stamp(&mut self) {
         self.stamp = local_time();
     }
@@ -164,7 +169,7 @@ fn step_name(step: &str) -> String {
     )
 }
 
-/// Keeps the newest pairs of a step. Others tidy up here too: what is gone already is fine.
+/// Keeps the newest runs of a step. A file may already be removed by something else.
 fn rotate(directory: &Path, step: &str) -> io::Result<()> {
     let prefix = format!("{step}-");
     let mut logs: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
@@ -182,7 +187,7 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
             }
         }
     }
-    // Names carry the time and break ties.
+    // The name, which has the time, decides between equal mtimes.
     logs.sort();
     let mut bytes = 0;
     let is_kept = |(_, _, size): &&(SystemTime, PathBuf, u64)| {
@@ -190,7 +195,7 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
         bytes <= KEPT_BYTES
     };
     let kept = logs.iter().rev().take(KEPT).take_while(is_kept).count();
-    // The newest is the run that starts now.
+    // The newest is the run that starts now: keep it in any case.
     let old = logs.len().saturating_sub(kept.max(1));
     for (_, log, _) in logs.drain(..old) {
         for file in [with_err(&log), log] {

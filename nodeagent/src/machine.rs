@@ -1,8 +1,8 @@
 //! What to do next on one host: `step(Progress, Input) -> (Progress, Vec<Effect>)`.
 //!
-//! Pure: time is data, and everything that matters is in [`Progress`], which the shell writes to the journal before it
-//! performs the effects. A restart resumes from there: an effect that was not performed, or whose end was not recorded, is
-//! performed again.
+//! Pure: the time is an argument, and all state is in [`Progress`]. The shell writes it to the journal before it
+//! performs the effects. A restarted agent goes on from the journal: it performs an effect again when it was not
+//! performed, or when its end was not recorded.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ pub mod progress;
 mod reboots;
 pub mod reconcile;
 pub mod retry;
+pub mod taking;
 pub mod wave;
 
 pub use effect::{Effect, Event, Input, LeaseView, Outcome};
@@ -26,18 +27,18 @@ use skyhook_oci::RetryClass;
 
 use crate::text;
 
-/// How often in a row the host may go down under a step before that counts as the step's failure: one that reboots the
-/// host by itself would do so at every boot.
+/// How often in a row the host may go down while a step runs before that counts as a failure of the step: a step that
+/// reboots the host itself would do so at every boot.
 const LOSSES: u32 = 3;
 
-/// Failed checks of which the reason is kept, and how many bytes of each.
+/// Number of failed checks whose reason is kept, and bytes of each reason.
 const CHECKS: usize = 32;
 const CHECK_BYTES: usize = 512;
 
-/// How long a running step may go on after a stop that asks for the node back, before it is ended.
+/// How long a step may run on after a stop that asks for the node back. Then the agent ends it.
 const STOP_PATIENCE_MS: i64 = 30_000;
 
-/// Takes one input in. The progress that comes back is to be written before the effects are performed.
+/// Takes in one input. The caller writes the progress to the journal before it performs the effects.
 #[must_use]
 pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     let now = input.now;
@@ -50,7 +51,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
             if let Some(entry) = p.entries.get_mut(&key) {
                 entry.image_state = ImageState::Ready;
                 entry.image_digest = digest;
-                // What an erroring package shows is why it errs, not that its image is there.
+                // A package that fails keeps the message that says why.
                 if entry.state != State::Erroring {
                     entry.message = String::new();
                 }
@@ -76,7 +77,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
         Event::RevisionSeen { packages } => end_changed(&mut p, &packages, &mut effects),
         Event::LeaseLooked { lease, stands } => {
-            // An answer may come late: to another lease, or to one whose work has ended meanwhile.
+            // The answer may be late: about another lease, or about one whose work has ended.
             if lease == p.lease && p.ended.is_none() {
                 wave::looked(&mut p, stands, now, &mut effects);
             }
@@ -89,8 +90,8 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     (p, effects)
 }
 
-/// When something is due that no event will announce, in Unix milliseconds: now, when it was due before the clock was set
-/// back.
+/// When [`Event::Ticked`] is needed, in Unix milliseconds. A time that was set before the clock was set back is due
+/// now.
 #[must_use]
 pub fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.ended.is_some() {
@@ -114,14 +115,14 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
     if let Some(stopping) = &mut p.stop
         && ends_steps(stopping.reason)
     {
-        // Steps may have been due to end: whether they were told is not on record.
+        // Journals of earlier agents do not say whether steps were told to end: tell them again.
         stopping.end_steps_at.get_or_insert(now);
     }
     for (key, entry) in &mut p.entries {
         entry.image_state = ImageState::Unknown;
         match &entry.doing {
             Doing::Preparing { half } => {
-                // Going on as a retry that is due keeps the half, and is not a failure.
+                // A retry that is due keeps the half of the stage, and does not count as a failure.
                 entry.doing = match half {
                     Half::Main => Doing::Idle,
                     Half::Check => Doing::Retry {
@@ -137,7 +138,7 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
                     half: cursor.half,
                     index: cursor.index,
                 });
-                // It may not have been told any more.
+                // The agent may have died before it told the supervisor.
                 if cursor.is_to_end {
                     effects.push(Effect::EndStep { id: cursor.id });
                 }
@@ -157,7 +158,7 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64, effects: &mut Vec<Eff
             end_steps_at: ends_steps(reason).then_some(now + STOP_PATIENCE_MS),
         }),
     };
-    // The write went through, though its answer was lost.
+    // The lease shows that the write succeeded; its answer was lost.
     if view.running && view.drained.is_some() && p.permit == Permit::None {
         p.permit = Permit::Granted;
     }
@@ -167,7 +168,7 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64, effects: &mut Vec<Eff
     }
 }
 
-/// True for a stop that wants the node back also when a step takes long.
+/// True for a stop that ends a step which takes too long.
 fn ends_steps(reason: StopReason) -> bool {
     match reason {
         StopReason::Disabled | StopReason::Deleted => true,
@@ -229,7 +230,7 @@ fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
     go_to(p, key, cursor, now);
 }
 
-/// Goes to the first step at or after the cursor that has to run, or on to the next stage when there is none.
+/// Moves the cursor to the next step that has to run. When there is none, the stage is done or has failed.
 fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
     if cursor.half == Half::Main {
         match (cursor.index..cursor.plan.main.len()).find(|i| cursor.plan.main[*i]) {
@@ -295,7 +296,7 @@ fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64)
     }
 }
 
-/// Keeps why a check failed, for the message and in the journal: of many checks the first.
+/// Records why a check failed. Of many failed checks only the first are recorded.
 fn note_failed_check(failed: &mut Vec<String>, reason: &str) {
     match failed.len() {
         kept if kept < CHECKS => failed.push(text::cut(reason, CHECK_BYTES)),
@@ -304,8 +305,9 @@ fn note_failed_check(failed: &mut Vec<String>, reason: &str) {
     }
 }
 
-/// Nobody knows what became of the step. In the boot in which it was started that is a failure: a step that ends its own
-/// supervisor would be run again and again. What went down with the host is run again, and is nobody's failure.
+/// The step left no result. In the same boot this counts as a failure: a step that kills its own supervisor would
+/// otherwise run again and again. After a reboot the step runs again without a failure, because the host went down
+/// with it.
 fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
     let Some(cursor) = running(p, key, id) else {
         return;
@@ -336,8 +338,8 @@ fn not_started(p: &mut Progress, key: &str, id: u64) {
     }
 }
 
-/// Ends steps of packages that the revision the lease is stopped for has otherwise: another version, or another image,
-/// env, resources or agent image. An uninstall goes on: it is of what was there before.
+/// The lease is stopped for a new revision: ends steps of packages that it changes (version, image, env, resources or
+/// agent image). An uninstall step goes on, because it removes an old version in any case.
 fn end_changed(
     p: &mut Progress,
     packages: &BTreeMap<String, (String, String)>,
@@ -363,8 +365,8 @@ fn end_changed(
     }
 }
 
-/// The host was rebooted, which nobody asked for, and forgets what was done to it: everything under the lease is done
-/// again. What is being uninstalled goes on. A lease whose work had ended has nothing to show for it any more.
+/// The host was rebooted, not by Skyhook, and has lost what packages did: runs every package of the lease again.
+/// Uninstalls go on. When the work of the lease had ended, its result is void.
 pub fn reapply(p: &mut Progress, now: i64) {
     if p.ended.is_some() {
         p.ended = Some(Phase::Stopped);
@@ -399,7 +401,7 @@ fn fail(p: &mut Progress, key: &str, half: Half, reason: String, now: i64) {
         return;
     };
     if stopping {
-        // Ended because it was told to: the package is in mid-stage, not broken.
+        // The agent ended the step because of the stop: this is not a failure of the package.
         entry.doing = Doing::Idle;
         entry.message = reason;
         return;
@@ -419,8 +421,8 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
         return;
     };
     let name = entry.name.clone();
-    // Also when every step of the stage was done before, and none ran.
-    entry.begun = true;
+    // Also when every step of the stage had run before, so that none ran now.
+    entry.started = true;
     entry.lost_with_host = 0;
     entry.doing = Doing::Idle;
     entry.failures = 0;
@@ -438,7 +440,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
         Stage::Config => {
             entry.configured = entry.cycle.as_ref().map(|c| c.content.clone());
             if entry.interrupt().is_some() {
-                entry.message = "waits for the interrupt".to_owned();
+                entry.message = "waiting for the interrupt".to_owned();
                 entry.set(Stage::Interrupt, State::Skipped, now);
             } else {
                 entry.set(Stage::Config, State::Complete, now);
@@ -455,7 +457,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     }
 }
 
-/// The old version is gone: the new one begins, unless another old one is still leaving.
+/// An old version is uninstalled: the new version starts, unless another old version is still being uninstalled.
 fn unpark(p: &mut Progress, name: &str, now: i64) {
     let leaving = p
         .entries

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         Command::LocalRun(args) => return local::main(args),
         Command::Validate(args) => validate::main(&args),
         Command::Supervise => Ok(()),
-        Command::InRoot(args) => host::in_root(&args),
+        Command::InRoot(args) => host::in_root(&args.root, &args.program, &args.arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,26 +1,26 @@
-//! What the lease's status says: a pure function of the progress.
+//! The lease's status: a pure function of the progress.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase, protocol};
+use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase, StopReason, protocol};
 use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
 use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
 use crate::text;
 
-/// What a report says of the host itself.
+/// Facts about the host in the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     pub boot_id: String,
-    /// Boot ID of the last boot that was not of our making.
+    /// ID of the last boot that Skyhook did not ask for.
     pub epoch: String,
     pub machine_id: String,
     /// Random ID that is on the host's disk.
     pub host_id: String,
     pub agent_version: String,
-    /// Bytes of ours on the host's disk when the lease was taken.
+    /// Bytes on the host's disk that belong to Skyhook, when the lease was taken.
     pub disk_bytes: Option<i64>,
 }
 
@@ -57,49 +57,49 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
     }
 }
 
-/// What the status of a lease that is finished, and not in this agent's journal, has to say; `None` when it says so. The
-/// boot ID is that of this boot: the coordinator waits for the Node to report it. What another machine reported says
-/// nothing about this one, on which nothing is installed.
+/// The status that a finished lease of an earlier agent should have; `None` when it has it. Its boot ID is that of
+/// this boot, because the coordinator waits until the Node reports the same. When another host wrote the status,
+/// nothing is installed on this one.
 #[must_use]
 pub fn finished(
-    there: &InterruptionLeaseStatus,
+    reported: &InterruptionLeaseStatus,
     host: &HostFacts,
 ) -> Option<InterruptionLeaseStatus> {
     let foreign = protocol::is_other_host(
-        (&there.machine_id, &there.host_id),
+        (&reported.machine_id, &reported.host_id),
         (&host.machine_id, &host.host_id),
     );
     let wanted = if foreign {
         InterruptionLeaseStatus {
-            observed_generation: there.observed_generation,
+            observed_generation: reported.observed_generation,
             phase: Some(Phase::Stopped),
             boot_id: host.boot_id.clone(),
             machine_id: host.machine_id.clone(),
             host_id: host.host_id.clone(),
             epoch: host.epoch.clone(),
-            reboots: there.reboots.clone(),
+            reboots: reported.reboots.clone(),
             agent_version: host.agent_version.clone(),
-            since: there.since.clone(),
-            message: "another machine has taken the Node over, or its disk was written anew: nothing is installed on it"
+            since: reported.since.clone(),
+            message: "the Node is another machine now, or its disk was replaced: nothing is installed on it"
                 .to_owned(),
             ..InterruptionLeaseStatus::default()
         }
     } else {
-        let epoch = if there.boot_id == host.boot_id {
-            &there.epoch
+        let epoch = if reported.boot_id == host.boot_id {
+            &reported.epoch
         } else {
             &host.epoch
         };
         InterruptionLeaseStatus {
             boot_id: host.boot_id.clone(),
             epoch: epoch.clone(),
-            ..there.clone()
+            ..reported.clone()
         }
     };
-    (wanted != *there).then_some(wanted)
+    (wanted != *reported).then_some(wanted)
 }
 
-/// Brings `since` up to date; to be called whenever the progress changed.
+/// Updates `since`. To be called after every change of the progress.
 pub fn mark_since(p: &mut Progress, now: i64) {
     let what = match shown(p) {
         Some(e) => format!("{:?} {} {} {}", phase(p), e.key(), e.stage, e.state),
@@ -137,7 +137,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
         .collect()
 }
 
-/// Known when the images of all packages that interrupt the host are there: a node is not drained for an image that
+/// `None` until the images of all packages with an interrupt are pulled: a node is not drained for an image that
 /// cannot be pulled.
 fn needs_drain(p: &Progress) -> Option<bool> {
     let pending = plan::pending_interrupts(p);
@@ -153,8 +153,8 @@ fn needs_drain(p: &Progress) -> Option<bool> {
     }
 }
 
-/// How far the lease is. Once the host may be interrupted it stays `Running` until the end: anything else would let the
-/// coordinator take `Drained` back in the middle of a wave.
+/// The phase. With the permit it stays `Running` until the end: any other phase would let the coordinator take
+/// `Drained` back in the middle of a wave.
 fn phase(p: &Progress) -> Phase {
     if let Some(ended) = p.ended {
         return ended;
@@ -183,7 +183,7 @@ fn phase(p: &Progress) -> Phase {
     }
 }
 
-/// The package that a report shows: one that fails, else one that runs, else one that waits.
+/// The package in the status' columns: one that fails, or one that runs, or one that waits.
 fn shown(p: &Progress) -> Option<&Entry> {
     p.entries
         .values()
@@ -202,7 +202,9 @@ fn shown(p: &Progress) -> Option<&Entry> {
 }
 
 fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
-    let stop = p.stop.map(|s| format!("told to stop ({:?})", s.reason));
+    let stop = p
+        .stop
+        .map(|s| format!("stopped: {}", why_stopped(s.reason)));
     match phase {
         Phase::Complete => "all packages are complete".to_owned(),
         Phase::Stopped => stop.unwrap_or_else(|| "stopped".to_owned()),
@@ -212,7 +214,7 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
         | Phase::Running
         | Phase::Erroring => {
             if let Some(stop) = stop {
-                return format!("{stop}: waits for the running step to end");
+                return format!("{stop}. Waiting for the running step to end");
             }
             if p.held {
                 return "paused".to_owned();
@@ -240,6 +242,18 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
                 None => String::new(),
             }
         }
+    }
+}
+
+/// Why a lease is stopped, in words.
+const fn why_stopped(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::NewRevision => "the Skyhook was changed",
+        StopReason::Paused => "the Skyhook is paused",
+        StopReason::Disabled => "the Skyhook is disabled",
+        StopReason::Deleted => "the Skyhook, or this lease, was deleted",
+        StopReason::Edited => "the record of the Node was edited",
+        StopReason::DrainTimedOut => "the node could not be drained in time",
     }
 }
 
@@ -278,7 +292,7 @@ mod tests {
             agent_version: "1".to_owned(),
             ..HostFacts::default()
         };
-        let there: InterruptionLeaseStatus = serde_json::from_value(json!({
+        let reported: InterruptionLeaseStatus = serde_json::from_value(json!({
             "phase": "Complete", "bootID": "b", "machineID": "m", "agentVersion": "0", "needsDrain": true,
             "packages": { "a|1": { "name": "a", "version": "1", "image": "r/a", "stage": "config", "state": "complete" } },
         }))
@@ -296,7 +310,7 @@ mod tests {
                 Some((Phase::Stopped, "c", "n", 0)),
             ),
         ] {
-            let wanted = finished(&there, &host);
+            let wanted = finished(&reported, &host);
             let short = wanted.as_ref().map(|w| {
                 let phase = w.phase.expect("finished");
                 (phase, &*w.boot_id, &*w.machine_id, w.packages.len())

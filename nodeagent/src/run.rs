@@ -1,7 +1,20 @@
 //! The agent: one task that feeds the machine and performs what it says.
 //!
-//! Every input goes through [`agent::Agent::feed`]: step, journal, effects, report, in that order. Effects run as local
-//! tasks and come back as inputs.
+//! Every event goes through [`agent::Agent::feed`]. [`agent::Agent::commit`] then writes the journal, performs the effects
+//! and reports, in that order. Effects run as local tasks, which send events back:
+//!
+//! | effect | performed by | event |
+//! |---|---|---|
+//! | `PullImage` | `pull` in `effects` | `ImageReady`, `ImageFailed` |
+//! | `PrepareStage` | `prepare` in `effects` | `StageReady`, `StageFailed` |
+//! | `RunStep` | `run_step` in `effects`, then `step_done` in `judge` | `StepExited`, `StepLost`, `StageFailed` |
+//! | `AdoptStep` | `adopt_step` in `effects`, then `step_done` in `judge` | the same, `StepNotStarted` |
+//! | `EndStep` | `Supervisors::end` | none: the step exits |
+//! | `WriteRunning` | `call` in `writer` | `RunningWritten`, `RunningRefused` |
+//! | `LookAtLease` | `look` in `effects` | `LeaseLooked` |
+//! | `PrepareInterrupt` | `prepare_interrupt` in `interrupt` | `InterruptPrepared`, `InterruptWaits`, `InterruptFailed` |
+//! | `CallOffInterrupt` | `call_off_interrupt` in `interrupt` | none |
+//! | `Interrupt` | `interrupt` in `interrupt` | `Interrupted`, `InterruptWaits`, `InterruptFailed`; after a reboot `Restarted` |
 
 use std::io;
 use std::rc::Rc;
@@ -54,7 +67,7 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
         .context("the runtime cannot be built")?;
     let local = LocalSet::new();
     let result = local.block_on(&runtime, run(settings));
-    // Blocking work that is under way must not hold up the end: what matters is in the journal.
+    // Do not wait for blocking work that still runs: the journal has all that matters.
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
 }
@@ -68,13 +81,13 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         .locate(&settings.state_dir)
         .with_context(|| format!("{} cannot be found", settings.state_dir.display()))?;
     presence::make_state_directory(&state)
-        .with_context(|| format!("{} cannot be made", state.display()))?;
+        .with_context(|| format!("{} cannot be created", state.display()))?;
     let _only = tokio::select! {
         only = presence::only_agent(&state) => only?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let probes = Probes::open(&state).context("the socket for probes cannot be made")?;
+    let probes = Probes::open(&state).context("the socket for probes cannot be created")?;
     let mut reached = false;
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
@@ -93,7 +106,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             Some(note) = inbox.recv() => {
                 agent.take(note);
-                // What has come meanwhile shares one write of the journal.
+                // All notes that have arrived share one write of the journal.
                 while let Ok(note) = inbox.try_recv() {
                     agent.take(note);
                 }
@@ -110,17 +123,17 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
         }
         agent.commit();
     }
-    tracing::info!("the agent stops; steps go on under their supervisors");
+    tracing::info!("the agent stops; running steps go on under their supervisors");
     Ok(())
 }
 
-/// Why nothing can be done on a host with this systemd. One that does not answer yet may answer later.
+/// Why this systemd is too old for the agent. `None` when it does not answer yet: it may answer later.
 async fn problem_of(bus: &Bus) -> Option<String> {
     match bus.version().await {
         Ok(version) => {
             let problem = too_old(&version);
             match &problem {
-                Some(problem) => tracing::error!(%problem, "this host cannot be worked on"),
+                Some(problem) => tracing::error!(%problem, "the systemd of this host is too old"),
                 None => tracing::info!(systemd = %version, "the host's systemd answers"),
             }
             problem
@@ -140,13 +153,13 @@ async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer()
         .await
         .context("neither KUBECONFIG nor a service account leads to the API")?;
-    // What is tried again, and when, is decided here.
+    // The agent has its own retries.
     config.default_retry = false;
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 
-/// Exec probes: by default the agent lives, its loop runs, and its watch has reached the API; with `--live` it fails only
-/// when the loop hangs.
+/// Exec probes. The readiness probe passes when the agent runs, its loop does not hang and its watch has reached the
+/// API. The liveness probe (`--live`) fails only when the loop hangs.
 pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
     let host = Host::open(&args.state.host_root)?;
     let state = host.files.locate(&args.state.state_dir)?;

@@ -13,7 +13,7 @@ use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
 use crate::secret::Secret;
-use crate::supervise::{Limit, LogFile, Spec};
+use crate::supervise::{Limit, LogFile, Spec, StepResult};
 
 pub mod env;
 mod error;
@@ -389,12 +389,17 @@ impl Prepared {
             .collect()
     }
 
-    /// Exit codes that mean success.
-    #[must_use]
-    pub fn is_success(&self, half: Half, index: usize, code: i32) -> bool {
-        self.steps(half)
-            .get(index)
-            .is_some_and(|step| step.returncodes.contains(&i64::from(code)))
+    /// What the result of a step means: one that was ended, or took too long, has failed whatever its exit code. The error is
+    /// for people.
+    pub fn judge(&self, half: Half, index: usize, result: &StepResult) -> Result<(), String> {
+        let step = self.steps(half).get(index);
+        let is_success =
+            |code: i32| step.is_some_and(|step| step.returncodes.contains(&i64::from(code)));
+        if !result.ended && !result.timed_out && result.code.is_some_and(is_success) {
+            return Ok(());
+        }
+        let name = self.step_name(half, index);
+        Err(format!("{name} {}", result.describe()))
     }
 
     /// Name of a step, for people.

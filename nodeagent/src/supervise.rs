@@ -1,12 +1,12 @@
-//! The supervisor: one process per step, outside the agent's cgroup, that outlives the agent.
+//! The supervisor: one process per step. It is outside the agent's cgroup, and goes on when the agent ends.
 //!
-//! It holds the step's pipes, writes its logs, ends it when told to (SIGTERM), and leaves a result file. Plain blocking
-//! code, one thread, no runtime: it has to be small.
+//! It reads the step's output, writes the logs, ends the step on SIGTERM, and writes a result file. It is plain
+//! blocking code with one thread and no runtime, to be small.
 //!
-//! Protocol with the agent: it writes `r` to stdout when it has left the caller's cgroups; the agent then moves it into a
-//! scope and sends the [`Spec`] on stdin, whose end starts the step. An agent that dies before leaves nothing running.
-//! When the result is on disk it writes `d`. Its stderr is a file that the agent holds locked: while the lock is held, a
-//! supervisor lives.
+//! Protocol with the agent: the supervisor writes `r` to stdout when it has left the agent's cgroups. The agent moves
+//! it into a scope and sends the [`Spec`] on stdin; the end of stdin starts the step. If the agent dies before that,
+//! the supervisor exits. When the result is on disk, the supervisor writes `d`. Its stderr is a locked file: while the
+//! lock is held, the supervisor runs.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::ffi::CString;
@@ -14,6 +14,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, open};
@@ -32,6 +33,7 @@ mod surroundings;
 
 pub use result::{OutOfMemory, StepResult};
 
+pub use crate::logs::LogFile;
 use crate::logs::{LogPair, Stream};
 use crate::secret::Secret;
 use masks::Masks;
@@ -61,7 +63,7 @@ pub struct Spec {
     pub working_directory: String,
     /// Where the logs go; unset: nowhere.
     pub log: Option<LogFile>,
-    /// Longest line that is logged whole, in bytes.
+    /// Longest line in the log, in bytes. A longer line is split.
     pub buffer_limit: usize,
     pub limits: Vec<Limit>,
     /// What the memory of the step's scope is limited to, as a Kubernetes quantity; unset: not limited.
@@ -70,13 +72,6 @@ pub struct Spec {
     pub grace_ms: u64,
     /// How long the step may take at all.
     pub timeout_ms: Option<u64>,
-}
-
-/// Log of a step: `<directory>/<step>-<time>.log` and the same with `.err`.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-pub struct LogFile {
-    pub directory: PathBuf,
-    pub step: String,
 }
 
 /// One resource limit; `u64::MAX` is infinity.
@@ -113,7 +108,7 @@ pub const RESULT: &str = "result.json";
 
 /// Runs as a supervisor.
 pub fn main() -> io::Result<()> {
-    // Neither is essential: without them the step is less sheltered from the agent's end, not wrong.
+    // Best effort: if these fail, the end of the agent's pod may end the step as well.
     let _session = nix::unistd::setsid();
     surroundings::close_inherited();
     cgroup::leave();
@@ -125,7 +120,7 @@ pub fn main() -> io::Result<()> {
     if text.is_empty() {
         return Ok(());
     }
-    // From here on a SIGTERM ends the step, and not the supervisor without a result.
+    // From here on SIGTERM ends the step, and the supervisor still writes a result.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGCHLD);
@@ -164,16 +159,16 @@ pub fn main() -> io::Result<()> {
         let (file, how) = (file.display(), result.describe());
         io::Error::other(format!("{file} cannot be written: {e}; the step {how}"))
     })?;
-    // The agent may be gone: it finds the file.
+    // The agent may have ended. The next one reads the file.
     let _told = stdout.write_all(b"d").and_then(|()| stdout.flush());
-    // Whoever the step left behind may go on to print.
+    // Processes that the step left running may still write to the pipes.
     if let Some(mut output) = output {
         output.pump_until_closed(signals);
     }
     Ok(())
 }
 
-/// Leaves the result, when the disk is full as soon as there is room: a step that is done is not to be run again.
+/// Writes the result. Waits while the disk is full, because without a result the step would run again.
 fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
     loop {
         match replace_file(file, text, Durability::PowerCut) {
@@ -191,7 +186,7 @@ fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
-    // Before the step: what cannot be logged is run all the same.
+    // Open the logs before the step starts. The step runs even if they cannot be opened.
     let (mut log, log_problem) = match create_log(spec) {
         Ok(log) => (log, None),
         Err(e) => (None, Some(e.to_string())),
@@ -199,8 +194,12 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     let kills = Kills::now();
     let (mut result, output) = match start(spec) {
         Ok(mut child) => {
-            let mut output =
-                Output::of(&mut child, spec.buffer_limit, log, Masks::of(&spec.secrets));
+            let mut output = Output::of(
+                &mut child,
+                spec.buffer_limit,
+                log,
+                &Rc::new(Masks::of(&spec.secrets)),
+            );
             let result = watch(spec, &mut child, &mut output, signals);
             (result, Some(output))
         }
@@ -242,15 +241,15 @@ fn start(spec: &Spec) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Takes the agent's protection from the kernel's OOM killer off the child, changes the root (after the working directory,
-/// which stays inside), and gives all signals their default.
+/// In the child: resets oom_score_adj, changes the root (the working directory is already inside), and resets all
+/// signal handlers.
 #[expect(
     unsafe_code,
     reason = "pre_exec: only open, write, close, chroot, sigaction and sigprocmask are called, all are async-signal-safe and allocate nothing"
 )]
 fn before_exec(command: &mut Command, root: Option<CString>) {
     let hook = move || {
-        // Best effort. The supervisor keeps its own value: it has to live to tell how the step ended.
+        // Best effort. The supervisor keeps its own value, because it has to report how the step ended.
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         if let Ok(file) = open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
             let _written = nix::unistd::write(&file, b"0");
@@ -259,7 +258,7 @@ fn before_exec(command: &mut Command, root: Option<CString>) {
             nix::unistd::chroot(root.as_c_str())?;
         }
         for signal in Signal::iterator() {
-            // SIGKILL and SIGSTOP cannot be changed, and need not be.
+            // Handlers of SIGKILL and SIGSTOP cannot be changed.
             let _before = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
         }
         SigSet::empty().thread_set_mask()?;
@@ -271,7 +270,7 @@ fn before_exec(command: &mut Command, root: Option<CString>) {
 }
 
 fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -> StepResult {
-    // One that is too far away for the clock is none.
+    // A deadline that the clock cannot hold means no deadline.
     let deadline = spec
         .timeout_ms
         .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
@@ -292,7 +291,7 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
         let late = deadline.is_some_and(|deadline| deadline <= now);
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
         if late || output.pump(signals, left) == Woken::ToEnd {
-            // It may have ended on its own in the same moment.
+            // The step may have exited at the same moment.
             if let Ok(Some(status)) = child.try_wait() {
                 result.ended = !late && status.signal() == Some(Signal::SIGTERM as i32);
                 break Some(status);
@@ -309,8 +308,8 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
     result
 }
 
-/// True when the step was ended by a SIGTERM that the supervisor got as well: its whole scope was stopped, and which of
-/// the two is told first is chance.
+/// True when step and supervisor both got SIGTERM, because the whole scope was stopped. The signals may arrive in any
+/// order.
 fn is_ended_with_scope(status: ExitStatus, output: &mut Output, signals: SigSet) -> bool {
     if status.signal() != Some(Signal::SIGTERM as i32) {
         return false;
@@ -327,7 +326,7 @@ fn is_ended_with_scope(status: ExitStatus, output: &mut Output, signals: SigSet)
     }
 }
 
-/// Ends the whole process tree: SIGTERM, and SIGKILL to what is left after `grace`. Takes what is printed meanwhile.
+/// Ends all processes of the step: SIGTERM, and SIGKILL after `grace`. Reads the output meanwhile.
 fn end(child: &mut Child, output: &mut Output, grace: Duration) -> Option<ExitStatus> {
     let tree = cgroup::Tree::of(child.id());
     tree.signal(Signal::SIGTERM);
@@ -344,7 +343,7 @@ fn end(child: &mut Child, output: &mut Output, grace: Duration) -> Option<ExitSt
                 tree.signal(Signal::SIGKILL);
                 killed_at = Some(now);
             }
-            // A process in uninterruptible sleep cannot be waited for for ever.
+            // A process in uninterruptible sleep may never end.
             Some(at) if now >= at + Duration::from_secs(10) => return status,
             None | Some(_) => {
                 if killed_at.is_some() {

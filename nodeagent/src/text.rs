@@ -1,17 +1,17 @@
-//! Text of programs, made fit for people's terminals.
+//! Makes the output of programs safe to show, and short.
 
-/// Bytes of a message at the most. It goes into the host's journal, twice into the lease, into an annotation of the Node and
-/// into the status of the Skyhook, with those of all other nodes.
+/// Most bytes of a message. Messages go into the journal, the lease, an annotation of the Node, and the status of the
+/// Skyhook, which has those of all nodes.
 pub(crate) const LONGEST: usize = 2048;
 
-/// A text of programs as a message: plain and short.
+/// A text as a message: without control sequences, and cut.
 #[must_use]
 pub(crate) fn message(text: &str) -> String {
-    // Before the whole of a long text is looked at.
+    // Cut first, so that a very long text takes little time.
     cut(plain(&cut(text, 8 * LONGEST)).trim(), LONGEST)
 }
 
-/// Messages as one. When they are too long together, each is cut to its share.
+/// Joins messages. If the result is too long, each message is cut to an equal share.
 #[must_use]
 pub(crate) fn joined(messages: &[String]) -> String {
     const BETWEEN: &str = "; ";
@@ -25,8 +25,8 @@ pub(crate) fn joined(messages: &[String]) -> String {
     cut(&all.join(BETWEEN), LONGEST)
 }
 
-/// At most so many bytes of a text: its beginning, which says what it is about, and more of its end, which mostly says what
-/// went wrong.
+/// Cuts a text in the middle. Keeps the start, which says what it is about, and more of the end, which mostly says
+/// what went wrong.
 #[must_use]
 pub(crate) fn cut(text: &str, bytes: usize) -> String {
     const GAP: &str = " … ";
@@ -45,8 +45,8 @@ pub(crate) fn cut(text: &str, bytes: usize) -> String {
     format!("{}{GAP}{}", &text[..head], &text[tail..])
 }
 
-/// The text without what a terminal obeys: control sequences, control characters, and marks that change the direction of
-/// writing. Line ends and tabs stay, and a carriage return ends a line: it is what separates the states of a progress bar.
+/// Removes control sequences, control characters, and marks that change the direction of writing. Line feeds and tabs
+/// stay. A carriage return becomes a line feed, because it separates the states of a progress bar.
 #[must_use]
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
@@ -65,7 +65,7 @@ pub(crate) fn plain(text: &str) -> String {
     plain
 }
 
-/// What follows a control sequence whose `ESC` is read.
+/// The text after a control sequence whose `ESC` is read.
 fn after_sequence(text: &str) -> &str {
     let Some(kind) = text.chars().next() else {
         return text;
@@ -92,7 +92,7 @@ fn after_sequence(text: &str) -> &str {
     }
 }
 
-/// What follows the parameters of a control sequence and its last letter.
+/// The text after the parameters of a control sequence and its final letter.
 fn after_parameters(text: &str) -> &str {
     let rest = text.trim_start_matches(|c| matches!(c, '\u{20}'..='\u{3f}'));
     let is_end = rest.starts_with(|c| matches!(c, '\u{40}'..='\u{7e}'));

@@ -9,7 +9,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 fn agent(args: &[&str]) -> Output {
@@ -195,6 +198,77 @@ fn an_install_and_an_upgrade_under_a_root() {
         "{}",
         text(&output)
     );
+}
+
+/// A root in which the step traps SIGTERM.
+fn stubborn() -> (TempDir, TempDir) {
+    let package = package(
+        "#!/bin/bash\ntrap 'echo told >>/log; exit 0' TERM\n: >/begun\nwhile :; do sleep 0.1; done\n",
+    );
+    let root = root();
+    install(root.path(), "/bin/bash");
+    install(root.path(), "/bin/sleep");
+    fs::create_dir_all(root.path().join("dev")).unwrap();
+    fs::write(package.path().join("key"), "value").unwrap();
+    (package, root)
+}
+
+fn local_run(package: &Path, root: &Path, temporary: &Path) -> Command {
+    let config_map = format!("key={}", package.join("key").display());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skyhook-agent"));
+    command
+        .arg("local-run")
+        .arg(package)
+        .args(["--env", "WHO=me", "--config-map", &config_map, "--root"])
+        .arg(root)
+        .env("TMPDIR", temporary);
+    command
+}
+
+#[test]
+fn a_step_that_takes_too_long_has_failed_even_if_it_exits_with_0() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: chroot needs root");
+        return;
+    }
+    let (package, root) = stubborn();
+    let temporary = tempfile::tempdir().unwrap();
+    let output = local_run(package.path(), root.path(), temporary.path())
+        .args(["--step-timeout-seconds", "1"])
+        .output()
+        .unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(12), "{said}");
+    assert!(said.contains("took too long"), "{said}");
+}
+
+#[test]
+fn a_signal_ends_the_step_and_leaves_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: chroot needs root");
+        return;
+    }
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let (package, root) = stubborn();
+        let temporary = tempfile::tempdir().unwrap();
+        let mut child = local_run(package.path(), root.path(), temporary.path())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while !root.path().join("begun").exists() {
+            assert!(begin.elapsed() < Duration::from_secs(60), "it never began");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(1), "{signal}");
+        assert_eq!(
+            fs::read_to_string(root.path().join("log")).unwrap(),
+            "told\n"
+        );
+        let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
+        assert!(left.is_empty(), "{signal}: {left:?}");
+    }
 }
 
 /// Absolute symlinks of the root are meant for the root: whatever the run writes stays below it.

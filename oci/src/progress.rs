@@ -8,7 +8,7 @@ use crate::digest::Digest;
 mod render;
 
 pub(crate) use render::size;
-pub use render::{Display, show};
+pub use render::{Display, bar, show};
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]

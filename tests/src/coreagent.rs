@@ -23,7 +23,6 @@ use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::package::{InterruptType, name_of};
 use skyhook_crds::revision::RevisionData;
-use skyhook_nodeagent::journal::Record;
 use skyhook_nodeagent::machine::reconcile::of_lease;
 use skyhook_nodeagent::machine::{
     self, Effect, Event, Half, Input, LeaseView, Outcome, Progress, StepPlan, Wanted,
@@ -173,15 +172,9 @@ impl Agent {
 
     async fn begin(&mut self, lease: InterruptionLease) -> anyhow::Result<()> {
         let skyhook = lease.spec.skyhook.clone();
+        let uid = lease.metadata.uid.clone().unwrap_or_default();
         let (facts, journal) = self.host.with(|disk| {
-            // What the last lease left goes on record for its own Skyhook.
-            if let Some(run) = disk.journal.run.take() {
-                let record = Record {
-                    lease: run.lease,
-                    entries: run.entries,
-                };
-                disk.journal.skyhooks.insert(run.skyhook.name, record);
-            }
+            disk.journal.archive_run(&uid, now());
             (disk.facts.clone(), disk.journal.clone())
         });
         let entries = journal

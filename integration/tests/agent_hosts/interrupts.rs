@@ -378,6 +378,46 @@ async fn a_reboot_says_what_it_waits_for() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_calls_off_a_reboot_that_waits() -> Result<()> {
+    if !hosts_can_run("a_pause_calls_off_a_reboot_that_waits").await {
+        return Ok(());
+    }
+    let mut setup = Setup::hosts(1);
+    setup.agent_args = vec!["--inhibitor-timeout-seconds=8".to_owned()];
+    let cluster = Cluster::start(setup).await?;
+    let image = cluster.push("sleeper").await?;
+    let host = &cluster.worker("worker-1")?.host;
+    let first = host.current()?;
+    host.sh("systemd-run --unit=holder systemd-inhibit --what=shutdown --mode=block --who=apt --why=upgrading sleep 999")
+        .await?;
+    let manifest = interrupting("paused", &image, &json!({"type": "reboot"}));
+    apply(cluster.client(), &manifest).await?;
+    leased_says(&cluster, "waits up to 8 s for apt: upgrading").await?;
+    let annotate = async |annotation: &str| {
+        let command = ["annotate", "skyhook", "paused", annotation];
+        cluster.plane.kubectl(&command).await.map(drop)
+    };
+    annotate("skyhook.nvidia.com/pause=true").await?;
+    leased_says(&cluster, "paused").await?;
+    let leases: Api<InterruptionLease> = Api::all(cluster.client());
+    let status = leases.get("worker-1").await?.status.unwrap_or_default();
+    ensure!(status.reboots.is_empty(), "it counts {:?}", status.reboots);
+    // Longer than inhibitors are waited for, and nobody inhibits any more.
+    host.sh("systemctl stop holder; sleep 12").await?;
+    ensure!(
+        host.current()?.id == first.id,
+        "it was rebooted all the same"
+    );
+    annotate("skyhook.nvidia.com/pause-").await?;
+    wait_complete(cluster.client(), "paused", 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    let second = host.current()?;
+    ensure!(second.count == first.count + 1, "{first:?} then {second:?}");
+    Ok(())
+}
+
 /// Waits until the lease of worker-1 says this.
 async fn leased_says(cluster: &Cluster, words: &str) -> Result<()> {
     let leases: Api<InterruptionLease> = Api::all(cluster.client());

@@ -1,4 +1,4 @@
-//! Starting supervisors, finding those that an earlier agent started, and ending their steps.
+//! Starts supervisors, finds those that an earlier agent started, and ends their steps.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's process handling"
@@ -26,18 +26,18 @@ use crate::text::{last_lines, plain};
 
 /// How long a supervisor may take to get ready.
 const READY: Duration = Duration::from_secs(20);
-/// How long what is left of a step may go on when its supervisor is gone, and the least time that it then gets between
+/// When a supervisor has died: how long the remaining processes of its step may run, and the least time between
 /// SIGTERM and SIGKILL.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a supervisor may take to leave a result when its step has had its grace period.
+/// How long a supervisor may take to write the result after the grace period of its step.
 const LAST_WORDS_MS: u64 = 10_000;
-/// File in a step's directory from when the supervisor is given what to run.
+/// File in a step's directory that says that the supervisor got its specification.
 const HANDED_OVER: &str = "handed-over";
 /// File in a step's directory with its grace period in milliseconds, when that is longer than [`ORPHAN_PATIENCE`].
 const GRACE: &str = "grace-ms";
 /// A supervisor's standard error. It holds a lock on the file for as long as it lives.
 const SUPERVISOR_LOG: &str = "supervisor.log";
-/// What is told of a supervisor's own log.
+/// How much of a supervisor's own log goes into a message.
 const LOG_LINES: usize = 5;
 const LOG_BYTES: usize = 1024;
 
@@ -61,16 +61,16 @@ pub enum ExecError {
     NotReady { id: u64, problem: String },
 }
 
-/// What became of a step.
+/// How a step ended, from the agent's view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepEnd {
     Finished(StepResult),
-    /// Supervisor and scope are gone, and there is no result.
+    /// The supervisor and its scope are gone, and there is no result.
     Lost {
-        /// Why there is none, in words.
+        /// Why there is no result, as a message.
         problem: String,
     },
-    /// The agent that was to start it died before it had.
+    /// The earlier agent died before it had started the step.
     NotStarted,
 }
 
@@ -110,7 +110,7 @@ impl Supervisors {
         &self.steps
     }
 
-    /// True while a supervisor works on the step.
+    /// True while the supervisor of the step runs and has no result.
     #[must_use]
     pub fn is_running(&self, id: u64) -> bool {
         is_running(&self.steps.join(format!("{id:08}")))
@@ -146,7 +146,7 @@ impl Supervisors {
         let pid = child.id().unwrap_or(0);
         fs::write(directory.join("pid"), identity(pid)).map_err(failed("noting its pid"))?;
         if let Err(e) = self.hand_over(&mut child, pid, request).await {
-            // Its stdin closes with the handle: without a specification it ends.
+            // The supervisor also ends when its stdin is closed without a specification.
             let _ended = child.start_kill();
             return Err(e);
         }
@@ -215,8 +215,8 @@ impl Supervisors {
         }
     }
 
-    /// There is no result and no supervisor.
-    async fn bury(&self, id: u64, label: &str) -> StepEnd {
+    /// The supervisor died without a result.
+    async fn lost(&self, id: u64, label: &str) -> StepEnd {
         self.await_what_is_left(id, label).await;
         let directory = self.directory(id).0;
         let problem = with_log(&directory, "its supervisor was killed and left no result");
@@ -224,30 +224,30 @@ impl Supervisors {
     }
 }
 
-/// Microseconds that a scope may take to stop: the grace period of the step, and time for the supervisor to kill what does
-/// not heed it and to leave the result.
+/// Microseconds that a scope may take to stop: the grace period of the step, and time for the supervisor to send
+/// SIGKILL and to write the result.
 fn stop_timeout(grace_ms: u64) -> u64 {
     grace_ms
         .saturating_add(LAST_WORDS_MS)
         .saturating_mul(1000)
-        // The largest is infinity to systemd.
+        // The largest value means infinity to systemd.
         .min(u64::MAX - 1)
 }
 
-/// Waits until a scope without a supervisor is empty. What does not end on its own is told to, and is killed when it does
-/// not heed that for `grace`.
+/// Waits until a scope without a supervisor is empty. Processes that do not end get SIGTERM, and after `grace`
+/// SIGKILL.
 async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
     let begin = Instant::now();
-    let mut was_told = None;
+    let mut terminated_at = None;
     let mut is_logged = false;
     loop {
-        // Not whether the scope is active: one that is started while its process dies stays so without any.
+        // Count processes: a scope whose process died while it was started stays active without any.
         let count = match bus.count_processes(scope).await {
             Ok(count) => count,
-            // What may still run must not run twice: nothing else is done before systemd answers.
+            // The step may still run and must not run twice: wait until systemd answers.
             Err(error) => {
                 if !is_logged {
-                    tracing::warn!(scope, %error, "systemd does not say what is left of a step: it is asked again");
+                    tracing::warn!(scope, %error, "systemd does not answer which processes of a step are left: asking again");
                     is_logged = true;
                 }
                 sleep(ORPHAN_PATIENCE / 30).await;
@@ -255,7 +255,7 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
             }
         };
         if count == 0 {
-            // Best effort: most scopes are gone by now.
+            // Best effort: most scopes are removed by now.
             let _stopped = bus.stop(scope).await;
             return;
         }
@@ -263,25 +263,25 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
             tracing::warn!(
                 scope,
                 count,
-                "the step's supervisor is gone: what it left is waited for"
+                "the supervisor of a step has died: waiting for the processes of the step"
             );
             is_logged = true;
         }
         let signal = orphan_signal(
             begin.elapsed(),
-            was_told.map(|at: Instant| at.elapsed()),
+            terminated_at.map(|at: Instant| at.elapsed()),
             grace,
         );
         if let Some(signal) = signal {
-            was_told.get_or_insert_with(Instant::now);
-            // It may be gone by now.
+            terminated_at.get_or_insert_with(Instant::now);
+            // It may have ended by now.
             let _killed = bus.kill(scope, signal as i32).await;
         }
         sleep(Duration::from_millis(250)).await;
     }
 }
 
-/// What is sent to the processes of a scope whose supervisor is gone: for so long, and so long after the first SIGTERM.
+/// The signal for processes of a scope whose supervisor died `gone` ago, and that got SIGTERM `told` ago.
 fn orphan_signal(gone: Duration, told: Option<Duration>, grace: Duration) -> Option<Signal> {
     match told {
         None if gone <= ORPHAN_PATIENCE => None,
@@ -291,14 +291,14 @@ fn orphan_signal(gone: Duration, told: Option<Duration>, grace: Duration) -> Opt
     }
 }
 
-/// How long the step of this directory may take to end when it is told to.
+/// The grace period of the step of this directory.
 fn grace(directory: &Path) -> Duration {
     let noted = fs::read_to_string(directory.join(GRACE)).ok();
     let noted = noted.and_then(|ms| ms.trim().parse().ok());
     noted.map_or(ORPHAN_PATIENCE, Duration::from_millis)
 }
 
-/// The problem, with the end of the supervisor's own log when it has said anything.
+/// The problem, and the end of the supervisor's own log if there is any.
 fn with_log(directory: &Path, problem: &str) -> String {
     let log = fs::read(directory.join(SUPERVISOR_LOG)).unwrap_or_default();
     let end = &log[log.len().saturating_sub(8 * LOG_BYTES)..];
@@ -316,16 +316,16 @@ impl Supervisors {
         let directory = self.directory(request.id).0;
         // `d`, or the end of the pipe when it died.
         if let Some(stdout) = &mut child.stdout {
-            let _told = stdout.read_u8().await;
+            let _done = stdout.read_u8().await;
         }
         let result = read_result(&directory, request.id)?;
-        // It may go on to hold the pipes of what the step left behind; it is reaped whenever it ends.
+        // The supervisor may go on to read the output of processes that the step left running. Reap it when it ends.
         tokio::task::spawn_local(async move {
             let _status = child.wait().await;
         });
         match result {
             Some(result) => Ok(StepEnd::Finished(result)),
-            None => Ok(self.bury(request.id, &request.label).await),
+            None => Ok(self.lost(request.id, &request.label).await),
         }
     }
 
@@ -337,10 +337,10 @@ impl Supervisors {
                 return Ok(StepEnd::Finished(result));
             }
             if !directory.exists() || !is_locked(&directory) {
-                // It may have ended between the two looks.
+                // The supervisor may have ended between the two checks.
                 return match read_result(&directory, id)? {
                     Some(result) => Ok(StepEnd::Finished(result)),
-                    None if directory.join(HANDED_OVER).exists() => Ok(self.bury(id, label).await),
+                    None if directory.join(HANDED_OVER).exists() => Ok(self.lost(id, label).await),
                     None => {
                         self.await_what_is_left(id, label).await;
                         Ok(StepEnd::NotStarted)
@@ -351,7 +351,7 @@ impl Supervisors {
         }
     }
 
-    /// Tells a step's supervisor to end it.
+    /// Tells the supervisor of a step to end it.
     pub fn end(&self, id: u64) {
         let directory = self.directory(id).0;
         let Ok(noted) = fs::read_to_string(directory.join("pid")) else {
@@ -363,12 +363,12 @@ impl Supervisors {
             && identity(pid) == noted
             && let Ok(pid) = i32::try_from(pid)
         {
-            // It may be gone by now.
+            // It may have ended by now.
             let _sent = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     }
 
-    /// Where the result of a step goes, as this process and as the supervisor see it.
+    /// The directory of a step, as this process and as the supervisor see it.
     #[must_use]
     pub fn directory(&self, id: u64) -> (PathBuf, PathBuf) {
         let name = format!("{id:08}");
@@ -396,7 +396,7 @@ fn is_locked(directory: &Path) -> bool {
         .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
 }
 
-/// True while a supervisor lives that has left no result.
+/// True while the supervisor runs and has written no result.
 #[must_use]
 pub fn is_running(directory: &Path) -> bool {
     !directory.join(RESULT).exists() && is_locked(directory)
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_supervisor_said_last_is_told() {
+    fn what_a_supervisor_said_last_is_done() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         assert_eq!(with_log(path, "gone"), "gone");

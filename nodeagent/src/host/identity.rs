@@ -1,5 +1,5 @@
-//! The host's own ID. A machine ID outlives an installation (a golden image, a virtual machine that is built again): only
-//! what was on the disk tells that the disk was written anew.
+//! The host's own ID, which is on its disk. A machine ID may stay the same when the disk is replaced (golden images,
+//! virtual machines); this ID does not.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -13,12 +13,12 @@ use skyhook_oci::{Durability, replace_file};
 
 const FILE: &str = "host-id";
 
-/// The ID in the agent's state directory; made up, and on disk before it is returned, where there is none.
+/// The ID in the agent's state directory. If there is none, creates a random one and writes it to the disk.
 pub fn host_id(state: &Path) -> io::Result<String> {
     let path = state.join(FILE);
     match fs::read_to_string(&path) {
         Ok(text) if is_id(text.trim()) => return Ok(text.trim().to_owned()),
-        // Torn by a crash of the file system: it names nothing any more.
+        // The file was damaged by a crash: replace it.
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),

@@ -1,4 +1,4 @@
-//! Interrupting the host, over D-Bus.
+//! Interrupts the host over D-Bus.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,19 +13,19 @@ use super::unit_log;
 
 /// How long the bus may be away after a unit that carries it was restarted.
 const BUS_AWAY: Duration = Duration::from_secs(90);
-/// A service that ends at once after its start is found by a second look.
+/// After this time each unit is checked again: a service may fail right after its start.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How often inhibitors are asked for.
+/// How often inhibitors are listed.
 const INHIBITORS: Duration = Duration::from_secs(5);
 
 /// How long the parts of an interrupt may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// The restart of one unit; its own timeouts end it long before, where it has any.
+    /// For the restart of one unit. The timeouts of the unit itself are mostly shorter.
     pub job: Duration,
-    /// Inhibitors of a reboot; then it goes through them.
+    /// For inhibitors of a reboot. After that the host reboots in spite of them.
     pub inhibited: Duration,
-    /// The host's going down.
+    /// For the host to go down after it was asked to reboot.
     pub going_down: Duration,
 }
 
@@ -70,7 +70,7 @@ pub struct Interrupter<'a> {
     /// Where the host's files are.
     pub root: &'a Path,
     pub patience: Patience,
-    /// Is told what an interrupt waits for.
+    /// Called with what the interrupt waits for.
     pub waits: &'a dyn Fn(String),
 }
 
@@ -83,9 +83,8 @@ impl std::fmt::Debug for Interrupter<'_> {
 }
 
 impl Interrupter<'_> {
-    /// Finds out what is in the way of the interrupt, and touches nothing. A reboot waits for those who inhibit it. For
-    /// the others: units that are to be restarted, with their invocations now; a unit that cannot be restarted at all is
-    /// an error.
+    /// Prepares the interrupt without changing anything on the host. For a reboot, waits for inhibitors. For the
+    /// others, returns the units to restart with their invocation IDs; a unit that cannot be restarted is an error.
     pub async fn prepare(
         &self,
         interrupt: &Interrupt,
@@ -97,7 +96,7 @@ impl Interrupter<'_> {
                 return Ok(BTreeMap::new());
             }
             InterruptType::Service => units(&interrupt.services),
-            // What `service procps force-reload` does, which is all that the reference does.
+            // As `service procps force-reload`, which is what NVIDIA Skyhook runs.
             InterruptType::RestartAllServices => {
                 let procps = self.bus.unit_state("procps.service").await?;
                 let unit = match absence(&procps) {
@@ -125,8 +124,8 @@ impl Interrupter<'_> {
         Ok(states)
     }
 
-    /// Carries the interrupt out: restarts units whose invocation is still the one in `before`. A reboot never returns but
-    /// with an error: that it happened shows in the boot ID alone.
+    /// Performs the interrupt: restarts units whose invocation ID is still the one in `before`. A reboot returns only
+    /// with an error: only a new boot ID proves a reboot.
     pub async fn execute(
         &self,
         interrupt: &Interrupt,
@@ -139,29 +138,34 @@ impl Interrupter<'_> {
             return Ok(());
         }
         self.bus.reload().await?;
-        // A unit may have gone since it was observed, or while this is tried again.
+        // A unit may have been removed since `prepare`.
         check_all(&self.states(before.keys()).await?)?;
-        let begun = now();
+        let started_at = now();
         for (unit, invocation) in before {
-            self.restart(unit, invocation, begun).await?;
+            self.restart(unit, invocation, started_at).await?;
         }
         sleep(SETTLE).await;
         for unit in before.keys() {
             if self.bus.unit_state(unit).await?.active == "failed" {
                 return Err(self
-                    .failed(unit, "failed after its restart".into(), begun)
+                    .failed(unit, "failed after its restart".into(), started_at)
                     .await);
             }
         }
         Ok(())
     }
 
-    async fn restart(&self, unit: &str, before: &str, begun: i64) -> Result<(), InterruptError> {
+    async fn restart(
+        &self,
+        unit: &str,
+        before: &str,
+        started_at: i64,
+    ) -> Result<(), InterruptError> {
         let state = self.bus.unit_state(unit).await?;
         if state.invocation != before && !state.invocation.is_empty() && state.active != "failed" {
-            tracing::info!(unit, "was restarted before this agent was");
+            tracing::info!(unit, "the unit was restarted already");
             return self
-                .await_start(unit, before, self.patience.job, begun)
+                .await_start(unit, before, self.patience.job, started_at)
                 .await;
         }
         match self.bus.run_job(unit, true, self.patience.job).await {
@@ -173,28 +177,28 @@ impl Interrupter<'_> {
                     "dependency" => "was not started, since a unit that it needs failed".to_owned(),
                     other => format!("was not restarted: the job's result is {other}"),
                 };
-                Err(self.failed(unit, problem, begun).await)
+                Err(self.failed(unit, problem, started_at).await)
             }
             Err(e) if e.is_bus_lost() => {
                 self.bus.reconnect(BUS_AWAY).await?;
-                self.await_start(unit, before, BUS_AWAY, begun).await
+                self.await_start(unit, before, BUS_AWAY, started_at).await
             }
             Err(SystemdError::Timeout { after, .. }) => {
                 let active = self.bus.unit_state(unit).await?.active;
                 let problem = format!("is {active} after {} s", after.as_secs());
-                Err(self.failed(unit, problem, begun).await)
+                Err(self.failed(unit, problem, started_at).await)
             }
             Err(e) => Err(e.into()),
         }
     }
 
-    /// Nobody tells of the job any more: the unit's state is the truth.
+    /// The bus was lost, so the end of the job is not known: wait for the state of the unit.
     async fn await_start(
         &self,
         unit: &str,
         before: &str,
         patience: Duration,
-        begun: i64,
+        started_at: i64,
     ) -> Result<(), InterruptError> {
         let deadline = Instant::now() + patience;
         loop {
@@ -204,12 +208,12 @@ impl Interrupter<'_> {
                 "active" | "inactive" if is_new => return Ok(()),
                 "failed" => Some("failed after its restart".to_owned()),
                 state if Instant::now() >= deadline => {
-                    Some(format!("is {state} and was not started anew"))
+                    Some(format!("is {state} and was not restarted"))
                 }
                 _ => None,
             };
             if let Some(problem) = problem {
-                return Err(self.failed(unit, problem, begun).await);
+                return Err(self.failed(unit, problem, started_at).await);
             }
             sleep(Duration::from_millis(200)).await;
         }
@@ -228,23 +232,23 @@ impl Interrupter<'_> {
         }
     }
 
-    /// Waits until nobody inhibits a shutdown any more, or for as long as that is respected.
+    /// Waits until there is no inhibitor of a shutdown, but not longer than the timeout.
     async fn await_inhibitors(&self) {
         let deadline = Instant::now() + self.patience.inhibited;
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         while Instant::now() < deadline {
-            // Without logind nobody inhibits.
+            // Without logind there are no inhibitors.
             let inhibitors = self.bus.shutdown_inhibitors().await.unwrap_or_default();
             if inhibitors.is_empty() {
                 break;
             }
-            if inhibitors != told {
+            if inhibitors != reported {
                 (self.waits)(format!(
                     "waits up to {} s for {}",
                     self.patience.inhibited.as_secs(),
                     inhibitors.join(", ")
                 ));
-                told = inhibitors;
+                reported = inhibitors;
             }
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(INHIBITORS.min(left)).await;
@@ -286,8 +290,7 @@ fn units(services: &[String]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Fails when one of the units cannot be restarted at all, and names all of them: what cannot work is found before
-/// anything is touched.
+/// Fails when units cannot be restarted, and names all of them, before any unit is restarted.
 fn check_all(states: &BTreeMap<String, UnitState>) -> Result<(), InterruptError> {
     let bad: Vec<String> = states
         .iter()

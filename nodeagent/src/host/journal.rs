@@ -1,4 +1,4 @@
-//! Entries in the host's own journal, which outlive a reboot: `journalctl -b -1 -t skyhook` tells what was done before it.
+//! Writes entries to systemd's journal on the host. After a reboot, `journalctl -b -1 -t skyhook` shows them.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's writing to the host"

@@ -1,4 +1,4 @@
-//! systemd over D-Bus: scopes for steps, and units for interrupts. Never a shelled-out systemctl.
+//! systemd over D-Bus: scopes for steps, and units for interrupts. systemctl is never run.
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,7 +30,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             quick: Duration::from_secs(25),
-            // What `systemctl daemon-reload` gives it.
+            // The timeout of `systemctl daemon-reload`.
             slow: Duration::from_secs(180),
         }
     }
@@ -58,7 +58,7 @@ pub enum SystemdError {
 }
 
 impl SystemdError {
-    /// False when it is known that what was asked for did not happen.
+    /// False when it is certain that the call had no effect.
     #[must_use]
     pub fn may_have_happened(&self) -> bool {
         match self {
@@ -68,7 +68,7 @@ impl SystemdError {
         }
     }
 
-    /// True when the bus itself was lost: what was asked for may have happened.
+    /// True when the bus was lost. The call may have had an effect.
     #[must_use]
     pub fn is_bus_lost(&self) -> bool {
         match self {
@@ -159,7 +159,7 @@ impl Bus {
         }
     }
 
-    /// Gives the connection back while there is nothing to do, so that the bus does not wake an idle agent.
+    /// Closes the connection, so that the bus does not wake an idle agent.
     pub async fn release(&self) {
         *self.connection.lock().await = None;
     }
@@ -201,7 +201,7 @@ impl Bus {
             .await
     }
 
-    /// Forgets the connection when the answer says that it is of no use any more.
+    /// Closes the connection when the answer says that the bus was lost.
     async fn noting_loss<T>(&self, answer: Result<T, SystemdError>) -> Result<T, SystemdError> {
         if let Err(e) = &answer
             && e.is_bus_lost()
@@ -354,7 +354,7 @@ impl Bus {
 pub struct UnitState {
     pub load: String,
     pub active: String,
-    /// Another value at every start; empty for a unit that was never started.
+    /// A new value at every start. Empty for a unit that was never started.
     pub invocation: String,
 }
 
@@ -381,7 +381,7 @@ impl SystemdError {
     }
 }
 
-/// True for an error that the one who was called answered with. Others come from the bus, or from the way to it.
+/// True for an error that systemd itself answered with. Other errors come from the bus.
 fn is_answer(error: &zbus::Error) -> bool {
     if let zbus::Error::FDO(error) = error {
         return !matches!(

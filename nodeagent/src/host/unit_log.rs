@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The last lines that the unit, and systemd about it, wrote since `since` (Unix seconds); none where there is no journal.
 pub(super) async fn tail(root: &Path, unit: &str, since: i64) -> Vec<String> {
-    // What systemd says last of a failure may still be on its way to the journal.
+    // The last entries about a failure may not be in the journal yet.
     let _synced = journalctl(root, &["--sync".to_owned()]).await;
     let args = [
         format!("--unit={unit}"),
@@ -57,7 +57,7 @@ async fn journalctl(root: &Path, args: &[String]) -> String {
     }
 }
 
-/// Fit for a status: no empty lines, none that is very long, nothing that a terminal obeys.
+/// The lines for a message: no empty or very long ones, and no control sequences.
 fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = plain(text)
         .lines()

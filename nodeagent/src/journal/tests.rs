@@ -77,7 +77,7 @@ fn a_parked_version_in_the_journal_of_an_earlier_agent_was_never_installed() {
         let state = decode(text.as_bytes()).expect(name);
         let run = state.run.expect("it is there");
         for entries in [&state.skyhooks["s"].entries, &run.entries] {
-            assert_eq!(entries["a|1"].begun, want, "{name}");
+            assert_eq!(entries["a|1"].started, want, "{name}");
         }
     }
 }
@@ -293,7 +293,7 @@ fn a_host_remembers_so_many_skyhooks() {
     };
     let mut state = State::default();
     for n in 0..200 {
-        state.put_aside(&format!("lease-{n}"), 1_000 + i64::try_from(n).unwrap());
+        state.archive_run(&format!("lease-{n}"), 1_000 + i64::try_from(n).unwrap());
         state.run = Some(run(n));
     }
     assert_eq!(state.skyhooks.len(), RECORDS);

@@ -1,4 +1,4 @@
-//! Bounds of all step logs together. Each file, and the files of each step, are bounded where they are written.
+//! Bounds of all step logs together. The bounds of each file and each step are enforced where they are written.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's log handling"
@@ -9,15 +9,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// What was written to so lately may belong to a step that runs.
+/// A file that was written in this time may belong to a running step.
 const IN_USE: Duration = Duration::from_secs(600);
 /// Directories below the one of a version: steps may be in subdirectories.
 const DEPTH: usize = 16;
 
-/// How much may stay.
+/// How many logs are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Versions of a package whose logs stay: those that ran last.
+    /// Versions of a package whose logs are kept: those that ran last.
     pub versions: usize,
     /// Bytes of all logs of a package.
     pub package: u64,
@@ -46,8 +46,8 @@ struct Log {
     path: PathBuf,
 }
 
-/// Removes the oldest logs below `root`, `<root>/<Skyhook>/<package>/<version>/…`, until the rest is within the bounds.
-/// Files that are no logs of steps are left alone, and so is what a step may be writing to. Says how many bytes are left.
+/// Removes the oldest logs below `root` (`<root>/<Skyhook>/<package>/<version>/…`) until the rest is within the
+/// bounds. Other files stay, and so do logs that a step may be writing. Returns the bytes that are left.
 pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
     let mut logs = logs(root);
     logs.sort_by_key(|log| log.written);
@@ -58,7 +58,7 @@ pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
     let mut kept_versions: BTreeMap<&(String, String), BTreeSet<&str>> = BTreeMap::new();
     let mut of_package: BTreeMap<&(String, String), u64> = BTreeMap::new();
     let mut of_host = 0;
-    // The newest first: each stays while there is room.
+    // From the newest to the oldest: each log stays if there is room.
     for log in logs.iter().rev() {
         let versions = kept_versions.entry(&log.package).or_default();
         let is_known = versions.contains(log.version.as_str());
@@ -131,7 +131,7 @@ fn directories(at: &Path) -> Vec<(String, PathBuf)> {
         .collect()
 }
 
-/// Removes directories in which nothing is, and to which nothing was added lately.
+/// Removes empty directories that have not changed for a while.
 fn remove_empty(at: &Path, now: SystemTime, depth: usize) {
     for (_, directory) in directories(at) {
         let changed = fs::symlink_metadata(&directory).and_then(|m| m.modified());
@@ -140,7 +140,7 @@ fn remove_empty(at: &Path, now: SystemTime, depth: usize) {
         }
         let is_old = changed.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > IN_USE));
         if is_old {
-            // One that is not empty stays.
+            // This fails for a directory that is not empty.
             let _removed = fs::remove_dir(&directory);
         }
     }
@@ -203,7 +203,9 @@ mod tests {
             package: 100,
             host: 150,
         };
-        let rows: [(&str, &[(&str, usize, u32)], &[usize]); 5] = [
+        /// Directory, bytes and day of a log.
+        type File = (&'static str, usize, u32);
+        let rows: [(&str, &[File], &[usize]); 5] = [
             ("within", &[("s/p/1", 50, 1), ("s/p/1", 50, 2)], &[0, 1]),
             (
                 "versions",

@@ -9,10 +9,10 @@ use super::effect::Effect;
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
 use super::{retry, wave};
 
-/// Packages that are worked on at the same time: each holds a supervisor and its step.
+/// Number of packages with a running step, or one in preparation, at the same time. Each needs a supervisor.
 const WIDTH: usize = 16;
 
-/// Starts everything that nothing holds back.
+/// Starts every package that may start.
 pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
     let mut effects = Vec::new();
     if p.ended.is_some() {
@@ -47,8 +47,8 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
     effects
 }
 
-/// When [`advance`] has something to do that no event will announce. What waits for more than time is left out: its
-/// time may have come long ago, and nobody can wait for the past.
+/// When [`advance`] has something to do although no event comes. Leaves out what waits for more than time, because
+/// that time may be past.
 pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.unable.is_some() {
         return None;
@@ -79,7 +79,7 @@ pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     others.chain(pulls).min()
 }
 
-/// How many more packages may be worked on.
+/// How many more packages may start.
 fn slots(p: &Progress) -> usize {
     WIDTH.saturating_sub(p.entries.values().filter(|e| is_running(e)).count())
 }
@@ -151,7 +151,7 @@ fn is_leaving(p: &Progress, entry: &Entry) -> bool {
     !p.is_wanted(entry) && entry.stage == Stage::Uninstall && !entry.is_parked()
 }
 
-/// True when neither a dependency nor `serial` holds the package back.
+/// True when the dependencies are complete and, for a serial Skyhook, it is the turn of this package.
 pub(super) fn is_turn(p: &Progress, entry: &Entry) -> bool {
     let dependencies = || {
         p.wanted
@@ -162,7 +162,7 @@ pub(super) fn is_turn(p: &Progress, entry: &Entry) -> bool {
         && (!p.serial || serial_turn(p).as_deref() == Some(entry.name.as_str()))
 }
 
-/// The one package that a serial Skyhook works on: removals first, then dependency and name order.
+/// The one package that a serial Skyhook works on: first packages to uninstall, then by dependency and name.
 fn serial_turn(p: &Progress) -> Option<String> {
     let leaving = p.entries.values().find(|e| is_leaving(p, e));
     leaving.map(|e| e.name.clone()).or_else(|| {
@@ -182,20 +182,20 @@ fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
     free && may_start(p, entry)
 }
 
-/// True when nothing but time, or what it does already, keeps a package from starting.
+/// True when the package may start, apart from a delay or a step that is running.
 fn may_start(p: &Progress, entry: &Entry) -> bool {
     entry.image_state == ImageState::Ready
         && !entry.is_done()
         && entry.stage != Stage::Interrupt
         && is_turn(p, entry)
-        && (entry.interrupt().is_none() || is_staged(p, entry))
+        && (entry.interrupt().is_none() || is_gathering(p, entry))
 }
 
-/// True for a member of a wave that has not interrupted the host yet.
-fn is_staged(p: &Progress, entry: &Entry) -> bool {
+/// True for a member of a wave that is still gathering.
+fn is_gathering(p: &Progress, entry: &Entry) -> bool {
     p.wave
         .as_ref()
-        .is_some_and(|w| w.at == WaveAt::Staging && w.members.contains(&entry.key()))
+        .is_some_and(|w| w.at == WaveAt::Gathering && w.members.contains(&entry.key()))
 }
 
 fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
@@ -213,7 +213,7 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 half: cursor.half,
                 index: cursor.index,
             });
-            entry.begun = true;
+            entry.started = true;
             entry.doing = Doing::Step(Cursor {
                 id,
                 boot_id,

@@ -10,7 +10,7 @@ use skyhook_oci::RetryClass;
 use super::progress::{Half, StepPlan};
 use crate::text;
 
-/// Something that happened, and when.
+/// An event, and when it happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
     /// Unix milliseconds.
@@ -21,9 +21,9 @@ pub struct Input {
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A new lease was accepted; the progress is fresh and its entries are reconciled.
+    /// A new lease was accepted. The progress is new, and its entries are reconciled with the Node's record.
     Begun,
-    /// The agent was started anew in the boot `boot_id`.
+    /// The agent was started, in the boot `boot_id`, and has read this progress from the journal.
     Restarted {
         boot_id: String,
     },
@@ -54,11 +54,11 @@ pub enum Event {
         id: u64,
         outcome: Outcome,
     },
-    /// The supervisor is gone and left no result, or something other than the agent ended the step.
+    /// The supervisor died without a result, or something other than the agent ended the step.
     StepLost {
         key: String,
         id: u64,
-        /// What is known of how it ended.
+        /// What is known of the end of the step.
         problem: String,
     },
     /// An earlier agent died before it had started the step.
@@ -68,38 +68,38 @@ pub enum Event {
     },
     /// `phase: Running` is written over the lease that said `Drained`.
     RunningWritten,
-    /// The lease changed meanwhile.
+    /// `phase: Running` was not written, because the lease has changed.
     RunningRefused,
-    /// Whether this lease still stands, as far as the API answers.
+    /// The lease was read before an interrupt: whether it still asks for this work. True when the API does not answer.
     LeaseLooked {
         lease: String,
         stands: bool,
     },
-    /// Nothing is in the way of the interrupt any more. For units that are to be restarted: their invocations now.
+    /// The interrupt can be performed now. `before` has the units to restart, with their invocation IDs.
     InterruptPrepared {
         before: BTreeMap<String, String>,
     },
-    /// Something holds the interrupt up.
+    /// The interrupt has to wait, for the given reason.
     InterruptWaits {
         reason: String,
     },
-    /// What the revision that the lease is stopped for has of each package: version and identity.
+    /// The lease is stopped for a new revision, which has these packages: version and identity by name.
     RevisionSeen {
         packages: BTreeMap<String, (String, String)>,
     },
     Interrupted,
     InterruptFailed {
         reason: String,
-        /// Whether the host may have been asked for the reboot: false only when it is known that it was not.
+        /// False when it is certain that systemd was not asked for a reboot.
         asked: bool,
     },
-    /// Time went by.
+    /// Time has passed.
     Ticked,
 }
 
 impl Event {
-    /// The event as it comes into the machine: texts go from there into the journal, the lease, the Node and the Skyhook,
-    /// so each is short, and nothing in it makes a terminal do anything. The whole text is in the agent's log.
+    /// The event with every text cut to the length of a message and without control sequences. The texts go into the
+    /// journal, the lease, the Node and the Skyhook. The agent's log has the whole text.
     #[must_use]
     pub(super) fn bounded(self) -> Self {
         let bounded = |text: String| text::message(&text);
@@ -156,19 +156,19 @@ impl Event {
     }
 }
 
-/// The lease as far as decisions need it.
+/// The parts of the lease that the machine needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseView {
     pub stop: Option<StopReason>,
     pub hold: bool,
-    /// Resource version, when the lease says `Drained`.
+    /// Resource version of the lease, when it says `Drained`.
     pub drained: Option<String>,
     /// Whether the lease's status says `Running`.
     pub running: bool,
 }
 
 impl LeaseView {
-    /// What the agent of the Node with this UID makes of a lease that it works on.
+    /// What the lease asks of the agent on the Node with this UID, which works on it.
     #[must_use]
     pub fn of(lease: &InterruptionLease, node_uid: &str) -> Self {
         let duty = protocol::agent_duty(lease, node_uid);
@@ -190,16 +190,16 @@ impl LeaseView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Succeeded,
-    /// What went wrong, for people: exit status and the end of its errors.
+    /// What went wrong, as a message: exit status and the end of the output.
     Failed(String),
 }
 
-/// What the shell is asked to do. Each effect is safe to perform again.
+/// What the shell has to do. Performing an effect twice does no harm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Have the package's files at hand.
+    /// Pull the package's image into the store.
     PullImage { key: String },
-    /// Put the files of the entry's stage on the host and say which steps it has.
+    /// Put the files of the package on the host and answer which steps the stage has.
     PrepareStage { key: String, half: Half },
     /// Start a supervisor for a step.
     RunStep {
@@ -215,17 +215,17 @@ pub enum Effect {
         half: Half,
         index: usize,
     },
-    /// Tell the supervisor to end its step.
+    /// Tell the supervisor to end the step.
     EndStep { id: u64 },
-    /// Write `phase: Running` over this resource version.
+    /// Write `phase: Running` with this resource version as the precondition.
     WriteRunning { resource_version: String },
-    /// Ask the API whether the lease still stands.
+    /// Read the lease and answer whether it still asks for this work.
     LookAtLease,
-    /// Say which units are to be restarted; report a reboot, and wait for those who inhibit it.
+    /// Before services are restarted: find their units. Before a reboot: report it and wait for inhibitors.
     PrepareInterrupt { owner: String, interrupt: Interrupt },
-    /// Do not go on to prepare the interrupt.
+    /// Stop preparing the interrupt.
     CallOffInterrupt,
-    /// Interrupt the host. Units whose invocation is not the one in `before` any more were restarted already.
+    /// Interrupt the host. Units whose invocation ID differs from the one in `before` were restarted already.
     Interrupt {
         owner: String,
         interrupt: Interrupt,

@@ -1,4 +1,4 @@
-//! Which way each package has to go through its stages, from what is on the host to what the revision wants.
+//! Which stages each package has to run, from what is installed to what the revision wants.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,12 +11,13 @@ use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 
 /// Puts every package at the first stage that it has to go through.
 pub(super) fn begin(p: &mut Progress, now: i64) {
-    // Pulls of an earlier lease have ended with it, and what they brought may be gone by now.
+    // Pulls of an earlier lease ended with it, and the images may have been removed since.
     for entry in p.entries.values_mut() {
         entry.image_state = ImageState::Unknown;
     }
-    // What never began is not on the host: it is neither upgraded nor uninstalled. What is wanted of it starts anew.
-    p.entries.retain(|_, e| e.begun);
+    // A version that never started is not on the host: it is neither upgraded nor uninstalled. If it is wanted, it is
+    // planned again.
+    p.entries.retain(|_, e| e.started);
     let wanted = &p.wanted;
     p.reboots.retain(|key, _| {
         wanted
@@ -38,15 +39,16 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     }
 }
 
-/// Decides about one package: at the beginning, and again whenever it has been through a cycle.
+/// Plans one package: at the start of a lease, and again whenever it has completed a cycle.
 pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
     let Some(wanted) = p.wanted.get(name).cloned() else {
         return;
     };
     let wanted_key = key(name, &wanted.version);
-    // A parked version that never began is not on the host; one that was there before it was parked has to leave.
+    // A parked version that never started is not on the host. One that was installed before it was parked has to be
+    // uninstalled.
     p.entries
-        .retain(|k, e| e.name != name || *k == wanted_key || e.begun || !e.is_parked());
+        .retain(|k, e| e.name != name || *k == wanted_key || e.started || !e.is_parked());
     let others: Vec<(String, Option<Ordering>, bool)> = p
         .entries
         .values()
@@ -82,7 +84,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
-    if entry.is_parked() && !entry.begun {
+    if entry.is_parked() && !entry.started {
         p.entries.remove(key);
         return;
     }
@@ -91,10 +93,10 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
         entry.failures = 0;
         entry.restarts = 0;
         entry.image_state = ImageState::Unknown;
-        entry.message = "is to be uninstalled".to_owned();
+        entry.message = "will be uninstalled".to_owned();
         entry.set(Stage::Uninstall, State::InProgress, now);
     }
-    // It goes: the interrupt it asked for goes with it.
+    // The package is uninstalled, so the interrupt that it asked for is dropped.
     if let Some(cycle) = &mut entry.cycle {
         cycle.interrupt = None;
     }
@@ -103,12 +105,12 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
 fn park(p: &mut Progress, name: &str, wanted: &Wanted, now: i64) {
     start(p, name, wanted, Stage::Apply, now);
     if let Some(entry) = p.entries.get_mut(&key(name, &wanted.version)) {
-        entry.message = "waits until the other version is uninstalled".to_owned();
+        entry.message = "waiting until the other version is uninstalled".to_owned();
         entry.set(Stage::Uninstall, State::Skipped, now);
     }
 }
 
-/// A whole new way through the stages, from apply or upgrade.
+/// Starts a whole cycle, from apply or upgrade.
 fn start(p: &mut Progress, name: &str, wanted: &Wanted, stage: Stage, now: i64) {
     let fresh = Entry::new(name, wanted, stage, State::InProgress, &time(now));
     p.entries.entry(fresh.key()).or_insert(fresh);
@@ -116,7 +118,7 @@ fn start(p: &mut Progress, name: &str, wanted: &Wanted, stage: Stage, now: i64) 
     open(p, &key, wanted, stage, wanted.interrupt.clone(), now);
 }
 
-/// Opens a cycle at `stage` with the content of the revision.
+/// Starts a cycle at `stage` with the content of the revision.
 fn open(
     p: &mut Progress,
     key: &str,
@@ -172,19 +174,19 @@ fn resume(p: &mut Progress, key: &str, wanted: &Wanted, now: i64) {
         revisit(p, key, &entry, wanted, now);
         return;
     }
-    let begun = entry.cycle.as_ref().filter(|c| c.start.is_some());
-    match (begun, begun.and_then(|c| c.start)) {
-        (Some(cycle), Some(begun_at)) if entry.stage != Stage::Uninstall => {
-            go_on(p, key, &entry, cycle, begun_at, wanted, now);
+    let cycle = entry.cycle.as_ref().filter(|c| c.start.is_some());
+    match (cycle, cycle.and_then(|c| c.start)) {
+        (Some(cycle), Some(first_stage)) if entry.stage != Stage::Uninstall => {
+            go_on(p, key, &entry, cycle, first_stage, wanted, now);
         }
         (_, _) => adopt(p, key, &entry, wanted, now),
     }
 }
 
-/// The package is complete: what changed since?
+/// The package is complete: starts what its changes since then need.
 fn revisit(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
     let Some(configured) = &entry.configured else {
-        // Known from the Node's record alone: it counts as configured, as the record says.
+        // Only the Node's record knows of it. The record says complete, so it counts as configured.
         let cycle = cycle(p, wanted, None, None);
         if let Some(entry) = p.entries.get_mut(key) {
             entry.configured = Some(wanted.config.clone());
@@ -205,17 +207,17 @@ fn revisit(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64
     }
 }
 
-/// The package is in mid-cycle of a cycle that this agent began.
+/// The package is in the middle of a cycle that an agent of ours started.
 fn go_on(
     p: &mut Progress,
     key: &str,
     entry: &Entry,
     cycle: &Cycle,
-    begun_at: Stage,
+    first_stage: Stage,
     wanted: &Wanted,
     now: i64,
 ) {
-    let whole = matches!(begun_at, Stage::Apply | Stage::Upgrade);
+    let whole = matches!(first_stage, Stage::Apply | Stage::Upgrade);
     let changed = changed_keys(&cycle.content, &wanted.config);
     let merged = || {
         let mut all: Vec<Interrupt> = cycle.interrupt.iter().cloned().collect();
@@ -229,7 +231,7 @@ fn go_on(
             merged()
         };
         p.reboots.remove(key);
-        open(p, key, wanted, begun_at, interrupt, now);
+        open(p, key, wanted, first_stage, interrupt, now);
         return;
     }
     if !changed.is_empty() && entry.state == State::Erroring {
@@ -242,7 +244,7 @@ fn go_on(
         };
         open(p, key, wanted, stage, interrupt, now);
         if let Some(cycle) = p.entries.get_mut(key).and_then(|e| e.cycle.as_mut()) {
-            cycle.start = Some(begun_at);
+            cycle.start = Some(first_stage);
         }
         return;
     }
@@ -255,7 +257,7 @@ fn go_on(
     if let Doing::Retry { at, .. } = &mut entry.doing {
         *at = now;
     }
-    // The interrupt of a whole cycle is the one that is wanted when it comes to it.
+    // A whole cycle ends with the interrupt that the package has now.
     if whole && !interrupted {
         entry.had_interrupt = wanted.interrupt.is_some();
         if let Some(cycle) = &mut entry.cycle {
@@ -268,7 +270,7 @@ fn go_on(
     }
 }
 
-/// The Node's record asks for a stage: a cycle of another implementation, or a rerun by hand.
+/// Only the Node's record says which stage is next: NVIDIA Skyhook wrote it, or somebody asked for a rerun.
 fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
     let has_interrupt = wanted.interrupt.is_some();
     let stage = match (entry.stage, entry.state) {
@@ -317,7 +319,7 @@ fn matching(wanted: &Wanted, changed: &BTreeSet<String>) -> Option<Interrupt> {
     )
 }
 
-/// Interrupts that are still to come under this lease, by package.
+/// Interrupts that this lease still has to perform, by package.
 #[must_use]
 pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
     let mut pending = BTreeMap::new();

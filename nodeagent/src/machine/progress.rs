@@ -1,4 +1,4 @@
-//! What is on the host and what runs there: the part of the journal that [`super::step`] reads and writes.
+//! What is installed and what runs on the host: the part of the journal that [`super::step`] reads and writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,14 +14,14 @@ mod wave;
 
 pub use wave::{Part, Permit, Wave, WaveAt};
 
-/// Everything about one accepted lease.
+/// The work on one accepted lease.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// UID of the lease.
     pub lease: String,
     pub skyhook: SkyhookRef,
-    /// Revision that the host is brought to.
+    /// Revision that is installed.
     pub revision: String,
     #[serde(default)]
     pub serial: bool,
@@ -31,33 +31,33 @@ pub struct Progress {
     pub entries: Entries,
     #[serde(default)]
     pub permit: Permit,
-    /// Resource version of the lease that said `Drained`, as seen last.
+    /// Resource version of the last lease that said `Drained`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wave: Option<Wave>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stopping>,
-    /// Paused: nothing new starts.
+    /// The Skyhook is paused: no step starts.
     #[serde(default)]
     pub held: bool,
-    /// Set when nothing more is done under the lease.
+    /// Set when the work on the lease has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Phase>,
-    /// Number of the next supervisor; never used twice on a host.
+    /// Number of the next step. No number is used twice on a host.
     pub next_step: u64,
-    /// Boot that this was written in.
+    /// Boot in which this was written.
     pub boot_id: String,
-    /// How often a reboot was asked for, by `name|version`. Counted before it is asked for; forgotten when the package is
-    /// complete, when somebody edits it, and with its version.
+    /// How often each package asked for a reboot, by `name|version`. Counted before systemd is asked. Removed when the
+    /// package is complete, edited, or at another version.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reboots: BTreeMap<String, u32>,
     #[serde(default)]
     pub reboot_cap: RebootCap,
-    /// Why this host cannot be worked on at all. Nothing starts while it is set.
+    /// Why nothing can be done on this host. While it is set, no step starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,
-    /// Since when phase, package, stage and state are what they are.
+    /// When phase, package, stage and state last changed.
     #[serde(default)]
     pub shown: Shown,
 }
@@ -72,7 +72,7 @@ impl Default for RebootCap {
     }
 }
 
-/// What a report shows of all packages, and since when.
+/// What the status shows, and since when.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     pub what: String,
@@ -82,16 +82,16 @@ pub struct Shown {
 /// Packages by `name|version`.
 pub type Entries = BTreeMap<String, Entry>;
 
-/// Why and until when running steps may go on after a stop.
+/// Why the lease is stopped, and when steps that still run are ended.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopping {
     pub reason: StopReason,
-    /// When running steps are ended, in Unix milliseconds; unset: they may take as long as they need.
+    /// When running steps are ended, in Unix milliseconds. Unset: they may take as long as they need.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_steps_at: Option<i64>,
 }
 
-/// What a revision says of a package, as far as decisions need it.
+/// The parts of a package in a revision that the machine needs.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Wanted {
@@ -105,15 +105,15 @@ pub struct Wanted {
     pub interrupt: Option<Interrupt>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config_interrupts: BTreeMap<String, Interrupt>,
-    /// Digests of the configuration, by key.
+    /// Digests of the configMap's values, by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config: BTreeMap<String, String>,
-    /// Digest of what restarts a package in mid-cycle when it changes: image, env, resources, agent image.
+    /// Digest of image, env, resources and agent image. A change of it restarts a cycle that is not complete.
     pub identity: String,
 }
 
 impl Wanted {
-    /// The facts of `package`.
+    /// The parts of `package`.
     #[must_use]
     pub fn of(package: &Package) -> Self {
         let identity = serde_json::json!([
@@ -136,7 +136,7 @@ impl Wanted {
         }
     }
 
-    /// The facts of every package of a revision.
+    /// The parts of every package of a revision.
     #[must_use]
     pub fn of_revision(data: &RevisionData) -> BTreeMap<String, Self> {
         data.packages
@@ -165,37 +165,39 @@ pub struct Entry {
     pub message: String,
     #[serde(default)]
     pub since: String,
-    /// What the package was last begun with; `None` when only the Node's record tells of it.
+    /// The last cycle; `None` when only the Node's record knows of the package.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycle: Option<Cycle>,
-    /// Digests of the configuration that it was last configured with.
+    /// Digests of the configMap's values when the config stage last completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configured: Option<BTreeMap<String, String>>,
-    /// Whether the specification that it was last brought to had an interrupt.
+    /// Whether the package had an interrupt when its last cycle started.
     #[serde(default)]
     pub had_interrupt: bool,
     #[serde(default)]
     pub doing: Doing,
-    /// Attempts of the current stage that failed in a row.
+    /// Failed attempts of the current stage in a row.
     #[serde(default)]
     pub failures: u32,
     #[serde(default)]
     pub image_state: ImageState,
-    /// Whether a step of this version has begun on the host. Before that nothing of the version is there: it is not part
-    /// of the Node's record, and it is forgotten when it is no longer wanted.
-    pub begun: bool,
-    /// How often in a row the host went down under a step of the current stage.
+    /// Whether a step of this version has started on the host. Before that the version is not in the Node's record,
+    /// and it is dropped when it is no longer wanted.
+    #[serde(rename = "begun")]
+    pub started: bool,
+    /// How often in a row the host went down while a step of the current stage ran.
     #[serde(default)]
     pub lost_with_host: u32,
 }
 
-/// One way of a package through its stages.
+/// One run of a package through its stages.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Cycle {
     /// Revision whose content the steps use.
     pub revision: String,
-    /// Skyhook as it was then: host paths and step environment carry UID and generation.
+    /// The Skyhook at the start of the cycle. Its UID and generation are in host paths and in the environment of
+    /// steps.
     pub skyhook: SkyhookRef,
     pub identity: String,
     /// Digests of the configuration that the steps use.
@@ -203,18 +205,21 @@ pub struct Cycle {
     pub content: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<Stage>,
-    /// The interrupt that is still to come in this cycle.
+    /// The interrupt that this cycle still has to perform.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupt: Option<Interrupt>,
 }
 
-/// Whether a package's image is at hand. Looked at anew after every restart of the agent, and for every lease.
+/// Whether the image of a package is in the store.
 ///
 /// ```text
-/// Unknown ──► Pulling ──► Ready ──► Unknown   a stage could not be prepared: the image may be damaged
-///                ▲  │
-///                │  ▼
-///               Failed                        also from Ready, when the image cannot be used
+/// Unknown ── a stage needs the image ──────────────────────────────────► Pulling
+/// Pulling ── the image is in the store ────────────────────────────────► Ready
+/// Pulling ── failed ───────────────────────────────────────────────────► Failed
+/// Failed  ── its time has come ────────────────────────────────────────► Pulling
+/// Ready   ── the image cannot be used ─────────────────────────────────► Failed, and the package fails
+/// Ready   ── a stage could not be prepared: the image may be damaged ──► Unknown
+/// any     ── the agent is restarted, or a lease or a cycle starts ─────► Unknown
 /// ```
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImageState {
@@ -225,7 +230,7 @@ pub enum ImageState {
         attempts: u32,
     },
     Ready,
-    /// Tried again at this time, in Unix milliseconds, which is so long after the failure.
+    /// The pull is tried again at `retry_at`, in Unix milliseconds, which is `delay_ms` after the failure.
     Failed {
         attempts: u32,
         retry_at: i64,
@@ -235,18 +240,33 @@ pub enum ImageState {
 }
 
 /// What runs for a package now.
+///
+/// ```text
+/// Idle      ── its turn ────────────────────► Preparing
+/// Preparing ── the files are on the host ───► Ready
+/// Preparing ── cannot be prepared ──────────► Retry
+/// Ready     ── a supervisor is started ─────► Step
+/// Step      ── exited, and a step is left ──► Ready
+/// Step      ── exited, and was the last ────► Idle, at the next stage
+/// Step      ── failed ──────────────────────► Retry, or Idle when the lease is stopped
+/// Step      ── lost, with the host ─────────► Ready
+/// Step      ── lost, in the same boot ──────► Retry
+/// Retry     ── its time has come ───────────► Preparing
+/// ```
+///
+/// After a failed check the next check runs. The stage fails after the last one.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum Doing {
-    /// The stage has not begun.
+    /// No step of the stage has started.
     #[default]
     Idle,
-    /// The stage's files are being put on the host, to run from `half` on.
+    /// The files of the stage are put on the host. Then the steps of `half` run.
     Preparing { half: Half },
-    /// At a step boundary: the step at the cursor is next.
+    /// The step at the cursor can start.
     Ready(Cursor),
     /// A supervisor runs the step at the cursor.
     Step(Cursor),
-    /// Failed; tried again from `half` at `at`, in Unix milliseconds.
+    /// An attempt failed. The steps of `half` run again at `at`, in Unix milliseconds.
     Retry { at: i64, half: Half },
 }
 
@@ -258,20 +278,20 @@ pub enum Half {
     Check,
 }
 
-/// A step that a supervisor was, or is about to be, started for.
+/// A position in the steps of a stage.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub id: u64,
     pub half: Half,
     pub index: usize,
     pub plan: StepPlan,
-    /// Boot in which the supervisor was started; empty before that.
+    /// Boot in which the supervisor was started. Empty before the start.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot_id: String,
     /// The supervisor was told to end the step.
     #[serde(default)]
     pub is_to_end: bool,
-    /// Checks that failed so far.
+    /// Why checks failed so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<String>,
 }
@@ -279,14 +299,14 @@ pub struct Cursor {
 /// The steps of a stage.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
-    /// For each step of the mode, whether it is run; a step that the host has a flag of is passed over.
+    /// For each step of the mode, whether it runs. A step whose flag is on the host is skipped.
     pub main: Vec<bool>,
     /// Number of steps of the check mode.
     pub checks: usize,
 }
 
 impl Entry {
-    /// A package that the host has nothing of yet.
+    /// A package that is not on the host yet.
     #[must_use]
     pub fn new(name: &str, wanted: &Wanted, stage: Stage, state: State, since: &str) -> Self {
         Self {
@@ -306,12 +326,12 @@ impl Entry {
             doing: Doing::Idle,
             failures: 0,
             image_state: ImageState::Unknown,
-            begun: false,
+            started: false,
             lost_with_host: 0,
         }
     }
 
-    /// A package that the Node's record tells of.
+    /// A package that only the Node's record knows of.
     #[must_use]
     pub fn adopted(status: &PackageStatus) -> Self {
         let wanted = Wanted {
@@ -325,8 +345,8 @@ impl Entry {
             ..Self::new(&status.name, &wanted, status.stage, status.state, "")
         };
         Self {
-            // A package is put on record when its first step begins; the one exception is a parked version.
-            begun: !entry.is_parked(),
+            // The record lists a package when its first step starts. The one exception is a parked version.
+            started: !entry.is_parked(),
             ..entry
         }
     }
@@ -349,13 +369,13 @@ impl Entry {
         self.stage == Stage::Uninstall && self.state == State::Skipped
     }
 
-    /// True while nothing of the version is on the host and the Node's record does not list it.
+    /// True while no step of the version has started and the Node's record does not list it.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        !self.begun && !self.is_parked()
+        !self.started && !self.is_parked()
     }
 
-    /// The interrupt that is still to come.
+    /// The interrupt that the package still waits for.
     #[must_use]
     pub fn interrupt(&self) -> Option<&Interrupt> {
         self.cycle.as_ref().and_then(|c| c.interrupt.as_ref())
@@ -375,7 +395,7 @@ impl Entry {
         }
     }
 
-    /// Puts the package at `stage` and `state`, with `since` moved when that is a change.
+    /// Sets `stage` and `state`, and `since` when they change.
     pub(crate) fn set(&mut self, stage: Stage, state: State, now: i64) {
         if (self.stage, self.state) != (stage, state) {
             self.since = time(now);
@@ -386,12 +406,12 @@ impl Entry {
 }
 
 impl Progress {
-    /// True when a step, a preparation or an interrupt is under way.
+    /// True while a step, a preparation or an interrupt is running.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         let wave = match self.wave.as_ref().map(|w| &w.at) {
             Some(WaveAt::Interrupting { .. }) => true,
-            None | Some(WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. }) => false,
+            None | Some(WaveAt::Gathering | WaveAt::Looking | WaveAt::Retry { .. }) => false,
         };
         wave || self.entries.values().any(|e| match e.doing {
             Doing::Preparing { .. } | Doing::Step(_) => true,
@@ -399,7 +419,7 @@ impl Progress {
         })
     }
 
-    /// Numbers of the supervisors whose steps are not over.
+    /// Numbers of the steps that have started and not ended.
     #[must_use]
     pub fn steps(&self) -> BTreeSet<u64> {
         let ids = self.entries.values().filter_map(|e| match &e.doing {
@@ -432,7 +452,7 @@ impl Progress {
     }
 }
 
-/// The Node's record of these entries: what is on the host, and versions that are parked.
+/// The Node's record of these entries: versions that are on the host or parked.
 #[must_use]
 pub fn states(entries: &Entries) -> PackageStates {
     entries
@@ -442,7 +462,7 @@ pub fn states(entries: &Entries) -> PackageStates {
         .collect()
 }
 
-/// RFC 3339 of a time in Unix milliseconds.
+/// A time in Unix milliseconds as RFC 3339.
 #[must_use]
 pub fn time(now: i64) -> String {
     jiff::Timestamp::from_second(now.div_euclid(1000))

@@ -1,5 +1,5 @@
-//! How often packages may ask for a reboot: counted before it is asked for, once per reboot that is asked for, and
-//! refused at the cap.
+//! Counts the reboots that each package asks for. The count is raised once for each reboot, before systemd is asked,
+//! and at the cap no further reboot is asked for.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,8 @@ use skyhook_crds::{Stage, State};
 
 use super::progress::{Entry, Progress};
 
-/// Members that the next interrupt is for. A member that has asked for as many reboots as it may takes part only in the
-/// reboot that another asks for.
+/// Members of the wave that the next interrupt is for. A member that has reached the cap takes part only in a reboot
+/// that another member asks for.
 pub(super) fn participants(p: &Progress) -> BTreeSet<String> {
     let members = || p.wave.iter().flat_map(|wave| &wave.members);
     if members().any(|key| wants_reboot(p, key) && !is_capped(p, key)) {
@@ -21,7 +21,7 @@ pub(super) fn participants(p: &Progress) -> BTreeSet<String> {
         .collect()
 }
 
-/// True for a wave that has no interrupt left that it may carry out.
+/// True when every member of the wave has reached the cap.
 pub(super) fn is_refused(p: &Progress) -> bool {
     p.wave.as_ref().is_some_and(|wave| !wave.members.is_empty()) && participants(p).is_empty()
 }
@@ -31,15 +31,14 @@ pub(super) fn wants_reboot(p: &Progress, key: &str) -> bool {
     interrupt.is_some_and(|interrupt| interrupt.kind == InterruptType::Reboot)
 }
 
-/// True for a package that has asked for as many reboots as it may. What is counted for the interrupt that is under way
-/// does not speak against that interrupt.
+/// True for a package that has reached the cap. The reboot that is under way now is left out of the count.
 pub(super) fn is_capped(p: &Progress, key: &str) -> bool {
     let is_counted = p.wave.as_ref().is_some_and(|w| w.counted.contains(key));
     let count = p.reboots.get(key).copied().unwrap_or_default();
     wants_reboot(p, key) && count.saturating_sub(u32::from(is_counted)) >= p.reboot_cap.0
 }
 
-/// Counts a reboot before it is asked for: how it comes out may never be known.
+/// Counts a reboot before systemd is asked, because the answer may be lost.
 pub(super) fn count(p: &mut Progress) {
     let rebooting: BTreeSet<String> = participants(p)
         .into_iter()
@@ -53,7 +52,7 @@ pub(super) fn count(p: &mut Progress) {
     }
 }
 
-/// The reboot that was counted last was not asked for after all.
+/// Takes the last count back: systemd was not asked.
 pub(super) fn uncount(p: &mut Progress) {
     let Some(wave) = &mut p.wave else { return };
     for key in std::mem::take(&mut wave.counted) {
@@ -64,14 +63,14 @@ pub(super) fn uncount(p: &mut Progress) {
     p.reboots.retain(|_, count| *count > 0);
 }
 
-/// No further reboot is asked for: these packages stay where they are until somebody changes something.
+/// Packages at the cap stay at the interrupt stage, and their message says why.
 pub(super) fn refuse(p: &mut Progress, now: i64) {
     let participants = participants(p);
     let Some(wave) = &p.wave else { return };
     let why = if wave.reboot_asked.as_ref() == Some(&p.boot_id) {
         "the boot ID of the host is still the same. Where it never changes (a container as a node) nobody can tell whether it was rebooted"
     } else {
-        "the package has not come to its end since. A host that loses /var/lib/skyhook-agent at each boot forgets \
+        "the package has not completed since. A host that loses /var/lib/skyhook-agent at each boot forgets \
          that it was rebooted"
     };
     let refused = wave.members.difference(&participants);

@@ -1,8 +1,8 @@
-//! Who wins when the Node's record and the host's journal differ.
+//! What counts when the Node's record and the host's journal differ.
 //!
-//! "Installed" is what the Node's annotations say, "running" what the host's journal says. Somebody may have edited the
-//! annotations: then they win. A Node that was registered anew carries no result of ours: then the journal wins. Where
-//! there is no journal, the annotations win, unless they are of another host: then nothing is installed.
+//! The Node's annotations say what is installed, the journal says what runs. When somebody edited the annotations, the
+//! annotations count. When the Node was registered anew and has no result of ours, the journal counts. Without a
+//! journal the annotations count, unless they are of another host: then nothing is installed.
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::installed::{PackageStates, Stamp};
@@ -10,7 +10,7 @@ use skyhook_crds::lease::protocol;
 
 use super::progress::{Entries, Entry, states};
 
-/// What the record was taken from.
+/// Where the list of installed packages comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Record and journal agree.
@@ -37,7 +37,7 @@ pub fn of_lease(
     reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref())
 }
 
-/// The same, for a record that is of this host. `journal` is `None` when the host has none for this Skyhook.
+/// The same, when the record is of this host. `journal` is `None` when the journal does not know the Skyhook.
 fn reconcile(
     journal: Option<&Entries>,
     installed: &PackageStates,
@@ -54,7 +54,7 @@ fn reconcile(
     }
 }
 
-/// The Node's record, with what the journal knows besides of packages that both have.
+/// The Node's record, completed from the journal for packages that are in both.
 fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
     installed
         .iter()
@@ -62,7 +62,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
             let entry = match journal.get(key) {
                 None => Entry::adopted(status),
                 Some(known) if known.status() == *status => known.clone(),
-                // The cycle that was edited away is over: what is asked for starts from the edited stage.
+                // The edit ends the cycle: the package goes on from the edited stage.
                 Some(known) => Entry {
                     configured: known.configured.clone(),
                     had_interrupt: known.had_interrupt,

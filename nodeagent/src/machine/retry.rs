@@ -1,18 +1,46 @@
 //! When something that failed is tried again.
 
+use std::time::Duration;
+
 use sha2::{Digest, Sha256};
 use skyhook_oci::RetryClass;
 
-const FIRST_MS: i64 = 10_000;
-/// Nothing that may succeed by itself waits longer than this.
+/// Delays between attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first.
+    pub first_ms: i64,
+    pub longest_ms: i64,
+}
+
+/// Steps, images and interrupts.
+pub const STEP: Backoff = Backoff {
+    first_ms: 10_000,
+    longest_ms: LONGEST_MS,
+};
+/// Images that can only be pulled when somebody has done something.
+const TERMINAL: Backoff = Backoff {
+    first_ms: 10_000,
+    longest_ms: 4 * 3_600_000,
+};
+/// Calls to the API.
+pub const API: Backoff = Backoff {
+    first_ms: 500,
+    longest_ms: 30_000,
+};
+/// Writes of the status: what they say is not lost when they come late.
+pub const REPORT: Backoff = Backoff {
+    first_ms: 2_000,
+    longest_ms: 60_000,
+};
+
+/// What may succeed by itself never waits longer than this.
 const LONGEST_MS: i64 = 300_000;
-/// What can only succeed when somebody has done something is not tried more seldom than this.
-const LONGEST_TERMINAL_MS: i64 = 4 * 3_600_000;
 /// A registry is not believed that it wants to be left alone for longer than this.
 const LONGEST_ASKED_FOR_MS: i64 = 24 * 3_600_000;
 
-/// True when the time `at` has come. A time that is further away than the longest delay was written before the clock was
-/// set back: it has come as well.
+/// True when the time `at` has come. Also true when `at` is further away than the longest delay: then the clock was
+/// set back since `at` was written.
 #[must_use]
 pub fn is_due(at: i64, now: i64) -> bool {
     is_due_after(LONGEST_MS, at, now)
@@ -37,7 +65,7 @@ pub fn wake_at(at: i64, now: i64) -> i64 {
 pub fn delay_of_class_ms(class: RetryClass, failures: u32, what: &str) -> i64 {
     match class {
         RetryClass::Transient => delay_ms(failures, what),
-        RetryClass::Terminal => up_to(LONGEST_TERMINAL_MS, failures, what),
+        RetryClass::Terminal => TERMINAL.delay_ms(failures, what),
         RetryClass::After(wait) => {
             let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
             delay_ms(failures, what).max(wait.min(LONGEST_ASKED_FOR_MS))
@@ -51,22 +79,37 @@ pub fn is_long(delay_ms: i64) -> bool {
     delay_ms > LONGEST_MS
 }
 
-/// Milliseconds until the next attempt after `failures` in a row (at least one): 10 s doubling to 5 min, up to a fifth
-/// shorter by a jitter that depends on `what`, so that a fleet does not retry in step.
+/// As [`Backoff::delay_ms`], of [`STEP`].
 #[must_use]
 pub fn delay_ms(failures: u32, what: &str) -> i64 {
-    up_to(LONGEST_MS, failures, what)
+    STEP.delay_ms(failures, what)
 }
 
-fn up_to(longest: i64, failures: u32, what: &str) -> i64 {
-    let doublings = failures.saturating_sub(1).min(16);
-    let full = (FIRST_MS << doublings).min(longest);
+impl Backoff {
+    /// Milliseconds until the next attempt, after `failures` failed ones in a row (at least one). The delay doubles up
+    /// to the longest. A jitter that depends on `what` makes each delay up to a fifth shorter, so that nodes do not
+    /// retry at the same moment.
+    #[must_use]
+    pub fn delay_ms(self, failures: u32, what: &str) -> i64 {
+        let doublings = failures.saturating_sub(1).min(16);
+        let full = (self.first_ms << doublings).min(self.longest_ms);
+        full - full / 5 * i64::from(random(failures, what)) / i64::from(u16::MAX)
+    }
+
+    /// The same as a duration.
+    #[must_use]
+    pub fn delay(self, failures: u32, what: &str) -> Duration {
+        let ms = u64::try_from(self.delay_ms(failures, what)).unwrap_or(0);
+        Duration::from_millis(ms)
+    }
+}
+
+fn random(failures: u32, what: &str) -> u16 {
     let mut hash = Sha256::new();
     hash.update(what.as_bytes());
     hash.update(failures.to_le_bytes());
     let digest = hash.finalize();
-    let random = i64::from(u16::from_le_bytes([digest[0], digest[1]]));
-    full - full / 5 * random / i64::from(u16::MAX)
+    u16::from_le_bytes([digest[0], digest[1]])
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Waves: packages that interrupt the host go through apply or upgrade and config together, interrupt it once, and then
-//! do their post-interrupt.
+//! Waves: packages with an interrupt run apply or upgrade and config together, interrupt the host once, and then run
+//! post-interrupt.
 //!
-//! From when an interrupt is due no new step starts on the host, and a reboot waits for the steps that run: a step that
-//! dies with the host would look like a failure of its package.
+//! When an interrupt is due, no step starts on the host, and a reboot waits for running steps: a step that dies with
+//! the host would look like a failure of its package.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use super::effect::Effect;
 use super::progress::{Doing, Entry, ImageState, Part, Permit, Progress, Wave, WaveAt};
 use super::{reboots, retry};
 
-/// Asks for the permit, lets packages join, and interrupts the host when every member is through config.
+/// Asks for the permit, adds packages to the wave, and interrupts the host when every member has completed config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     let waiting: Vec<String> = p
         .entries
@@ -43,14 +43,14 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     if let WaveAt::Retry { at } = wave.at {
         let is_joined = waiting.iter().any(|key| !wave.members.contains(key));
         if is_refused && is_joined {
-            // Members that may not ask for a reboot hold up none that needs another interrupt.
-            wave.at = WaveAt::Staging;
+            // Members that have reached the reboot cap must not delay packages that need another interrupt.
+            wave.at = WaveAt::Gathering;
         } else if retry::is_due(at, now) {
-            wave.at = WaveAt::Staging;
+            wave.at = WaveAt::Gathering;
             wave.due = true;
         }
     }
-    if wave.at == WaveAt::Staging && !wave.due {
+    if wave.at == WaveAt::Gathering && !wave.due {
         wave.members.extend(waiting);
         let through = wave.members.iter().all(|key| {
             p.entries
@@ -59,7 +59,7 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         });
         wave.due = through && !wave.members.is_empty();
     }
-    if wave.at == WaveAt::Staging && wave.due && awaited(p).is_empty() {
+    if wave.at == WaveAt::Gathering && wave.due && awaited(p).is_empty() {
         reboots::refuse(p, now);
         if reboots::participants(p).is_empty() {
             give_up(p, now);
@@ -69,12 +69,12 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     }
 }
 
-/// True from when the interrupt is due until it has happened or failed: no step starts on the host meanwhile.
+/// True from when the interrupt is due until it has happened or failed. No step starts on the host in that time.
 pub(super) fn is_due(p: &Progress) -> bool {
     p.wave.as_ref().is_some_and(|wave| wave.due)
 }
 
-/// Packages whose running step the interrupt waits for. Only a reboot ends steps; the members of the wave have none left.
+/// Packages whose running step the interrupt waits for. Only a reboot would end steps of other packages.
 fn awaited(p: &Progress) -> Vec<&Entry> {
     match owner(p) {
         Some((_, interrupt)) if interrupt.kind == InterruptType::Reboot => p
@@ -86,7 +86,7 @@ fn awaited(p: &Progress) -> Vec<&Entry> {
     }
 }
 
-/// What an interrupt that is due waits for, for people.
+/// What an interrupt that is due waits for, as a message.
 #[must_use]
 pub fn waits_for(p: &Progress) -> Option<String> {
     let wave = p.wave.as_ref().filter(|wave| wave.due)?;
@@ -98,23 +98,24 @@ pub fn waits_for(p: &Progress) -> Option<String> {
         .into_iter()
         .map(|e| format!("{} of {} {}", e.stage, e.name, e.version))
         .collect();
-    let is_waiting = wave.at == WaveAt::Staging && !steps.is_empty();
+    let is_waiting = wave.at == WaveAt::Gathering && !steps.is_empty();
     is_waiting.then(|| {
         format!(
-            "{}: waits until the running step ends: {}",
+            "{}: waiting until the running step ends: {}",
             describe(&interrupt),
             steps.join(", ")
         )
     })
 }
 
-/// When the interrupt is tried again. Without the permit it waits for that.
+/// When the interrupt is tried again. `None` without the permit, because the write of `Running` is an event.
 pub(super) fn wake_at(p: &Progress) -> Option<i64> {
     match p.wave.as_ref()?.at {
         WaveAt::Retry { at } if p.permit == Permit::Granted => Some(at),
-        WaveAt::Retry { .. } | WaveAt::Staging | WaveAt::Looking | WaveAt::Interrupting { .. } => {
-            None
-        }
+        WaveAt::Retry { .. }
+        | WaveAt::Gathering
+        | WaveAt::Looking
+        | WaveAt::Interrupting { .. } => None,
     }
 }
 
@@ -127,8 +128,8 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
         && super::advance::is_turn(p, entry)
 }
 
-/// The next wave waits for the post-interrupt of the one before; one that fails, or that has come to depend on a package
-/// of the next wave, does not hold others up.
+/// True while a package runs post-interrupt: the next wave waits for it. It does not wait for one that fails, or that
+/// now depends on a package of the next wave.
 fn has_unfinished_post_interrupt(p: &Progress) -> bool {
     p.entries.values().any(|e| {
         let unfinished = e.stage == Stage::PostInterrupt && e.state == State::InProgress;
@@ -149,7 +150,7 @@ fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
                     State::Skipped
                 };
                 entry.message = match &owner {
-                    Some((o, i)) if o != key => format!("{} by {o} is waited for", describe(i)),
+                    Some((o, i)) if o != key => format!("waiting for the {} by {o}", describe(i)),
                     Some((_, i)) => describe(i),
                     None => String::new(),
                 };
@@ -160,7 +161,8 @@ fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     effects.push(Effect::LookAtLease);
 }
 
-/// The package that carries out the merged interrupt: the first by name of those that want the strongest.
+/// The merged interrupt, and the package that performs it: of those that want the strongest interrupt the first by
+/// name.
 fn owner(p: &Progress) -> Option<(String, Interrupt)> {
     let participants = reboots::participants(p);
     let wants = || {
@@ -178,7 +180,7 @@ fn owner(p: &Progress) -> Option<(String, Interrupt)> {
     Some((owner.clone(), merged))
 }
 
-/// The lease was looked at.
+/// The lease was read. If it still asks for this work, the interrupt starts.
 pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec<Effect>) {
     if p.wave.as_ref().is_none_or(|w| w.at != WaveAt::Looking) {
         return;
@@ -191,7 +193,7 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         wave.due = false;
         return;
     };
-    // What is to be restarted is on record when an attempt went before.
+    // The units are known from an earlier attempt.
     let is_prepared = !wave.before.is_empty();
     let before = wave.before.clone();
     wave.at = WaveAt::Interrupting {
@@ -205,7 +207,7 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         },
     };
     if interrupt.kind == InterruptType::Reboot {
-        // Before it is reported and asked for: a host may forget all but what was reported.
+        // Before the reboot is reported: the lease's status is all that is left when the host loses its disk.
         reboots::count(p);
     }
     effects.push(if is_prepared {
@@ -219,7 +221,7 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
     });
 }
 
-/// Nothing is in the way any more, and that is on record: now the host is interrupted.
+/// The preparation is done: interrupts the host.
 pub(super) fn prepared(
     p: &mut Progress,
     units: BTreeMap<String, String>,
@@ -248,7 +250,7 @@ pub(super) fn prepared(
     });
 }
 
-/// The lease is stopped or paused: an interrupt that has touched nothing does not happen.
+/// The lease is stopped or paused: cancels an interrupt that is still being prepared.
 pub(super) fn call_off(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting {
@@ -269,7 +271,7 @@ pub(super) fn call_off(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     effects.push(Effect::CallOffInterrupt);
 }
 
-/// The wave has nothing left that it may do. It is kept for a reboot that was asked for and comes late.
+/// No member may ask for a reboot. The wave is kept, because a reboot that was asked for may still come.
 fn give_up(p: &mut Progress, now: i64) {
     let at = now + retry::delay_ms(u32::MAX, &p.lease);
     if let Some(wave) = &mut p.wave {
@@ -278,7 +280,7 @@ fn give_up(p: &mut Progress, now: i64) {
     }
 }
 
-/// Something holds the interrupt up: the owner shows what.
+/// The interrupt has to wait: the message of its package says why.
 pub(super) fn waits(p: &mut Progress, reason: &str) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting {
@@ -294,8 +296,8 @@ pub(super) fn waits(p: &mut Progress, reason: &str) {
     }
 }
 
-/// The interrupt has happened: those that it was for go on to post-interrupt. The wave is left to members that may not
-/// ask for their reboot any more.
+/// The interrupt has happened: its packages go on to post-interrupt. Members that have reached the reboot cap stay in
+/// the wave.
 pub(super) fn interrupted(p: &mut Progress, now: i64) {
     let participants = reboots::participants(p);
     let Some(wave) = p
@@ -331,7 +333,7 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
     }
 }
 
-/// The interrupt failed: the owner shows why, and it is tried again.
+/// The interrupt failed: the message of its package says why, and it is tried again.
 pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting { owner, .. } = &wave.at else {
@@ -355,13 +357,14 @@ pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
     }
 }
 
-/// The agent was started anew in the boot `boot_id`: a reboot that was asked for has happened if that is another one.
+/// The agent was started in the boot `boot_id`. When that differs from the boot in which a reboot was asked for, the
+/// reboot has happened.
 pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     let rebooted = p
         .wave
         .take_if(|w| w.reboot_asked.as_deref().is_some_and(|b| b != boot_id));
     if let Some(wave) = rebooted {
-        // Also when it was given up on meanwhile.
+        // Also when the agent had reported the reboot as failed.
         go_on(p, &wave.members, now);
         return;
     }
@@ -370,15 +373,15 @@ pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     if p.boot_id != boot_id {
         wave.before.clear();
     }
-    // What was prepared is prepared again, and counted again.
+    // An interrupt that was being prepared is prepared and counted again.
     let is_asked = match &wave.at {
         WaveAt::Interrupting { part, .. } => *part == Part::Perform,
-        WaveAt::Staging | WaveAt::Looking | WaveAt::Retry { .. } => false,
+        WaveAt::Gathering | WaveAt::Looking | WaveAt::Retry { .. } => false,
     };
     match &wave.at {
-        // Nobody knows how far it got: it is looked at again.
-        WaveAt::Interrupting { .. } | WaveAt::Looking => wave.at = WaveAt::Staging,
-        WaveAt::Staging | WaveAt::Retry { .. } => {}
+        // The journal does not say how far the interrupt got: read the lease again, and prepare again.
+        WaveAt::Interrupting { .. } | WaveAt::Looking => wave.at = WaveAt::Gathering,
+        WaveAt::Gathering | WaveAt::Retry { .. } => {}
     }
     if is_asked {
         wave.counted.clear();
@@ -387,7 +390,7 @@ pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     }
 }
 
-/// An interrupt, for people.
+/// An interrupt, in words.
 #[must_use]
 pub fn describe(interrupt: &Interrupt) -> String {
     match interrupt.kind {

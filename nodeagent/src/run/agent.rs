@@ -1,4 +1,4 @@
-//! The agent's state, and how an input becomes progress.
+//! The state of the agent, and how an event becomes progress.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::begin::Begun;
+use super::begin::Attempt;
 use super::effects::StepDone;
 use super::writer::{Writer, Written};
 use crate::config::Settings;
@@ -24,19 +24,20 @@ use crate::host::{Host, identity};
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{ApiError, LeaseApi, LeaseEvent};
+use crate::machine::taking::{self, Taker};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::report::{self, HostFacts};
 use crate::stage::Prepared;
 use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
-/// Something that a task or the watch has for the agent.
+/// A message from a task or from the watch to the agent's loop.
 #[derive(Debug)]
 pub(super) enum Note {
     Lease(LeaseEvent),
     Event(Event),
-    /// A lease was accepted, or could not be.
-    Begun(Box<Begun>),
+    /// The attempt to take a lease has ended.
+    Attempted(Box<Attempt>),
     Prepared {
         key: String,
         prepared: Box<Prepared>,
@@ -44,17 +45,19 @@ pub(super) enum Note {
     },
     StepDone(Box<StepDone>),
     Written(Box<Written>),
-    KeptTrue(Box<Result<InterruptionLease, ApiError>>),
+    Refreshed(Box<Result<InterruptionLease, ApiError>>),
     Node(Box<NodeFacts>),
     Facts(Box<RunFacts>),
-    /// Bytes of ours on the host's disk.
+    /// Bytes on the host's disk that belong to Skyhook.
     Disk(u64),
-    /// Skyhooks that the host remembers, and the cluster does not have any more.
+    /// Skyhooks in the journal that the cluster does not have any more.
     Gone(BTreeSet<String>),
+    /// The lease is to be looked at, whether or not it has changed.
+    LookAgain,
     Woken,
 }
 
-/// What is asked for once per lease.
+/// What the agent reads once per lease.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunFacts {
     pub node: NodeFacts,
@@ -76,50 +79,44 @@ pub(super) struct Agent {
     pub notes: UnboundedSender<Note>,
     /// The lease as the watch showed it last.
     pub lease: Option<InterruptionLease>,
-    pub node_uid: Option<String>,
-    /// Node UID, as a lease named it, that the Node was last read for.
-    pub node_asked_for: Option<String>,
-    /// A task is finding out about the lease.
-    pub is_beginning: bool,
-    /// When to try to begin again.
-    pub begin_at: Option<Instant>,
-    pub begin_failures: u32,
+    /// What is done about a lease that is not worked on yet, and what is known of the Node.
+    pub taker: Taker,
     pub writer: Writer,
-    /// Stages that can be run, by package.
+    /// Prepared stages, by package.
     pub stages: BTreeMap<String, Rc<Prepared>>,
     pub revisions: BTreeMap<String, Rc<RevisionData>>,
     pub run_facts: Option<Rc<RunFacts>>,
     /// Registry credentials, read when the first image of a lease is pulled.
     pub credentials: Rc<OnceCell<Credentials>>,
-    /// When logs are looked at again, while steps run.
+    /// When logs are pruned, if steps have run.
     pub prune_at: Option<Instant>,
-    /// Bytes of ours on the host's disk, as counted last.
+    /// Bytes on the host's disk that belong to Skyhook, when they were last counted.
     pub disk_bytes: Option<i64>,
-    /// Revision that a stop names, whose packages were compared with those that run.
+    /// The new revision in the lease's stop, when it was already compared with the running packages.
     pub compared: Option<String>,
-    /// What keeps the agent from working, for the report.
+    /// A problem of the agent itself, for the lease's message.
     pub trouble: Option<String>,
-    /// Nothing that is due is begun before this: the journal could not be written.
+    /// The journal could not be written: no timer of the machine fires before this time.
     pub quiet_until: Option<Instant>,
     /// Why this host cannot be worked on at all.
     pub unable: Option<String>,
-    /// What is under way before the host is interrupted.
-    pub preparation: super::interrupt::Preparation,
-    /// Steps of the machine that are not in the journal yet.
-    pub staged: Option<Staged>,
+    /// The interrupt that is being prepared.
+    pub pending_interrupt: super::interrupt::PendingInterrupt,
+    /// Progress that is not in the journal yet.
+    pub uncommitted: Option<Uncommitted>,
 }
 
-/// Steps of the machine that wait to be written, with what is to be done then. Inputs that come while a write is under
-/// way share the next one.
+/// Progress that waits to be written to the journal, with the effects to perform after the write. Events that arrive
+/// together share one write.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(super) struct Uncommitted {
     progress: Progress,
     effects: Vec<Effect>,
     events: Vec<Event>,
 }
 
 impl Agent {
-    /// Opens what is on the host, and takes up what an earlier agent left.
+    /// Opens the journal and the image store, and resumes the work of an earlier agent.
     pub(super) fn start(
         settings: Settings,
         host: Host,
@@ -139,7 +136,7 @@ impl Agent {
         };
         let (journal, aside) = Journal::open(&state)?;
         if let Some(aside) = aside {
-            tracing::error!(kept = %aside.display(), "the journal cannot be believed: the Node's record is taken for this host");
+            tracing::error!(kept = %aside.display(), "the journal is corrupt: using the Node's record");
         }
         let images = Images::open(
             &state.join("images"),
@@ -162,11 +159,7 @@ impl Agent {
             journal,
             notes,
             lease: None,
-            node_uid: None,
-            node_asked_for: None,
-            is_beginning: false,
-            begin_at: None,
-            begin_failures: 0,
+            taker: Taker::default(),
             writer: Writer::default(),
             stages: BTreeMap::new(),
             revisions: BTreeMap::new(),
@@ -178,16 +171,16 @@ impl Agent {
             trouble: None,
             quiet_until: None,
             unable,
-            preparation: super::interrupt::Preparation::default(),
-            staged: None,
+            pending_interrupt: super::interrupt::PendingInterrupt::default(),
+            uncommitted: None,
         };
         agent.look_around();
-        agent.take_up(&state.join("steps"))?;
+        agent.resume(&state.join("steps"))?;
         Ok(agent)
     }
 
-    /// Puts the journal of another machine away, and tells the machine that the agent was started anew.
-    fn take_up(&mut self, steps: &std::path::Path) -> anyhow::Result<()> {
+    /// Drops the journal of another host, and sends the machine [`Event::Restarted`].
+    fn resume(&mut self, steps: &std::path::Path) -> anyhow::Result<()> {
         let mut state = self.journal.state.clone();
         if state.machine_id != self.facts.machine_id {
             state = State {
@@ -212,12 +205,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Puts on record which boot this is, and what that means for what was done in earlier ones.
+    /// Records the boot ID. With `--reapply-on-reboot`, a reboot that Skyhook did not ask for makes every package run
+    /// again.
     fn note_boot(&mut self, state: &mut State) {
         let epoch = state.epoch_in(&self.facts.boot_id);
         let is_lost = epoch != state.epoch && !state.epoch.is_empty();
         if is_lost && self.settings.reapply_on_reboot {
-            tracing::warn!("the host was rebooted, and not by Skyhook: everything is done again");
+            tracing::warn!("the host was rebooted, not by Skyhook: running all packages again");
             if let Some(run) = &mut state.run {
                 machine::reapply(run, now());
             }
@@ -227,12 +221,12 @@ impl Agent {
         self.facts.epoch = epoch;
     }
 
-    /// Takes one note in.
+    /// Handles one note.
     pub(super) fn take(&mut self, note: Note) {
         match note {
             Note::Lease(event) => self.lease_event(event),
             Note::Event(event) => self.feed(event),
-            Note::Begun(begun) => self.begun(*begun),
+            Note::Attempted(attempt) => self.attempted(*attempt),
             Note::Prepared {
                 key,
                 prepared,
@@ -246,28 +240,25 @@ impl Agent {
             }
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
-            Note::KeptTrue(result) => self.kept_true(*result),
-            Note::Node(node) => {
-                self.is_beginning = false;
-                self.node_uid = Some(node.uid.clone());
-                self.look_at_lease();
-            }
+            Note::Refreshed(result) => self.finished_refreshed(*result),
+            Note::Node(node) => self.step_taking(taking::Input::NodeFound { uid: &node.uid }),
+            Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
-            Note::Gone(gone) => self.forget_skyhooks(&gone),
+            Note::Gone(gone) => self.sweep(gone),
             Note::Woken => self.woken(),
         }
     }
 
     pub(super) fn send(&self, note: Note) {
-        // The loop that receives lives as long as the agent.
+        // The receiver lives as long as the agent.
         let _sent = self.notes.send(note);
     }
 
     /// The lease that is worked on.
     pub(super) fn run(&self) -> Option<&Progress> {
-        match &self.staged {
-            Some(staged) => Some(&staged.progress),
+        match &self.uncommitted {
+            Some(uncommitted) => Some(&uncommitted.progress),
             None => self.journal.state.run.as_ref(),
         }
     }
@@ -278,16 +269,16 @@ impl Agent {
         self.run().is_some_and(|run| Some(&run.lease) == seen)
     }
 
-    /// Steps the machine. What it says is done by [`Self::commit`].
+    /// Steps the machine. [`Self::commit`] performs the effects.
     pub(super) fn feed(&mut self, event: Event) {
         let Some(before) = self.run().cloned() else {
             return;
         };
-        self.stage(before, event);
+        self.step_machine(before, event);
     }
 
     /// Steps the machine from this progress.
-    pub(super) fn stage(&mut self, before: Progress, event: Event) {
+    pub(super) fn step_machine(&mut self, before: Progress, event: Event) {
         let input = Input {
             now: now(),
             event: event.clone(),
@@ -296,14 +287,14 @@ impl Agent {
         report::mark_since(&mut after, now());
         self.conclude_stages(&before, &after);
         self.conclude_interrupt(&before, &after);
-        match &mut self.staged {
-            Some(staged) => {
-                staged.progress = after;
-                staged.effects.extend(effects);
-                staged.events.push(event);
+        match &mut self.uncommitted {
+            Some(uncommitted) => {
+                uncommitted.progress = after;
+                uncommitted.effects.extend(effects);
+                uncommitted.events.push(event);
             }
             None => {
-                self.staged = Some(Staged {
+                self.uncommitted = Some(Uncommitted {
                     progress: after,
                     effects,
                     events: vec![event],
@@ -312,34 +303,33 @@ impl Agent {
         }
     }
 
-    /// Writes the journal, then performs what the machine said, then reports.
+    /// Writes the journal, then performs the effects, then writes the lease's status.
     pub(super) fn commit(&mut self) {
-        // What ends may make room for what waited for the end.
-        while let Some(staged) = self.staged.take() {
-            let ended =
-                staged.progress.ended.is_some()
-                    && self.journal.state.run.as_ref().is_none_or(|run| {
-                        run.ended.is_none() || run.lease != staged.progress.lease
-                    });
+        // The end of a lease may start the next one.
+        while let Some(uncommitted) = self.uncommitted.take() {
+            let ended = uncommitted.progress.ended.is_some()
+                && self.journal.state.run.as_ref().is_none_or(|run| {
+                    run.ended.is_none() || run.lease != uncommitted.progress.lease
+                });
             let mut state = self.journal.state.clone();
             let before = state.run.as_ref().map(Progress::steps).unwrap_or_default();
-            state.put_aside(&staged.progress.lease, now());
-            state.next_step = staged.progress.next_step;
-            state.run = Some(staged.progress);
+            state.archive_run(&uncommitted.progress.lease, now());
+            state.next_step = uncommitted.progress.next_step;
+            state.run = Some(uncommitted.progress);
             if let Err(error) = self.journal.save(state) {
-                if staged.events.contains(&Event::Begun) {
-                    self.retry_begin(1);
+                if uncommitted.events.contains(&Event::Begun) {
+                    self.step_taking(taking::Input::Hindered);
                     self.journal_failed(&error, Vec::new());
                 } else {
-                    self.journal_failed(&error, staged.events);
+                    self.journal_failed(&error, uncommitted.events);
                 }
                 return;
             }
             self.trouble = None;
             self.quiet_until = None;
-            self.steps_over(&before);
-            for effect in staged.effects {
-                tracing::debug!(?effect, "effect");
+            self.remove_finished_steps(&before);
+            for effect in uncommitted.effects {
+                tracing::debug!(?effect, "performing an effect");
                 self.perform(effect);
             }
             if ended {
@@ -350,21 +340,19 @@ impl Agent {
         self.prepare_reboot_when_reported();
     }
 
-    /// Nothing was done: the same inputs are tried again when there may be room.
+    /// The journal could not be written, so nothing was done. The same events are sent again after a pause.
     pub(super) fn journal_failed(&mut self, error: &dyn std::error::Error, events: Vec<Event>) {
         let text = skyhook_oci::chain(error);
         if self.trouble.is_none() {
-            tracing::error!(error = %text, "the journal cannot be written: nothing is done");
+            tracing::error!(error = %text, "the journal cannot be written: the agent does nothing until it can");
         }
         self.trouble = Some(format!("the host's journal cannot be written: {text}"));
         self.write_status();
         let pause = Duration::from_secs(2);
         self.quiet_until = Some(Instant::now() + pause);
-        // Of the lease, what it says by then counts.
+        // Do not send an old state of the lease again: look at the lease as it is then.
         let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
-        if events.iter().any(is_seen) {
-            self.begin_at.get_or_insert(Instant::now() + pause);
-        }
+        let looks = events.iter().any(is_seen);
         let notes = self.notes.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
@@ -372,10 +360,13 @@ impl Agent {
             for event in events.into_iter().filter(is_kept) {
                 let _sent = notes.send(Note::Event(event));
             }
+            if looks {
+                let _sent = notes.send(Note::LookAgain);
+            }
         });
     }
 
-    /// Writes what the host is to remember of stages that are done.
+    /// Writes the history of stages that have completed.
     fn conclude_stages(&mut self, before: &Progress, after: &Progress) {
         for (key, entry) in &before.entries {
             let same = after.entries.get(key).is_some_and(|e| {
@@ -389,22 +380,23 @@ impl Agent {
                 && stage.stage == entry.stage
                 && let Err(error) = stage.note_done()
             {
-                tracing::warn!(package = %key, error = %skyhook_oci::chain(&error), "history cannot be written");
+                tracing::warn!(package = %key, error = %skyhook_oci::chain(&error), "the history of the package cannot be written");
             }
         }
     }
 
     fn run_ended(&mut self) {
         let Some(run) = self.run() else { return };
-        tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the lease's work has ended");
+        tracing::info!(lease = %run.lease, skyhook = %run.skyhook.name, ended = ?run.ended, "the work on the lease has ended");
         self.stages.clear();
         self.revisions.clear();
         self.run_facts = None;
         self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
         tokio::task::spawn_local(async move { bus.release().await });
-        self.tidy();
-        // Another lease may have been waiting for this end.
+        self.prune_at = None;
+        self.collect_garbage();
+        // A new lease may wait for this end.
         if !self.is_current() {
             self.look_at_lease();
         }
@@ -413,7 +405,7 @@ impl Agent {
     fn lease_event(&mut self, event: LeaseEvent) {
         match event {
             LeaseEvent::Seen(lease) => {
-                // Another lease is another story; of the same one an answer may have told more than this.
+                // Of the same lease, an answer of the API may be newer than this watch event.
                 let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
                 if self.lease.as_ref().is_some_and(same) {
                     self.saw(*lease);
@@ -426,7 +418,7 @@ impl Agent {
         self.look_at_lease();
     }
 
-    /// Decides about the lease as it was seen last.
+    /// Handles the lease as it was last seen.
     pub(super) fn look_at_lease(&mut self) {
         if self.is_current() {
             self.writer.seen(self.lease.as_ref());
@@ -436,30 +428,29 @@ impl Agent {
             return;
         }
         if self.run().is_some_and(|run| run.ended.is_none()) {
-            // The lease that is worked on is gone: what runs ends, nothing new starts.
+            // The lease that is worked on is gone: end running steps, and start none.
             self.feed(Event::LeaseSeen(LeaseView {
                 stop: Some(StopReason::Deleted),
                 ..LeaseView::default()
             }));
             return;
         }
-        self.try_begin();
+        if let Some(lease) = self.lease.clone() {
+            self.step_taking(taking::Input::Seen(&lease));
+        }
     }
 
     fn view(&self) -> LeaseView {
         let Some(lease) = &self.lease else {
             return LeaseView::default();
         };
-        // The lease was accepted: its node is this one.
-        let node_uid = self.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
+        // The agent has accepted the lease, so its Node is this one.
+        let node_uid = self.taker.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
         LeaseView::of(lease, node_uid)
     }
 
     fn woken(&mut self) {
-        if self.begin_at.is_some_and(|at| at <= Instant::now()) {
-            self.begin_at = None;
-            self.look_at_lease();
-        }
+        self.step_taking(taking::Input::Ticked);
         if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.prune_logs();
         }
@@ -470,19 +461,17 @@ impl Agent {
 
     fn machine_wake(&self) -> Option<Instant> {
         let now = now();
-        let at = machine::wake_at(self.run()?, now)?;
-        let wait = u64::try_from(at - now).unwrap_or(0);
-        let at = Instant::now() + Duration::from_millis(wait);
+        let at = instant(machine::wake_at(self.run()?, now)?);
         Some(self.quiet_until.map_or(at, |quiet| quiet.max(at)))
     }
 
-    /// When the agent has something to do that no note will announce.
+    /// When the agent has to wake up without a note.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let reboot = self.preparation.reboot.as_ref();
+        let reboot = self.pending_interrupt.reboot.as_ref();
         let reboot = reboot.map(|reboot| reboot.at_the_latest);
         [
             self.machine_wake(),
-            self.begin_at,
+            self.taker.wake_at().map(instant),
             self.prune_at,
             self.writer.wake_at(),
             reboot,
@@ -491,6 +480,17 @@ impl Agent {
         .flatten()
         .min()
     }
+}
+
+/// The instant of a time in Unix milliseconds. A time that was set before the clock was set back is now.
+fn instant(at: i64) -> Instant {
+    let now = now();
+    let left = if machine::retry::is_due(at, now) {
+        0
+    } else {
+        at - now
+    };
+    Instant::now() + Duration::from_millis(left.unsigned_abs())
 }
 
 /// Unix milliseconds.

@@ -1,30 +1,30 @@
-//! Taking a lease: reconcile, accept, read the revision, begin.
+//! Takes a lease: reconciles the packages, accepts the lease, reads the revision, starts the machine.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::{self, AgentDuty};
+use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{InterruptionLeaseStatus, Phase};
 use skyhook_crds::revision::RevisionData;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::agent::{Agent, Note, RunFacts, now};
 use crate::host::limits;
 use crate::lease::ApiError;
 use crate::machine::reconcile::{Source, of_lease};
-use crate::machine::{Entries, Event, Progress, Wanted, retry};
+use crate::machine::retry::API;
+use crate::machine::{Entries, Event, Progress, Wanted, taking};
 use crate::report;
 use crate::stage::metadata::NodeFacts;
 
-/// How the attempt to take a lease came out.
+/// How the attempt to take a lease ended.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct Attempt {
     uid: String,
     entries: Entries,
     source: Source,
-    /// The lease as the API has it now, with what is needed to begin.
+    /// The lease after it was accepted, with all that the machine needs.
     result: Result<Taken, ApiError>,
 }
 
@@ -33,61 +33,45 @@ struct Taken {
     lease: InterruptionLease,
     revision: RevisionData,
     facts: RunFacts,
-    /// Revision that was needed to know what is on the host.
+    /// The revision that completed the entries of a lost journal.
     recovered: Option<(String, RevisionData)>,
 }
 
 impl Agent {
-    /// Looks whether the lease is for this agent, and takes it if it is.
-    pub(super) fn try_begin(&mut self) {
-        let Some(lease) = self.lease.clone() else {
-            return;
-        };
-        if self.is_beginning || self.begin_at.is_some() {
-            return;
-        }
-        let node_uid = match &self.node_uid {
-            Some(uid) if *uid == lease.spec.node.uid => uid.clone(),
-            Some(_) | None => {
-                if self.node_asked_for.as_ref() != Some(&lease.spec.node.uid) {
-                    self.node_asked_for = Some(lease.spec.node.uid.clone());
-                    self.find_node();
+    /// Steps the state machine of taking a lease, and performs its action.
+    pub(super) fn step_taking(&mut self, input: taking::Input<'_>) {
+        match self.taker.step(input, now(), &self.settings.node) {
+            Some(taking::Action::FindNode) => self.find_node(),
+            Some(taking::Action::Look) => self.look_at_lease(),
+            Some(taking::Action::Take { accept }) => {
+                if let Some(lease) = self.lease.clone() {
+                    self.take_lease(lease, accept);
                 }
-                return;
             }
-        };
-        match protocol::agent_duty(&lease, &node_uid) {
-            AgentDuty::Ignore(reason) => {
-                tracing::debug!(?reason, "the lease is left alone");
-            }
-            AgentDuty::Finished => self.keep_true(&lease),
-            AgentDuty::Accept => self.take_lease(lease, true),
-            // Accepted by an agent whose journal is lost.
-            AgentDuty::Work | AgentDuty::Hold | AgentDuty::Stop(_) => self.take_lease(lease, false),
+            Some(taking::Action::RefreshStatus) => self.refresh_finished(),
+            None => {}
         }
     }
 
-    /// The Node's UID is asked for once, and again when a lease names another.
+    /// Reads the Node, until that succeeds.
     fn find_node(&mut self) {
-        self.is_beginning = true;
         let (api, notes) = (self.api.clone(), self.notes.clone());
-        let wanted = self.lease.as_ref().map(|l| l.spec.node.uid.clone());
+        let name = self.settings.node.clone();
         tokio::task::spawn_local(async move {
             let mut failures = 0;
             let node = loop {
                 match api.node().await {
                     Ok(node) => break node,
-                    Err(error) => tracing::warn!(%error, ?wanted, "the Node cannot be read"),
+                    Err(error) => tracing::warn!(%error, "the Node cannot be read"),
                 }
                 failures += 1;
-                sleep(delay(failures)).await;
+                sleep(API.delay(failures, &name)).await;
             };
             let _sent = notes.send(Note::Node(Box::new(node)));
         });
     }
 
     fn take_lease(&mut self, lease: InterruptionLease, accept: bool) {
-        self.is_beginning = true;
         let (mut entries, source) = self.reconciled(&lease);
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         tracing::info!(lease = %uid, skyhook = %lease.spec.skyhook.name, revision = %lease.spec.revision, ?source, "taking the lease");
@@ -97,7 +81,7 @@ impl Agent {
         let runner = Rc::clone(&self.runner);
         let orphans = super::housekeeping::running_steps(self.runner.steps());
         tokio::task::spawn_local(async move {
-            // Nothing runs on a host before an earlier lease's step has ended.
+            // No step starts before the steps of an earlier lease have ended.
             super::housekeeping::await_steps(&runner, orphans).await;
             let taken = async {
                 let lease = if accept {
@@ -129,17 +113,17 @@ impl Agent {
                 })
             };
             let result = taken.await;
-            let begun = Begun {
+            let attempt = Attempt {
                 uid,
                 entries,
                 source,
                 result,
             };
-            let _sent = notes.send(Note::Begun(Box::new(begun)));
+            let _sent = notes.send(Note::Attempted(Box::new(attempt)));
         });
     }
 
-    /// What the host's journal says of a Skyhook.
+    /// The packages of a Skyhook in the host's journal.
     fn journalled(&self, skyhook: &str) -> Option<&Entries> {
         let ended = self
             .run()
@@ -148,7 +132,7 @@ impl Agent {
         ended.or_else(|| self.journal.state.skyhooks.get(skyhook).map(|r| &r.entries))
     }
 
-    /// What is on this host: see [`crate::machine::reconcile`].
+    /// The packages that are installed on this host: see [`crate::machine::reconcile`].
     fn reconciled(&self, lease: &InterruptionLease) -> (Entries, Source) {
         let journal = self.journalled(&lease.spec.skyhook.name);
         of_lease(journal, lease, &self.facts.machine_id, &self.facts.host_id)
@@ -179,29 +163,23 @@ impl Agent {
         }
     }
 
-    /// The attempt to take a lease is over.
-    pub(super) fn begun(&mut self, begun: Begun) {
-        self.is_beginning = false;
-        match begun.result {
+    /// The attempt to take a lease has ended.
+    pub(super) fn attempted(&mut self, attempt: Attempt) {
+        match attempt.result {
             Ok(taken) => {
-                self.begin_failures = 0;
-                self.begin(begun.entries, begun.source, taken);
+                self.step_taking(taking::Input::Taken);
+                self.begin(attempt.entries, attempt.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
-                // The watch brings what it is now.
-                tracing::info!(lease = %begun.uid, %error, "the lease changed meanwhile");
-                self.retry_begin(1);
+                // The watch will show the lease as it is now.
+                tracing::info!(lease = %attempt.uid, %error, "the lease has changed: trying again");
+                self.step_taking(taking::Input::Hindered);
             }
             Err(error) => {
-                tracing::warn!(lease = %begun.uid, %error, "the lease cannot be taken");
-                self.begin_failures += 1;
-                self.retry_begin(self.begin_failures);
+                tracing::warn!(lease = %attempt.uid, %error, "the lease cannot be taken");
+                self.step_taking(taking::Input::Failed);
             }
         }
-    }
-
-    pub(super) fn retry_begin(&mut self, failures: u32) {
-        self.begin_at = Some(Instant::now() + delay(failures));
     }
 
     fn begin(&mut self, entries: Entries, source: Source, taken: Taken) {
@@ -218,12 +196,12 @@ impl Agent {
         };
         let kept = kept.and_then(|()| self.journal.keep_revision(&spec.revision, &revision));
         if let Err(error) = kept {
-            // The lease is taken: it is begun when there is room.
+            // The lease is accepted: the work starts when the journal can be written.
             self.journal_failed(&error, Vec::new());
-            self.retry_begin(1);
+            self.step_taking(taking::Input::Hindered);
             return;
         }
-        // Somebody edited the record of a host that remembers: reboots are counted anew.
+        // Somebody edited the Node's record, and the journal was not lost: reset the count of reboots.
         let is_edited = source == Source::Node && self.journalled(&spec.skyhook.name).is_some();
         let reboots = if is_edited {
             BTreeMap::new()
@@ -250,50 +228,49 @@ impl Agent {
         self.facts.disk_bytes = self.disk_bytes;
         self.compared = None;
         self.writer.begin(&lease);
-        self.stage(progress, Event::Begun);
+        self.step_machine(progress, Event::Begun);
         self.saw(lease);
         self.look_at_lease();
     }
 
-    /// The status of a lease that an earlier agent finished is kept true of this machine.
-    fn keep_true(&mut self, lease: &InterruptionLease) {
-        let Some(there) = &lease.status else { return };
-        let ours = self
-            .run()
-            .is_some_and(|run| Some(&run.lease) == lease.metadata.uid.as_ref());
-        let Some(wanted) = report::finished(there, &self.facts).filter(|_| !ours) else {
-            return;
+    /// Updates the status of a lease that an earlier agent finished: boot ID and machine ID have to be those of this
+    /// host.
+    fn refresh_finished(&mut self) {
+        let lease = self.lease.as_ref();
+        let Some((lease, reported)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
+            return self.step_taking(taking::Input::Refreshed);
         };
-        let before = serde_json::to_value(there).unwrap_or_default();
+        let Some(wanted) = report::finished(reported, &self.facts) else {
+            return self.step_taking(taking::Input::Refreshed);
+        };
+        let before = serde_json::to_value(reported).unwrap_or_default();
         let after = serde_json::to_value(&wanted).unwrap_or_default();
         let change = report::merge_diff(&before, &after).unwrap_or_default();
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        tracing::info!(lease = %uid, "a lease that an earlier agent finished: its status is brought up to date");
-        self.is_beginning = true;
+        tracing::info!(lease = %uid, "updating the status of a lease that an earlier agent finished");
         let (api, notes) = (self.api.clone(), self.notes.clone());
         tokio::task::spawn_local(async move {
             let result = api.patch_status(&uid, &version, change).await;
-            let _sent = notes.send(Note::KeptTrue(Box::new(result)));
+            let _sent = notes.send(Note::Refreshed(Box::new(result)));
         });
     }
 
-    pub(super) fn kept_true(&mut self, result: Result<InterruptionLease, ApiError>) {
-        self.is_beginning = false;
+    pub(super) fn finished_refreshed(&mut self, result: Result<InterruptionLease, ApiError>) {
         match result {
             Ok(lease) => {
-                self.begin_failures = 0;
+                self.step_taking(taking::Input::Refreshed);
                 self.saw(lease);
             }
             Err(error) => {
-                tracing::warn!(%error, "the status of a finished lease cannot be brought up to date");
-                self.begin_failures += 1;
-                self.retry_begin(self.begin_failures);
+                tracing::warn!(%error, "the status of a finished lease cannot be updated");
+                self.step_taking(taking::Input::Failed);
             }
         }
     }
 
-    /// Takes in what a write returned, unless the watch has shown more already: that the lease is gone is more.
+    /// Keeps the lease that the API returned. Drops it when the watch has shown a newer version, another lease, or
+    /// none.
     pub(super) fn saw(&mut self, lease: InterruptionLease) {
         let version =
             |lease: &InterruptionLease| lease.metadata.resource_version.clone().unwrap_or_default();
@@ -306,7 +283,7 @@ impl Agent {
         }
     }
 
-    /// What is asked for once per lease, again after a restart in the middle of one.
+    /// What the agent reads once per lease. A restarted agent reads it again.
     pub(super) fn fetch_facts(
         &self,
         revision: &RevisionData,
@@ -315,7 +292,7 @@ impl Agent {
         let revision = revision.clone();
         async move {
             let node = api.node().await.unwrap_or_else(|error| {
-                tracing::warn!(%error, "the Node cannot be read: its metadata is empty");
+                tracing::warn!(%error, "the Node cannot be read: steps get empty node-metadata");
                 NodeFacts::default()
             });
             RunFacts {
@@ -327,7 +304,7 @@ impl Agent {
     }
 }
 
-/// Asked for only when a package leaves it to the namespace.
+/// Limits from the namespace's LimitRange. Read only when a package has no resources of its own.
 async fn default_resources(
     api: &crate::lease::LeaseApi,
     revision: &RevisionData,
@@ -337,14 +314,9 @@ async fn default_resources(
     }
     match api.default_resources().await {
         Err(ApiError::Refused { what, message }) => {
-            tracing::warn!(%what, %message, "steps run without default limits");
+            tracing::warn!(%what, %message, "LimitRanges cannot be read: steps run without default limits");
             Ok(None)
         }
         other => other,
     }
-}
-
-fn delay(failures: u32) -> Duration {
-    let ms = retry::delay_ms(failures, "begin") / 20;
-    Duration::from_millis(u64::try_from(ms).unwrap_or(500))
 }

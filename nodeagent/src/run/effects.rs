@@ -1,4 +1,4 @@
-//! Performing effects: each is a local task that ends in a note.
+//! Performs effects: each is a local task that sends a note at its end.
 
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ use crate::secret::Secret;
 use crate::stage::env::{self, Sources};
 use crate::stage::{self, Prepared, StageError, StageInput, metadata};
 
-/// A step that is over, or could not be run.
+/// A step that has ended, or could not be started.
 #[derive(Debug)]
 pub(super) struct StepDone {
     pub key: String,
@@ -106,7 +106,7 @@ impl Agent {
                     lease.metadata.uid.as_deref() == Some(&uid)
                         && protocol::agent_duty(&lease, &lease.spec.node.uid) == AgentDuty::Work
                 }
-                // Silence stops nothing: the lease stood when the wave began.
+                // Without an answer the interrupt goes on: the lease asked for this work when the wave started.
                 Err(ApiError::Silent { .. }) => true,
                 Err(
                     ApiError::NotFound { .. }
@@ -119,7 +119,7 @@ impl Agent {
         });
     }
 
-    /// Content that the package's steps use: that of the revision that it was begun with.
+    /// The revision and the package as they were at the start of the cycle. Steps use these.
     fn content(&mut self, entry: &Entry) -> Result<(Rc<RevisionData>, Package), String> {
         let bare = Package {
             name: entry.name.clone(),
@@ -159,7 +159,7 @@ impl Agent {
         };
         let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
         if matches!(entry.image_state, ImageState::Pulling { attempts } if attempts > 0) {
-            // The secrets may have been what was wrong.
+            // Read the pull secrets again: they may have been wrong.
             self.credentials = Rc::default();
         }
         let package = match self.content(&entry) {
@@ -189,9 +189,9 @@ impl Agent {
                     key,
                     digest: Some(digest.to_string()),
                 },
-                // What was copied to the host when it was installed has to do.
+                // For an uninstall, the copy on the host is enough.
                 Err(Failed { reason, .. }) if leaving => {
-                    tracing::warn!(package = %key, %reason, "the image cannot be pulled: the copy of the package on the host is used");
+                    tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
                 }
                 Err(Failed { reason, class }) => {
@@ -203,13 +203,13 @@ impl Agent {
         });
     }
 
-    /// Everything that preparing the entry's stage takes.
+    /// Collects everything that is needed to prepare the stage.
     fn stage_task(&mut self, key: &str, half: Half) -> Result<StageTask, String> {
         let entry = self
             .run()
             .and_then(|run| run.entries.get(key))
             .cloned()
-            .ok_or_else(|| format!("{key} is not on record"))?;
+            .ok_or_else(|| format!("{key} is not in the journal"))?;
         let (revision, package) = self.content(&entry)?;
         let fallback = Cycle {
             skyhook: self
@@ -281,25 +281,25 @@ impl Agent {
         });
     }
 
-    /// The stage, prepared: it is again when an earlier agent did it.
-    fn with_stage<F, G>(&mut self, key: &str, half: Half, work: F)
+    /// Runs `work` with the prepared stage. After a restart of the agent the stage is prepared again.
+    fn with_prepared<F, G>(&mut self, key: &str, half: Half, work: F)
     where
-        F: FnOnce(Stage) -> G + 'static,
+        F: FnOnce(Preparation) -> G + 'static,
         G: Future<Output = Note> + 'static,
     {
-        let stage = match (self.stages.get(key), &self.run_facts) {
+        let preparation = match (self.stages.get(key), &self.run_facts) {
             (Some(prepared), Some(facts)) => {
-                Ok(Stage::Ready(Rc::clone(prepared), Rc::clone(facts)))
+                Ok(Preparation::Ready(Rc::clone(prepared), Rc::clone(facts)))
             }
             (_, _) => self
                 .stage_task(key, half)
-                .map(|task| Stage::Task(Box::new(task))),
+                .map(|task| Preparation::Task(Box::new(task))),
         };
         let notes = self.notes.clone();
-        match stage {
-            Ok(stage) => {
+        match preparation {
+            Ok(preparation) => {
                 tokio::task::spawn_local(async move {
-                    let note = work(stage).await;
+                    let note = work(preparation).await;
                     let _sent = notes.send(note);
                 });
             }
@@ -315,9 +315,9 @@ impl Agent {
         let runner = Rc::clone(&self.runner);
         let timeout = self.settings.step_timeout;
         let name = key.clone();
-        self.with_stage(&name, half, move |stage| async move {
+        self.with_prepared(&name, half, move |preparation| async move {
             let result = async {
-                let (prepared, facts) = stage.get(&key).await?;
+                let (prepared, facts) = preparation.get(&key).await?;
                 let mut spec = prepared.spec(half, index)?;
                 spec.directory = runner.directory(id).1;
                 spec.limits = facts.limits.clone();
@@ -348,12 +348,12 @@ impl Agent {
             .and_then(|run| run.entries.get(&key))
             .map(|e| stage::mode(e.stage, half))
             .unwrap_or_default();
-        self.with_stage(&name, half, move |stage| async move {
+        self.with_prepared(&name, half, move |preparation| async move {
             let label = format!("{}-{stage_name}", name_of(&key));
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
-                // Only now: files must not change under a step that runs.
-                let (prepared, _) = stage.get(&key).await?;
+                // After the step has ended: files must not change while it runs.
+                let (prepared, _) = preparation.get(&key).await?;
                 Ok((end, prepared))
             };
             let result = result.await;
@@ -382,13 +382,13 @@ fn label(key: &str, prepared: &Prepared, half: Half) -> String {
     format!("{}-{}", name_of(key), prepared.mode(half))
 }
 
-/// A stage that is prepared, or can be.
-enum Stage {
+/// A prepared stage, or the task that prepares it.
+enum Preparation {
     Ready(Rc<Prepared>, Rc<RunFacts>),
     Task(Box<StageTask>),
 }
 
-impl Stage {
+impl Preparation {
     async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), Failed> {
         match self {
             Self::Ready(prepared, facts) => Ok((prepared, facts)),
@@ -436,7 +436,7 @@ impl StageTask {
         Ok((prepared, facts))
     }
 
-    /// The environment of the package, and which values are secret.
+    /// The environment of the package, and the values that come from secrets.
     async fn env(&self, facts: &RunFacts) -> Result<(Vec<(String, Secret)>, Vec<Secret>), String> {
         let package = &self.input.package;
         let needs = env::needs(&package.env);
@@ -459,7 +459,8 @@ impl StageTask {
     }
 }
 
-/// Has the image in the store. One that the package was begun with, or is to be uninstalled with, is not asked for again.
+/// Pulls the image. Asks no registry when the store has the image that the cycle started with, or, for an uninstall,
+/// any image of the package.
 async fn pull(
     credentials: impl AsyncFnOnce() -> Result<Credentials, ApiError>,
     images: &Images,
@@ -477,7 +478,7 @@ async fn pull(
         return Ok(digest);
     }
     let credentials = credentials().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "registry credentials cannot be read");
+        tracing::warn!(%error, "pull secrets cannot be read: pulling without them");
         Credentials::anonymous()
     });
     Ok(images.pull(package, owner, &credentials).await?)

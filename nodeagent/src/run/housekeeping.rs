@@ -1,4 +1,4 @@
-//! Keeping the host tidy: what running steps and packages leave behind.
+//! Removes what steps and packages leave on the host.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -24,7 +24,7 @@ use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
 use crate::stage::copy_dir;
 
-/// The highest number of a step that has a directory.
+/// The highest number of a step directory.
 pub(super) fn last_step(steps: &Path) -> u64 {
     step_directories(steps)
         .iter()
@@ -33,7 +33,7 @@ pub(super) fn last_step(steps: &Path) -> u64 {
         .unwrap_or(0)
 }
 
-/// Steps whose supervisor lives and has left no result.
+/// Steps with a running supervisor and no result.
 pub(super) fn running_steps(steps: &Path) -> Vec<u64> {
     step_directories(steps)
         .into_iter()
@@ -55,33 +55,33 @@ fn step_directories(steps: &Path) -> Vec<(u64, PathBuf)> {
         .collect()
 }
 
-/// Waits until none of these steps runs any more.
+/// Waits until these steps have ended.
 pub(super) async fn await_steps(runner: &Supervisors, steps: Vec<u64>) {
     for id in steps {
-        tracing::warn!(id, "a step of an earlier lease is waited for");
+        tracing::warn!(id, "waiting for a step of an earlier lease");
         while runner.is_running(id) {
             sleep(Duration::from_millis(200)).await;
         }
     }
 }
 
-/// What a package on the host keeps.
+/// A package in the journal, and what must not be removed for it.
 struct Kept {
     skyhook: String,
     /// `name|version`.
     key: String,
     name: String,
-    /// Name of its copy directory, when the agent made one.
+    /// Name of its copy directory, when an agent of ours created one.
     copy: Option<String>,
 }
 
-/// How often logs are looked at while steps run.
+/// How often logs are pruned while steps run.
 const PRUNE: Duration = Duration::from_secs(3600);
 
 impl Agent {
-    /// Removes the directories of steps that are over, which is in the journal. `before` are those that were not when it was
-    /// written last.
-    pub(super) fn steps_over(&mut self, before: &BTreeSet<u64>) {
+    /// Removes the directories of steps that have ended. To be called after the journal says so; `before` are the
+    /// steps that ran in the journal before.
+    pub(super) fn remove_finished_steps(&mut self, before: &BTreeSet<u64>) {
         let after = self.journal.state.run.as_ref().map(Progress::steps);
         let over: BTreeSet<u64> = before - &after.unwrap_or_default();
         if over.is_empty() {
@@ -92,7 +92,7 @@ impl Agent {
         tokio::task::spawn_blocking(move || remove_steps(&steps, |id| over.contains(&id)));
     }
 
-    /// Removes logs until the rest is within its bounds.
+    /// Removes the oldest logs until the rest is within the bounds.
     pub(super) fn prune_logs(&self) {
         let Ok(logs) = self.host.files.locate(&self.settings.layout.log_root) else {
             return;
@@ -100,69 +100,77 @@ impl Agent {
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
     }
 
-    /// Forgets Skyhooks that are gone and have left nothing here.
-    pub(super) fn forget_skyhooks(&mut self, gone: &BTreeSet<String>) {
-        let mut state = self.journal.state.clone();
-        if state.forget(gone)
-            && let Err(error) = self.journal.save(state)
-        {
-            tracing::warn!(error = %chain(&error), "Skyhooks that are gone cannot be removed from the journal");
-        }
-    }
-
     fn steps(&self) -> PathBuf {
         self.runner.steps().to_owned()
     }
 
-    /// Removes what nothing needs any more. Best effort: it is tried again after the next lease.
-    pub(super) fn tidy(&self) {
+    /// Removes what is not needed any more: logs and revisions now, and the rest when it is known which Skyhooks are gone
+    /// from the cluster. Failures are logged; the end of the next lease tries again.
+    pub(super) fn collect_garbage(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
         self.prune_logs();
+        let (api, notes) = (self.api.clone(), self.notes.clone());
+        let remembered = self.remembered();
+        tokio::task::spawn_local(async move {
+            let exists = async |revision: &str| match api.revision(revision).await {
+                Ok(_) => Some(true),
+                Err(ApiError::NotFound { .. }) => Some(false),
+                Err(_) => None,
+            };
+            let gone = gone(&remembered, exists).await;
+            let _sent = notes.send(Note::Gone(gone));
+        });
+    }
+
+    /// Removes step directories, copies and images that nothing needs now. The next lease may have started. `gone` are
+    /// Skyhooks that the cluster does not have any more: they leave the journal when they have no package on the host.
+    pub(super) fn sweep(&mut self, gone: BTreeSet<String>) {
+        let mut state = self.journal.state.clone();
+        if state.forget(&gone)
+            && let Err(error) = self.journal.save(state)
+        {
+            tracing::warn!(error = %chain(&error), "deleted Skyhooks cannot be removed from the journal");
+        }
         let (kept, since) = (self.kept(), SystemTime::now());
         let steps = self.steps();
+        let (next_step, running) = match self.run() {
+            Some(run) => (run.next_step, run.steps()),
+            None => (self.journal.state.next_step, BTreeSet::new()),
+        };
         let (files, copies) = (
             self.host.files.clone(),
             self.settings.layout.copy_root.clone(),
         );
         let store = self.images.store.clone();
         let (notes, ours) = (self.notes.clone(), self.directories());
-        let (api, remembered) = (self.api.clone(), self.remembered());
+        let swept = tokio::task::spawn_blocking(move || {
+            remove_steps(&steps, |id| id < next_step && !running.contains(&id));
+            copies::remove_left_overs(&files, &copies);
+            copies::remove_old(&files, &copies, &kept, since);
+            // What is installed may use its copy, also when its Skyhook is gone. The image can be pulled again.
+            let kept: Vec<Kept> = kept
+                .into_iter()
+                .filter(|kept| !gone.contains(&kept.skyhook))
+                .collect();
+            match collect_images(&store, &kept) {
+                Ok(bytes) => {
+                    tracing::info!(image_bytes = bytes, "garbage collection has ended");
+                }
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
+                }
+            }
+        });
         tokio::task::spawn_local(async move {
-            let gone = gone(&remembered, async |revision| {
-                match api.revision(revision).await {
-                    Ok(_) => Some(true),
-                    Err(ApiError::NotFound { .. }) => Some(false),
-                    Err(_) => None,
-                }
-            });
-            let gone = gone.await;
-            let told = notes.send(Note::Gone(gone.clone()));
-            let tidied = tokio::task::spawn_blocking(move || {
-                remove_steps(&steps, |_| true);
-                let kept: Vec<Kept> = kept
-                    .into_iter()
-                    .filter(|kept| !gone.contains(&kept.skyhook))
-                    .collect();
-                copies::remove_left_overs(&files, &copies);
-                copies::remove_old(&files, &copies, &kept, since);
-                match collect_images(&store, &kept) {
-                    Ok(bytes) => {
-                        tracing::info!(image_bytes = bytes, "removed what nothing needs any more");
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = %chain(&error), "old images cannot be removed");
-                    }
-                }
-            });
-            if told.is_ok() && tidied.await.is_ok() {
+            if swept.await.is_ok() {
                 count(notes, ours).await;
             }
         });
     }
 
-    /// Skyhooks without a lease that the journal has a record of, with the revisions that the record names.
+    /// Skyhooks in the journal that have no lease now, with the revisions of their packages.
     fn remembered(&self) -> BTreeMap<String, BTreeSet<String>> {
         let records = self.journal.state.skyhooks.iter();
         let revisions = |record: &Record| {
@@ -177,8 +185,8 @@ impl Agent {
             .collect()
     }
 
-    /// Removes what an unpack left that was killed together with an earlier agent, and counts what is on the host's disk, for
-    /// the report of the next lease.
+    /// Removes what a killed unpack of an earlier agent left, and counts the bytes on the host's disk, for the status of
+    /// the next lease.
     pub(super) fn look_around(&self) {
         let (files, copies) = (
             self.host.files.clone(),
@@ -232,8 +240,8 @@ impl Agent {
     }
 }
 
-/// Skyhooks of which the cluster has no revision any more: it has those that a Node still needs for as long as it has the
-/// Skyhook. `exists` does not know when the API does not answer.
+/// Skyhooks that are gone: the cluster has none of their revisions any more. As long as a Skyhook exists, the
+/// coordinator keeps the revisions that a Node uses. `exists` returns `None` when the API does not answer.
 async fn gone(
     remembered: &BTreeMap<String, BTreeSet<String>>,
     exists: impl AsyncFn(&str) -> Option<bool>,
@@ -251,7 +259,7 @@ async fn gone(
     gone
 }
 
-/// Removes directories of steps that no supervisor works on.
+/// Removes step directories without a running supervisor.
 fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
     for (id, directory) in step_directories(steps) {
         if is_over(id)
@@ -270,10 +278,10 @@ async fn count(notes: UnboundedSender<Note>, ours: Vec<PathBuf>) {
     }
 }
 
-/// Bytes that the files below `directory` take on the disk; neither symlinks nor what is mounted there are followed.
+/// Bytes of all files below `directory`. Does not follow symlinks, and does not enter other mounts.
 fn disk_bytes(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
-    // The table of mounts has no symlinks in its paths.
+    // Paths in mountinfo have no symlinks.
     let Ok(directory) = fs::canonicalize(directory) else {
         return 0;
     };
@@ -301,7 +309,8 @@ fn disk_bytes(directory: &Path) -> u64 {
     bytes
 }
 
-/// Unpins what is not on the host any more, and collects; the bytes that are left.
+/// Unpins images of packages that are not installed any more, and runs the store's garbage collection. Returns the
+/// bytes that are left.
 fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
     let owner = |kept: &Kept| format!("{}/{}", kept.skyhook, kept.key);
     let owners: BTreeSet<String> = kept.iter().map(owner).collect();

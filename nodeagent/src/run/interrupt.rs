@@ -1,4 +1,4 @@
-//! Interrupts as the agent carries them out, and what it remembers of them.
+//! Prepares and performs interrupts, and records them on the host.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::machine::progress::WaveAt;
 use crate::machine::{Event, Progress, wave};
 use crate::stage::flags::note_interrupt;
 
-/// How long a reboot waits until the lease's status says that it is asked for.
+/// How long a reboot waits until the lease's status announces it.
 const REPORT: Duration = Duration::from_secs(10);
 
-/// A reboot that is prepared as soon as it is reported.
+/// A reboot that waits until the lease's status announces it.
 #[derive(Debug)]
 pub(super) struct Reboot {
     interrupt: Interrupt,
@@ -30,34 +30,33 @@ pub(super) struct Reboot {
 
 /// What is under way before the host is interrupted.
 #[derive(Debug, Default)]
-pub(super) struct Preparation {
-    /// The reboot whose report is waited for.
+pub(super) struct PendingInterrupt {
+    /// The reboot that waits for its report.
     pub reboot: Option<Reboot>,
     task: Option<AbortHandle>,
 }
 
 impl Agent {
-    /// Finds out what is in the way of an interrupt. A reboot is reported first: for minutes nobody could say why the node
-    /// went away.
+    /// Prepares an interrupt. A reboot is reported first: while the node is down, the report is the only explanation.
     pub(super) fn prepare_interrupt(&mut self, owner: String, interrupt: Interrupt) {
         tracing::info!(%owner, ?interrupt, "preparing to interrupt the host");
         if interrupt.kind != InterruptType::Reboot {
             return self.find_obstacles(interrupt);
         }
         self.writer.hurry();
-        self.preparation.reboot = Some(Reboot {
+        self.pending_interrupt.reboot = Some(Reboot {
             interrupt,
             at_the_latest: Instant::now() + REPORT,
         });
     }
 
-    /// Goes on with a reboot when the API server has the report of it, or does not take it.
+    /// Goes on with a reboot when its report is written, or could not be written in time.
     pub(super) fn prepare_reboot_when_reported(&mut self) {
         let is_reported = self.writer.is_settled();
         let ready = |reboot: &mut Reboot| is_reported || reboot.at_the_latest <= Instant::now();
-        if let Some(reboot) = self.preparation.reboot.take_if(ready) {
+        if let Some(reboot) = self.pending_interrupt.reboot.take_if(ready) {
             if !is_reported {
-                tracing::warn!("the last report before the reboot could not be written");
+                tracing::warn!("the reboot could not be reported in time: rebooting without");
             }
             self.find_obstacles(reboot.interrupt);
         }
@@ -68,13 +67,13 @@ impl Agent {
             let prepared = interrupter.prepare(&interrupt).await;
             prepared.map(|before| Event::InterruptPrepared { before })
         });
-        self.preparation.task = Some(task);
+        self.pending_interrupt.task = Some(task);
     }
 
-    /// Ends the preparation. What it has sent already comes to a machine that does not wait for it.
+    /// Stops the preparation. The machine ignores an event that the preparation has sent already.
     pub(super) fn call_off_interrupt(&mut self) {
-        tracing::info!("the interrupt is called off: the lease is stopped or paused");
-        if let Some(task) = std::mem::take(&mut self.preparation).task {
+        tracing::info!("the interrupt is cancelled, because the lease is stopped or paused");
+        if let Some(task) = std::mem::take(&mut self.pending_interrupt).task {
             task.abort();
         }
     }
@@ -98,7 +97,7 @@ impl Agent {
         });
     }
 
-    /// Does a part of an interrupt in a task of its own, and tells the machine what came of it.
+    /// Runs a part of an interrupt in its own task, and sends its event to the machine.
     fn with_interrupter(
         &self,
         work: impl AsyncFnOnce(&Interrupter<'_>) -> Result<Event, InterruptError> + 'static,
@@ -127,8 +126,7 @@ impl Agent {
         task.abort_handle()
     }
 
-    /// What the host's own journal is to say before the interrupt, so that whoever looks after a reboot finds its cause
-    /// there.
+    /// The entry for systemd's journal, which explains the interrupt to an administrator of the host.
     fn journal_entry(&self, owner: &str, interrupt: &Interrupt) -> Option<JournalEntry> {
         let run = self.run()?;
         let (name, version) = owner.split_once('|').unwrap_or((owner, ""));
@@ -150,7 +148,7 @@ impl Agent {
         })
     }
 
-    /// Writes what the host is to remember of an interrupt that has happened.
+    /// Writes the flag of an interrupt that has happened.
     pub(super) fn conclude_interrupt(&mut self, before: &Progress, after: &Progress) {
         let Some(wave) = before.wave.as_ref() else {
             return;
@@ -179,19 +177,19 @@ impl Agent {
         let package = (entry.name.as_str(), entry.version.as_str());
         let layout = &self.settings.layout;
         if let Err(error) = note_interrupt(&self.host, layout, &cycle.skyhook, package, interrupt) {
-            tracing::warn!(error = %chain(&error), "the interrupt cannot be noted");
+            tracing::warn!(error = %chain(&error), "the flag of the interrupt cannot be written");
         }
     }
 }
 
-/// An entry of the host's own journal.
+/// An entry for the journal of the host's systemd.
 struct JournalEntry {
     message: String,
     fields: [(&'static str, String); 4],
 }
 
 impl JournalEntry {
-    /// Writes the entry to the disk, within seconds. Without it the host is interrupted all the same.
+    /// Writes the entry to the disk, within seconds. A failure does not stop the interrupt.
     async fn write(self, root: &Path) {
         let root = root.to_owned();
         let written = tokio::task::spawn_blocking(move || {
@@ -207,6 +205,6 @@ impl JournalEntry {
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        tracing::warn!(%problem, "the host's journal cannot be told of the interrupt");
+        tracing::warn!(%problem, "the interrupt cannot be written to systemd's journal");
     }
 }

@@ -1,4 +1,4 @@
-//! What a step that is over means.
+//! What the end of a step means for the machine.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,23 +12,23 @@ use crate::host::exec::StepEnd;
 use crate::host::systemd::Bus;
 use crate::machine::{Doing, Event, Outcome};
 
-/// Between two looks at systemd's state.
+/// Time between two reads of systemd's state.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How often systemd's state is asked for before it is taken that the host stays up.
+/// How often systemd's state is read without an answer. Then the agent assumes that the host stays up.
 const BUS_ATTEMPTS: u32 = 20;
 
-/// What a step that is over means.
+/// What the end of a step means for the machine.
 #[derive(Debug)]
 enum Judged {
     Outcome(Outcome),
     /// An earlier agent died before it had started the step.
     NotStarted,
-    /// It has no result that says anything of the step; why, for people.
+    /// The step has no usable result, for this reason.
     Lost(String),
 }
 
 impl Agent {
-    /// A step's supervisor is done, or could not do its work.
+    /// Handles the end of a step, or the failure to start it.
     pub(super) fn step_done(&mut self, done: StepDone) {
         let judged = self.judge(&done);
         let StepDone { key, id, .. } = done;
@@ -45,7 +45,7 @@ impl Agent {
         });
     }
 
-    /// What a step that is over means, or why the stage failed around it.
+    /// What the end of the step means, or why the stage failed.
     fn judge(&self, done: &StepDone) -> Result<Judged, Failed> {
         let (end, prepared) = done.result.as_ref().map_err(Clone::clone)?;
         let name = prepared.step_name(done.half, done.index);
@@ -60,34 +60,30 @@ impl Agent {
             Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Retry { .. } => false,
         });
         if result.ended && !ended_by_us {
-            let problem =
-                "its scope was stopped, or its supervisor got a signal, and not by this agent";
+            let problem = "something other than the agent stopped its scope or its supervisor";
             return Ok(Judged::Lost(format!("{name}: {problem}")));
         }
-        let success = !result.ended
-            && !result.timed_out
-            && result
-                .code
-                .is_some_and(|code| prepared.is_success(done.half, done.index, code));
+        let outcome = match prepared.judge(done.half, done.index, result) {
+            Ok(()) => Outcome::Succeeded,
+            Err(reason) => Outcome::Failed(reason),
+        };
+        let success = outcome == Outcome::Succeeded;
         prepared
             .note_step(done.half, done.index, success)
             .map_err(|e| chain(&e))?;
-        let outcome = if success {
-            Outcome::Succeeded
-        } else {
-            Outcome::Failed(format!("{name} {}", result.describe()))
-        };
         match &outcome {
-            Outcome::Succeeded => tracing::info!(package = %done.key, step = %name, "done"),
+            Outcome::Succeeded => {
+                tracing::info!(package = %done.key, step = %name, "the step has succeeded")
+            }
             Outcome::Failed(reason) => {
-                tracing::warn!(package = %done.key, step = %name, %reason, "failed");
+                tracing::warn!(package = %done.key, step = %name, %reason, "the step has failed");
             }
         }
         Ok(Judged::Outcome(outcome))
     }
 
-    /// Reports what went wrong with a step, unless the host is going down: what dies with the host is nobody's failure, and the agent
-    /// dies with it. The agent that comes after the boot finds out.
+    /// Sends the event, unless the host is going down. A step that dies with the host is not a failure; the agent
+    /// after the reboot handles it.
     fn report_later(&self, event: Event) {
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         tokio::task::spawn_local(async move {
@@ -99,7 +95,7 @@ impl Agent {
     }
 }
 
-/// Whether systemd stops everything. A bus that does not answer may have been stopped for that: it is given a moment.
+/// Whether the host is going down. The bus may stop first, so this waits a moment for its answer.
 async fn is_going_down(bus: &Bus) -> bool {
     for _ in 0..BUS_ATTEMPTS {
         match bus.system_state().await {

@@ -1,4 +1,4 @@
-//! The agent's place on the host: its state directory, and the lock that keeps a second agent out of it.
+//! The agent's state directory, and the lock that allows one agent per host.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -14,12 +14,13 @@ use anyhow::Context as _;
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::{Instant, sleep};
 
-/// File in the state directory that a running agent holds locked.
+/// File in the state directory that a running agent has locked.
 const LOCK: &str = "agent.lock";
-/// How often a waiting agent says that it waits.
+/// How often a waiting agent logs that it waits.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// Makes the state directory, which nobody but root may enter: who can open a file can lock it, and an agent would wait.
+/// Creates the state directory for root alone: a user who can open a file in it could lock it, and the agent would
+/// wait.
 pub(super) fn make_state_directory(state: &Path) -> io::Result<()> {
     if let Some(parent) = state.parent() {
         fs::create_dir_all(parent)?;
@@ -28,12 +29,12 @@ pub(super) fn make_state_directory(state: &Path) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         Ok(()) | Err(_) => {}
     }
-    // It may be there already, and open to all.
+    // It may exist already, with other permissions.
     fs::set_permissions(state, Permissions::from_mode(0o700))
 }
 
-/// Holds a lock for the life of the process: two agents on one host would run two steps at once. Waits for the end of an
-/// agent that is there: the pod of one that was deleted by force may take a while to end.
+/// Takes a lock for the life of the process, because two agents on one host would run steps twice. Waits for an agent
+/// that still runs: its pod may have been deleted by force.
 pub(super) async fn only_agent(state: &Path) -> anyhow::Result<File> {
     let path = state.join(LOCK);
     let problem = || format!("{} cannot be locked", path.display());

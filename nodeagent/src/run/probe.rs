@@ -1,5 +1,5 @@
-//! The probes: a socket that the agent's loop itself answers on. No answer means that the loop hangs, whatever the clock,
-//! the disk and the API do; and an agent that nobody asks does nothing for it.
+//! Probes: the agent's loop answers on a socket. No answer means that the loop hangs. Without probes the agent has no
+//! extra work.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const REACHED: &[u8] = b"reached";
 const NOT_YET: &[u8] = b"not yet";
 
-/// Where probes come in.
+/// The socket for probes.
 #[derive(Debug)]
 pub(super) struct Probes {
     listener: UnixListener,
@@ -30,9 +30,9 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// Takes the place of what an earlier agent left.
+    /// Creates the socket, and removes the one of an earlier agent.
     pub(super) fn open(state: &Path) -> io::Result<Self> {
-        // What told of an agent in earlier versions.
+        // The file that earlier versions used instead of the socket.
         for old in [state.join(SOCKET), state.join("ready")] {
             match fs::remove_file(&old) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -46,7 +46,7 @@ impl Probes {
         })
     }
 
-    /// Somebody who asks.
+    /// The next connection.
     pub(super) async fn asked(&self) -> io::Result<tokio::net::UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
@@ -58,7 +58,7 @@ impl Drop for Probes {
     }
 }
 
-/// Tells whether the API was reached. What nobody waits for any more is not sent.
+/// Answers whether the API was reached. A client that has gone gets no answer.
 pub(super) fn answer(stream: tokio::net::UnixStream, reached: bool) {
     let text = if reached { REACHED } else { NOT_YET };
     let _sent = stream
@@ -66,7 +66,7 @@ pub(super) fn answer(stream: tokio::net::UnixStream, reached: bool) {
         .and_then(|mut stream| stream.write_all(text));
 }
 
-/// Readiness: the agent lives, its loop runs, and its watch has reached the API.
+/// Readiness: the agent runs, its loop does not hang, and its watch has reached the API.
 pub(super) fn ready(state: &Path) -> anyhow::Result<()> {
     match ask(state, PATIENCE) {
         Ok(true) => Ok(()),
@@ -85,7 +85,7 @@ pub(super) fn live(state: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The socket is there, and nobody sees to it.
+/// The socket exists, but the loop does not answer.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -109,7 +109,7 @@ fn ask(state: &Path, patience: Duration) -> io::Result<bool> {
     Ok(answer == REACHED)
 }
 
-/// A way to the socket that is short enough for an address, wherever the state directory is.
+/// A path to the socket that is short enough for a socket address.
 fn address(state: &Path) -> io::Result<(File, PathBuf)> {
     let directory = File::open(state)?;
     let address = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
@@ -120,7 +120,7 @@ fn address(state: &Path) -> io::Result<(File, PathBuf)> {
 mod tests {
     use super::*;
 
-    /// What the loop says, and whether it counts as hanging. With `None` it never looks.
+    /// The answer of the loop, and whether it counts as hanging. With `None` the loop never answers.
     async fn probed(state: &Path, reached: Option<bool>) -> (Result<bool, io::ErrorKind>, bool) {
         let probes = Probes::open(state).unwrap();
         let at = state.to_owned();

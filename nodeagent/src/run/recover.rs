@@ -1,4 +1,4 @@
-//! What packages were configured with, on a host whose journal is lost: the revision that the Node's stamp names says it.
+//! Recovers the configuration of installed packages when the journal is lost, from the revision in the Node's stamp.
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::revision::RevisionData;
@@ -6,7 +6,7 @@ use skyhook_crds::revision::RevisionData;
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::{Cycle, Entries, Wanted};
 
-/// Completes entries that only the Node's record tells of. The revision that was needed for it is to be kept.
+/// Completes entries that only the Node's record knows of. Returns the revision that this needed; the caller keeps it.
 pub(super) async fn recover(
     api: &LeaseApi,
     lease: &InterruptionLease,
@@ -22,7 +22,7 @@ pub(super) async fn recover(
     let data = match api.revision(&name).await {
         Ok(data) => data,
         Err(error @ (ApiError::NotFound { .. } | ApiError::Malformed { .. })) => {
-            tracing::warn!(%error, "what the packages were configured with is not known");
+            tracing::warn!(%error, "the configuration of the installed packages is not known");
             return Ok(None);
         }
         Err(error) => return Err(error),

@@ -1,4 +1,4 @@
-//! The revision that a lease is stopped for: what it has otherwise decides which running steps end early.
+//! Reads the new revision that a lease is stopped for. Running steps of packages that it changes end early.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const ATTEMPTS: u32 = 30;
 const PAUSE: Duration = Duration::from_secs(2);
 
 impl Agent {
-    /// Reads the revision that the lease's stop names, once, and tells the machine what it has.
+    /// Reads the revision in the lease's stop, once, and sends its packages to the machine.
     pub(super) fn compare_revision(&mut self) {
         let stop = self.lease.as_ref().and_then(|l| l.spec.stop.as_ref());
         let revision = stop
@@ -38,14 +38,16 @@ impl Agent {
                         return;
                     }
                     Err(error @ (ApiError::Malformed { .. } | ApiError::Conflict { .. })) => {
-                        tracing::warn!(%error, "steps that run go on to their end");
+                        tracing::warn!(%error, "the new revision cannot be read: running steps go on");
                         return;
                     }
                     Err(
                         error @ (ApiError::NotFound { .. }
                         | ApiError::Refused { .. }
                         | ApiError::Silent { .. }),
-                    ) => tracing::info!(%error, "the new revision cannot be read yet"),
+                    ) => {
+                        tracing::info!(%error, "the new revision cannot be read yet: trying again")
+                    }
                 }
                 sleep(PAUSE).await;
             }

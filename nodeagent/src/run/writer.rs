@@ -1,5 +1,6 @@
-//! The status writer: few writes, none that change nothing, terminal ones at once, each over the version of the lease
-//! that it was decided on. What was refused, or never answered, is decided again from the lease as it is then.
+//! The status writer. It writes rarely, never without a change, and at once for a phase that the coordinator waits
+//! for. Each write has the resource version of the lease that it is based on. After a conflict or a lost answer it
+//! reads the lease before it writes again.
 
 use std::time::Duration;
 
@@ -12,42 +13,43 @@ use tokio::time::Instant;
 use super::agent::{Agent, Note};
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::Event;
+use crate::machine::retry::REPORT;
 use crate::report;
 
-/// Between two writes that are not urgent.
+/// Least time between two writes that are not urgent.
 const PACE: Duration = Duration::from_secs(1);
 
 /// State of the writer.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
-    /// UID of the lease that is written to.
+    /// UID of the lease.
     uid: String,
-    /// The status that the API has, and the version of the lease that it was seen in.
+    /// The status on the API server, and its resource version.
     reported: Value,
     version: String,
-    /// What the API has is not known: it is read before anything is written.
+    /// The status on the API server is not known: read it before the next write.
     in_doubt: bool,
     generation: i64,
     in_flight: bool,
     last: Option<Instant>,
     not_before: Option<Instant>,
     failures: u32,
-    /// Resource version over which `Running` is to be written.
+    /// `Running` is to be written, with this resource version as the precondition.
     running: Option<String>,
-    /// The lease is not there any more.
+    /// The lease does not exist any more.
     is_lost: bool,
-    /// What is to be written is written at once: the host goes down after it.
+    /// Write the next change at once: a reboot waits for it.
     hurry: bool,
-    /// The API has what there is to report, or there is no lease to report to.
+    /// The API server has the last report, or the lease does not exist any more.
     is_settled: bool,
     wake: Option<Instant>,
 }
 
-/// What is asked of the API.
+/// A call to the API.
 #[derive(Clone, Debug, PartialEq)]
 enum Call {
     Read,
-    /// Over this version.
+    /// With this resource version as the precondition.
     Write {
         version: String,
         change: Value,
@@ -63,7 +65,7 @@ enum Next {
     Call(Call),
 }
 
-/// How a call came out.
+/// The answer to a call.
 #[derive(Debug)]
 pub(super) struct Written {
     uid: String,
@@ -72,7 +74,7 @@ pub(super) struct Written {
 }
 
 impl Writer {
-    /// Begins with a lease that has just been taken.
+    /// Starts to write to a lease that was just taken.
     pub(super) fn begin(&mut self, lease: &InterruptionLease) {
         *self = Self {
             uid: lease.metadata.uid.clone().unwrap_or_default(),
@@ -82,7 +84,7 @@ impl Writer {
         self.learn(lease);
     }
 
-    /// The watch shows the lease that is worked on.
+    /// The watch has shown the lease that is worked on.
     pub(super) fn seen(&mut self, lease: Option<&InterruptionLease>) {
         let Some(lease) = lease else { return };
         if lease.metadata.uid.as_deref() != Some(&self.uid) {
@@ -91,13 +93,13 @@ impl Writer {
         }
         self.is_lost = false;
         self.generation = lease.metadata.generation.unwrap_or(0);
-        // The answer to what is under way tells more.
+        // The answer to the running call will be newer.
         if !self.in_flight {
             self.learn(lease);
         }
     }
 
-    /// Takes in what the API has, unless something later is known.
+    /// Keeps the status of this lease, unless a newer version is known.
     fn learn(&mut self, lease: &InterruptionLease) {
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
         if is_older(&version, &self.version) {
@@ -113,13 +115,13 @@ impl Writer {
         self.running = Some(resource_version);
     }
 
-    /// Has the next report written at once.
+    /// Makes the next report urgent.
     pub(super) fn hurry(&mut self) {
         self.hurry = true;
         self.is_settled = false;
     }
 
-    /// True when the API has what there is to report.
+    /// True when the API server has the last report.
     pub(super) fn is_settled(&self) -> bool {
         self.is_settled
     }
@@ -128,7 +130,7 @@ impl Writer {
         self.wake.filter(|_| !self.in_flight)
     }
 
-    /// What to do now for the status to become this one, and whether that is all there is to do.
+    /// The next action to write this status. Also notes whether the API server has it already.
     fn decide(&mut self, status: InterruptionLeaseStatus, now: Instant) -> Next {
         let next = self.next(status, now);
         self.is_settled = next == Next::Nothing && !self.in_flight;
@@ -136,7 +138,7 @@ impl Writer {
         next
     }
 
-    /// What has to be asked of the API for the status to become this one.
+    /// The next action to write this status.
     fn next(&self, mut status: InterruptionLeaseStatus, now: Instant) -> Next {
         if self.in_flight || self.is_lost {
             return Next::Nothing;
@@ -144,7 +146,7 @@ impl Writer {
         if let Some(at) = self.not_before.filter(|at| now < *at) {
             return Next::WakeAt(at);
         }
-        // Whether `Running` may be written is for its own guard to say.
+        // A write of `Running` needs no read before: it has its own precondition.
         if self.in_doubt && self.running.is_none() {
             return Next::Call(Call::Read);
         }
@@ -160,7 +162,7 @@ impl Writer {
             (Some(change), None) if is_generation_only(&change) => return Next::Nothing,
             (None, None) => return Next::Nothing,
             (Some(change), None) => change,
-            // Said in any case: it may stand there from before a restart, or what stands there is in doubt.
+            // Write the phase even when it looks unchanged: the write itself is the permit.
             (change, Some(_)) => {
                 let mut change = change.unwrap_or_else(|| serde_json::json!({}));
                 change["phase"] = status["phase"].clone();
@@ -178,7 +180,7 @@ impl Writer {
         }
     }
 
-    /// Takes an answer in. Says what the machine has to be told.
+    /// Handles an answer. Returns the event for the machine.
     fn answered(&mut self, written: &Written, now: Instant) -> Option<Event> {
         self.in_flight = false;
         let (writes, running) = match &written.call {
@@ -194,15 +196,15 @@ impl Writer {
         match &written.result {
             Ok(lease) if lease.metadata.uid.as_ref() == Some(&self.uid) => {
                 self.not_before = None;
-                // That it can be read says nothing of whether it can be written.
+                // A read that succeeds does not mean that writes succeed.
                 self.failures = if writes { 0 } else { self.failures };
                 self.learn(lease);
-                // Asked for, it is what the API has, whatever was known before.
+                // A fresh answer counts, even if its version looks older.
                 self.in_doubt = false;
                 running.then_some(Event::RunningWritten)
             }
             Ok(_) | Err(ApiError::NotFound { .. }) => {
-                tracing::info!(lease = %self.uid, "the lease is not there any more");
+                tracing::info!(lease = %self.uid, "the lease does not exist any more");
                 self.is_lost = true;
                 running.then_some(Event::RunningRefused)
             }
@@ -221,8 +223,7 @@ impl Writer {
                     Call::Write { .. } | Call::Read => self.running.take(),
                 };
                 self.failures += 1;
-                let seconds = 1_u64 << self.failures.min(5);
-                self.not_before = Some(now + Duration::from_secs(seconds));
+                self.not_before = Some(now + REPORT.delay(self.failures, &self.uid));
                 tracing::warn!(%error, "the status cannot be written");
                 None
             }
@@ -267,7 +268,7 @@ impl Agent {
         if let Some(event) = self.writer.answered(&written, Instant::now()) {
             self.feed(event);
         }
-        // What was read is decided on before anything is written over it.
+        // Handle the lease that was read before the next write.
         if let (Call::Read, Ok(lease)) = (written.call, written.result) {
             self.saw(lease);
             self.look_at_lease();
@@ -284,18 +285,18 @@ async fn ask(api: &LeaseApi, uid: &str, call: &Call) -> Result<InterruptionLease
     }
 }
 
-/// Ends, and what the coordinator waits for, are not held back.
+/// True for a new phase that the coordinator waits for.
 fn is_urgent(reported: &Value, phase: Option<Phase>) -> bool {
-    let before = reported.get("phase").and_then(Value::as_str);
+    let before = reported.get("phase");
     match phase {
         Some(phase @ (Phase::Complete | Phase::Stopped | Phase::AwaitingDrain)) => {
-            before != Some(&format!("{phase:?}"))
+            before != serde_json::to_value(phase).ok().as_ref()
         }
         Some(Phase::Accepted | Phase::Preparing | Phase::Running | Phase::Erroring) | None => false,
     }
 }
 
-/// A new generation alone is not worth a write: the next one carries it.
+/// A new generation alone is not worth a write: the next write includes it.
 fn is_generation_only(change: &Value) -> bool {
     change
         .as_object()

@@ -288,6 +288,49 @@ fn a_stage_that_the_package_does_not_have_is_done_at_once() {
     assert_eq!(host.prepare(Stage::Upgrade).plan, StepPlan::default());
 }
 
+#[test]
+fn a_step_that_was_ended_or_took_too_long_has_failed_whatever_its_exit_code() {
+    let host = TestHost::new(modes(json!({ "returncodes": [0, 3] })));
+    let prepared = host.prepare(Stage::Apply);
+    let exited = |code| StepResult {
+        code: Some(code),
+        ..StepResult::default()
+    };
+    for (name, result, want) in [
+        ("success", exited(0), None),
+        ("another success", exited(3), None),
+        ("failure", exited(1), Some("exited with 1")),
+        (
+            "ended",
+            StepResult {
+                ended: true,
+                ..exited(0)
+            },
+            Some("was ended: the lease was stopped"),
+        ),
+        (
+            "too long",
+            StepResult {
+                timed_out: true,
+                ..exited(0)
+            },
+            Some("took too long and was ended"),
+        ),
+        (
+            "killed",
+            StepResult {
+                signal: Some(9),
+                ..StepResult::default()
+            },
+            Some("was killed by signal 9"),
+        ),
+    ] {
+        let judged = prepared.judge(Half::Main, 0, &result);
+        let want = want.map(|want| format!("{} {want}", prepared.step_name(Half::Main, 0)));
+        assert_eq!(judged.err(), want, "{name}");
+    }
+}
+
 /// A store with one image whose package has a file of so many bytes.
 fn store_with(directory: &Path, bytes: usize, config: &str) -> (Store, Digest) {
     let folder = directory.join("image/skyhook-package");

@@ -1,4 +1,4 @@
-//! The supervisor's cgroups: leaving the caller's, and finding every process of the step.
+//! The supervisor's cgroups: leaves those of the agent, and finds every process of the step.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::fs;
@@ -17,8 +17,9 @@ struct Mount {
     options: Option<Vec<String>>,
 }
 
-/// Leaves the caller's cgroup in every version 1 hierarchy but systemd's own: a scope moves a process in some only, and a
-/// container runtime kills by the others. Best effort: a hierarchy that cannot be written holds nobody's processes.
+/// Leaves the agent's cgroup in every version 1 hierarchy except systemd's own. A scope moves a process in some
+/// hierarchies only, and the container runtime kills the pod's processes by the others. Best effort: the runtime
+/// cannot use a hierarchy that is read-only either.
 pub(super) fn leave() {
     let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else {
         return;
@@ -45,8 +46,8 @@ pub(super) fn leave() {
     }
 }
 
-/// False for version 2, for systemd's own hierarchy, and where the process is at the root already: each move waits for
-/// every CPU, which takes longer than all the rest of starting a step.
+/// False for version 2, for systemd's own hierarchy, and when the process is at the root already: each move waits for
+/// every CPU and is slow.
 fn is_to_leave(mount: &Mount, own: &str) -> bool {
     let Some(options) = &mount.options else {
         return false;

@@ -1,8 +1,9 @@
-//! Masks values of secrets in what a step prints: `set -x` prints them without being asked to.
+//! Masks values of secrets in the output of a step. `set -x`, for example, prints them.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::rc::Rc;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use base64::Engine as _;
@@ -10,13 +11,14 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 use crate::secret::Secret;
 
-/// A shorter value would be found in words that have nothing to do with it.
+/// Shorter values are not masked: they occur in ordinary words.
 const SHORTEST: usize = 4;
-/// Bytes of all patterns together, so that a supervisor stays small. What environment variables hold is less.
+/// Most bytes of all patterns, to bound the memory of the supervisor. Further patterns are dropped. Environment
+/// variables rarely hold that much.
 const MOST: usize = 256 << 10;
 const MASK: &[u8] = b"***";
 
-/// Finds values of secrets in lines.
+/// Finds values of secrets in text.
 #[derive(Debug)]
 pub(super) struct Masks {
     searcher: Option<AhoCorasick>,
@@ -24,7 +26,7 @@ pub(super) struct Masks {
 }
 
 impl Masks {
-    /// For each line of each value: as it is, as a shell writes it in quotes, and each whole value in base64.
+    /// Patterns: each line of each value, the same in a shell's single quotes, and each value in base64.
     pub(super) fn of(secrets: &[Secret]) -> Self {
         let mut patterns: BTreeSet<Vec<u8>> = BTreeSet::new();
         for value in secrets.iter().map(Secret::reveal) {
@@ -32,7 +34,7 @@ impl Masks {
                 patterns.insert(line.into());
                 patterns.insert(line.replace('\'', r"'\''").into());
             }
-            // Without the end, which depends on what follows, be it the end of a line.
+            // Only whole groups of three bytes: the base64 of the rest depends on what follows the value.
             let whole = &value.as_bytes()[..value.len() / 3 * 3];
             for encoded in [STANDARD.encode(whole), URL_SAFE.encode(whole)] {
                 patterns.extend(encoded.as_bytes().chunks(76).map(<[u8]>::to_vec));
@@ -45,7 +47,7 @@ impl Masks {
             is_kept
         });
         let longest = patterns.iter().map(Vec::len).max().unwrap_or(0);
-        // The smallest kind. The most that can be wrong with patterns is that they are too many.
+        // The kind with the least memory. Building fails only for far more patterns than `MOST` allows.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
         let build = || AhoCorasick::builder().kind(kind).build(&patterns).ok();
         let searcher = (longest > 0).then(build);
@@ -55,38 +57,7 @@ impl Masks {
         }
     }
 
-    /// Length of the longest value, in bytes.
-    pub(super) fn longest(&self) -> usize {
-        self.longest
-    }
-
-    /// The text, with the mask in the place of each value.
-    pub(super) fn mask<'a>(&self, text: &'a [u8]) -> Cow<'a, [u8]> {
-        let found = self.found(text);
-        if found.is_empty() {
-            return Cow::Borrowed(text);
-        }
-        let mut masked = Vec::with_capacity(text.len());
-        let mut from = 0;
-        for range in found {
-            masked.extend_from_slice(&text[from..range.start]);
-            masked.extend_from_slice(MASK);
-            from = range.end;
-        }
-        masked.extend_from_slice(&text[from..]);
-        Cow::Owned(masked)
-    }
-
-    /// Where the text can be divided without dividing a value: at `at`, or soon after.
-    pub(super) fn boundary(&self, text: &[u8], at: usize) -> usize {
-        let around = self
-            .found(text)
-            .into_iter()
-            .find(|range| range.start < at && at < range.end);
-        around.map_or(at, |range| range.end)
-    }
-
-    /// Where values are. Those that overlap count as one.
+    /// Ranges of values in the text. Overlapping ranges are merged.
     fn found(&self, text: &[u8]) -> Vec<Range<usize>> {
         let Some(searcher) = &self.searcher else {
             return Vec::new();
@@ -107,6 +78,64 @@ impl Masks {
     }
 }
 
+/// Masks a stream of chunks.
+#[derive(Debug)]
+pub(super) struct Masker {
+    masks: Rc<Masks>,
+    /// The end of the stream: less than twice the length of the longest value.
+    kept: Vec<u8>,
+    /// How much of `kept` was given out already. It is kept because a value may start there.
+    given: usize,
+}
+
+impl Masker {
+    pub(super) fn of(masks: &Rc<Masks>) -> Self {
+        Self {
+            masks: Rc::clone(masks),
+            kept: Vec::new(),
+            given: 0,
+        }
+    }
+
+    /// Takes a chunk. Gives out, masked, the part that later chunks cannot change.
+    pub(super) fn feed<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
+        if self.masks.searcher.is_none() {
+            return Cow::Borrowed(chunk);
+        }
+        self.kept.extend_from_slice(chunk);
+        // No value has an end of a line in it.
+        let line = self.kept.iter().rposition(|byte| *byte == b'\n');
+        let safe = (self.kept.len() + 1).saturating_sub(self.masks.longest);
+        let end = line.map_or(0, |at| at + 1).max(safe).max(self.given);
+        Cow::Owned(self.give(end))
+    }
+
+    /// Gives out the rest at the end of the stream.
+    pub(super) fn finish(&mut self) -> Vec<u8> {
+        self.give(self.kept.len())
+    }
+
+    fn give(&mut self, end: usize) -> Vec<u8> {
+        let mut masked = Vec::with_capacity(end - self.given);
+        let mut at = self.given;
+        for range in self.masks.found(&self.kept) {
+            if range.end <= at || range.start >= end {
+                continue;
+            }
+            if range.start >= at {
+                masked.extend_from_slice(&self.kept[at..range.start]);
+                masked.extend_from_slice(MASK);
+            }
+            at = range.end.min(end);
+        }
+        masked.extend_from_slice(&self.kept[at..end]);
+        let forgotten = (end + 1).saturating_sub(self.masks.longest).min(end);
+        self.kept.drain(..forgotten);
+        self.given = end - forgotten;
+        masked
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +143,14 @@ mod tests {
     fn masks(secrets: &[&str]) -> Masks {
         let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::from(*s)).collect();
         Masks::of(&secrets)
+    }
+
+    /// The text after it has come as one chunk.
+    fn masked(masks: Masks, text: &str) -> String {
+        let mut masker = Masker::of(&Rc::new(masks));
+        let mut masked = masker.feed(text.as_bytes()).into_owned();
+        masked.extend(masker.finish());
+        String::from_utf8(masked).unwrap()
     }
 
     #[test]
@@ -141,8 +178,7 @@ mod tests {
                 "***Mg== ***Mgo=",
             ),
         ] {
-            let masked = masks(secrets).mask(text.as_bytes()).into_owned();
-            assert_eq!(String::from_utf8(masked).unwrap(), want, "{name}");
+            assert_eq!(masked(masks(secrets), text), want, "{name}");
         }
     }
 
@@ -150,20 +186,41 @@ mod tests {
     fn a_long_value_in_base64_is_found_in_lines_of_76() {
         let value = "0123456789".repeat(20);
         let encoded = STANDARD.encode(&value);
-        let masks = masks(&[&value]);
         for line in encoded.as_bytes().chunks(76).take(3) {
-            assert_eq!(masks.mask(line).as_ref(), MASK);
+            let line = String::from_utf8_lossy(line);
+            assert_eq!(masked(masks(&[&value]), &line), "***");
         }
     }
 
     #[test]
-    fn a_text_is_not_divided_within_a_value() {
-        let masks = masks(&["hunter2"]);
-        let text = b"xxhunter2xx";
-        for (at, want) in [(1, 1), (2, 2), (3, 9), (8, 9), (9, 9), (10, 10)] {
-            assert_eq!(masks.boundary(text, at), want, "{at}");
+    fn a_value_is_found_however_it_is_cut() {
+        let masks = Rc::new(masks(&["hunter2", "hunter2-and-more", "line1\nline2"]));
+        let text = b"a hunter2 b hunter2-and-more\nhunter2-an\nline1\nline2 hunt hunter2-and";
+        let want = "a *** b ***\n***-an\n***\n*** hunt ***-and";
+        for size in 1..text.len() {
+            let mut masker = Masker::of(&masks);
+            let mut masked = Vec::new();
+            for chunk in text.chunks(size) {
+                masked.extend_from_slice(&masker.feed(chunk));
+                assert!(masker.kept.len() < 2 * masks.longest, "in chunks of {size}");
+            }
+            masked.extend(masker.finish());
+            let masked = String::from_utf8(masked).unwrap();
+            assert_eq!(masked, want, "in chunks of {size}");
         }
-        assert_eq!(masks.longest(), "aHVudGVy".len());
+    }
+
+    #[test]
+    fn a_value_that_overlaps_itself_without_end_is_given_out() {
+        let masks = Rc::new(masks(&["xxxx"]));
+        let mut masker = Masker::of(&masks);
+        let mut masked = Vec::new();
+        for _ in 0..1000 {
+            masked.extend_from_slice(&masker.feed(b"xxxxxxx"));
+            assert!(masker.kept.len() < 2 * masks.longest);
+        }
+        masked.extend(masker.finish());
+        assert_eq!(masked, MASK);
     }
 
     #[test]

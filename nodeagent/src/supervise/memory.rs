@@ -29,7 +29,8 @@ impl Kills {
         }
     }
 
-    /// Which memory has run out since; `None` when no process was killed for it, or nobody counts that.
+    /// Which memory has run out since then. `None` when no process was killed for it, or the kernel does not count
+    /// that.
     pub(super) fn since(&self, limit: Option<&str>) -> Option<OutOfMemory> {
         judge(self.before, read()?, limit)
     }

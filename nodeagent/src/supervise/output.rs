@@ -1,17 +1,18 @@
-//! The step's pipes: streamed into the logs line by line, in bounded memory and bounded files.
+//! The step's output: from the pipes to the logs, line by line, with bounded memory.
 
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, ChildStderr, ChildStdout};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::masks::Masks;
+use super::masks::{Masker, Masks};
 use crate::logs::{LogPair, Stream};
 use crate::text::plain;
 
@@ -23,7 +24,6 @@ pub(super) struct Output {
     out: Lines<ChildStdout>,
     err: Lines<ChildStderr>,
     log: Option<LogPair>,
-    masks: Masks,
     buffer: Vec<u8>,
     signals: Option<SignalFd>,
 }
@@ -40,31 +40,31 @@ pub(super) enum Woken {
 struct Lines<P> {
     /// `None` when every writer has closed it.
     pipe: Option<P>,
+    masker: Masker,
     pending: Vec<u8>,
     tail: Vec<u8>,
     limit: usize,
 }
 
 impl Output {
-    /// Values that the masks know neither come into the log nor into the message.
+    /// `masks` hides values of secrets in the log and in the message.
     pub(super) fn of(
         child: &mut Child,
         buffer_limit: usize,
         log: Option<LogPair>,
-        masks: Masks,
+        masks: &Rc<Masks>,
     ) -> Self {
         let limit = buffer_limit.clamp(64, 1 << 20);
         Self {
-            out: Lines::new(child.stdout.take(), limit),
-            err: Lines::new(child.stderr.take(), limit),
+            out: Lines::new(child.stdout.take(), limit, Masker::of(masks)),
+            err: Lines::new(child.stderr.take(), limit, Masker::of(masks)),
             log,
-            masks,
             buffer: vec![0; 64 << 10],
             signals: None,
         }
     }
 
-    /// Waits for output, a signal, or `timeout`, and takes what is there.
+    /// Waits for output, a signal, or `timeout`, and reads the output.
     pub(super) fn pump(&mut self, signals: SigSet, timeout: Option<Duration>) -> Woken {
         if self.signals.is_none() {
             self.signals =
@@ -91,7 +91,7 @@ impl Output {
         woken
     }
 
-    /// Takes what is printed in the time that follows: a step that is told to end may print first.
+    /// Reads output for the given time, while the step is being ended.
     pub(super) fn take_for(&mut self, time: Duration) {
         let until = Instant::now() + time;
         loop {
@@ -105,29 +105,29 @@ impl Output {
                     self.err.pipe.as_ref().map(AsFd::as_fd),
                     None,
                 ],
-                // A millisecond more: less than one is none, and this would go round without a pause.
+                // Round up by a millisecond: a timeout of zero would make this a busy loop.
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             );
             self.take();
         }
     }
 
-    /// Takes what is in the pipes now; does not wait for those that the step left behind.
+    /// Reads what is in the pipes now. Does not wait for processes that the step left running.
     pub(super) fn drain(&mut self) {
-        // Bounded: somebody who was left behind may print without end.
+        // Bounded, because a process that was left running may print without end.
         for _ in 0..1024 {
             if !self.take() {
                 break;
             }
         }
-        self.out.flush(&self.masks, self.log.as_mut(), Stream::Out);
-        self.err.flush(&self.masks, self.log.as_mut(), Stream::Err);
+        self.out.flush(self.log.as_mut(), Stream::Out);
+        self.err.flush(self.log.as_mut(), Stream::Err);
         if let Some(log) = &mut self.log {
             log.flush();
         }
     }
 
-    /// Goes on until everybody who was left behind has closed the pipes, or SIGTERM.
+    /// Reads until every process has closed the pipes, or until SIGTERM.
     pub(super) fn pump_until_closed(&mut self, signals: SigSet) {
         while self.out.pipe.is_some() || self.err.pipe.is_some() {
             if self.pump(signals, None) == Woken::ToEnd {
@@ -139,14 +139,13 @@ impl Output {
         }
     }
 
-    /// The end of what was printed: errors, or else the rest.
+    /// The end of stderr or, if that is empty, of stdout.
     pub(super) fn tail(&self) -> String {
         let tail = if self.err.tail.is_empty() {
             &self.out.tail
         } else {
             &self.err.tail
         };
-        let tail = &tail[tail.len().saturating_sub(TAIL)..];
         plain(&String::from_utf8_lossy(tail)).trim().to_owned()
     }
 
@@ -156,9 +155,9 @@ impl Output {
     }
 
     fn take(&mut self) -> bool {
-        let (buffer, masks) = (&mut self.buffer, &self.masks);
-        let out = self.out.take(buffer, masks, self.log.as_mut(), Stream::Out);
-        let err = self.err.take(buffer, masks, self.log.as_mut(), Stream::Err);
+        let log = &mut self.log;
+        let out = self.out.take(&mut self.buffer, log.as_mut(), Stream::Out);
+        let err = self.err.take(&mut self.buffer, log.as_mut(), Stream::Err);
         out || err
     }
 }
@@ -174,41 +173,34 @@ fn wait(fds: [Option<BorrowedFd<'_>>; 3], timeout: PollTimeout) {
 }
 
 impl<P: Read + AsFd> Lines<P> {
-    fn new(pipe: Option<P>, limit: usize) -> Self {
+    fn new(pipe: Option<P>, limit: usize, masker: Masker) -> Self {
         if let Some(pipe) = &pipe {
             // It cannot fail on a pipe.
             let _set = rustix::io::ioctl_fionbio(pipe, true);
         }
         Self {
             pipe,
+            masker,
             pending: Vec::new(),
             tail: Vec::new(),
             limit,
         }
     }
 
-    /// Reads once; true when something came.
-    fn take(
-        &mut self,
-        buffer: &mut [u8],
-        masks: &Masks,
-        mut log: Option<&mut LogPair>,
-        stream: Stream,
-    ) -> bool {
+    /// Reads once. True when there was output.
+    fn take(&mut self, buffer: &mut [u8], log: Option<&mut LogPair>, stream: Stream) -> bool {
         let Some(pipe) = &mut self.pipe else {
             return false;
         };
         match pipe.read(buffer) {
             Ok(0) => {
-                self.flush(masks, log, stream);
+                self.flush(log, stream);
                 self.pipe = None;
                 false
             }
             Ok(n) => {
-                self.write(&buffer[..n], masks, log.as_deref_mut(), stream);
-                if let Some(log) = log {
-                    log.stamp();
-                }
+                let masked = self.masker.feed(&buffer[..n]);
+                self.put(&masked, log, stream);
                 true
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
@@ -220,75 +212,57 @@ impl<P: Read + AsFd> Lines<P> {
         }
     }
 
-    /// Takes whole lines out. Of a line without an end as much is kept as a value of a secret may need, and the rest goes
-    /// out in pieces.
-    fn write(
-        &mut self,
-        mut bytes: &[u8],
-        masks: &Masks,
-        mut log: Option<&mut LogPair>,
-        stream: Stream,
-    ) {
-        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
-            // Whole lines that arrive at once are not copied.
-            if self.pending.is_empty() && end <= self.limit {
-                self.line(&bytes[..end], true, masks, log.as_deref_mut(), stream);
-            } else {
-                self.pending.extend_from_slice(&bytes[..end]);
-                self.flush_pieces(0, masks, log.as_deref_mut(), stream);
-                let rest = std::mem::take(&mut self.pending);
-                self.line(&rest, true, masks, log.as_deref_mut(), stream);
-            }
-            bytes = &bytes[end + 1..];
-        }
-        self.pending.extend_from_slice(bytes);
-        self.flush_pieces(masks.longest(), masks, log, stream);
-    }
-
-    /// Takes pieces out of a long line, as long as more than a piece and `kept` bytes are there.
-    fn flush_pieces(
-        &mut self,
-        kept: usize,
-        masks: &Masks,
-        mut log: Option<&mut LogPair>,
-        stream: Stream,
-    ) {
-        while self.pending.len() > self.limit + kept {
-            let end = masks.boundary(&self.pending, self.limit);
-            let rest = self.pending.split_off(end);
-            let piece = std::mem::replace(&mut self.pending, rest);
-            self.line(&piece, false, masks, log.as_deref_mut(), stream);
-        }
-    }
-
-    fn flush(&mut self, masks: &Masks, mut log: Option<&mut LogPair>, stream: Stream) {
-        self.flush_pieces(0, masks, log.as_deref_mut(), stream);
-        let rest = std::mem::take(&mut self.pending);
-        if !rest.is_empty() {
-            self.line(&rest, false, masks, log, stream);
-        }
-    }
-
-    /// Puts a line, or a piece of one, into the log and the tail.
-    fn line(
-        &mut self,
-        line: &[u8],
-        is_whole: bool,
-        masks: &Masks,
-        log: Option<&mut LogPair>,
-        stream: Stream,
-    ) {
-        let masked = masks.mask(line);
+    fn put(&mut self, bytes: &[u8], log: Option<&mut LogPair>, stream: Stream) {
+        self.keep(bytes);
         if let Some(log) = log {
-            log.line(stream, &masked);
+            self.write(bytes, log, stream);
         }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
         self.tail
-            .extend_from_slice(&masked[masked.len().saturating_sub(TAIL)..]);
-        if is_whole {
-            self.tail.push(b'\n');
+            .extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL)..]);
+        let over = self.tail.len().saturating_sub(TAIL);
+        self.tail.drain(..over);
+    }
+
+    fn write(&mut self, mut bytes: &[u8], log: &mut LogPair, stream: Stream) {
+        while !bytes.is_empty() {
+            let room = self.limit - self.pending.len();
+            let window = &bytes[..bytes.len().min(room)];
+            match window.iter().position(|b| *b == b'\n') {
+                Some(end) => {
+                    // Whole lines that arrive at once are not copied.
+                    if self.pending.is_empty() {
+                        log.line(stream, &bytes[..end]);
+                    } else {
+                        self.pending.extend_from_slice(&bytes[..end]);
+                        log.line(stream, &self.pending);
+                        self.pending.clear();
+                    }
+                    bytes = &bytes[end + 1..];
+                }
+                None => {
+                    self.pending.extend_from_slice(window);
+                    bytes = &bytes[window.len()..];
+                    if self.pending.len() >= self.limit {
+                        log.line(stream, &self.pending);
+                        self.pending.clear();
+                    }
+                }
+            }
         }
-        if self.tail.len() > 4 * TAIL {
-            self.tail.drain(..self.tail.len() - TAIL);
+        log.stamp();
+    }
+
+    fn flush(&mut self, mut log: Option<&mut LogPair>, stream: Stream) {
+        let rest = self.masker.finish();
+        self.put(&rest, log.as_deref_mut(), stream);
+        if let Some(log) = log
+            && !self.pending.is_empty()
+        {
+            log.line(stream, &self.pending);
         }
+        self.pending.clear();
     }
 }

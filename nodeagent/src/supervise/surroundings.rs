@@ -46,12 +46,12 @@ pub(super) fn close_inherited() {
         .filter(|fd| *fd > 2)
         .collect();
     for fd in inherited {
-        // That of the directory is closed already.
+        // The descriptor of the directory itself is closed already.
         let _closed = nix::unistd::close(fd);
     }
 }
 
-/// Host defaults for what a process inherits besides.
+/// Sets umask and resource limits.
 pub(super) fn reset(limits: &[Limit]) {
     umask(Mode::from_bits_truncate(0o022));
     for limit in limits {
@@ -81,7 +81,7 @@ fn apply(limit: Limit) {
     if setrlimit(resource, limit.soft, limit.hard).is_err()
         && let Ok((_, hard)) = rlimit::getrlimit(resource)
     {
-        // Without CAP_SYS_RESOURCE a hard limit only goes down: as near as it gets.
+        // Without CAP_SYS_RESOURCE a hard limit can only be lowered: set the closest value.
         let hard = hard.min(limit.hard);
         let _set = setrlimit(resource, limit.soft.min(hard), hard);
     }

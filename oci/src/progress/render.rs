@@ -56,6 +56,14 @@ pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
     })
 }
 
+/// A bar that is full when `done` is as much as `all`.
+#[must_use]
+pub fn bar(done: u64, all: u64) -> String {
+    let part = done.saturating_mul(BAR as u64) / all.max(1);
+    let full = usize::try_from(part).unwrap_or(BAR).min(BAR);
+    format!("{}{}", "#".repeat(full), ".".repeat(BAR - full))
+}
+
 /// What is known of a pull, to be drawn.
 #[derive(Debug, Default)]
 pub struct Display {
@@ -135,12 +143,10 @@ impl Display {
                 received,
                 since,
             } = layer;
-            let part = received.saturating_mul(BAR as u64) / (*bytes).max(1);
-            let full = usize::try_from(part).unwrap_or(BAR).min(BAR);
-            let (done, left) = ("#".repeat(full), ".".repeat(BAR - full));
+            let drawn = self::bar(*received, *bytes);
             let (short, have, all) = (digest.short(), size(*received), size(*bytes));
             let speed = speed(*received, now.saturating_sub(*since));
-            format!("{short}  [{done}{left}]  {have} of {all}  {speed}")
+            format!("{short}  [{drawn}]  {have} of {all}  {speed}")
         };
         self.layers.iter().map(bar).collect()
     }

@@ -37,8 +37,8 @@ impl Bus {
             .collect())
     }
 
-    /// Asks logind for a reboot that no inhibitor holds up, or systemd for `reboot.target` where there is no logind. Both
-    /// stop all services first. Does not wait for the end: it comes with that of this process.
+    /// Asks logind for a reboot that ignores inhibitors or, without logind, starts `reboot.target`. Both stop all
+    /// services first. Does not wait, because the reboot ends this process.
     pub async fn ask_for_reboot(&self) -> Result<(), SystemdError> {
         let connection = self.connection().await?;
         let flagged = async {
@@ -48,13 +48,13 @@ impl Bus {
         let flagged = self.quick("login1.RebootWithFlags", flagged).await;
         let Err(error) = flagged else { return Ok(()) };
         // Before 249 there is no such method, and before 257 no such flag.
-        tracing::info!(%error, "logind cannot be told to pass over inhibitors; it is asked without");
+        tracing::info!(%error, "this logind cannot ignore inhibitors: asking for a plain reboot");
         let plain = async { LoginProxy::new(&connection).await?.reboot(false).await };
         let plain = self.quick("login1.Reboot", plain).await;
         let Err(error) = self.noting_loss(plain).await else {
             return Ok(());
         };
-        tracing::warn!(%error, "logind does not reboot; reboot.target is started");
+        tracing::warn!(%error, "logind does not reboot: starting reboot.target");
         let manager = self.manager().await?;
         let queued = self
             .slow(

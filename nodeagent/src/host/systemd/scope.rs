@@ -7,11 +7,10 @@ use zbus::Variant;
 
 use super::{Bus, SystemdError};
 
-/// How long the remnant of a unit that was refused may stay.
+/// How long a scope that systemd refused may exist.
 const REMNANT: Duration = Duration::from_secs(2);
 
-/// The slice of all steps: they compete with each other, and neither count as system services nor take from what is
-/// reserved for those.
+/// The slice of all steps. In system.slice they would use the resources that are reserved for system services.
 const SLICE: &str = "skyhook.slice";
 
 /// CPU and memory of a step's scope, and how long its processes may take to end.
@@ -76,11 +75,11 @@ impl Bus {
             };
             match error.unknown_property() {
                 Some(unknown) if leave_out(&mut wanted, &unknown) => {
-                    tracing::info!(property = %unknown, "this systemd does not know a property of scopes; steps go without it");
+                    tracing::info!(property = %unknown, "this systemd does not know a property of scopes: leaving it out");
                     self.unknown.lock().await.push(unknown);
                     patience = Instant::now() + REMNANT;
                 }
-                // What is left of the unit that was refused goes with the manager's next round.
+                // systemd removes the refused unit a moment later.
                 None if error.is_unit_exists() && Instant::now() < patience => {
                     sleep(Duration::from_millis(20)).await;
                 }
@@ -97,7 +96,7 @@ fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static
         ("Description", text(description)),
         ("Slice", text(SLICE)),
         ("CollectMode", text("inactive-or-failed")),
-        // When the kernel kills one process for its memory, the rest goes on: the supervisor is to tell of it.
+        // When the kernel kills one process for its memory, the supervisor goes on and reports it.
         ("OOMPolicy", text("continue")),
     ];
     let limits = [
@@ -115,7 +114,7 @@ fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static
     properties
 }
 
-/// Takes a property out, or puts an older one in its place. False when it is not there, or nothing works without it.
+/// Removes a property, or replaces it by its older form. False when it is not there, or is required.
 fn leave_out(properties: &mut Vec<(&'static str, Value)>, unknown: &str) -> bool {
     let Some(index) = properties.iter().position(|(name, _)| *name == unknown) else {
         return false;

@@ -1,4 +1,5 @@
-//! Interrupts, as the journal has them: who waits for one, whether the host may be interrupted, and how far it is.
+//! Interrupts in the journal: which packages wait for one, whether the host may be interrupted, and how far the
+//! interrupt is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,6 +7,14 @@ use serde::{Deserialize, Serialize};
 use skyhook_crds::package::Interrupt;
 
 /// The right to interrupt the host: `phase: Running`, written over the lease that said `Drained`.
+///
+/// ```text
+/// None  ── the lease says Drained, and a package waits for that ──► Asked
+/// Asked ── Running is written, or the lease shows that it was ────► Granted
+/// Asked ── the lease has changed, or the agent is restarted ──────► None
+/// ```
+///
+/// `Granted` stays until the end of the lease: the coordinator does not take `Drained` back any more.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Permit {
     #[default]
@@ -14,43 +23,60 @@ pub enum Permit {
     Granted,
 }
 
-/// Packages that are brought up to their interrupt together, and then interrupt the host once.
+/// Packages that run apply or upgrade and config together, and then interrupt the host once.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Wave {
     /// Keys of the packages.
     pub members: BTreeSet<String>,
     pub at: WaveAt,
-    /// Every member is through config: no package joins any more, no new step starts on the host, and a reboot waits for
-    /// the steps that run.
+    /// Every member has completed config. No package joins any more, no step starts on the host, and a reboot waits
+    /// for running steps.
     #[serde(default)]
     pub due: bool,
-    /// What holds the interrupt up while it is carried out.
+    /// What the interrupt waits for while it is prepared or performed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub waits_for: String,
-    /// Attempts of the interrupt that failed in a row.
+    /// Failed attempts of the interrupt in a row.
     #[serde(default)]
     pub failures: u32,
-    /// Boot in which a reboot was asked for: another one is that reboot, however it came about.
+    /// Boot in which systemd was asked for a reboot. Any later boot counts as that reboot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reboot_asked: Option<String>,
-    /// Units that are restarted, with their invocations before that: another one is the restart.
+    /// Units to restart, with their invocation IDs before the restart. Another invocation ID means that the unit was
+    /// restarted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub before: BTreeMap<String, String>,
-    /// Members whose reboot is counted, though it was not asked for yet.
+    /// Members whose reboot is counted although systemd was not asked yet, or has not answered.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub counted: BTreeSet<String>,
 }
 
 /// How far a wave is.
+///
+/// ```text
+/// Gathering             ── every member has completed config, and no step runs that a reboot would end ──► Looking
+/// Gathering             ── every member has reached the reboot cap ──────────────────────────────────────► Retry
+/// Looking               ── the lease still asks for this work ───────────────────────────────────────────► Interrupting, Prepare
+/// Looking               ── it does not, or is stopped or paused ─────────────────────────────────────────► Retry
+/// Interrupting, Prepare ── units are found, or no inhibitor is left ─────────────────────────────────────► Interrupting, Perform
+/// Interrupting, Prepare ── stopped or paused ────────────────────────────────────────────────────────────► Retry
+/// Interrupting          ── failed ───────────────────────────────────────────────────────────────────────► Retry
+/// Interrupting, Perform ── units are restarted, or the boot ID is a new one ─────────────────────────────► the wave is over
+/// Looking, Interrupting ── the agent is restarted in the same boot ──────────────────────────────────────► Gathering
+/// Retry                 ── its time has come ────────────────────────────────────────────────────────────► Gathering
+/// ```
+///
+/// Members that have reached the reboot cap stay in `Retry` when the others are over.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum WaveAt {
-    /// Members are on their way through apply or upgrade, and config.
+    /// Members run apply or upgrade, and config.
     #[default]
-    Staging,
-    /// The lease is looked at before the host is interrupted.
+    #[serde(rename = "Staging")]
+    Gathering,
+    /// The agent reads the lease before it interrupts the host.
     Looking,
-    /// The lease stands: the interrupt is prepared, or carried out, in the boot `boot_id`.
+    /// The lease still asks for this work. The interrupt is prepared or performed, in the boot `boot_id`.
     Interrupting {
         owner: String,
         interrupt: Interrupt,
@@ -58,17 +84,18 @@ pub enum WaveAt {
         #[serde(default)]
         part: Part,
     },
-    /// The interrupt failed; tried again at this time, in Unix milliseconds.
+    /// The interrupt failed, or could not start. It is tried again at this time, in Unix milliseconds.
     Retry { at: i64 },
 }
 
 /// The two parts of an interrupt.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Part {
-    /// Nothing was touched yet: units are looked up, or a reboot is reported and whoever inhibits it is waited for. A
-    /// stop or a pause calls the interrupt off.
+    /// Nothing on the host has changed: the agent finds units, or reports the reboot and waits for inhibitors. A stop
+    /// or a pause cancels the interrupt.
     Prepare,
-    /// Units are restarted, or the reboot is asked for. Journals of earlier agents do not tell the parts apart.
+    /// Units are restarted, or systemd is asked for the reboot. Journals of earlier agents do not distinguish the
+    /// parts.
     #[default]
     Perform,
 }

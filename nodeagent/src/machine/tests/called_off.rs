@@ -1,4 +1,4 @@
-//! What is under way when somebody changes his mind: interrupts that are prepared, steps that are told to end.
+//! A stop or a pause while an interrupt is prepared, or a step is ended.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ fn preparing(package: Package) -> World {
     world
 }
 
-/// The preparation comes to its end, whether or not anybody still waits for that.
+/// The preparation ends, whether or not the machine still waits for it.
 fn prepared(world: &mut World) -> Vec<Effect> {
     world.input(Event::InterruptPrepared {
         before: BTreeMap::new(),
@@ -107,7 +107,7 @@ fn a_reboot_is_counted_once_however_often_the_agent_is_started_before_it_asks() 
     world.settle();
     assert_eq!((world.ended(), reboots(&world)), (Some(Phase::Complete), 1));
 
-    // From then on nobody knows whether it was asked for.
+    // From here on systemd may have been asked.
     let mut world = preparing(rebooting("aa"));
     prepared(&mut world);
     world.kill_agent();
@@ -166,12 +166,12 @@ fn a_step_that_is_to_end_is_known_after_a_restart() {
     let [Effect::EndStep { id }] = effects.as_slice() else {
         panic!("{effects:?}");
     };
-    let is_to_end = |world: &World| match &world.entry("aa|1.0.0").doing {
-        Doing::Step(cursor) => cursor.is_to_end,
-        other => panic!("{other:?}"),
+    let is_to_end = |world: &World| {
+        let doing = &world.entry("aa|1.0.0").doing;
+        matches!(doing, Doing::Step(cursor) if cursor.is_to_end)
     };
     assert!(is_to_end(&world));
-    // It may not have been told any more.
+    // The agent may have died before it told the supervisor.
     let boot_id = world.boot.to_string();
     let effects = world.input(Event::Restarted { boot_id });
     assert!(

@@ -57,8 +57,9 @@ fn at(is_it: impl Fn(&Effect) -> bool) -> (World, u64) {
 #[test]
 fn no_text_is_longer_than_a_message() {
     let key = || "aa|1.0.0".to_owned();
+    type Is = fn(&Effect) -> bool;
     type Make = fn(String, u64, String) -> Event;
-    let rows: [(&str, fn(&Effect) -> bool, Make); 6] = [
+    let rows: [(&str, Is, Make); 6] = [
         (
             "image",
             |e| matches!(e, Effect::PullImage { .. }),

@@ -62,7 +62,7 @@ fn outcome(world: &World) -> BTreeMap<String, Outcome> {
         .collect()
 }
 
-/// Stages of each package come in an order that the reference allows.
+/// Stages of each package come in an order that NVIDIA Skyhook allows.
 fn check_order(log: &[String]) {
     let mut last: BTreeMap<&str, &str> = BTreeMap::new();
     for line in log {

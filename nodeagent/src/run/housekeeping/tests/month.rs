@@ -117,23 +117,21 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
             world.input_queued(Event::Ticked);
             continue;
         };
-        match effect {
-            Effect::PrepareStage { key, .. } => world.input_queued(Event::StageReady {
-                key,
-                plan: StepPlan {
-                    main: vec![],
-                    checks: CHECKS,
-                },
-            }),
-            Effect::RunStep { key, id, index, .. } => {
-                host.commit(&world);
-                host.supervise(id, index, world.now);
-                runs += 1;
-                let outcome = Outcome::Failed(format!("check {index} {}", "x".repeat(2_100)));
-                world.input_queued(Event::StepExited { key, id, outcome });
-                host.commit(&world);
-            }
-            other => world.perform(other),
+        if let Effect::PrepareStage { key, .. } = effect {
+            let plan = StepPlan {
+                main: vec![],
+                checks: CHECKS,
+            };
+            world.input_queued(Event::StageReady { key, plan });
+        } else if let Effect::RunStep { key, id, index, .. } = effect {
+            host.commit(&world);
+            host.supervise(id, index, world.now);
+            runs += 1;
+            let outcome = Outcome::Failed(format!("check {index} {}", "x".repeat(2_100)));
+            world.input_queued(Event::StepExited { key, id, outcome });
+            host.commit(&world);
+        } else {
+            world.perform(effect);
         }
         if world.now >= look {
             look += 12 * 3_600_000;
