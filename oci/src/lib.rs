@@ -35,8 +35,8 @@
 //! # What the owner of a store does
 //! - [`Store::pin`] what is installed or running, [`Store::unpin`] it when it is gone, and
 //!   [`Store::collect`] now and then: nothing is removed otherwise.
-//! - Unpack again (`overlay`) when the boot ID has changed since: the store is flushed to disk, what
-//!   is unpacked is not, unless asked (`durable`).
+//! - Flush the file system of what was unpacked, or unpack again (`overlay`) when the boot ID has
+//!   changed since: the store is flushed to disk, what is unpacked is not.
 //! - On a damaged blob ([`StoreError::is_transient`]) pull again, then unpack.
 //!
 //! # How it compares

@@ -28,8 +28,6 @@ pub struct Limits {
     pub ratio: u64,
     /// Bytes of PAX and GNU headers in front of one entry.
     pub metadata_bytes: u64,
-    /// Devices and FIFOs are created, setuid and setgid bits kept.
-    pub allow_special: bool,
 }
 
 impl Default for Limits {
@@ -46,7 +44,6 @@ impl Default for Limits {
             depth: 64,
             ratio: 200,
             metadata_bytes: 1 << 20,
-            allow_special: false,
         }
     }
 }

@@ -135,14 +135,6 @@ impl Reference {
         self.digest
     }
 
-    /// This reference, pinned to `digest`.
-    pub fn pinned(&self, digest: Digest) -> Self {
-        Self {
-            digest: Some(digest),
-            ..self.clone()
-        }
-    }
-
     /// `registry/repository`, which is what pull secrets and credential providers are matched on.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)

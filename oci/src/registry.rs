@@ -25,7 +25,7 @@ use crate::digest::Digest;
 use crate::hosts::{self, Endpoint, HostsError};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
-use crate::pull::PullerConfig;
+use crate::pull::{PullerConfig, chain};
 use crate::reference::Reference;
 use crate::root::Root;
 
@@ -419,7 +419,12 @@ fn challenges(response: &Response) -> Vec<Challenge> {
 /// A mirror's failure is worth a line: the next host may hide it.
 fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
     if !host.endpoint.is_origin {
-        tracing::warn!(host = host.endpoint.authority, kind = error.kind(), %error, "mirror failed");
+        let reason = chain(&error);
+        tracing::warn!(
+            host = host.endpoint.authority,
+            reason,
+            "a mirror is passed over"
+        );
     }
     error
 }

@@ -274,27 +274,6 @@ impl Store {
         Ok(result?)
     }
 
-    /// Reads every blob of an image. A damaged one is removed, so that the next pull fetches it.
-    pub fn verify(&self, manifest: &Digest) -> Result<(), StoreError> {
-        let _hold = self.hold_blocking()?;
-        let image = self.image(manifest)?;
-        let mut first = None;
-        for layer in &image.layers {
-            let digest = self.open_blob(&layer.digest).and_then(|file| {
-                let mut reader = crate::digest::HashingReader::new(file);
-                io::copy(&mut reader, &mut io::sink())
-                    .map_err(|source| failed("read", &self.blob(&layer.digest), source))?;
-                Ok(reader.finish())
-            });
-            if digest.is_ok_and(|digest| digest == layer.digest) {
-                continue;
-            }
-            self.remove_damaged(&layer.digest);
-            first.get_or_insert(layer.digest);
-        }
-        first.map_or(Ok(()), |digest| Err(StoreError::Damaged(digest)))
-    }
-
     pub(crate) fn remove_damaged(&self, digest: &Digest) {
         tracing::warn!(%digest, "a blob in the store is damaged: removed, to be fetched again");
         if let Err(error) = fs::remove_file(self.blob(digest))

@@ -57,10 +57,6 @@ pub struct UnpackOptions {
     /// Put the package over a directory that exists: its entries replace those of the same name,
     /// others stay. Without it the target must not exist and appears at once, complete.
     pub overlay: bool,
-    /// Flush the target's file system before returning. On a busy host that waits for what everyone
-    /// else has written too; without it, what is unpacked may be incomplete after the next boot
-    /// (the store is not: unpack again when the boot ID has changed).
-    pub durable: bool,
     /// Layers that are decompressed at once.
     pub threads: usize,
 }
@@ -73,7 +69,6 @@ impl Default for UnpackOptions {
         let threads = threads.min(MOST);
         Self {
             overlay: false,
-            durable: false,
             threads,
         }
     }
@@ -119,11 +114,9 @@ pub(crate) fn unpack(
         };
         let at = place::open_dir(&place.parent, &place.name).map_err(io("open"))?;
         place::fill(&staged, &at, &root, existing).map_err(failed)?;
-        flush(&at, options).map_err(io("flush"))?;
     } else {
         let at = stage.subdir("root").map_err(io("create a stage for"))?;
         place::fill(&staged, &at, &root, false).map_err(failed)?;
-        flush(&at, options).map_err(io("flush"))?;
         let name = place.name.as_slice();
         match place::rename(&stage.fd, b"root", &place.parent, name, false) {
             Ok(()) => {}
@@ -132,9 +125,6 @@ pub(crate) fn unpack(
             }
             Err(errno) => return Err(io("rename")(errno)),
         }
-        if options.durable {
-            rustix::fs::fsync(&place.parent).map_err(io("flush"))?;
-        }
     }
     Ok(Unpacked {
         path: target.display_path(),
@@ -142,18 +132,10 @@ pub(crate) fn unpack(
     })
 }
 
-fn flush(at: &OwnedFd, options: UnpackOptions) -> rustix::io::Result<()> {
-    if options.durable {
-        rustix::fs::syncfs(at)
-    } else {
-        Ok(())
-    }
-}
-
 fn count(dir: &tree::Dir) -> u64 {
     let below = |node: &tree::Node| match node {
         tree::Node::Dir(dir) => count(dir),
-        tree::Node::File(_) | tree::Node::Symlink { .. } | tree::Node::Special { .. } => 1,
+        tree::Node::File(_) | tree::Node::Symlink { .. } => 1,
     };
     1 + dir.children.values().map(below).sum::<u64>()
 }

@@ -73,13 +73,21 @@ impl Host {
             .await
     }
 
+    /// Every blob is what its name says.
+    pub(crate) fn assert_intact(&self) {
+        for entry in fs::read_dir(self.dir.path().join("store/blobs/sha256")).unwrap() {
+            let path = entry.unwrap().path();
+            let digest = Digest::of(&fs::read(&path).unwrap());
+            assert!(path.ends_with(digest.hex()), "{}", path.display());
+        }
+    }
+
     pub(crate) fn target(&self) -> PathBuf {
         self.dir.path().join("out/package")
     }
 
     pub(crate) async fn unpack(&self, manifest: &Digest) -> Result<Unpacked, StoreError> {
         let options = UnpackOptions {
-            durable: false,
             ..UnpackOptions::default()
         };
         self.store

@@ -262,29 +262,6 @@ async fn devices_and_set_id_bits_are_refused_unless_allowed() {
         Host::new().install(Image::of(&elsewhere)).await.unwrap(),
         Vec::<String>::new()
     );
-    let host = Host::with(
-        hasty(),
-        Limits {
-            allow_special: true,
-            ..Limits::default()
-        },
-    );
-    let entries = [
-        dir(),
-        Entry::file(&at("su"), "x").mode(0o4755),
-        Entry::new(b'6', &at("fifo")).mode(0o666),
-    ];
-    let liar_image = Image::of(&entries);
-    let liar = Liar::start(move |request| liar_image.answer(request));
-    let pulled = host.pull(&liar).await.unwrap();
-    host.unpack(&pulled.manifest_digest).await.unwrap();
-    let mode = |name| {
-        fs::metadata(host.target().join(name))
-            .unwrap()
-            .permissions()
-            .mode()
-    };
-    assert_eq!((mode("su") & 0o7777, mode("fifo")), (0o4755, 0o010_666));
 }
 
 #[tokio::test]
@@ -322,7 +299,6 @@ async fn a_directory_swapped_for_a_link_in_mid_way_is_no_way_out() {
         for _ in 0..30 {
             let options = UnpackOptions {
                 overlay: true,
-                durable: false,
                 threads: 1,
             };
             let target = Target::path(&target);
@@ -355,7 +331,6 @@ async fn a_stage_or_parent_that_is_a_link_is_not_followed_out() {
     let liar = Liar::start(move |request| image.answer(request));
     let digest = host.pull(&liar).await.unwrap().manifest_digest;
     let options = UnpackOptions {
-        durable: false,
         ..UnpackOptions::default()
     };
 

@@ -255,7 +255,9 @@ async fn the_hosts_platform_is_chosen_from_an_index_in_every_compression() {
                 "{tag}"
             );
             // Pinned by the index's digest it needs no registry any more.
-            let pinned = reference.pinned(pulled.resolved_digest);
+            let pinned = format!("{}@{}", reference.name(), pulled.resolved_digest)
+                .parse()
+                .unwrap();
             host.puller
                 .pull(&pinned, &Credentials::anonymous())
                 .await

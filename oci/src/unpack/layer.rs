@@ -11,7 +11,7 @@ use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
 use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
 use super::name::{self, Place};
-use super::tree::{FileId, SpecialKind};
+use super::tree::FileId;
 use super::window::{Decoder, Window};
 use super::{EntryError, LayerError};
 use crate::digest::Digest;
@@ -59,7 +59,6 @@ pub(crate) enum Kind {
     Symlink(Vec<u8>),
     /// Path below the package's directory.
     Hardlink(Vec<u8>),
-    Special(SpecialKind),
     Whiteout,
     Opaque,
 }
@@ -238,9 +237,7 @@ fn header(
             meta: meta(parsed),
         }),
         Place::Inside(path) => {
-            let allow_special = budget.limits.allow_special;
-            let kind =
-                kind(parsed, has_content, allow_special).map_err(|error| error.at(&parsed.path))?;
+            let kind = kind(parsed, has_content).map_err(|error| error.at(&parsed.path))?;
             Some(Entry {
                 path,
                 kind,
@@ -262,25 +259,13 @@ fn header(
     })
 }
 
-fn kind(
-    parsed: &ParsedEntry<'_>,
-    has_content: bool,
-    allow_special: bool,
-) -> Result<Kind, EntryError> {
+fn kind(parsed: &ParsedEntry<'_>, has_content: bool) -> Result<Kind, EntryError> {
     let target = || parsed.link_target.as_deref().unwrap_or_default();
-    let device = || {
-        let (major, minor) = (parsed.dev_major.unwrap_or(0), parsed.dev_minor.unwrap_or(0));
-        rustix::fs::makedev(major, minor)
-    };
-    let special = |kind, what| match allow_special {
-        true => Ok(Kind::Special(kind)),
-        false => Err(EntryError::Special(what)),
-    };
     match parsed.entry_type {
         EntryType::Directory => Ok(Kind::Dir),
         EntryType::Regular if !has_content => Ok(Kind::Dir),
         EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => {
-            if parsed.mode & 0o6000 != 0 && !allow_special {
+            if parsed.mode & 0o6000 != 0 {
                 return Err(EntryError::SetId);
             }
             Ok(Kind::File((0, 0)))
@@ -291,9 +276,9 @@ fn kind(
             target => Ok(Kind::Symlink(target.to_vec())),
         },
         EntryType::Link => name::link_target(target()).map(Kind::Hardlink),
-        EntryType::Char => special(SpecialKind::Char(device()), "a character device"),
-        EntryType::Block => special(SpecialKind::Block(device()), "a block device"),
-        EntryType::Fifo => special(SpecialKind::Fifo, "a FIFO"),
+        EntryType::Char => Err(EntryError::Special("a character device")),
+        EntryType::Block => Err(EntryError::Special("a block device")),
+        EntryType::Fifo => Err(EntryError::Special("a FIFO")),
         other @ (EntryType::GnuLongName
         | EntryType::GnuLongLink
         | EntryType::XHeader

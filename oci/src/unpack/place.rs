@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::tree::{Dir, FileId, Node, SpecialKind};
+use super::tree::{Dir, FileId, Node};
 use crate::remove::{RemoveError, remove_at};
 
 /// Where the staged files are: one directory per layer.
@@ -38,7 +38,7 @@ fn count(dir: &Dir, counts: &mut BTreeMap<FileId, u32>) {
         match node {
             Node::Dir(dir) => count(dir, counts),
             Node::File(id) => *counts.entry(*id).or_default() += 1,
-            Node::Symlink { .. } | Node::Special { .. } => {}
+            Node::Symlink { .. } => {}
         }
     }
 }
@@ -74,22 +74,6 @@ pub(super) fn fill(
                     let flags = AtFlags::SYMLINK_NOFOLLOW;
                     rustix::fs::utimensat(at, name.as_slice(), &meta.timestamps(), flags)?;
                     Ok(())
-                })
-                .map_err(failed)?;
-            }
-            Node::Special { kind, meta } => {
-                let (file_type, device) = match kind {
-                    SpecialKind::Char(device) => (FileType::CharacterDevice, *device),
-                    SpecialKind::Block(device) => (FileType::BlockDevice, *device),
-                    SpecialKind::Fifo => (FileType::Fifo, 0),
-                };
-                replacing(staged, at, name, over, |dir, name| {
-                    let mode = Mode::from_raw_mode(meta.mode);
-                    rustix::fs::mknodat(dir, name, file_type, mode, device)?;
-                    // The mode that it is made with is less the umask.
-                    rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?;
-                    let times = meta.timestamps();
-                    rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
                 })
                 .map_err(failed)?;
             }

@@ -21,14 +21,6 @@ pub(crate) enum Node {
     Dir(Dir),
     File(FileId),
     Symlink { target: Vec<u8>, meta: Meta },
-    Special { kind: SpecialKind, meta: Meta },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SpecialKind {
-    Char(u64),
-    Block(u64),
-    Fifo,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,10 +124,6 @@ impl Tree {
                 target,
                 meta: entry.meta,
             },
-            Kind::Special(kind) => Node::Special {
-                kind,
-                meta: entry.meta,
-            },
             Kind::Hardlink(target) => self.linked(&target)?,
             Kind::Whiteout | Kind::Opaque => return Ok(()),
         };
@@ -198,7 +186,7 @@ impl Tree {
                     let target = relative_target(target, &mut real)?;
                     pending.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
                 }
-                Some(Node::File(_) | Node::Special { .. }) => {
+                Some(Node::File(_)) => {
                     return Err(EntryError::ParentNotDirectory);
                 }
             }
@@ -240,7 +228,7 @@ impl Tree {
                 .or_insert_with(|| Node::Dir(Dir::implied()));
             match next {
                 Node::Dir(next) => dir = next,
-                Node::File(_) | Node::Symlink { .. } | Node::Special { .. } => {
+                Node::File(_) | Node::Symlink { .. } => {
                     return Err(EntryError::ParentNotDirectory);
                 }
             }

@@ -32,7 +32,6 @@ fn flat(dir: &Dir) -> Vec<String> {
             Node::Symlink { target, .. } => {
                 lines.push(format!("{name} -> {}", String::from_utf8_lossy(target)));
             }
-            Node::Special { .. } => lines.push(format!("{name} special")),
         }
     }
     lines
