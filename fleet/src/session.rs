@@ -307,7 +307,7 @@ const fn is_create(effect: &Effect) -> bool {
 mod tests {
     use super::*;
     use crate::effect::AsOf;
-    use crate::plan::why;
+    use crate::plan::cause::Cause;
 
     #[test]
     fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
@@ -365,7 +365,7 @@ mod tests {
         );
     }
 
-    fn node_write(node: &str, why: &'static str) -> Effect {
+    fn node_write(node: &str, cause: Cause) -> Effect {
         Effect::PatchNode {
             node: node.into(),
             at: AsOf {
@@ -373,7 +373,7 @@ mod tests {
                 resource_version: "1".into(),
             },
             patch: crate::effect::NodePatch::default(),
-            why: vec![why],
+            why: [cause].into(),
         }
     }
 
@@ -407,14 +407,14 @@ mod tests {
         let effects = || {
             let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
             effects.push(reservation("e"));
-            effects.push(node_write("f", why::STATUS));
+            effects.push(node_write("f", Cause::Status));
             effects
         };
         session.enqueue(effects());
         let pods = |node: &str| Target::Pods(node.into());
         assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
         let mut more = effects();
-        more.push(node_write("g", why::RESULT));
+        more.push(node_write("g", Cause::Result));
         session.enqueue(more);
         assert_eq!(begun(&mut session), [Target::Node("g".into())]);
     }
@@ -449,7 +449,7 @@ mod tests {
             reservation("a"),
             reservation("b"),
             reservation("c"),
-            node_write("gone", why::STATUS),
+            node_write("gone", Cause::Status),
         ]);
         assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
         let lease =
