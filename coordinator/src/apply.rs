@@ -175,7 +175,7 @@ impl Applier {
                 self.lease_spec(node, at, &json!({ "stop": stop })).await
             }
             Effect::SetDrain { node, at, drain } => {
-                // A merge patch leaves nothing out: what is unset must be named to go.
+                // In a merge patch a missing key keeps its old value; send null to clear it.
                 let Drain {
                     state,
                     since,

@@ -1,6 +1,6 @@
 //! The `image` of a package, split into repository, tag and digest.
 //!
-//! Only the split: whether the parts are well-formed is the OCI client's to say. The reference implementation cuts at the
+//! Only the split: whether the parts are well-formed is the OCI client's to say. NVIDIA Skyhook cuts at the
 //! first colon and so loses registry ports; here a tag is what follows the last colon after the last slash.
 
 /// An image split into its parts.

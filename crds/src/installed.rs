@@ -17,7 +17,7 @@ pub const FORMAT: u32 = 0;
 
 /// Where the package states of a Node came from (annotation [`crate::names::stamp`]).
 ///
-/// A Node without it was registered anew, or is known from the reference implementation alone.
+/// A Node without it was registered anew, or is known from NVIDIA Skyhook alone.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Stamp {
@@ -138,7 +138,7 @@ pub struct MalformedState {
     pub problem: String,
 }
 
-/// Reads a `nodeState_<skyhook>` annotation. Records of early versions of the reference have the package's name alone
+/// Reads a `nodeState_<skyhook>` annotation. Records of early versions of NVIDIA Skyhook have the package's name alone
 /// as key.
 pub fn parse_states(
     annotation: &str,

@@ -21,6 +21,7 @@ use crate::stage::{Stage, State};
     group = "skyhook.nvidia.com",
     version = "v1alpha1",
     kind = "InterruptionLease",
+    doc = "The right to work on the node whose name it has. The coordinator writes the spec, the node's agent the status.",
     plural = "interruptionleases",
     status = "InterruptionLeaseStatus",
     derive = "PartialEq",

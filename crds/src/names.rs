@@ -1,6 +1,6 @@
 //! Names of labels, annotations, taints, finalizers, conditions and field managers.
 //!
-//! The prefix is the reference implementation's, because manifests, dashboards and other tools use it.
+//! The prefix is NVIDIA Skyhook's, because manifests, dashboards and other tools use it.
 
 /// API group of every custom resource, and prefix of every label and annotation.
 pub const GROUP: &str = "skyhook.nvidia.com";

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
     group = "skyhook.nvidia.com",
     version = "v1alpha1",
     kind = "DeploymentPolicy",
+    doc = "Paces the roll-outs that refer to it.",
     plural = "deploymentpolicies",
     derive = "PartialEq"
 )]

@@ -55,8 +55,8 @@ pub enum Work {
 
 /// What separates a node from a revision, by package. Empty: the node is complete.
 ///
-/// `recorded` is the revision that the node's record was written at; without one (a node known from the reference
-/// implementation alone) a package that is complete at its version counts as configured.
+/// `recorded` is the revision that the node's record was written at; without one (a node known from NVIDIA
+/// Skyhook alone) a package that is complete at its version counts as configured.
 #[must_use]
 pub fn work(
     states: &PackageStates,

@@ -23,6 +23,7 @@ use crate::stage::Status;
     group = "skyhook.nvidia.com",
     version = "v1alpha1",
     kind = "Skyhook",
+    doc = "Packages for the nodes that a selector picks.",
     plural = "skyhooks",
     status = "SkyhookStatus",
     derive = "PartialEq",
@@ -143,7 +144,7 @@ impl InterruptionBudget {
     }
 }
 
-/// How a node is drained. Unset fields do what the reference implementation does: every pod that is not a DaemonSet's,
+/// How a node is drained. Unset fields do what NVIDIA Skyhook does: every pod that is not a DaemonSet's,
 /// a mirror pod, finished, in kube-system or tolerant of the unschedulable taint is evicted.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

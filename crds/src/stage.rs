@@ -1,4 +1,4 @@
-//! What a package goes through on a node, and how the reference spells it.
+//! What a package goes through on a node, and how NVIDIA Skyhook spells it.
 
 use std::fmt;
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_those_of_the_reference() {
+    fn paths_are_those_of_nvidia_skyhook() {
         assert_eq!(path(Stage::Apply, false), ["apply", "config"]);
         assert_eq!(
             path(Stage::Apply, true),

@@ -2,11 +2,13 @@
 //!
 //! An object that cannot be decoded becomes a fact that says so; it never keeps its old value.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
@@ -80,57 +82,96 @@ pub struct WireNodeInfo {
     pub machine_id: String,
 }
 
-/// A custom resource as it comes from the API server: decoded later, so that one that cannot be is not lost.
-#[derive(Deserialize, Clone, Debug, Default)]
-pub struct WireObject<const KIND: u8> {
+/// An object of kind `K` as it comes from the API server: decoded later, so that one that cannot be is not lost.
+#[derive(Deserialize, Debug)]
+#[serde(bound = "")]
+pub struct Wire<K> {
     #[serde(default)]
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: Value,
     #[serde(default)]
     pub status: Value,
+    #[serde(skip)]
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K> Clone for Wire<K> {
+    fn clone(&self) -> Self {
+        Self {
+            metadata: self.metadata.clone(),
+            spec: self.spec.clone(),
+            status: self.status.clone(),
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<K> Default for Wire<K> {
+    fn default() -> Self {
+        Self {
+            metadata: ObjectMeta::default(),
+            spec: Value::default(),
+            status: Value::default(),
+            kind: PhantomData,
+        }
+    }
 }
 
 /// A Skyhook before it is decoded.
-pub type WireSkyhook = WireObject<0>;
+pub type WireSkyhook = Wire<Skyhook>;
 /// An `InterruptionLease` before it is decoded.
-pub type WireLease = WireObject<1>;
-
+pub type WireLease = Wire<InterruptionLease>;
 /// A `DeploymentPolicy`, which so far is only looked up by name.
-pub type WirePolicy = WireObject<2>;
+pub type WirePolicy = Wire<DeploymentPolicy>;
 
-macro_rules! resource_like {
-    ($wire:ty, $typed:ty) => {
-        impl Resource for $wire {
-            type DynamicType = ();
-            type Scope = <$typed as Resource>::Scope;
-            fn kind(dt: &()) -> std::borrow::Cow<'_, str> {
-                <$typed as Resource>::kind(dt)
-            }
-            fn group(dt: &()) -> std::borrow::Cow<'_, str> {
-                <$typed as Resource>::group(dt)
-            }
-            fn version(dt: &()) -> std::borrow::Cow<'_, str> {
-                <$typed as Resource>::version(dt)
-            }
-            fn plural(dt: &()) -> std::borrow::Cow<'_, str> {
-                <$typed as Resource>::plural(dt)
-            }
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
-    };
+impl<K: Resource<DynamicType = ()>> Resource for Wire<K> {
+    type DynamicType = ();
+    type Scope = K::Scope;
+
+    fn kind(dt: &()) -> Cow<'_, str> {
+        K::kind(dt)
+    }
+    fn group(dt: &()) -> Cow<'_, str> {
+        K::group(dt)
+    }
+    fn version(dt: &()) -> Cow<'_, str> {
+        K::version(dt)
+    }
+    fn plural(dt: &()) -> Cow<'_, str> {
+        K::plural(dt)
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
-resource_like!(WireNode, k8s_openapi::api::core::v1::Node);
-resource_like!(WireSkyhook, Skyhook);
-resource_like!(WireLease, InterruptionLease);
+impl Resource for WireNode {
+    type DynamicType = ();
+    type Scope = <Node as Resource>::Scope;
 
-resource_like!(WirePolicy, DeploymentPolicy);
+    fn kind(dt: &()) -> Cow<'_, str> {
+        <Node as Resource>::kind(dt)
+    }
+    fn group(dt: &()) -> Cow<'_, str> {
+        <Node as Resource>::group(dt)
+    }
+    fn version(dt: &()) -> Cow<'_, str> {
+        <Node as Resource>::version(dt)
+    }
+    fn plural(dt: &()) -> Cow<'_, str> {
+        <Node as Resource>::plural(dt)
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
 
 /// What a Node's annotations say about one Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -237,7 +278,7 @@ impl NodeFact {
     }
 }
 
-/// Our record, and cordons that the reference implementation took, which keeps none.
+/// Our record, and cordons that NVIDIA Skyhook took, which keeps none.
 fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
     let mut cordon = CordonRecord::parse(annotations.get(names::CORDON_OWNERS).map(String::as_str));
     let prefix = names::cordon("");
@@ -375,7 +416,7 @@ pub struct LeaseFact {
     pub node: String,
     pub uid: String,
     pub resource_version: String,
-    /// An administrator wants it released, whatever became of it.
+    /// Set by the force-release annotation: release without waiting for a result.
     pub forced: bool,
     pub lease: Result<Box<InterruptionLease>, String>,
 }

@@ -1,6 +1,6 @@
 //! The pods of one node, while it is being drained: which have to leave, which are waited for, which stay.
 //!
-//! The rules are those of `kubectl drain` for DaemonSet, mirror and finished pods, and the reference implementation's for
+//! The rules are those of `kubectl drain` for DaemonSet, mirror and finished pods, and NVIDIA Skyhook's for
 //! pods in kube-system and pods that tolerate the unschedulable taint.
 
 use std::collections::BTreeMap;

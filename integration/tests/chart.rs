@@ -116,7 +116,7 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
     Ok(())
 }
 
-/// A selector that changes breaks every upgrade; the reference's names are what other tools look for.
+/// A selector that changes breaks every upgrade; NVIDIA Skyhook's names are what other tools look for.
 #[tokio::test]
 async fn names_and_selectors_stay() -> Result<()> {
     if !chart_can_run("names_and_selectors_stay").await {

@@ -136,6 +136,8 @@ proptest! {
             let picture = replica.session.index().picture();
             prop_assert_eq!(picture.tally(), &Tally::of(picture.leases().values()));
             let view = replica.session.index().view(&settings, replica.now());
+            let counted = Ledger::of(&view);
+            prop_assert_eq!(counted.used_in_all(), ledger::used_in_all(replica.session.index()));
             let (kept, anew) = (cache.plan(&view), plan(&view));
             prop_assert_eq!(&kept, &anew, "after {:?}", step);
             planned = kept.effects;

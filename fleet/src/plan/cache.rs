@@ -94,8 +94,8 @@ pub(super) struct NodeCell {
     /// It is cordoned, and for its lease alone: nothing is to be given back.
     pub(super) rests: bool,
     pub(super) lease: Option<LeaseBits>,
-    /// UID of the Skyhook that its lease is being created for.
-    pub(super) creating: Option<u32>,
+    /// A lease of it is being created.
+    pub(super) creating: bool,
     pub(super) next: Option<NextWrite>,
 }
 

@@ -51,20 +51,15 @@ impl<'a> Ledger<'a> {
         let mut cache = Cache::default();
         let order: Vec<_> = view.picture.numbered().collect();
         let rows = scan::rows(view, &in_order(view.picture), &order, &mut cache);
-        Self::new(view.settings.max_concurrent_nodes, &rows, &order, &cache)
+        Self::new(view, &rows, &order, &cache)
     }
 
     /// Counts anew what the cells say.
-    pub(super) fn new(
-        cap: Option<usize>,
-        rows: &[Row<'a>],
-        order: &Order<'a>,
-        cache: &Cache,
-    ) -> Self {
+    pub(super) fn new(view: &View<'a>, rows: &[Row<'a>], order: &Order<'a>, cache: &Cache) -> Self {
         #[cfg(test)]
         counted::count();
         let mut ledger = Self {
-            cap,
+            cap: view.settings.max_concurrent_nodes,
             rows: BTreeMap::new(),
             unreadable: 0,
             total: 0,
@@ -76,20 +71,16 @@ impl<'a> Ledger<'a> {
         };
         // By UID of the Skyhook and compartment, as numbers.
         let mut counts: BTreeMap<(u32, u32), usize> = BTreeMap::new();
-        let mut creates: BTreeMap<u32, usize> = BTreeMap::new();
         let mut last = ((0, 0), 0);
         for (name, id) in order {
             let node = &cache.nodes[id.index()];
-            match (node.lease, node.creating) {
-                (Some(LeaseBits::Unreadable), _) => ledger.unreadable += 1,
-                (
-                    Some(LeaseBits::Readable {
-                        skyhook_uid,
-                        compartment,
-                        ..
-                    }),
-                    _,
-                ) => {
+            match node.lease {
+                Some(LeaseBits::Unreadable) => ledger.unreadable += 1,
+                Some(LeaseBits::Readable {
+                    skyhook_uid,
+                    compartment,
+                    ..
+                }) => {
                     // Most leases in a row are of one Skyhook.
                     if last.0 == (skyhook_uid, compartment) {
                         last.1 += 1;
@@ -98,14 +89,13 @@ impl<'a> Ledger<'a> {
                         last = ((skyhook_uid, compartment), 1);
                     }
                 }
-                (None, Some(uid)) => *creates.entry(uid).or_default() += 1,
-                (None, None) => {}
+                None => {}
             }
             if node.control_plane {
                 ledger
                     .control_plane
                     .take(name, node.ready, node.lease.is_some());
-                if node.creating.is_some() {
+                if node.creating {
                     ledger.control_plane.taken.insert(name);
                 }
             }
@@ -114,8 +104,11 @@ impl<'a> Ledger<'a> {
         for ((uid, compartment), used) in counts.into_iter().filter(|(_, used)| *used > 0) {
             ledger.take(cache.names.text(uid), cache.names.text(compartment), used);
         }
-        for (uid, used) in creates {
-            ledger.take(cache.names.text(uid), DEFAULT_COMPARTMENT, used);
+        // Also those of a node that has gone since.
+        for (node, uid) in view.inflight.creates() {
+            if !view.picture.leases().contains_key(node) {
+                ledger.take(uid, DEFAULT_COMPARTMENT, 1);
+            }
         }
         ledger.total += ledger.unreadable;
         ledger

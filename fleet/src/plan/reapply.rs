@@ -1,13 +1,14 @@
 //! A reboot that Skyhook did not ask for, where packages are to be applied again then (hosts that forget what was done to
 //! them): the node's record is emptied, and the budget decides when the node is worked on.
 //!
-//! Our own reboots are no reason. Agents report with each result the boot ID of the last boot that was not ours, the
+//! Reboots that Skyhook caused do not count. Agents report with each result the boot ID of the last boot that was not ours, the
 //! epoch: as long as it stays, nothing was lost. A lease that is under way is its agent's business.
 
 use skyhook_crds::installed::{PackageStates, Stamp};
 
+use super::cause::Cause;
 use super::scan::{Order, Row};
-use super::{Draft, View, why};
+use super::{Draft, View};
 use crate::effect::NodePatch;
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -26,7 +27,7 @@ pub(super) fn nodes(view: &View<'_>, rows: &[Row<'_>], order: &Order<'_>, draft:
                 };
                 let states = PackageStates::new();
                 let patch = NodePatch::default().states(&row.skyhook.name, &states, stamp);
-                draft.patch(node, patch, why::REAPPLY);
+                draft.patch(node, patch, Cause::Reapply);
             }
         }
     }

@@ -128,7 +128,7 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
                 compartment: names.number(&lease.spec.compartment),
             },
         }),
-        creating: view.inflight.creating(name).map(|uid| names.number(uid)),
+        creating: view.inflight.creating(name).is_some(),
         ..NodeCell::default()
     }
 }
@@ -171,7 +171,7 @@ fn cells(
             continue;
         };
         row.selected.nodes += 1;
-        let idle = node.lease.is_none() && node.creating.is_none();
+        let idle = node.lease.is_none() && !node.creating;
         row.selected.unavailable += usize::from(counts_unavailable && !node.ready && idle);
         if *standing != Standing::Complete && holds_up && open[id.index()] == 0 {
             open[id.index()] = column.id;

@@ -197,7 +197,7 @@ pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<R
     }
 }
 
-/// The reference's check: every taint of any effect must be tolerated by the unschedulable toleration, the Skyhook's
+/// NVIDIA Skyhook's check: every taint of any effect must be tolerated by the unschedulable toleration, the Skyhook's
 /// own, or, for a runtimeRequired one, by that of the runtime-required taint.
 fn is_tolerated(skyhook: &SkyhookFact, taint: &Taint) -> bool {
     let unschedulable = taint.key == names::UNSCHEDULABLE_TAINT && taint.effect == "NoSchedule";

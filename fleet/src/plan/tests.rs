@@ -400,7 +400,7 @@ fn who_gets_a_lease() {
             vec![],
         ),
         (
-            "complete under the reference stays untouched",
+            "complete under NVIDIA Skyhook stays untouched",
             stamped(stamped(stamped(Picture::new(), 1), 2), 3),
             vec![],
         ),

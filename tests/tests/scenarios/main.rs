@@ -1,5 +1,5 @@
-//! The reference's end-to-end scenarios that need no compartment, as tests of ours: what they assert, and what they only
-//! meant to. States that are seen only because the reference is slow are not asserted.
+//! NVIDIA Skyhook's end-to-end scenarios that need no compartment, as tests of ours: what they assert, and what they only
+//! meant to. States that are seen only because NVIDIA Skyhook is slow are not asserted.
 
 #![expect(clippy::too_many_lines, reason = "a scenario reads from top to bottom")]
 

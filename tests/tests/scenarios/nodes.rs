@@ -76,7 +76,7 @@ pub(crate) async fn cleanup(world: &mut World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A record as an early version of the reference wrote it: the key has no version.
+/// A record as an early version of NVIDIA Skyhook wrote it: the key has no version.
 pub(crate) async fn upgrade_of_skyhook(world: &mut World) -> anyhow::Result<()> {
     let host = world.node("legacy-1", "legacy", slow()).await?;
     let version = names::version("foobar");

@@ -96,7 +96,7 @@ fn a_cordon_without_an_owner_is_given_back() {
     };
     assert!(
         uncordons(complete(cordoned(Picture::new()))),
-        "left by the reference on a complete node"
+        "left by NVIDIA Skyhook on a complete node"
     );
     assert!(
         !uncordons(cordoned(Picture::new())),

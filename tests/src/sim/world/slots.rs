@@ -48,7 +48,7 @@ fn from<T>(history: &[(u64, T)], since: u64) -> impl Iterator<Item = &T> {
     history[first.unwrap_or(0)..].iter().map(|(_, what)| what)
 }
 
-/// The budget, in the words of the reference: percent rounds down, at least one; none means all.
+/// The budget, as NVIDIA Skyhook counts it: percent rounds down, at least one; none means all.
 fn budget(skyhook: &SkyhookFact, selected: usize) -> usize {
     let Some(budget) = &skyhook.spec.interruption_budget else {
         return selected;
