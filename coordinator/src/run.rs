@@ -305,7 +305,10 @@ fn log(effect: &Effect) {
 )]
 fn why(effect: &Effect) -> String {
     match effect {
-        Effect::PatchNode { why, .. } => why.join("; "),
+        Effect::PatchNode { why, .. } => {
+            let causes: Vec<String> = why.iter().map(ToString::to_string).collect();
+            causes.join("; ")
+        }
         Effect::WithdrawLease { why, .. } => why.to_string(),
         _ => String::new(),
     }

@@ -9,6 +9,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
 use crate::facts::{NodeFact, WireCondition};
+use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
 
 /// The object that an effect writes. At most one effect per target is under way.
@@ -134,8 +135,8 @@ pub enum Effect {
         node: String,
         at: AsOf,
         patch: NodePatch,
-        /// What for, each thing once.
-        why: Vec<&'static str>,
+        /// What for.
+        why: BTreeSet<Cause>,
     },
 }
 

@@ -12,8 +12,8 @@ use skyhook_crds::stage::Status;
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
+use crate::plan::cause::Cause;
 use crate::plan::reason::{Withdrawal, Word};
-use crate::plan::{REAPPLY, why};
 
 pub use bound::Bound;
 
@@ -64,10 +64,10 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
                 uid: at.uid.clone(),
             };
             let mut events = of_node(index, &subject, node, patch);
-            if why.contains(&why::GRANT) {
+            if why.contains(&Cause::Grant) {
                 events.extend(of_start(index, &subject, node));
             }
-            if why.contains(&REAPPLY) {
+            if why.contains(&Cause::Reapply) {
                 events.push(EventFact {
                     subject,
                     warning: false,
@@ -372,7 +372,7 @@ mod tests {
                 patch: NodePatch::default()
                     .status("s", Status::Erroring)
                     .annotation(&names::reason("s"), Some(why.to_string())),
-                why: vec![crate::plan::why::STATUS],
+                why: [Cause::Status].into(),
             };
             let told: Vec<_> = events(&index, &effect)
                 .into_iter()

@@ -7,6 +7,7 @@
 pub mod admit;
 mod adopt;
 pub mod cache;
+pub mod cause;
 pub mod cordon;
 pub mod drain;
 pub mod lease;
@@ -32,21 +33,9 @@ use crate::inflight::{Inflight, REMEMBERED};
 use crate::picture::Picture;
 use crate::settings::Settings;
 use cache::{Cache, Counted, Rest};
+use cause::Cause;
 use ledger::Ledger;
 pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
-
-/// Why a Node is written, in words for the log. They say which writes go first as well.
-pub mod why {
-    pub const RESULT: &str = "result";
-    pub const RESULT_BESIDE_EDIT: &str = "result beside an edit";
-    pub const CORDON_WITHOUT_OWNER: &str = "cordon without an owner";
-    pub const UNCORDONED: &str = "uncordoned by somebody";
-    pub const GRANT: &str = "grant";
-    pub const CORDON: &str = "cordon";
-    pub const REAPPLY: &str = "reapplied after a reboot";
-    pub const PROGRESS: &str = "progress";
-    pub const STATUS: &str = "status";
-}
 
 /// The time, as data.
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +117,7 @@ pub(crate) struct Draft<'a> {
     view: View<'a>,
     effects: Vec<Effect>,
     taken: BTreeSet<Target>,
-    nodes: BTreeMap<String, (NodePatch, Vec<&'static str>)>,
+    nodes: BTreeMap<String, (NodePatch, BTreeSet<Cause>)>,
     wake_at: Option<Mono>,
     unit: Unit,
 }
@@ -192,16 +181,14 @@ impl<'a> Draft<'a> {
     }
 
     /// Adds changes to a Node.
-    pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, why: &'static str) {
+    pub(crate) fn patch(&mut self, node: &NodeFact, patch: NodePatch, cause: Cause) {
         if patch.is_empty() {
             return;
         }
         self.unit.wants = true;
-        let (all, reasons) = self.nodes.entry(node.name.clone()).or_default();
+        let (all, causes) = self.nodes.entry(node.name.clone()).or_default();
         all.unite(patch);
-        if !why.is_empty() && !reasons.contains(&why) {
-            reasons.push(why);
-        }
+        causes.insert(cause);
     }
 
     /// Asks for another pass at `at` at the latest.
@@ -237,7 +224,7 @@ impl<'a> Draft<'a> {
     pub(crate) fn is_writing_result(&self, node: &str) -> bool {
         self.nodes
             .get(node)
-            .is_some_and(|(_, why)| why.contains(&why::RESULT))
+            .is_some_and(|(_, why)| why.contains(&Cause::Result))
     }
 
     fn finish(mut self, fleet: Fleet) -> Plan {
@@ -277,7 +264,6 @@ pub(crate) fn version(uid: &str, resource_version: &str) -> AsOf {
 
 pub use lease::VERSION;
 pub use rollup::seconds;
-pub(crate) use why::REAPPLY;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::effect::Effect;
-use crate::plan::why;
+use crate::plan::cause::Cause;
 
 /// Kinds of effects in the order in which they are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,19 +50,20 @@ impl Class {
             Effect::ReserveLease { .. } => Self::Reserve,
             Effect::PruneRevision { .. } => Self::Display,
             Effect::PatchNode { why, .. } => {
-                let classes = why.iter().map(|why| Self::of_node(why));
+                let classes = why.iter().map(|cause| Self::of_node(*cause));
                 classes.min().unwrap_or(Self::Display)
             }
         }
     }
 
-    fn of_node(reason: &str) -> Self {
-        match reason {
-            why::RESULT | why::RESULT_BESIDE_EDIT | why::CORDON_WITHOUT_OWNER | why::UNCORDONED => {
-                Self::GiveBack
-            }
-            why::GRANT | why::CORDON | why::REAPPLY => Self::GoOn,
-            _ => Self::Display,
+    const fn of_node(cause: Cause) -> Self {
+        match cause {
+            Cause::Result
+            | Cause::ResultBesideEdit
+            | Cause::CordonWithoutOwner
+            | Cause::Uncordoned => Self::GiveBack,
+            Cause::Grant | Cause::Cordon | Cause::Reapply => Self::GoOn,
+            Cause::Progress | Cause::Status => Self::Display,
         }
     }
 

@@ -150,7 +150,7 @@ mod tests {
                 resource_version: reason.into(),
             },
             patch,
-            why: Vec::new(),
+            why: [].into(),
         }
     }
 

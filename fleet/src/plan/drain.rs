@@ -7,8 +7,9 @@ use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
 
+use super::cause::Cause;
 use super::ledger::Ledger;
-use super::{Draft, View, cordon, seconds, version, why};
+use super::{Draft, View, cordon, seconds, version};
 use crate::clocks::{DrainWatch, EvictionTry, Mono};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
@@ -51,7 +52,7 @@ pub(super) fn carry_on(
     }
     let skyhook = &lease.spec.skyhook.name;
     if !cordon::is_held(node, skyhook, &fact.uid) {
-        draft.patch(node, cordon::take(node, skyhook, &fact.uid), why::CORDON);
+        draft.patch(node, cordon::take(node, skyhook, &fact.uid), Cause::Cordon);
         return;
     }
     let watch = view.clocks.drain(&node.name, &fact.uid);

@@ -6,8 +6,9 @@
 
 use skyhook_crds::installed::{PackageStates, Stamp};
 
+use super::cause::Cause;
 use super::scan::{Order, Row};
-use super::{Draft, View, why};
+use super::{Draft, View};
 use crate::effect::NodePatch;
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -26,7 +27,7 @@ pub(super) fn nodes(view: &View<'_>, rows: &[Row<'_>], order: &Order<'_>, draft:
                 };
                 let states = PackageStates::new();
                 let patch = NodePatch::default().states(&row.skyhook.name, &states, stamp);
-                draft.patch(node, patch, why::REAPPLY);
+                draft.patch(node, patch, Cause::Reapply);
             }
         }
     }

@@ -10,12 +10,13 @@ use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
 use super::cache::{Cache, Rest, ShownCell};
+use super::cause::Cause;
 use super::reason::Reason;
 use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::status::{reason_on_node, with_since};
 use super::verdict::{self, verdict};
-use super::{Draft, View, why};
+use super::{Draft, View};
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 
@@ -104,7 +105,7 @@ fn show(
                 .status(&skyhook.name, Status::Complete)
                 .conditions(&skyhook.name, Status::Complete)
                 .annotation(&names::reason(&skyhook.name), None);
-            draft.patch(node, patch, "");
+            draft.patch(node, patch, Cause::Result);
         }
     } else {
         tell(view, skyhook, node, &shown, draft);
@@ -133,7 +134,7 @@ fn tell(
         && !draft.is_patched(&node.name)
         && !patch.is_empty();
     if !(moves && draft.is_too_soon(&Target::Node(node.name.clone()))) {
-        draft.patch(node, patch, why::STATUS);
+        draft.patch(node, patch, Cause::Status);
     }
 }
 

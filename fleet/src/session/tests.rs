@@ -1,6 +1,6 @@
 use super::*;
 use crate::effect::AsOf;
-use crate::plan::why;
+use crate::plan::cause::Cause;
 
 #[test]
 fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
@@ -58,7 +58,7 @@ fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
     );
 }
 
-fn node_write(node: &str, why: &'static str) -> Effect {
+fn node_write(node: &str, cause: Cause) -> Effect {
     Effect::PatchNode {
         node: node.into(),
         at: AsOf {
@@ -66,7 +66,7 @@ fn node_write(node: &str, why: &'static str) -> Effect {
             resource_version: "1".into(),
         },
         patch: crate::effect::NodePatch::default(),
-        why: vec![why],
+        why: [cause].into(),
     }
 }
 
@@ -101,14 +101,14 @@ fn what_gives_back_goes_first_and_has_slots_of_its_own() {
     let effects = || {
         let mut effects: Vec<Effect> = ["a", "b", "c", "d"].map(survey).into();
         effects.push(reservation("e"));
-        effects.push(node_write("f", why::STATUS));
+        effects.push(node_write("f", Cause::Status));
         effects
     };
     session.enqueue(effects());
     let pods = |node: &str| Target::Pods(node.into());
     assert_eq!(begun(&mut session), [pods("a"), pods("b"), pods("c")]);
     let mut more = effects();
-    more.push(node_write("g", why::RESULT));
+    more.push(node_write("g", Cause::Result));
     session.enqueue(more);
     assert_eq!(begun(&mut session), [Target::Node("g".into())]);
 }
@@ -143,7 +143,7 @@ fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
         reservation("a"),
         reservation("b"),
         reservation("c"),
-        node_write("gone", why::STATUS),
+        node_write("gone", Cause::Status),
     ]);
     assert_eq!(begun(&mut session), [Target::Lease("a".into())]);
     let lease =

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use kube::api::{Api, ListParams};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Map, Value, json};
 use skyhook_crds::{InterruptionLease, Skyhook};
@@ -26,6 +27,7 @@ use skyhook_integration::run::Run;
 use skyhook_integration::wait::eventually;
 use skyhook_tests::bench::Fixture;
 use skyhook_tests::crowd::Crowd;
+use tokio::task::JoinHandle;
 
 const KIB: f64 = 1024.0;
 /// Ten thousand nodes may take a quarter of an hour.
@@ -139,18 +141,29 @@ async fn upgrade(
 struct Largest {
     object: Arc<AtomicUsize>,
     status: Arc<AtomicUsize>,
+    watch: Option<JoinHandle<()>>,
+}
+
+impl Drop for Largest {
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.abort();
+        }
+    }
 }
 
 impl Largest {
     fn watch(client: kube::Client) -> Self {
-        let largest = Self {
+        let mut largest = Self {
             object: Arc::default(),
             status: Arc::default(),
+            watch: None,
         };
         let (object, status) = (Arc::clone(&largest.object), Arc::clone(&largest.status));
-        tokio::spawn(async move {
+        largest.watch = Some(tokio::spawn(async move {
             let api: Api<WireSkyhook> = Api::all(client);
-            let mut events = watcher::watcher(api, watcher::Config::default()).boxed();
+            let events = watcher::watcher(api, watcher::Config::default());
+            let mut events = events.default_backoff().boxed();
             while let Some(event) = events.next().await {
                 if let Ok(Event::Apply(skyhook) | Event::InitApply(skyhook)) = event {
                     let shown = size(&skyhook.status);
@@ -159,7 +172,7 @@ impl Largest {
                     status.fetch_max(shown, Ordering::Relaxed);
                 }
             }
-        });
+        }));
         largest
     }
 

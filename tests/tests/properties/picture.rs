@@ -1,5 +1,6 @@
 //! Arbitrary pictures of a cluster: every state that an object can be in, possible together or not.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -478,7 +479,7 @@ pub(super) fn index(picture: &Picture) -> Index {
                 node: name,
                 at: version(),
                 patch: NodePatch::default(),
-                why: Vec::new(),
+                why: BTreeSet::new(),
             });
         }
     }

@@ -5,9 +5,10 @@ use skyhook_crds::lease::protocol;
 use crate::facts::NodeFact;
 use crate::picture::NodeId;
 use crate::plan::cache::Cache;
+use crate::plan::cause::Cause;
 use crate::plan::scan::{Order, Row};
 use crate::plan::standing::Standing;
-use crate::plan::{Draft, View, why};
+use crate::plan::{Draft, View};
 
 /// Gives back cordons whose owner holds no lease any more and is not about to go on with the node.
 pub(in crate::plan) fn sweep(
@@ -38,7 +39,7 @@ fn sweep_node(
     if !node.unschedulable {
         // Somebody uncordoned it: a drain that still needs the cordon takes it again, nothing else does.
         if !is_draining(view, node) {
-            draft.patch(node, super::forget(node), why::UNCORDONED);
+            draft.patch(node, super::forget(node), Cause::Uncordoned);
         }
         return;
     }
@@ -57,7 +58,7 @@ fn sweep_node(
     let mut patch = super::give_back(node, orphaned.iter().copied());
     // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
     patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
-    draft.patch(node, patch, why::CORDON_WITHOUT_OWNER);
+    draft.patch(node, patch, Cause::CordonWithoutOwner);
 }
 
 /// True when the lease of the node needs it cordoned now, or cannot be read.

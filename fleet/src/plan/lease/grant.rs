@@ -6,8 +6,9 @@ use skyhook_crds::stage::Status;
 
 use super::LeaseCase;
 use crate::effect::{Effect, NodePatch};
+use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
-use crate::plan::{Draft, admit, standing, why};
+use crate::plan::{Draft, admit, standing};
 
 /// Version of this program, as Nodes and Skyhooks are stamped with it.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -78,7 +79,7 @@ impl LeaseCase<'_> {
         }
         // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
         patch.check.lease = Some(self.fact.uid.clone());
-        draft.patch(node, patch, why::GRANT);
+        draft.patch(node, patch, Cause::Grant);
     }
 
     /// A grant needs a picture in which all leases fit: others may have to be withdrawn first.

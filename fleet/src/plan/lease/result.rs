@@ -9,7 +9,8 @@ use skyhook_crds::lease::{Phase, StopReason};
 use super::LeaseCase;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, Record};
-use crate::plan::{Draft, cordon, why};
+use crate::plan::cause::Cause;
+use crate::plan::{Draft, cordon};
 
 impl LeaseCase<'_> {
     /// One write: the result, the stamp, and the cordon given back.
@@ -33,22 +34,28 @@ impl LeaseCase<'_> {
             states: record.digest.clone(),
         };
         let skyhook = self.skyhook_name();
+        let is_edited = record.is_edited() || self.stop_ordered() == Some(StopReason::Edited);
+        let cause = if is_edited {
+            Cause::ResultBesideEdit
+        } else {
+            Cause::Result
+        };
         // A new revision goes on with the node: giving the cordon back would only invite pods that have to leave again.
         if self.stop_ordered() != Some(StopReason::NewRevision) {
-            draft.patch(node, cordon::give_back(node, [skyhook]), why::RESULT);
+            draft.patch(node, cordon::give_back(node, [skyhook]), cause);
         }
         // Somebody changed the record since the grant: their word stands, and the node is planned again.
-        if record.is_edited() || self.stop_ordered() == Some(StopReason::Edited) {
+        if is_edited {
             // Whoever edits it may want what was given up: reboots are counted anew.
             let stamp = Stamp {
                 reboots: BTreeMap::new(),
                 ..stamp
             };
             let patch = NodePatch::default().stamp(skyhook, &stamp);
-            draft.patch(node, patch, why::RESULT_BESIDE_EDIT);
+            draft.patch(node, patch, cause);
         } else {
             let patch = NodePatch::default().states(skyhook, &self.reported(), stamp);
-            draft.patch(node, patch, why::RESULT);
+            draft.patch(node, patch, cause);
         }
     }
 
@@ -79,7 +86,7 @@ impl LeaseCase<'_> {
                 ..stamp.clone()
             };
             let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp);
-            draft.patch(node, patch, why::PROGRESS);
+            draft.patch(node, patch, Cause::Progress);
         }
     }
 }

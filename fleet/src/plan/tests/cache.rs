@@ -25,7 +25,7 @@ fn lease(n: usize, revision: &str, version: &str, phase: &str) -> Value {
             "revision": revision,
             "granted": { "by": "x", "at": "2026-01-01T00:00:00Z" },
         },
-        "status": { "phase": phase, "needsDrain": false, "bootID": "b", "machineID": "m", "packages": {} },
+        "status": { "phase": phase, "needsDrain": false, "bootID": format!("boot-of-{name}"), "machineID": "m", "packages": {} },
     })
 }
 

@@ -57,6 +57,7 @@ pub(super) fn effects(plan: &Plan) -> Vec<String> {
         .iter()
         .filter_map(|effect| match effect {
             Effect::PatchNode { node, why, .. } if node == "worker-1" => {
+                let why: Vec<String> = why.iter().map(Cause::to_string).collect();
                 Some(format!("PatchNode {}", why.join("; ")))
             }
             Effect::StopLease { stop, .. } => Some(format!("StopLease {stop:?}")),

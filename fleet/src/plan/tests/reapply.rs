@@ -82,7 +82,7 @@ fn only_a_reboot_that_nobody_asked_for_empties_the_record() {
     ] {
         let plan = picture.plan();
         let written = plan.effects.iter().find_map(|effect| match effect {
-            Effect::PatchNode { patch, why, .. } if why.contains(&REAPPLY) => {
+            Effect::PatchNode { patch, why, .. } if why.contains(&Cause::Reapply) => {
                 let stamp = patch.annotations["skyhook.nvidia.com/stamp_s"].clone();
                 let states = patch.annotations["skyhook.nvidia.com/nodeState_s"].clone();
                 assert_eq!(states.as_deref(), Some("{}"), "{name}");

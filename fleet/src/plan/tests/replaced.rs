@@ -97,7 +97,9 @@ fn with_result_of(number: i64, lease: bool) -> Vec<String> {
         .filter_map(|effect| match effect {
             Effect::ReserveLease { node, .. } if node == "worker-1" => Some("reserved".to_owned()),
             Effect::WithdrawLease { why, .. } => Some(why.to_string()),
-            Effect::PatchNode { node, why, .. } if node == "worker-1" && why.contains(&"grant") => {
+            Effect::PatchNode { node, why, .. }
+                if node == "worker-1" && why.contains(&Cause::Grant) =>
+            {
                 Some("stamped".to_owned())
             }
             _ => None,

@@ -141,7 +141,7 @@ fn a_result_is_complete_only_at_the_revision_that_is_wanted() {
         let done = with_package("Complete", "complete");
         let plan = leased(picture, grant_and(spec), done).plan();
         let patch = plan.effects.iter().find_map(|effect| match effect {
-            Effect::PatchNode { patch, why, .. } if why.contains(&"result") => Some(patch),
+            Effect::PatchNode { patch, why, .. } if why.contains(&Cause::Result) => Some(patch),
             _ => None,
         });
         let patch = patch.expect("the result is taken");
