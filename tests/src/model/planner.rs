@@ -347,6 +347,7 @@ fn wire_lease(number: usize, lease: &Lease) -> WireLease {
         metadata: real.metadata,
         spec: serde_json::to_value(real.spec).unwrap_or_default(),
         status: serde_json::to_value(real.status).unwrap_or_default(),
+        ..WireLease::default()
     }
 }
 
@@ -377,7 +378,7 @@ fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
                 "image": "example.com/something",
             } },
         }),
-        status: serde_json::Value::Null,
+        ..WireSkyhook::default()
     }
 }
 
