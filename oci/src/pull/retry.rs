@@ -7,7 +7,7 @@ use super::RetryClass;
 use crate::progress::{Event, Progress};
 use crate::registry::{RegistryError, Timeouts};
 
-/// Longest pause between two tries, but for what a registry asks for.
+/// The longest pause between two tries. A registry may ask for a longer one.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// Counts the tries of one request.
@@ -84,7 +84,7 @@ fn pause(class: RetryClass, tries: u32, timeouts: &Timeouts, jitter: u64) -> Opt
                 .backoff
                 .saturating_mul(1 << (tries - 1).min(16))
                 .min(MAX_BACKOFF);
-            // Between half and all of it, so that a fleet does not come back in step.
+            // A random part of it, at least half, so that the nodes of a fleet do not all come back at once.
             Some(full / 2 + full.mul_f64((jitter % 1024) as f64 / 2048.0))
         }
     }
