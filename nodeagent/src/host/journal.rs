@@ -41,7 +41,7 @@ pub fn note(root: &Path, message: &str, fields: &[(&str, &str)]) -> io::Result<(
     }
 }
 
-/// Nobody listens there.
+/// True when nothing listens on the socket.
 fn is_absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),

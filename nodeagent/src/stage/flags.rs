@@ -1,4 +1,4 @@
-//! What a package leaves on record on the host, in the reference's files: flags of steps, check results, history.
+//! Records of a package on the host, in the files of NVIDIA Skyhook: flags of steps, check results, history.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -144,7 +144,7 @@ impl Records {
         let text = self.files.read(&file).ok()?;
         serde_json::from_slice(&text)
             .map_err(|_| {
-                // A corrupt history is kept, as the reference does.
+                // Keep a corrupt history, as NVIDIA Skyhook does.
                 let backup = format!("{}.json.backup", self.name);
                 let _kept = self
                     .files
@@ -183,8 +183,8 @@ impl Records {
     }
 }
 
-/// Notes an interrupt that has happened, one file for each command that the reference would have run. Nothing reads them
-/// here: whether an interrupt is due is in the journal.
+/// Records an interrupt that has happened: one file for each command that NVIDIA Skyhook would have run. The agent does
+/// not read these files: its journal says whether an interrupt is due.
 pub fn note_interrupt(
     host: &Host,
     layout: &Layout,
