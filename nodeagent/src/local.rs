@@ -18,7 +18,7 @@ use anyhow::{Context as _, anyhow, bail};
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Package, Stage};
-use skyhook_oci::manifest::PackageConfig;
+use skyhook_oci::package_config::PackageConfig;
 use skyhook_oci::{Credentials, Digest, Reference, Root, Store, chain};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -265,7 +265,8 @@ impl LocalRun {
             self.digest = Some(digest);
             self.store = Some(images.store);
         }
-        let (config, _) = skyhook_oci::manifest::load(&Root::open(&staged)?)?.into_result()?;
+        let (config, _) =
+            skyhook_oci::package_config::load(&Root::open(&staged)?)?.into_result()?;
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
@@ -279,7 +280,7 @@ impl LocalRun {
     }
 
     fn config(&self) -> anyhow::Result<PackageConfig> {
-        let report = skyhook_oci::manifest::load(&Root::open(self.scratch.join("package"))?)?;
+        let report = skyhook_oci::package_config::load(&Root::open(self.scratch.join("package"))?)?;
         Ok(report.into_result()?.0)
     }
 

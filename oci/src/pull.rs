@@ -21,7 +21,6 @@ mod retry;
 
 use fetch::Flights;
 use retry::Retry;
-pub use retry::chain;
 
 /// How to pull.
 #[derive(Debug, Clone)]

@@ -21,11 +21,12 @@ use reqwest::{Client, Response, StatusCode, Url};
 
 use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Login};
+use crate::chain;
 use crate::digest::Digest;
 use crate::hosts::{self, Endpoint, HostsError};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
-use crate::pull::{PullerConfig, chain};
+use crate::pull::PullerConfig;
 use crate::reference::Reference;
 use crate::root::Root;
 

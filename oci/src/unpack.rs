@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
+use crate::chain;
 use crate::digest::{Digest, HashingReader};
 use crate::image::Layer;
 use crate::limits::{Budget, Limits};
-use crate::pull::chain;
 use crate::remove::{RemoveError, remove_at};
 use crate::root::Root;
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use skyhook_crds::Stage;
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
-use skyhook_oci::manifest::{PackageConfig, Step};
+use skyhook_oci::package_config::{PackageConfig, Step};
 use skyhook_oci::{Durability, Root};
 
 use super::{Layout, StageError, io_error};

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::RetryClass;
+use crate::chain;
 use crate::progress::{Event, Progress};
 use crate::registry::{RegistryError, Timeouts};
 
@@ -53,22 +54,6 @@ impl<'a> Retry<'a> {
             }
         }
     }
-}
-
-/// An error with its causes in one line, each said once.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// How long to wait after try number `tries` (from 1); None to give up. `jitter` is any number.
