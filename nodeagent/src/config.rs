@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::host::interrupt::Patience;
 use crate::image::Registries;
 use crate::machine::progress::RebootCap;
-use crate::stage::Layout;
+use crate::prepare::Layout;
 
 /// Runs Skyhook packages on this host.
 #[derive(Parser, Debug)]

@@ -29,7 +29,7 @@ use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{Images, Registries};
 use crate::machine::Half;
-use crate::stage::{self, Layout, Prepared, StageInput};
+use crate::prepare::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
 
 mod bar;
@@ -231,7 +231,7 @@ impl LocalRun {
         let staged = self.scratch.join("package");
         if folder.is_dir() {
             fs::create_dir(&staged)?;
-            stage::files::copy_tree(folder, Root::open(&staged)?.as_fd())?;
+            prepare::files::copy_tree(folder, Root::open(&staged)?.as_fd())?;
         } else {
             let reference: Reference = args
                 .source
@@ -272,9 +272,9 @@ impl LocalRun {
         self.package.image.clone_from(&args.source);
         // An image is unpacked when its first stage is prepared.
         if self.digest.is_none() && !args.dry_run {
-            let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
+            let copy = prepare::copy_dir(&layout(), &skyhook(), &self.package);
             let copy = self.host.files.create_dirs(copy)?;
-            stage::files::copy_tree(&staged, copy.as_fd())?;
+            prepare::files::copy_tree(&staged, copy.as_fd())?;
         }
         Ok(())
     }
@@ -296,7 +296,7 @@ impl LocalRun {
                 continue;
             }
             for half in [Half::Main, Half::Check] {
-                let mode = stage::mode(*stage, half);
+                let mode = prepare::mode(*stage, half);
                 for step in config.modes.get(mode).into_iter().flatten() {
                     let arguments = step.arguments.join(" ");
                     println!("  {mode}: {} ({} {arguments})", step.name, step.path);
@@ -320,7 +320,7 @@ impl LocalRun {
             .map(|stage| {
                 [Half::Main, Half::Check]
                     .into_iter()
-                    .filter_map(|half| config.modes.get(stage::mode(*stage, half)))
+                    .filter_map(|half| config.modes.get(prepare::mode(*stage, half)))
                     .map(Vec::len)
                     .sum::<usize>()
                     .max(1)
@@ -392,8 +392,8 @@ impl LocalRun {
     }
 
     async fn stage(&mut self, stage: Stage, bar: &mut Bar) -> Result<(), String> {
-        let sources = stage::env::Sources::default();
-        let env = stage::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
+        let sources = prepare::env::Sources::default();
+        let env = prepare::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
         let env = env.into_iter().map(|(name, value)| (name, value.into()));
         let input = StageInput {
             host: self.host.clone(),
@@ -410,7 +410,7 @@ impl LocalRun {
             previous: self.previous.clone(),
             is_laid_out: false,
         };
-        let prepared = stage::prepare(input).map_err(|e| e.explained())?;
+        let prepared = prepare::prepare(input).map_err(|e| e.explained())?;
         for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
             bar.next(&prepared.step_name(Half::Main, index));
             if runs {

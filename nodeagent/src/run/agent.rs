@@ -26,9 +26,9 @@ use crate::journal::{Journal, State};
 use crate::lease::{ApiError, LeaseApi, LeaseEvent};
 use crate::machine::taking::{self, Taker};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
+use crate::prepare::Prepared;
+use crate::prepare::metadata::NodeFacts;
 use crate::report::{self, HostFacts};
-use crate::stage::Prepared;
-use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
 /// A message from a task or from the watch to the agent's loop.
