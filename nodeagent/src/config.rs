@@ -11,7 +11,7 @@ use skyhook_crds::quantity::Quantity;
 use crate::host::interrupt::Patience;
 use crate::image::Registries;
 use crate::machine::progress::RebootCap;
-use crate::stage::Layout;
+use crate::prepare::Layout;
 
 /// Runs Skyhook packages on this host.
 #[derive(Parser, Debug)]

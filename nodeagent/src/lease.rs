@@ -19,7 +19,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{sleep, timeout};
 
 use crate::machine::retry::API;
-use crate::stage::metadata::NodeFacts;
+use crate::prepare::metadata::NodeFacts;
 
 /// With the usual five minutes, 5,000 nodes would open 17 watches a second.
 const WATCH_SECONDS: u32 = 1800;

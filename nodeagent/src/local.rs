@@ -18,7 +18,7 @@ use anyhow::{Context as _, anyhow, bail};
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Package, Stage};
-use skyhook_oci::manifest::PackageConfig;
+use skyhook_oci::package_config::PackageConfig;
 use skyhook_oci::{Credentials, Digest, Reference, Root, Store, chain};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,7 +29,7 @@ use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{Images, Registries};
 use crate::machine::Half;
-use crate::stage::{self, Layout, Prepared, StageInput};
+use crate::prepare::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
 
 mod bar;
@@ -231,7 +231,7 @@ impl LocalRun {
         let staged = self.scratch.join("package");
         if folder.is_dir() {
             fs::create_dir(&staged)?;
-            stage::files::copy_tree(folder, Root::open(&staged)?.as_fd())?;
+            prepare::files::copy_tree(folder, Root::open(&staged)?.as_fd())?;
         } else {
             let reference: Reference = args
                 .source
@@ -265,21 +265,22 @@ impl LocalRun {
             self.digest = Some(digest);
             self.store = Some(images.store);
         }
-        let (config, _) = skyhook_oci::manifest::load(&Root::open(&staged)?)?.into_result()?;
+        let (config, _) =
+            skyhook_oci::package_config::load(&Root::open(&staged)?)?.into_result()?;
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
         // An image is unpacked when its first stage is prepared.
         if self.digest.is_none() && !args.dry_run {
-            let copy = stage::copy_dir(&layout(), &skyhook(), &self.package);
+            let copy = prepare::copy_dir(&layout(), &skyhook(), &self.package);
             let copy = self.host.files.create_dirs(copy)?;
-            stage::files::copy_tree(&staged, copy.as_fd())?;
+            prepare::files::copy_tree(&staged, copy.as_fd())?;
         }
         Ok(())
     }
 
     fn config(&self) -> anyhow::Result<PackageConfig> {
-        let report = skyhook_oci::manifest::load(&Root::open(self.scratch.join("package"))?)?;
+        let report = skyhook_oci::package_config::load(&Root::open(self.scratch.join("package"))?)?;
         Ok(report.into_result()?.0)
     }
 
@@ -295,7 +296,7 @@ impl LocalRun {
                 continue;
             }
             for half in [Half::Main, Half::Check] {
-                let mode = stage::mode(*stage, half);
+                let mode = prepare::mode(*stage, half);
                 for step in config.modes.get(mode).into_iter().flatten() {
                     let arguments = step.arguments.join(" ");
                     println!("  {mode}: {} ({} {arguments})", step.name, step.path);
@@ -319,7 +320,7 @@ impl LocalRun {
             .map(|stage| {
                 [Half::Main, Half::Check]
                     .into_iter()
-                    .filter_map(|half| config.modes.get(stage::mode(*stage, half)))
+                    .filter_map(|half| config.modes.get(prepare::mode(*stage, half)))
                     .map(Vec::len)
                     .sum::<usize>()
                     .max(1)
@@ -391,8 +392,8 @@ impl LocalRun {
     }
 
     async fn stage(&mut self, stage: Stage, bar: &mut Bar) -> Result<(), String> {
-        let sources = stage::env::Sources::default();
-        let env = stage::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
+        let sources = prepare::env::Sources::default();
+        let env = prepare::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
         let env = env.into_iter().map(|(name, value)| (name, value.into()));
         let input = StageInput {
             host: self.host.clone(),
@@ -409,7 +410,7 @@ impl LocalRun {
             previous: self.previous.clone(),
             is_laid_out: false,
         };
-        let prepared = stage::prepare(input).map_err(|e| e.explained())?;
+        let prepared = prepare::prepare(input).map_err(|e| e.explained())?;
         for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
             bar.next(&prepared.step_name(Half::Main, index));
             if runs {

@@ -189,7 +189,7 @@ fn image_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, no
         ImageState::Unknown | ImageState::Ready => 1,
     };
     let delay_ms = retry::delay_of_class_ms(class, attempts, &what);
-    // Not an error of the package: the host is as it was.
+    // The package is not `Erroring`: nothing on the host has changed.
     let reason = format!("image cannot be pulled: {reason}");
     wait_for_image(entry, reason, attempts, delay_ms, now);
 }
@@ -269,7 +269,7 @@ fn stage_failed(p: &mut Progress, key: &str, reason: String, class: RetryClass, 
                 let delay_ms = retry::delay_of_class_ms(class, attempts, &what);
                 wait_for_image(entry, reason, attempts, delay_ms, now);
             }
-            // What was to be unpacked may have been damaged: it is looked at, and fetched again if need be.
+            // The image in the store may be damaged: check it again, and pull it again if needed.
             RetryClass::Transient | RetryClass::After(_) => {
                 entry.image_state = ImageState::Unknown;
             }

@@ -68,9 +68,9 @@ pub struct Spec {
     pub limits: Vec<Limit>,
     /// What the memory of the step's scope is limited to, as a Kubernetes quantity; unset: not limited.
     pub memory_limit: Option<String>,
-    /// How long the step may take to end when it is told to.
+    /// Milliseconds between SIGTERM and SIGKILL when the step is ended.
     pub grace_ms: u64,
-    /// How long the step may take at all.
+    /// Longest time that the step may take, in milliseconds.
     pub timeout_ms: Option<u64>,
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use skyhook_oci::Root;
-use skyhook_oci::manifest::{self, PackageConfig};
+use skyhook_oci::package_config::{self, PackageConfig};
 
 use crate::config::ValidateArgs;
 
@@ -18,17 +18,17 @@ use crate::config::ValidateArgs;
 pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
     let directory = &args.directory;
     let report = Root::open(directory)
-        .and_then(|package| manifest::load(&package))
+        .and_then(|package| package_config::load(&package))
         .with_context(|| format!("{} cannot be read", directory.display()))?;
     let mut errors = 0;
     let mut warnings = 0;
     for problem in &report.problems {
         match problem.severity {
-            manifest::Severity::Error => {
+            package_config::Severity::Error => {
                 errors += 1;
                 println!("error: {problem}");
             }
-            manifest::Severity::Warning => {
+            package_config::Severity::Warning => {
                 warnings += 1;
                 println!("warning: {problem}");
             }

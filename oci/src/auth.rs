@@ -43,7 +43,7 @@ pub struct Credentials {
     entries: Vec<(String, Login)>,
 }
 
-/// Why a pull secret cannot be used. Says where, never what.
+/// Why a pull secret cannot be used. It names the place in the secret, and never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     #[error("the docker config is not valid JSON of its kind (line {line}, column {column})")]
@@ -111,7 +111,7 @@ impl Credentials {
         Ok(Self { entries })
     }
 
-    /// These and, after them, those of another secret.
+    /// Adds the logins of another secret after these.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.entries.extend(other.entries);

@@ -8,7 +8,7 @@ use std::io::Cursor;
 use crate::auth::Credentials;
 use crate::image;
 use crate::limits::{Budget, Limits};
-use crate::manifest::{self, StepFile};
+use crate::package_config::{self, StepFile};
 use crate::reference::Reference;
 use crate::unpack::fuzzing::{filter, merge};
 
@@ -65,7 +65,7 @@ fn assert_is_below(path: &[u8], limits: &Limits) {
 
 /// A package's `config.json`: errors or a configuration, never both and never neither.
 pub fn config_json(bytes: &[u8]) {
-    let report = manifest::check(bytes, &|path| match path.len() % 3 {
+    let report = package_config::check(bytes, &|path| match path.len() % 3 {
         0 => StepFile::Missing,
         1 => StepFile::Present,
         _ => StepFile::Outside,

@@ -233,7 +233,7 @@ pub(crate) fn redacted(url: &str) -> String {
     }
 }
 
-/// Whether this host is the machine itself.
+/// Whether this host name means the machine itself.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let name = host.trim_start_matches('[').trim_end_matches(']');
     name == "localhost"

@@ -3,7 +3,14 @@
 
 use std::fmt;
 
-use oci_client::manifest::{ImageIndexEntry, OciDescriptor, OciImageIndex, OciImageManifest};
+use oci_client::manifest::{
+    IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE, IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
+    IMAGE_LAYER_GZIP_MEDIA_TYPE, IMAGE_LAYER_MEDIA_TYPE,
+    IMAGE_LAYER_NONDISTRIBUTABLE_GZIP_MEDIA_TYPE, IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE,
+    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, ImageIndexEntry,
+    OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageIndex,
+    OciImageManifest,
+};
 use serde::Deserialize;
 
 use crate::digest::{Digest, DigestError};
@@ -188,12 +195,10 @@ pub(crate) fn decode(
     let written = content_type.map(|text| text.split(';').next().unwrap_or(text).trim());
     let media_type = probe.media_type.as_deref().or(written).unwrap_or_default();
     match media_type {
-        "application/vnd.oci.image.index.v1+json"
-        | "application/vnd.docker.distribution.manifest.list.v2+json" => {
+        OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE => {
             index(bytes, limits).map(Document::Index)
         }
-        "application/vnd.oci.image.manifest.v1+json"
-        | "application/vnd.docker.distribution.manifest.v2+json" => {
+        OCI_IMAGE_MEDIA_TYPE | IMAGE_MANIFEST_MEDIA_TYPE => {
             image(bytes, limits).map(Document::Image)
         }
         // Some registries answer with a generic type; the document's shape then decides.
@@ -312,12 +317,13 @@ fn checked_size(what: &str, size: i64) -> Result<u64, ImageError> {
 
 fn compression(media_type: &str) -> Option<Compression> {
     match media_type {
-        "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.oci.image.layer.nondistributable.v1.tar"
-        | "application/vnd.docker.image.rootfs.diff.tar" => Some(Compression::None),
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(Compression::Gzip),
+        IMAGE_LAYER_MEDIA_TYPE
+        | IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE
+        | IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE => Some(Compression::None),
+        IMAGE_LAYER_GZIP_MEDIA_TYPE
+        | IMAGE_LAYER_NONDISTRIBUTABLE_GZIP_MEDIA_TYPE
+        | IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE => Some(Compression::Gzip),
+        // oci-client has no names for these.
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Compression::Zstd),
         _ => None,

@@ -30,7 +30,7 @@
 //! - Errors have a `kind()` for metrics and say whether to try again: [`PullError::retry_class`],
 //!   [`StoreError::is_transient`].
 //!
-//! [`manifest`] reads a package's `config.json`; [`progress::show`] draws what a pull tells.
+//! [`package_config`] reads a package's `config.json`; [`progress::show`] draws what a pull tells.
 //!
 //! # What the owner of a store does
 //! - [`Store::pin`] what is installed or running, [`Store::unpin`] it when it is gone, and
@@ -61,6 +61,7 @@
 
 pub mod auth;
 mod beneath;
+mod chain;
 pub mod digest;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -68,7 +69,7 @@ pub mod fuzzing;
 pub mod hosts;
 pub mod image;
 pub mod limits;
-pub mod manifest;
+pub mod package_config;
 pub mod progress;
 pub mod pull;
 pub mod reference;
@@ -80,12 +81,13 @@ pub mod store;
 pub mod unpack;
 
 pub use auth::{AuthError, Credentials, PluginConfig};
+pub use chain::chain;
 pub use digest::{Digest, DigestError};
 pub use hosts::{HostSettings, HostsError, RegistrySettings};
 pub use image::{ImageError, Platform};
 pub use limits::Limits;
 pub use progress::{Event, Progress};
-pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass, chain};
+pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{ProxyConfig, RegistryError, Timeouts};
 pub use remove::{RemoveError, mounts_below, remove_tree};

@@ -21,17 +21,16 @@ mod retry;
 
 use fetch::Flights;
 use retry::Retry;
-pub use retry::chain;
 
 /// How to pull.
 #[derive(Debug, Clone)]
 pub struct PullerConfig {
     pub platform: Platform,
-    /// For the whole pull, retries included.
+    /// How long a whole pull may take, with its retries.
     pub deadline: Duration,
     /// Layers that are fetched at once.
     pub parallel_layers: usize,
-    /// The files that `hosts_dir` and the paths in it are among: the host's. Unset: this process's own.
+    /// The root for `hosts_dir` and for the paths in it: the host's root. When unset, this process's own.
     pub files: Option<Root>,
     /// containerd's directory of `<registry>/hosts.toml`; it is read anew for each pull, and need not exist.
     pub hosts_dir: Option<PathBuf>,
@@ -109,7 +108,7 @@ pub enum RetryClass {
     Transient,
     /// Not before this has passed: the registry said so.
     After(Duration),
-    /// Only when somebody has changed something: seldom.
+    /// Another try cannot succeed before somebody has changed something.
     Terminal,
 }
 
@@ -161,7 +160,7 @@ pub struct Puller {
     flights: Flights,
 }
 
-/// What one pull works with.
+/// The parts of one pull.
 struct Run<'a> {
     puller: &'a Puller,
     reference: &'a Reference,
@@ -267,7 +266,7 @@ impl Puller {
 }
 
 impl Run<'_> {
-    /// The digest the reference stands for, and the manifest for this platform.
+    /// Finds the digest of the reference, and the manifest for this platform with its digest.
     async fn resolve(&self) -> Result<(Digest, Digest, Manifest), Failure> {
         let Puller { store, config, .. } = self.puller;
         let limits = store.limits();
@@ -337,7 +336,7 @@ impl Pulled {
     }
 }
 
-/// What a step of a pull fails with, before the reference is put to it.
+/// The error of a part of a pull. The reference is added to it later.
 #[derive(Debug)]
 enum Failure {
     Registry(RegistryError),

@@ -21,11 +21,12 @@ use reqwest::{Client, Response, StatusCode, Url};
 
 use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Login};
+use crate::chain;
 use crate::digest::Digest;
 use crate::hosts::{self, Endpoint, HostsError};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
-use crate::pull::{PullerConfig, chain};
+use crate::pull::PullerConfig;
 use crate::reference::Reference;
 use crate::root::Root;
 
@@ -42,16 +43,16 @@ const MAX_REDIRECTS: u32 = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
-    /// Without a single byte.
+    /// The longest time in which a server may send no byte at all.
     pub read: Duration,
     /// A body must bring `slow_bytes` in every `slow_window`.
     pub slow_window: Duration,
     pub slow_bytes: u64,
-    /// A longer Retry-After is the caller's to wait for.
+    /// The longest `Retry-After` that a pull itself waits for. With a longer one it fails, and the caller waits.
     pub max_wait: Duration,
-    /// First pause before another try; doubles.
+    /// The pause before the second try. Each further pause is twice as long.
     pub backoff: Duration,
-    /// Tries of one request.
+    /// How often one request is sent at most.
     pub tries: u32,
 }
 
@@ -77,18 +78,18 @@ pub(crate) struct Session {
     hosts: Vec<Host>,
 }
 
-/// An endpoint with its client, its logins, and what was found to open it.
+/// An endpoint with its client, its logins, and the authorization that it accepted last.
 #[derive(Debug)]
 struct Host {
     endpoint: Endpoint,
     client: Client,
     logins: Vec<Login>,
-    /// Configured headers: for this endpoint's own origin only.
+    /// Headers from the configuration. They are sent to this endpoint's own origin only.
     headers: HeaderMap,
     authorization: Mutex<Option<HeaderValue>>,
 }
 
-/// A manifest or index as it came.
+/// A manifest or index, as the registry sent it.
 #[derive(Debug)]
 pub(crate) struct RawManifest {
     pub(crate) bytes: Vec<u8>,
@@ -100,7 +101,7 @@ pub(crate) struct RawManifest {
 #[derive(Debug)]
 pub(crate) struct BlobBody {
     pub(crate) response: Response,
-    /// Position among the hosts.
+    /// The position of that host in the list of hosts.
     pub(crate) host_index: usize,
     pub(crate) host: String,
 }
@@ -217,9 +218,9 @@ impl Session {
         }
     }
 
-    /// A blob, starting with the host at position `first`. That one alone is asked for the rest from
-    /// byte `from` on: what two hosts say is not mixed. The answer may be the whole blob
-    /// nevertheless: its status says so.
+    /// Asks for a blob, first the host at position `first`. Only that host is asked for the bytes from
+    /// `from` on, because bytes of two hosts must not be mixed. Its status tells whether the answer
+    /// is that part or the whole blob.
     pub(crate) async fn blob(
         &self,
         digest: &Digest,
@@ -251,7 +252,7 @@ impl Session {
         Err(failed.unwrap_or(RegistryError::NoHost { what }))
     }
 
-    /// One successful answer: challenges are met and redirects followed.
+    /// Sends a request, answers challenges and follows redirects until there is a successful answer.
     async fn get(
         &self,
         host: &Host,
@@ -295,7 +296,7 @@ impl Session {
                     }
                 }
                 Ok(None) => {}
-                // The token server knows this login as little as the registry does.
+                // The token server does not accept this login: try the next one.
                 Err(RegistryError::Denied { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -309,7 +310,7 @@ impl Session {
     }
 }
 
-/// What is asked for.
+/// A request, apart from its URL.
 struct Ask<'a> {
     what: &'a str,
     accept: &'a str,
@@ -354,7 +355,7 @@ impl Host {
         })
     }
 
-    /// Follows redirects. The authorization goes along only to the very same origin.
+    /// Follows redirects. The authorization is sent only to the origin that it is for.
     async fn follow(
         &self,
         ask: &Ask<'_>,
@@ -369,7 +370,7 @@ impl Host {
         };
         let mut url = origin.clone();
         for _ in 0..=MAX_REDIRECTS {
-            // The other server knows none of our credentials, but may want a token that anybody gets.
+            // The other server gets none of our credentials, but it may want a token that anybody can get.
             if response.status() == StatusCode::UNAUTHORIZED && url.origin() != origin.origin() {
                 let (client, endpoint) = (&self.client, &self.endpoint);
                 let challenges = challenges(&response);
@@ -416,7 +417,7 @@ fn challenges(response: &Response) -> Vec<Challenge> {
     texts.flat_map(challenge::parse).collect()
 }
 
-/// A mirror's failure is worth a line: the next host may hide it.
+/// Logs the failure of a mirror: the pull may succeed with the next host, and nobody would see the failure.
 fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
     if !host.endpoint.is_origin {
         let reason = chain(&error);
@@ -462,7 +463,7 @@ fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// A small body, up to `allowed` bytes.
+/// Reads a body of at most `allowed` bytes.
 async fn body(
     mut response: Response,
     what: &str,

@@ -53,9 +53,9 @@ pub struct StoreConfig {
     pub limits: Limits,
     /// Bytes of blobs to keep at most for images that nobody pins.
     pub max_bytes: u64,
-    /// What is left free on the file system.
+    /// How much of the file system must stay free.
     pub room: Room,
-    /// How long the store's lock is waited for.
+    /// How long to wait for the store's lock.
     pub lock_patience: Duration,
 }
 
@@ -315,7 +315,7 @@ impl Store {
         writer.commit()
     }
 
-    /// Says that all blobs of this image are here, and what resolved to it.
+    /// Records that the store has all blobs of this image, and that the reference leads to it.
     pub(crate) fn record_image(
         &self,
         reference: &Reference,

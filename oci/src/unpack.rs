@@ -1,10 +1,12 @@
 //! From verified layers to the package's directory on disk.
 //!
-//! Layers are decompressed in parallel and proved by blob digest and diff ID while only the
-//! package's files are staged, in a hidden directory beside the target. Then the layers are merged
-//! in memory by the image rules (whiteouts, opaque directories, hard links, last entry wins), and
-//! only a tree that passed all of it is put in place. Whatever fails before that leaves the target
-//! as it was and the stage removed.
+//! 1. Each layer is decompressed, several at a time. The files of the package are written to a
+//!    scratch directory, which is hidden and lies beside the target. Everything else is skipped.
+//!    The blob must have its digest, and its content its diff ID.
+//! 2. The layers are merged in memory by the rules for images: whiteouts, opaque directories, hard
+//!    links; of several entries with one path the last one counts.
+//! 3. Only then the target is written. A failure before that leaves the target as it was, and the
+//!    scratch directory is removed in any case.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -17,10 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
 
+use crate::chain;
 use crate::digest::{Digest, HashingReader};
 use crate::image::Layer;
 use crate::limits::{Budget, Limits};
-use crate::pull::chain;
 use crate::remove::{RemoveError, remove_at};
 use crate::root::Root;
 
@@ -63,7 +65,7 @@ pub struct UnpackOptions {
 
 impl Default for UnpackOptions {
     fn default() -> Self {
-        // Each may hold a window of 128 MiB: more do not fit next to a host's own work.
+        // The agent's memory is limited, and each thread has its buffers.
         const MOST: usize = 4;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = threads.min(MOST);
@@ -90,17 +92,14 @@ pub(crate) fn unpack(
             source: errno.into(),
         }
     };
-    let stage = Stage::create(&place.parent, &place.name, target)?;
+    let scratch = Scratch::create(&place.parent, &place.name, target)?;
     let layers: Vec<OwnedFd> = (0..sources.len())
-        .map(|index| stage.subdir(&format!("layer{index}")))
+        .map(|index| scratch.subdir(&format!("layer{index}")))
         .collect::<Result<_, _>>()
-        .map_err(io("create a stage for"))?;
-    let root = merge(
-        stage_all(sources, &layers, options.threads, limits)?,
-        limits,
-    )?;
+        .map_err(io("create a scratch directory for"))?;
+    let root = merge(read_all(sources, &layers, options.threads, limits)?, limits)?;
     let root = root.ok_or(UnpackError::NoPackage)?;
-    let staged = place::Staged::new(stage.fd.as_fd(), &layers, &root);
+    let files = place::Files::new(scratch.fd.as_fd(), &layers, &root);
     let failed = |(name, source): (Vec<u8>, io::Error)| UnpackError::Io {
         what: "write",
         path: target.display_path().join(lossy(&name)),
@@ -113,12 +112,14 @@ pub(crate) fn unpack(
             Err(errno) => return Err(io("create")(errno)),
         };
         let at = place::open_dir(&place.parent, &place.name).map_err(io("open"))?;
-        place::fill(&staged, &at, &root, existing).map_err(failed)?;
+        place::fill(&files, &at, &root, existing).map_err(failed)?;
     } else {
-        let at = stage.subdir("root").map_err(io("create a stage for"))?;
-        place::fill(&staged, &at, &root, false).map_err(failed)?;
+        let at = scratch
+            .subdir("root")
+            .map_err(io("create a scratch directory for"))?;
+        place::fill(&files, &at, &root, false).map_err(failed)?;
         let name = place.name.as_slice();
-        match place::rename(&stage.fd, b"root", &place.parent, name, false) {
+        match place::rename(&scratch.fd, b"root", &place.parent, name, false) {
             Ok(()) => {}
             Err(Errno::EXIST | Errno::NOTEMPTY) => {
                 return Err(UnpackError::TargetExists(target.display_path()));
@@ -140,18 +141,18 @@ fn count(dir: &tree::Dir) -> u64 {
     1 + dir.children.values().map(below).sum::<u64>()
 }
 
-type StagedLayer = (Digest, Vec<layer::Entry>);
+type ReadLayer = (Digest, Vec<layer::Entry>);
 
-/// Stages every layer, `threads` at once; the first failure by position is the one reported.
-fn stage_all(
+/// Reads all layers, `threads` at a time. When several fail, the error of the lowest layer is returned.
+fn read_all(
     sources: Vec<Source>,
     layers: &[OwnedFd],
     threads: usize,
     limits: &Limits,
-) -> Result<Vec<StagedLayer>, UnpackError> {
+) -> Result<Vec<ReadLayer>, UnpackError> {
     let budget = Budget::new(limits);
     let next = AtomicUsize::new(0);
-    let results: Vec<Mutex<Option<Result<StagedLayer, UnpackError>>>> =
+    let results: Vec<Mutex<Option<Result<ReadLayer, UnpackError>>>> =
         sources.iter().map(|_| Mutex::new(None)).collect();
     let work = || {
         loop {
@@ -159,7 +160,7 @@ fn stage_all(
             let Some(source) = sources.get(index) else {
                 return;
             };
-            let result = stage_one(index, source, &layers[index], &budget);
+            let result = read_one(index, source, &layers[index], &budget);
             if result.is_err() {
                 next.store(sources.len(), Ordering::Relaxed);
             }
@@ -182,21 +183,21 @@ fn stage_all(
         })
         .collect();
     let count = results.len();
-    let staged: Vec<StagedLayer> = results.into_iter().flatten().collect::<Result<_, _>>()?;
+    let read: Vec<ReadLayer> = results.into_iter().flatten().collect::<Result<_, _>>()?;
     debug_assert_eq!(
-        staged.len(),
+        read.len(),
         count,
         "a layer is only left out after a failure"
     );
-    Ok(staged)
+    Ok(read)
 }
 
-fn stage_one(
+fn read_one(
     index: usize,
     source: &Source,
-    stage: &OwnedFd,
+    scratch: &OwnedFd,
     budget: &Budget<'_>,
-) -> Result<StagedLayer, UnpackError> {
+) -> Result<ReadLayer, UnpackError> {
     let Source {
         layer,
         diff_id,
@@ -209,10 +210,10 @@ fn stage_one(
         source,
     })?;
     let digest = layer.digest;
-    match layer::stage(position, layer, *diff_id, reader, stage, budget) {
+    match layer::read(position, layer, *diff_id, reader, scratch, budget) {
         Ok(entries) => Ok((digest, entries)),
         Err(LayerError::Damaged) => Err(UnpackError::Damaged(digest)),
-        // What a damaged blob says about itself means nothing.
+        // A damaged blob can cause any error: report the damage, and not the error.
         Err(error) if error.is_transient() || is_intact(blob, layer) => Err(UnpackError::Layer {
             layer: digest,
             source: Box::new(error),
@@ -230,8 +231,8 @@ fn is_intact(mut blob: &File, layer: &Layer) -> bool {
     read.is_ok() && reader.finish() == layer.digest
 }
 
-/// The package's directory as all layers make it.
-fn merge(layers: Vec<StagedLayer>, limits: &Limits) -> Result<Option<tree::Dir>, UnpackError> {
+/// Merges the layers to the package's directory.
+fn merge(layers: Vec<ReadLayer>, limits: &Limits) -> Result<Option<tree::Dir>, UnpackError> {
     let mut tree = tree::Tree::new(limits);
     for (layer, entries) in layers {
         tree.apply(entries)
@@ -246,14 +247,14 @@ fn merge(layers: Vec<StagedLayer>, limits: &Limits) -> Result<Option<tree::Dir>,
 /// How the names of hidden directories end.
 const UNPACKING: &[u8] = b".unpacking";
 
-/// The hidden directory beside the target, removed when dropped.
-struct Stage<'a> {
+/// The hidden directory beside the target, which is removed when this is dropped.
+struct Scratch<'a> {
     parent: &'a OwnedFd,
     name: Vec<u8>,
     fd: OwnedFd,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> Scratch<'a> {
     /// One unpack per target at a time; what an earlier one left behind is removed.
     fn create(parent: &'a OwnedFd, name: &[u8], target: &Target) -> Result<Self, UnpackError> {
         let io = |what| {
@@ -267,21 +268,21 @@ impl<'a> Stage<'a> {
         let name = [b".", name, UNPACKING].concat();
         match rustix::fs::mkdirat(parent, &*name, Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(io("create a stage beside")(errno)),
+            Err(errno) => return Err(io("create a scratch directory beside")(errno)),
         }
-        let fd = place::open_dir(parent, &name).map_err(io("open the stage beside"))?;
+        let fd = place::open_dir(parent, &name).map_err(io("open the scratch directory beside"))?;
         match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(UnpackError::TargetBusy(target.display_path())),
-            Err(errno) => return Err(io("lock the stage beside")(errno)),
+            Err(errno) => return Err(io("lock the scratch directory beside")(errno)),
         }
-        let stage = Self { parent, name, fd };
-        stage.clear().map_err(|source| UnpackError::Io {
-            what: "clear the stage beside",
+        let scratch = Self { parent, name, fd };
+        scratch.clear().map_err(|source| UnpackError::Io {
+            what: "clear the scratch directory beside",
             path: target.display_path(),
             source,
         })?;
-        Ok(stage)
+        Ok(scratch)
     }
 
     fn subdir(&self, name: &str) -> rustix::io::Result<OwnedFd> {
@@ -301,10 +302,10 @@ impl<'a> Stage<'a> {
     }
 }
 
-impl Drop for Stage<'_> {
+impl Drop for Scratch<'_> {
     fn drop(&mut self) {
         if let Err(error) = remove_at(self.parent, &self.name) {
-            tracing::warn!(error = %chain(&error), "a stage could not be removed; the next unpack will");
+            tracing::warn!(error = %chain(&error), "a scratch directory cannot be removed; the next unpack removes it");
         }
     }
 }
@@ -320,10 +321,10 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
         if !(name.starts_with(b".") && name.ends_with(UNPACKING)) {
             continue;
         }
-        let Ok(stage) = place::open_dir(parent, name) else {
+        let Ok(scratch) = place::open_dir(parent, name) else {
             continue;
         };
-        if rustix::fs::flock(&stage, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if rustix::fs::flock(&scratch, FlockOperation::NonBlockingLockExclusive).is_ok() {
             remove_at(parent, name)?;
         }
     }

@@ -87,9 +87,7 @@ impl Host {
     }
 
     pub(crate) async fn unpack(&self, manifest: &Digest) -> Result<Unpacked, StoreError> {
-        let options = UnpackOptions {
-            ..UnpackOptions::default()
-        };
+        let options = UnpackOptions::default();
         self.store
             .unpack(manifest, &Target::path(self.target()), options)
             .await

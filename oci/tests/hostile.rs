@@ -322,7 +322,7 @@ async fn a_directory_swapped_for_a_link_in_mid_way_is_no_way_out() {
 }
 
 #[tokio::test]
-async fn a_stage_or_parent_that_is_a_link_is_not_followed_out() {
+async fn a_scratch_directory_or_parent_that_is_a_link_is_not_followed_out() {
     let host = Host::new();
     let victim = host.dir.path().join("victim");
     fs::create_dir_all(&victim).unwrap();
@@ -330,16 +330,14 @@ async fn a_stage_or_parent_that_is_a_link_is_not_followed_out() {
     let image = Image::of(&[dir(), Entry::file(&at("a"), "a")]);
     let liar = Liar::start(move |request| image.answer(request));
     let digest = host.pull(&liar).await.unwrap().manifest_digest;
-    let options = UnpackOptions {
-        ..UnpackOptions::default()
-    };
+    let options = UnpackOptions::default();
 
     let out = host.dir.path().join("out");
     fs::create_dir(&out).unwrap();
     symlink(&victim, out.join(".package.unpacking")).unwrap();
     let error = host.unpack(&digest).await.unwrap_err();
     assert!(
-        chain(&error).contains("cannot open the stage beside"),
+        chain(&error).contains("cannot open the scratch directory beside"),
         "{}",
         chain(&error)
     );

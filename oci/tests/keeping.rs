@@ -96,7 +96,7 @@ async fn what_a_crash_left_is_removed_but_not_what_is_in_use() {
     let pulled = host.pull(&liar).await.unwrap();
     host.unpack(&pulled.manifest_digest).await.unwrap();
 
-    // A crash in an unpack leaves a stage, which the next one clears.
+    // A crash in an unpack leaves a scratch directory, which the next one clears.
     fs::remove_dir_all(host.target()).unwrap();
     let stage = host.dir.path().join("out/.package.unpacking/layer0");
     fs::create_dir_all(&stage).unwrap();

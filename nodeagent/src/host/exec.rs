@@ -390,7 +390,7 @@ fn open_lock(directory: &Path) -> io::Result<File> {
         .open(directory.join(SUPERVISOR_LOG))
 }
 
-/// True while a supervisor holds the lock, whoever started it.
+/// True while a supervisor holds the lock, also one that an earlier agent started.
 fn is_locked(directory: &Path) -> bool {
     open_lock(directory)
         .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())

@@ -22,7 +22,7 @@ pub use version::too_old;
 struct Patience {
     /// A call that is answered at once, or never.
     quick: Duration,
-    /// A reload of all units, and whatever has to wait for the end of one: the manager answers nothing meanwhile.
+    /// A reload of all units, and calls that may wait for one: systemd answers nothing during a reload.
     slow: Duration,
 }
 
@@ -349,7 +349,7 @@ impl Bus {
     }
 }
 
-/// What is known of a unit.
+/// State of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitState {
     pub load: String,

@@ -28,7 +28,7 @@ impl Bar {
         } else {
             writeln!(stderr, "[{}/{}] {what}", self.at, self.total)
         };
-        // Nobody has to watch.
+        // A closed stderr does not stop the run.
         let _watched = written.and_then(|()| stderr.flush());
     }
 

@@ -58,7 +58,7 @@ pub enum Event {
     StepLost {
         key: String,
         id: u64,
-        /// What is known of the end of the step.
+        /// How the step ended, as far as the agent knows.
         problem: String,
     },
     /// An earlier agent died before it had started the step.

@@ -288,7 +288,7 @@ pub struct Cursor {
     /// Boot in which the supervisor was started. Empty before the start.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub boot_id: String,
-    /// The supervisor was told to end the step.
+    /// The agent has ended the step, or is about to.
     #[serde(default)]
     pub is_to_end: bool,
     /// Why checks failed so far.

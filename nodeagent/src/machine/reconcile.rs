@@ -1,7 +1,7 @@
 //! What counts when the Node's record and the host's journal differ.
 //!
 //! The Node's annotations say what is installed, the journal says what runs. When somebody edited the annotations, the
-//! annotations count. When the Node was registered anew and has no result of ours, the journal counts. Without a
+//! annotations count. When the Node was registered again and has no result of ours, the journal counts. Without a
 //! journal the annotations count, unless they are of another host: then nothing is installed.
 
 use skyhook_crds::InterruptionLease;
@@ -19,7 +19,7 @@ pub enum Source {
     Journal,
     /// The Node: somebody edited it, or the host has no journal.
     Node,
-    /// Neither: the Node's result is of another host, or of this one before its disk was written anew.
+    /// Neither: the Node's result is of another host, or of this host before its disk was replaced.
     Nothing,
 }
 

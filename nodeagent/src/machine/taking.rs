@@ -42,7 +42,7 @@ impl Default for Taking {
     }
 }
 
-/// [`Taking`], with what is known of the Node.
+/// [`Taking`], and the UID of the Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taker {
     pub taking: Taking,
@@ -62,7 +62,7 @@ pub enum Input<'a> {
     },
     /// The lease is accepted, and all is there to begin.
     Taken,
-    /// The lease has changed meanwhile, or the host's journal cannot be written: tried again soon.
+    /// The lease has changed, or the journal cannot be written: try again soon.
     Hindered,
     /// The API refuses, or does not answer.
     Failed,

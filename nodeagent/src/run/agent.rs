@@ -26,9 +26,9 @@ use crate::journal::{Journal, State};
 use crate::lease::{ApiError, LeaseApi, LeaseEvent};
 use crate::machine::taking::{self, Taker};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
+use crate::prepare::Prepared;
+use crate::prepare::metadata::NodeFacts;
 use crate::report::{self, HostFacts};
-use crate::stage::Prepared;
-use crate::stage::metadata::NodeFacts;
 use crate::supervise::Limit;
 
 /// A message from a task or from the watch to the agent's loop.
@@ -52,7 +52,7 @@ pub(super) enum Note {
     Disk(u64),
     /// Skyhooks in the journal that the cluster does not have any more.
     Gone(BTreeSet<String>),
-    /// The lease is to be looked at, whether or not it has changed.
+    /// Handle the lease again, although it has not changed.
     LookAgain,
     Woken,
 }
@@ -79,7 +79,7 @@ pub(super) struct Agent {
     pub notes: UnboundedSender<Note>,
     /// The lease as the watch showed it last.
     pub lease: Option<InterruptionLease>,
-    /// What is done about a lease that is not worked on yet, and what is known of the Node.
+    /// The state machine that takes a lease.
     pub taker: Taker,
     pub writer: Writer,
     /// Prepared stages, by package.

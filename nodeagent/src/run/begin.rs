@@ -16,8 +16,8 @@ use crate::lease::ApiError;
 use crate::machine::reconcile::{Source, of_lease};
 use crate::machine::retry::API;
 use crate::machine::{Entries, Event, Progress, Wanted, taking};
+use crate::prepare::metadata::NodeFacts;
 use crate::report;
-use crate::stage::metadata::NodeFacts;
 
 /// How the attempt to take a lease ended.
 #[derive(Debug)]

@@ -15,9 +15,9 @@ use crate::image::{ImageError, Images};
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half};
+use crate::prepare::env::{self, Sources};
+use crate::prepare::{self, Prepared, StageError, StageInput, metadata};
 use crate::secret::Secret;
-use crate::stage::env::{self, Sources};
-use crate::stage::{self, Prepared, StageError, StageInput, metadata};
 
 /// A step that has ended, or could not be started.
 #[derive(Debug)]
@@ -346,7 +346,7 @@ impl Agent {
         let stage_name = self
             .run()
             .and_then(|run| run.entries.get(&key))
-            .map(|e| stage::mode(e.stage, half))
+            .map(|e| prepare::mode(e.stage, half))
             .unwrap_or_default();
         self.with_prepared(&name, half, move |preparation| async move {
             let label = format!("{}-{stage_name}", name_of(&key));
@@ -430,7 +430,7 @@ impl StageTask {
         (self.input.env, self.input.secrets) = self.env(&facts).await?;
         self.input.metadata = metadata::files(&facts.node, &self.revision, &self.agent_version);
         let input = self.input;
-        let prepared = tokio::task::spawn_blocking(move || stage::prepare(input))
+        let prepared = tokio::task::spawn_blocking(move || prepare::prepare(input))
             .await
             .map_err(|e| e.to_string())??;
         Ok((prepared, facts))

@@ -22,7 +22,7 @@ use crate::journal::Record;
 use crate::lease::ApiError;
 use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
-use crate::stage::copy_dir;
+use crate::prepare::copy_dir;
 
 /// The highest number of a step directory.
 pub(super) fn last_step(steps: &Path) -> u64 {

@@ -16,7 +16,7 @@ use crate::host::interrupt::{InterruptError, Interrupter};
 use crate::host::journal;
 use crate::machine::progress::WaveAt;
 use crate::machine::{Event, Progress, wave};
-use crate::stage::flags::note_interrupt;
+use crate::prepare::flags::note_interrupt;
 
 /// How long a reboot waits until the lease's status announces it.
 const REPORT: Duration = Duration::from_secs(10);

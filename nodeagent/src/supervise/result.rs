@@ -16,7 +16,7 @@ pub struct StepResult {
     pub signal: Option<i32>,
     /// Why it could not be started.
     pub error: Option<String>,
-    /// It was told to end.
+    /// Its supervisor got SIGTERM and ended it.
     pub ended: bool,
     pub timed_out: bool,
     /// The kernel killed a process of the step because memory ran out, and which memory that was. The step may have

@@ -11,8 +11,8 @@ pub(crate) enum Challenge {
     },
 }
 
-/// The challenges of one header value that are understood. Anything else is passed over: what is
-/// not understood cannot be answered.
+/// The challenges of one header value. Schemes that this crate does not know are skipped: it could not
+/// answer them.
 pub(crate) fn parse(header: &str) -> Vec<Challenge> {
     let mut challenges = Vec::new();
     let mut rest = header.trim_start();

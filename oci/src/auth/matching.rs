@@ -3,7 +3,7 @@
 //! `host[:port][/path]`; each dot-separated part of the host may have `*` and `?`, the number of
 //! parts and the port must be the same, and the path is a prefix of the image's.
 
-/// Whether `pattern` is for `name` (`registry/repository`). The larger, the more specific.
+/// How specific `pattern` is for `name` (`registry/repository`), or None when it does not match.
 pub(crate) fn specificity(pattern: &str, name: &str) -> Option<usize> {
     let pattern = pattern
         .trim_start_matches("https://")

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use super::{Credentials, Login, matching};
-use crate::pull::chain;
+use crate::chain;
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 const MAX_ANSWER: u64 = 1 << 20;

@@ -1,5 +1,6 @@
-//! Blobs into the store: several at once, each once however many callers ask, resumed where a
-//! connection broke off, given up when it only trickles.
+//! Downloads blobs into the store. Several blobs are downloaded at once, and each of them once, however
+//! many callers ask for it. A download goes on where a connection broke off, and fails when it is too
+//! slow.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -21,7 +22,7 @@ use crate::store::{Store, StoreError};
 
 /// Chunks between the network and the thread that hashes and writes.
 const QUEUE: usize = 16;
-/// A connection that brought this much before it broke was worth it: tries are counted anew.
+/// When a connection brought so many bytes before it broke, tries are counted from one again.
 const GOOD_PROGRESS: u64 = 1 << 20;
 
 /// One lock per blob that is being fetched.
@@ -42,7 +43,8 @@ impl Flights {
 }
 
 impl Run<'_> {
-    /// Fetches the config and every layer that is not here; the bytes of layers that were fetched.
+    /// Downloads the config and every layer that the store does not have. Returns how many bytes of layers
+    /// were downloaded.
     pub(super) async fn fetch(&self, manifest: &Manifest) -> Result<u64, Failure> {
         let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
         for layer in &manifest.layers {
@@ -116,16 +118,16 @@ struct Blob {
     progress: Progress,
 }
 
-/// Where a body broke off.
+/// Why a body is not complete, and how to go on.
 enum Broken {
-    /// The connection: the same host may go on from what has come so far.
+    /// The connection broke: ask the same host for the rest.
     Resume(RegistryError),
-    /// The host: what came is worthless, and another one is asked first.
+    /// The host is at fault: throw away what it sent, and ask another host first.
     Restart(RegistryError),
 }
 
 impl Blob {
-    /// Small documents are read and hashed, layers are checked when they are unpacked.
+    /// Whether the store has the blob. A small document is hashed here; a layer is hashed when it is unpacked.
     fn is_present(&self) -> bool {
         self.store.contains(&self.digest, self.size)
             && (self.size > 64 << 10 || self.store.document(&self.digest).is_ok())
@@ -250,7 +252,7 @@ impl Blob {
                     want: self.size,
                     got,
                 };
-                // Where there is no other host, what came is kept.
+                // There is no other host: keep what it sent.
                 return Ok(Err(match self.session.has_one_host() {
                     true => Broken::Resume(error),
                     false => Broken::Restart(error),
@@ -265,7 +267,7 @@ impl Blob {
     }
 }
 
-/// Whether the answer goes on at this byte.
+/// Whether the answer begins at this byte.
 fn continues(response: &reqwest::Response, from: u64) -> bool {
     let range = response
         .headers()
@@ -308,7 +310,7 @@ impl Sink {
             self.received += count;
             return Ok(());
         }
-        // The thread has ended early: only an error makes it.
+        // The thread ends early only with an error.
         match (&mut self.writer).await {
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) => unreachable!("the thread ends well only after the last chunk"),

@@ -4,10 +4,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::RetryClass;
+use crate::chain;
 use crate::progress::{Event, Progress};
 use crate::registry::{RegistryError, Timeouts};
 
-/// Longest pause between two tries, but for what a registry asks for.
+/// The longest pause between two tries. A registry may ask for a longer one.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// Counts the tries of one request.
@@ -55,22 +56,6 @@ impl<'a> Retry<'a> {
     }
 }
 
-/// An error with its causes in one line, each said once.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// How long to wait after try number `tries` (from 1); None to give up. `jitter` is any number.
 fn pause(class: RetryClass, tries: u32, timeouts: &Timeouts, jitter: u64) -> Option<Duration> {
     if tries >= timeouts.tries {
@@ -84,7 +69,7 @@ fn pause(class: RetryClass, tries: u32, timeouts: &Timeouts, jitter: u64) -> Opt
                 .backoff
                 .saturating_mul(1 << (tries - 1).min(16))
                 .min(MAX_BACKOFF);
-            // Between half and all of it, so that a fleet does not come back in step.
+            // A random part of it, at least half, so that the nodes of a fleet do not all come back at once.
             Some(full / 2 + full.mul_f64((jitter % 1024) as f64 / 2048.0))
         }
     }

@@ -1,4 +1,4 @@
-//! A blob in the making: hashed while it is written, named only when it is proved.
+//! Writing a blob: it is hashed while it is written, and gets its name when the digest is right.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub(crate) struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// Refuses what goes past the announced size before it is written.
+    /// Fails when there are more bytes than the size that was announced; they are not written.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let got = self.written + bytes.len() as u64;
         if got > self.size {
@@ -37,7 +37,7 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Proves the content, flushes it, and gives it its name.
+    /// Compares the digest, flushes the file, and gives it its name.
     pub(crate) fn commit(self) -> Result<(), StoreError> {
         let Self {
             digest,

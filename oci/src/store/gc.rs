@@ -53,7 +53,7 @@ impl Store {
                         evictable.push((used, manifest));
                     }
                 }
-                // Incomplete: pinned or not, its remaining blobs help the next pull.
+                // An incomplete image that is pinned: keep its blobs, the next pull needs fewer then.
                 None if pinned.contains(&manifest) => {
                     kept.insert(manifest, self.present(&manifest));
                 }
@@ -66,7 +66,7 @@ impl Store {
             needed.iter().filter_map(|digest| sizes.get(digest)).sum()
         };
         let mut oldest = evictable.into_iter();
-        // What no image needs goes anyway.
+        // Blobs that no image needs are removed in any case.
         let unneeded = sizes.values().sum::<u64>() - total(&kept);
         let shortage = self.shortage()?.saturating_sub(unneeded);
         let max_bytes = total(&kept)
@@ -94,7 +94,7 @@ impl Store {
         Some(layers.chain([*manifest, image.config]).collect())
     }
 
-    /// What is left of an incomplete image, as far as its manifest says.
+    /// The blobs that the manifest of an incomplete image names.
     fn present(&self, manifest: &Digest) -> BTreeSet<Digest> {
         let mut blobs = BTreeSet::from([*manifest]);
         if let Ok(bytes) = self.document(manifest)
@@ -107,7 +107,7 @@ impl Store {
         blobs
     }
 
-    /// Removes an image's records; its blobs go with the next sweep.
+    /// Removes an image's records. Its blobs are removed when no other image needs them.
     fn forget(&self, manifest: &Digest) -> Result<u64, StoreError> {
         for path in list(&self.dir.join("refs"))? {
             let record: Option<RefRecord> = read_record(&path);

@@ -1,6 +1,7 @@
 //! The store's lock: shared while it is in use, exclusive while things are removed.
 //!
-//! It is waited for in short looks and not for ever: whoever can open the file can lock it.
+//! Whoever can open the file can lock it, so a caller tries again and again for a limited time instead of
+//! blocking.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,17 +19,17 @@ use rustix::fs::FlockOperation;
 use super::files::failed;
 use super::{Store, StoreError};
 
-/// Between two looks.
+/// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// While this lives nothing is removed from the store.
+/// While this value exists, nothing is removed from the store.
 #[derive(Debug)]
 pub(crate) struct Hold {
     _lock: File,
 }
 
 impl Store {
-    /// Keeps the store as it is while the result lives. Waits on this thread.
+    /// Keeps anything from being removed while the result exists. Blocks this thread.
     pub(crate) fn hold_blocking(&self) -> Result<Hold, StoreError> {
         let deadline = self.lock_deadline();
         loop {
@@ -39,7 +40,7 @@ impl Store {
         }
     }
 
-    /// As [`Store::hold_blocking`], leaving the thread to others while it waits.
+    /// As [`Store::hold_blocking`], but asynchronous.
     pub(crate) async fn hold(&self) -> Result<Hold, StoreError> {
         let deadline = self.lock_deadline();
         loop {

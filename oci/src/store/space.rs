@@ -8,14 +8,15 @@ use std::path::Path;
 use super::files::failed;
 use super::{Store, StoreError};
 
-/// What is left to others.
+/// How much of a file system must stay free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Images that nobody pins go while less than this part of the file system is free, in percent …
+    /// Images that nobody pins are removed while less than this part of the file system is free, in
+    /// percent, and also less than `bytes`.
     pub percent: u64,
-    /// … and less than so many bytes: a large disk has enough with a smaller part.
+    /// On a large disk, so many free bytes are enough.
     pub bytes: u64,
-    /// A pull does not begin that would leave less than so many bytes.
+    /// A pull fails at its beginning when it would leave fewer free bytes than this.
     pub after_pull: u64,
 }
 
@@ -46,7 +47,7 @@ impl Space {
         })
     }
 
-    /// Bytes that are to become free.
+    /// How many bytes must become free.
     fn shortage(self, room: Room) -> u64 {
         let wanted = (self.size / 100).saturating_mul(room.percent);
         wanted.min(room.bytes).saturating_sub(self.free)
@@ -54,7 +55,7 @@ impl Space {
 }
 
 impl Store {
-    /// Bytes that are to become free on the store's file system.
+    /// How many bytes must become free on the store's file system.
     pub(super) fn shortage(&self) -> Result<u64, StoreError> {
         Ok(Space::of(&self.dir)?.shortage(self.config.room))
     }

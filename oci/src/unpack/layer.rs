@@ -1,5 +1,5 @@
-//! One layer: parsed, filtered to the package's entries, whose file contents are staged, and proved
-//! by both its digests.
+//! Reading one layer: its archive is parsed, the files of the package are written to the scratch
+//! directory, and both digests are compared.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -26,7 +26,7 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    /// Access time is now: the package is being used.
+    /// The access time is set to now.
     pub(crate) fn timestamps(self) -> Timestamps {
         let now = Timespec {
             tv_sec: 0,
@@ -63,31 +63,31 @@ pub(crate) enum Kind {
     Opaque,
 }
 
-/// What a header says, out of the parser's hands.
+/// What a header of the archive says.
 struct Header {
-    /// None for what is not the package's.
+    /// None when the entry does not belong to the package.
     entry: Option<Entry>,
     /// Bytes that follow in the archive.
     stored: u64,
-    /// Bytes of the file; more than are stored if it is sparse.
+    /// Bytes of the file. A sparse file has more of them than are stored.
     size: u64,
     sparse: Option<Vec<SparseEntry>>,
 }
 
-/// Stages one layer into `stage`, an empty directory of its own.
+/// Reads one layer, and writes the package's files to `scratch`, an empty directory of the layer's own.
 ///
-/// When this returns entries, blob and content are what their digests say.
-pub(super) fn stage(
+/// When this returns entries, the blob had its digest and its content had its diff ID.
+pub(super) fn read(
     position: u32,
     layer: &Layer,
     diff_id: Digest,
     blob: File,
-    stage: &OwnedFd,
+    scratch: &OwnedFd,
     budget: &Budget<'_>,
 ) -> Result<Vec<Entry>, LayerError> {
     let decoder = Decoder::new(blob, layer.compression).map_err(LayerError::Decompress)?;
     let mut window = Window::new(decoder, layer.size, budget);
-    let entries = filter(position, &mut window, Some(stage), budget)?;
+    let entries = filter(position, &mut window, Some(scratch), budget)?;
     let (blob_digest, got) = window.finish()?;
     if blob_digest != layer.digest {
         return Err(LayerError::Damaged);
@@ -98,11 +98,11 @@ pub(super) fn stage(
     Ok(entries)
 }
 
-/// Reads an archive to its end. Without a stage, contents are passed over.
+/// Reads an archive to its end. Without a scratch directory, contents are skipped.
 pub(super) fn filter(
     position: u32,
     window: &mut Window<'_, impl Read>,
-    stage: Option<&OwnedFd>,
+    scratch: Option<&OwnedFd>,
     budget: &Budget<'_>,
 ) -> Result<Vec<Entry>, LayerError> {
     let limits = budget.limits;
@@ -122,15 +122,15 @@ pub(super) fn filter(
                 meta,
             }) => {
                 budget.take_package_bytes(header.size)?;
-                match stage {
-                    Some(stage) => write_file(stage, files, *meta, &header, window)
+                match scratch {
+                    Some(scratch) => write_file(scratch, files, *meta, &header, window)
                         .map_err(|error| error.at(path))?,
                     None => window.pass(header.stored, |_| Ok(()))?,
                 }
             }
             Some(_) | None => window.pass(header.stored, |_| Ok(()))?,
         }
-        // Writers exist that end in the last file's padding; the next header is then the end.
+        // Some programs do not write the padding of the last file: the archive ends here.
         window.skip_padding(padding)?;
         if let Some(mut entry) = header.entry {
             if let Kind::File(id) = &mut entry.kind {
@@ -152,7 +152,7 @@ fn next(
     loop {
         let (consumed, header) = match parser.parse(window.data()).map_err(tar_error(budget))? {
             ParseEvent::NeedData { min_bytes } => {
-                // A chain of extension blocks asks for ever more: no entry may need this much.
+                // A chain of extension blocks could need any amount of memory: no entry needs this much.
                 let allowed = budget.limits.metadata_bytes;
                 if min_bytes as u64 > allowed.saturating_mul(2) {
                     let limit = Limit::MetadataBytes;
@@ -160,7 +160,7 @@ fn next(
                 }
                 match window.fill()? {
                     true => continue,
-                    // Writers exist that leave the end marker out, or half of it.
+                    // Some programs do not write the end marker, or write half of it.
                     false if window.data().iter().all(|&byte| byte == 0) => return Ok(None),
                     false => return Err(LayerError::Truncated),
                 }
@@ -186,7 +186,7 @@ fn next(
     }
 }
 
-/// The parser's own limits are ours; the error names them as ours.
+/// The limits were given to the parser: name them as ours in the error.
 fn tar_error(budget: &Budget<'_>) -> impl Fn(tar_core::parse::ParseError) -> LayerError {
     use tar_core::parse::ParseError;
     let (path_bytes, metadata_bytes) = (budget.limits.path_bytes, budget.limits.metadata_bytes);
@@ -309,14 +309,14 @@ fn fraction(pax: &[u8]) -> Option<u32> {
 }
 
 fn write_file(
-    stage: &OwnedFd,
+    scratch: &OwnedFd,
     name: u32,
     meta: Meta,
     header: &Header,
     window: &mut Window<'_, impl Read>,
 ) -> Result<(), LayerError> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(stage, name.to_string(), flags, Mode::from_raw_mode(0o600))
+    let file = rustix::fs::openat(scratch, name.to_string(), flags, Mode::from_raw_mode(0o600))
         .map_err(|error| LayerError::Write(error.into()))?;
     let mut file = File::from(file);
     match &header.sparse {

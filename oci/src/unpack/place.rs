@@ -12,21 +12,21 @@ use rustix::io::Errno;
 use super::tree::{Dir, FileId, Node};
 use crate::remove::{RemoveError, remove_at};
 
-/// Where the staged files are: one directory per layer.
-pub(super) struct Staged<'a> {
-    pub(super) stage: BorrowedFd<'a>,
+/// The files in the scratch directory: each layer has a directory of its own there.
+pub(super) struct Files<'a> {
+    pub(super) scratch: BorrowedFd<'a>,
     pub(super) layers: &'a [OwnedFd],
-    /// How often each file that has hard links is still to be placed.
+    /// For each file with several names: how many names it has.
     pub(super) links: BTreeMap<FileId, u32>,
 }
 
-impl<'a> Staged<'a> {
-    pub(super) fn new(stage: BorrowedFd<'a>, layers: &'a [OwnedFd], root: &Dir) -> Self {
+impl<'a> Files<'a> {
+    pub(super) fn new(scratch: BorrowedFd<'a>, layers: &'a [OwnedFd], root: &Dir) -> Self {
         let mut counts = BTreeMap::new();
         count(root, &mut counts);
         counts.retain(|_, count| *count > 1);
         Self {
-            stage,
+            scratch,
             layers,
             links: counts,
         }
@@ -49,10 +49,10 @@ pub(super) fn open_dir(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedF
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Fills `at` with the directory's children and then sets its mode and time. With `over`, what is
-/// there already is replaced where it differs, and what the tree does not have stays.
+/// Fills `at` with the directory's children and then sets its mode and time. With `over`, each child
+/// replaces what has its name, and files that the tree does not have stay.
 pub(super) fn fill(
-    staged: &Staged<'_>,
+    files: &Files<'_>,
     at: &OwnedFd,
     dir: &Dir,
     over: bool,
@@ -62,12 +62,12 @@ pub(super) fn fill(
         match node {
             Node::Dir(child) => {
                 let (fd, existed) = make_dir(at, name, over).map_err(|e| failed(e.into()))?;
-                fill(staged, &fd, child, over && existed)
+                fill(files, &fd, child, over && existed)
                     .map_err(|(below, error)| ([name.as_slice(), &below].join(&b'/'), error))?;
             }
-            Node::File(id) => file(staged, at, name, *id, over).map_err(failed)?,
+            Node::File(id) => file(files, at, name, *id, over).map_err(failed)?,
             Node::Symlink { target, meta } => {
-                replacing(staged, at, name, over, |dir, name| {
+                replacing(files, at, name, over, |dir, name| {
                     rustix::fs::symlinkat(target.as_slice(), dir, name)
                 })
                 .and_then(|()| {
@@ -84,7 +84,7 @@ pub(super) fn fill(
         .map_err(|errno| (Vec::new(), errno.into()))
 }
 
-/// The directory, made if it is not there; whether it was.
+/// Opens the directory, and makes it when it is missing. Also returns whether it existed.
 fn make_dir(at: &OwnedFd, name: &[u8], over: bool) -> rustix::io::Result<(OwnedFd, bool)> {
     let make = || rustix::fs::mkdirat(at, name, Mode::RWXU);
     match make() {
@@ -103,16 +103,16 @@ fn make_dir(at: &OwnedFd, name: &[u8], over: bool) -> rustix::io::Result<(OwnedF
 }
 
 fn file(
-    staged: &Staged<'_>,
+    files: &Files<'_>,
     at: &OwnedFd,
     name: &[u8],
     (layer, index): FileId,
     over: bool,
 ) -> io::Result<()> {
-    let from = &staged.layers[layer as usize];
+    let from = &files.layers[layer as usize];
     let index_name = index.to_string();
-    if staged.links.contains_key(&(layer, index)) {
-        return replacing(staged, at, name, over, |dir, name| {
+    if files.links.contains_key(&(layer, index)) {
+        return replacing(files, at, name, over, |dir, name| {
             rustix::fs::linkat(from, index_name.as_str(), dir, name, AtFlags::empty())
         });
     }
@@ -126,7 +126,7 @@ fn file(
     Ok(())
 }
 
-/// Renames; without `over`, never onto what is there.
+/// Renames. Without `over` it fails when something has the new name.
 pub(super) fn rename(
     from: impl AsFd,
     old: &[u8],
@@ -146,10 +146,10 @@ pub(super) fn rename(
     }
 }
 
-/// Makes `name` in `at`; with `over` it is made in the stage first and takes the place of what is
+/// Makes `name` in `at`; with `over` it is made in the scratch directory first and takes the place of what is
 /// there in one rename.
 fn replacing(
-    staged: &Staged<'_>,
+    files: &Files<'_>,
     at: &OwnedFd,
     name: &[u8],
     over: bool,
@@ -160,16 +160,16 @@ fn replacing(
         Err(Errno::EXIST) if over => {}
         result => return Ok(result?),
     }
-    make(staged.stage, NEW)?;
-    match rustix::fs::renameat(staged.stage, NEW, at, name) {
+    make(files.scratch, NEW)?;
+    match rustix::fs::renameat(files.scratch, NEW, at, name) {
         Err(Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST) => {
             remove_at(at, name).map_err(RemoveError::into_io)?;
-            rustix::fs::renameat(staged.stage, NEW, at, name)?;
+            rustix::fs::renameat(files.scratch, NEW, at, name)?;
         }
         result => result?,
     }
     // Renaming a link onto another link of the same file leaves both names.
-    match rustix::fs::unlinkat(staged.stage, NEW, AtFlags::empty()) {
+    match rustix::fs::unlinkat(files.scratch, NEW, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

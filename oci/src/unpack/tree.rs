@@ -1,5 +1,5 @@
-//! The package's directory as the layers make it, in memory. Pure: what the last layer leaves is
-//! known, and every rule has been applied, before anything is put in place.
+//! Merges layers in memory to the directory of the package. Pure: the result is complete and checked
+//! before anything is written to the target.
 //!
 //! A path whose parent is a symlink is resolved as a container runtime does, inside the image; one
 //! that leaves the package's directory is refused.
@@ -11,7 +11,7 @@ use super::layer::{Entry, Kind, Meta};
 use super::name::PACKAGE_DIR;
 use crate::limits::{Limit, Limits};
 
-/// A staged file: the layer's position and the file's in it.
+/// A file in the scratch directory: the position of its layer, and its number in that layer.
 pub(crate) type FileId = (u32, u32);
 
 const MAX_SYMLINKS: u32 = 40;
@@ -137,7 +137,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What a hard link to `target` shares.
+    /// The file that a hard link to `target` is another name of.
     fn linked(&self, target: &[u8]) -> Result<Node, EntryError> {
         let missing = || EntryError::LinkMissing {
             target: super::lossy(target),

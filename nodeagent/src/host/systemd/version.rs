@@ -2,7 +2,7 @@
 
 use super::{Bus, SystemdError};
 
-/// From here on a unit has an invocation ID: without one nobody can tell whether a unit was restarted.
+/// The first version with invocation IDs of units. Without them, a restart of a unit cannot be recognised.
 const OLDEST: u32 = 232;
 
 impl Bus {

@@ -394,7 +394,7 @@ fn a_file_on_which_something_is_mounted_is_written_in_place() {
         let again = Command::new("unshare")
             .args(["--mount", "--propagation", "private"])
             .arg(std::env::current_exe().unwrap())
-            .args([&format!("stage::root_dir::tests::{TEST}"), "--exact"])
+            .args([&format!("prepare::root_dir::tests::{TEST}"), "--exact"])
             .args(["--nocapture"])
             .env(INSIDE, "1")
             .output()

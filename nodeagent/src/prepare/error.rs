@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use skyhook_oci::manifest::ManifestError;
+use skyhook_oci::package_config::ConfigError;
 use skyhook_oci::{RemoveError, RetryClass, StoreError, chain};
 
 use super::env;
@@ -20,7 +20,7 @@ pub enum StageError {
     #[error("the image cannot be unpacked")]
     Unpack(#[source] Box<StoreError>),
     #[error(transparent)]
-    Manifest(#[from] ManifestError),
+    Config(#[from] ConfigError),
     #[error("expected config file {0} is missing: add the key to the package's configMap")]
     ExpectedConfig(String),
     #[error("step {step}: argument env:{name} names a variable that is not set")]
@@ -61,7 +61,7 @@ impl StageError {
         match self {
             Self::Unpack(error) if error.is_transient() => RetryClass::Transient,
             Self::Unpack(_)
-            | Self::Manifest(_)
+            | Self::Config(_)
             | Self::ExpectedConfig(_)
             | Self::Argument { .. }
             | Self::NoStep { .. } => RetryClass::Terminal,

@@ -69,7 +69,7 @@ pub struct Report {
 /// A `config.json` with errors: all of them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("config.json: {}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
-pub struct ManifestError(pub Vec<Problem>);
+pub struct ConfigError(pub Vec<Problem>);
 
 impl Report {
     pub fn errors(&self) -> impl Iterator<Item = &Problem> {
@@ -85,14 +85,14 @@ impl Report {
     }
 
     /// The configuration with its warnings, or all errors.
-    pub fn into_result(self) -> Result<(PackageConfig, Vec<Problem>), ManifestError> {
+    pub fn into_result(self) -> Result<(PackageConfig, Vec<Problem>), ConfigError> {
         let (errors, warnings) = self
             .problems
             .into_iter()
             .partition(|problem| problem.severity == Severity::Error);
         match self.config {
             Some(config) => Ok((config, warnings)),
-            None => Err(ManifestError(errors)),
+            None => Err(ConfigError(errors)),
         }
     }
 }

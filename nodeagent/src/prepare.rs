@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::Resources;
 use skyhook_crds::{Package, Stage};
-use skyhook_oci::manifest::{self, PackageConfig, Step};
+use skyhook_oci::package_config::{self, PackageConfig, Step};
 use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 
 use crate::host::Host;
@@ -171,7 +171,7 @@ fn open(host: &Host, copy_dir: &str) -> Result<PackageDir, StageError> {
 }
 
 fn read_config(package: &Package, directory: &PackageDir) -> Result<PackageConfig, StageError> {
-    let report = manifest::load(&directory.files)
+    let report = package_config::load(&directory.files)
         .map_err(io_error(&directory.path.join("config.json"), "reading"))?;
     let (config, warnings) = report.into_result()?;
     for warning in warnings {

@@ -1,4 +1,4 @@
-//! What a package leaves on record on the host, in the reference's files: flags of steps, check results, history.
+//! Records of a package on the host, in the files of NVIDIA Skyhook: flags of steps, check results, history.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use skyhook_crds::Stage;
 use skyhook_crds::lease::SkyhookRef;
 use skyhook_crds::package::{Interrupt, InterruptType};
-use skyhook_oci::manifest::{PackageConfig, Step};
+use skyhook_oci::package_config::{PackageConfig, Step};
 use skyhook_oci::{Durability, Root};
 
 use super::{Layout, StageError, io_error};
@@ -144,7 +144,7 @@ impl Records {
         let text = self.files.read(&file).ok()?;
         serde_json::from_slice(&text)
             .map_err(|_| {
-                // A corrupt history is kept, as the reference does.
+                // Keep a corrupt history, as NVIDIA Skyhook does.
                 let backup = format!("{}.json.backup", self.name);
                 let _kept = self
                     .files
@@ -183,8 +183,8 @@ impl Records {
     }
 }
 
-/// Notes an interrupt that has happened, one file for each command that the reference would have run. Nothing reads them
-/// here: whether an interrupt is due is in the journal.
+/// Records an interrupt that has happened: one file for each command that NVIDIA Skyhook would have run. The agent does
+/// not read these files: its journal says whether an interrupt is due.
 pub fn note_interrupt(
     host: &Host,
     layout: &Layout,
