@@ -168,7 +168,7 @@ impl Records {
                 time: now(),
             },
         );
-        // The reference lets it grow without bound.
+        // NVIDIA Skyhook lets it grow without bound.
         history.history.truncate(200);
         let file = self.history_file();
         let text =
