@@ -1,4 +1,4 @@
-//! Values that nobody is to read in logs, messages and reports.
+//! Values that must not appear in logs, messages and reports.
 
 use std::fmt;
 

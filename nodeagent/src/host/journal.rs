@@ -97,7 +97,7 @@ fn line(message: &str, fields: &[(&str, &str)]) -> String {
 fn synchronize(host: &Host) -> io::Result<()> {
     match ask_to_synchronize(&host.files.locate(VARLINK)?) {
         Ok(()) => Ok(()),
-        // An older journald writes when it sees fit. It has the file mapped, so its pages can be written for it.
+        // An older journald cannot be asked to write. It has the file mapped, so fsync of the file writes its pages.
         Err(e) if is_absent(&e) => {
             std::thread::sleep(TAKE_IN);
             synchronize_files(&host.files.locate("/var/log/journal")?)

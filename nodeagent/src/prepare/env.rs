@@ -106,7 +106,7 @@ pub fn resolve(env: &[EnvVar], sources: &Sources) -> Result<Vec<(String, String)
     Ok(values)
 }
 
-/// Values that come from secrets. Nobody is to read them in what a step prints.
+/// Values that come from secrets. They are masked in the output of steps.
 #[must_use]
 pub fn secret_values(env: &[EnvVar], sources: &Sources) -> Vec<Secret> {
     env.iter()
