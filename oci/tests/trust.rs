@@ -209,7 +209,7 @@ fn no_secret_is_ever_in_the_logs() {
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{printed}\n{log}");
     for said in [
-        "mirror failed",
+        "a mirror is passed over",
         "retrying",
         "credential provider failed",
         "as the agent would",

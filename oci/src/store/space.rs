@@ -16,7 +16,8 @@ pub struct Room {
     pub percent: u64,
     /// On a large disk, so many free bytes are enough.
     pub bytes: u64,
-    /// A pull fails at its beginning when it would leave fewer free bytes than this.
+    /// A pull fails at its beginning when it would leave fewer free bytes than this. On a small file system, 5 % of it are
+    /// enough.
     pub after_pull: u64,
 }
 
@@ -52,6 +53,11 @@ impl Space {
         let wanted = (self.size / 100).saturating_mul(room.percent);
         wanted.min(room.bytes).saturating_sub(self.free)
     }
+
+    /// How many bytes must be free before so many are written.
+    fn needed(self, bytes: u64, room: Room) -> u64 {
+        bytes.saturating_add(room.after_pull.min(self.size / 20))
+    }
 }
 
 impl Store {
@@ -62,8 +68,8 @@ impl Store {
 
     /// Fails when so many bytes more do not fit into the store's file system.
     pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), StoreError> {
-        let needed = bytes.saturating_add(self.config.room.after_pull);
-        let free = Space::of(&self.dir)?.free;
+        let space = Space::of(&self.dir)?;
+        let (needed, free) = (space.needed(bytes, self.config.room), space.free);
         if bytes == 0 || needed <= free {
             return Ok(());
         }
@@ -95,6 +101,18 @@ mod tests {
             };
             let shortage = space.shortage(Room::default());
             assert_eq!(shortage.div_ceil(GIB), want, "{size} {free}: {shortage}");
+        }
+    }
+
+    #[test]
+    fn a_pull_leaves_room_for_others_also_on_small_file_systems() {
+        const MIB: u64 = 1 << 20;
+        for (size, bytes, want) in [(100_000, 10, 266), (100, 10, 15), (20, 1, 2)] {
+            let space = Space {
+                size: size * MIB,
+                free: 0,
+            };
+            assert_eq!(space.needed(bytes * MIB, Room::default()), want * MIB);
         }
     }
 }
