@@ -68,7 +68,7 @@ fn a_value_that_comes_in_parts_is_masked() {
         });
         assert_eq!(supervisor.result().code, Some(0), "{name}");
         let all = all(&supervisor);
-        for part in ["hunter", "unter2", "isn't", "t long", "n't l"] {
+        for part in ["hunter", "nter2", "isn't", "t long", "n't l"] {
             assert!(!all.contains(part), "{name}: {part} in {all}");
         }
         assert!(all.contains("***"), "{name}: {all}");
