@@ -180,16 +180,8 @@ impl Applier {
                 self.lease_spec(node, at, &json!({ "stop": stop })).await
             }
             Effect::SetDrain { node, at, drain } => {
-                // In a merge patch a missing key keeps its old value; send null to clear it.
-                let Drain {
-                    state,
-                    since,
-                    blockers,
-                    more,
-                } = drain;
-                let drain =
-                    json!({ "state": state, "since": since, "blockers": blockers, "more": more });
-                self.lease_spec(node, at, &json!({ "drain": drain })).await
+                self.lease_spec(node, at, &json!({ "drain": whole(drain) }))
+                    .await
             }
             Effect::SurveyPods {
                 node,
@@ -375,6 +367,17 @@ impl Applier {
             .map_err(|source| error("patch", source))?;
         Ok(None)
     }
+}
+
+/// In a merge patch a missing key keeps its old value: what is unset is sent as null.
+fn whole(drain: &Drain) -> Value {
+    let Drain {
+        state,
+        since,
+        blockers,
+        more,
+    } = drain;
+    json!({ "state": state, "since": since, "blockers": blockers, "more": more })
 }
 
 fn condition(condition: &WireCondition, wall: &str) -> Value {

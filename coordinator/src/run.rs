@@ -50,12 +50,7 @@ pub async fn run(
     mut stop: channel::Receiver<bool>,
     ready: channel::Sender<bool>,
 ) -> anyhow::Result<()> {
-    let mut leadership = if settings.leader_election {
-        let (namespace, identity) = (&settings.namespace, &settings.identity);
-        Leadership::stand(client.clone(), namespace, identity, Timestamp::now)
-    } else {
-        Leadership::alone()
-    };
+    let mut leadership = leadership(&client, settings);
     let (sender, mut changes) = mpsc::channel(1024);
     let mut watches = watch::all(&client, &settings.namespace, &sender);
     let references = spawn_keepers(&client, settings, &sender, &mut watches);
@@ -131,6 +126,14 @@ pub async fn run(
         );
     }
     Ok(())
+}
+
+fn leadership(client: &Client, settings: &Settings) -> Leadership {
+    if !settings.leader_election {
+        return Leadership::alone();
+    }
+    let (namespace, identity) = (&settings.namespace, &settings.identity);
+    Leadership::stand(client.clone(), namespace, identity, Timestamp::now)
 }
 
 /// Starts what is kept beside the plan; what is returned tells the keeper of the Role what is wanted.

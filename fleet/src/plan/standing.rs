@@ -80,18 +80,7 @@ pub(super) fn judge(
         .iter()
         .find(|taint| !is_tolerated(skyhook, taint))
     {
-        let message = if taint.key.starts_with(NOT_READY) || taint.key.starts_with(UNREACHABLE) {
-            format!(
-                "the node is not Ready: it is taken when it is, or before that with a toleration of {} in \
-                 spec.additionalTolerations",
-                show(taint)
-            )
-        } else {
-            format!(
-                "taint {} is not tolerated: add it to spec.additionalTolerations",
-                show(taint)
-            )
-        };
+        let message = intolerable(taint);
         return Standing::Blocked(Reason::new(Word::TaintNotTolerable, message));
     }
     if let Some(earlier) = earlier {
@@ -125,6 +114,19 @@ pub(super) fn judge(
         return Standing::Blocked(Reason::new(backoff.word, backoff.message));
     }
     Standing::Eligible
+}
+
+/// What a taint that is not tolerated means, and the way out.
+fn intolerable(taint: &Taint) -> String {
+    let shown = show(taint);
+    if [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
+        format!(
+            "the node is not Ready: it is taken when it is, or before that with a toleration of {shown} in \
+             spec.additionalTolerations"
+        )
+    } else {
+        format!("taint {shown} is not tolerated: add it to spec.additionalTolerations")
+    }
 }
 
 /// What gives a lease's slot back whatever became of its node.
