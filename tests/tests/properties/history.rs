@@ -286,24 +286,26 @@ impl<'a> Replica<'a> {
                 pod_uid: "pod-0".to_owned(),
                 problem: refused.then(|| "a budget forbids it".to_owned()),
             }),
-            Step::LeftAlone(at) => {
-                let withdrawal = Effect::WithdrawLease {
-                    node: name(*at),
-                    at: AsOf {
-                        uid: "gone".to_owned(),
-                        resource_version: "1".to_owned(),
-                    },
-                    why: Withdrawal::AgentNotResponding,
-                };
-                let done = Outcome::Done(None);
-                self.session.settle(&withdrawal, done, self.mono);
-            }
+            Step::LeftAlone(at) => self.leave_alone(*at),
             Step::Time(millis) => self.mono += Duration::from_millis((*millis).into()),
             Step::Expire => self.session.expire(self.mono),
             Step::Begin(most) => self.begin(planned, *most),
             Step::Settle(at, how) => self.settle(*at, *how),
             Step::List(kind, every) => self.list(*kind, *every),
         }
+    }
+
+    fn leave_alone(&mut self, at: usize) {
+        let withdrawal = Effect::WithdrawLease {
+            node: name(at),
+            at: AsOf {
+                uid: "gone".to_owned(),
+                resource_version: "1".to_owned(),
+            },
+            why: Withdrawal::AgentNotResponding,
+        };
+        let done = Outcome::Done(None);
+        self.session.settle(&withdrawal, done, self.mono);
     }
 
     fn begin(&mut self, planned: &[Effect], most: usize) {
