@@ -21,12 +21,16 @@ use skyhook_fleet::outcome::Outcome;
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{verb} {object}")]
-pub struct ApplyError {
-    verb: &'static str,
-    object: String,
-    #[source]
-    source: kube::Error,
+pub enum ApplyError {
+    #[error("{verb} {object}")]
+    Request {
+        verb: &'static str,
+        object: String,
+        #[source]
+        source: kube::Error,
+    },
+    #[error("the lease of node {node} is not what the watch showed")]
+    OtherLease { node: String },
 }
 
 /// What to do about a failed request.
@@ -98,7 +102,8 @@ impl Applier {
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
-            Err(ApplyError {
+            Err(ApplyError::OtherLease { .. }) => Outcome::Stale,
+            Err(ApplyError::Request {
                 verb,
                 object,
                 source,
@@ -428,7 +433,7 @@ fn guarded_delete(at: &AsOf) -> DeleteParams {
 }
 
 fn failed(verb: &'static str, kind: &str, name: &str, source: kube::Error) -> ApplyError {
-    ApplyError {
+    ApplyError::Request {
         verb,
         object: format!("{kind}/{name}"),
         source,

@@ -3,12 +3,13 @@
 //! A line: [`watch`] streams feed one picture, the fleet's plan turns it into effects, its guard refuses any that would
 //! break a safety rule, [`apply`] writes them.
 
+pub mod agents;
 pub mod apply;
-pub mod cleanup;
 pub mod config;
-pub mod keeper;
 pub mod leadership;
 pub mod probe;
 pub mod publish;
+pub mod role;
 pub mod run;
+pub mod uninstall;
 pub mod watch;

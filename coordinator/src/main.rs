@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use kube::{Client, Config};
-use skyhook_coordinator::cleanup::{self, CleanupArgs};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::run;
+use skyhook_coordinator::uninstall::{self, CleanupArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -51,7 +51,7 @@ fn main() -> anyhow::Result<()> {
             match command {
                 None => serve(settings).await,
                 Some(Command::Cleanup(args)) => {
-                    cleanup::run(client().await?, &settings, &args).await
+                    uninstall::run(client().await?, &settings, &args).await
                 }
             }
         })

@@ -12,11 +12,12 @@ use kube::Client;
 use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 
+use crate::agents;
 use crate::apply::Applier;
 use crate::config::Settings;
-use crate::keeper;
 use crate::leadership::Leadership;
 use crate::publish::Publisher;
+use crate::role;
 use crate::watch;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::events::{self, Bound, EventFact};
@@ -145,16 +146,11 @@ fn spawn_keepers(
     let (references, wanted) = channel::channel(None);
     let namespace = &settings.namespace;
     if let Some(role) = settings.references_role.clone() {
-        tasks.spawn(keeper::references(
-            client.clone(),
-            namespace.clone(),
-            role,
-            wanted,
-        ));
+        tasks.spawn(role::keep(client.clone(), namespace.clone(), role, wanted));
     }
     if let Some(set) = settings.agent_daemon_set.clone() {
         let changes = changes.clone();
-        tasks.spawn(keeper::agents(
+        tasks.spawn(agents::watch(
             client.clone(),
             namespace.clone(),
             set,

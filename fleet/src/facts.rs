@@ -96,7 +96,7 @@ pub struct Wire<K> {
     #[serde(default)]
     pub status: Value,
     #[serde(skip)]
-    kind: PhantomData<fn() -> K>,
+    pub kind: PhantomData<fn() -> K>,
 }
 
 impl<K> Clone for Wire<K> {

@@ -26,15 +26,8 @@ impl Applier {
         if same && free {
             return Ok(());
         }
-        let stale = kube::core::Status::failure(
-            "the node's lease is not what the watch showed",
-            "Conflict",
-        );
-        Err(failed(
-            "check",
-            "interruptionlease",
-            node,
-            kube::Error::Api(stale.with_code(409).boxed()),
-        ))
+        Err(ApplyError::OtherLease {
+            node: node.to_owned(),
+        })
     }
 }

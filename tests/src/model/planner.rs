@@ -343,11 +343,12 @@ fn wire_node(number: usize, node: &Node, blocked: bool) -> WireNode {
 
 fn wire_lease(number: usize, lease: &Lease) -> WireLease {
     let real = rules::real_lease(number, lease);
-    let mut wire = WireLease::default();
-    wire.metadata = real.metadata;
-    wire.spec = serde_json::to_value(real.spec).unwrap_or_default();
-    wire.status = serde_json::to_value(real.status).unwrap_or_default();
-    wire
+    WireLease {
+        metadata: real.metadata,
+        spec: serde_json::to_value(real.spec).unwrap_or_default(),
+        status: serde_json::to_value(real.status).unwrap_or_default(),
+        ..WireLease::default()
+    }
 }
 
 fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
@@ -359,25 +360,26 @@ fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
         .into_iter()
         .filter(|(is_set, _)| *is_set)
         .map(|(_, key)| (key.to_owned(), "true".to_owned()));
-    let mut wire = WireSkyhook::default();
-    wire.metadata = ObjectMeta {
-        annotations: Some(annotations.collect()),
-        name: Some(rules::SKYHOOK.to_owned()),
-        uid: Some(rules::SKYHOOK_UID.to_owned()),
-        generation: Some(i64::from(skyhook.revision)),
-        resource_version: Some("1".to_owned()),
-        finalizers: Some(vec![names::SKYHOOK_FINALIZER.to_owned()]),
-        deletion_timestamp: skyhook.deleting.then_some(Time(Timestamp::UNIX_EPOCH)),
-        ..ObjectMeta::default()
-    };
-    wire.spec = json!({
-        "interruptionBudget": { "count": budget },
-        "packages": { rules::PACKAGE: {
-            "version": format!("1.{}.0", skyhook.revision),
-            "image": "example.com/something",
-        } },
-    });
-    wire
+    WireSkyhook {
+        metadata: ObjectMeta {
+            annotations: Some(annotations.collect()),
+            name: Some(rules::SKYHOOK.to_owned()),
+            uid: Some(rules::SKYHOOK_UID.to_owned()),
+            generation: Some(i64::from(skyhook.revision)),
+            resource_version: Some("1".to_owned()),
+            finalizers: Some(vec![names::SKYHOOK_FINALIZER.to_owned()]),
+            deletion_timestamp: skyhook.deleting.then_some(Time(Timestamp::UNIX_EPOCH)),
+            ..ObjectMeta::default()
+        },
+        spec: json!({
+            "interruptionBudget": { "count": budget },
+            "packages": { rules::PACKAGE: {
+                "version": format!("1.{}.0", skyhook.revision),
+                "image": "example.com/something",
+            } },
+        }),
+        ..WireSkyhook::default()
+    }
 }
 
 fn wire_revision(revision: u8, unordered: bool) -> ControllerRevision {

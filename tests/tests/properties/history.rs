@@ -6,10 +6,11 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use skyhook_fleet::effect::Effect;
+use skyhook_fleet::effect::{AsOf, Effect};
 use skyhook_fleet::index::{Change, Kind};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
+use skyhook_fleet::plan::reason::Withdrawal;
 use skyhook_fleet::pods::PodFact;
 use skyhook_fleet::session::Session;
 use skyhook_fleet::settings::Settings;
@@ -39,6 +40,8 @@ pub(super) enum Step {
     AgentsRefused(bool),
     Pods(usize, u8, bool),
     Evicted(usize, bool),
+    /// The node's agent has not accepted a lease in time: the node is left alone for a while.
+    LeftAlone(usize),
     /// So many milliseconds pass.
     Time(u32),
     /// What holds nothing back any more is forgotten.
@@ -77,6 +80,7 @@ fn a_step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(Step::AgentsRefused),
         3 => (at(), 0..3_u8, any::<bool>()).prop_map(|(at, pods, consistent)| Step::Pods(at, pods, consistent)),
         1 => (at(), any::<bool>()).prop_map(|(at, refused)| Step::Evicted(at, refused)),
+        1 => at().prop_map(Step::LeftAlone),
         5 => prop::sample::select(vec![1, 300, 1_000, 4_000, 15_000, 70_000, 400_000]).prop_map(Step::Time),
         2 => Just(Step::Expire),
         4 => (1..6_usize).prop_map(Step::Begin),
@@ -282,12 +286,26 @@ impl<'a> Replica<'a> {
                 pod_uid: "pod-0".to_owned(),
                 problem: refused.then(|| "a budget forbids it".to_owned()),
             }),
+            Step::LeftAlone(at) => self.leave_alone(*at),
             Step::Time(millis) => self.mono += Duration::from_millis((*millis).into()),
             Step::Expire => self.session.expire(self.mono),
             Step::Begin(most) => self.begin(planned, *most),
             Step::Settle(at, how) => self.settle(*at, *how),
             Step::List(kind, every) => self.list(*kind, *every),
         }
+    }
+
+    fn leave_alone(&mut self, at: usize) {
+        let withdrawal = Effect::WithdrawLease {
+            node: name(at),
+            at: AsOf {
+                uid: "gone".to_owned(),
+                resource_version: "1".to_owned(),
+            },
+            why: Withdrawal::AgentNotResponding,
+        };
+        let done = Outcome::Done(None);
+        self.session.settle(&withdrawal, done, self.mono);
     }
 
     fn begin(&mut self, planned: &[Effect], most: usize) {

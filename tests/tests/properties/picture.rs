@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use skyhook_crds::installed::{CordonRecord, Stamp, states_digest};
 use skyhook_crds::lease::InterruptionLeaseSpec;
-use skyhook_crds::names;
 use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
 use skyhook_fleet::index::{Change, Index, Kind};
 use skyhook_fleet::settings::Settings;
 
 use super::MONO;
+
+#[path = "objects.rs"]
+mod objects;
+pub(super) use objects::{lease_object, node_object, skyhook_object};
 
 pub(super) const NAMES: [&str; 2] = ["alpha", "beta"];
 const VERSION: &str = "1.0.0";
@@ -211,201 +213,6 @@ pub(super) fn a_picture() -> impl Strategy<Value = Picture> {
             skyhooks,
             cap,
         })
-}
-
-fn package(skyhook: &ASkyhook) -> Value {
-    let mut package = json!({ "version": VERSION, "image": "example.com/one" });
-    if skyhook.interrupts {
-        package["interrupt"] = json!({ "type": "reboot" });
-    }
-    if skyhook.invalid {
-        package["dependsOn"] = json!({ "one": VERSION });
-    }
-    package
-}
-
-pub(super) fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
-    let name = NAMES[at];
-    let mut metadata = json!({
-        "name": name, "uid": format!("uid-{name}"), "resourceVersion": "7", "generation": 3, "annotations": {},
-        "creationTimestamp": "2026-01-01T00:00:00Z",
-    });
-    if skyhook.adopted {
-        metadata["finalizers"] = json!([names::SKYHOOK_FINALIZER]);
-    }
-    if skyhook.deleting {
-        metadata["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
-    }
-    for (annotation, set) in [
-        (names::PAUSE, skyhook.paused),
-        (names::DISABLE, skyhook.disabled),
-    ] {
-        if set {
-            metadata["annotations"][annotation] = json!("true");
-        }
-    }
-    let mut spec = json!({ "priority": skyhook.priority, "packages": { "one": package(skyhook) } });
-    if skyhook.selects {
-        spec["nodeSelectors"] = json!({ "matchLabels": { "tier": "a" } });
-    }
-    match skyhook.budget {
-        0 => spec["interruptionBudget"] = json!({ "count": 0 }),
-        1 => spec["interruptionBudget"] = json!({ "count": 1 }),
-        2 => spec["interruptionBudget"] = json!({ "percent": 50 }),
-        3 => spec["interruptionBudget"] = json!({ "count": 3, "countUnavailable": true }),
-        _ => {}
-    }
-    if skyhook.policy {
-        spec["deploymentPolicy"] = json!("tuned");
-    }
-    if skyhook.interrupts {
-        spec["drain"] = json!({ "timeout": "90s" });
-    }
-    let mut object = json!({ "metadata": metadata, "spec": spec });
-    if skyhook.has_status {
-        object["status"] =
-            json!({ "status": "in_progress", "observedGeneration": 2, "completeNodes": "0/1" });
-    }
-    object
-}
-
-fn states(record: u8) -> Option<String> {
-    let (stage, state) = match record {
-        0 => return None,
-        1 => return Some("{".to_owned()),
-        2 => ("apply", "in_progress"),
-        3 => ("config", "complete"),
-        _ => ("config", "erroring"),
-    };
-    let entry = json!({ "name": "one", "version": VERSION, "image": "example.com/one", "stage": stage, "state": state });
-    Some(json!({ format!("one|{VERSION}"): entry }).to_string())
-}
-
-pub(super) fn node_object(name: &str, node: &ANode, revisions: &[String]) -> Value {
-    let mut annotations = json!({});
-    let lease_uid = format!("lease-{name}");
-    let mut owners = CordonRecord {
-        was_unschedulable: node.was_unschedulable,
-        ..CordonRecord::default()
-    };
-    for (at, skyhook) in NAMES.iter().enumerate() {
-        let (record, stamped, edited) = node.records[at];
-        let states = states(record);
-        if let Some(states) = &states {
-            annotations[names::node_state(skyhook)] = json!(states);
-        }
-        let mut stamp = Stamp {
-            states: states_digest(states.as_deref().unwrap_or_default()),
-            ..Stamp::default()
-        };
-        if edited {
-            stamp.states = "another".to_owned();
-        }
-        match stamped {
-            1 => stamp.granted.clone_from(&lease_uid),
-            2 => stamp.lease.clone_from(&lease_uid),
-            3 => stamp.lease = "another".to_owned(),
-            _ => {}
-        }
-        if matches!(stamped, 2 | 3) {
-            stamp.revision = revisions.get(at).cloned().unwrap_or_default();
-            "boot".clone_into(&mut stamp.epoch);
-        }
-        if stamped > 0 {
-            annotations[names::stamp(skyhook)] = json!(stamp.render());
-        }
-        let owner = match node.cordons[at] {
-            0 => continue,
-            1 => lease_uid.clone(),
-            _ => "another".to_owned(),
-        };
-        owners.owners.insert((*skyhook).to_owned(), owner);
-    }
-    if !owners.owners.is_empty() {
-        annotations[names::CORDON_OWNERS] = json!(owners.render());
-    }
-    let mut labels = json!({ "tier": if node.tier { "a" } else { "b" } });
-    if node.control_plane {
-        labels[names::CONTROL_PLANE] = json!("");
-    }
-    if node.ignored {
-        labels[names::IGNORE] = json!("true");
-    }
-    let taints = if node.tainted {
-        json!([{ "key": "special", "effect": "NoSchedule" }])
-    } else {
-        json!([])
-    };
-    json!({
-        "metadata": {
-            "name": name, "uid": format!("uid-{name}"), "resourceVersion": "9", "labels": labels, "annotations": annotations,
-        },
-        "spec": { "unschedulable": node.unschedulable, "taints": taints },
-        "status": {
-            "nodeInfo": { "bootID": "boot" },
-            "conditions": [{ "type": "Ready", "status": if node.ready { "True" } else { "False" } }],
-        },
-    })
-}
-
-pub(super) fn lease_object(name: &str, lease: &ALease, revisions: &[String]) -> Value {
-    let skyhook = NAMES.get(lease.skyhook).unwrap_or(&"gone");
-    let mut metadata = json!({
-        "name": name, "uid": format!("lease-{name}"), "resourceVersion": "8", "generation": 2,
-        "creationTimestamp": "2026-01-01T00:00:00Z", "finalizers": [names::LEASE_FINALIZER],
-    });
-    if lease.deleting {
-        metadata["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
-    }
-    let drain = ["NotRequested", "Waiting", "Draining", "Drained"][usize::from(lease.drain) % 4];
-    let revision = revisions
-        .get(lease.skyhook)
-        .filter(|_| lease.right_revision);
-    let mut spec = json!({
-        "node": { "name": name, "uid": if lease.right_node { format!("uid-{name}") } else { "another".to_owned() } },
-        "skyhook": { "name": skyhook, "uid": format!("uid-{skyhook}") },
-        "revision": revision.cloned().unwrap_or_else(|| "another".to_owned()),
-        "drain": {
-            "state": drain,
-            "since": "2026-01-01T00:00:00Z",
-        },
-    });
-    if lease.granted {
-        spec["granted"] = json!({ "by": "x", "at": "2026-01-01T00:00:00Z" });
-    }
-    let reasons = [
-        "NewRevision",
-        "Paused",
-        "Disabled",
-        "Deleted",
-        "Edited",
-        "DrainTimedOut",
-    ];
-    if let Some(reason) = reasons.get(usize::from(lease.stop)) {
-        spec["stop"] = json!({ "reason": reason, "since": "2026-01-01T00:00:00Z" });
-    }
-    let phases = [
-        "Accepted",
-        "Preparing",
-        "AwaitingDrain",
-        "Running",
-        "Erroring",
-        "Complete",
-        "Stopped",
-    ];
-    let mut object = json!({ "metadata": metadata, "spec": spec });
-    if let Some(phase) = phases.get(usize::from(lease.phase)) {
-        let packages: Value = states(lease.package + 1)
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or(json!({}));
-        object["status"] = json!({
-            "phase": phase, "needsDrain": lease.needs_drain, "bootID": "boot", "machineID": "m", "packages": packages,
-        });
-    }
-    if lease.malformed {
-        object["spec"]["node"] = json!(1);
-    }
-    object
 }
 
 pub(super) fn wire<T: serde::de::DeserializeOwned>(object: Value) -> Box<T> {

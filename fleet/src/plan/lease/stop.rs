@@ -194,6 +194,7 @@ mod tests {
     use StopReason::{Deleted, Disabled, DrainTimedOut, Edited, NewRevision, Paused};
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn what_is_written_about_stopping() {
         let asked = Asked {
             wanted: None,
