@@ -2,12 +2,13 @@
 //!
 //! An object that cannot be decoded becomes a fact that says so; it never keeps its old value.
 
+mod stored;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock};
 
-use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -19,6 +20,8 @@ use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates,
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
+
+pub use stored::RevisionFact;
 
 /// A Node as it comes from the API server, without what no decision needs.
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -467,42 +470,5 @@ impl LeaseFact {
             .as_ref()
             .ok()
             .map(|lease| lease.spec.skyhook.uid.as_str())
-    }
-}
-
-/// A revision.
-#[derive(Clone, Debug)]
-pub struct RevisionFact {
-    pub name: String,
-    pub uid: String,
-    pub resource_version: String,
-    /// UID of the Skyhook that owns it.
-    pub owner: String,
-    pub number: i64,
-    pub data: Option<Arc<RevisionData>>,
-}
-
-impl RevisionFact {
-    /// The slim copy of a `ControllerRevision`.
-    #[must_use]
-    pub fn new(object: ControllerRevision) -> Self {
-        Self {
-            name: object.metadata.name.unwrap_or_default(),
-            uid: object.metadata.uid.unwrap_or_default(),
-            resource_version: object.metadata.resource_version.unwrap_or_default(),
-            owner: object
-                .metadata
-                .owner_references
-                .unwrap_or_default()
-                .into_iter()
-                .find(|owner| owner.kind == "Skyhook")
-                .map(|owner| owner.uid)
-                .unwrap_or_default(),
-            number: object.revision,
-            data: object
-                .data
-                .and_then(|data| serde_json::from_value(data.0).ok())
-                .map(Arc::new),
-        }
     }
 }
