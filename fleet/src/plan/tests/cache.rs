@@ -135,3 +135,34 @@ fn the_fleet_is_counted_whatever_is_written() {
     };
     assert_eq!(fleet, want);
 }
+
+#[test]
+fn a_lease_that_did_not_fit_is_granted_when_another_has_gone() {
+    let picture = Picture {
+        nodes: (0..2).map(node).collect(),
+        ..Picture::new()
+    };
+    let mut index = picture.index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let revision = checked.revision.clone();
+    for n in 0..2 {
+        let mut lease = lease(n, &revision, "1", "");
+        lease["spec"]["granted"] = Value::Null;
+        lease["status"] = Value::Null;
+        let lease = serde_json::from_value(lease).unwrap();
+        index.apply(Change::Lease(Box::new(lease)), Mono::ZERO);
+    }
+    let settings = Settings::default();
+    let now = Now {
+        mono: Duration::from_secs(1000),
+        wall: Timestamp::from_second(1_700_000_000).unwrap(),
+    };
+    let mut cache = Cache::default();
+    let effects = cache.plan(&index.view(&settings, now)).effects;
+    let withdrawn = effects.iter().find_map(|effect| effect.removes());
+    let (gone, _) = withdrawn.expect("the budget is 1");
+    index.apply(Change::LeaseGone(gone.to_owned()), now.mono);
+    let effects = cache.plan(&index.view(&settings, now)).effects;
+    let granted = effects.iter().any(|effect| effect.kind() == "GrantLease");
+    assert!(granted, "{effects:?}");
+}
