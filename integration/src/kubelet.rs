@@ -168,8 +168,8 @@ impl<M: Machine> KubeNode<M> {
     /// The supervisor of the one step that runs: its process number inside the machine.
     pub async fn supervisor(&self) -> Result<String> {
         let find = "scope=$(systemctl list-units --plain --no-legend 'skyhook-*.scope' | cut -d' ' -f1); \
-                    cat /sys/fs/cgroup/systemd/system.slice/$scope/cgroup.procs \
-                        /sys/fs/cgroup/system.slice/$scope/cgroup.procs 2>/dev/null | head -n 1";
+                    cat /sys/fs/cgroup/systemd/skyhook.slice/$scope/cgroup.procs \
+                        /sys/fs/cgroup/skyhook.slice/$scope/cgroup.procs 2>/dev/null | head -n 1";
         let pid = self.host.run(&["sh", "-ec", find]).await?.trim().to_owned();
         ensure!(!pid.is_empty(), "no step runs on {}", self.host.name());
         Ok(pid)
