@@ -42,6 +42,7 @@ mod presence;
 mod probe;
 mod recover;
 mod revision;
+mod time;
 mod writer;
 
 use agent::{Agent, Note};

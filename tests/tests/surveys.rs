@@ -34,7 +34,7 @@ async fn while_pods_are_left_lists_come_from_the_watch_cache() -> anyhow::Result
         "spec": { "nodeName": "worker-0", "containers": [{ "name": "c", "image": "example.com/c" }] },
     }))?;
     pods.create(&PostParams::default(), &pod).await?;
-    let _coordinator = Coordinator::start(run, &fixture.plane, "coordinator").await?;
+    let _coordinator = Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator").await?;
     fixture
         .skyhook(json!({
             "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook", "metadata": { "name": "sample" },

@@ -114,9 +114,9 @@ impl Taker {
 
     /// When [`Input::Ticked`] is due, in Unix milliseconds.
     #[must_use]
-    pub fn wake_at(&self) -> Option<i64> {
+    pub fn wake_at(&self, now: i64) -> Option<i64> {
         match self.taking {
-            Taking::Waiting { until, .. } => Some(until),
+            Taking::Waiting { until, .. } => Some(retry::wake_at(until, now)),
             Taking::Idle { .. }
             | Taking::FindingNode { .. }
             | Taking::Accepting { .. }
@@ -359,7 +359,7 @@ mod tests {
             assert_eq!(taker.step(input, NOW, "worker-1"), None, "{name}");
             let until = NOW + wait;
             assert_eq!(taker.taking, Taking::Waiting { until, failures }, "{name}");
-            assert_eq!(taker.wake_at(), Some(until), "{name}");
+            assert_eq!(taker.wake_at(NOW), Some(until), "{name}");
             // Until then nothing is done, whatever is seen.
             let lease = GRANTED.real();
             assert_eq!(taker.step(Input::Seen(&lease), until - 1, "worker-1"), None);
@@ -378,6 +378,7 @@ mod tests {
             failures: 3,
         });
         let long_ago = NOW - 86_400_000;
+        assert_eq!(taker.wake_at(long_ago), Some(long_ago));
         let ticked = taker.step(Input::Ticked, long_ago, "worker-1");
         assert_eq!(ticked, Some(Action::Look));
     }
@@ -391,7 +392,7 @@ mod tests {
             let mut taker = taker(from);
             assert_eq!(taker.step(input, NOW, "worker-1"), None);
             assert_eq!(taker.taking, Taking::default());
-            assert_eq!(taker.wake_at(), None);
+            assert_eq!(taker.wake_at(NOW), None);
         }
     }
 }

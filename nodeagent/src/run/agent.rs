@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::begin::Attempt;
 use super::effects::StepDone;
+use super::time::instant;
 use super::writer::{Writer, Written};
 use crate::config::Settings;
 use crate::host::exec::Supervisors;
@@ -461,17 +462,18 @@ impl Agent {
 
     fn machine_wake(&self) -> Option<Instant> {
         let now = now();
-        let at = instant(machine::wake_at(self.run()?, now)?);
+        let at = instant(machine::wake_at(self.run()?, now)?, now);
         Some(self.quiet_until.map_or(at, |quiet| quiet.max(at)))
     }
 
     /// When the agent has to wake up without a note.
     pub(super) fn wake_at(&self) -> Option<Instant> {
+        let now = now();
         let reboot = self.pending_interrupt.reboot.as_ref();
         let reboot = reboot.map(|reboot| reboot.at_the_latest);
         [
             self.machine_wake(),
-            self.taker.wake_at().map(instant),
+            self.taker.wake_at(now).map(|at| instant(at, now)),
             self.prune_at,
             self.writer.wake_at(),
             reboot,
@@ -480,17 +482,6 @@ impl Agent {
         .flatten()
         .min()
     }
-}
-
-/// The instant of a time in Unix milliseconds. A time that was set before the clock was set back is now.
-fn instant(at: i64) -> Instant {
-    let now = now();
-    let left = if machine::retry::is_due(at, now) {
-        0
-    } else {
-        at - now
-    };
-    Instant::now() + Duration::from_millis(left.unsigned_abs())
 }
 
 /// Unix milliseconds.
