@@ -18,7 +18,7 @@ pub(crate) use load::load;
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostSettings {
-    /// `https://mirror:port/path`; without a scheme it is https.
+    /// A URL such as `https://mirror:port/path`. If it has no scheme, it is https.
     pub url: String,
     /// What the server may be asked for: `pull` (requests by digest) and `resolve` (requests by tag). If it is empty,
     /// both.
@@ -58,7 +58,7 @@ pub struct RegistrySettings {
     /// The registry's own server, which is asked last. If it is `None`, the URL is made from the name of the
     /// registry.
     pub server: Option<HostSettings>,
-    /// Mirrors, in the order they are asked.
+    /// Mirrors, in the order in which they are asked.
     pub hosts: Vec<HostSettings>,
 }
 
@@ -331,7 +331,7 @@ impl Reader<'_> {
         })
     }
 
-    /// A string or an array of strings.
+    /// Reads a string or an array of strings.
     fn texts(&self, field: &str, value: Option<&Value>) -> Result<Vec<String>, HostsError> {
         let wrong = || self.wrong(field, "a string or an array of strings");
         match value {
@@ -345,7 +345,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A file, an array of files, or an array of pairs of files.
+    /// Reads a file, an array of files, or an array of pairs of files.
     fn client(
         &self,
         field: &str,

@@ -325,7 +325,7 @@ fn compression(media_type: &str) -> Option<Compression> {
         IMAGE_LAYER_GZIP_MEDIA_TYPE
         | IMAGE_LAYER_NONDISTRIBUTABLE_GZIP_MEDIA_TYPE
         | IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE => Some(Compression::Gzip),
-        // oci-client has no names for these.
+        // The crate oci-client has no constants for these media types.
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Compression::Zstd),
         _ => None,

@@ -22,8 +22,9 @@
 //!
 //! # Guarantees
 //! - All content is hashed: manifests, configs and layers must have their digests, and the decompressed content of a
-//!   layer must have its diff ID. A blob in the store gets its name only when it is complete, and so does a directory
-//!   that an image is unpacked to without `overlay`. This also holds after a crash.
+//!   layer must have its diff ID. A blob in the store gets its name only when it is complete, also if there is a
+//!   power cut. A directory that an image is unpacked to without `overlay` gets its name only when it is complete,
+//!   also if the process is killed.
 //! - No entry of a layer can make an unpack write a file, make a link or change a mode outside the target directory.
 //! - A credential is sent only to the registry that it is for, and to the token server that this registry names. No
 //!   log line, no error and no `Debug` output contains a credential.

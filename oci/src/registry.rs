@@ -2,7 +2,7 @@
 //! mirror.
 //!
 //! A credential is sent only to the endpoint that it is for, and to the token server that this endpoint names. After
-//! a redirect to another origin, the request has no credentials.
+//! a redirect to another origin, the request has no credentials, except a token that every client can get.
 
 #![expect(
     clippy::disallowed_methods,
@@ -45,14 +45,14 @@ pub struct Timeouts {
     pub connect: Duration,
     /// The longest time in which a server may send no byte at all.
     pub read: Duration,
-    /// A body must bring `slow_bytes` in every `slow_window`.
+    /// A server must send `slow_bytes` of a body in every `slow_window`.
     pub slow_window: Duration,
     pub slow_bytes: u64,
     /// The longest `Retry-After` that a pull itself waits for. With a longer one it fails, and the caller waits.
     pub max_wait: Duration,
     /// The pause before the second try. Each further pause is twice as long.
     pub backoff: Duration,
-    /// How often one request is sent at most.
+    /// The highest number of times that one request is sent.
     pub tries: u32,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct BlobBody {
 }
 
 impl Session {
-    /// Reads the configuration of the registry anew: certificates and mirrors may have changed.
+    /// Reads the configuration of the registry each time, because certificates and mirrors may have changed.
     pub(crate) fn open(
         reference: &Reference,
         credentials: &Credentials,

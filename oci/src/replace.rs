@@ -14,14 +14,14 @@ use rustix::io::Errno;
 /// What a power cut may do to a file that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// After a power cut the file may be the old one, the new one, or empty. As long as the host runs, it is the old one or
-    /// the new one.
+    /// After a power cut the file may be the old one, the new one, or empty. As long as the host runs, it is the old
+    /// one or the new one.
     WhileUp,
     /// The file and its directory are on the disk before the write returns.
     PowerCut,
 }
 
-/// The file operations of one write. A power cut between any two of them leaves a usable file.
+/// The file operations of one write. A test can implement them to simulate a power cut between any two of them.
 pub trait Disk {
     /// Writes the bytes to a temporary file.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
@@ -202,7 +202,7 @@ fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
             }
         }
         Err(Errno::NOENT) => return Ok(()),
-        // For example a symlink or a socket, which cannot be opened so.
+        // For example a symlink or a socket, which cannot be opened with these flags.
         Err(_) => {}
     }
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
