@@ -1,6 +1,6 @@
-//! `make bench-oci`: our pull and unpack against skopeo + umoci, and against `gzip -dc | tar x` as
-//! the floor, on the same images from one docker-registry on loopback. Every run is a process of
-//! its own, on empty directories; the median of the runs counts.
+//! `make bench-oci` compares our pull and unpack with skopeo + umoci, and with `gzip -dc | tar x` as the lower bound.
+//! All of them use the same images from one docker-registry on the loopback address. Each run is a new process with
+//! empty directories, and the result is the median of the runs.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark is all shell")]
 
@@ -36,7 +36,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// What the agent does: pull into a store, unpack, with its defaults.
+/// Does the same as the agent, with its defaults: pulls an image into a store, and unpacks it.
 fn ours(reference: &str, dir: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -66,7 +66,7 @@ fn ours(reference: &str, dir: &Path) -> Result<()> {
     })
 }
 
-/// Median time of some runs, and the most memory any of them had.
+/// The median time of several runs, and the highest memory use of all runs.
 struct Measured {
     seconds: f64,
     peak_mib: f64,
@@ -88,7 +88,7 @@ fn measure(runs: usize, mut run: impl FnMut(&Path) -> Result<u64>) -> Result<Mea
     })
 }
 
-/// Runs a program to its end; its peak memory in KiB.
+/// Runs a program until it ends. Returns its peak memory in KiB.
 fn child(program: &Path, args: &[&str]) -> Result<u64> {
     let child = Command::new(program)
         .args(args)
@@ -224,7 +224,7 @@ fn floor(unpacker: &str, layers: &[PathBuf], dir: &Path) -> Result<u64> {
     Ok(peak)
 }
 
-/// The layers' files in the registry's own storage.
+/// The files of the layers in the registry's own storage.
 fn blobs(registry: &Registry, tag: &str) -> Result<Vec<PathBuf>> {
     let manifest: serde_json::Value = serde_json::from_slice(&registry.manifest("bench", tag))?;
     let layers = manifest["layers"]
@@ -241,7 +241,7 @@ fn blobs(registry: &Registry, tag: &str) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// Files of this machine, text and binaries by turns, in layers of the same size.
+/// Makes an image from files of this machine, half text and half binaries, in layers of about the same size.
 fn mixed_image(layout: &Layout) -> Result<()> {
     let (mut binaries, mut texts) = (Vec::new(), Vec::new());
     for dir in ["/usr/lib", "/usr/bin", "/usr/share", "/usr/include"] {
@@ -262,7 +262,7 @@ fn mixed_image(layout: &Layout) -> Result<()> {
         }
         ensure!(total >= half, "there are not enough files in /usr");
     }
-    // By turns: every layer gets both.
+    // The files go to the layers in turn, so every layer gets text and binaries.
     layout.new_image("mixed", "amd64");
     for layer in 0..LAYERS {
         let mut result = Ok(());
@@ -278,7 +278,7 @@ fn mixed_image(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Without the set-id bits that some of them have.
+/// Copies a file without the set-id bits that some files have.
 fn copy(root: &Path, number: usize, from: &Path) -> Result<()> {
     let to = root.join(format!("skyhook-package/{}/{number}", number % 100));
     fs::create_dir_all(to.parent().context("a parent")?)?;

@@ -1,5 +1,5 @@
-//! Registry credentials: where they come from and which image they are for. A secret is never in
-//! Debug or an error.
+//! Registry credentials: how they are read, and which of them are for an image. No `Debug` output and no error
+//! contains a secret.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ pub(crate) mod plugin;
 
 pub use plugin::PluginConfig;
 
-/// A user name and password, or a token that a registry's token server takes instead.
+/// A user name and password, or a token that is used in their place.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Login {
     Basic {
@@ -37,13 +37,13 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Logins by the registry or repository prefix they are for.
+/// Logins, each with a pattern for the registries or repositories that it is for.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     entries: Vec<(String, Login)>,
 }
 
-/// Why a pull secret cannot be used. It names the place in the secret, and never its content.
+/// Why a pull secret cannot be used. The error names the place in the secret, but never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
     #[error("the docker config is not valid JSON of its kind (line {line}, column {column})")]
@@ -111,14 +111,14 @@ impl Credentials {
         Ok(Self { entries })
     }
 
-    /// Adds the logins of another secret after these.
+    /// Appends the logins of another secret.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.entries.extend(other.entries);
         self
     }
 
-    /// These logins for images that `pattern` matches.
+    /// One login, for the images that match `pattern`.
     pub fn for_pattern(pattern: &str, username: &str, password: &str) -> Self {
         let login = Login::Basic {
             username: username.into(),
@@ -129,7 +129,8 @@ impl Credentials {
         }
     }
 
-    /// Logins for `registry/repository`, the most specific first, each once.
+    /// The logins for `registry/repository`, without duplicates. The login with the most specific pattern is the
+    /// first.
     pub(crate) fn matching(&self, name: &str) -> Vec<Login> {
         let mut found: Vec<(usize, &Login)> = self
             .entries

@@ -1,5 +1,5 @@
-//! Opening a path that must not lead out of a directory: openat2, and the same by hand for kernels
-//! before 5.6.
+//! Opens a path that must not lead out of a directory. Kernels before 5.6 have no openat2; for them the path is
+//! resolved here, part by part.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -8,10 +8,10 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-/// What a step out of the directory means.
+/// What happens when a path or a symlink leads out of the directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outside {
-    /// The directory is `/`: absolute links start there, and `..` of it is itself.
+    /// The directory is used as `/`: absolute symlinks start there, and its `..` is the directory itself.
     IsRoot,
     /// It is an error (EXDEV).
     IsRefused,
@@ -19,7 +19,7 @@ pub(crate) enum Outside {
 
 const MAX_SYMLINKS: u32 = 40;
 
-/// Opens `path` in `dir`; no symlink on the way leads out of it.
+/// Opens `path` in `dir`. No symlink in the path can lead out of `dir`.
 pub(crate) fn open(
     dir: impl AsFd,
     path: &Path,
@@ -39,14 +39,14 @@ pub(crate) fn open(
     }
 }
 
-/// What happens on the way to a path when a part of it does not exist.
+/// What happens when a part of a path does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     /// It is an error (ENOENT), except for the last part.
     Refuse,
     /// A directory with this mode is made, except for the last part.
     Make(Mode),
-    /// The rest of the path is taken as it stands.
+    /// The rest of the path is kept as it is written.
     Keep,
 }
 
@@ -61,11 +61,11 @@ pub(crate) enum Last {
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) dir: OwnedFd,
-    /// Without a name it is the directory itself. With [`Missing::Keep`] it may be more than one part.
+    /// `None` means the directory itself. With [`Missing::Keep`] the name may have several parts.
     pub(crate) name: Option<Vec<u8>>,
 }
 
-/// As [`open`], for kernels without openat2.
+/// Does the same as [`open`], for kernels without openat2.
 fn walk(
     root: BorrowedFd<'_>,
     path: &[u8],
@@ -86,8 +86,8 @@ fn walk(
     }
 }
 
-/// Finds the place that a path leads to, in `root`. It goes from open directory to open directory and reads links itself:
-/// what is swapped for a link meanwhile is not followed.
+/// Finds the place in `root` that a path leads to. It opens one directory after the other and resolves symlinks
+/// itself. So it stays in `root`, even if another process replaces a directory with a symlink meanwhile.
 pub(crate) fn place(
     root: BorrowedFd<'_>,
     path: &[u8],
@@ -183,7 +183,7 @@ fn parts(path: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Makes a directory, unless it is there.
+/// Makes a directory, unless it exists.
 pub(crate) fn make(at: BorrowedFd<'_>, name: &[u8], mode: Mode) -> rustix::io::Result<()> {
     match rustix::fs::mkdirat(at, name, mode) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -191,7 +191,8 @@ pub(crate) fn make(at: BorrowedFd<'_>, name: &[u8], mode: Mode) -> rustix::io::R
     }
 }
 
-/// Whether anybody could have put this symlink there, as in `/tmp`: the kernel's rule for `fs.protected_symlinks`.
+/// Whether another user may have put this symlink into a directory that everybody can write to, such as `/tmp`. This
+/// is the kernel's rule for `fs.protected_symlinks`.
 fn is_planted(directory: BorrowedFd<'_>, link: &Stat) -> rustix::io::Result<bool> {
     let directory = rustix::fs::fstat(directory)?;
     let sticky_and_open = Mode::SVTX | Mode::WOTH;
@@ -212,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    /// Which file it is, or why not.
+    /// The device and inode of the opened file, or the error.
     fn which(result: rustix::io::Result<OwnedFd>) -> Result<(u64, u64), Errno> {
         let stat = rustix::fs::fstat(result?)?;
         Ok((stat.st_dev, stat.st_ino))
@@ -286,7 +287,7 @@ mod tests {
                     let flags = flags | OFlags::CLOEXEC;
                     let by_kernel = which(open(&root, Path::new(path), flags, outside));
                     let by_hand = which(walk(root.as_fd(), path.as_bytes(), flags, outside));
-                    // A slash after a file is a mistake that only the kernel makes a point of.
+                    // Only the kernel returns an error for a slash after the name of a file.
                     if *path != "a/b/file/" {
                         assert_eq!(by_hand, by_kernel, "{path} {outside:?} {flags:?}");
                     }

@@ -1,6 +1,6 @@
 //! Errors as text.
 
-/// An error with its causes in one line, each said once.
+/// The text of an error and of its causes, in one line. A cause is left out if the line already contains its text.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,7 +1,6 @@
-//! Content digests: the only names the store trusts, and the hashing that proves them.
+//! Content digests. The store names each blob by its digest, and hashes the blob to check the digest.
 //!
-//! Only SHA-256 is registered for what package images use; every other algorithm is refused by
-//! name rather than skipped.
+//! Only SHA-256 is supported. A digest with another algorithm is an error that names the algorithm.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -33,7 +32,7 @@ impl Digest {
         hasher.finish()
     }
 
-    /// The 64 hexadecimal digits alone: a safe file name.
+    /// The 64 hexadecimal digits without `sha256:`. They are safe as a file name.
     pub fn hex(&self) -> String {
         use fmt::Write;
         self.0
@@ -44,7 +43,7 @@ impl Digest {
             })
     }
 
-    /// The first twelve hexadecimal digits, for people.
+    /// The first twelve hexadecimal digits, for messages to people.
     pub fn short(&self) -> String {
         let mut hex = self.hex();
         hex.truncate(12);
@@ -151,7 +150,7 @@ impl<R: Read> HashingReader<R> {
         }
     }
 
-    /// The digest of all that was read.
+    /// The digest of all bytes that were read.
     pub(crate) fn finish(self) -> Digest {
         self.hasher.finish()
     }

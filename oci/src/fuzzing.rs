@@ -1,7 +1,7 @@
-//! What the fuzz targets in `fuzz/` run, as plain functions: the tests of this crate run the same
-//! ones over generated input and the seed corpus.
+//! The functions that the fuzz targets in `fuzz/` call. The tests of this crate call the same functions with the seed
+//! corpus and with generated input.
 //!
-//! Each takes whatever bytes and panics if a promise is broken.
+//! Each function takes any bytes, and panics if a guarantee is broken.
 
 use std::io::Cursor;
 
@@ -12,7 +12,7 @@ use crate::package_config::{self, StepFile};
 use crate::reference::Reference;
 use crate::unpack::fuzzing::{filter, merge};
 
-/// Small enough that a fuzzer meets them.
+/// These limits are so small that a fuzzer reaches them.
 fn limits() -> Limits {
     Limits {
         stream_bytes: 4 << 20,
@@ -26,7 +26,7 @@ fn limits() -> Limits {
     }
 }
 
-/// A layer's archive: whatever it says, what is kept stays below the package's directory.
+/// Reads the bytes as the archive of a layer. Entries that are kept must be below the package's directory.
 pub fn tar(bytes: &[u8]) {
     let limits = limits();
     let budget = Budget::new(&limits);
@@ -37,7 +37,7 @@ pub fn tar(bytes: &[u8]) {
     for entry in &entries {
         assert_is_below(&entry.path, &limits);
     }
-    // The same layer twice, so that names meet what is there already.
+    // The same layer is applied twice, so that all its names exist the second time.
     let Ok(Some(root)) = merge([entries.clone(), entries], &limits) else {
         return;
     };
@@ -63,7 +63,7 @@ fn assert_is_below(path: &[u8], limits: &Limits) {
     );
 }
 
-/// A package's `config.json`: errors or a configuration, never both and never neither.
+/// Checks the bytes as a `config.json`. The result must be either errors or a configuration.
 pub fn config_json(bytes: &[u8]) {
     let report = package_config::check(bytes, &|path| match path.len() % 3 {
         0 => StepFile::Missing,
@@ -78,7 +78,8 @@ pub fn config_json(bytes: &[u8]) {
     }
 }
 
-/// An image reference: what is read is written the same way, and makes a URL path of that shape.
+/// Parses the bytes as an image reference. The text of the reference must give the same reference again, and its
+/// repository must be a valid part of a URL path.
 pub fn reference(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -104,7 +105,7 @@ pub fn reference(bytes: &[u8]) {
     }
 }
 
-/// A docker config: what it holds matches only names of the registry it is for.
+/// Reads the bytes as a docker config. `Debug` output must not contain the logins.
 pub fn docker_config(bytes: &[u8]) {
     if let Ok(credentials) = Credentials::from_docker_config(bytes) {
         let debug = format!("{credentials:?}");
@@ -114,7 +115,7 @@ pub fn docker_config(bytes: &[u8]) {
     }
 }
 
-/// A manifest or index and an image config.
+/// Decodes the bytes as a manifest or index, and as an image config.
 pub fn image_documents(bytes: &[u8]) {
     let limits = limits();
     let host = image::Platform::host();

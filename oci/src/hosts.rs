@@ -1,5 +1,5 @@
-//! Where to ask for a registry's images: its own server and its mirrors, as containerd's
-//! `hosts.toml` or our own configuration says. Pure; `load` reads the files.
+//! The servers that have the images of a registry: its own server and its mirrors. They are configured in
+//! containerd's `hosts.toml` or in our own settings. There is no I/O in this file; `load` reads the files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,27 +14,28 @@ mod load;
 
 pub(crate) use load::load;
 
-/// One server that can be asked, in the shape of a `[host."…"]` table.
+/// One server of a registry, with the fields of a `[host."…"]` table in `hosts.toml`.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostSettings {
-    /// `https://mirror:port/path`; without a scheme it is https.
+    /// A URL such as `https://mirror:port/path`. If it has no scheme, it is https.
     pub url: String,
-    /// `pull` (by digest) and `resolve` (tags); both when empty.
+    /// What the server may be asked for: `pull` (requests by digest) and `resolve` (requests by tag). If it is empty,
+    /// both.
     pub capabilities: Vec<String>,
-    /// PEM files to trust besides the system's.
+    /// PEM files of authorities that are trusted in addition to those of the system.
     pub ca: Vec<PathBuf>,
-    /// PEM files of client certificate and key; one file may hold both.
+    /// PEM files of the client certificate and of its key. One file may contain both.
     pub client: Vec<(PathBuf, Option<PathBuf>)>,
     pub skip_verify: bool,
     /// The URL's path is the API's root: no `/v2` is added.
     pub override_path: bool,
     pub header: BTreeMap<String, Vec<String>>,
-    /// Regular expressions over the repository, and what to put in their place.
+    /// Regular expressions for the repository. The value replaces the text that matches.
     pub rewrite: BTreeMap<String, String>,
 }
 
-/// Headers may hold secrets: their values are left out.
+/// Leaves out the values of headers, because they may be secrets.
 impl fmt::Debug for HostSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HostSettings")
@@ -54,9 +55,10 @@ impl fmt::Debug for HostSettings {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistrySettings {
-    /// The registry's own server, asked last; the usual one when None.
+    /// The registry's own server, which is asked last. If it is `None`, the URL is made from the name of the
+    /// registry.
     pub server: Option<HostSettings>,
-    /// Mirrors, in the order they are asked.
+    /// Mirrors, in the order in which they are asked.
     pub hosts: Vec<HostSettings>,
 }
 
@@ -90,12 +92,12 @@ pub enum HostsError {
     Header { name: String },
 }
 
-/// A server to ask, checked.
+/// A server with checked settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
-    /// Ends without a slash; `/<repository>/…` follows.
+    /// The URL up to the repository, without a slash at its end: `/<repository>/…` is appended.
     pub(crate) base: Url,
-    /// Host and port as they are written: what credentials are looked up by.
+    /// Host and port as they are written. Credentials are looked up by this name.
     pub(crate) authority: String,
     pub(crate) settings: HostSettings,
     pub(crate) rewrites: Vec<(Regex, String)>,
@@ -155,14 +157,15 @@ impl Endpoint {
         })
     }
 
-    /// Whether this server may be asked; tags need more trust than digests.
+    /// Whether this server may be asked. Requests by tag need more trust than requests by digest, because a digest
+    /// verifies the answer.
     pub(crate) fn serves(&self, by_digest: bool) -> bool {
         let wanted = if by_digest { "pull" } else { "resolve" };
         let capabilities = &self.settings.capabilities;
         self.is_origin || capabilities.is_empty() || capabilities.iter().any(|it| it == wanted)
     }
 
-    /// What this server calls a repository.
+    /// The name of a repository on this server.
     pub(crate) fn repository(&self, repository: &str) -> String {
         self.rewrites
             .iter()
@@ -188,7 +191,7 @@ impl Endpoint {
     }
 }
 
-/// The servers for `registry`, in the order to ask them.
+/// The servers for `registry`, in the order in which they are asked.
 pub(crate) fn endpoints(
     registry: &str,
     settings: &RegistrySettings,
@@ -225,7 +228,7 @@ pub(crate) fn endpoints(
     Ok(endpoints)
 }
 
-/// A URL for an error, without what stands before an `@`.
+/// A URL for an error message. The user name and the password before an `@` are left out.
 pub(crate) fn redacted(url: &str) -> String {
     match url.rsplit_once('@') {
         Some((_, host)) => format!("***@{host}"),
@@ -233,7 +236,7 @@ pub(crate) fn redacted(url: &str) -> String {
     }
 }
 
-/// Whether this host name means the machine itself.
+/// Whether this host name is a name or address of the machine itself.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let name = host.trim_start_matches('[').trim_end_matches(']');
     name == "localhost"
@@ -328,7 +331,7 @@ impl Reader<'_> {
         })
     }
 
-    /// A string or an array of strings.
+    /// Reads a string or an array of strings.
     fn texts(&self, field: &str, value: Option<&Value>) -> Result<Vec<String>, HostsError> {
         let wrong = || self.wrong(field, "a string or an array of strings");
         match value {
@@ -342,7 +345,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A file, an array of files, or an array of pairs of files.
+    /// Reads a file, an array of files, or an array of pairs of files.
     fn client(
         &self,
         field: &str,

@@ -16,13 +16,13 @@ use serde::Deserialize;
 use crate::digest::{Digest, DigestError};
 use crate::limits::{Limit, LimitExceeded, Limits};
 
-/// Media types asked for and understood.
+/// The media types that are requested and understood.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 
-/// How a layer is packed.
+/// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     None,
@@ -30,7 +30,7 @@ pub enum Compression {
     Zstd,
 }
 
-/// One blob of an image.
+/// One layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     pub digest: Digest,
@@ -46,7 +46,7 @@ pub(crate) struct Manifest {
     pub(crate) layers: Vec<Layer>,
 }
 
-/// What a manifest request may answer with.
+/// The document that a registry sends for a manifest request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Document {
     Index(Vec<Candidate>),
@@ -58,7 +58,7 @@ pub(crate) enum Document {
 pub(crate) struct Candidate {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
-    /// None where the index says nothing: an attestation, or one that serves every platform.
+    /// `None` if the index does not name a platform: the entry is an attestation, or an image for every platform.
     pub(crate) platform: Option<Platform>,
     attestation: bool,
 }
@@ -71,7 +71,8 @@ pub struct Platform {
     pub variant: Option<String>,
 }
 
-/// Why an image's documents are refused. All of these are final: the bytes are what they are.
+/// Why the manifest, the index or the config of an image is refused. Another try does not help, because the document
+/// would be the same.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error("{what} is not valid JSON of its kind")]
@@ -143,7 +144,8 @@ impl Platform {
         }
     }
 
-    /// How well an image for `other` fits here: None if it does not run, else lower is better.
+    /// How well an image for `other` fits this platform. `None` if it does not run here, else a number: a lower
+    /// number fits better.
     fn fit(&self, other: &Self) -> Option<u32> {
         if (&self.os, &self.architecture) != (&other.os, &other.architecture) {
             return None;
@@ -176,8 +178,8 @@ impl fmt::Display for Platform {
     }
 }
 
-/// Decodes a manifest or an index. `content_type` is the registry's; the document's own
-/// `mediaType` wins where both are present.
+/// Decodes a manifest or an index. `content_type` is the header that the registry sent. If the document has a
+/// `mediaType`, that is used instead.
 pub(crate) fn decode(
     bytes: &[u8],
     content_type: Option<&str>,
@@ -201,7 +203,7 @@ pub(crate) fn decode(
         OCI_IMAGE_MEDIA_TYPE | IMAGE_MANIFEST_MEDIA_TYPE => {
             image(bytes, limits).map(Document::Image)
         }
-        // Some registries answer with a generic type; the document's shape then decides.
+        // Some registries send a generic type. Then the fields of the document decide.
         "" | "application/json" | "text/plain" | "application/octet-stream" => {
             match probe.manifests {
                 Some(_) => index(bytes, limits).map(Document::Index),
@@ -323,15 +325,15 @@ fn compression(media_type: &str) -> Option<Compression> {
         IMAGE_LAYER_GZIP_MEDIA_TYPE
         | IMAGE_LAYER_NONDISTRIBUTABLE_GZIP_MEDIA_TYPE
         | IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE => Some(Compression::Gzip),
-        // oci-client has no names for these.
+        // The crate oci-client has no constants for these media types.
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Compression::Zstd),
         _ => None,
     }
 }
 
-/// The image of an index that fits `wanted` best. Attestations are never chosen, and an entry
-/// without a platform only when it is the only one and no other fits.
+/// The image in an index that fits `wanted` best. An attestation is never chosen. An entry without a platform is
+/// chosen only if no other entry fits, and if it is the only one without a platform.
 pub(crate) fn select<'a>(
     candidates: &'a [Candidate],
     wanted: &Platform,
@@ -350,7 +352,7 @@ pub(crate) fn select<'a>(
             .and_then(|platform| wanted.fit(platform))
     };
     let fits = |candidate: &&Candidate| fit(candidate).is_some();
-    // Whether the image is for this platform is in its config then, which is looked at later.
+    // The platform of such an image is in its config, which is checked later.
     let mut nameless = candidates
         .iter()
         .filter(|candidate| !candidate.attestation && candidate.platform.is_none());
@@ -381,7 +383,7 @@ pub(crate) fn select<'a>(
         })
 }
 
-/// The diff IDs of an image config, one per layer, of an image for `wanted` where that is asked.
+/// The diff IDs in an image config, one per layer. If `wanted` is given, a config for another platform is an error.
 pub(crate) fn diff_ids(
     config: &[u8],
     layers: usize,
@@ -406,7 +408,7 @@ pub(crate) fn diff_ids(
         source,
     })?;
     let is = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
-    // Images without either field exist (built from scratch by hand); they claim nothing.
+    // Some images have none of these fields, for example images that were made by hand. They are accepted.
     if let Some(wanted) = wanted
         && !config.os.is_empty()
         && !config.architecture.is_empty()

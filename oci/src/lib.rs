@@ -1,5 +1,5 @@
-//! Package images: a reference becomes a resolved digest, verified layers, and only the package's
-//! files on disk. Knows nothing of Kubernetes.
+//! Pulls package images from an OCI registry into a store on disk, verifies them, and unpacks the files of the
+//! package that is in the image. This crate does not use the Kubernetes API.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,28 +21,31 @@
 //! ```
 //!
 //! # Guarantees
-//! - Every byte that is used was hashed: manifest, config and layers by their digests, the
-//!   content of layers by their diff IDs. A blob or a target appears under its name complete or
-//!   not at all, also across a crash.
-//! - No entry of a layer can write, link or chmod outside the target.
-//! - A credential is sent to the registry it is for and to the token server that registry names,
-//!   and is in no log, error or Debug.
-//! - Errors have a `kind()` for metrics and say whether to try again: [`PullError::retry_class`],
+//! - All content is hashed: manifests, configs and layers must have their digests, and the decompressed content of a
+//!   layer must have its diff ID. A blob in the store gets its name only when it is complete, also if there is a
+//!   power cut. A directory that an image is unpacked to without `overlay` gets its name only when it is complete,
+//!   also if the process is killed.
+//! - No entry of a layer can make an unpack write a file, make a link or change a mode outside the target directory.
+//! - A credential is sent only to the registry that it is for, and to the token server that this registry names. No
+//!   log line, no error and no `Debug` output contains a credential.
+//! - Errors have a `kind()` for metrics, and tell whether another try can succeed: [`PullError::retry_class`],
 //!   [`StoreError::is_transient`].
 //!
-//! [`package_config`] reads a package's `config.json`; [`progress::show`] draws what a pull tells.
+//! [`package_config`] reads the `config.json` of a package. [`progress::show`] draws the progress of a pull.
 //!
-//! # What the owner of a store does
-//! - [`Store::pin`] what is installed or running, [`Store::unpin`] it when it is gone, and
-//!   [`Store::collect`] now and then: nothing is removed otherwise.
-//! - Flush the file system of what was unpacked, or unpack again (`overlay`) when the boot ID has
-//!   changed since: the store is flushed to disk, what is unpacked is not.
-//! - On a damaged blob ([`StoreError::is_transient`]) pull again, then unpack.
+//! # What the user of a store must do
+//! - Pin each image that is installed or running ([`Store::pin`]), and unpin it when it is not needed any more
+//!   ([`Store::unpin`]). Call [`Store::collect`] regularly: no other function removes images.
+//! - The store is flushed to disk, but unpacked files are not. Either flush their file system after an unpack, or
+//!   unpack again (with `overlay`) when the boot ID of the node has changed.
+//! - When an unpack fails because a blob is damaged ([`StoreError::kind`] is `blob_damaged`), pull the image again
+//!   and then unpack it.
 //!
 //! # How it compares
-//! `make bench-oci`, on images of 200 MB of mixed text and binaries in 6 gzip layers, the same in
-//! zstd, and 20,000 small files; registry and directories in memory, median seconds of 5 runs, 2
-//! cores (AMD EPYC with SHA extensions), each run a process of its own:
+//! `make bench-oci` measures three images: `gzip` has 200 MB of text files and binaries in 6 gzip layers, `zstd` has
+//! the same files in zstd layers, and `small` has 20,000 small files. The registry and all directories are in memory,
+//! and each run is a new process. The table has the median seconds of 5 runs on 2 cores (AMD EPYC with SHA
+//! extensions):
 //!
 //! | image | ours | skopeo + umoci | decompress and tar | our peak MiB |
 //! |---|---|---|---|---|
@@ -50,14 +53,14 @@
 //! | zstd | 0.44 | 1.95 | 0.59 | 27 |
 //! | small | 0.31 | 2.09 | 0.21 | 27 |
 //!
-//! `speedup_gzip` 4.4, `speedup_zstd` 4.5, `speedup_small_files` 6.8, `floor_ratio_gzip` 0.76 (our
-//! time over that of `gzip -dc | tar x`, divided by cores), `peak_mib` 27.
+//! `speedup_gzip` 4.4, `speedup_zstd` 4.5, `speedup_small_files` 6.8, `floor_ratio_gzip` 0.76 (our time, divided by
+//! the time that `gzip -dc | tar x` would take if it used all cores), `peak_mib` 27.
 //!
-//! Candidates on that machine, MB/s of what comes out. gzip as a stream: zlib-ng 581, **zlib-rs
-//! 509**, miniz_oxide 377; libdeflate 565, but only with the whole layer in memory. SHA-256: **ring
-//! 1941**, sha2 1944. zlib-rs is taken over zlib-ng because what it reads is hostile and it is
-//! memory-safe, and because it needs no cmake; ring because TLS brings it anyway and it is fast also
-//! where the CPU has no SHA extensions.
+//! Libraries that were compared on that machine, in MB/s of decompressed or hashed bytes. Streaming gzip: zlib-ng
+//! 581, **zlib-rs 509**, miniz_oxide 377. libdeflate has 565, but needs the whole layer in memory. SHA-256: **ring
+//! 1941**, sha2 1944. zlib-rs is used and not zlib-ng, because its input is not trusted and zlib-rs is memory-safe,
+//! and because zlib-rs needs no cmake. ring is used because the TLS library needs it anyway, and because it is also
+//! fast on CPUs without SHA extensions.
 
 pub mod auth;
 mod beneath;

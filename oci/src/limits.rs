@@ -1,9 +1,10 @@
-//! What an image may cost before it is refused. Every limit is named in the error it causes.
+//! Limits on the size of an image. An image that goes over a limit is refused, and the error names the limit.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Ceilings for one image. The defaults fit packages with room to spare; a bomb hits one of them.
+/// The limits for one image. The defaults are much larger than a package needs, but a decompression bomb goes over at
+/// least one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one manifest, index or image config.
@@ -12,19 +13,19 @@ pub struct Limits {
     pub layers: u64,
     /// Bytes of all layers as the registry sends them.
     pub image_bytes: u64,
-    /// Bytes of all layers after decompression, including what is skipped.
+    /// Bytes of all layers after decompression, including files that are skipped.
     pub stream_bytes: u64,
-    /// Bytes of the package's own files.
+    /// Bytes of the files under `/skyhook-package`.
     pub package_bytes: u64,
     /// Entries under `/skyhook-package`, whiteouts included.
     pub package_entries: u64,
-    /// Entries in all layers, including what is skipped.
+    /// Entries in all layers, including entries that are skipped.
     pub scanned_entries: u64,
     /// Bytes of one path or link target.
     pub path_bytes: u64,
     /// Path components below `/skyhook-package`.
     pub depth: u64,
-    /// Decompressed bytes for one byte of a layer, once past 64 MiB.
+    /// Decompressed bytes per byte of the compressed layer. It is not checked for the first 64 MiB of a layer.
     pub ratio: u64,
     /// Bytes of PAX and GNU headers in front of one entry.
     pub metadata_bytes: u64,
@@ -82,7 +83,7 @@ impl Limit {
     }
 }
 
-/// An image goes past a limit.
+/// An image goes over a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("over the limit {limit} = {allowed}")]
 pub struct LimitExceeded {
@@ -123,7 +124,7 @@ impl Limits {
     }
 }
 
-/// What is left of the limits that all layers of an image share while they are read in parallel.
+/// How much of each limit is used. All layers of an image share this value, because they are read in parallel.
 #[derive(Debug)]
 pub(crate) struct Budget<'a> {
     pub(crate) limits: &'a Limits,
@@ -148,7 +149,7 @@ impl<'a> Budget<'a> {
         self.take(&self.stream_bytes, bytes, Limit::StreamBytes)
     }
 
-    /// Called before the bytes are written, so that a lying header costs nothing.
+    /// This is called before the bytes are written, so nothing is written if a header announces too many bytes.
     pub(crate) fn take_package_bytes(&self, bytes: u64) -> Result<(), LimitExceeded> {
         self.take(&self.package_bytes, bytes, Limit::PackageBytes)
     }
@@ -161,7 +162,7 @@ impl<'a> Budget<'a> {
         self.take(&self.scanned_entries, 1, Limit::ScannedEntries)
     }
 
-    /// Refuses before it adds, so a sum can never wrap around.
+    /// Checks the limit before it adds, so the sum cannot overflow.
     fn take(&self, used: &AtomicU64, more: u64, limit: Limit) -> Result<(), LimitExceeded> {
         let add = |used: u64| {
             used.checked_add(more)

@@ -1,7 +1,7 @@
-//! A package's `config.json`, schema v1, typed.
+//! The configuration of a package: its `config.json` with schema v1.
 //!
-//! Every problem is found and named by its field, not only the first one: the agent refuses a
-//! package with any error and logs the warnings, `validate` prints them all.
+//! The check finds all problems, not only the first one, and names the field of each. The agent refuses a package
+//! with errors and logs the warnings. The command `validate` prints all problems.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +17,7 @@ pub use load::load;
 pub struct PackageConfig {
     pub package_name: String,
     pub package_version: String,
-    /// Keys of the config map that have to be there.
+    /// Keys that must be in the ConfigMap of the package.
     pub expected_config_files: Vec<String>,
     /// Steps by mode (`apply`, `apply-check`, …). Modes without steps are left out.
     pub modes: BTreeMap<String, Vec<Step>>,
@@ -27,16 +27,16 @@ pub struct PackageConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
     pub name: String,
-    /// Below `skyhook_dir`.
+    /// Path of the script below `skyhook_dir`.
     pub path: String,
-    /// `env:NAME` stands for a variable's value.
+    /// An argument `env:NAME` is replaced with the value of the environment variable `NAME`.
     pub arguments: Vec<String>,
     /// Exit codes that mean success.
     pub returncodes: Vec<i64>,
     pub on_host: bool,
-    /// The script itself sees to it that running again is harmless: it runs every time.
+    /// The script does no harm if it runs again, so it is run every time.
     pub idempotence: bool,
-    /// Gets the previous and the new version as arguments.
+    /// The script gets the previous and the new version as arguments.
     pub upgrade_step: bool,
     pub env: BTreeMap<String, String>,
 }
@@ -48,7 +48,7 @@ pub enum Severity {
     Warning,
 }
 
-/// Something wrong with a `config.json`.
+/// One problem in a `config.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub severity: Severity,
@@ -60,13 +60,13 @@ pub struct Problem {
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// There unless a problem is an error.
+    /// `None` if one of the problems is an error.
     pub config: Option<PackageConfig>,
-    /// In the order of the document.
+    /// In the order in which the check found them.
     pub problems: Vec<Problem>,
 }
 
-/// A `config.json` with errors: all of them.
+/// All errors of a `config.json`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("config.json: {}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
 pub struct ConfigError(pub Vec<Problem>);
@@ -106,12 +106,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a step's path leads to, as the check asks it.
+/// What exists at the path of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepFile {
     Present,
     Missing,
-    /// A symlink out of the package: it depends on the host whether it can run.
+    /// A symlink that leads out of the package. It depends on the host whether the script exists.
     Outside,
 }
 

@@ -1,4 +1,4 @@
-//! What a pull and an unpack tell while they run.
+//! Events that report the progress of a pull or an unpack.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ mod render;
 pub(crate) use render::size;
 pub use render::{Display, bar, show};
 
-/// One thing that happened.
+/// One step of a pull or an unpack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The reference is being asked for.
+    /// The pull looks for the manifest of the reference.
     Resolving {
         reference: String,
     },
-    /// The image is known: its layers and what they weigh together.
+    /// The manifest is known: the number of layers, and their total size.
     Resolved {
         manifest: Digest,
         layers: u64,
         bytes: u64,
     },
-    /// A layer is in the store already.
+    /// The store already has this layer (or the image config).
     LayerPresent {
         digest: Digest,
         bytes: u64,
@@ -32,7 +32,7 @@ pub enum Event {
         digest: Digest,
         bytes: u64,
     },
-    /// Bytes of this layer that have come so far.
+    /// How many bytes of this layer were received so far.
     LayerProgress {
         digest: Digest,
         received: u64,
@@ -46,7 +46,7 @@ pub enum Event {
         reason: String,
         after_ms: u64,
     },
-    /// Everything is in the store, verified.
+    /// The store has the complete image.
     Pulled {
         manifest: Digest,
     },
@@ -58,7 +58,7 @@ pub enum Event {
     },
 }
 
-/// Takes events; must not block.
+/// A function that receives the events. It must not block.
 #[derive(Clone)]
 pub struct Progress(Arc<dyn Fn(Event) + Send + Sync>);
 
@@ -67,7 +67,7 @@ impl Progress {
         Self(Arc::new(sink))
     }
 
-    /// Nobody listens.
+    /// All events are dropped.
     pub fn none() -> Self {
         Self::new(|_| {})
     }

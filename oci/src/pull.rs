@@ -1,4 +1,4 @@
-//! From a reference to a complete, verified image in the store.
+//! Pulls an image: resolves a reference, and downloads and verifies the blobs that are not in the store yet.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,17 +26,20 @@ use retry::Retry;
 #[derive(Debug, Clone)]
 pub struct PullerConfig {
     pub platform: Platform,
-    /// How long a whole pull may take, with its retries.
+    /// How long a whole pull may take, including its retries.
     pub deadline: Duration,
-    /// Layers that are fetched at once.
+    /// How many blobs are downloaded at the same time.
     pub parallel_layers: usize,
-    /// The root for `hosts_dir` and for the paths in it: the host's root. When unset, this process's own.
+    /// The directory that is `/` for `hosts_dir` and for the paths in its files, such as the root of the host. If it
+    /// is `None`, this is the root of this process.
     pub files: Option<Root>,
-    /// containerd's directory of `<registry>/hosts.toml`; it is read anew for each pull, and need not exist.
+    /// containerd's directory with a `<registry>/hosts.toml` per registry. It is read for each pull, and may be
+    /// missing.
     pub hosts_dir: Option<PathBuf>,
-    /// Our own settings by registry (`host` or `host:port`); they replace what `hosts_dir` has.
+    /// Settings by registry (`host` or `host:port`). They are used in place of those in `hosts_dir`.
     pub registries: BTreeMap<String, RegistrySettings>,
-    /// Registries (`host` or `host:port`) that are spoken to in plain HTTP. Loopback always is.
+    /// Registries (`host` or `host:port`) that are accessed over plain HTTP. A registry on a loopback address always
+    /// is.
     pub insecure: Vec<String>,
     pub proxy: ProxyConfig,
     /// The kubelet's credential provider plugins.
@@ -65,9 +68,9 @@ impl Default for PullerConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pulled {
     pub reference: Reference,
-    /// The image manifest for this platform: what to unpack, pin and record.
+    /// The digest of the image manifest for this platform. The image is unpacked and pinned by this digest.
     pub manifest_digest: Digest,
-    /// What the reference itself names: an index, or the same manifest.
+    /// The digest that the reference leads to: the digest of an index, or of the same manifest.
     pub resolved_digest: Digest,
     pub layers: u64,
     /// Bytes of all layers.
@@ -104,11 +107,11 @@ pub enum PullError {
 /// When to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryClass {
-    /// With backoff.
+    /// Later, with increasing pauses.
     Transient,
-    /// Not before this has passed: the registry said so.
+    /// Not before this time has passed, because the registry asks for it.
     After(Duration),
-    /// Another try cannot succeed before somebody has changed something.
+    /// Another try fails too, until somebody has changed something.
     Terminal,
 }
 
@@ -123,7 +126,7 @@ impl PullError {
         }
     }
 
-    /// Whether the image does not fit on the disk.
+    /// Whether the pull failed because the image does not fit on the disk.
     pub fn needs_room(&self) -> bool {
         matches!(
             self,
@@ -160,7 +163,7 @@ pub struct Puller {
     flights: Flights,
 }
 
-/// The parts of one pull.
+/// What the steps of one pull need.
 struct Run<'a> {
     puller: &'a Puller,
     reference: &'a Reference,
@@ -182,8 +185,8 @@ impl Puller {
         &self.store
     }
 
-    /// Pulls an image; what the store has already is not fetched again. A reference with a digest
-    /// whose image is complete in the store needs no registry at all.
+    /// Pulls an image. Blobs that are in the store already are not downloaded again. If the reference has a digest
+    /// and the store has the complete image, no registry is contacted.
     pub async fn pull(
         &self,
         reference: &Reference,
@@ -193,7 +196,7 @@ impl Puller {
             .await
     }
 
-    /// As [`Puller::pull`], telling what happens. Dropping the future ends the pull.
+    /// Does the same as [`Puller::pull`], and reports the progress. Dropping the future ends the pull.
     pub async fn pull_with(
         &self,
         reference: &Reference,
@@ -254,7 +257,7 @@ impl Puller {
         })
     }
 
-    /// The image that a digest pins, if it is here already.
+    /// The image that the digest of the reference names, if it is in the store already.
     fn present(&self, reference: &Reference) -> Option<Pulled> {
         let digest = reference.digest()?;
         let image = match self.store.lookup(reference) {
@@ -266,7 +269,7 @@ impl Puller {
 }
 
 impl Run<'_> {
-    /// Finds the digest of the reference, and the manifest for this platform with its digest.
+    /// Finds the digest that the reference leads to, and the manifest for this platform with its digest.
     async fn resolve(&self) -> Result<(Digest, Digest, Manifest), Failure> {
         let Puller { store, config, .. } = self.puller;
         let limits = store.limits();
@@ -301,7 +304,8 @@ impl Run<'_> {
         Ok((resolved, digest, manifest))
     }
 
-    /// A manifest that the store has already: registries count requests for it.
+    /// The manifest from the store, if it is there. This avoids a request, because some registries count requests for
+    /// manifests.
     fn stored(&self, digest: &Digest) -> Option<RawManifest> {
         Some(RawManifest {
             bytes: self.puller.store.document(digest).ok()?,

@@ -1,7 +1,8 @@
-//! Image references, and the one a package's fields make.
+//! Image references, and the reference that the fields of a package make.
 //!
-//! Parsing is the distribution grammar (registry with port, path, tag, digest; Docker Hub short
-//! names). A digest always wins over a tag when both are present.
+//! A text is parsed by the grammar of the OCI distribution specification (registry with port, path, tag, digest), and
+//! may be a short name of Docker Hub. When a reference has a tag and a digest, the digest decides which image is
+//! pulled.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ pub struct Reference {
     digest: Option<Digest>,
 }
 
-/// Why a text, or a package's image fields, make no reference.
+/// Why a text, or the image fields of a package, do not make a valid reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
     #[error("image {image:?} is not a valid reference: {reason}")]
@@ -62,12 +63,11 @@ impl ReferenceError {
 }
 
 impl Reference {
-    /// The reference of a package: `image` as in the spec (it may carry a registry port, a tag or
-    /// a digest), `version`, and `containerSHA` where it is set.
+    /// Makes the reference of a package from its fields: `image` (it may have a registry port, a tag or a digest),
+    /// `version`, and `containerSHA` if it is set.
     ///
-    /// The tag is the version, with `+` written as `_`. A tag in `image` that says the same is
-    /// accepted, another is refused. A digest pins: it decides what is pulled, the tag is kept for
-    /// people only.
+    /// The tag is the version, with `_` in place of `+`. `image` may have the same tag; a different tag is an error.
+    /// If there is a digest, it decides which image is pulled, and the tag is only shown to people.
     pub fn for_package(
         image: &str,
         version: &str,
@@ -135,12 +135,12 @@ impl Reference {
         self.digest
     }
 
-    /// `registry/repository`, which is what pull secrets and credential providers are matched on.
+    /// `registry/repository`. Pull secrets and credential providers are chosen by this name.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// What to ask the registry for: the digest where there is one, else the tag.
+    /// What is requested from the registry: the digest if there is one, else the tag.
     pub(crate) fn manifest_selector(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.to_string(),
@@ -166,7 +166,7 @@ impl fmt::Display for Reference {
 impl FromStr for Reference {
     type Err = ReferenceError;
 
-    /// Without tag and digest the tag is `latest`.
+    /// Parses a reference. If the text has neither a tag nor a digest, the tag is `latest`.
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let (mut reference, tag) = parse(text)?;
         reference.tag = tag;
@@ -177,7 +177,7 @@ impl FromStr for Reference {
     }
 }
 
-/// The reference without its tag, and the tag as it was written, if one was.
+/// Returns the reference without its tag, and the tag in the text, if there is one.
 fn parse(image: &str) -> Result<(Reference, Option<String>), ReferenceError> {
     let grammar = |reason: &str| ReferenceError::Grammar {
         image: image.to_owned(),
@@ -238,8 +238,8 @@ fn parse(image: &str) -> Result<(Reference, Option<String>), ReferenceError> {
     ))
 }
 
-/// The part before the first slash is a registry if it can be no path: `localhost`, or it has a
-/// dot, a port or a capital. All else is on Docker Hub.
+/// Splits a name into registry and repository. The part before the first slash is the registry if it is `localhost`,
+/// or if it has a dot, a colon or an upper-case letter. Otherwise the registry is Docker Hub.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some(("index.docker.io" | "registry-1.docker.io", rest)) => ("docker.io", rest),

@@ -1,8 +1,8 @@
-//! The distribution API over HTTP: manifests and blobs of one repository, from its server or a
-//! mirror of it.
+//! The OCI distribution API over HTTP: manifests and blobs of one repository, from the registry's server or from a
+//! mirror.
 //!
-//! A credential goes to the endpoint it is for and to the token server that endpoint names. A
-//! redirect is followed without any.
+//! A credential is sent only to the endpoint that it is for, and to the token server that this endpoint names. After
+//! a redirect to another origin, the request has no credentials, except a token that every client can get.
 
 #![expect(
     clippy::disallowed_methods,
@@ -45,14 +45,14 @@ pub struct Timeouts {
     pub connect: Duration,
     /// The longest time in which a server may send no byte at all.
     pub read: Duration,
-    /// A body must bring `slow_bytes` in every `slow_window`.
+    /// A server must send `slow_bytes` of a body in every `slow_window`.
     pub slow_window: Duration,
     pub slow_bytes: u64,
     /// The longest `Retry-After` that a pull itself waits for. With a longer one it fails, and the caller waits.
     pub max_wait: Duration,
     /// The pause before the second try. Each further pause is twice as long.
     pub backoff: Duration,
-    /// How often one request is sent at most.
+    /// The highest number of times that one request is sent.
     pub tries: u32,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct BlobBody {
 }
 
 impl Session {
-    /// Reads the configuration of the registry anew: certificates and mirrors may have changed.
+    /// Reads the configuration of the registry each time, because certificates and mirrors may have changed.
     pub(crate) fn open(
         reference: &Reference,
         credentials: &Credentials,
@@ -161,7 +161,7 @@ impl Session {
         self.hosts.len() == 1
     }
 
-    /// A manifest or index by tag, or by digest and then checked against it.
+    /// Requests a manifest or index by tag or by digest. If `want` is given, the document must have this digest.
     pub(crate) async fn manifest(
         &self,
         selector: &str,
@@ -218,9 +218,9 @@ impl Session {
         }
     }
 
-    /// Asks for a blob, first the host at position `first`. Only that host is asked for the bytes from
-    /// `from` on, because bytes of two hosts must not be mixed. Its status tells whether the answer
-    /// is that part or the whole blob.
+    /// Requests a blob. The host at position `first` is asked first. Only this host is asked for the bytes after
+    /// `from`: the others are asked for the whole blob, because bytes of two hosts must not be mixed. The status of
+    /// the response tells whether it is a part or the whole blob.
     pub(crate) async fn blob(
         &self,
         digest: &Digest,
@@ -310,7 +310,7 @@ impl Session {
     }
 }
 
-/// A request, apart from its URL.
+/// A request without its URL.
 struct Ask<'a> {
     what: &'a str,
     accept: &'a str,
@@ -417,7 +417,8 @@ fn challenges(response: &Response) -> Vec<Challenge> {
     texts.flat_map(challenge::parse).collect()
 }
 
-/// Logs the failure of a mirror: the pull may succeed with the next host, and nobody would see the failure.
+/// Logs the failure of a mirror. If the pull succeeds with the next host, this log line is the only sign of the
+/// failure.
 fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
     if !host.endpoint.is_origin {
         let reason = chain(&error);
@@ -430,7 +431,7 @@ fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
     error
 }
 
-/// The error that a status stands for.
+/// Converts the status of a response into an error.
 fn status_error(what: &str, host: &str, response: &Response) -> RegistryError {
     let (what, host, status) = (what.to_owned(), host.to_owned(), response.status());
     match status {
@@ -452,7 +453,7 @@ fn status_error(what: &str, host: &str, response: &Response) -> RegistryError {
     }
 }
 
-/// `Retry-After`, in seconds or as a date.
+/// Reads `Retry-After`, which is a number of seconds or a date.
 fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
     let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {

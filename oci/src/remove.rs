@@ -1,5 +1,5 @@
-//! Removing a directory with all that is in it, and nothing else: no symlink is followed, and no other mount is entered.
-//! A step may leave the host's root, or a disk, mounted in its directory.
+//! Removes a directory with its content, and nothing else: no symlink is followed, and no other mount is entered.
+//! This matters, because a step of a package may leave the host's root, or a disk, mounted in its directory.
 
 #![expect(
     clippy::disallowed_methods,
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Why a directory was not removed, or not whole.
+/// Why a directory was not removed, or only partly.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     #[error(
@@ -38,7 +38,7 @@ impl RemoveError {
         }
     }
 
-    /// For callers who tell of files only by [`io::Error`].
+    /// Converts the error for callers that only return an [`io::Error`].
     pub(crate) fn into_io(self) -> io::Error {
         match self {
             Self::Io { source, .. } => source,
@@ -49,8 +49,8 @@ impl RemoveError {
     }
 }
 
-/// Removes the file, the symlink, or the directory with all that is in it. What is gone already is fine. A directory at or
-/// below which something is mounted is left as it is.
+/// Removes a file, a symlink, or a directory with its content. It is no error if `path` does not exist. If something
+/// is mounted at or below a directory, the directory is left unchanged.
 pub fn remove_tree(path: &Path) -> Result<(), RemoveError> {
     let failed = |source: io::Error| RemoveError::io(path, source);
     let absolute = std::path::absolute(path).map_err(failed)?;
@@ -65,12 +65,12 @@ pub fn remove_tree(path: &Path) -> Result<(), RemoveError> {
     }
 }
 
-/// As [`remove_tree`], of `name` in an open directory.
+/// Does the same as [`remove_tree`], for `name` in an open directory.
 pub(crate) fn remove_at(at: impl AsFd, name: &[u8]) -> Result<(), RemoveError> {
     remove_by(at.as_fd(), name, Way::Kernel)
 }
 
-/// Mount points below a directory, itself excluded.
+/// The mount points below a directory. The directory itself is not included.
 pub fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = fs::canonicalize(directory)?;
     let mut mounts = mounts_at_or_below(&directory)?;
@@ -78,10 +78,10 @@ pub fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(mounts)
 }
 
-/// How another mount is noticed on the way down.
+/// How another mount is detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// openat2 refuses to enter one.
+    /// openat2 refuses to enter another mount.
     Kernel,
     /// For kernels before 5.6: mount IDs are compared.
     #[cfg_attr(not(test), expect(dead_code, reason = "only tests ask for it by name"))]
@@ -93,7 +93,7 @@ fn remove_by(at: BorrowedFd<'_>, name: &[u8], way: Way) -> Result<(), RemoveErro
     let path = path_of(at)
         .map_err(|e| RemoveError::io(name_only, e))?
         .join(name_only);
-    // Nothing is removed before it is known that all of it may be.
+    // Before anything is removed, check that nothing is mounted in the directory.
     if is_directory(at, name).map_err(|errno| RemoveError::io(&path, errno))? {
         let mounts = mounts_at_or_below(&path).map_err(|e| RemoveError::io(&path, e))?;
         if let Some(mount_point) = mounts.into_iter().next() {
@@ -111,20 +111,21 @@ fn is_directory(at: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<bool> {
     }
 }
 
-/// Directories that are held open at once on the way down. Deeper ones are found again by `..`, and looked at whether they
-/// are the same.
+/// How many directories are open at the same time. The upper directories of a deeper tree are closed. They are opened
+/// again through `..` later, and their device and inode must be the same then.
 const OPEN: usize = 16;
 
-/// A directory on the way down, with what is known of it.
+/// A directory on the path to the one that is being emptied.
 struct Level {
     name: Vec<u8>,
     /// Device and inode.
     identity: (u64, u64),
-    /// `None` while too many are open.
+    /// `None` while the directory is closed, because too many others are open.
     directory: Option<OwnedFd>,
 }
 
-/// The way from the directory that `whole` is in down to the one that is emptied now.
+/// The open directories from the top of the tree down to the one that is being emptied. `whole` is the path of the
+/// top, and `at` is its parent.
 struct Descent<'a> {
     at: BorrowedFd<'a>,
     whole: &'a Path,
@@ -132,8 +133,8 @@ struct Descent<'a> {
     levels: Vec<Level>,
 }
 
-/// Removes `name` in `at`, which is at `whole`, with all that is in it. Neither its depth nor its breadth decides how much
-/// memory and how many descriptors that takes.
+/// Removes `name` in `at` with its content. `whole` is the path of `name`. The number of open descriptors and the
+/// size of the stack do not depend on the depth of the tree.
 fn descend(at: BorrowedFd<'_>, name: &[u8], whole: &Path, way: Way) -> Result<(), RemoveError> {
     let mut descent = Descent {
         at,
@@ -144,7 +145,7 @@ fn descend(at: BorrowedFd<'_>, name: &[u8], whole: &Path, way: Way) -> Result<()
     descent.enter(name)?;
     while let Some(level) = descent.levels.last() {
         let directory = level.directory.as_ref().map(AsFd::as_fd);
-        // The deepest is open: it was entered, or come back to, just now.
+        // The deepest directory is always open: it was entered or opened again just now.
         let child = match directory {
             Some(directory) => descent.unlink_files(directory)?,
             None => None,
@@ -158,7 +159,7 @@ fn descend(at: BorrowedFd<'_>, name: &[u8], whole: &Path, way: Way) -> Result<()
 }
 
 impl Descent<'_> {
-    /// Where an entry of the deepest directory is.
+    /// The path of an entry in the deepest directory.
     fn path(&self, name: &[u8]) -> PathBuf {
         let mut path = self.whole.to_path_buf();
         for level in self.levels.iter().skip(1) {
@@ -174,7 +175,7 @@ impl Descent<'_> {
         RemoveError::io(&self.path(name), errno)
     }
 
-    /// Goes into the directory `name` of the deepest directory; what is none is unlinked.
+    /// Enters the directory `name` in the deepest directory. If `name` is not a directory, it is unlinked.
     fn enter(&mut self, name: &[u8]) -> Result<(), RemoveError> {
         let parent = match self.levels.last().and_then(|l| l.directory.as_ref()) {
             Some(directory) => directory.as_fd(),
@@ -187,7 +188,7 @@ impl Descent<'_> {
                 return unlink(parent, name, AtFlags::empty())
                     .map_err(|errno| self.failed(name, errno));
             }
-            // Mounted since the look at the table.
+            // Something was mounted here after the table of mounts was read.
             Err(Errno::XDEV) => {
                 return Err(RemoveError::Mounted {
                     path: self.whole.to_path_buf(),
@@ -196,7 +197,7 @@ impl Descent<'_> {
             }
             Err(errno) => return Err(self.failed(name, errno)),
         };
-        // A package directory without write permission still has to go when not running as root.
+        // A directory without write permission must be removed too, also if this process is not root.
         let identity = rustix::fs::fchmod(&directory, Mode::RWXU)
             .and_then(|()| identity(directory.as_fd()))
             .map_err(|errno| self.failed(name, errno))?;
@@ -211,7 +212,7 @@ impl Descent<'_> {
         Ok(())
     }
 
-    /// Removes what is no directory, up to the first directory: its name.
+    /// Removes the entries up to the first directory, and returns the name of this directory.
     fn unlink_files(&self, directory: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, RemoveError> {
         let entries =
             rustix::fs::Dir::read_from(directory).map_err(|errno| self.failed(b"", errno))?;
@@ -229,7 +230,7 @@ impl Descent<'_> {
         Ok(None)
     }
 
-    /// Removes the deepest directory, which is empty, and goes back to the one it is in.
+    /// Removes the deepest directory, which is empty, and goes back to its parent.
     fn leave(&mut self) -> Result<(), RemoveError> {
         let Some(done) = self.levels.pop() else {
             return Ok(());
@@ -263,7 +264,8 @@ fn unlink(at: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> rustix::io::Result
     }
 }
 
-/// The directory that `directory` is in; ESTALE when it is another one by now, because somebody moves directories about.
+/// Opens the parent of `directory`. The error is ESTALE if the parent is not the expected one, because another
+/// process has moved `directory`.
 fn parent_of(directory: BorrowedFd<'_>, expected: (u64, u64)) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     let parent = rustix::fs::openat(directory, "..", flags, Mode::empty())?;
@@ -288,7 +290,7 @@ fn open_on_same_mount(at: BorrowedFd<'_>, name: &[u8], way: Way) -> rustix::io::
         Way::ByHand => Err(Errno::NOSYS),
     };
     match opened {
-        // Some sandboxes forbid what they do not know.
+        // Some sandboxes return EPERM for system calls that they do not know.
         Err(Errno::NOSYS | Errno::PERM) => {}
         result => return result,
     }
@@ -300,7 +302,8 @@ fn open_on_same_mount(at: BorrowedFd<'_>, name: &[u8], way: Way) -> rustix::io::
     }
 }
 
-/// Which mount an open file is on. Kernels that lack openat2 mostly lack the mount ID of statx too.
+/// The ID of the mount that an open file is on. It is not read with statx, because most kernels without openat2 do
+/// not have that field of statx either.
 fn mount_id(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
         .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
@@ -310,7 +313,7 @@ fn mount_id(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
         .ok_or(Errno::IO)
 }
 
-/// Where an open directory is, as the table of mounts names it.
+/// The path of an open directory, as the table of mounts has it.
 fn path_of(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
@@ -329,7 +332,7 @@ fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> + '_ {
     })
 }
 
-/// `\040` for a space, and the like.
+/// Decodes octal escapes, such as `\040` for a space.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

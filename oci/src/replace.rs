@@ -1,4 +1,4 @@
-//! Writing a file so that whoever reads it finds the old content or the new one, and never a part of either.
+//! Replaces a file. A reader finds either the whole old content or the whole new content.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -14,14 +14,14 @@ use rustix::io::Errno;
 /// What a power cut may do to a file that was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// After a power cut the file may be the old one, the new one, or empty. As long as the host runs, it is the old one or
-    /// the new one.
+    /// After a power cut the file may be the old one, the new one, or empty. As long as the host runs, it is the old
+    /// one or the new one.
     WhileUp,
     /// The file and its directory are on the disk before the write returns.
     PowerCut,
 }
 
-/// The file operations that a write is made of, in an order that survives a power cut between any two.
+/// The file operations of one write. A test can implement them to simulate a power cut between any two of them.
 pub trait Disk {
     /// Writes the bytes to a temporary file.
     fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
@@ -45,7 +45,7 @@ pub fn replace_on(disk: &mut impl Disk, bytes: &[u8], durability: Durability) ->
         })
         .and_then(|()| disk.rename());
     if let Err(error) = written {
-        // A full disk must not be kept full by what did not fit.
+        // If the disk is full, the incomplete file must not take space.
         let _removed = disk.remove();
         return Err(error);
     }
@@ -55,7 +55,8 @@ pub fn replace_on(disk: &mut impl Disk, bytes: &[u8], durability: Durability) ->
     }
 }
 
-/// Replaces the file at `path`, a path of this process whose symlinks are trusted. Only root can read the new file.
+/// Replaces the file at `path`, which is a path of this process. Its symlinks are trusted. The mode of the new file
+/// is 0600, less the umask.
 pub fn replace_file(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         let message = format!("{} is not the path of a file", path.display());
@@ -86,7 +87,8 @@ pub(crate) fn replace_at(
     replace_on(&mut disk, bytes, durability)
 }
 
-/// A file in the making: it lies beside the file that it will replace, under a temporary name. Dropping it removes it.
+/// A new file with a temporary name, in the same directory as the file that it will replace. If it is dropped before
+/// [`NewFile::put_in_place`], it is removed.
 #[derive(Debug)]
 pub struct NewFile {
     dir: OwnedFd,
@@ -96,11 +98,12 @@ pub struct NewFile {
     is_in_place: bool,
 }
 
-/// How long a writer waits for another one of the same file before it looks again.
+/// How long a writer waits for another writer of the same file, before it tries again.
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl NewFile {
-    /// Makes an empty file for `name` in `dir`. Waits while another thread or process makes one for the same name.
+    /// Makes an empty file for `name` in `dir`. Waits while another thread or process makes a new file for the same
+    /// name.
     pub(crate) fn create(dir: impl AsFd, name: &OsStr, mode: Mode) -> io::Result<Self> {
         let temporary = temporary(name);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -108,7 +111,8 @@ impl NewFile {
         let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
         loop {
             match rustix::fs::openat(&dir, &temporary, flags, mode) {
-                // Whoever makes one holds it locked. One that is not locked was left by a process that was killed.
+                // The writer of a temporary file holds a lock on it. A file without a lock was left by a process that
+                // was killed.
                 Ok(file) if !lock(&file, &dir, &temporary)? => std::thread::sleep(PAUSE),
                 Ok(file) => {
                     return Ok(Self {
@@ -125,12 +129,12 @@ impl NewFile {
         }
     }
 
-    /// The file, to be written.
+    /// The new file, for writing its content.
     pub fn file(&mut self) -> &mut File {
         &mut self.file
     }
 
-    /// Gives the file its name. What had the name is gone then.
+    /// Gives the file its final name. An existing file with this name is replaced.
     pub fn put_in_place(mut self) -> io::Result<()> {
         self.rename()
     }
@@ -145,22 +149,22 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if !self.is_in_place {
-            // The next writer of the same file removes what is left.
+            // If this fails, the next writer of the same file removes the temporary file.
             let _removed = rustix::fs::unlinkat(&self.dir, &self.temporary, AtFlags::empty());
         }
     }
 }
 
-/// How the names of files in the making end.
+/// The suffix of temporary names.
 const END: &[u8] = b".skyhook-new";
 
-/// Whether this is the name of a file in the making, which may have been left by a process that was killed.
+/// Whether this is a temporary name. The file is being written, or was left by a process that was killed.
 pub(crate) fn is_in_the_making(name: &OsStr) -> bool {
     name.as_bytes().ends_with(END)
 }
 
-/// The name under which a file for `name` is made. Of long names only the first bytes are in it: files whose names share
-/// these are made one after the other.
+/// The temporary name for `name`. A long name is cut off, so two files may have the same temporary name. They are
+/// written one after the other.
 fn temporary(name: &OsStr) -> OsString {
     const LONGEST_NAME: usize = 255;
     let mut bytes = vec![b'.'];
@@ -170,7 +174,7 @@ fn temporary(name: &OsStr) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Locks the file that was just made; false when another writer took it for left over and removed it.
+/// Locks a temporary file. Returns false if another writer has locked it, or has removed it as a left-over file.
 fn lock(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
@@ -185,8 +189,8 @@ fn lock(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool>
     }
 }
 
-/// Removes a temporary file, unless it is one of ours that is being written. What others planted under the name goes too,
-/// and no symlink is followed.
+/// Removes a temporary file, unless it belongs to this user and its writer holds the lock. A file of another user is
+/// removed too. No symlink is followed.
 fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -198,7 +202,7 @@ fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
             }
         }
         Err(Errno::NOENT) => return Ok(()),
-        // A symlink, a socket, or a directory without a reader.
+        // For example a symlink or a socket, which cannot be opened with these flags.
         Err(_) => {}
     }
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
@@ -207,7 +211,7 @@ fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     }
 }
 
-/// Makes the symlink `name` in `dir`, in the place of what has the name.
+/// Makes the symlink `name` in `dir`. An existing file or symlink with this name is replaced.
 pub(crate) fn replace_with_symlink(dir: impl AsFd, name: &OsStr, target: &OsStr) -> io::Result<()> {
     let temporary = temporary(name);
     let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
@@ -221,7 +225,7 @@ pub(crate) fn replace_with_symlink(dir: impl AsFd, name: &OsStr, target: &OsStr)
             Err(errno) => return Err(errno.into()),
         }
         match rustix::fs::renameat(&dir, &temporary, &dir, name) {
-            // Another writer of the same name took it for left over.
+            // Another writer of the same name has removed the temporary symlink as left over. Try again.
             Err(Errno::NOENT) => {}
             Err(errno) => {
                 let _removed = rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty());
@@ -254,12 +258,12 @@ impl Disk for RealDisk {
     }
 
     fn remove(&mut self) -> io::Result<()> {
-        // Done when it is dropped.
+        // `NewFile` removes it when it is dropped.
         Ok(())
     }
 }
 
-/// Flushes a directory: its descriptor may be one that only names it.
+/// Flushes a directory. It is opened again, because the descriptor may be one of `O_PATH`, which cannot be flushed.
 pub(crate) fn sync_directory(dir: impl AsFd) -> io::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let dir = rustix::fs::openat(dir, ".", flags, Mode::empty())?;
@@ -306,7 +310,7 @@ mod tests {
         assert!(!planted.exists());
     }
 
-    /// As two packages do that lay the same file.
+    /// Two packages may write the same file at the same time.
     #[test]
     fn writers_of_one_file_do_not_mix_their_content() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! A directory that is `/` for the paths of a host: symlinks are resolved inside it, absolute ones too, and none leads out
-//! of it.
+//! A directory that is used as `/`, such as the root of a host that is mounted into a container. Symlinks, also
+//! absolute ones, are resolved inside the directory and cannot lead out of it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -16,18 +16,18 @@ use crate::beneath::{self, Last, Missing, Outside, Place};
 use crate::remove::{self, RemoveError};
 use crate::replace::{Durability, NewFile, replace_at, replace_with_symlink};
 
-/// The mode of directories that are made on the way to a file, less the umask.
+/// The mode of directories that are made for a missing part of a path, less the umask.
 const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 
-/// An open directory that all paths start in. Paths may begin with `/` or not: it is the same.
+/// An open directory in which all paths start. A path with `/` at its start means the same as one without.
 #[derive(Clone, Debug)]
 pub struct Root {
     path: PathBuf,
     dir: Arc<OwnedFd>,
 }
 
-/// A name in an open directory. The last part of the path that led here is no symlink any more, unless it was asked for as
-/// it is.
+/// A name in an open directory, for example the name that a path leads to. [`Root::entry`] follows a symlink at the
+/// end of a path; [`Root::entry_itself`] does not.
 #[derive(Debug)]
 pub struct Entry {
     dir: OwnedFd,
@@ -35,7 +35,7 @@ pub struct Entry {
 }
 
 impl Root {
-    /// Opens a directory of this process; the symlinks of this path are trusted.
+    /// Opens the directory at `path`, which is a path of this process. Its symlinks are trusted.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref().to_path_buf();
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
@@ -46,7 +46,7 @@ impl Root {
         })
     }
 
-    /// How this process names the directory.
+    /// The path of the directory in this process.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -64,8 +64,8 @@ impl Root {
         Self::of(dir)
     }
 
-    /// Makes the directory at `path` and those on the way to it, where they are missing, and returns it as a root of its
-    /// own. Its mode is 0755 less the umask.
+    /// Makes the directory at `path` and its parents, if they are missing, and returns the directory as a root of its
+    /// own. The mode of new directories is 0755, less the umask.
     pub fn create_dirs(&self, path: impl AsRef<Path>) -> io::Result<Self> {
         let place = self.place(path.as_ref(), Missing::Make(DIRECTORY), Last::Follow)?;
         let Some(name) = place.name else {
@@ -103,40 +103,41 @@ impl Root {
         Ok(text)
     }
 
-    /// What is at `path`, symlinks followed.
+    /// The metadata of the file at `path`. Symlinks are followed.
     pub fn metadata(&self, path: impl AsRef<Path>) -> io::Result<Metadata> {
         File::from(self.open_with(path.as_ref(), OFlags::PATH)?).metadata()
     }
 
-    /// Whether there is anything at `path`, symlinks followed.
+    /// Whether there is a file or directory at `path`. Symlinks are followed.
     #[must_use]
     pub fn exists(&self, path: impl AsRef<Path>) -> bool {
         self.open_with(path.as_ref(), OFlags::PATH).is_ok()
     }
 
-    /// The names in the directory at `path`, in order.
+    /// The names in the directory at `path`, sorted.
     pub fn list(&self, path: impl AsRef<Path>) -> io::Result<Vec<OsString>> {
         let dir = self.open_with(path.as_ref(), OFlags::DIRECTORY | OFlags::RDONLY)?;
         names(dir.as_fd())
     }
 
-    /// The name that `path` leads to, with a symlink at its end followed. Its parents must be there; it need not.
+    /// The name that `path` leads to. A symlink at the end of the path is followed. The parents must exist, but the
+    /// name itself need not exist.
     pub fn entry(&self, path: impl AsRef<Path>) -> io::Result<Entry> {
         Entry::of(self.place(path.as_ref(), Missing::Refuse, Last::Follow)?)
     }
 
-    /// As [`Self::entry`], and makes the parents that are missing, with mode 0755 less the umask.
+    /// Does the same as [`Self::entry`], and makes missing parents with mode 0755, less the umask.
     pub fn entry_making_parents(&self, path: impl AsRef<Path>) -> io::Result<Entry> {
         Entry::of(self.place(path.as_ref(), Missing::Make(DIRECTORY), Last::Follow)?)
     }
 
-    /// The name that `path` leads to, which may be that of a symlink.
+    /// The name that `path` leads to. A symlink at the end of the path is not followed.
     pub fn entry_itself(&self, path: impl AsRef<Path>) -> io::Result<Entry> {
         Entry::of(self.place(path.as_ref(), Missing::Refuse, Last::Keep)?)
     }
 
-    /// Replaces the file at `path` and makes the parents that are missing. A symlink at its end is followed. The new file
-    /// has this mode, less the umask.
+    /// Replaces the file at `path` and makes missing parents. A symlink at the end of the path is followed. The new
+    /// file has this mode, less the umask.
     pub fn replace(
         &self,
         path: impl AsRef<Path>,
@@ -148,8 +149,8 @@ impl Root {
             .replace(bytes, mode, durability)
     }
 
-    /// Removes the file, the symlink, or the directory with all that is in it. What is gone already is fine. A directory at
-    /// or below which something is mounted is left as it is.
+    /// Removes a file, a symlink, or a directory with its content. It is no error if `path` does not exist. If
+    /// something is mounted at or below a directory, the directory is left unchanged.
     pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<(), RemoveError> {
         match self.entry_itself(path.as_ref()) {
             Ok(entry) => entry.remove_tree(),
@@ -161,8 +162,9 @@ impl Root {
         }
     }
 
-    /// How this process names what is at `path`, with all symlinks resolved. What does not exist is taken as it stands. For
-    /// sockets and programs, which cannot be named by a descriptor, and for directories that only root can change.
+    /// The path in this process of the file at `path`, with all symlinks resolved. Parts that do not exist are kept
+    /// as they are written. This is for sockets and programs, which need a path, and is safe only if nobody but root
+    /// can change the directories.
     pub fn locate(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
         let place = self.place(path.as_ref(), Missing::Keep, Last::Follow)?;
         let directory = path_of(place.dir.as_fd())?;
@@ -172,7 +174,7 @@ impl Root {
         })
     }
 
-    /// Opens `path`; a symlink that is absolute, or leads out of the directory otherwise, is an error (EXDEV).
+    /// Opens `path`. A symlink that is absolute, or that leads out of the directory, is an error (EXDEV).
     pub fn open_beneath(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         beneath::open(&self.dir, path, flags, Outside::IsRefused)
     }
@@ -214,7 +216,7 @@ impl Entry {
         }
     }
 
-    /// The entry `name` of an open directory. `name` must be a name, and no path.
+    /// The entry `name` of an open directory. `name` must be a single name, and not a path.
     pub fn at(dir: impl AsFd, name: impl AsRef<OsStr>) -> io::Result<Self> {
         let name = name.as_ref();
         if matches!(name.as_bytes(), b"" | b"." | b"..") || name.as_bytes().contains(&b'/') {
@@ -237,7 +239,7 @@ impl Entry {
         &self.name
     }
 
-    /// What has the name; a symlink is not followed. `None` when nothing has it.
+    /// The status of the file with this name, or `None` if there is none. A symlink is not followed.
     pub fn stat(&self) -> io::Result<Option<Stat>> {
         match rustix::fs::statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -246,8 +248,8 @@ impl Entry {
         }
     }
 
-    /// Makes a directory with this mode, less the umask. What has the name already and is no directory is removed; a directory
-    /// stays as it is.
+    /// Makes a directory with this mode, less the umask, unless it exists. A file or symlink with this name is
+    /// removed.
     pub fn create_directory(&self, mode: u32) -> io::Result<OwnedFd> {
         loop {
             let mode = Mode::from_raw_mode(mode);
@@ -261,12 +263,12 @@ impl Entry {
         }
     }
 
-    /// Opens the file that has the name for reading. A symlink is not followed, and a named pipe not waited for.
+    /// Opens the file with this name for reading. A symlink is not followed, and opening a named pipe does not block.
     pub fn open_file(&self) -> io::Result<File> {
         self.open(OFlags::RDONLY)
     }
 
-    /// Opens the file that has the name for writing over it. A symlink is not followed.
+    /// Opens the file with this name for writing, and does not truncate it. A symlink is not followed.
     pub fn open_to_write(&self) -> io::Result<File> {
         self.open(OFlags::WRONLY)
     }
@@ -276,7 +278,7 @@ impl Entry {
         Ok(rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty())?.into())
     }
 
-    /// Opens the directory that has the name, which must not be a symlink.
+    /// Opens the directory with this name. A symlink is not followed.
     pub fn open_directory(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(
@@ -287,23 +289,23 @@ impl Entry {
         )?)
     }
 
-    /// Replaces what has the name, which must not be a directory. The new file has this mode, less the umask.
+    /// Replaces the file with this name, which must not be a directory. The new file has this mode, less the umask.
     pub fn replace(&self, bytes: &[u8], mode: u32, durability: Durability) -> io::Result<()> {
         let mode = Mode::from_raw_mode(mode);
         replace_at(&self.dir, &self.name, bytes, mode, durability)
     }
 
-    /// An empty file that can take the place of what has the name; only root can read it.
+    /// Makes an empty file that can replace the file with this name. Its mode is 0600, less the umask.
     pub fn new_file(&self) -> io::Result<NewFile> {
         NewFile::create(&self.dir, &self.name, Mode::RUSR | Mode::WUSR)
     }
 
-    /// Makes a symlink that takes the place of what has the name, which must not be a directory.
+    /// Makes a symlink that replaces the file with this name, which must not be a directory.
     pub fn symlink(&self, target: impl AsRef<OsStr>) -> io::Result<()> {
         replace_with_symlink(&self.dir, &self.name, target.as_ref())
     }
 
-    /// Gives what has the name another name in the same directory.
+    /// Gives the file or directory with this name another name in the same directory.
     pub fn rename(&self, name: impl AsRef<OsStr>) -> io::Result<()> {
         Ok(rustix::fs::renameat(
             &self.dir,
@@ -313,7 +315,7 @@ impl Entry {
         )?)
     }
 
-    /// As [`Root::remove_tree`]; a symlink itself is removed.
+    /// Does the same as [`Root::remove_tree`] for this name. If it is a symlink, only the symlink is removed.
     pub fn remove_tree(&self) -> Result<(), RemoveError> {
         remove::remove_at(&self.dir, self.name.as_bytes())
     }
@@ -323,7 +325,7 @@ fn is_loop(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
 
-/// The names in an open directory, in order.
+/// The names in an open directory, sorted.
 pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(dir)? {
@@ -337,7 +339,7 @@ pub fn names(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// How this process names an open directory.
+/// The path of an open directory in this process.
 fn path_of(dir: BorrowedFd<'_>) -> io::Result<PathBuf> {
     fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
@@ -380,7 +382,7 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
     }
 
-    /// A host whose large disk is mounted elsewhere.
+    /// On some hosts, `/var/lib/skyhook` is a symlink to a directory on a larger disk.
     #[test]
     fn an_absolute_symlink_of_the_host_is_followed_on_the_host() {
         let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! blobs/sha256/<hex>   manifests, configs and layers, exactly as the registry sent them
-//! images/<hex>         a complete image, by its manifest; its mtime is when it was last used
+//! images/<hex>         a complete image, named by its manifest; the mtime is the time of its last use
 //! refs/<hex>           which manifest a reference last resolved to
 //! pins/<hex>           an owner (an installed package) and the manifest it needs
-//! tmp/                 blobs in the making
-//! lock                 shared: the store is in use; exclusive: nobody uses it, things may be removed
+//! tmp/                 blobs that are being written
+//! lock                 locked shared: the store is in use; locked exclusive: files may be removed
 //! ```
 //!
 //! # Guarantees
-//! A blob gets its name only after its content was hashed to that name and flushed; whatever reads
-//! one hashes it again, and one that does not match is removed and reported as damaged, to be
-//! fetched again. Nothing that is pinned or in use is ever collected.
+//! A blob gets its name only after its digest was checked and its content was flushed to disk. Every reader hashes
+//! the blob again. A blob with a wrong digest is removed and reported as damaged, and the next pull downloads it
+//! again. [`Store::collect`] never removes an image that is pinned or in use.
 
 #![expect(
     clippy::disallowed_methods,
@@ -47,11 +47,11 @@ pub use space::Room;
 
 use files::{failed, list, read_record, remove_if_there};
 
-/// What a store may hold.
+/// The settings of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
     pub limits: Limits,
-    /// Bytes of blobs to keep at most for images that nobody pins.
+    /// How many bytes of blobs may stay in the store. Pinned images are counted too, but are never removed.
     pub max_bytes: u64,
     /// How much of the file system must stay free.
     pub room: Room,
@@ -70,14 +70,14 @@ impl Default for StoreConfig {
     }
 }
 
-/// The store. Cloning gives another handle to the same one; other processes may use it too.
+/// A store of images on disk. A clone is another handle to the same store. Other processes may use the store too.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: Arc<PathBuf>,
     config: Arc<StoreConfig>,
 }
 
-/// Why the store cannot do what was asked.
+/// Why an operation of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("cannot {what} {}", path.display())]
@@ -141,7 +141,7 @@ impl StoreError {
         }
     }
 
-    /// Whether a later try, after another pull, may succeed.
+    /// Whether another try may succeed, if the image is pulled again before it.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Io { .. }
@@ -177,7 +177,8 @@ struct PinRecord {
 }
 
 impl Store {
-    /// Opens the store in `dir`, making it if need be, and removes what an interrupted pull left.
+    /// Opens the store in `dir`, and makes it if it does not exist. If nobody uses the store, files that an
+    /// interrupted pull has left are removed.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
         for part in ["blobs/sha256", "images", "refs", "pins", "tmp"] {
@@ -208,8 +209,8 @@ impl Store {
             .then_some(record.manifest)
     }
 
-    /// The image with this manifest, if all of it is there. Layers are checked by size here and by
-    /// content when they are unpacked.
+    /// The image with this manifest, if the store has all of its blobs. Only the size of the layers is checked here:
+    /// their content is checked when they are unpacked.
     pub fn image(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {
         if !self.dir.join("images").join(manifest.hex()).exists() {
             return Err(StoreError::NoImage(*manifest));
@@ -217,7 +218,7 @@ impl Store {
         self.assemble(manifest)
     }
 
-    /// Unpacks the package of an image that is in the store; no registry is needed.
+    /// Unpacks the package of an image that is in the store. No registry is contacted.
     pub async fn unpack(
         &self,
         manifest: &Digest,
@@ -228,7 +229,7 @@ impl Store {
             .await
     }
 
-    /// As [`Store::unpack`], telling what happens.
+    /// Does the same as [`Store::unpack`], and reports the progress.
     pub async fn unpack_with(
         &self,
         manifest: &Digest,
@@ -247,7 +248,7 @@ impl Store {
         Ok(unpacked)
     }
 
-    /// As [`Store::unpack`], on this thread.
+    /// Does the same as [`Store::unpack`], but blocks this thread.
     pub fn unpack_blocking(
         &self,
         manifest: &Digest,
@@ -283,13 +284,13 @@ impl Store {
         }
     }
 
-    /// Whether a blob of this size is there. Its content is checked when it is read.
+    /// Whether the store has this blob with this size. Its content is checked when it is read.
     pub(crate) fn contains(&self, digest: &Digest, size: u64) -> bool {
         let metadata = fs::metadata(self.blob(digest));
         metadata.is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
     }
 
-    /// A manifest or config, checked.
+    /// Reads a manifest or config, and checks its digest.
     pub(crate) fn document(&self, digest: &Digest) -> Result<Vec<u8>, StoreError> {
         let limit = self.config.limits.manifest_bytes;
         let mut bytes = Vec::new();
@@ -345,7 +346,8 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps an image for `owner` (one image per owner) until it is unpinned. Blocks while others remove images.
+    /// Keeps an image for `owner` until `owner` is unpinned. An owner has at most one image. Blocks while another
+    /// process removes images.
     pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
         let _hold = self.hold_blocking()?;
         self.image(manifest)?;
@@ -356,7 +358,7 @@ impl Store {
         write_record(&self.record("pins", owner), &record)
     }
 
-    /// Gives up what `owner` pinned, if anything.
+    /// Removes the pin of `owner`, if there is one.
     pub fn unpin(&self, owner: &str) -> Result<(), StoreError> {
         remove_if_there(&self.record("pins", owner))
     }
@@ -440,7 +442,7 @@ fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> 
     replace_file(path, &text, Durability::PowerCut).map_err(|source| failed("write", path, source))
 }
 
-/// Runs file work off the async threads.
+/// Runs work that blocks, on a thread that may block.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,

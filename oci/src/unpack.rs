@@ -1,10 +1,10 @@
-//! From verified layers to the package's directory on disk.
+//! Unpacks the layers of an image to a directory on disk.
 //!
-//! 1. Each layer is decompressed, several at a time. The files of the package are written to a
-//!    scratch directory, which is hidden and lies beside the target. Everything else is skipped.
-//!    The blob must have its digest, and its content its diff ID.
-//! 2. The layers are merged in memory by the rules for images: whiteouts, opaque directories, hard
-//!    links; of several entries with one path the last one counts.
+//! 1. Each layer is decompressed, several at a time. The files of the package are written to a scratch directory,
+//!    which is hidden and lies beside the target. All other files are skipped. The digest of the blob and the diff ID
+//!    of its content are checked.
+//! 2. The layers are merged in memory by the rules of the OCI image specification: whiteouts, opaque directories,
+//!    hard links. If several entries of a layer have the same path, the last one is used.
 //! 3. Only then the target is written. A failure before that leaves the target as it was, and the
 //!    scratch directory is removed in any case.
 
@@ -46,7 +46,7 @@ pub struct Unpacked {
     pub entries: u64,
 }
 
-/// One layer with what proves its content, and its blob.
+/// One layer with its diff ID and the open file of its blob.
 pub(crate) struct Source {
     pub(crate) layer: Layer,
     pub(crate) diff_id: Digest,
@@ -56,10 +56,10 @@ pub(crate) struct Source {
 /// How to unpack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnpackOptions {
-    /// Put the package over a directory that exists: its entries replace those of the same name,
-    /// others stay. Without it the target must not exist and appears at once, complete.
+    /// Unpack into a directory that exists: the entries of the package replace entries of the same name, and all
+    /// other entries stay. Without `overlay` the target must not exist, and it gets its name when it is complete.
     pub overlay: bool,
-    /// Layers that are decompressed at once.
+    /// How many layers are decompressed at the same time.
     pub threads: usize,
 }
 
@@ -76,7 +76,7 @@ impl Default for UnpackOptions {
     }
 }
 
-/// Unpacks `sources`, lowest layer first, into `target`. Blocks.
+/// Unpacks `sources` into `target`. The first source is the lowest layer. Blocks this thread.
 pub(crate) fn unpack(
     sources: Vec<Source>,
     target: &Target,
@@ -231,7 +231,7 @@ fn is_intact(mut blob: &File, layer: &Layer) -> bool {
     read.is_ok() && reader.finish() == layer.digest
 }
 
-/// Merges the layers to the package's directory.
+/// Merges the layers into one directory tree.
 fn merge(layers: Vec<ReadLayer>, limits: &Limits) -> Result<Option<tree::Dir>, UnpackError> {
     let mut tree = tree::Tree::new(limits);
     for (layer, entries) in layers {
@@ -244,10 +244,10 @@ fn merge(layers: Vec<ReadLayer>, limits: &Limits) -> Result<Option<tree::Dir>, U
     Ok(tree.into_root())
 }
 
-/// How the names of hidden directories end.
+/// The suffix of the names of scratch directories.
 const UNPACKING: &[u8] = b".unpacking";
 
-/// The hidden directory beside the target, which is removed when this is dropped.
+/// The scratch directory: a hidden directory beside the target. It is removed when this value is dropped.
 struct Scratch<'a> {
     parent: &'a OwnedFd,
     name: Vec<u8>,
@@ -255,7 +255,8 @@ struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    /// One unpack per target at a time; what an earlier one left behind is removed.
+    /// Makes and locks the scratch directory: only one unpack per target may run at a time. Files that an earlier
+    /// unpack has left are removed.
     fn create(parent: &'a OwnedFd, name: &[u8], target: &Target) -> Result<Self, UnpackError> {
         let io = |what| {
             let path = target.display_path();
@@ -310,7 +311,7 @@ impl Drop for Scratch<'_> {
     }
 }
 
-/// Removes what unpacks into `parent` have left that were killed. One that is under way is left alone.
+/// Removes scratch directories in `parent` that were left by killed unpacks. The directory of a running unpack stays.
 pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
     let failed = |source| RemoveError::Io {
         path: parent.path().to_path_buf(),
@@ -331,7 +332,7 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
     Ok(())
 }
 
-/// The pure part of unpacking, for fuzzing: archive to entries, entries to tree.
+/// The parts of unpacking that have no I/O, for fuzzing: an archive becomes entries, and entries become a tree.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing {
     use std::io::Read;

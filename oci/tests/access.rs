@@ -1,4 +1,4 @@
-//! Credentials, redirects, mirrors, proxies: who is asked, and who is told what.
+//! Credentials, redirects, mirrors and proxies: which servers get requests, and which credentials they get.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ async fn several_secrets_are_tried_until_one_is_taken() {
     pull(&host, &liar.host(), &secrets).await.unwrap();
 }
 
-/// A registry that wants a token, and the server that gives one for the right secret.
+/// A registry that wants a token, and a token server that gives it if `check` accepts the request.
 fn bearer(check: impl Fn(&Request) -> bool + Send + Sync + 'static) -> (Liar, Liar) {
     let tokens = Liar::start(move |request| match check(request) {
         true => Answer::ok(json!({"access_token": "the-token"}).to_string()),
@@ -213,7 +213,7 @@ async fn redirects_end() {
     }
 }
 
-/// A host whose registry has these mirrors, in hosts.toml.
+/// A host with these mirrors in the `hosts.toml` of the registry.
 fn mirrored(registry: &str, mirrors: &str) -> Host {
     let dir = tempfile::tempdir().unwrap();
     let registry_dir = dir.path().join(registry);
@@ -300,7 +300,7 @@ async fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
     let image = Image::sized(10);
     let proxied = image.clone();
     let proxy = Liar::start(move |request| {
-        // A proxy is asked for whole URLs.
+        // A request to a proxy contains the whole URL.
         assert!(
             request.path.starts_with("http://registry.test/v2/"),
             "{}",
@@ -419,7 +419,7 @@ async fn a_credential_provider_opens_a_registry_that_no_secret_is_for() {
     assert!(!format!("{:?}", host.puller).contains(SECRET));
 }
 
-/// Run by the test below, in a process whose environment names a proxy.
+/// The test below runs this test in a process whose environment names a proxy.
 #[tokio::test]
 #[ignore = "needs the environment that another test makes"]
 async fn pulls_as_the_environment_says() {

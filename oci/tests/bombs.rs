@@ -1,4 +1,4 @@
-//! Layers that are too much, or broken: every one ends at a limit it names, and soon.
+//! Layers that are too large or broken. Each of them is refused quickly, and the error names the limit or the fault.
 
 use std::io::Write;
 
@@ -114,7 +114,7 @@ async fn every_limit_is_named_by_what_goes_over_it() {
 
 #[tokio::test]
 async fn bombs_end_at_a_limit_quickly() {
-    // A gigabyte of zeros, about a thousand to one: the members of one stream.
+    // A gigabyte of zeros, compressed about 1000 to 1, as several gzip members in one stream.
     let big = Entry {
         size: 1 << 30,
         ..Entry::file(&at("zeros"), "")
@@ -152,7 +152,7 @@ async fn bombs_end_at_a_limit_quickly() {
         "{got}"
     );
 
-    // A hundred gigabytes of holes in one header.
+    // One header of a sparse file that is one hole of 100 GiB.
     let mut sparse = tar(&[
         dir(),
         Entry {
@@ -294,7 +294,7 @@ async fn archives_and_streams_that_are_broken_are_refused() {
     }
 }
 
-/// A frame that asks for as much memory as the format can say.
+/// A zstd frame with the largest window: the decoder would need 2 GiB of memory.
 fn window_bomb(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = zstd::stream::raw::Encoder::new(1).unwrap();
     encoder

@@ -1,4 +1,4 @@
-//! A host that pulls in a test: a store, a puller with short patience, and what is left on disk.
+//! A host for a test: a store, a puller with short timeouts, and checks of the files on disk.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub(crate) struct Host {
     pub(crate) puller: Puller,
 }
 
-/// Short enough for a test, long enough for a busy machine.
+/// Settings with timeouts that are short enough for a test, and long enough for a busy machine.
 pub(crate) fn hasty() -> PullerConfig {
     PullerConfig {
         platform: Platform::new("linux", "amd64", None),
@@ -38,7 +38,7 @@ pub(crate) fn hasty() -> PullerConfig {
     }
 }
 
-/// The disk of the tests may be as full as it likes.
+/// No free space is required, so the tests pass on a disk of any fill level.
 pub(crate) const NO_ROOM: Room = Room {
     percent: 0,
     bytes: 0,
@@ -73,7 +73,7 @@ impl Host {
             .await
     }
 
-    /// Every blob is what its name says.
+    /// Checks that every blob has the content that its name says.
     pub(crate) fn assert_intact(&self) {
         for entry in fs::read_dir(self.dir.path().join("store/blobs/sha256")).unwrap() {
             let path = entry.unwrap().path();
@@ -101,8 +101,8 @@ impl Host {
         Ok(listing(&self.target()))
     }
 
-    /// Every blob has its name's content, and nothing unfinished or unproved is anywhere. A thread
-    /// that wrote for a pull that was dropped ends a moment later.
+    /// Checks that every blob has the content that its name says, and that no temporary file is left. When a pull is
+    /// dropped, its writer thread ends a moment later, so this function waits for it.
     pub(crate) async fn assert_clean(&self) {
         let store = self.dir.path().join("store");
         for _ in 0..200 {
@@ -123,7 +123,7 @@ impl Host {
         }
     }
 
-    /// As `assert_clean`, and no image is recorded.
+    /// Does the same as `assert_clean`, and checks that no image is recorded.
     pub(crate) async fn assert_nothing_pulled(&self) {
         self.assert_clean().await;
         for kind in ["images", "refs", "pins"] {

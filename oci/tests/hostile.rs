@@ -1,4 +1,4 @@
-//! Layers that attack: nothing of them is ever outside the target, and every refusal says why.
+//! Layers that attack the host: nothing is written outside the target, and every error names the reason.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,7 +19,7 @@ pub(crate) fn at(name: &str) -> String {
     format!("skyhook-package/{name}")
 }
 
-/// What installing this says, and that it leaves nothing behind.
+/// Installs an image that must be refused, and checks that no file is left. Returns the text of the error.
 pub(crate) async fn refusal(image: Image, limits: Limits) -> String {
     let host = Host::with(hasty(), limits);
     let error = host.install(image).await.unwrap_err();
@@ -156,7 +156,8 @@ async fn names_and_links_that_lead_outside_are_refused() {
     ];
     for (name, entries, want) in table {
         match name {
-            // In one layer a whiteout acts before the link is there: nothing is hidden, nothing fails.
+            // Within one layer, a whiteout is applied before the link exists, so it would not fail. This row needs
+            // two layers.
             "whiteout through a link" => {
                 let layers = [entries[..2].to_vec(), entries[2..].to_vec()];
                 let layers = layers.map(|entries| Layer::gzip(&tar(&entries))).to_vec();
@@ -193,7 +194,7 @@ async fn a_link_in_one_layer_does_not_carry_the_next_one_out() {
         assert_eq!(fs::read_to_string(&victim).unwrap(), "safe");
         host.assert_clean().await;
     }
-    // What replaces a link, or has its name, never touches what it points to.
+    // An entry that replaces a link, or has its name, does not change the file that the link points to.
     let victim_text = victim.to_str().unwrap();
     let entries = [
         dir(),
@@ -252,7 +253,7 @@ async fn devices_and_set_id_bits_are_refused_unless_allowed() {
         )
         .await;
     }
-    // Elsewhere in the image they are nobody's business.
+    // Outside of the package's directory, such entries are skipped.
     let elsewhere = [
         dir(),
         Entry::new(b'3', "dev/null"),
@@ -342,7 +343,7 @@ async fn a_scratch_directory_or_parent_that_is_a_link_is_not_followed_out() {
         chain(&error)
     );
 
-    // Inside a root every link is resolved as if the root were `/`.
+    // Inside a root, every link is resolved as if the root were `/`.
     let root = host.dir.path().join("root");
     fs::create_dir_all(root.join("real")).unwrap();
     symlink("/real", root.join("absolute")).unwrap();

@@ -1,4 +1,4 @@
-//! Images made byte by byte, so that every field can lie.
+//! Makes images byte by byte, so that a test can set any field to a wrong value.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -8,7 +8,7 @@ use skyhook_oci::Digest;
 
 use crate::liar::{Answer, Request};
 
-/// A tar entry with every field free.
+/// A tar entry. A test can set each of its fields.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) name: Vec<u8>,
@@ -17,7 +17,7 @@ pub(crate) struct Entry {
     pub(crate) mtime: u64,
     pub(crate) link: Vec<u8>,
     pub(crate) content: Vec<u8>,
-    /// What the header says; the content's length unless a test lies.
+    /// The size in the header: the length of the content, unless a test sets a wrong one.
     pub(crate) size: u64,
 }
 
@@ -69,7 +69,7 @@ impl Entry {
         self
     }
 
-    /// A PAX header of these records, for the entry that follows.
+    /// A PAX header with these records, for the entry that follows.
     pub(crate) fn pax(records: &[(&str, &str)]) -> Self {
         let mut text = Vec::new();
         for (key, value) in records {
@@ -125,7 +125,7 @@ pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A layer as it travels, with what it unpacks to.
+/// A layer as the registry sends it, and the digest of its decompressed content.
 #[derive(Debug, Clone)]
 pub(crate) struct Layer {
     pub(crate) media_type: &'static str,
@@ -167,7 +167,7 @@ impl Layer {
     }
 }
 
-/// A whole image: what each path of a registry answers.
+/// A whole image, and the answers of a registry that has it.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) manifest: Value,
@@ -204,7 +204,7 @@ impl Image {
         }
     }
 
-    /// One layer with this content below `skyhook-package`.
+    /// An image with one layer, which has these entries.
     pub(crate) fn of(entries: &[Entry]) -> Self {
         Self::new(vec![Layer::gzip(&tar(entries))])
     }
@@ -238,7 +238,7 @@ impl Image {
         Digest::of(&self.layers[index].blob)
     }
 
-    /// Everything by digest.
+    /// All blobs and the manifest, by digest.
     pub(crate) fn blobs(&self) -> BTreeMap<String, Vec<u8>> {
         let layers = self.layers.iter().map(|layer| layer.blob.clone());
         layers
@@ -247,7 +247,7 @@ impl Image {
             .collect()
     }
 
-    /// What an honest registry answers; ranges are served.
+    /// The answer of a correct registry, which also supports ranges.
     pub(crate) fn answer(&self, request: &Request) -> Answer {
         let path = request.path.split('?').next().unwrap();
         let name = path.rsplit('/').next().unwrap();

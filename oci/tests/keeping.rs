@@ -1,4 +1,4 @@
-//! The store: damage, crashes, size.
+//! The store: damaged blobs, crashes, limits of size.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -54,7 +54,7 @@ async fn damage_is_noticed_and_fetched_again() {
                 "{damage}"
             );
             assert!(!host.target().exists());
-            // The next pull fetches that one alone.
+            // The next pull downloads only the damaged blob.
             let before = liar.count("/blobs/");
             let pulled = host.pull(&liar).await.unwrap();
             let fetched = if victim == manifest { 0 } else { 1 };
@@ -83,7 +83,7 @@ async fn what_a_crash_left_is_removed_but_not_what_is_in_use() {
     drop(Store::open(host.dir.path().join("store"), StoreConfig::default()).unwrap());
     assert!(!torn.exists());
 
-    // Another process opens the store while a blob is on its way here.
+    // Another process opens the store while a blob is being downloaded.
     let image = Image::sized(100_000);
     let layer = image.layer_digest(0);
     let dir = host.dir.path().join("store");
@@ -96,7 +96,7 @@ async fn what_a_crash_left_is_removed_but_not_what_is_in_use() {
     let pulled = host.pull(&liar).await.unwrap();
     host.unpack(&pulled.manifest_digest).await.unwrap();
 
-    // A crash in an unpack leaves a scratch directory, which the next one clears.
+    // A crash in an unpack leaves a scratch directory. The next unpack removes it.
     fs::remove_dir_all(host.target()).unwrap();
     let stage = host.dir.path().join("out/.package.unpacking/layer0");
     fs::create_dir_all(&stage).unwrap();
@@ -117,7 +117,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
         ..StoreConfig::default()
     };
     let store = Store::open(host.dir.path().join("store"), small).unwrap();
-    // Each has a layer of its own and one that all share.
+    // Each image has one layer of its own, and one layer that all images share.
     let shared = Layer::gzip(&tar(&[Entry::file("base", "shared by all")]));
     let images: Vec<Image> = (0..4)
         .map(|number| {
@@ -130,7 +130,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
         let served = image.clone();
         let liar = Liar::start(move |request| served.answer(request));
         digests.push(host.pull(&liar).await.unwrap().manifest_digest);
-        // Times of use have to differ, also where the clock is coarse.
+        // The times of last use must differ, even if the clock of the file system is coarse.
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(host.blobs(), 4 * 3 + 1, "the shared layer is there once");
@@ -205,7 +205,7 @@ async fn a_lock_that_somebody_holds_blocks_nothing_for_ever() {
     };
     let host = Host::with_store(hasty(), config);
     let lock = host.dir.path().join("store/lock");
-    // Who made it readable for all is not known; it does not stay so.
+    // The lock file is readable for everybody, as an earlier version made it. The store must change that.
     fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
     let served = image.clone();
     let liar = Liar::start(move |request| served.answer(request));
@@ -233,7 +233,7 @@ async fn a_lock_that_somebody_holds_blocks_nothing_for_ever() {
         host.store.pin("p", &Digest::of(b"")).unwrap_err().kind(),
         "locked"
     );
-    // One that is given back in time is only waited for.
+    // If the lock is released in time, a pull waits for it and succeeds.
     let release = tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(100)).await;
         drop(held);
@@ -247,7 +247,7 @@ async fn a_lock_that_somebody_holds_blocks_nothing_for_ever() {
 #[tokio::test]
 async fn a_pull_that_does_not_fit_says_what_is_needed_and_fetches_nothing() {
     let mut image = Image::sized(100_000);
-    // Larger than any disk: before a pull, all that is known of a size is what the registry says.
+    // This size is larger than any disk. Before the download, the size in the manifest is all that is known.
     image.manifest["layers"][0]["size"] = serde_json::json!(1_u64 << 60);
     let served = image.clone();
     let liar = Liar::start(move |request| served.answer(request));
@@ -271,7 +271,8 @@ async fn a_pull_that_does_not_fit_says_what_is_needed_and_fetches_nothing() {
     assert_eq!(liar.count("/blobs/"), 0);
 }
 
-/// No disk is all free: what nobody pins goes, and what is pinned stays.
+/// The store requires a disk that is completely free, which is never the case. So images that nobody pins are
+/// removed, and pinned images stay.
 #[tokio::test]
 async fn images_that_nobody_pins_go_when_the_disk_is_too_full() {
     let image = Image::sized(100_000);

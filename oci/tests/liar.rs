@@ -1,16 +1,16 @@
-//! An HTTP server in this process that answers whatever a test wants, and remembers what it was
-//! asked. One thread per connection, one request per connection.
+//! An HTTP server in the process of the test. It sends whatever answer a test wants, and records all requests. There
+//! is one thread and one request per connection.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A request as it came.
+/// A request that the server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) method: String,
-    /// With its query.
+    /// The path with the query.
     pub(crate) path: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: String,
@@ -25,7 +25,7 @@ impl Request {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The first byte that is asked for.
+    /// The first byte of the requested range.
     pub(crate) fn range(&self) -> usize {
         let range = self
             .header("range")
@@ -39,14 +39,14 @@ impl Request {
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
     Whole(Vec<u8>),
-    /// This much is announced, the rest never comes.
+    /// Only `bytes` are sent, although the announced length is larger.
     Cut {
         announced: usize,
         bytes: Vec<u8>,
     },
-    /// Without announcing a length, for as long as anyone listens.
+    /// The bytes are sent again and again, without a length, until the client closes the connection.
     Endless(Vec<u8>),
-    /// One byte at a time, with this pause after each.
+    /// One byte at a time, with this pause after each byte.
     Trickle {
         bytes: Vec<u8>,
         pause: Duration,
@@ -86,7 +86,7 @@ impl Answer {
 
 type Handler = dyn Fn(&Request) -> Answer + Send + Sync;
 
-/// The server; its thread ends with the process, its port is free when it is dropped.
+/// The server. Its thread runs and its port stays open until the process ends.
 pub(crate) struct Liar {
     pub(crate) port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -115,7 +115,7 @@ impl Liar {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Requests whose path has this in it.
+    /// The number of requests whose path contains `part`.
     pub(crate) fn count(&self, part: &str) -> usize {
         self.requests()
             .iter()
@@ -127,7 +127,7 @@ impl Liar {
 fn serve(stream: TcpStream, seen: &Mutex<Vec<Request>>, handler: &Handler) {
     if let Some(request) = read(&stream) {
         seen.lock().unwrap().push(request.clone());
-        // A client that hangs up in the middle is part of many tests.
+        // In many tests the client closes the connection early, so a write error is ignored.
         write(&stream, &handler(&request)).ok();
     }
 }

@@ -1,4 +1,4 @@
-//! Against a registry that lies. Whatever it does, nothing is left on disk that was not verified.
+//! Pulls from a registry that sends wrong answers. Only verified content may stay on disk.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -131,7 +131,7 @@ async fn cut_bodies_are_resumed_where_they_broke_off() {
 async fn a_server_that_cannot_resume_or_lies_about_it_is_read_from_the_start() {
     let image = Image::sized(200_000);
     let layer = image.layer_digest(0);
-    // The second time: all of it with 200, or the wrong part of it with 206.
+    // The answer to the second request: the whole blob with status 200, or a wrong part of it with status 206.
     for (status, content_range) in [(200, None), (206, Some("bytes 7-200000/200001"))] {
         let (host, image, times) = (Host::new(), image.clone(), AtomicUsize::new(0));
         let liar = Liar::start(move |request| {

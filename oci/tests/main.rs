@@ -1,5 +1,5 @@
-//! The crate from outside: against Debian's docker-registry with images made by umoci and skopeo,
-//! and against a registry that lies.
+//! Tests of the public API: with Debian's docker-registry and images that umoci and skopeo made, and with a registry
+//! that sends wrong answers.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,4 +1,4 @@
-//! Against docker-registry, with images as umoci and skopeo make them.
+//! Tests with docker-registry, and with images that umoci and skopeo made.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -20,8 +20,8 @@ fn amd64() -> PullerConfig {
     }
 }
 
-/// A package the way the published ones are: a base with more than the package, an inherited
-/// layer, overwritten files, a chmod-only layer, whiteouts, 16 relative symlinked directories.
+/// Makes a package like the published ones: a base layer with files outside the package, an inherited layer,
+/// overwritten files, a layer that only changes a mode, whiteouts, and 16 relative symlinks to a directory.
 fn package(layout: &Layout, tag: &str) {
     layout.new_image(tag, "amd64");
     layout.layer(tag, |root| {
@@ -175,7 +175,7 @@ async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
     host.unpack(&pulled.manifest_digest).await.unwrap();
     assert_eq!(listing(&host.target()), want());
 
-    // Without the authority's certificate nobody is believed, and with skip_verify anybody.
+    // Without the certificate of the authority, no server is trusted. With `skip_verify`, every server is.
     let server = |skip_verify| HostSettings {
         url: format!("https://{}", registry.host()),
         skip_verify,
@@ -223,7 +223,8 @@ async fn the_hosts_platform_is_chosen_from_an_index_in_every_compression() {
     ] {
         let images = ["amd64", "arm64"].map(|architecture| {
             let to = format!("{}/p:{tag}-{architecture}", registry.host());
-            // Through a directory: skopeo compresses again only what is not compressed.
+            // The image is copied through a directory without compression, because skopeo does not compress layers
+            // that are compressed already.
             layout.push_decompressed(architecture, &to, extra);
             (
                 architecture,
@@ -254,7 +255,7 @@ async fn the_hosts_platform_is_chosen_from_an_index_in_every_compression() {
                 [format!("arch 644 {architecture}")],
                 "{tag}"
             );
-            // Pinned by the index's digest it needs no registry any more.
+            // A reference with the digest of the index leads to the same image.
             let pinned = format!("{}@{}", reference.name(), pulled.resolved_digest)
                 .parse()
                 .unwrap();

@@ -1,4 +1,4 @@
-//! What servers do that the specification does not ask for.
+//! What some servers do although the specification does not require it.
 
 use serde_json::json;
 use skyhook_oci::{Credentials, chain};
@@ -7,7 +7,7 @@ use crate::host::Host;
 use crate::image::Image;
 use crate::liar::{Answer, Liar};
 
-/// Storage behind a registry may want a token of its own, that anybody gets.
+/// The storage behind a registry may want a token of its own, which every client can get.
 #[tokio::test]
 async fn a_challenge_after_a_redirect_is_answered_without_credentials() {
     let image = Image::sized(1000);
@@ -45,7 +45,7 @@ async fn a_challenge_after_a_redirect_is_answered_without_credentials() {
     }
 }
 
-/// Docker Hub counts every manifest that is asked for.
+/// Docker Hub counts every request for a manifest.
 #[tokio::test]
 async fn a_manifest_that_is_in_the_store_is_not_asked_for_again() {
     let image = Image::sized(1000);
@@ -77,7 +77,7 @@ async fn a_manifest_that_is_in_the_store_is_not_asked_for_again() {
     };
     assert_eq!(asked("/manifests/1"), 2, "the tag may have moved");
     assert_eq!(asked(&format!("/manifests/{child}")), 1);
-    // One that is damaged there is.
+    // A manifest that is damaged in the store is requested again.
     let blob = host.dir.path().join("store/blobs/sha256").join(child.hex());
     std::fs::write(blob, "damaged").unwrap();
     host.pull(&liar).await.unwrap();

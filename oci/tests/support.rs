@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Whether these programs are there. Without them a test is skipped, loudly; in CI it fails.
+/// Whether these programs are installed. If one is missing, the test is skipped with a message, and fails in CI.
 pub(crate) fn tools(names: &[&str]) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let missing: Vec<_> = names
@@ -29,7 +29,7 @@ pub(crate) fn tools(names: &[&str]) -> bool {
         Ok("true"),
         "CI must have {missing:?}"
     );
-    // Not through `eprintln!`, which libtest keeps to itself when the test passes.
+    // `eprintln!` is not used, because libtest does not show its output if the test passes.
     let _closed = writeln!(
         std::io::stderr().lock(),
         "\n!!!! SKIPPED: {missing:?} not found (apt-get install docker-registry skopeo umoci)"
@@ -49,7 +49,7 @@ pub(crate) fn run(program: &str, args: &[&str]) {
     );
 }
 
-/// A certificate authority that leaves its certificate, and those it issues, in a directory.
+/// A certificate authority. It writes its own certificate, and those that it issues, to a directory.
 struct Authority<'a> {
     dir: &'a Path,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
@@ -66,7 +66,7 @@ impl<'a> Authority<'a> {
         Self { dir, issuer }
     }
 
-    /// `NAME.pem` and `NAME.key`.
+    /// Issues a certificate for `name`, and writes the files `NAME.pem` and `NAME.key`.
     fn issue(&self, name: &str) {
         let key = rcgen::KeyPair::generate().expect("a key");
         let params = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
@@ -81,13 +81,13 @@ impl<'a> Authority<'a> {
     }
 }
 
-/// The registry's `tls` with what [`Authority`] issued for it.
+/// The section `tls` in the registry's configuration, with the certificate that [`Authority`] issued.
 fn tls(certificates: &Path) -> String {
     let dir = certificates.display();
     format!("  tls:\n    certificate: {dir}/127.0.0.1.pem\n    key: {dir}/127.0.0.1.key\n")
 }
 
-/// A docker-registry process on a free port of loopback; ends when dropped.
+/// A docker-registry process on a free port of the loopback address. It is killed when this value is dropped.
 pub(crate) struct Registry {
     child: Child,
     pub(crate) port: u16,
@@ -95,7 +95,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// `extra` is YAML below `http:` (tls) and beside it (auth).
+    /// `http` is YAML for the section `http:` (tls). `beside` is YAML that follows this section (auth).
     pub(crate) fn start(http: &str, beside: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let port = free_port();
@@ -127,8 +127,8 @@ impl Registry {
         Self::start("", "")
     }
 
-    /// With TLS by a certificate authority of its own, and the user `user` with password `hunter2`.
-    /// The authority's certificate is `ca.crt` in `certificates`.
+    /// A registry with TLS and its own certificate authority. The user is `user` and the password is `hunter2`. The
+    /// certificate of the authority is `ca.crt` in `certificates`.
     pub(crate) fn secured(certificates: &Path) -> Self {
         Authority::new(certificates).issue("127.0.0.1");
         let users = "user:$2y$05$abcdefghijklmnopqrstuuoXuKqgZXLiJqzfmMXDDhSFPIvxV7t8.\n";
@@ -142,7 +142,7 @@ impl Registry {
         )
     }
 
-    /// With TLS, for those who show a certificate of the same authority: `client.pem`, `client.key`.
+    /// A registry with TLS that wants a client certificate of the same authority: `client.pem` and `client.key`.
     pub(crate) fn mutual(certificates: &Path) -> Self {
         let authority = Authority::new(certificates);
         authority.issue("127.0.0.1");
@@ -154,7 +154,7 @@ impl Registry {
         Self::start(&(tls(certificates) + &clients), "")
     }
 
-    /// Its storage, for the benchmark.
+    /// The directory of the registry's storage, for the benchmark.
     #[cfg_attr(test, expect(dead_code, reason = "the benchmark borrows this file"))]
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
@@ -165,7 +165,7 @@ impl Registry {
     }
 }
 
-/// The API that skopeo has no command for, in the fewest bytes of HTTP.
+/// Requests that skopeo has no command for, written as plain HTTP.
 impl Registry {
     pub(crate) fn manifest(&self, repository: &str, tag: &str) -> Vec<u8> {
         let accept = "application/vnd.oci.image.manifest.v1+json, \
@@ -188,7 +188,7 @@ impl Registry {
         answer[end..].to_vec()
     }
 
-    /// An index of these images, with an attestation between them as buildkit leaves one.
+    /// Uploads an index of these images. Its first entry is an attestation, as buildkit makes one.
     pub(crate) fn put_index(&self, repository: &str, tag: &str, images: &[(&str, Vec<u8>)]) {
         let entry = |bytes: &[u8], os: &str, architecture: &str| {
             let document: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
@@ -287,7 +287,7 @@ impl Layout {
         );
     }
 
-    /// Unpacks, lets `change` edit the root file system, and packs the difference as a layer.
+    /// Unpacks the image, lets `change` edit the root file system, and packs the difference as a new layer.
     pub(crate) fn layer(&self, tag: &str, change: impl FnOnce(&Path)) {
         let bundle = tempfile::tempdir().expect("a directory");
         let bundle = bundle.path().join("b");
@@ -305,7 +305,7 @@ impl Layout {
         run("umoci", &["repack", "--image", &image, &text]);
     }
 
-    /// By way of a directory without compression, so that skopeo compresses as it is told.
+    /// Pushes an image through a directory without compression, so that skopeo compresses it as `extra` says.
     pub(crate) fn push_decompressed(&self, tag: &str, to: &str, extra: &[&str]) {
         let plain = tempfile::tempdir().expect("a directory");
         let dir = format!("dir:{}", plain.path().display());
@@ -353,7 +353,8 @@ pub(crate) fn file(root: &Path, path: &str, content: &str, mode: u32) -> PathBuf
     path
 }
 
-/// Every path below `dir` with what it is: mode, content or target. Sorted, for comparing whole.
+/// Every path below `dir` with its mode and content, or with the target of the symlink. The result is sorted, so that
+/// whole directories can be compared.
 pub(crate) fn listing(dir: &Path) -> Vec<String> {
     fn walk(dir: &Path, below: &str, lines: &mut Vec<String>) {
         let mut entries: Vec<_> = fs::read_dir(dir)

@@ -1,4 +1,4 @@
-//! Proving who we are, and what of it nobody else may read.
+//! Client certificates, and secrets that must not be in the logs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -70,7 +70,7 @@ async fn a_registry_that_wants_a_client_certificate_gets_it() {
     host.unpack(&pulled.unwrap().manifest_digest).await.unwrap();
 }
 
-/// Every secret that the pulls below are given.
+/// All secrets that the pulls below use.
 const SECRETS: [&str; 7] = [
     "hunter2-password",
     "hunter2-wrong",
@@ -81,7 +81,7 @@ const SECRETS: [&str; 7] = [
     "hunter2-plugin",
 ];
 
-/// A registry that takes this `Authorization` and is busy the first time it is asked for a blob.
+/// A registry that accepts only this `Authorization`, and answers the first request for a blob with 503.
 fn picky(authorization: String, challenge: String) -> Liar {
     let image = Image::sized(1000);
     let busy = std::sync::atomic::AtomicBool::new(true);
@@ -101,7 +101,7 @@ fn basic(password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("user:{password}")))
 }
 
-/// Run by the test below, in a process that logs everything.
+/// The test below runs this test in a process that logs everything.
 #[tokio::test]
 #[ignore = "needs the process that another test makes"]
 async fn pulls_with_every_kind_of_secret() {
@@ -129,7 +129,7 @@ async fn pulls_with_every_kind_of_secret() {
         "auth": {cloud.host(): {"username": "user", "password": "hunter2-plugin"}}});
     let script = format!("#!/bin/sh\ncat >/dev/null\necho '{answer}'\n");
     file(dir.path(), "bin/cloud", &script, 0o755);
-    // It answers what nobody can read.
+    // This plugin sends an answer that is not valid.
     file(
         dir.path(),
         "bin/garbled",

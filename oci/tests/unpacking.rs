@@ -1,4 +1,4 @@
-//! What a well-meant image becomes on disk.
+//! How valid images are unpacked.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -179,7 +179,7 @@ async fn times_long_names_and_sparse_files_arrive() {
         kind: b'L',
         ..Entry::file("././@LongLink", format!("{gnu}\0"))
     };
-    // A megabyte hole and then two words, as PAX 1.0 and GNU's tar write it.
+    // A sparse file as GNU tar writes it in PAX format 1.0: a hole of one mebibyte, and then two words.
     let map = "1\n1048576\n10\n".to_owned();
     let stored = [map.as_bytes(), &vec![0; 512 - map.len()], b"two words!"].concat();
     let records = [
@@ -255,7 +255,7 @@ async fn every_compression_and_unfinished_archives_are_read() {
             ..Layer::gzip(&whole)
         }
     };
-    // A skippable frame, as chunked zstd has at its end.
+    // This layer has a skippable frame at its end, as zstd:chunked layers have.
     let chunked = {
         let (a, b) = whole.split_at(700);
         let pack = |bytes| zstd::encode_all(bytes, 3).unwrap();

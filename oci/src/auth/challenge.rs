@@ -1,6 +1,6 @@
-//! The `WWW-Authenticate` header: which schemes a registry takes, and their parameters. Pure.
+//! The `WWW-Authenticate` header: which authentication schemes a registry accepts, and their parameters. No I/O.
 
-/// What a registry asks for.
+/// The authentication that a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
@@ -39,7 +39,7 @@ pub(crate) fn parse(header: &str) -> Vec<Challenge> {
     challenges
 }
 
-/// `key=value` pairs up to the next scheme or the end.
+/// Reads `key=value` pairs, up to the next scheme or the end.
 fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
     let mut pairs = Vec::new();
     while let Some((key, after)) = token(rest) {
@@ -77,7 +77,7 @@ fn unquote(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// A leading run of token characters.
+/// Splits off the token at the start of the text.
 fn token(text: &str) -> Option<(&str, &str)> {
     let is_token =
         |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/:?@[]{}()<>;".contains(&byte);

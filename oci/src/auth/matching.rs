@@ -1,7 +1,8 @@
-//! Which image a pattern of a pull secret or credential provider is for: the kubelet's rules. Pure.
+//! Decides whether a pattern of a pull secret or credential provider is for an image, by the rules of the kubelet. No
+//! I/O.
 //!
-//! `host[:port][/path]`; each dot-separated part of the host may have `*` and `?`, the number of
-//! parts and the port must be the same, and the path is a prefix of the image's.
+//! A pattern is `host[:port][/path]`. Each dot-separated part of the host may have `*` and `?`. The number of parts
+//! and the port must be the same. The path must be a prefix of the image's path.
 
 /// How specific `pattern` is for `name` (`registry/repository`), or None when it does not match.
 pub(crate) fn specificity(pattern: &str, name: &str) -> Option<usize> {
@@ -23,7 +24,7 @@ pub(crate) fn specificity(pattern: &str, name: &str) -> Option<usize> {
     {
         return None;
     }
-    // Docker writes the API's version into the key of Docker Hub.
+    // Docker's key for Docker Hub has the version of the API in its path: `https://index.docker.io/v1/`.
     let pattern_path = match pattern_path.split_once('/').unwrap_or((pattern_path, "")) {
         ("v1" | "v2", rest) => rest,
         _ => pattern_path,
@@ -38,7 +39,7 @@ fn split(text: &str) -> (&str, &str) {
     text.split_once('/').unwrap_or((text, ""))
 }
 
-/// Docker Hub has several names.
+/// Replaces the other names of Docker Hub with `docker.io`.
 fn hub(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => "docker.io",
@@ -53,7 +54,7 @@ fn port(host: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// `*` stands for any run of characters, `?` for one.
+/// Whether the text matches the pattern. `*` stands for any run of characters, `?` for one.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

@@ -1,5 +1,5 @@
-//! The kubelet's credential provider plugins (`credentialprovider.kubelet.k8s.io/v1`): how private
-//! registries of the large clouds are reached. Configuration and binaries are the kubelet's own.
+//! Runs the kubelet's credential provider plugins (`credentialprovider.kubelet.k8s.io/v1`). They give credentials for
+//! private registries of cloud providers. The configuration and the binaries are those of the kubelet.
 
 #![expect(
     clippy::disallowed_methods,
@@ -27,14 +27,15 @@ const MAX_ANSWER: u64 = 1 << 20;
 pub struct PluginConfig {
     /// The kubelet's `--image-credential-provider-config`: a file, or a directory of them.
     pub config: PathBuf,
-    /// The kubelet's `--image-credential-provider-bin-dir`, as the command prefix sees it.
+    /// The kubelet's `--image-credential-provider-bin-dir`. If `prefix` changes the root, this is a path in the new
+    /// root.
     pub bin_dir: PathBuf,
-    /// What a plugin is run through, such as `chroot /host`; empty to run it directly.
+    /// The command that runs a plugin, such as `chroot /host`. If it is empty, the plugin is run directly.
     pub prefix: Vec<String>,
     pub timeout: Duration,
 }
 
-/// Why plugins cannot be used. Never holds what a plugin answered.
+/// Why plugins cannot be used. The error never contains the answer of a plugin.
 #[derive(Debug, thiserror::Error)]
 enum PluginError {
     #[error("cannot read {}", path.display())]
@@ -103,7 +104,7 @@ struct Auth {
     password: String,
 }
 
-/// The plugins of this host and what they answered lately.
+/// The plugins of this host, and a cache of their answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Plugins {
     config: Arc<PluginConfig>,
@@ -124,7 +125,7 @@ impl Plugins {
         }
     }
 
-    /// The plugins that the kubelet is configured with now.
+    /// Reads the kubelet's current configuration of plugins.
     fn providers(&self) -> Result<Vec<Provider>, PluginError> {
         let mut providers = Vec::new();
         for path in files(&self.config.config)? {
@@ -133,9 +134,9 @@ impl Plugins {
         Ok(providers)
     }
 
-    /// What the plugins that match have for `image`. One that fails, or a configuration that cannot
-    /// be used, is logged and passed over: the image may be reachable without it. The configuration
-    /// is read each time: it may have come or changed since.
+    /// The credentials that the matching plugins have for `image`. The configuration is read each time, because it
+    /// may have been added or changed. If it cannot be used or if a plugin fails, a warning is logged, because the
+    /// image may be public or have a pull secret.
     pub(crate) async fn credentials(&self, image: &str) -> Credentials {
         let mut credentials = Credentials::anonymous();
         let providers = self.providers().unwrap_or_else(|error| {
@@ -255,7 +256,7 @@ impl Plugins {
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         let talk = async {
             if let Some(mut stdin) = stdin {
-                // One that does not read its input may still answer.
+                // A plugin that does not read its input may still answer.
                 match stdin.write_all(&request).await {
                     Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
                         return Err(error);

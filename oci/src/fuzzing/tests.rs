@@ -1,4 +1,4 @@
-//! The fuzz targets over the seed corpus and over what proptest makes of it.
+//! Runs the fuzz targets with the seed corpus, and with seeds that proptest has edited.
 
 #![expect(clippy::disallowed_methods, reason = "tests make files")]
 
@@ -74,7 +74,8 @@ fn apply(mut bytes: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// An archive's edits are worth more with checksums that fit.
+/// Corrects the header checksums of an edited archive. With wrong checksums, the parser would stop before it reads
+/// the edited fields.
 fn with_checksums(mut bytes: Vec<u8>) -> Vec<u8> {
     for header in bytes.chunks_exact_mut(512) {
         if header[257..262] == *b"ustar" {

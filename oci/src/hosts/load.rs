@@ -1,4 +1,4 @@
-//! Finding a registry's directory in containerd's layout.
+//! Finds the configuration of a registry in containerd's directory layout.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use super::{HostSettings, HostsError, RegistrySettings, parse};
 use crate::root::Root;
 
-/// Reads what `dir` has for `registry`: `<registry>/hosts.toml`, also with the port written as
-/// `_port_`, else `_default/hosts.toml`. A directory without that file is read as Docker's: `*.crt`
-/// to trust, `*.cert` with `*.key` to show. `dir` is a path in `root`, and so are the paths in the result.
+/// Reads the configuration of `registry` in `dir`: from `<registry>/hosts.toml`, where the port may also be written
+/// as `_port_`, else from `_default/hosts.toml`. A directory without `hosts.toml` is read like a directory of Docker:
+/// `*.crt` files are trusted authorities, and `*.cert` and `*.key` files are client certificates with their keys.
+/// `dir` is a path in `root`, and so are the paths in the result.
 pub(crate) fn load(
     root: &Root,
     dir: &Path,

@@ -1,5 +1,4 @@
-//! The rules for `config.json`, over the JSON value. Pure: what files there are is asked of the
-//! caller.
+//! The rules for `config.json`. There is no I/O in this file: the caller tells which files exist.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{PackageConfig, Problem, Report, Severity, Step, StepFile};
 
-/// Modes that something runs; the `-check` of each comes with it.
+/// The modes that are run. Each of them except `interrupt` also has a check mode, with `-check` after its name.
 const MODES: [&str; 6] = [
     "uninstall",
     "upgrade",
@@ -53,7 +52,7 @@ impl Found {
         });
     }
 
-    /// Reads on after a problem, so that the rest is checked too.
+    /// Continues after a problem, so that all problems are found.
     fn config(
         &mut self,
         object: &Map<String, Value>,
@@ -66,7 +65,7 @@ impl Found {
             }
         }
         let package_name = self.text(object, "", "package_name");
-        // It becomes the name of directories on the host.
+        // Directories on the host get this name.
         if let Some(name) = &package_name
             && (!is_step_name(name) || name == "." || name == "..")
         {
@@ -144,7 +143,7 @@ impl Found {
         checked
     }
 
-    /// By custom every step of a mode has a `<step>_check` in the mode's check.
+    /// By convention, each step of a mode has a step `<step>_check` in the check mode. A missing one is a warning.
     fn check_pairs(&mut self, modes: &BTreeMap<String, Vec<Step>>) {
         for (mode, steps) in modes.iter().filter(|(mode, _)| !mode.ends_with(CHECK)) {
             let Some(checks) = modes.get(&format!("{mode}{CHECK}")) else {
@@ -333,7 +332,7 @@ fn join(field: &str, key: &str) -> String {
     }
 }
 
-/// The text of a string; numbers and booleans stand for their JSON text.
+/// The text of a string, a number or a boolean. Numbers and booleans are written as in JSON.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

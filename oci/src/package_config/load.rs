@@ -1,4 +1,4 @@
-//! Reading `config.json` from an unpacked package, without ever leaving its directory.
+//! Reads `config.json` from an unpacked package. No file outside the package's directory is opened.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,7 +14,8 @@ use crate::root::Root;
 
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Reads and checks `config.json` of the package whose directory this is. Only a failure to read is an error here.
+/// Reads and checks the `config.json` in the directory of a package. Only a failure to read it is an `Err`: other
+/// problems are in the report.
 pub fn load(package: &Root) -> io::Result<Report> {
     let dir = package.as_fd();
     let mut text = Vec::new();

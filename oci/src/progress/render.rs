@@ -1,5 +1,5 @@
-//! Events for people: bars that are drawn over on a terminal, one line per step otherwise. The text
-//! is made from events and the time that is passed in; only `show` has a clock and writes.
+//! Shows events to people: as progress bars on a terminal, else as one line per step. [`Display`] makes the text from
+//! the events and from a time that the caller passes. Only [`show`] reads the clock and writes the text.
 
 #![expect(clippy::disallowed_methods, reason = "show measures speed")]
 
@@ -12,11 +12,10 @@ use super::{Event, Progress};
 use crate::digest::Digest;
 
 const BAR: usize = 24;
-/// How often a terminal is drawn on.
+/// The pause between two updates of a terminal.
 const FRAME: Duration = Duration::from_millis(100);
 
-/// Writes progress to `out`: bars if it is a terminal, else lines. A failure to write is nobody's
-/// loss.
+/// Writes the progress to `out`: as bars if `out` is a terminal, else as lines. Write errors are ignored.
 pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
     let started = Instant::now();
     let state = Mutex::new((out, Display::default(), 0usize, None::<Duration>));
@@ -39,7 +38,7 @@ pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
         }
         *last = Some(now);
         let bars = display.bars(now);
-        // Back over the old bars, the new line above the new ones.
+        // The cursor goes up to the first old bar. The new line and then the new bars are written over the old bars.
         let mut text = if *drawn > 0 {
             format!("\x1b[{drawn}A")
         } else {
@@ -56,7 +55,7 @@ pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
     })
 }
 
-/// A bar that is full when `done` is as much as `all`.
+/// A progress bar, which is full when `done` equals `all`.
 #[must_use]
 pub fn bar(done: u64, all: u64) -> String {
     let part = done.saturating_mul(BAR as u64) / all.max(1);
@@ -64,7 +63,7 @@ pub fn bar(done: u64, all: u64) -> String {
     format!("{}{}", "#".repeat(full), ".".repeat(BAR - full))
 }
 
-/// What is known of a pull, to be drawn.
+/// The layers that are being downloaded, and how to draw them.
 #[derive(Debug, Default)]
 pub struct Display {
     layers: BTreeMap<Digest, Layer>,
@@ -78,7 +77,7 @@ struct Layer {
 }
 
 impl Display {
-    /// Takes an event in; the line that stands for it where there is one.
+    /// Updates the state with an event. Returns the line to print for the event, if there is one.
     pub fn take(&mut self, event: &Event, now: Duration) -> Option<String> {
         match event {
             Event::Resolving { reference } => Some(format!("resolving {reference}")),
@@ -135,7 +134,7 @@ impl Display {
         }
     }
 
-    /// One bar for each layer on its way.
+    /// One bar for each layer that is being downloaded.
     pub fn bars(&self, now: Duration) -> Vec<String> {
         let bar = |(digest, layer): (&Digest, &Layer)| {
             let Layer {
@@ -152,7 +151,7 @@ impl Display {
     }
 }
 
-/// So many bytes, in the unit that fits.
+/// Formats a number of bytes in a unit that fits.
 pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match bytes {

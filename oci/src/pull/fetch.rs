@@ -1,6 +1,6 @@
-//! Downloads blobs into the store. Several blobs are downloaded at once, and each of them once, however
-//! many callers ask for it. A download goes on where a connection broke off, and fails when it is too
-//! slow.
+//! Downloads blobs into the store. Several blobs are downloaded at the same time. A blob is downloaded only once,
+//! even if several pulls need it at the same time. When a connection breaks, the download continues after the last
+//! byte that was received. A download that is too slow fails.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -20,12 +20,12 @@ use crate::progress::{Event, Progress};
 use crate::registry::{BlobBody, RegistryError, Session, Timeouts};
 use crate::store::{Store, StoreError};
 
-/// Chunks between the network and the thread that hashes and writes.
+/// How many chunks may wait for the thread that hashes and writes them.
 const QUEUE: usize = 16;
-/// When a connection brought so many bytes before it broke, tries are counted from one again.
+/// If a connection delivers this many bytes before it breaks, the count of tries starts again.
 const GOOD_PROGRESS: u64 = 1 << 20;
 
-/// One lock per blob that is being fetched.
+/// One lock for each blob that is being downloaded.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Flights(Arc<Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>>);
 
@@ -96,7 +96,7 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
-    /// Fails when what is to be fetched does not fit on the disk: a disk that is full stops more than this pull.
+    /// Fails if the missing blobs do not fit on the disk, because a full disk would harm more than this pull.
     fn look_for_room(&self, wanted: &BTreeMap<Digest, u64>) -> Result<(), Failure> {
         let store = &self.puller.store;
         let missing = wanted
@@ -108,7 +108,7 @@ impl Run<'_> {
     }
 }
 
-/// One blob to fetch.
+/// One blob to download.
 struct Blob {
     digest: Digest,
     size: u64,
@@ -118,7 +118,7 @@ struct Blob {
     progress: Progress,
 }
 
-/// Why a body is not complete, and how to go on.
+/// Why a body is not complete, and how to continue.
 enum Broken {
     /// The connection broke: ask the same host for the rest.
     Resume(RegistryError),
@@ -186,7 +186,7 @@ impl Blob {
         }
     }
 
-    /// Passes a body on to the sink. The outer error is the store's.
+    /// Writes a body to the sink. The outer error comes from the store, the inner error from the server.
     async fn receive(
         &self,
         body: BlobBody,
@@ -252,7 +252,7 @@ impl Blob {
                     want: self.size,
                     got,
                 };
-                // There is no other host: keep what it sent.
+                // There is no other host to ask, so the bytes that were received are kept.
                 return Ok(Err(match self.session.has_one_host() {
                     true => Broken::Resume(error),
                     false => Broken::Restart(error),
@@ -267,7 +267,7 @@ impl Blob {
     }
 }
 
-/// Whether the answer begins at this byte.
+/// Whether the response begins at this byte.
 fn continues(response: &reqwest::Response, from: u64) -> bool {
     let range = response
         .headers()
@@ -280,7 +280,7 @@ fn continues(response: &reqwest::Response, from: u64) -> bool {
     response.status() == StatusCode::PARTIAL_CONTENT && start == Some(from)
 }
 
-/// A blob in the making, on a thread that hashes and writes while the network goes on.
+/// A blob that is being downloaded. A thread hashes and writes its chunks while the next ones are received.
 struct Sink {
     received: u64,
     chunks: mpsc::Sender<Bytes>,
@@ -318,14 +318,14 @@ impl Sink {
         }
     }
 
-    /// Waits until the file is gone.
+    /// Drops the blob, and waits until its temporary file is removed.
     async fn discard(self) {
         let Self { chunks, writer, .. } = self;
         drop(chunks);
         drop(writer.await);
     }
 
-    /// Proves and names the blob. The inner error is the registry's: what it sent is something else.
+    /// Checks the digest of the blob and gives it its name. The inner error means that the host sent other content.
     async fn commit(self, host: &str) -> Result<Result<(), RegistryError>, StoreError> {
         let Self { chunks, writer, .. } = self;
         drop(chunks);

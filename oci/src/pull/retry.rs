@@ -1,4 +1,4 @@
-//! Whether and when a failed request is made again within a pull.
+//! Decides whether and when a failed request is sent again within a pull.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl<'a> Retry<'a> {
         self.tries = 0;
     }
 
-    /// Waits until the next try, or gives the error back if there is none.
+    /// Waits until the next try, or returns the error if there is no further try.
     pub(super) async fn after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.tries += 1;
         let jitter = RandomState::new().hash_one(self.tries);
@@ -56,7 +56,8 @@ impl<'a> Retry<'a> {
     }
 }
 
-/// How long to wait after try number `tries` (from 1); None to give up. `jitter` is any number.
+/// How long to wait after try number `tries` (the first is 1). `None` means that there is no further try. `jitter` is
+/// a random number.
 fn pause(class: RetryClass, tries: u32, timeouts: &Timeouts, jitter: u64) -> Option<Duration> {
     if tries >= timeouts.tries {
         return None;
@@ -69,7 +70,8 @@ fn pause(class: RetryClass, tries: u32, timeouts: &Timeouts, jitter: u64) -> Opt
                 .backoff
                 .saturating_mul(1 << (tries - 1).min(16))
                 .min(MAX_BACKOFF);
-            // A random part of it, at least half, so that the nodes of a fleet do not all come back at once.
+            // The pause is a random part of `full`, at least half of it, so that not all nodes of a fleet send their
+            // requests at the same time.
             Some(full / 2 + full.mul_f64((jitter % 1024) as f64 / 2048.0))
         }
     }

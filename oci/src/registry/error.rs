@@ -1,4 +1,4 @@
-//! Why a registry did not give what was asked for, and when to ask again.
+//! Why a request to a registry failed, and when to send it again.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
 use crate::pull::RetryClass;
 
-/// `what` is what was asked for, `host` who was asked.
+/// Why a request to a registry failed. `what` is the requested object, `host` is the server.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     #[error("the HTTP client cannot be set up")]
@@ -98,8 +98,8 @@ impl RegistryError {
         }
     }
 
-    /// What a cache or a network did to an answer may be gone the next time. What is not there or
-    /// refused stays so until someone pushes it or mends a secret.
+    /// Whether another try can succeed. A broken or wrong response may be caused by a cache or the network. A missing
+    /// image stays missing until somebody pushes it, and a refusal stays until somebody corrects a secret.
     pub fn retry_class(&self) -> RetryClass {
         match self {
             Self::Status {

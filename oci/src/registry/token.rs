@@ -1,4 +1,4 @@
-//! Answering a registry's challenge: basic credentials, or a token from the server it names.
+//! Answers the challenge of a registry: with basic credentials, or with a token from the token server that it names.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -13,8 +13,8 @@ use crate::hosts::Endpoint;
 
 const MAX_ANSWER: u64 = 1 << 20;
 
-/// The `Authorization` that answers one of the challenges with this login (or none); None when
-/// they do not go together.
+/// The `Authorization` header that answers one of the challenges, with this login or without any. `None` if no
+/// challenge can be answered with it.
 pub(super) async fn answer(
     client: &Client,
     endpoint: &Endpoint,
@@ -75,8 +75,8 @@ struct TokenRequest<'a> {
 }
 
 impl TokenRequest<'_> {
-    /// Asks the token server. An identity token is redeemed by OAuth2, everything else by the
-    /// plain token request.
+    /// Requests a token from the token server. An identity token is exchanged by OAuth2, everything else by the plain
+    /// token request.
     async fn send(
         &self,
         client: &Client,
@@ -152,7 +152,7 @@ fn token(bytes: &[u8]) -> Option<String> {
         access_token: Option<String>,
     }
     let answer: Answer = serde_json::from_slice(bytes).ok()?;
-    // Some servers have both, and one of them empty.
+    // Some servers send both fields, and one of them is empty.
     [answer.token, answer.access_token]
         .into_iter()
         .flatten()

@@ -1,5 +1,5 @@
-//! HTTP clients: TLS roots, client certificates, proxies, timeouts. Redirects are never followed
-//! here, so that no credential goes where it is not for.
+//! HTTP clients: TLS roots, client certificates, proxies, timeouts. The clients do not follow redirects: the caller
+//! decides which credentials the next request has.
 
 use std::fmt;
 use std::path::Path;
@@ -17,21 +17,21 @@ use super::{RegistryError, Timeouts};
 use crate::hosts::{Endpoint, HostSettings, HostsError, redacted};
 use crate::root::Root;
 
-/// Where requests go through.
+/// Which proxy is used for requests.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum ProxyConfig {
-    /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in either case.
+    /// The environment variables `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case.
     #[default]
     Environment,
     None,
-    /// This URL, but for the hosts in `no_proxy` (its syntax is the variable's).
+    /// The proxy with this URL, except for the hosts in `no_proxy`, which has the syntax of `NO_PROXY`.
     Url {
         url: String,
         no_proxy: String,
     },
 }
 
-/// A proxy's URL may hold a password: it is left out.
+/// Leaves out the user name and password in the URL of the proxy.
 impl fmt::Debug for ProxyConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -46,7 +46,8 @@ impl fmt::Debug for ProxyConfig {
     }
 }
 
-/// A client for one endpoint, whose certificates are among `files`. Loopback is never reached through a proxy of the environment.
+/// A client for one endpoint. The paths of its certificates are paths in `files`. A loopback address is never reached
+/// through a proxy from the environment.
 pub(super) fn client(
     endpoint: &Endpoint,
     files: &Root,
@@ -117,7 +118,7 @@ fn tls(settings: &HostSettings, files: &Root, used: bool) -> Result<ClientConfig
     }
 }
 
-/// The system's roots and the host's own. Plain HTTP needs none.
+/// The trusted authorities: those of the system and those of the settings. Plain HTTP needs none.
 fn roots(
     settings: &HostSettings,
     files: &Root,
@@ -172,7 +173,7 @@ fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> RegistryError {
     }
 }
 
-/// `skip_verify`: whoever answers is taken for the server. Digests still decide about content.
+/// For `skip_verify`: every certificate is accepted. Content is still verified by its digest.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 

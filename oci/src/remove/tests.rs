@@ -4,7 +4,8 @@ use std::process::Command;
 
 use super::*;
 
-/// Runs the test once more in a mount namespace of its own, where it may mount. True in there.
+/// Runs the test again in a process with its own mount namespace, where it may mount file systems. Returns true in
+/// that process.
 fn in_own_mounts(test: &str) -> bool {
     const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";
     if std::env::var_os(INSIDE).is_some() {
@@ -63,7 +64,7 @@ fn trees_go_and_what_links_point_to_stays() {
         .unwrap();
         remove(&at("tree"), way).unwrap();
         assert!(!at("tree").exists() && at("kept/inside").exists());
-        // Gone already, a link to a directory, a file.
+        // A path that does not exist any more, a symlink to a directory, a file.
         remove(&at("tree"), way).unwrap();
         symlink("kept", at("link")).unwrap();
         remove(&at("link"), way).unwrap();
@@ -127,7 +128,7 @@ fn what_holds_a_mount_is_left_as_it_is() {
     }
 }
 
-/// The table is read first, so something may be mounted after that.
+/// Something may be mounted after the table of mounts was read.
 #[test]
 fn a_mount_that_comes_late_is_not_entered_either() {
     if !in_own_mounts("a_mount_that_comes_late_is_not_entered_either") {
@@ -154,7 +155,7 @@ fn a_mount_that_comes_late_is_not_entered_either() {
     }
 }
 
-/// `a/a/a/…`, with a file in each directory.
+/// Makes the directories `a/a/a/…`, with a file in each of them.
 fn make_deep(top: &Path, levels: usize) {
     fs::create_dir(top).unwrap();
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
@@ -189,7 +190,7 @@ fn five_thousand_levels_go_with_few_descriptors_and_a_small_stack() {
         );
         return;
     }
-    // Memory: tens of thousands of new directories keep a disk busy for a minute.
+    // The tree is made in memory, because a disk would need a minute for tens of thousands of directories.
     let memory = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
     let temporary = std::env::temp_dir();
     for way in [Way::Kernel, Way::ByHand] {

@@ -1,4 +1,4 @@
-//! Writing a blob: it is hashed while it is written, and gets its name when the digest is right.
+//! Writes a blob. The blob is hashed while it is written, and gets its name if the digest is right.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use super::files::{failed, sync_parent};
 use super::{Store, StoreError};
 use crate::digest::{Digest, Hasher};
 
-/// A blob in the making; dropped without `commit` it leaves nothing.
+/// A blob that is being written. If it is dropped without `commit`, its file is removed.
 #[derive(Debug)]
 pub(crate) struct BlobWriter {
     digest: Digest,
@@ -19,7 +19,7 @@ pub(crate) struct BlobWriter {
 }
 
 impl BlobWriter {
-    /// Fails when there are more bytes than the size that was announced; they are not written.
+    /// Writes bytes. If there would be more bytes than the announced size, it fails and writes none of them.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let got = self.written + bytes.len() as u64;
         if got > self.size {
@@ -68,7 +68,7 @@ impl BlobWriter {
 }
 
 impl Store {
-    /// Starts a blob that must turn out to have this digest and size.
+    /// Starts to write a blob, which must have this digest and this size.
     pub(crate) fn writer(&self, digest: Digest, size: u64) -> Result<BlobWriter, StoreError> {
         let tmp = self.dir.join("tmp");
         let file = tempfile::NamedTempFile::new_in(&tmp)

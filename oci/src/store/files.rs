@@ -1,4 +1,4 @@
-//! Small file work of the store.
+//! Small functions for the files of the store.
 
 #![expect(
     clippy::disallowed_methods,
@@ -22,7 +22,7 @@ pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> Stor
     }
 }
 
-/// The files in `dir`, but for those in the making.
+/// The files in `dir`, without temporary files that are being written.
 pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = fs::read_dir(dir).map_err(|source| failed("list", dir, source))?;
     let mut files = Vec::new();

@@ -1,4 +1,4 @@
-//! Keeping the store within its size: least recently used images go first, pinned ones never.
+//! Keeps the store within its size. The least recently used images are removed first, and pinned images never.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,13 +13,13 @@ use super::files::{failed, list, read_record, remove_if_there};
 use super::{RefRecord, Store, StoreError};
 use crate::digest::Digest;
 
-/// What a collection did.
+/// What a collection removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Collected {
     pub images: u64,
     pub blobs: u64,
     pub bytes: u64,
-    /// The store was in use, so nothing was looked at.
+    /// The store was in use, so nothing was removed.
     pub skipped: bool,
 }
 
@@ -29,10 +29,9 @@ impl Store {
         Ok(self.blobs()?.values().sum())
     }
 
-    /// Removes every blob that no image needs, and then least recently used images until the rest
-    /// fits `max_bytes` and the file system has the room of the configuration. What is pinned
-    /// stays, even past the limit. Does nothing while a pull or an unpack is running; the next
-    /// collection will.
+    /// Removes every blob that no image needs. Then removes the least recently used images, until the rest fits into
+    /// `max_bytes` and the file system has the configured room. A pinned image stays, even if the store is too large.
+    /// Nothing is removed while a pull or an unpack is running.
     pub fn collect(&self) -> Result<Collected, StoreError> {
         let Some(_alone) = self.lock_exclusively()? else {
             return Ok(Collected {
@@ -53,7 +52,7 @@ impl Store {
                         evictable.push((used, manifest));
                     }
                 }
-                // An incomplete image that is pinned: keep its blobs, the next pull needs fewer then.
+                // The image is incomplete, but pinned. Its blobs are kept, so the next pull has fewer to download.
                 None if pinned.contains(&manifest) => {
                     kept.insert(manifest, self.present(&manifest));
                 }
@@ -87,7 +86,7 @@ impl Store {
         Ok(collected)
     }
 
-    /// All blobs of a complete image.
+    /// All blobs of an image, or `None` if the image is incomplete.
     fn needs(&self, manifest: &Digest) -> Option<BTreeSet<Digest>> {
         let image = self.assemble(manifest).ok()?;
         let layers = image.layers.iter().map(|layer| layer.digest);

@@ -1,7 +1,7 @@
-//! The store's lock: shared while it is in use, exclusive while things are removed.
+//! The lock of the store: shared while the store is in use, exclusive while files are removed.
 //!
-//! Whoever can open the file can lock it, so a caller tries again and again for a limited time instead of
-//! blocking.
+//! Any process that can open the lock file can hold the lock for ever. So a caller does not block, but tries again
+//! and again for a limited time.
 
 #![expect(
     clippy::disallowed_methods,
@@ -29,7 +29,7 @@ pub(crate) struct Hold {
 }
 
 impl Store {
-    /// Keeps anything from being removed while the result exists. Blocks this thread.
+    /// Prevents removals from the store while the result exists. Blocks this thread.
     pub(crate) fn hold_blocking(&self) -> Result<Hold, StoreError> {
         let deadline = self.lock_deadline();
         loop {
@@ -40,7 +40,7 @@ impl Store {
         }
     }
 
-    /// As [`Store::hold_blocking`], but asynchronous.
+    /// Does the same as [`Store::hold_blocking`], but asynchronously.
     pub(crate) async fn hold(&self) -> Result<Hold, StoreError> {
         let deadline = self.lock_deadline();
         loop {
@@ -51,7 +51,7 @@ impl Store {
         }
     }
 
-    /// The lock for removing things; `None` while the store is in use.
+    /// Locks the store for removing files. `None` while the store is in use.
     pub(super) fn lock_exclusively(&self) -> Result<Option<File>, StoreError> {
         self.try_lock(FlockOperation::NonBlockingLockExclusive)
     }
@@ -95,7 +95,7 @@ fn open(path: &Path) -> io::Result<File> {
         .write(true)
         .mode(0o600)
         .open(path)?;
-    // An earlier version let everybody open it.
+    // An earlier version made the file readable for everybody.
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         file.set_permissions(Permissions::from_mode(0o600))?;
     }

@@ -1,7 +1,7 @@
-//! How full the store's file system is.
+//! The free space on the file system of the store.
 //!
-//! The kubelet evicts pods when less than 10 to 15 % of a file system is free. Images that nobody pins are kept for speed
-//! alone, so they go before that.
+//! The kubelet evicts pods when less than 10 to 15 % of a file system is free. Images that nobody pins only save
+//! downloads, so they are removed earlier than that.
 
 use std::path::Path;
 
@@ -14,10 +14,10 @@ pub struct Room {
     /// Images that nobody pins are removed while less than this part of the file system is free, in
     /// percent, and also less than `bytes`.
     pub percent: u64,
-    /// On a large disk, so many free bytes are enough.
+    /// On a large disk, this many free bytes are enough.
     pub bytes: u64,
-    /// A pull fails at its beginning when it would leave fewer free bytes than this. On a small file system, 5 % of it are
-    /// enough.
+    /// A pull fails at its beginning if it would leave fewer free bytes than this. On a small file system, 5 % of its
+    /// size are enough.
     pub after_pull: u64,
 }
 
@@ -31,7 +31,7 @@ impl Default for Room {
     }
 }
 
-/// A file system, in bytes.
+/// The size of a file system and its free space, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Space {
     size: u64,
@@ -54,7 +54,7 @@ impl Space {
         wanted.min(room.bytes).saturating_sub(self.free)
     }
 
-    /// How many bytes must be free before so many are written.
+    /// How many bytes must be free before `bytes` are written.
     fn needed(self, bytes: u64, room: Room) -> u64 {
         bytes.saturating_add(room.after_pull.min(self.size / 20))
     }
@@ -66,7 +66,7 @@ impl Store {
         Ok(Space::of(&self.dir)?.shortage(self.config.room))
     }
 
-    /// Fails when so many bytes more do not fit into the store's file system.
+    /// Fails if `bytes` more bytes do not fit into the store's file system.
     pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), StoreError> {
         let space = Space::of(&self.dir)?;
         let (needed, free) = (space.needed(bytes, self.config.room), space.free);

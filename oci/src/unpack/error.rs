@@ -132,7 +132,8 @@ impl UnpackError {
         }
     }
 
-    /// The same bytes give the same refusal; a disk may recover, a damaged blob is fetched again.
+    /// Whether another try may succeed. A refused layer has the same bytes the next time, but a disk may recover, and
+    /// a damaged blob is downloaded again.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Damaged(_) | Self::TargetBusy(_) | Self::Io { .. } => true,
@@ -175,7 +176,7 @@ impl LayerError {
     }
 }
 
-/// A name for an error: readable and of bounded length.
+/// A name for an error message. It is cut off after 200 bytes.
 pub(super) fn lossy(name: &[u8]) -> String {
     let cut = name.get(..200).unwrap_or(name);
     let mut text = String::from_utf8_lossy(cut).into_owned();

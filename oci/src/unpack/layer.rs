@@ -1,5 +1,5 @@
-//! Reading one layer: its archive is parsed, the files of the package are written to the scratch
-//! directory, and both digests are compared.
+//! Reads one layer: parses its archive, writes the files of the package to the scratch directory, and compares the
+//! digest of the blob and the diff ID.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -44,7 +44,7 @@ impl Meta {
     }
 }
 
-/// One entry of a layer that concerns the package.
+/// One entry of a layer that belongs to the package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) path: Vec<u8>,
@@ -63,11 +63,11 @@ pub(crate) enum Kind {
     Opaque,
 }
 
-/// What a header of the archive says.
+/// The header of an entry in the archive.
 struct Header {
     /// None when the entry does not belong to the package.
     entry: Option<Entry>,
-    /// Bytes that follow in the archive.
+    /// Bytes of the entry's content in the archive.
     stored: u64,
     /// Bytes of the file. A sparse file has more of them than are stored.
     size: u64,
@@ -76,7 +76,7 @@ struct Header {
 
 /// Reads one layer, and writes the package's files to `scratch`, an empty directory of the layer's own.
 ///
-/// When this returns entries, the blob had its digest and its content had its diff ID.
+/// If this returns entries, the blob has its digest and its content has its diff ID.
 pub(super) fn read(
     position: u32,
     layer: &Layer,
@@ -152,7 +152,7 @@ fn next(
     loop {
         let (consumed, header) = match parser.parse(window.data()).map_err(tar_error(budget))? {
             ParseEvent::NeedData { min_bytes } => {
-                // A chain of extension blocks could need any amount of memory: no entry needs this much.
+                // A chain of extension blocks could need any amount of memory. No valid entry needs as much as this.
                 let allowed = budget.limits.metadata_bytes;
                 if min_bytes as u64 > allowed.saturating_mul(2) {
                     let limit = Limit::MetadataBytes;
@@ -186,7 +186,7 @@ fn next(
     }
 }
 
-/// The limits were given to the parser: name them as ours in the error.
+/// The parser knows the limits and has its own errors for them. They are converted to errors that name the limit.
 fn tar_error(budget: &Budget<'_>) -> impl Fn(tar_core::parse::ParseError) -> LayerError {
     use tar_core::parse::ParseError;
     let (path_bytes, metadata_bytes) = (budget.limits.path_bytes, budget.limits.metadata_bytes);
@@ -202,8 +202,8 @@ fn tar_error(budget: &Budget<'_>) -> impl Fn(tar_core::parse::ParseError) -> Lay
     }
 }
 
-/// Reads a header as Go's archive/tar does, which container runtimes use: links, directories and
-/// devices have no content whatever their size field says.
+/// Reads a header in the same way as Go's archive/tar, which container runtimes use: links, directories and devices
+/// have no content, whatever their size field says.
 fn header(
     parsed: &ParsedEntry<'_>,
     sparse: Option<(Vec<SparseEntry>, u64)>,
@@ -296,7 +296,7 @@ fn meta(parsed: &ParsedEntry<'_>) -> Meta {
     }
 }
 
-/// Nanoseconds of the PAX `mtime`, which the parser cuts off.
+/// The nanoseconds in the PAX `mtime`. The parser only returns the seconds.
 fn fraction(pax: &[u8]) -> Option<u32> {
     let extensions = PaxExtensions::new(pax).filter_map(Result::ok);
     let last = extensions

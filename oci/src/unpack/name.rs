@@ -1,8 +1,7 @@
-//! Names in a layer: what they mean, and which are refused. Pure.
+//! The names in a layer: what they mean, and which of them are refused. There is no I/O in this file.
 //!
-//! A layer's names are relative to the image's root; a leading `/` and `.` components mean
-//! nothing. `..` is refused wherever it stands: no builder writes it, and what it means depends on
-//! who reads it.
+//! The names in a layer are relative to the root of the image. A leading `/` and the component `.` are ignored. A
+//! name with `..` is always refused, because no builder writes it and programs interpret it differently.
 
 use super::EntryError;
 
@@ -13,16 +12,17 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// Where an entry of a layer belongs, as seen from the package's directory.
+/// What an entry of a layer means for the package.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Not the package's: skipped.
+    /// The entry does not belong to the package. It is skipped.
     Outside,
-    /// This path below the package's directory, components joined by `/`; empty for itself.
+    /// The entry has this path below the package's directory, with `/` between the components. The path of the
+    /// package's directory itself is empty.
     Inside(Vec<u8>),
-    /// What lower layers have at this path is gone; empty for the whole package.
+    /// A whiteout: the lower layers' entry at this path is removed. An empty path means the whole package.
     Whiteout(Vec<u8>),
-    /// What lower layers have below this path is gone.
+    /// An opaque directory: the lower layers' entries below this path are removed.
     Opaque(Vec<u8>),
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn place(name: &[u8]) -> Result<Place, EntryError> {
     }
 }
 
-/// The two entries in the image's own root that concern the package.
+/// An entry in the root of the image. Only two of them concern the package: whiteouts that remove all of it.
 fn at_image_root(first: &[u8], alone: bool) -> Place {
     let hides_all = first == OPAQUE || first.strip_prefix(WHITEOUT) == Some(PACKAGE_DIR);
     if alone && hides_all {

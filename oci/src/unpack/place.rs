@@ -1,6 +1,6 @@
-//! Puts a finished tree on the disk. Nothing here resolves a path: every step goes from the open
-//! descriptor of a directory to one name in it, and never through a symlink. A directory that is
-//! swapped for a link while this runs is an error, not a way out.
+//! Writes a merged tree to disk. No path is resolved here: each step goes from the open descriptor of a directory to
+//! one name in it, and never through a symlink. If another process replaces a directory with a symlink meanwhile, the
+//! unpack fails, and nothing is written outside the target.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,14 +43,14 @@ fn count(dir: &Dir, counts: &mut BTreeMap<FileId, u32>) {
     }
 }
 
-/// Opens the directory `name` in `dir`, itself and not what a link of that name points to.
+/// Opens the directory `name` in `dir`. A symlink with this name is not followed.
 pub(super) fn open_dir(dir: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Fills `at` with the directory's children and then sets its mode and time. With `over`, each child
-/// replaces what has its name, and files that the tree does not have stay.
+/// Fills `at` with the children of the directory, and then sets its mode and time. With `over`, each child replaces
+/// an existing entry of the same name, and all other existing entries stay.
 pub(super) fn fill(
     files: &Files<'_>,
     at: &OwnedFd,
@@ -126,7 +126,7 @@ fn file(
     Ok(())
 }
 
-/// Renames. Without `over` it fails when something has the new name.
+/// Renames an entry. Without `over` it fails if the new name exists.
 pub(super) fn rename(
     from: impl AsFd,
     old: &[u8],
@@ -134,7 +134,7 @@ pub(super) fn rename(
     new: &[u8],
     over: bool,
 ) -> rustix::io::Result<()> {
-    // A plain rename over a fresh directory is the same, and some file systems lack NOREPLACE.
+    // Some file systems do not support NOREPLACE. In a new directory, a plain rename has the same effect.
     let flags = if over {
         RenameFlags::empty()
     } else {
@@ -146,8 +146,8 @@ pub(super) fn rename(
     }
 }
 
-/// Makes `name` in `at`; with `over` it is made in the scratch directory first and takes the place of what is
-/// there in one rename.
+/// Makes `name` in `at`. If it exists and `over` is set, the new entry is made in the scratch directory and then
+/// replaces the existing one in one rename.
 fn replacing(
     files: &Files<'_>,
     at: &OwnedFd,
@@ -168,7 +168,7 @@ fn replacing(
         }
         result => result?,
     }
-    // Renaming a link onto another link of the same file leaves both names.
+    // If both names are hard links of the same file, the rename does nothing and both names stay.
     match rustix::fs::unlinkat(files.scratch, NEW, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),

@@ -12,10 +12,10 @@ use super::UnpackError;
 use crate::beneath::{Last, Missing};
 use crate::root::Root;
 
-/// A directory, named from the root it must not leave.
+/// The directory that a package is unpacked to: a path in a root directory, which it must not leave.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// Unset: this process's own.
+    /// `None` means the root of this process.
     root: Option<Root>,
     path: PathBuf,
 }
@@ -27,7 +27,7 @@ pub(super) struct Place {
 }
 
 impl Target {
-    /// A path of this process's own file system, whose symlinks are trusted.
+    /// A path in the file system of this process.
     pub fn path(path: impl AsRef<Path>) -> Self {
         Self {
             root: None,
@@ -44,12 +44,12 @@ impl Target {
         }
     }
 
-    /// The target as its root names it.
+    /// The path of the target in its root.
     pub(super) fn display_path(&self) -> PathBuf {
         self.path.clone()
     }
 
-    /// Opens the parent, creating what is missing of it with mode 0755.
+    /// Opens the parent directory, and makes missing directories in its path with mode 0755, less the umask.
     pub(super) fn open(&self) -> Result<Place, UnpackError> {
         let failed = |what| {
             let path = self.display_path();
@@ -58,7 +58,7 @@ impl Target {
         let (root, path) = match &self.root {
             Some(root) => (root.clone(), self.path.clone()),
             None => {
-                // What is relative is relative to where this process is.
+                // A relative path starts in the working directory of this process.
                 let path = std::path::absolute(&self.path).map_err(failed("find"))?;
                 let root = Root::open("/").map_err(failed("open the root of"))?;
                 (root, path)

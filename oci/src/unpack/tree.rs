@@ -1,8 +1,8 @@
-//! Merges layers in memory to the directory of the package. Pure: the result is complete and checked
-//! before anything is written to the target.
+//! Merges layers in memory to the directory of the package. There is no I/O in this file. The tree is complete and
+//! checked before anything is written to the target.
 //!
-//! A path whose parent is a symlink is resolved as a container runtime does, inside the image; one
-//! that leaves the package's directory is refused.
+//! If a parent of a path is a symlink, it is resolved inside the image, as a container runtime does. A path that
+//! leaves the package's directory is refused.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ impl Dir {
     }
 }
 
-/// The package's directory; None until a layer has it.
+/// The layers that were merged so far. `root` is the package's directory, and `None` until a layer has it.
 #[derive(Debug, Default)]
 pub(crate) struct Tree {
     root: Option<Dir>,
@@ -60,8 +60,8 @@ impl Tree {
         self.root
     }
 
-    /// Puts a layer on top. Its whiteouts act on lower layers only, wherever in the layer they
-    /// stand; of entries with one path the last one counts.
+    /// Adds a layer on top. Its whiteouts are applied before its other entries, so they only remove entries of lower
+    /// layers. If several entries have the same path, the last one is used.
     pub(crate) fn apply(&mut self, entries: Vec<Entry>) -> Result<(), (Vec<u8>, EntryError)> {
         let (hides, adds): (Vec<_>, Vec<_>) = entries
             .into_iter()
@@ -137,7 +137,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The file that a hard link to `target` is another name of.
+    /// The file or symlink that a hard link to `target` refers to.
     fn linked(&self, target: &[u8]) -> Result<Node, EntryError> {
         let missing = || EntryError::LinkMissing {
             target: super::lossy(target),
@@ -161,8 +161,8 @@ impl Tree {
         }
     }
 
-    /// The real path of a directory: symlinks on the way are followed inside the package. Parts
-    /// that do not exist stay as they are.
+    /// The path of a directory without symlinks: those in `parts` are followed inside the package. Parts that do not
+    /// exist stay as they are.
     fn resolve(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, EntryError> {
         let mut real: Vec<Vec<u8>> = Vec::new();
         let mut pending: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
@@ -237,8 +237,8 @@ impl Tree {
     }
 }
 
-/// The target as parts to walk from `real`, which becomes the package's directory for an absolute
-/// one.
+/// The part of a symlink's target that is resolved next, starting from `real`. If the target is absolute, `real` is
+/// set to the package's directory.
 fn relative_target<'a>(target: &'a [u8], real: &mut Vec<Vec<u8>>) -> Result<&'a [u8], EntryError> {
     let Some(absolute) = target.strip_prefix(b"/") else {
         return Ok(target);

@@ -1,5 +1,5 @@
-//! A blob's stream: decompressed through a window that the tar parser looks into, with both its
-//! digests and every limit on its size watched as it passes.
+//! The decompressed stream of a blob, with a buffer (the window) from which the tar parser reads. While the stream is
+//! read, the digest of the blob and the diff ID are computed, and the limits on its size are checked.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _};
@@ -19,11 +19,11 @@ const RAW_BUFFER: usize = 128 << 10;
 
 type Raw = HashingReader<File>;
 
-/// The largest window of zstd, as a power of two, which is what it allows by default: 128 MiB.
+/// The largest zstd window that is accepted, as a power of two: 128 MiB, which is also the default limit of zstd.
 const ZSTD_WINDOW: u32 = 27;
-/// Windows up to this size may be in memory for each layer that is unpacked at the same time: 8 MiB is what `zstd -19` has.
+/// Several layers with windows up to this size (8 MiB, as `zstd -19` has) may be unpacked at the same time.
 const ZSTD_MANY: u32 = 23;
-/// Held by a layer with a larger window.
+/// A layer with a larger window holds this lock, so only one such layer is unpacked at a time.
 static LARGE_WINDOW: Mutex<()> = Mutex::new(());
 
 pub(super) enum Decoder {
@@ -31,14 +31,14 @@ pub(super) enum Decoder {
     Gzip(Box<MultiGzDecoder<BufReader<Raw>>>),
     Zstd {
         decoder: Box<zstd::stream::read::Decoder<'static, BufReader<Raw>>>,
-        /// Nobody else has a large window while this lives.
+        /// The lock that a decoder with a large window holds.
         _alone: Option<MutexGuard<'static, ()>>,
     },
 }
 
 impl Decoder {
-    /// Reads a blob. Its first bytes say how it is compressed: registries and builders are known to label layers wrongly.
-    /// `labelled` counts where they say nothing.
+    /// Starts to read a blob. Its first bytes tell how it is compressed, because some registries and builders give
+    /// layers a wrong media type. `labelled` is used if the first bytes do not tell.
     pub(super) fn new(mut blob: File, labelled: Compression) -> io::Result<Self> {
         let mut start = Vec::new();
         (&mut blob).take(TAR_MAGIC_END).read_to_end(&mut start)?;
@@ -87,7 +87,7 @@ const TAR_MAGIC: usize = 257;
 const TAR_MAGIC_END: u64 = 262;
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// How a blob is compressed that begins so, where that can be told.
+/// How a blob that starts with these bytes is compressed, if they tell.
 fn compression(start: &[u8]) -> Option<Compression> {
     let is_skippable = |start: &[u8]| matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
     if start.starts_with(&[0x1f, 0x8b]) {
@@ -104,11 +104,12 @@ fn compression(start: &[u8]) -> Option<Compression> {
     }
 }
 
-/// The window of the first frame as a power of two, rounded up; the largest when it cannot be told.
+/// The window of the first frame, as a power of two, rounded up. If the bytes do not tell it, the largest window.
 fn zstd_window(start: &[u8]) -> u32 {
     const SINGLE_SEGMENT: u8 = 0x20;
     match start.strip_prefix(&ZSTD_MAGIC) {
-        // Such a frame has a window as large as its content, which stands there in one to eight bytes.
+        // A frame with this flag has a window as large as its content. The size of the content is stored in one to
+        // eight bytes.
         Some([descriptor, rest @ ..]) if descriptor & SINGLE_SEGMENT != 0 => {
             let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
             let length = [1, 2, 4, 8][usize::from(descriptor >> 6)];
@@ -125,7 +126,7 @@ fn zstd_window(start: &[u8]) -> u32 {
     }
 }
 
-/// The decompressed stream with what the parser looks at, hashed and counted as it passes.
+/// The decompressed stream, and the buffer from which the parser reads. All bytes are hashed and counted.
 pub(super) struct Window<'a, D> {
     decoder: D,
     hasher: Hasher,
@@ -163,7 +164,7 @@ impl<'a, D: Read> Window<'a, D> {
         self.start += count;
     }
 
-    /// Reads more; false at the end of the stream.
+    /// Reads more bytes into the buffer. Returns false at the end of the stream.
     pub(super) fn fill(&mut self) -> Result<bool, LayerError> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -212,7 +213,7 @@ impl<'a, D: Read> Window<'a, D> {
         Ok(())
     }
 
-    /// Passes over what fills a file's last block, as far as it is there.
+    /// Skips the padding of a file's last block, which may be incomplete or missing.
     pub(super) fn skip_padding(&mut self, mut count: u64) -> Result<(), LayerError> {
         while count > 0 && (self.start < self.end || self.fill()?) {
             let piece = usize::try_from(count)
@@ -226,7 +227,7 @@ impl<'a, D: Read> Window<'a, D> {
 }
 
 impl Window<'_, Decoder> {
-    /// Reads the rest: the blob's digest and the diff ID.
+    /// Reads the rest of the stream. Returns the digest of the blob and the diff ID.
     pub(super) fn finish(mut self) -> Result<(Digest, Digest), LayerError> {
         self.start = self.end;
         while self.fill()? {
@@ -246,7 +247,8 @@ mod tests {
     #[test]
     fn windows_of_frames() {
         let content = vec![b'x'; 3 << 20];
-        // Without a known size the frame says its window, and with one that is smaller it is the content's.
+        // A frame of unknown size has the configured window. A frame of known size, if that is smaller, has a window
+        // as large as its content.
         for (log, size, want) in [(27, None, 27), (20, None, 20), (27, Some(100), 7)] {
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
             encoder.window_log(log).unwrap();

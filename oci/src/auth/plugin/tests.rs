@@ -53,7 +53,7 @@ fn runs(dir: &tempfile::TempDir) -> usize {
 
 #[tokio::test]
 async fn a_plugin_is_asked_once_per_cache_key_and_only_for_what_it_matches() {
-    // Answers with what it was given, to show that it was given it.
+    // The plugin answers with its argument, its variable and its request, so that the test can check them.
     let script = r#"
 read -r request
 image=$(printf %s "$request" | sed 's/.*"image":"\([^"]*\)".*/\1/')
@@ -132,7 +132,8 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
     }
 }
 
-/// A configuration may come after the agent, and one that this version does not know keeps nothing from being pulled.
+/// The kubelet may be configured after the agent has started. A configuration of an unknown version must not prevent
+/// a pull.
 #[tokio::test]
 async fn the_configuration_is_read_for_each_image() {
     let answer = r#"printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Image","auth":{"a.cloud.io":{"username":"u","password":"p"}}}'"#;

@@ -18,7 +18,7 @@ fn entry(path: &str, kind: Kind) -> Entry {
     }
 }
 
-/// Paths with what they are, for comparing whole trees.
+/// All paths in a tree with their kinds, to compare whole trees.
 fn flat(dir: &Dir) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, node) in &dir.children {
@@ -91,12 +91,12 @@ fn any_entry() -> impl Strategy<Value = Entry> {
 }
 
 proptest! {
-    /// A layer over itself changes nothing, unless it takes something away first.
+    /// Applying a layer a second time changes nothing, unless the layer has whiteouts.
     #[test]
     fn applying_a_layer_twice_is_applying_it_once(entries in proptest::collection::vec(any_entry(), 0..12)) {
         let takes = |entry: &Entry| matches!(entry.kind, Kind::Whiteout | Kind::Opaque);
         let entries: Vec<_> = entries.into_iter().filter(|entry| !takes(entry)).collect();
-        // Only directories and files: a link changes what later names mean.
+        // Only layers of directories and files are compared: a link changes where later names lead to.
         let plain = entries.iter().all(|entry| matches!(entry.kind, Kind::Dir | Kind::File(_)));
         let limits = Limits::default();
         let (mut once, mut twice) = (Tree::new(&limits), Tree::new(&limits));
@@ -108,7 +108,7 @@ proptest! {
         }
     }
 
-    /// After a whiteout of everything only the layer's own entries are there.
+    /// After a whiteout of the whole package, only entries that are added later exist.
     #[test]
     fn a_whiteout_of_all_leaves_nothing_of_before(
         lower in proptest::collection::vec(any_entry(), 0..12),
