@@ -350,7 +350,7 @@ impl Bus {
     }
 }
 
-/// State of a unit.
+/// State of a unit: systemd's properties `LoadState`, `ActiveState` and `InvocationID`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitState {
     pub load: String,

@@ -1,4 +1,4 @@
-//! Tables for every way a package can go, against a host that does what it is told.
+//! Tests of the stages that packages run, on a simulated host that performs every effect.
 
 mod called_off;
 mod interrupts;
