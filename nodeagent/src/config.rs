@@ -109,7 +109,7 @@ pub struct LocalRunArgs {
     /// Say what would run, and run nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Registry (HOST:PORT) that is spoken to without TLS. May be given several times.
+    /// Registry (HOST:PORT) to contact without TLS. May be given several times.
     #[arg(long = "insecure-registry", value_delimiter = ',')]
     pub insecure_registries: Vec<String>,
     /// Docker config file with registry credentials.
@@ -137,7 +137,7 @@ pub struct RunArgs {
     /// Directory on the host for step logs.
     #[arg(long, env = "AGENT_LOG_ROOT", default_value = "/var/log/skyhook")]
     pub log_root: String,
-    /// Registry (HOST:PORT) that is spoken to without TLS. May be given several times.
+    /// Registry (HOST:PORT) to contact without TLS. May be given several times.
     #[arg(
         long = "insecure-registry",
         env = "INSECURE_REGISTRIES",
@@ -157,19 +157,19 @@ pub struct RunArgs {
     pub step_timeout_seconds: Option<u64>,
     #[command(flatten)]
     pub step_defaults: StepDefaults,
-    /// Do everything again after a reboot that Skyhook did not ask for.
+    /// Run all packages again after a reboot that Skyhook did not ask for.
     #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub reapply_on_reboot: bool,
     /// Longest time that the restart of one unit may take, in seconds.
     #[arg(long, env = "UNIT_TIMEOUT_SECONDS", default_value_t = 600)]
     pub unit_timeout_seconds: u64,
-    /// How long a reboot waits for those who inhibit it, in seconds.
+    /// How long a reboot waits for programs that inhibit a shutdown, in seconds.
     #[arg(long, env = "INHIBITOR_TIMEOUT_SECONDS", default_value_t = 300)]
     pub inhibitor_timeout_seconds: u64,
-    /// How long the host may take to go down for a reboot before that is reported, in seconds.
+    /// How long the host may take to go down for a reboot before this is reported as a failure, in seconds.
     #[arg(long, env = "REBOOT_TIMEOUT_SECONDS", default_value_t = 600)]
     pub reboot_timeout_seconds: u64,
-    /// How many reboots one version of a package may ask for before it comes to its end.
+    /// How many reboots one version of a package may ask for before it is complete.
     #[arg(long, env = "SKYHOOK_REBOOT_CAP", default_value_t = RebootCap::default().0, value_parser = clap::value_parser!(u32).range(1..))]
     pub reboot_cap: u32,
     /// Directory on the host with containerd's settings of registries (mirrors, certificates), used when it exists.
@@ -201,13 +201,13 @@ pub struct StepDefaults {
     /// CPU that such a step gets when the host is busy, as a Kubernetes quantity.
     #[arg(long, env = "DEFAULT_CPU_REQUEST", value_parser = cpu)]
     pub default_cpu_request: Option<Quantity>,
-    /// Most CPU that such a step gets.
+    /// Maximum CPU that such a step gets.
     #[arg(long, env = "DEFAULT_CPU_LIMIT", value_parser = cpu)]
     pub default_cpu_limit: Option<Quantity>,
     /// Memory that such a step keeps when the host is short of memory.
     #[arg(long, env = "DEFAULT_MEMORY_REQUEST", value_parser = memory)]
     pub default_memory_request: Option<Quantity>,
-    /// Most memory that such a step may use.
+    /// Maximum memory that such a step may use.
     #[arg(long, env = "DEFAULT_MEMORY_LIMIT", value_parser = memory)]
     pub default_memory_limit: Option<Quantity>,
 }

@@ -37,7 +37,7 @@ pub enum ApiError {
     Conflict { what: String },
     #[error("{what} was refused: {message}")]
     Refused { what: String, message: String },
-    /// The call may have succeeded.
+    /// There was no answer, or a temporary error. The call may have succeeded.
     #[error("{what}: the API does not answer: {problem}")]
     Silent { what: String, problem: String },
     #[error("{what} cannot be read: {problem}")]
@@ -105,7 +105,7 @@ impl LeaseApi {
         }
     }
 
-    /// Lists once, then watches until the receiver is dropped. A lost watch resumes at its resource version.
+    /// Lists once, and then watches until the receiver is dropped. A lost watch is resumed at its resource version.
     pub async fn watch(self, events: UnboundedSender<LeaseEvent>) {
         let mut failures = 0;
         loop {

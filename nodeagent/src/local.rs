@@ -36,7 +36,7 @@ mod bar;
 
 use bar::Bar;
 
-/// Exit codes by stage.
+/// The exit code when a stage fails.
 const fn exit_code(stage: Stage) -> u8 {
     match stage {
         Stage::Uninstall => 10,

@@ -17,7 +17,7 @@ pub use prune::{Bounds, prune};
 
 /// Number of runs of a step whose logs are kept.
 const KEPT: usize = 5;
-/// Maximum size in bytes of all logs of a step.
+/// Maximum size in bytes of all logs of earlier runs of a step.
 const KEPT_BYTES: u64 = 128 << 20;
 /// Maximum size of a log file in bytes: a step that prints without end must not fill the disk.
 const LARGEST: u64 = 32 << 20;

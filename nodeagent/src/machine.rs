@@ -27,8 +27,8 @@ use skyhook_oci::RetryClass;
 
 use crate::text;
 
-/// How often in a row the host may go down while the same step runs. The last time counts as a failure of the step: the
-/// step itself may reboot the host, and would do so again after every boot.
+/// When the host has gone down this many times in a row while a step of the same stage ran, the last time counts as a
+/// failure of the step: the step itself may reboot the host, and would do so again after every boot.
 const LOSSES: u32 = 3;
 
 /// Maximum number of failed checks whose reason is kept, and maximum length of a reason in bytes.
@@ -77,7 +77,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
         Event::RevisionSeen { packages } => end_changed(&mut p, &packages, &mut effects),
         Event::LeaseLooked { lease, stands } => {
-            // The answer may be late: about another lease, or about one whose work has ended.
+            // The answer may be late: it may be about another lease, or about a lease whose work has ended.
             if lease == p.lease && p.ended.is_none() {
                 wave::looked(&mut p, stands, now, &mut effects);
             }
@@ -230,7 +230,7 @@ fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
     go_to(p, key, cursor, now);
 }
 
-/// Moves the cursor to the next step that has to run. When there is none, the stage is done or has failed.
+/// Moves the cursor to the next step that has to run. If no step is left, the stage is done or has failed.
 fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
     if cursor.half == Half::Main {
         match (cursor.index..cursor.plan.main.len()).find(|i| cursor.plan.main[*i]) {
@@ -305,9 +305,9 @@ fn note_failed_check(failed: &mut Vec<String>, reason: &str) {
     }
 }
 
-/// The step left no result. In the same boot this counts as a failure: a step that kills its own supervisor would
-/// otherwise run again and again. After a reboot the step runs again without a failure, because the host went down
-/// with it.
+/// Called when a step left no result. In the same boot this counts as a failure: a step that kills its own supervisor
+/// would otherwise run again and again. After a reboot it is not a failure, because the step died with the host: the
+/// step runs again.
 fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
     let Some(cursor) = running(p, key, id) else {
         return;
@@ -338,8 +338,8 @@ fn not_started(p: &mut Progress, key: &str, id: u64) {
     }
 }
 
-/// The lease is stopped for a new revision: ends steps of packages that it changes (version, image, env, resources or
-/// agent image). An uninstall step goes on, because it removes an old version in any case.
+/// Called when the lease is stopped for a new revision: ends steps of packages whose version, image, env, resources or
+/// agent image the revision changes. An uninstall step continues, because it removes an old version in any case.
 fn end_changed(
     p: &mut Progress,
     packages: &BTreeMap<String, (String, String)>,

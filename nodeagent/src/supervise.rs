@@ -3,10 +3,10 @@
 //! The supervisor reads the step's output, writes the logs, ends the step on SIGTERM, and writes a result file. It is
 //! blocking code with one thread and no async runtime, so that it needs little memory.
 //!
-//! Protocol with the agent: the supervisor writes `r` to stdout when it has left the agent's cgroups. The agent moves
-//! it into a scope and sends the [`Spec`] on stdin; the end of stdin starts the step. If the agent dies before that,
-//! the supervisor exits. When the result is on disk, the supervisor writes `d`. Its stderr is a locked file: while the
-//! lock is held, the supervisor runs.
+//! Protocol with the agent: when the supervisor has left the agent's cgroups, it writes `r` to stdout. The agent moves
+//! the supervisor into a scope, sends the [`Spec`] on the supervisor's stdin, and closes stdin. Then the supervisor
+//! starts the step. If the agent dies before it has sent the `Spec`, the supervisor exits. When the result is on the
+//! disk, the supervisor writes `d` to stdout. Its stderr is a locked file: while the lock is held, the supervisor runs.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::ffi::CString;

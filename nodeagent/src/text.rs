@@ -1,4 +1,4 @@
-//! Makes the output of programs safe to show, and short.
+//! Prepares the output of programs for messages: removes control sequences, and cuts long texts.
 
 /// Maximum length of a message in bytes. Messages are written to the journal, to the lease, to an annotation of the
 /// Node, and to the status of the Skyhook, which has the messages of all nodes.

@@ -271,7 +271,7 @@ fn a_signal_ends_the_step_and_leaves_nothing() {
     }
 }
 
-/// Absolute symlinks below the root directory are resolved inside it, so that all files are written below it.
+/// Absolute symlinks below the root directory must be resolved inside it, so that all files are written below it.
 #[test]
 fn nothing_is_written_outside_of_the_root() {
     if !nix::unistd::geteuid().is_root() {

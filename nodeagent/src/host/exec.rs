@@ -26,8 +26,8 @@ use crate::text::{last_lines, plain};
 
 /// How long a supervisor may take until it says that it is ready.
 const READY: Duration = Duration::from_secs(20);
-/// When a supervisor has died: how long the remaining processes of its step may run, and the least time between
-/// SIGTERM and SIGKILL.
+/// When a supervisor has died: how long the remaining processes of its step may run before they get SIGTERM, and the
+/// minimum time between SIGTERM and SIGKILL.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
 /// After the grace period of its step: how many milliseconds a supervisor may take to write the result.
 const LAST_WORDS_MS: u64 = 10_000;
@@ -35,7 +35,8 @@ const LAST_WORDS_MS: u64 = 10_000;
 const HANDED_OVER: &str = "handed-over";
 /// File in a step's directory with its grace period in milliseconds, when that is longer than [`ORPHAN_PATIENCE`].
 const GRACE: &str = "grace-ms";
-/// A supervisor's standard error. It holds a lock on the file for as long as it lives.
+/// File in a step's directory for the standard error of the supervisor. The supervisor holds a lock on it while it
+/// runs.
 const SUPERVISOR_LOG: &str = "supervisor.log";
 /// How many lines and bytes of a supervisor's own log are put into a message.
 const LOG_LINES: usize = 5;
@@ -225,8 +226,8 @@ impl Supervisors {
     }
 }
 
-/// Microseconds that a scope may take to stop: the grace period of the step, and time for the supervisor to send
-/// SIGKILL and to write the result.
+/// How many microseconds a scope may take to stop: the grace period of the step, and some time for the supervisor to
+/// send SIGKILL and to write the result.
 fn stop_timeout(grace_ms: u64) -> u64 {
     grace_ms
         .saturating_add(LAST_WORDS_MS)

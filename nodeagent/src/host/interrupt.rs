@@ -67,7 +67,7 @@ impl InterruptError {
 /// Interrupts one host.
 pub struct Interrupter<'a> {
     pub bus: &'a Bus,
-    /// Where the host's files are.
+    /// The host's root directory.
     pub root: &'a Path,
     pub patience: Patience,
     /// Called with a message when the interrupt starts to wait for something.

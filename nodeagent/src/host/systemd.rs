@@ -355,7 +355,7 @@ impl Bus {
 pub struct UnitState {
     pub load: String,
     pub active: String,
-    /// A new value at every start. Empty for a unit that was never started.
+    /// The invocation ID: a new value at every start. Empty for a unit that was never started.
     pub invocation: String,
 }
 

@@ -38,7 +38,7 @@ impl Default for Bounds {
 /// A log file of a step.
 #[derive(Debug)]
 struct Log {
-    /// `<Skyhook>/<package>`.
+    /// Names of the Skyhook and of the package.
     package: (String, String),
     version: String,
     written: SystemTime,

@@ -27,7 +27,7 @@ pub enum Event {
     Restarted {
         boot_id: String,
     },
-    /// The lease, as the watch shows it.
+    /// The lease was seen in the watch, or read from the API.
     LeaseSeen(LeaseView),
     ImageReady {
         key: String,
@@ -99,8 +99,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// The event with every text cut to the length of a message and without control sequences. The texts go into the
-    /// journal, the lease, the Node and the Skyhook. The agent's log has the whole text.
+    /// The event with every text cut to the length of a message and without control sequences. These texts are written
+    /// to the journal, the lease, the Node and the Skyhook. The agent's log has the whole text.
     #[must_use]
     pub(super) fn bounded(self) -> Self {
         let bounded = |text: String| text::message(&text);

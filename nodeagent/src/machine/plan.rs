@@ -45,8 +45,8 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
         return;
     };
     let wanted_key = key(name, &wanted.version);
-    // A parked version that never started is not on the host. One that was installed before it was parked has to be
-    // uninstalled.
+    // A parked version (one that waits until another version is uninstalled) that never started is not on the host. A
+    // parked version that was installed before has to be uninstalled.
     p.entries
         .retain(|k, e| e.name != name || *k == wanted_key || e.started || !e.is_parked());
     let others: Vec<(String, Option<Ordering>, bool)> = p

@@ -72,7 +72,7 @@ impl Default for RebootCap {
     }
 }
 
-/// What the status shows, and since when.
+/// What the lease's status shows, and since when it has shown this.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     pub what: String,
@@ -363,7 +363,7 @@ impl Entry {
         is_finished(self.stage, self.state)
     }
 
-    /// True for the new version of a downgrade that waits for the old one to be uninstalled.
+    /// True for a parked version: the new version of a downgrade, which waits until the old version is uninstalled.
     #[must_use]
     pub fn is_parked(&self) -> bool {
         self.stage == Stage::Uninstall && self.state == State::Skipped

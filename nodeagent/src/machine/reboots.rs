@@ -31,7 +31,8 @@ pub(super) fn wants_reboot(p: &Progress, key: &str) -> bool {
     interrupt.is_some_and(|interrupt| interrupt.kind == InterruptType::Reboot)
 }
 
-/// True for a package that has reached the cap. A reboot that the current wave has counted already is left out.
+/// True for a package that has reached the cap. A reboot that is already counted for the current wave is left out of
+/// the count here.
 pub(super) fn is_capped(p: &Progress, key: &str) -> bool {
     let is_counted = p.wave.as_ref().is_some_and(|w| w.counted.contains(key));
     let count = p.reboots.get(key).copied().unwrap_or_default();
@@ -63,7 +64,7 @@ pub(super) fn uncount(p: &mut Progress) {
     p.reboots.retain(|_, count| *count > 0);
 }
 
-/// Packages at the cap stay at the interrupt stage, and their message says why.
+/// Keeps packages that have reached the cap at the interrupt stage, and sets their messages.
 pub(super) fn refuse(p: &mut Progress, now: i64) {
     let participants = participants(p);
     let Some(wave) = &p.wave else { return };

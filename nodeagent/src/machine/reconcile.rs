@@ -20,7 +20,7 @@ pub enum Source {
     Journal,
     /// The Node: a user edited its annotations, or the host has no journal.
     Node,
-    /// Neither: the Node's result is of another host, or of this host before its disk was replaced.
+    /// Neither: the Node's result is from another host, or from this host before its disk was replaced.
     Nothing,
 }
 
@@ -63,7 +63,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
             let entry = match journal.get(key) {
                 None => Entry::adopted(status),
                 Some(known) if known.status() == *status => known.clone(),
-                // The edit ends the cycle: the package goes on from the edited stage.
+                // The edit ends the cycle: the package continues from the edited stage.
                 Some(known) => Entry {
                     configured: known.configured.clone(),
                     had_interrupt: known.had_interrupt,

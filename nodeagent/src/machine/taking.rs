@@ -66,7 +66,7 @@ pub enum Input<'a> {
     Hindered,
     /// The API refuses the call, or does not answer.
     Failed,
-    /// The status of the finished lease is true of this host.
+    /// The status of the finished lease is correct for this host.
     Refreshed,
     Ticked,
 }
@@ -176,7 +176,7 @@ impl Taker {
         }
     }
 
-    /// Waits as long as after `like` failures.
+    /// Waits with the delay of `like` failures, and remembers `failures` failures.
     fn wait(&mut self, like: u32, failures: u32, now: i64, node: &str) {
         self.taking = Taking::Waiting {
             until: now + API.delay_ms(like, node),

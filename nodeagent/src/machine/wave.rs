@@ -86,7 +86,7 @@ fn awaited(p: &Progress) -> Vec<&Entry> {
     }
 }
 
-/// What an interrupt that is due waits for, as a message.
+/// A message that says what a due interrupt waits for.
 #[must_use]
 pub fn waits_for(p: &Progress) -> Option<String> {
     let wave = p.wave.as_ref().filter(|wave| wave.due)?;
@@ -180,7 +180,7 @@ fn owner(p: &Progress) -> Option<(String, Interrupt)> {
     Some((owner.clone(), merged))
 }
 
-/// The lease was read. If it still asks for this work, the interrupt starts.
+/// Called when the lease was read: starts the interrupt if the lease still asks for this work.
 pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec<Effect>) {
     if p.wave.as_ref().is_none_or(|w| w.at != WaveAt::Looking) {
         return;

@@ -52,7 +52,7 @@ pub(super) enum Note {
     Disk(u64),
     /// Skyhooks that are in the journal and no longer in the cluster.
     Gone(BTreeSet<String>),
-    /// Handle the lease again, although it has not changed.
+    /// Handle the latest version of the lease again, although the lease has not changed.
     LookAgain,
     Woken,
 }
@@ -94,9 +94,9 @@ pub(super) struct Agent {
     pub disk_bytes: Option<i64>,
     /// Name of the new revision in the lease's stop, after it was compared with the running packages.
     pub compared: Option<String>,
-    /// A problem of the agent itself, for the lease's message.
+    /// A problem of the agent itself. It replaces the message in the lease's status.
     pub trouble: Option<String>,
-    /// The journal could not be written: no timer of the machine fires before this time.
+    /// Set when the journal could not be written: no timer of the machine fires before this time.
     pub quiet_until: Option<Instant>,
     /// Why the agent cannot work on this host.
     pub unable: Option<String>,
@@ -305,7 +305,7 @@ impl Agent {
 
     /// Writes the journal, then performs the effects, then writes the lease's status.
     pub(super) fn commit(&mut self) {
-        // The end of a lease may start the next one.
+        // A second round is needed if the end of a lease starts the work on the next lease.
         while let Some(uncommitted) = self.uncommitted.take() {
             let ended = uncommitted.progress.ended.is_some()
                 && self.journal.state.run.as_ref().is_none_or(|run| {
@@ -396,7 +396,7 @@ impl Agent {
         tokio::task::spawn_local(async move { bus.release().await });
         self.prune_at = None;
         self.collect_garbage();
-        // A new lease may wait for this end.
+        // A new lease may have waited for the end of this work.
         if !self.is_current() {
             self.look_at_lease();
         }

@@ -189,7 +189,7 @@ impl Agent {
                     key,
                     digest: Some(digest.to_string()),
                 },
-                // For an uninstall, the copy on the host is enough.
+                // An uninstall does not need the image: the copy directory on the host is enough.
                 Err(Failed { reason, .. }) if leaving => {
                     tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
@@ -281,7 +281,7 @@ impl Agent {
         });
     }
 
-    /// Runs `work` with the prepared stage. After a restart of the agent the stage is prepared again.
+    /// Runs `work` with the prepared stage. After a restart of the agent, `work` has to prepare the stage again.
     fn with_prepared<F, G>(&mut self, key: &str, half: Half, work: F)
     where
         F: FnOnce(Preparation) -> G + 'static,

@@ -37,7 +37,7 @@ pub(super) struct PendingInterrupt {
 }
 
 impl Agent {
-    /// Prepares an interrupt. A reboot is reported first: while the node is down, the report is the only explanation.
+    /// Prepares an interrupt. A reboot is reported first: while the node is down, users see only the last report.
     pub(super) fn prepare_interrupt(&mut self, owner: String, interrupt: Interrupt) {
         tracing::info!(%owner, ?interrupt, "preparing to interrupt the host");
         if interrupt.kind != InterruptType::Reboot {

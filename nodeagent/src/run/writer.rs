@@ -16,7 +16,7 @@ use crate::machine::Event;
 use crate::machine::retry::REPORT;
 use crate::report;
 
-/// Least time between two writes that are not urgent.
+/// Minimum time between two writes that are not urgent.
 const PACE: Duration = Duration::from_secs(1);
 
 /// State of the writer.
@@ -162,7 +162,7 @@ impl Writer {
             (Some(change), None) if is_generation_only(&change) => return Next::Nothing,
             (None, None) => return Next::Nothing,
             (Some(change), None) => change,
-            // Write the phase even when it looks unchanged: the write itself is the permit.
+            // Write the phase even if it looks unchanged: only a successful write with the precondition is the permit.
             (change, Some(_)) => {
                 let mut change = change.unwrap_or_else(|| serde_json::json!({}));
                 change["phase"] = status["phase"].clone();

@@ -84,7 +84,7 @@ impl Bus {
             .await
     }
 
-    /// The manager's numeric properties: `DefaultLimitNOFILE` and the like.
+    /// All numeric properties of the manager, among them `DefaultLimitNOFILE` and the other default limits.
     pub async fn default_limits(&self) -> Result<BTreeMap<String, u64>, SystemdError> {
         let connection = self.connection().await?;
         let all = async {

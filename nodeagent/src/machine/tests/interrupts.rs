@@ -1,4 +1,4 @@
-//! Interrupts that fail or are interrupted themselves, and steps that end early.
+//! Interrupts that fail or do not complete, and steps that end early.
 
 use std::collections::BTreeMap;
 

@@ -170,7 +170,7 @@ fn an_old_version_that_was_parked_again_is_uninstalled_when_it_is_not_wanted() {
     assert_eq!(world.log, ["aa@1.0.0 uninstall", "aa@2.0.0 uninstall"]);
 }
 
-/// Runs until the first step of this half is about to start, and returns its package and number.
+/// Runs until a step of this half is about to start, and returns the step's package and number.
 fn started(world: &mut World, half: Half) -> (String, u64) {
     world.settle_until(|e| matches!(e, Effect::RunStep { half: h, .. } if *h == half));
     match world.queue.pop_back() {

@@ -10,7 +10,7 @@ fn one(version: &str) -> Spec {
     Spec::of(&[pkg("aa", version)])
 }
 
-/// `World::input` fails when the machine waits for a time that has passed.
+/// `World::input` fails if the machine waits for a time that has passed.
 #[test]
 fn what_is_left_behind_is_not_waited_for() {
     let no_image: fn(&mut World) = |world| world.no_image("aa|1.0.0", 1);
