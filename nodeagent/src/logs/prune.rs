@@ -1,4 +1,4 @@
-//! Limits of all step logs together. The module [`super`] enforces the limits of each file and each step.
+//! Limits of all step logs together. The module [`crate::logs`] enforces the limits of each file and each step.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's log handling"

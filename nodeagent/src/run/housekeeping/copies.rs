@@ -21,7 +21,7 @@ use super::Kept;
 /// How long the copy directories of a Skyhook that is not in the journal stay.
 const UNKNOWN: Duration = Duration::from_secs(7 * 86_400);
 
-/// Removes temporary files of unpacks that were killed.
+/// Removes temporary directories that killed unpacks have left.
 pub(super) fn remove_left_overs(files: &Root, copies: &str) {
     for skyhook in files.list(copies).unwrap_or_default() {
         let removed = files
