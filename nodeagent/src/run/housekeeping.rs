@@ -188,8 +188,8 @@ impl Agent {
             .collect()
     }
 
-    /// Removes temporary files of unpacks that were killed with an earlier agent. Counts the bytes on the host's disk
-    /// for the status of the next lease.
+    /// Removes temporary directories of unpacks that were killed with an earlier agent. Counts the bytes on the host's
+    /// disk for the status of the next lease.
     pub(super) fn look_around(&self) {
         let (files, copies) = (
             self.host.files.clone(),
