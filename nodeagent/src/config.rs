@@ -1,4 +1,4 @@
-//! Flags and environment, checked once.
+//! Command line flags and environment variables of the agent, and their checks.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub enum Command {
     /// Run one step; started by the agent itself.
     #[command(hide = true)]
     Supervise,
-    /// Run a program with another root; started by the agent itself.
+    /// Run a program with another root directory; started by the agent itself.
     #[command(hide = true)]
     InRoot(InRootArgs),
 }
@@ -52,7 +52,8 @@ pub struct InRootArgs {
 /// Where the agent keeps its state.
 #[derive(Args, Debug, Clone)]
 pub struct StateArgs {
-    /// Where the host's files are: / as a unit of the host, the mount point as a pod.
+    /// Path of the host's root directory: / when the agent runs as a unit of the host, its mount point when it runs in
+    /// a pod.
     #[arg(long, env = "SKYHOOK_HOST_ROOT", default_value = "/")]
     pub host_root: PathBuf,
     /// Directory on the host for the agent's journal, images and running steps.
@@ -69,7 +70,7 @@ pub struct StateArgs {
 pub struct ReadyArgs {
     #[command(flatten)]
     pub state: StateArgs,
-    /// Fail only when there is an agent whose loop hangs: for a liveness probe.
+    /// Fail only when an agent runs and its main loop hangs: for a liveness probe.
     #[arg(long)]
     pub live: bool,
 }
@@ -86,10 +87,11 @@ pub struct ValidateArgs {
 pub struct LocalRunArgs {
     /// Folder of a package, or an image reference.
     pub source: String,
-    /// Run under this directory instead of /: steps see it as their root.
+    /// Run under this directory instead of /: steps see it as their root directory.
     #[arg(long, default_value = "/")]
     pub root: PathBuf,
-    /// Stages to run, in order (uninstall, upgrade, apply, config, interrupt, post-interrupt); a whole install when unset.
+    /// Stages to run, in order (uninstall, upgrade, apply, config, interrupt, post-interrupt); a whole install when
+    /// unset.
     #[arg(long, value_delimiter = ',', conflicts_with = "upgrade_from")]
     pub stages: Vec<String>,
     /// Run a whole upgrade from this version.
@@ -107,7 +109,7 @@ pub struct LocalRunArgs {
     /// Say what would run, and run nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Registry (HOST:PORT) that is spoken to without TLS. May be given several times.
+    /// Registry (HOST:PORT) to contact without TLS. May be given several times.
     #[arg(long = "insecure-registry", value_delimiter = ',')]
     pub insecure_registries: Vec<String>,
     /// Docker config file with registry credentials.
@@ -135,22 +137,22 @@ pub struct RunArgs {
     /// Directory on the host for step logs.
     #[arg(long, env = "AGENT_LOG_ROOT", default_value = "/var/log/skyhook")]
     pub log_root: String,
-    /// Registry (HOST:PORT) that is spoken to without TLS. May be given several times.
+    /// Registry (HOST:PORT) to contact without TLS. May be given several times.
     #[arg(
         long = "insecure-registry",
         env = "INSECURE_REGISTRIES",
         value_delimiter = ','
     )]
     pub insecure_registries: Vec<String>,
-    /// Secret in the namespace with registry credentials. May be given several times; node-init-secret is used besides
-    /// when it exists.
+    /// Secret in the namespace with registry credentials. May be given several times. The secret node-init-secret is
+    /// used as well when it exists.
     #[arg(
         long = "image-pull-secret",
         env = "IMAGE_PULL_SECRETS",
         value_delimiter = ','
     )]
     pub image_pull_secrets: Vec<String>,
-    /// Longest time that one step may take, in seconds; unset: as long as it needs.
+    /// Longest time that one step may take, in seconds; no limit when unset.
     #[arg(long, env = "STEP_TIMEOUT_SECONDS")]
     pub step_timeout_seconds: Option<u64>,
     #[command(flatten)]
@@ -193,19 +195,19 @@ pub struct RunArgs {
     pub image_credential_provider_bin_dir: Option<PathBuf>,
 }
 
-/// What the steps of packages without `resources` may use, where no LimitRange of the namespace has defaults.
+/// Requests and limits for the steps of packages without `resources`, when no LimitRange in the namespace has defaults.
 #[derive(Args, Debug, Clone, Default)]
 pub struct StepDefaults {
     /// CPU that such a step gets when the host is busy, as a Kubernetes quantity.
     #[arg(long, env = "DEFAULT_CPU_REQUEST", value_parser = cpu)]
     pub default_cpu_request: Option<Quantity>,
-    /// Most CPU that such a step gets.
+    /// Maximum CPU that such a step gets.
     #[arg(long, env = "DEFAULT_CPU_LIMIT", value_parser = cpu)]
     pub default_cpu_limit: Option<Quantity>,
-    /// Memory that is not taken from such a step when the host is short of it.
+    /// Memory that such a step keeps when the host is short of memory.
     #[arg(long, env = "DEFAULT_MEMORY_REQUEST", value_parser = memory)]
     pub default_memory_request: Option<Quantity>,
-    /// Most memory that such a step may use.
+    /// Maximum memory that such a step may use.
     #[arg(long, env = "DEFAULT_MEMORY_LIMIT", value_parser = memory)]
     pub default_memory_limit: Option<Quantity>,
 }
@@ -234,26 +236,26 @@ fn memory(text: &str) -> Result<Quantity, String> {
     Ok(quantity)
 }
 
-/// Settings after the checks.
+/// The checked settings of `run`.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub node: String,
     pub namespace: String,
     pub host_root: PathBuf,
-    /// As the host sees it.
+    /// A path in the host's file system.
     pub state_dir: PathBuf,
     pub layout: Layout,
     pub registries: Registries,
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
-    /// What steps may use where neither their package nor the namespace says it.
+    /// Requests and limits of steps when neither their package nor the namespace has any.
     pub step_resources: Option<Resources>,
     pub reapply_on_reboot: bool,
     pub reboot_cap: RebootCap,
     pub patience: Patience,
 }
 
-/// A flag that cannot be used.
+/// A flag whose value cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidSetting {
     #[error("--{flag} is {value:?}: it must be an absolute path without spaces")]
@@ -261,7 +263,7 @@ pub enum InvalidSetting {
 }
 
 impl RunArgs {
-    /// Checks the flags.
+    /// Checks the flags and converts them into settings.
     pub fn settings(self) -> Result<Settings, InvalidSetting> {
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         for (flag, value) in [

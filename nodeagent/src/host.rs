@@ -1,4 +1,4 @@
-//! The host: where its files are for this process, and which machine and boot it is.
+//! The host: access to its files, its machine ID and its boot ID.
 
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -16,27 +16,27 @@ pub mod limits;
 pub mod systemd;
 mod unit_log;
 
-/// A host.
+/// The host that the agent works on.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// Its files: `/` when the agent is a unit of the host, where the host is mounted when it is a pod.
+    /// The host's files: `/` when the agent runs as a unit of the host, the mount point when it runs in a pod.
     pub files: Root,
 }
 
 impl Host {
-    /// The host whose files are at `root`.
+    /// Opens the host whose root directory is `root`.
     pub fn open(root: &Path) -> io::Result<Self> {
         let files = Root::open(root)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", root.display())))?;
         Ok(Self { files })
     }
 
-    /// The boot ID: another one means that the machine was rebooted.
+    /// The boot ID. It changes with every boot.
     pub fn boot_id(&self) -> io::Result<String> {
         self.line("/proc/sys/kernel/random/boot_id")
     }
 
-    /// The machine ID: another one means that this is another machine.
+    /// The machine ID. Another machine has another one.
     pub fn machine_id(&self) -> io::Result<String> {
         self.line("/etc/machine-id")
     }
@@ -50,7 +50,8 @@ impl Host {
     }
 }
 
-/// Becomes a program of the host: found on its path, with its root as the root. Returns when that cannot be.
+/// Replaces this process by a program of the host, with the host's root directory as its root. Returns only with an
+/// error.
 pub fn in_root(root: &Path, program: &str, arguments: &[String]) -> anyhow::Result<()> {
     nix::unistd::chroot(root).with_context(|| format!("{} cannot be the root", root.display()))?;
     std::env::set_current_dir("/")?;
@@ -61,7 +62,7 @@ pub fn in_root(root: &Path, program: &str, arguments: &[String]) -> anyhow::Resu
     Err(error).with_context(|| format!("{program} cannot be run"))
 }
 
-/// Where programs of a host are.
+/// The directories in which programs of a host are searched.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[cfg(test)]

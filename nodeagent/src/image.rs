@@ -1,4 +1,4 @@
-//! Package images at hand: pulled once, kept in the store, pinned while a package on the host needs them.
+//! Package images on the host: pulled once, kept in the store, and pinned while a package on the host needs them.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use skyhook_oci::{
     ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError, chain,
 };
 
-/// Why an image is not at hand.
+/// Why an image could not be pulled or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     #[error(transparent)]
@@ -34,7 +34,7 @@ impl From<StoreError> for ImageError {
 }
 
 impl ImageError {
-    /// Whether another try may help.
+    /// Says whether a retry may succeed (transient), or whether the user must change something (terminal).
     #[must_use]
     pub fn retry_class(&self) -> RetryClass {
         match self {
@@ -46,24 +46,24 @@ impl ImageError {
     }
 }
 
-/// How registries are reached; paths are the host's.
+/// How to reach registries. All paths are paths in the host's file system.
 #[derive(Clone, Debug, Default)]
 pub struct Registries {
-    /// Spoken to without TLS.
+    /// Registries to contact without TLS.
     pub insecure: Vec<String>,
-    /// containerd's settings of registries, where there are any.
+    /// Directory with containerd's settings of registries. It need not exist.
     pub hosts_dir: Option<PathBuf>,
-    /// The kubelet's credential provider plugins: configuration and directory of programs.
+    /// The kubelet's credential provider plugins: their configuration, and the directory with their programs.
     pub plugins: Option<(PathBuf, PathBuf)>,
 }
 
 impl Registries {
-    /// How to pull on the host whose files these are.
+    /// Settings of the puller on a host. `files` are the host's files.
     fn puller(self, files: &Root) -> PullerConfig {
         let plugins = self.plugins.map(|(config, bin_dir)| PluginConfig {
             config: files.locate(&config).unwrap_or(config),
             bin_dir,
-            // They are the host's programs, with the host's libraries and metadata service.
+            // The plugins are programs of the host and need its libraries: run them in the host's root directory.
             prefix: if files.is_own() {
                 Vec::new()
             } else {
@@ -82,10 +82,10 @@ impl Registries {
     }
 }
 
-/// How long a credential provider may take, as the kubelet gives it.
+/// Timeout of a credential provider plugin: the same as the kubelet's.
 const PLUGIN: Duration = Duration::from_secs(60);
 
-/// The images of a host.
+/// The image store of a host, and the puller that fills it.
 #[derive(Clone, Debug)]
 pub struct Images {
     pub store: Store,
@@ -93,7 +93,7 @@ pub struct Images {
 }
 
 impl Images {
-    /// Opens the store in `directory`, for the host whose files these are.
+    /// Opens the store in `directory`. `files` are the host's files.
     pub fn open(
         directory: &Path,
         files: &Root,
@@ -106,8 +106,8 @@ impl Images {
         Ok(Self { store, puller })
     }
 
-    /// Has the package's image in the store, pinned for `owner`. An image that is pinned by digest is not asked for again;
-    /// a tag is, since it may have moved.
+    /// Pulls the package's image into the store, and pins it there for `owner`. With a digest, a stored image is used
+    /// without asking the registry. A tag may have moved, so the registry is always asked.
     pub async fn pull(
         &self,
         package: &Package,
@@ -121,7 +121,7 @@ impl Images {
         )?;
         let mut pulled = self.puller.pull(&reference, credentials).await;
         if pulled.as_ref().is_err_and(PullError::needs_room) {
-            // Images that nobody needs may make room.
+            // The disk is full: remove unused images, and pull again.
             let store = self.store.clone();
             let collected = tokio::task::spawn_blocking(move || store.collect()).await;
             match collected {
@@ -137,7 +137,7 @@ impl Images {
         }
         let digest = pulled?.manifest_digest;
         let (store, owner) = (self.store.clone(), owner.to_owned());
-        // It may have to wait for the store's lock.
+        // `pin` blocks until it has the store's lock.
         match tokio::task::spawn_blocking(move || store.pin(&owner, &digest)).await {
             Ok(pinned) => pinned?,
             Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -145,7 +145,7 @@ impl Images {
         Ok(digest)
     }
 
-    /// Has the image in the store, telling what happens.
+    /// Pulls an image into the store without pinning it, and reports the progress.
     pub async fn pull_reference(
         &self,
         reference: &Reference,
@@ -159,7 +159,7 @@ impl Images {
         Ok(pulled.manifest_digest)
     }
 
-    /// What the store has of the package's image, without asking the registry.
+    /// The digest of the package's image if it is in the store. Does not ask the registry.
     #[must_use]
     pub fn kept(&self, package: &Package) -> Option<Digest> {
         let reference = Reference::for_package(

@@ -1,8 +1,9 @@
-//! The agent's journal on the host: what is installed, and what runs. It is written before effects are performed and
-//! before the status is reported.
+//! The agent's journal on the host: the installed packages, and the running steps. It is written before effects are
+//! performed and before the status is reported.
 //!
-//! One file that is replaced as a whole ([`skyhook_oci::replace_file`]). Its first line has a digest of the content; a file
-//! that does not match is renamed and ignored. Each revision is a file beside it and never changes.
+//! The journal is one file, which is always replaced as a whole ([`skyhook_oci::replace_file`]). Its first line has a
+//! digest of the content. A file whose digest is wrong is renamed and ignored. Each revision has its own file in the
+//! directory `revisions`, which never changes.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's journal")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use crate::machine::{Entries, Progress};
 
 const MAGIC: &str = "skyhook-journal 1";
 
-/// What cannot be done with the journal.
+/// Why the journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     #[error("{path}: {action} failed")]
@@ -56,21 +57,21 @@ pub enum JournalError {
 pub struct State {
     /// Machine ID of the host.
     pub machine_id: String,
-    /// Boot ID when this was written.
+    /// Boot ID of the boot in which the journal was written.
     pub boot_id: String,
     /// ID of the last boot that Skyhook did not ask for.
     pub epoch: String,
     /// Number of the next step.
     pub next_step: u64,
-    /// Packages of each Skyhook that has no lease now.
+    /// Packages of all Skyhooks except that of `run`, by the Skyhook's name.
     pub skyhooks: BTreeMap<String, Record>,
-    /// The lease that is worked on, or was last.
+    /// The work on the current lease or, if there is none, on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<Progress>,
 }
 
 impl State {
-    /// When the last run is of another lease than `lease`, moves its packages to `skyhooks`.
+    /// If `run` belongs to another lease than `lease`, moves its packages to `skyhooks`.
     pub fn archive_run(&mut self, lease: &str, now: i64) {
         let Some(run) = self.run.take_if(|run| run.lease != lease) else {
             return;
@@ -91,7 +92,7 @@ impl State {
         }
     }
 
-    /// Drops Skyhooks that are gone from the cluster and have no package on the host. Returns whether it dropped any.
+    /// Removes Skyhooks that are in `gone` and have no package on the host. Returns true if it removed any.
     pub fn forget(&mut self, gone: &BTreeSet<String>) -> bool {
         let before = self.skyhooks.len();
         self.skyhooks
@@ -113,7 +114,7 @@ impl State {
     }
 }
 
-/// Packages of a Skyhook that has no lease now.
+/// Packages of a Skyhook that the agent does not work on now.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Record {
@@ -126,10 +127,11 @@ pub struct Record {
     pub entries: Entries,
 }
 
-/// Most records in the journal. The oldest is dropped; for its Skyhook the Node's record counts.
+/// Maximum number of records in the journal. The oldest record is dropped. For its Skyhook, the agent then uses the
+/// Node's record.
 const RECORDS: usize = 64;
 
-/// The journal's directory.
+/// The journal: its directory, and its content.
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
@@ -174,7 +176,7 @@ impl Journal {
         Ok((journal, aside))
     }
 
-    /// Replaces the content of the journal, first on the disk.
+    /// Replaces the content of the journal: first on the disk, then in memory.
     pub fn save(&mut self, state: State) -> Result<(), JournalError> {
         if state == self.state {
             return Ok(());
@@ -193,7 +195,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Keeps a copy of a revision. Names are content-addressed, so an existing file is the same.
+    /// Keeps a copy of a revision. The name of a revision contains a digest of its content, so an existing file is not
+    /// written again.
     pub fn keep_revision(&self, name: &str, data: &RevisionData) -> Result<(), JournalError> {
         let path = self.revision_path(name);
         if path.exists() {
@@ -210,7 +213,7 @@ impl Journal {
         })
     }
 
-    /// The copy of a revision.
+    /// Reads the copy of a revision.
     pub fn revision(&self, name: &str) -> Result<RevisionData, JournalError> {
         let path = self.revision_path(name);
         let failed = |source| JournalError::NoRevision {
@@ -222,7 +225,7 @@ impl Journal {
         serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))
     }
 
-    /// Removes revisions that no package on the host refers to.
+    /// Removes copies of revisions that no package on the host uses.
     pub fn prune(&self) -> Result<(), JournalError> {
         let run = self.state.run.as_ref();
         let used: BTreeSet<&String> = self
@@ -278,8 +281,9 @@ fn decode(bytes: &[u8]) -> Option<State> {
     serde_json::from_value(state).ok()
 }
 
-/// Adds the field `begun` to entries of earlier agents. It is true unless the version is parked, which means that it
-/// waits for an uninstall. A parked version that was installed before has the field `configured`.
+/// Adds the field `begun` to entries that an earlier version of the agent wrote. It is true unless the version is
+/// parked (waits for an uninstall) and was never installed. A parked version that was installed before has the field
+/// `configured`.
 fn complete(state: &mut serde_json::Value) {
     let records = state
         .get_mut("skyhooks")
@@ -307,8 +311,8 @@ fn complete_entries(holder: &mut serde_json::Value) {
     }
 }
 
-/// The form of a journal that a newer agent wrote. Such a journal is not corrupt and must not be overwritten. A
-/// journal of the known form with a correct digest that cannot be decoded is also from a newer agent.
+/// The format of a journal that a newer version of the agent wrote; `None` for a corrupt journal. A newer journal must
+/// not be overwritten. A journal in the known format with a correct digest that cannot be decoded also counts as newer.
 fn newer(bytes: &[u8]) -> Option<String> {
     let (name, known) = MAGIC.rsplit_once(' ')?;
     let end = bytes.iter().position(|b| *b == b'\n')?;

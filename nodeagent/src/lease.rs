@@ -21,11 +21,11 @@ use tokio::time::{sleep, timeout};
 use crate::machine::retry::API;
 use crate::prepare::metadata::NodeFacts;
 
-/// With the usual five minutes, 5,000 nodes would open 17 watches a second.
+/// How long one watch lasts. With the usual five minutes, 5,000 nodes would open 17 watches per second.
 const WATCH_SECONDS: u32 = 1800;
-/// The server sends a bookmark every minute. Without one for so long, the connection is dead.
+/// How long a watch may be silent before the connection counts as dead. The server sends a bookmark every minute.
 const SILENCE: Duration = Duration::from_secs(180);
-/// A load balancer may drop an answer. Without a deadline the agent would wait for ever.
+/// Timeout of a call. A load balancer may drop an answer, and without a timeout the agent would wait forever.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why a call to the API failed.
@@ -37,7 +37,7 @@ pub enum ApiError {
     Conflict { what: String },
     #[error("{what} was refused: {message}")]
     Refused { what: String, message: String },
-    /// The call may have succeeded.
+    /// There was no answer, or a temporary error. The call may have succeeded.
     #[error("{what}: the API does not answer: {problem}")]
     Silent { what: String, problem: String },
     #[error("{what} cannot be read: {problem}")]
@@ -58,7 +58,7 @@ pub struct LeaseApi {
     client: Client,
     node: String,
     namespace: String,
-    /// Deadline of every call.
+    /// Timeout of every call.
     deadline: Duration,
 }
 
@@ -90,7 +90,7 @@ impl LeaseApi {
         Api::all(self.client.clone())
     }
 
-    /// Every call goes through here, and has a deadline.
+    /// Makes a call with a timeout. All calls use this function.
     async fn call<T>(
         &self,
         what: &str,
@@ -105,7 +105,7 @@ impl LeaseApi {
         }
     }
 
-    /// Lists once, then watches until the receiver is dropped. A lost watch resumes at its resource version.
+    /// Lists once, and then watches until the receiver is dropped. A lost watch is resumed at its resource version.
     pub async fn watch(self, events: UnboundedSender<LeaseEvent>) {
         let mut failures = 0;
         loop {
@@ -214,7 +214,7 @@ impl LeaseApi {
         }
     }
 
-    /// The lease as it is now.
+    /// Reads the lease.
     pub async fn lease(&self) -> Result<InterruptionLease, ApiError> {
         self.call("lease", self.leases().get(&self.node)).await
     }
@@ -244,7 +244,7 @@ impl LeaseApi {
         .await
     }
 
-    /// A revision's content.
+    /// Reads the content of a revision.
     pub async fn revision(&self, name: &str) -> Result<RevisionData, ApiError> {
         let what = format!("revision {name}");
         let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -256,7 +256,7 @@ impl LeaseApi {
         })
     }
 
-    /// The Node.
+    /// Reads the Node.
     pub async fn node(&self) -> Result<NodeFacts, ApiError> {
         let api: Api<Node> = Api::all(self.client.clone());
         let node = self
@@ -265,7 +265,7 @@ impl LeaseApi {
         Ok(NodeFacts::of(&node))
     }
 
-    /// Default resources of containers in the namespace, from its LimitRanges.
+    /// Default resources of containers in the namespace: the first entry for containers in its LimitRanges.
     pub async fn default_resources(&self) -> Result<Option<Resources>, ApiError> {
         let api: Api<LimitRange> = Api::namespaced(self.client.clone(), &self.namespace);
         let ranges = self
@@ -296,7 +296,7 @@ impl LeaseApi {
         }))
     }
 
-    /// Content of the secrets that exist.
+    /// Reads Secrets. Secrets that do not exist are left out.
     pub async fn secrets(
         &self,
         names: &BTreeSet<String>,
@@ -317,7 +317,7 @@ impl LeaseApi {
         Ok(found)
     }
 
-    /// Content of the config maps that exist.
+    /// Reads ConfigMaps. ConfigMaps that do not exist are left out.
     pub async fn config_maps(
         &self,
         names: &BTreeSet<String>,
@@ -339,7 +339,7 @@ impl LeaseApi {
         Ok(found)
     }
 
-    /// Credentials for registries, from the secrets that exist and may be read.
+    /// Reads the credentials for registries from Secrets. Secrets that do not exist or may not be read are left out.
     pub async fn credentials(&self, names: &BTreeSet<String>) -> Result<Credentials, ApiError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut all = Credentials::anonymous();
@@ -366,10 +366,11 @@ impl LeaseApi {
 }
 
 enum Ended {
-    /// Watch again from the same resource version.
+    /// The watch has ended: watch again from the same resource version.
     Closed,
-    /// List again.
+    /// The resource version has expired: list again.
     Expired,
+    /// The receiver of the events was dropped.
     Unheard,
 }
 

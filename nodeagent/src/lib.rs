@@ -1,7 +1,9 @@
-//! The node agent: it brings one host to the revision that a lease names. It knows nothing of budgets or other nodes.
+//! The node agent: it installs the packages of a revision on one host. A lease names the revision. The agent knows
+//! nothing about budgets or other nodes.
 //!
-//! [`machine`] decides and is pure; [`run`] feeds it and performs what it says, through [`host`] (processes, systemd),
-//! [`prepare`] (files of a package on the host) and [`lease`] (the API). [`supervise`] is the process that runs one step.
+//! [`machine`] makes all decisions and has no side effects. [`run`] sends events to it and performs its effects, with
+//! the help of [`host`] (processes, systemd), [`prepare`] (files of a package on the host) and [`lease`] (the
+//! Kubernetes API). [`supervise`] is the process that runs one step.
 
 pub mod config;
 pub mod host;

@@ -1,4 +1,4 @@
-//! `skyhook-agent local-run`: a package on this machine, or under a directory, without a cluster.
+//! `skyhook-agent local-run`: runs a package on this machine, or under a directory, without a cluster.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is shell: files, clock and process"
@@ -36,7 +36,7 @@ mod bar;
 
 use bar::Bar;
 
-/// Exit codes by stage.
+/// The exit code when a stage fails.
 const fn exit_code(stage: Stage) -> u8 {
     match stage {
         Stage::Uninstall => 10,
@@ -68,7 +68,7 @@ pub fn main(args: LocalRunArgs) -> ExitCode {
     }
 }
 
-/// One line of the summary.
+/// The end of one stage, for the summary.
 struct Done {
     stage: Stage,
     took: Duration,
@@ -85,7 +85,7 @@ struct LocalRun {
     bus: Option<Rc<Bus>>,
     timeout: Option<Duration>,
     next_step: u64,
-    /// The step that runs now.
+    /// Number of the running step.
     running: Rc<Cell<Option<u64>>>,
 }
 
@@ -225,7 +225,7 @@ impl LocalRun {
         Ok(run)
     }
 
-    /// Puts the package's files where the steps expect them.
+    /// Fetches the package's files. Those of a folder are copied to the package's copy directory at once.
     async fn fetch(&mut self, args: &LocalRunArgs) -> anyhow::Result<()> {
         let folder = Path::new(&args.source);
         let staged = self.scratch.join("package");
@@ -270,7 +270,7 @@ impl LocalRun {
         self.package.name = config.package_name.replace('_', "-");
         self.package.version = config.package_version;
         self.package.image.clone_from(&args.source);
-        // An image is unpacked when its first stage is prepared.
+        // An image is unpacked into the copy directory later, when its first stage is prepared.
         if self.digest.is_none() && !args.dry_run {
             let copy = prepare::copy_dir(&layout(), &skyhook(), &self.package);
             let copy = self.host.files.create_dirs(copy)?;
@@ -428,7 +428,8 @@ impl LocalRun {
         prepared.note_done().map_err(|e| chain(&e))
     }
 
-    /// Has the step and its logs stay below the root: the supervisor does not resolve symlinks inside it.
+    /// Makes the step and its logs stay below the root directory. Symlinks are resolved here, inside the root
+    /// directory, because the supervisor does not do so.
     fn keep_inside(&self, spec: &mut Spec) -> std::io::Result<()> {
         let files = &self.host.files;
         spec.root = files.path().to_owned();

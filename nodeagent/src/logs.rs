@@ -1,4 +1,5 @@
-//! Step logs: two files per run of a step. The newest five runs are kept. Only root and its group can read them.
+//! Step logs: two files per run of a step. The logs of the newest five runs are kept. Only root and its group can read
+//! them.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's log writing")]
 
 use std::fs::{self, File, OpenOptions};
@@ -14,33 +15,33 @@ mod prune;
 
 pub use prune::{Bounds, prune};
 
-/// Pairs that are kept per step.
+/// Number of runs of a step whose logs are kept.
 const KEPT: usize = 5;
-/// Bytes of earlier runs that are kept per step.
+/// Maximum size in bytes of all logs of earlier runs of a step.
 const KEPT_BYTES: u64 = 128 << 20;
-/// Most bytes per file: a step that prints without end must not fill the disk.
+/// Maximum size of a log file in bytes: a step that prints without end must not fill the disk.
 const LARGEST: u64 = 32 << 20;
 
-/// Log of a step: `<directory>/<step>-<time>.log` and the same with `.err`.
+/// The log files of a step: `<directory>/<step>-<time>.log`, and the same name with `.err` added.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct LogFile {
     pub directory: PathBuf,
     pub step: String,
 }
 
-/// Which pipe a line came from.
+/// The pipe from which a line was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Out,
     Err,
 }
 
-/// The files of one run: `<step>-<UTC time>.log` for stdout, and the same with `.err` for stderr.
+/// The files of one run: `<step>-<UTC time>.log` for stdout, and the same name with `.err` added for stderr.
 #[derive(Debug)]
 pub struct LogPair {
     out: Bounded,
     err: Bounded,
-    /// Local time at the start of each line.
+    /// Local time that is written at the start of each line.
     stamp: String,
 }
 
@@ -49,7 +50,7 @@ struct Bounded {
     file: BufWriter<File>,
     written: u64,
     is_full: bool,
-    /// Why a line could not be written, for the first that was lost.
+    /// The error of the first line that could not be written.
     problem: Option<io::Error>,
 }
 
@@ -68,12 +69,12 @@ impl LogPair {
             err: Bounded::open(&with_err(&base))?,
             stamp: local_time(),
         };
-        // Best effort: the next run tries again.
+        // An error is ignored: the next run tries again.
         let _rotated = rotate(directory, &step_name(&log.step));
         Ok(pair)
     }
 
-    /// Writes a line. A line that cannot be written is lost: a full disk must not end the step.
+    /// Writes a line. If the line cannot be written, it is lost: a full disk must not end the step.
     pub fn line(&mut self, stream: Stream, line: &[u8]) {
         let (file, mark) = match stream {
             Stream::Out => (&mut self.out, "[out]"),
@@ -87,7 +88,7 @@ impl LogPair {
         self.stamp = local_time();
     }
 
-    /// Hands everything to the kernel.
+    /// Writes all buffered lines to the files.
     pub fn flush(&mut self) {
         for file in [&mut self.out, &mut self.err] {
             let flushed = file.file.flush();
@@ -95,7 +96,7 @@ impl LogPair {
         }
     }
 
-    /// Why the log is not complete, when a line of it could not be written.
+    /// Why the log is not complete; `None` if all lines were written.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         let problem = self.out.problem.as_ref().or(self.err.problem.as_ref());
@@ -169,7 +170,7 @@ fn step_name(step: &str) -> String {
     )
 }
 
-/// Keeps the newest runs of a step. A file may already be removed by something else.
+/// Removes the logs of old runs of a step. Another process may remove files at the same time.
 fn rotate(directory: &Path, step: &str) -> io::Result<()> {
     let prefix = format!("{step}-");
     let mut logs: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
@@ -187,7 +188,7 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
             }
         }
     }
-    // The name, which has the time, decides between equal mtimes.
+    // If two mtimes are equal, the names decide, because they contain the time.
     logs.sort();
     let mut bytes = 0;
     let is_kept = |(_, _, size): &&(SystemTime, PathBuf, u64)| {
@@ -195,7 +196,7 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
         bytes <= KEPT_BYTES
     };
     let kept = logs.iter().rev().take(KEPT).take_while(is_kept).count();
-    // The newest is the run that starts now: keep it in any case.
+    // The newest log is that of the run that starts now: always keep it.
     let old = logs.len().saturating_sub(kept.max(1));
     for (_, log, _) in logs.drain(..old) {
         for file in [with_err(&log), log] {
@@ -209,7 +210,8 @@ fn rotate(directory: &Path, step: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// True for `<prefix>2024-05-01-120000.log`: `a.sh-` is also the beginning of a step named `a.sh-b`.
+/// True for names such as `<prefix>2024-05-01-120000.log`. The prefix alone is not enough: the logs of a step `a.sh-b`
+/// start with the prefix `a.sh-` too.
 fn is_log_of(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix)
         .and_then(|rest| rest.strip_suffix(".log"))
@@ -218,10 +220,10 @@ fn is_log_of(name: &str, prefix: &str) -> bool {
         })
 }
 
-/// True for the name of a file that a run of any step leaves.
+/// True for the name of a log file of any step.
 fn is_log(name: &str) -> bool {
     let log = name.strip_suffix(".err").unwrap_or(name);
-    // `-2024-05-01-120000.log`
+    // Length of `-2024-05-01-120000.log`.
     let at = log.len().saturating_sub(22);
     log.get(at..).is_some_and(|end| is_log_of(end, "-"))
 }
@@ -259,7 +261,7 @@ mod tests {
             for end in ["log", "log.err"] {
                 let name = format!("a.sh-2024-05-01-12000{second}.{end}");
                 let file = File::create(path(&name)).unwrap();
-                // Without taking so much room.
+                // A sparse file, which needs no space on the disk.
                 file.set_len(KEPT_BYTES / 5).unwrap();
                 let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(second);
                 file.set_modified(time).unwrap();

@@ -1,8 +1,8 @@
-//! What to do next on one host: `step(Progress, Input) -> (Progress, Vec<Effect>)`.
+//! Decides what the agent does next on one host: `step(Progress, Input) -> (Progress, Vec<Effect>)`.
 //!
-//! Pure: the time is an argument, and all state is in [`Progress`]. The shell writes it to the journal before it
-//! performs the effects. A restarted agent goes on from the journal: it performs an effect again when it was not
-//! performed, or when its end was not recorded.
+//! These functions have no side effects: the time is an argument, and all state is in [`Progress`]. The shell (the rest
+//! of the agent) writes the progress to the journal before it performs the effects. A restarted agent continues from
+//! the journal: it performs an effect again if the effect was not performed, or if its end was not recorded.
 
 use std::collections::BTreeMap;
 
@@ -27,18 +27,18 @@ use skyhook_oci::RetryClass;
 
 use crate::text;
 
-/// How often in a row the host may go down while a step runs before that counts as a failure of the step: a step that
-/// reboots the host itself would do so at every boot.
+/// When the host has gone down this many times in a row while a step of the same stage ran, the last time counts as a
+/// failure of the step: the step itself may reboot the host, and would do so again after every boot.
 const LOSSES: u32 = 3;
 
-/// Number of failed checks whose reason is kept, and bytes of each reason.
+/// Maximum number of failed checks whose reason is kept, and maximum length of a reason in bytes.
 const CHECKS: usize = 32;
 const CHECK_BYTES: usize = 512;
 
-/// How long a step may run on after a stop that asks for the node back. Then the agent ends it.
+/// How long a running step may continue after the Skyhook was disabled or deleted. Then the agent ends the step.
 const STOP_PATIENCE_MS: i64 = 30_000;
 
-/// Takes in one input. The caller writes the progress to the journal before it performs the effects.
+/// Processes one input. The caller writes the progress to the journal before it performs the effects.
 #[must_use]
 pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     let now = input.now;
@@ -51,7 +51,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
             if let Some(entry) = p.entries.get_mut(&key) {
                 entry.image_state = ImageState::Ready;
                 entry.image_digest = digest;
-                // A package that fails keeps the message that says why.
+                // A failing package keeps its message, which says why it fails.
                 if entry.state != State::Erroring {
                     entry.message = String::new();
                 }
@@ -77,7 +77,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         Event::InterruptWaits { reason } => wave::waits(&mut p, &reason),
         Event::RevisionSeen { packages } => end_changed(&mut p, &packages, &mut effects),
         Event::LeaseLooked { lease, stands } => {
-            // The answer may be late: about another lease, or about one whose work has ended.
+            // The answer may be late: it may be about another lease, or about a lease whose work has ended.
             if lease == p.lease && p.ended.is_none() {
                 wave::looked(&mut p, stands, now, &mut effects);
             }
@@ -90,8 +90,8 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     (p, effects)
 }
 
-/// When [`Event::Ticked`] is needed, in Unix milliseconds. A time that was set before the clock was set back is due
-/// now.
+/// When [`Event::Ticked`] is needed, in Unix milliseconds. Returns `now` for a time that is too far in the future
+/// because the clock was set back.
 #[must_use]
 pub fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.ended.is_some() {
@@ -138,7 +138,7 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
                     half: cursor.half,
                     index: cursor.index,
                 });
-                // The agent may have died before it told the supervisor.
+                // The earlier agent may have died before it told the supervisor to end the step.
                 if cursor.is_to_end {
                     effects.push(Effect::EndStep { id: cursor.id });
                 }
@@ -158,7 +158,7 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64, effects: &mut Vec<Eff
             end_steps_at: ends_steps(reason).then_some(now + STOP_PATIENCE_MS),
         }),
     };
-    // The lease shows that the write succeeded; its answer was lost.
+    // The lease shows that `Running` was written, although the answer to the write was lost.
     if view.running && view.drained.is_some() && p.permit == Permit::None {
         p.permit = Permit::Granted;
     }
@@ -168,7 +168,7 @@ fn lease_seen(p: &mut Progress, view: LeaseView, now: i64, effects: &mut Vec<Eff
     }
 }
 
-/// True for a stop that ends a step which takes too long.
+/// True for a stop after which the agent ends a running step that takes too long.
 fn ends_steps(reason: StopReason) -> bool {
     match reason {
         StopReason::Disabled | StopReason::Deleted => true,
@@ -194,7 +194,7 @@ fn image_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, no
     wait_for_image(entry, reason, attempts, delay_ms, now);
 }
 
-/// Pulls the image again after the delay, and says so when that is long.
+/// Schedules the next pull of the image. If the delay is long, the package's message says when the next pull is.
 fn wait_for_image(entry: &mut Entry, reason: String, attempts: u32, delay_ms: i64, now: i64) {
     let retry_at = now + delay_ms;
     entry.image_state = ImageState::Failed {
@@ -230,7 +230,7 @@ fn stage_ready(p: &mut Progress, key: &str, plan: StepPlan, now: i64) {
     go_to(p, key, cursor, now);
 }
 
-/// Moves the cursor to the next step that has to run. When there is none, the stage is done or has failed.
+/// Moves the cursor to the next step that has to run. If no step is left, the stage is done or has failed.
 fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
     if cursor.half == Half::Main {
         match (cursor.index..cursor.plan.main.len()).find(|i| cursor.plan.main[*i]) {
@@ -263,7 +263,7 @@ fn stage_failed(p: &mut Progress, key: &str, reason: String, class: RetryClass, 
     let what = format!("{} {key}", p.lease);
     if let Some(entry) = p.entries.get_mut(key) {
         match class {
-            // The tag may lead to another image one day: it is waited for.
+            // The tag may point to another image later: pull again after a delay.
             RetryClass::Terminal => {
                 let attempts = entry.failures.max(1);
                 let delay_ms = retry::delay_of_class_ms(class, attempts, &what);
@@ -305,9 +305,9 @@ fn note_failed_check(failed: &mut Vec<String>, reason: &str) {
     }
 }
 
-/// The step left no result. In the same boot this counts as a failure: a step that kills its own supervisor would
-/// otherwise run again and again. After a reboot the step runs again without a failure, because the host went down
-/// with it.
+/// Called when a step left no result. In the same boot this counts as a failure: a step that kills its own supervisor
+/// would otherwise run again and again. After a reboot it is not a failure, because the step died with the host: the
+/// step runs again.
 fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
     let Some(cursor) = running(p, key, id) else {
         return;
@@ -338,8 +338,8 @@ fn not_started(p: &mut Progress, key: &str, id: u64) {
     }
 }
 
-/// The lease is stopped for a new revision: ends steps of packages that it changes (version, image, env, resources or
-/// agent image). An uninstall step goes on, because it removes an old version in any case.
+/// Called when the lease is stopped for a new revision: ends steps of packages whose version, image, env, resources or
+/// agent image the revision changes. An uninstall step continues, because it removes an old version in any case.
 fn end_changed(
     p: &mut Progress,
     packages: &BTreeMap<String, (String, String)>,
@@ -365,8 +365,8 @@ fn end_changed(
     }
 }
 
-/// The host was rebooted, not by Skyhook, and has lost what packages did: runs every package of the lease again.
-/// Uninstalls go on. When the work of the lease had ended, its result is void.
+/// Runs every package of the lease again, after a reboot that Skyhook did not ask for and that undid the work of the
+/// packages. Uninstalls continue. If the work of the lease had ended, its result is no longer valid.
 pub fn reapply(p: &mut Progress, now: i64) {
     if p.ended.is_some() {
         p.ended = Some(Phase::Stopped);
@@ -421,7 +421,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
         return;
     };
     let name = entry.name.clone();
-    // Also when every step of the stage had run before, so that none ran now.
+    // Set here for a stage whose steps were all skipped because they ran before.
     entry.started = true;
     entry.lost_with_host = 0;
     entry.doing = Doing::Idle;
@@ -457,7 +457,8 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     }
 }
 
-/// An old version is uninstalled: the new version starts, unless another old version is still being uninstalled.
+/// Called when an old version is uninstalled. The new version starts, unless another old version is still being
+/// uninstalled.
 fn unpark(p: &mut Progress, name: &str, now: i64) {
     let leaving = p
         .entries

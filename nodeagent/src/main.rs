@@ -7,7 +7,7 @@ use skyhook_nodeagent::config::{Cli, Command};
 use skyhook_nodeagent::{host, local, run, supervise, validate};
 
 fn main() -> ExitCode {
-    // A supervisor has to be small: it takes no part in what follows.
+    // Start a supervisor without parsing the command line: it should need little memory.
     if std::env::args_os()
         .nth(1)
         .is_some_and(|arg| arg == "supervise")

@@ -1,4 +1,4 @@
-//! A stage's files on the host, and what its steps are started with.
+//! Prepares a stage: puts the package's files on the host, and builds the specifications of the stage's steps.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -29,12 +29,12 @@ use files::PackageDir;
 use flags::Records;
 use root_dir::FileSystems;
 
-/// Where things are on the host.
+/// Directories of the host that Skyhook uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// `/var/lib/skyhook`: copy directories, flags and history.
+    /// By default `/var/lib/skyhook`: copy directories of packages, flags and history.
     pub copy_root: String,
-    /// `/var/log/skyhook`.
+    /// By default `/var/log/skyhook`: logs of steps.
     pub log_root: String,
 }
 
@@ -49,19 +49,19 @@ pub struct StageInput {
     pub half: Half,
     pub digest: Option<Digest>,
     pub store: Option<Store>,
-    /// Environment of the package, resolved.
+    /// Environment variables of the package. `valueFrom` is replaced by the values.
     pub env: Vec<(String, Secret)>,
-    /// Values that are masked in what steps print.
+    /// Values to mask in the output of steps.
     pub secrets: Vec<Secret>,
-    /// Files of `node-metadata/`.
+    /// Files of `node-metadata/`: name and content.
     pub metadata: BTreeMap<String, String>,
-    /// The version that is upgraded from, when it is not the one in the history.
+    /// The version before the upgrade. `None` means the current version in the history.
     pub previous: Option<String>,
-    /// Since the host has booted, the files of this very stage were put on it: see [`Prepared::has_files_for`].
+    /// True when the files of this stage were put on the host after its last boot: see [`Prepared::has_files_for`].
     pub is_laid_out: bool,
 }
 
-/// A stage that can be run.
+/// A stage whose files are on the host, so that its steps can run.
 #[derive(Clone, Debug)]
 pub struct Prepared {
     pub stage: Stage,
@@ -71,7 +71,7 @@ pub struct Prepared {
     layout: Layout,
     skyhook: SkyhookRef,
     package: Package,
-    /// As the host sees it.
+    /// Path of the package's copy directory in the host's file system.
     copy_dir: String,
     env: BTreeMap<String, Secret>,
     secrets: Vec<Secret>,
@@ -79,7 +79,7 @@ pub struct Prepared {
     digest: Option<Digest>,
 }
 
-/// Puts the stage's files on the host.
+/// Puts the stage's files on the host, and decides which steps run.
 pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
     let config_json = Path::new(&copy_dir).join("config.json");
@@ -143,7 +143,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
     Ok(prepared)
 }
 
-/// Puts the package's files into its copy directory.
+/// Puts the package's files into its copy directory. Without an image, the files that are there already are used.
 fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> {
     let files = &input.host.files;
     match (&input.store, &input.digest) {
@@ -188,8 +188,8 @@ fn expect_config_files(config: &PackageConfig, directory: &PackageDir) -> Result
     }
 }
 
-/// Lays what the package has for other places of the host, and flushes all that was written: the journal soon says that it
-/// is done.
+/// Copies `root_dir/` and, on request, `/etc/resolv.conf` to the host, and flushes the file systems that were written.
+/// The files must be on the disk before the journal says that the stage's files are on the host.
 fn lay_over_host(
     input: &StageInput,
     directory: &PackageDir,
@@ -210,7 +210,7 @@ fn lay_over_host(
         .map_err(io_error(&directory.path, "flushing the file system of"))
 }
 
-/// The copy directory of a package, as the host sees it.
+/// Path of a package's copy directory in the host's file system.
 #[must_use]
 pub fn copy_dir(layout: &Layout, skyhook: &SkyhookRef, package: &Package) -> String {
     format!(
@@ -224,7 +224,7 @@ pub fn copy_dir(layout: &Layout, skyhook: &SkyhookRef, package: &Package) -> Str
     )
 }
 
-/// `<skyhook>-<uid>-<generation>_<package>_<version>`.
+/// The ID in `SKYHOOK_RESOURCE_ID`: `<skyhook>-<uid>-<generation>_<package>_<version>`.
 #[must_use]
 pub fn resource_id(skyhook: &SkyhookRef, package: &str, version: &str) -> String {
     format!(
@@ -271,15 +271,15 @@ fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, Secret> {
 }
 
 impl Prepared {
-    /// Whether the files that were put on the host for this stage are the ones that the other needs. A check that is tried
-    /// again looks at what is there: it must not write the whole package each time.
+    /// True when `input` needs the same files that were put on the host for this stage. Then `prepare` does not write
+    /// the package again, for example when a failed check is retried.
     #[must_use]
     pub fn has_files_for(&self, input: &StageInput) -> bool {
         let copy_dir = copy_dir(&input.layout, &input.skyhook, &input.package);
         self.stage == input.stage && self.digest == input.digest && self.copy_dir == copy_dir
     }
 
-    /// The steps of a half.
+    /// The steps of one half of the stage.
     #[must_use]
     pub fn steps(&self, half: Half) -> &[Step] {
         self.config
@@ -288,19 +288,19 @@ impl Prepared {
             .map_or(&[], Vec::as_slice)
     }
 
-    /// CPU and memory that the package asks for.
+    /// Requests and limits of CPU and memory in the package's specification.
     #[must_use]
     pub fn resources(&self) -> Option<Resources> {
         self.package.resources.clone()
     }
 
-    /// Name of the mode in `config.json`.
+    /// Name of the mode in `config.json` that holds the steps of this half.
     #[must_use]
     pub fn mode(&self, half: Half) -> &'static str {
         mode(self.stage, half)
     }
 
-    /// What the supervisor of a step is told.
+    /// The specification of a step for its supervisor. Also makes the step's file executable.
     pub fn spec(&self, half: Half, index: usize) -> Result<Spec, StageError> {
         let step = self.step(half, index)?;
         let path = format!("{}/skyhook_dir/{}", self.copy_dir, step.path);
@@ -389,8 +389,8 @@ impl Prepared {
             .collect()
     }
 
-    /// What the result of a step means: one that was ended, or took too long, has failed whatever its exit code. The error is
-    /// for people.
+    /// Says whether a step succeeded. A step that the agent ended, or that took too long, has failed with any exit
+    /// code. The error is a message for the user.
     pub fn judge(&self, half: Half, index: usize, result: &StepResult) -> Result<(), String> {
         let step = self.steps(half).get(index);
         let is_success =
@@ -402,14 +402,15 @@ impl Prepared {
         Err(format!("{name} {}", result.describe()))
     }
 
-    /// Name of a step, for people.
+    /// Name of a step in messages to the user.
     #[must_use]
     pub fn step_name(&self, half: Half, index: usize) -> String {
         let name = self.steps(half).get(index).map_or("?", |s| &s.name);
         format!("{} step {name}", self.mode(half))
     }
 
-    /// Notes on the host how a step ended. Noting it again changes nothing.
+    /// Writes the end of a step to the records on the host: a flag for a successful step of the main half, a line in
+    /// `check_results` for a check.
     pub fn note_step(&self, half: Half, index: usize, success: bool) -> Result<(), StageError> {
         let step = self.step(half, index)?;
         match half {
@@ -419,7 +420,7 @@ impl Prepared {
         }
     }
 
-    /// Notes on the host that the stage is done.
+    /// Writes to the records on the host that the stage is done. May be called more than once.
     pub fn note_done(&self) -> Result<(), StageError> {
         let records = self.records();
         records.note_all_checked(self.mode(Half::Main))?;
@@ -438,7 +439,7 @@ impl Prepared {
     }
 }
 
-/// Name of a half of a stage in `config.json`.
+/// Name of the mode in `config.json` that holds the steps of a half of a stage.
 #[must_use]
 pub fn mode(stage: Stage, half: Half) -> &'static str {
     match half {

@@ -1,4 +1,4 @@
-//! The lease's status: a pure function of the progress.
+//! The lease's status, computed from the progress.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,21 @@ use crate::machine::progress::{ImageState, Shown, WaveAt, time};
 use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
 use crate::text;
 
-/// Facts about the host in the status.
+/// Facts about the host that are part of the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostFacts {
     pub boot_id: String,
     /// ID of the last boot that Skyhook did not ask for.
     pub epoch: String,
     pub machine_id: String,
-    /// Random ID that is on the host's disk.
+    /// Random ID on the host's disk.
     pub host_id: String,
     pub agent_version: String,
-    /// Bytes on the host's disk that belong to Skyhook, when the lease was taken.
+    /// Bytes on the host's disk that belonged to Skyhook when the lease was taken.
     pub disk_bytes: Option<i64>,
 }
 
-/// The status for this progress.
+/// The status for a progress. `generation` is the lease's generation.
 #[must_use]
 pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLeaseStatus {
     let pending = plan::pending_interrupts(p);
@@ -57,9 +57,9 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
     }
 }
 
-/// The status that a finished lease of an earlier agent should have; `None` when it has it. Its boot ID is that of
-/// this boot, because the coordinator waits until the Node reports the same. When another host wrote the status,
-/// nothing is installed on this one.
+/// The status that a finished lease of an earlier agent should have; `None` if it has this status already. Its boot ID
+/// must be that of the current boot, because the coordinator waits until the Node reports the same boot ID. If another
+/// host wrote the status, nothing is installed on this host.
 #[must_use]
 pub fn finished(
     reported: &InterruptionLeaseStatus,
@@ -99,7 +99,7 @@ pub fn finished(
     (wanted != *reported).then_some(wanted)
 }
 
-/// Updates `since`. To be called after every change of the progress.
+/// Updates `since`. Must be called after every change of the progress.
 pub fn mark_since(p: &mut Progress, now: i64) {
     let what = match shown(p) {
         Some(e) => format!("{:?} {} {} {}", phase(p), e.key(), e.stage, e.state),
@@ -113,7 +113,7 @@ pub fn mark_since(p: &mut Progress, now: i64) {
     }
 }
 
-/// Every package that is or was on the host.
+/// All packages in the progress, as they are reported in the status.
 #[must_use]
 pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
     p.entries
@@ -137,8 +137,8 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
         .collect()
 }
 
-/// `None` until the images of all packages with an interrupt are pulled: a node is not drained for an image that
-/// cannot be pulled.
+/// Whether the node must be drained. `None` until the images of all packages with an interrupt are pulled: a node is
+/// not drained for a package whose image cannot be pulled.
 fn needs_drain(p: &Progress) -> Option<bool> {
     let pending = plan::pending_interrupts(p);
     let at_hand = p
@@ -153,8 +153,8 @@ fn needs_drain(p: &Progress) -> Option<bool> {
     }
 }
 
-/// The phase. With the permit it stays `Running` until the end: any other phase would let the coordinator take
-/// `Drained` back in the middle of a wave.
+/// The phase. With the permit, the phase stays `Running` until the end: any other phase would allow the coordinator to
+/// revoke `Drained` in the middle of a wave.
 fn phase(p: &Progress) -> Phase {
     if let Some(ended) = p.ended {
         return ended;
@@ -183,7 +183,8 @@ fn phase(p: &Progress) -> Phase {
     }
 }
 
-/// The package in the status' columns: one that fails, or one that runs, or one that waits.
+/// The package that the status shows: a failing package or, if there is none, a running package or else a waiting
+/// package.
 fn shown(p: &Progress) -> Option<&Entry> {
     p.entries
         .values()
@@ -245,7 +246,7 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
     }
 }
 
-/// Why a lease is stopped, in words.
+/// Why a lease is stopped, for messages.
 const fn why_stopped(reason: StopReason) -> &'static str {
     match reason {
         StopReason::NewRevision => "the Skyhook was changed",
@@ -257,7 +258,7 @@ const fn why_stopped(reason: StopReason) -> &'static str {
     }
 }
 
-/// The JSON merge patch that makes `new` of `old`; `None` when they are equal.
+/// The JSON merge patch that turns `old` into `new`; `None` if they are equal.
 #[must_use]
 pub fn merge_diff(old: &Value, new: &Value) -> Option<Value> {
     match (old, new) {

@@ -1,7 +1,7 @@
-//! The agent: one task that feeds the machine and performs what it says.
+//! The agent's main loop: one task that sends events to the machine and performs the effects.
 //!
-//! Every event goes through [`agent::Agent::feed`]. [`agent::Agent::commit`] then writes the journal, performs the effects
-//! and reports, in that order. Effects run as local tasks, which send events back:
+//! Every event goes through [`agent::Agent::feed`]. [`agent::Agent::commit`] then writes the journal, performs the
+//! effects and reports, in that order. Effects run as local tasks, which send events back:
 //!
 //! | effect | performed by | event |
 //! |---|---|---|
@@ -68,7 +68,7 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
         .context("the runtime cannot be built")?;
     let local = LocalSet::new();
     let result = local.block_on(&runtime, run(settings));
-    // Do not wait for blocking work that still runs: the journal has all that matters.
+    // Do not wait long for blocking work that still runs: everything important is in the journal.
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
 }
@@ -107,7 +107,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             Some(note) = inbox.recv() => {
                 agent.take(note);
-                // All notes that have arrived share one write of the journal.
+                // Take all waiting notes first, so that they share one write of the journal.
                 while let Ok(note) = inbox.try_recv() {
                     agent.take(note);
                 }
@@ -128,7 +128,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Why this systemd is too old for the agent. `None` when it does not answer yet: it may answer later.
+/// A message if systemd on this host is too old for the agent. `None` if it is new enough, or does not answer yet.
 async fn problem_of(bus: &Bus) -> Option<String> {
     match bus.version().await {
         Ok(version) => {
@@ -159,8 +159,8 @@ async fn client() -> anyhow::Result<kube::Client> {
     kube::Client::try_from(config).context("the API client cannot be built")
 }
 
-/// Exec probes. The readiness probe passes when the agent runs, its loop does not hang and its watch has reached the
-/// API. The liveness probe (`--live`) fails only when the loop hangs.
+/// The command for exec probes. The readiness probe succeeds when the agent runs, its loop does not hang and its watch
+/// has reached the API. The liveness probe (`--live`) fails only when the loop hangs.
 pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
     let host = Host::open(&args.state.host_root)?;
     let state = host.files.locate(&args.state.state_dir)?;

@@ -1,12 +1,12 @@
-//! The supervisor: one process per step. It is outside the agent's cgroup, and goes on when the agent ends.
+//! The supervisor: one process per step. It is outside the agent's cgroup, and continues when the agent ends.
 //!
-//! It reads the step's output, writes the logs, ends the step on SIGTERM, and writes a result file. It is plain
-//! blocking code with one thread and no runtime, to be small.
+//! The supervisor reads the step's output, writes the logs, ends the step on SIGTERM, and writes a result file. It is
+//! blocking code with one thread and no async runtime, so that it needs little memory.
 //!
-//! Protocol with the agent: the supervisor writes `r` to stdout when it has left the agent's cgroups. The agent moves
-//! it into a scope and sends the [`Spec`] on stdin; the end of stdin starts the step. If the agent dies before that,
-//! the supervisor exits. When the result is on disk, the supervisor writes `d`. Its stderr is a locked file: while the
-//! lock is held, the supervisor runs.
+//! Protocol with the agent: when the supervisor has left the agent's cgroups, it writes `r` to stdout. The agent moves
+//! the supervisor into a scope, sends the [`Spec`] on the supervisor's stdin, and closes stdin. Then the supervisor
+//! starts the step. If the agent dies before it has sent the `Spec`, the supervisor exits. When the result is on the
+//! disk, the supervisor writes `d` to stdout. Its stderr is a locked file: while the lock is held, the supervisor runs.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::ffi::CString;
@@ -40,33 +40,33 @@ use masks::Masks;
 use memory::Kills;
 use output::{Output, Woken};
 
-/// What is run, and how.
+/// The specification of a step.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
     /// Directory for `result.json`, as seen in PID 1's mount namespace.
     pub directory: PathBuf,
-    /// The same directory as the caller sees it, for when PID 1's namespaces cannot be entered.
+    /// The same directory as the agent sees it. Used if PID 1's namespaces cannot be entered.
     pub callers_directory: PathBuf,
-    /// Where the step's `/` is.
+    /// The directory that the step sees as `/`.
     pub root: PathBuf,
     /// Whether to enter PID 1's namespaces.
     pub enter_host: bool,
-    /// Absolute path below `root`.
+    /// Absolute path of the program, as the step sees it.
     pub program: String,
     pub arguments: Vec<Secret>,
     pub environment: Vec<(String, Secret)>,
-    /// Values that are masked in what the step prints.
+    /// Values to mask in the step's output.
     #[serde(default)]
     pub secrets: Vec<Secret>,
-    /// Below `root`.
+    /// Absolute path, as the step sees it.
     pub working_directory: String,
-    /// Where the logs go; unset: nowhere.
+    /// The log files. `None` means no logs.
     pub log: Option<LogFile>,
     /// Longest line in the log, in bytes. A longer line is split.
     pub buffer_limit: usize,
     pub limits: Vec<Limit>,
-    /// What the memory of the step's scope is limited to, as a Kubernetes quantity; unset: not limited.
+    /// Memory limit of the step's scope as a Kubernetes quantity, for messages. `None` means no limit.
     pub memory_limit: Option<String>,
     /// Milliseconds between SIGTERM and SIGKILL when the step is ended.
     pub grace_ms: u64,
@@ -74,7 +74,7 @@ pub struct Spec {
     pub timeout_ms: Option<u64>,
 }
 
-/// One resource limit; `u64::MAX` is infinity.
+/// One rlimit of the step's processes. `u64::MAX` means infinity.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     pub resource: Resource,
@@ -82,7 +82,7 @@ pub struct Limit {
     pub hard: u64,
 }
 
-/// Resource limits that are set.
+/// Names of the rlimits (`RLIMIT_…`).
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
     As,
@@ -103,12 +103,12 @@ pub enum Resource {
     Stack,
 }
 
-/// Name of the result in the step's directory.
+/// Name of the result file in the step's directory.
 pub const RESULT: &str = "result.json";
 
-/// Runs as a supervisor.
+/// Runs the supervisor.
 pub fn main() -> io::Result<()> {
-    // Best effort: if these fail, the end of the agent's pod may end the step as well.
+    // Errors are ignored here: then the end of the agent's pod may end the step as well.
     let _session = nix::unistd::setsid();
     surroundings::close_inherited();
     cgroup::leave();
@@ -159,7 +159,7 @@ pub fn main() -> io::Result<()> {
         let (file, how) = (file.display(), result.describe());
         io::Error::other(format!("{file} cannot be written: {e}; the step {how}"))
     })?;
-    // The agent may have ended. The next one reads the file.
+    // The agent may have ended already. The next agent reads the file.
     let _told = stdout.write_all(b"d").and_then(|()| stdout.flush());
     // Processes that the step left running may still write to the pipes.
     if let Some(mut output) = output {
@@ -241,15 +241,16 @@ fn start(spec: &Spec) -> io::Result<Child> {
     command.spawn()
 }
 
-/// In the child: resets oom_score_adj, changes the root (the working directory is already inside), and resets all
-/// signal handlers.
+/// In the child process: resets `oom_score_adj`, changes the root directory (the working directory is inside already),
+/// and resets all signal handlers.
 #[expect(
     unsafe_code,
     reason = "pre_exec: only open, write, close, chroot, sigaction and sigprocmask are called, all are async-signal-safe and allocate nothing"
 )]
 fn before_exec(command: &mut Command, root: Option<CString>) {
     let hook = move || {
-        // Best effort. The supervisor keeps its own value, because it has to report how the step ended.
+        // An error is ignored. The supervisor keeps the agent's protection from the OOM killer: it must report the
+        // result.
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         if let Ok(file) = open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
             let _written = nix::unistd::write(&file, b"0");
@@ -270,7 +271,7 @@ fn before_exec(command: &mut Command, root: Option<CString>) {
 }
 
 fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -> StepResult {
-    // A deadline that the clock cannot hold means no deadline.
+    // A deadline that is too large for `Instant` means no deadline.
     let deadline = spec
         .timeout_ms
         .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
@@ -291,7 +292,7 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
         let late = deadline.is_some_and(|deadline| deadline <= now);
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
         if late || output.pump(signals, left) == Woken::ToEnd {
-            // The step may have exited at the same moment.
+            // The step may have exited by itself at the same moment.
             if let Ok(Some(status)) = child.try_wait() {
                 result.ended = !late && status.signal() == Some(Signal::SIGTERM as i32);
                 break Some(status);
@@ -308,8 +309,8 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
     result
 }
 
-/// True when step and supervisor both got SIGTERM, because the whole scope was stopped. The signals may arrive in any
-/// order.
+/// True when the step and the supervisor both got SIGTERM, because systemd stopped the whole scope. The supervisor may
+/// get its signal after the step has ended, so this waits a short time for it.
 fn is_ended_with_scope(status: ExitStatus, output: &mut Output, signals: SigSet) -> bool {
     if status.signal() != Some(Signal::SIGTERM as i32) {
         return false;
@@ -326,7 +327,7 @@ fn is_ended_with_scope(status: ExitStatus, output: &mut Output, signals: SigSet)
     }
 }
 
-/// Ends all processes of the step: SIGTERM, and SIGKILL after `grace`. Reads the output meanwhile.
+/// Ends all processes of the step: sends SIGTERM and, after `grace`, SIGKILL. Reads the output meanwhile.
 fn end(child: &mut Child, output: &mut Output, grace: Duration) -> Option<ExitStatus> {
     let tree = cgroup::Tree::of(child.id());
     tree.signal(Signal::SIGTERM);

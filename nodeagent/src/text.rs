@@ -1,10 +1,10 @@
-//! Makes the output of programs safe to show, and short.
+//! Prepares the output of programs for messages: removes control sequences, and cuts long texts.
 
-/// Most bytes of a message. Messages go into the journal, the lease, an annotation of the Node, and the status of the
-/// Skyhook, which has those of all nodes.
+/// Maximum length of a message in bytes. Messages are written to the journal, to the lease, to an annotation of the
+/// Node, and to the status of the Skyhook, which has the messages of all nodes.
 pub(crate) const LONGEST: usize = 2048;
 
-/// A text as a message: without control sequences, and cut.
+/// Makes a message from a text: removes control sequences, and cuts a long text.
 #[must_use]
 pub(crate) fn message(text: &str) -> String {
     // Cut first, so that a very long text takes little time.
@@ -25,8 +25,8 @@ pub(crate) fn joined(messages: &[String]) -> String {
     cut(&all.join(BETWEEN), LONGEST)
 }
 
-/// Cuts a text in the middle. Keeps the start, which says what it is about, and more of the end, which mostly says
-/// what went wrong.
+/// Cuts a long text in the middle. Keeps a part of the start, which usually names the subject, and a longer part of the
+/// end, which usually names the error.
 #[must_use]
 pub(crate) fn cut(text: &str, bytes: usize) -> String {
     const GAP: &str = " … ";
@@ -65,16 +65,16 @@ pub(crate) fn plain(text: &str) -> String {
     plain
 }
 
-/// The text after a control sequence whose `ESC` is read.
+/// The text after a control sequence. `text` starts after the `ESC` of the sequence.
 fn after_sequence(text: &str) -> &str {
     let Some(kind) = text.chars().next() else {
         return text;
     };
     let rest = &text[kind.len_utf8()..];
     match kind {
-        // Colours, and moves of the cursor.
+        // Colours, and movements of the cursor.
         '[' => after_parameters(rest),
-        // Titles and links, up to BEL or `ESC \`. One without an end is taken for text.
+        // Titles and links: the sequence ends with BEL or `ESC \`. A sequence without such an end counts as text.
         ']' | 'P' | 'X' | '^' | '_' => {
             let end = rest.find(['\u{7}', '\u{1b}', '\n']);
             match end.map(|end| &rest[end..]) {
@@ -83,7 +83,7 @@ fn after_sequence(text: &str) -> &str {
                 Some(_) | None => rest,
             }
         }
-        // Two characters: a reset, another character set.
+        // Sequences of two or three characters: for example a reset, or the choice of a character set.
         '\u{20}'..='\u{2f}' => rest
             .strip_prefix(|c| matches!(c, '\u{30}'..='\u{7e}'))
             .unwrap_or(rest),

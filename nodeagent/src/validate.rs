@@ -1,4 +1,4 @@
-//! `skyhook-agent validate`: what is wrong with a package, and what commonly breaks.
+//! `skyhook-agent validate`: prints errors of a package, and warnings about common mistakes.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is shell: it reads the package"
@@ -14,7 +14,7 @@ use skyhook_oci::package_config::{self, PackageConfig};
 
 use crate::config::ValidateArgs;
 
-/// Checks a package; fails when it cannot be run.
+/// Checks a package. Fails when the package has errors.
 pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
     let directory = &args.directory;
     let report = Root::open(directory)
@@ -48,7 +48,7 @@ pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the checks allow and hosts do not.
+/// Warnings about problems that `config.json` does not show: steps that may fail on a host.
 fn warn(config: &PackageConfig, directory: &Path) -> Vec<String> {
     let mut warnings = Vec::new();
     for (mode, steps) in &config.modes {

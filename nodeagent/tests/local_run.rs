@@ -1,4 +1,4 @@
-//! `local-run` and `validate`, under a directory.
+//! Tests of `local-run` and `validate`, under a directory.
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ fn text(output: &Output) -> String {
     )
 }
 
-/// A package whose every mode runs the same script with the mode's name.
+/// A package in which every mode runs the same script, with the mode's name as its argument.
 fn package(script: &str) -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let step = |mode: &str| {
@@ -62,7 +62,7 @@ fn package(script: &str) -> TempDir {
     directory
 }
 
-/// An empty root.
+/// An empty root directory.
 fn root() -> TempDir {
     tempfile::tempdir().unwrap()
 }
@@ -118,7 +118,7 @@ fn a_dry_run_says_what_would_run_and_runs_nothing() {
     }
 }
 
-/// Copies a program and the libraries that it is linked with.
+/// Copies a program and its shared libraries to a root directory.
 fn install(root: &Path, program: &str) {
     let ldd = Command::new("ldd").arg(program).output().unwrap();
     let libraries = String::from_utf8_lossy(&ldd.stdout).into_owned();
@@ -200,7 +200,7 @@ fn an_install_and_an_upgrade_under_a_root() {
     );
 }
 
-/// A root in which the step traps SIGTERM.
+/// A package and a root directory. The step of the package traps SIGTERM.
 fn stubborn() -> (TempDir, TempDir) {
     let package = package(
         "#!/bin/bash\ntrap 'echo told >>/log; exit 0' TERM\n: >/begun\nwhile :; do sleep 0.1; done\n",
@@ -271,7 +271,7 @@ fn a_signal_ends_the_step_and_leaves_nothing() {
     }
 }
 
-/// Absolute symlinks of the root are meant for the root: whatever the run writes stays below it.
+/// Absolute symlinks below the root directory must be resolved inside it, so that all files are written below it.
 #[test]
 fn nothing_is_written_outside_of_the_root() {
     if !nix::unistd::geteuid().is_root() {
@@ -292,7 +292,7 @@ fn nothing_is_written_outside_of_the_root() {
         fs::create_dir_all(&target).unwrap();
         fs::create_dir_all(link.parent().unwrap()).unwrap();
         std::os::unix::fs::symlink(&target, link).unwrap();
-        // The same place inside the root.
+        // The same path inside the root directory.
         let inside = root.path().join(target.strip_prefix("/").unwrap());
         fs::create_dir_all(inside).unwrap();
     }

@@ -1,4 +1,4 @@
-//! The probes against an agent that runs.
+//! Tests of the probes with a running agent.
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -51,7 +51,7 @@ impl Agent {
         Self { child, root, is_up }
     }
 
-    /// What a probe says: nothing when it is green.
+    /// Runs a probe. Returns its error message if it fails.
     fn probe(&self, live: bool) -> Result<(), String> {
         let output = Command::new(env!("CARGO_BIN_EXE_skyhook-agent"))
             .arg("ready")
@@ -92,7 +92,7 @@ fn kubeconfig(port: u16) -> String {
     )
 }
 
-/// An API with no lease in it, while it is up.
+/// A Kubernetes API without a lease. It answers only while `is_up` is true.
 fn serve(is_up: Arc<AtomicBool>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -110,7 +110,7 @@ fn answer(mut stream: TcpStream) {
     const LIST: &str = r#"{"apiVersion":"skyhook.nvidia.com/v1alpha1","kind":"InterruptionLeaseList","metadata":{"resourceVersion":"1"},"items":[]}"#;
     let mut request = [0; 8192];
     while let Ok(n @ 1..) = stream.read(&mut request) {
-        // A watch in which nothing happens.
+        // A watch without events.
         if String::from_utf8_lossy(&request[..n]).contains("watch=1") {
             let _sent = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
             continue;
@@ -125,7 +125,7 @@ fn answer(mut stream: TcpStream) {
     }
 }
 
-/// Waits until the probe says what is wanted.
+/// Repeats a probe until it has the wanted result.
 fn until(agent: &Agent, live: bool, want: impl Fn(&Result<(), String>) -> bool) {
     let end = Instant::now() + Duration::from_secs(60);
     loop {

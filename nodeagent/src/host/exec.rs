@@ -24,20 +24,21 @@ use super::systemd::{Bus, ScopeLimits, SystemdError};
 use crate::supervise::{RESULT, Spec, StepResult};
 use crate::text::{last_lines, plain};
 
-/// How long a supervisor may take to get ready.
+/// How long a supervisor may take until it says that it is ready.
 const READY: Duration = Duration::from_secs(20);
-/// When a supervisor has died: how long the remaining processes of its step may run, and the least time between
-/// SIGTERM and SIGKILL.
+/// When a supervisor has died: how long the remaining processes of its step may run before they get SIGTERM, and the
+/// minimum time between SIGTERM and SIGKILL.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a supervisor may take to write the result after the grace period of its step.
+/// After the grace period of its step: how many milliseconds a supervisor may take to write the result.
 const LAST_WORDS_MS: u64 = 10_000;
 /// File in a step's directory that says that the supervisor got its specification.
 const HANDED_OVER: &str = "handed-over";
 /// File in a step's directory with its grace period in milliseconds, when that is longer than [`ORPHAN_PATIENCE`].
 const GRACE: &str = "grace-ms";
-/// A supervisor's standard error. It holds a lock on the file for as long as it lives.
+/// File in a step's directory for the standard error of the supervisor. The supervisor holds a lock on it while it
+/// runs.
 const SUPERVISOR_LOG: &str = "supervisor.log";
-/// How much of a supervisor's own log goes into a message.
+/// How many lines and bytes of a supervisor's own log are put into a message.
 const LOG_LINES: usize = 5;
 const LOG_BYTES: usize = 1024;
 
@@ -61,7 +62,7 @@ pub enum ExecError {
     NotReady { id: u64, problem: String },
 }
 
-/// How a step ended, from the agent's view.
+/// How a step ended, as far as the agent knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StepEnd {
     Finished(StepResult),
@@ -74,23 +75,24 @@ pub enum StepEnd {
     NotStarted,
 }
 
-/// A step to be run.
+/// A step for [`Supervisors::run`].
 #[derive(Clone, Debug)]
 pub struct StepRequest {
     pub id: u64,
-    /// Package and mode: part of the scope's name.
+    /// Package and mode. The label is a part of the scope's name.
     pub label: String,
     pub spec: Spec,
     pub limits: ScopeLimits,
 }
 
-/// Supervisors in transient scopes; without a bus (no systemd), in sessions of their own.
+/// Starts and finds the supervisors of steps. Each runs in a transient scope of systemd. Without a bus (no systemd),
+/// each runs in its own session.
 #[derive(Debug)]
 pub struct Supervisors {
     bus: Option<Rc<Bus>>,
-    /// Directory of the steps, as this process sees it.
+    /// The directory with one subdirectory per step, as this process sees it.
     steps: PathBuf,
-    /// The same, as a process in PID 1's mount namespace sees it.
+    /// The same directory, as a process in the mount namespace of PID 1 sees it.
     host_steps: PathBuf,
 }
 
@@ -104,13 +106,13 @@ impl Supervisors {
         }
     }
 
-    /// Directory of the steps, as this process sees it.
+    /// The directory with one subdirectory per step, as this process sees it.
     #[must_use]
     pub fn steps(&self) -> &Path {
         &self.steps
     }
 
-    /// True while the supervisor of the step runs and has no result.
+    /// True while the supervisor of the step runs and has written no result.
     #[must_use]
     pub fn is_running(&self, id: u64) -> bool {
         is_running(&self.steps.join(format!("{id:08}")))
@@ -215,7 +217,7 @@ impl Supervisors {
         }
     }
 
-    /// The supervisor died without a result.
+    /// Called when the supervisor died without a result. Waits for the remaining processes of the step.
     async fn lost(&self, id: u64, label: &str) -> StepEnd {
         self.await_what_is_left(id, label).await;
         let directory = self.directory(id).0;
@@ -224,8 +226,8 @@ impl Supervisors {
     }
 }
 
-/// Microseconds that a scope may take to stop: the grace period of the step, and time for the supervisor to send
-/// SIGKILL and to write the result.
+/// How many microseconds a scope may take to stop: the grace period of the step, and some time for the supervisor to
+/// send SIGKILL and to write the result.
 fn stop_timeout(grace_ms: u64) -> u64 {
     grace_ms
         .saturating_add(LAST_WORDS_MS)
@@ -241,7 +243,8 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
     let mut terminated_at = None;
     let mut is_logged = false;
     loop {
-        // Count processes: a scope whose process died while it was started stays active without any.
+        // Count the processes instead of reading the scope's state: if the process died while systemd started the
+        // scope, the scope stays active without processes.
         let count = match bus.count_processes(scope).await {
             Ok(count) => count,
             // The step may still run and must not run twice: wait until systemd answers.
@@ -255,7 +258,7 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
             }
         };
         if count == 0 {
-            // Best effort: most scopes are removed by now.
+            // An error does not matter: systemd has removed most scopes by now.
             let _stopped = bus.stop(scope).await;
             return;
         }
@@ -274,14 +277,15 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
         );
         if let Some(signal) = signal {
             terminated_at.get_or_insert_with(Instant::now);
-            // It may have ended by now.
+            // An error does not matter: the processes may have ended by now.
             let _killed = bus.kill(scope, signal as i32).await;
         }
         sleep(Duration::from_millis(250)).await;
     }
 }
 
-/// The signal for processes of a scope whose supervisor died `gone` ago, and that got SIGTERM `told` ago.
+/// The signal to send to the processes of a scope. Its supervisor died `gone` ago; the processes got SIGTERM `told`
+/// ago.
 fn orphan_signal(gone: Duration, told: Option<Duration>, grace: Duration) -> Option<Signal> {
     match told {
         None if gone <= ORPHAN_PATIENCE => None,
@@ -291,14 +295,14 @@ fn orphan_signal(gone: Duration, told: Option<Duration>, grace: Duration) -> Opt
     }
 }
 
-/// The grace period of the step of this directory.
+/// The grace period of the step whose directory this is.
 fn grace(directory: &Path) -> Duration {
     let noted = fs::read_to_string(directory.join(GRACE)).ok();
     let noted = noted.and_then(|ms| ms.trim().parse().ok());
     noted.map_or(ORPHAN_PATIENCE, Duration::from_millis)
 }
 
-/// The problem, and the end of the supervisor's own log if there is any.
+/// The problem, with the last lines of the supervisor's own log if there are any.
 fn with_log(directory: &Path, problem: &str) -> String {
     let log = fs::read(directory.join(SUPERVISOR_LOG)).unwrap_or_default();
     let end = &log[log.len().saturating_sub(8 * LOG_BYTES)..];
@@ -314,7 +318,7 @@ impl Supervisors {
     pub async fn run(&self, request: StepRequest) -> Result<StepEnd, ExecError> {
         let mut child = self.start(&request).await?;
         let directory = self.directory(request.id).0;
-        // `d`, or the end of the pipe when it died.
+        // The supervisor writes `d` when the step is done. If the supervisor dies, the pipe ends.
         if let Some(stdout) = &mut child.stdout {
             let _done = stdout.read_u8().await;
         }
@@ -363,7 +367,7 @@ impl Supervisors {
             && identity(pid) == noted
             && let Ok(pid) = i32::try_from(pid)
         {
-            // It may have ended by now.
+            // An error does not matter: the supervisor may have ended by now.
             let _sent = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     }
@@ -390,7 +394,7 @@ fn open_lock(directory: &Path) -> io::Result<File> {
         .open(directory.join(SUPERVISOR_LOG))
 }
 
-/// True while a supervisor holds the lock, also one that an earlier agent started.
+/// True while a supervisor holds the lock. An earlier agent may have started the supervisor.
 fn is_locked(directory: &Path) -> bool {
     open_lock(directory)
         .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
@@ -417,10 +421,10 @@ fn read_result(directory: &Path, id: u64) -> Result<Option<StepResult>, ExecErro
     }
 }
 
-/// Pid and start time: together they name a process of this boot.
+/// Pid and start time of a process: together they are unique until the next boot.
 fn identity(pid: u32) -> String {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold spaces; the start time is the 20th field after it.
+    // The program's name in parentheses may contain spaces. The start time is the 20th field after it.
     let started = stat
         .rsplit_once(')')
         .and_then(|(_, rest)| rest.split_whitespace().nth(19))
@@ -428,7 +432,7 @@ fn identity(pid: u32) -> String {
     format!("{pid} {started}")
 }
 
-/// The reply to `StartTransientUnit` comes before the process is moved.
+/// Waits until systemd has moved the process into the scope. The reply to `StartTransientUnit` comes earlier.
 async fn await_scope(pid: u32, name: &str) -> Result<(), String> {
     let deadline = Instant::now() + READY;
     loop {
@@ -455,7 +459,7 @@ mod tests {
         };
         assert_eq!(signal(30, None, 600), None);
         assert_eq!(signal(31, None, 600), Some(Signal::SIGTERM));
-        // Told once: a program may take a second SIGTERM as a call to hurry.
+        // SIGTERM is sent once only: some programs skip their cleanup when they get a second SIGTERM.
         assert_eq!(signal(60, Some(29), 600), None);
         assert_eq!(signal(630, Some(600), 600), None);
         assert_eq!(signal(632, Some(601), 600), Some(Signal::SIGKILL));

@@ -1,5 +1,5 @@
-//! The host's own ID, which is on its disk. A machine ID may stay the same when the disk is replaced (golden images,
-//! virtual machines); this ID does not.
+//! The host ID, a random ID on the host's disk. When the disk is replaced, the machine ID may stay the same (golden
+//! images, virtual machines), but the host ID changes.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"

@@ -1,4 +1,4 @@
-//! Interrupts the host over D-Bus.
+//! Performs interrupts (reboots and restarts of units) over D-Bus.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,21 +11,21 @@ use tokio::time::{Instant, sleep};
 use super::systemd::{Bus, SystemdError, UnitState};
 use super::unit_log;
 
-/// How long the bus may be away after a unit that carries it was restarted.
+/// How long the bus may be unreachable after the restart of a unit that the bus itself needs.
 const BUS_AWAY: Duration = Duration::from_secs(90);
-/// After this time each unit is checked again: a service may fail right after its start.
+/// How long after the restarts the units are checked again: a service may fail right after its start.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How often inhibitors are listed.
+/// Time between two queries for inhibitors.
 const INHIBITORS: Duration = Duration::from_secs(5);
 
 /// How long the parts of an interrupt may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For the restart of one unit. The timeouts of the unit itself are mostly shorter.
+    /// For the restart of one unit. The timeouts in the unit file are usually shorter.
     pub job: Duration,
-    /// For inhibitors of a reboot. After that the host reboots in spite of them.
+    /// For inhibitors of a reboot. After this time the host reboots in spite of them.
     pub inhibited: Duration,
-    /// For the host to go down after it was asked to reboot.
+    /// For the host to go down after the agent asked for a reboot.
     pub going_down: Duration,
 }
 
@@ -53,7 +53,7 @@ pub enum InterruptError {
 }
 
 impl InterruptError {
-    /// False when it is known that the host was not asked for a reboot.
+    /// False when it is certain that systemd got no request for a reboot.
     #[must_use]
     pub fn may_have_been_asked(&self) -> bool {
         match self {
@@ -67,10 +67,10 @@ impl InterruptError {
 /// Interrupts one host.
 pub struct Interrupter<'a> {
     pub bus: &'a Bus,
-    /// Where the host's files are.
+    /// The host's root directory.
     pub root: &'a Path,
     pub patience: Patience,
-    /// Called with what the interrupt waits for.
+    /// Called with a message when the interrupt starts to wait for something.
     pub waits: &'a dyn Fn(String),
 }
 
@@ -83,8 +83,8 @@ impl std::fmt::Debug for Interrupter<'_> {
 }
 
 impl Interrupter<'_> {
-    /// Prepares the interrupt without changing anything on the host. For a reboot, waits for inhibitors. For the
-    /// others, returns the units to restart with their invocation IDs; a unit that cannot be restarted is an error.
+    /// Prepares the interrupt; restarts nothing yet. For a reboot, waits for inhibitors. For the others, returns the
+    /// units to restart with their invocation IDs. A unit that cannot be restarted is an error.
     pub async fn prepare(
         &self,
         interrupt: &Interrupt,
@@ -96,7 +96,7 @@ impl Interrupter<'_> {
                 return Ok(BTreeMap::new());
             }
             InterruptType::Service => units(&interrupt.services),
-            // As `service procps force-reload`, which is what NVIDIA Skyhook runs.
+            // The same as `service procps force-reload`, which NVIDIA Skyhook runs.
             InterruptType::RestartAllServices => {
                 let procps = self.bus.unit_state("procps.service").await?;
                 let unit = match absence(&procps) {
@@ -192,7 +192,8 @@ impl Interrupter<'_> {
         }
     }
 
-    /// The bus was lost, so the end of the job is not known: wait for the state of the unit.
+    /// Waits until the unit has been restarted, by polling its state. Used when the result of the job is not known, for
+    /// example because the connection to the bus was lost.
     async fn await_start(
         &self,
         unit: &str,
@@ -219,7 +220,7 @@ impl Interrupter<'_> {
         }
     }
 
-    /// What is wrong with a unit, with the last lines of its journal.
+    /// The error for a unit: the problem, with the unit's last lines in systemd's journal.
     async fn failed(&self, unit: &str, problem: String, since: i64) -> InterruptError {
         let lines = unit_log::tail(self.root, unit, since).await;
         InterruptError::Unit {
@@ -232,7 +233,7 @@ impl Interrupter<'_> {
         }
     }
 
-    /// Waits until there is no inhibitor of a shutdown, but not longer than the timeout.
+    /// Waits until nothing inhibits a shutdown, but not longer than the timeout.
     async fn await_inhibitors(&self) {
         let deadline = Instant::now() + self.patience.inhibited;
         let mut reported = Vec::new();
@@ -266,7 +267,7 @@ impl Interrupter<'_> {
     }
 }
 
-/// Sorted, once each, with `.service` where the type is left out.
+/// Names of the units, sorted and without duplicates. A name without a type gets `.service`.
 fn units(services: &[String]) -> BTreeSet<String> {
     const TYPES: [&str; 11] = [
         "service",
@@ -290,7 +291,7 @@ fn units(services: &[String]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Fails when units cannot be restarted, and names all of them, before any unit is restarted.
+/// Fails if any unit cannot be restarted. The error names all such units.
 fn check_all(states: &BTreeMap<String, UnitState>) -> Result<(), InterruptError> {
     let bad: Vec<String> = states
         .iter()
@@ -303,7 +304,7 @@ fn check_all(states: &BTreeMap<String, UnitState>) -> Result<(), InterruptError>
     }
 }
 
-/// Why a unit cannot be restarted at all.
+/// Why a unit cannot be restarted; `None` if it can.
 fn absence(state: &UnitState) -> Option<&'static str> {
     match state.load.as_str() {
         "not-found" => Some("does not exist on this host"),

@@ -12,26 +12,26 @@ use std::time::Duration;
 
 use super::Host;
 
-/// Where journald takes entries.
+/// journald's socket for entries.
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// Where journald is spoken to, from systemd 240 on.
+/// journald's socket for method calls (Varlink), since systemd 240.
 const VARLINK: &str = "/run/systemd/journal/io.systemd.journal";
-/// Where syslog daemons take messages.
+/// The socket of syslog daemons.
 const SYSLOG: &str = "/dev/log";
 const IDENTIFIER: &str = "skyhook";
-/// Normal, but significant.
+/// syslog's priority `notice`: normal but significant.
 const NOTICE: u8 = 5;
-/// syslog's facility for programs of no other one.
+/// syslog's facility `user`: for all programs that have no facility of their own.
 const USER: u8 = 1;
-/// How long an entry may take to be accepted.
+/// How long sending an entry may take.
 const SEND: Duration = Duration::from_secs(2);
-/// How long journald may take to write what it has to the disk.
+/// How long journald may take to flush its journal to the disk.
 const SYNC: Duration = Duration::from_secs(5);
-/// How long a journald that cannot be asked gets to take an entry in.
+/// How long to wait until an old journald, which cannot be asked, has added the entry to its journal file.
 const TAKE_IN: Duration = Duration::from_millis(200);
 
-/// Writes one entry to the journal of the host at `root`, with these fields (names in capitals), and waits until it is on
-/// the disk; to syslog where there is no journald. Blocks for a few seconds at most.
+/// Writes one entry to the journal of the host at `root`, and waits until the entry is on the disk. Names of the
+/// additional fields must be in capitals. Without journald, writes to syslog. Blocks for a few seconds at most.
 pub fn note(root: &Path, message: &str, fields: &[(&str, &str)]) -> io::Result<()> {
     let host = Host::open(root)?;
     match send(&host, SOCKET, &entry(message, fields)) {
@@ -59,7 +59,7 @@ fn send(host: &Host, socket: &str, bytes: &[u8]) -> io::Result<()> {
         .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
 }
 
-/// journald's own format: a value with line ends is preceded by its length.
+/// An entry in journald's native format: `NAME=value`, or name, length and value if the value contains line breaks.
 fn entry(message: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     let priority = NOTICE.to_string();
     let ours = [
@@ -82,7 +82,7 @@ fn entry(message: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     bytes
 }
 
-/// One line, for a syslog that knows no fields.
+/// A message for syslog: one line, because syslog has no fields.
 fn line(message: &str, fields: &[(&str, &str)]) -> String {
     let fields: Vec<String> = fields.iter().map(|(n, v)| format!("{n}={v}")).collect();
     let text = format!(
@@ -97,7 +97,7 @@ fn line(message: &str, fields: &[(&str, &str)]) -> String {
 fn synchronize(host: &Host) -> io::Result<()> {
     match ask_to_synchronize(&host.files.locate(VARLINK)?) {
         Ok(()) => Ok(()),
-        // An older journald cannot be asked to write. It has the file mapped, so fsync of the file writes its pages.
+        // An older journald cannot be asked to flush. It maps the journal file, so fsync flushes the mapped pages.
         Err(e) if is_absent(&e) => {
             std::thread::sleep(TAKE_IN);
             synchronize_files(&host.files.locate("/var/log/journal")?)
@@ -124,7 +124,7 @@ fn ask_to_synchronize(socket: &Path) -> io::Result<()> {
     }
 }
 
-/// Nothing is there when the journal is kept in memory alone.
+/// Flushes the journal files. There are none when journald keeps the journal in memory only.
 fn synchronize_files(journals: &Path) -> io::Result<()> {
     for machine in fs::read_dir(journals).into_iter().flatten().flatten() {
         match File::open(machine.path().join("system.journal")) {
@@ -146,7 +146,7 @@ mod tests {
 
     const FIELDS: [(&str, &str); 2] = [("PACKAGE", "tuning|1.2.0"), ("REASON", "two\nlines")];
 
-    /// A host root with this socket in it.
+    /// Creates a socket in the root directory of a test host.
     fn socket(root: &Path, path: &str) -> UnixDatagram {
         let path = root.join(path.trim_start_matches('/'));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -161,7 +161,7 @@ mod tests {
         bytes
     }
 
-    /// Answers one request with this, and gives the request back.
+    /// A journald that answers one request with `answer`, and returns the request.
     fn journald(root: &Path, answer: &'static [u8]) -> thread::JoinHandle<Vec<u8>> {
         let listener = UnixListener::bind(root.join(VARLINK.trim_start_matches('/'))).unwrap();
         thread::spawn(move || {
@@ -212,7 +212,7 @@ mod tests {
         fs::write(machine.join("system.journal"), "x").unwrap();
         note(root.path(), "text", &[]).unwrap();
         assert!(received(&journal).starts_with(b"MESSAGE=text\n"));
-        // One that cannot be written is no success.
+        // A journal file that cannot be opened is an error.
         fs::remove_file(machine.join("system.journal")).unwrap();
         std::os::unix::fs::symlink("system.journal", machine.join("system.journal")).unwrap();
         note(root.path(), "text", &[]).unwrap_err();

@@ -1,4 +1,4 @@
-//! Limits of a step: the scope's from the package's resources, and the process' own from the host.
+//! Limits of a step: limits of its scope from the package's resources, and rlimits of its processes from the host.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's view of the host"
@@ -13,7 +13,8 @@ use skyhook_crds::quantity::InvalidQuantity;
 use super::systemd::{Bus, ScopeLimits};
 use crate::supervise::{Limit, Resource};
 
-/// Units of container runtimes, or of what starts one, whose limits containers inherit.
+/// Units of container runtimes, or of programs that start a container runtime. Containers inherit the rlimits of the
+/// unit.
 const RUNTIMES: [&str; 10] = [
     "containerd.service",
     "crio.service",
@@ -27,7 +28,7 @@ const RUNTIMES: [&str; 10] = [
     "snap.microk8s.daemon-containerd.service",
 ];
 
-/// Names in `/proc/PID/limits` and of systemd's `DefaultLimit…` properties.
+/// Names of rlimits: in `/proc/PID/limits`, and in systemd's `DefaultLimit…` properties.
 const NAMES: [(&str, &str, Resource); 16] = [
     ("Max address space", "AS", Resource::As),
     ("Max core file size", "CORE", Resource::Core),
@@ -47,7 +48,7 @@ const NAMES: [(&str, &str, Resource); 16] = [
     ("Max stack size", "STACK", Resource::Stack),
 ];
 
-/// Limits of the step's scope.
+/// Limits of a step's scope, from the package's resources.
 pub fn scope(resources: &Resources) -> Result<ScopeLimits, InvalidQuantity> {
     let unsigned = |value: i128| u64::try_from(value.max(0)).unwrap_or(u64::MAX);
     let milli = |q: &Option<_>| {
@@ -71,7 +72,7 @@ pub fn scope(resources: &Resources) -> Result<ScopeLimits, InvalidQuantity> {
     })
 }
 
-/// Bytes as a Kubernetes quantity, with the largest unit that they are a whole number of.
+/// Bytes as a Kubernetes quantity: a whole number with the largest possible unit.
 #[must_use]
 pub(crate) fn quantity(bytes: u64) -> String {
     const UNITS: [(u64, &str); 8] = [
@@ -93,14 +94,15 @@ pub(crate) fn quantity(bytes: u64) -> String {
         )
 }
 
-/// The kubelet's conversion of milli-CPUs: shares, then the weight of cgroup version 2.
+/// Converts milli-CPUs to the weight of cgroup version 2 in the same way as the kubelet: first to CPU shares, then to
+/// the weight.
 fn weight(milli: u64) -> u64 {
     let shares = (milli.saturating_mul(1024) / 1000).clamp(2, 262_144);
     1 + (shares - 2) * 9999 / 262_142
 }
 
-/// Limits that a process of the host starts with: the container runtime's where one runs as a unit, else systemd's
-/// defaults; empty where neither can be asked.
+/// The rlimits for the processes of steps: those of the container runtime if it runs as a unit, else systemd's
+/// defaults. Empty if both are unknown.
 pub async fn process(bus: &Bus) -> Vec<Limit> {
     for unit in RUNTIMES {
         if let Ok(pid) = bus.main_pid(unit).await

@@ -1,4 +1,4 @@
-//! systemd over D-Bus: scopes for steps, and units for interrupts. systemctl is never run.
+//! Calls to systemd over D-Bus: starts scopes for steps, and restarts units for interrupts. Does not use systemctl.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,9 +20,9 @@ pub use version::too_old;
 /// How long calls may take.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
-    /// A call that is answered at once, or never.
+    /// For a call that systemd answers at once.
     quick: Duration,
-    /// A reload of all units, and calls that may wait for one: systemd answers nothing during a reload.
+    /// For a reload of all units, and for calls that may have to wait for a reload: systemd answers no call during it.
     slow: Duration,
 }
 
@@ -36,7 +36,7 @@ impl Default for Patience {
     }
 }
 
-/// What went wrong on the bus.
+/// Why a call to systemd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
     #[error("the system bus at {address} does not answer")]
@@ -68,7 +68,7 @@ impl SystemdError {
         }
     }
 
-    /// True when the bus was lost. The call may have had an effect.
+    /// True when the connection to the bus failed or was lost. The call may have had an effect.
     #[must_use]
     pub fn is_bus_lost(&self) -> bool {
         match self {
@@ -130,18 +130,18 @@ trait Unit {
     fn invocation_id(&self) -> zbus::Result<Vec<u8>>;
 }
 
-/// The bus, connected when it is first needed and again after it was lost.
+/// The connection to the system bus. It is made at the first call, and again after it was lost.
 #[derive(Debug)]
 pub struct Bus {
     address: String,
     connection: Mutex<Option<Connection>>,
     patience: Patience,
-    /// Properties of scopes that this manager does not know, in the order in which that was found.
+    /// Properties of scopes that this version of systemd has refused as unknown, in the order of the refusals.
     unknown: Mutex<Vec<String>>,
 }
 
 impl Bus {
-    /// The system bus of the host that is at `root`.
+    /// The system bus of the host whose root directory is `root`.
     #[must_use]
     pub fn of(root: &Path) -> Self {
         Self::at(
@@ -201,7 +201,8 @@ impl Bus {
             .await
     }
 
-    /// Closes the connection when the answer says that the bus was lost.
+    /// Passes an answer on. If it says that the bus was lost, closes the connection, so that the next call makes a new
+    /// one.
     async fn noting_loss<T>(&self, answer: Result<T, SystemdError>) -> Result<T, SystemdError> {
         if let Err(e) = &answer
             && e.is_bus_lost()
@@ -211,7 +212,7 @@ impl Bus {
         answer
     }
 
-    /// A call that is answered at once, or never.
+    /// Makes a call that systemd answers at once.
     async fn quick<T>(
         &self,
         name: &str,
@@ -220,7 +221,7 @@ impl Bus {
         within(name, self.patience.quick, future).await
     }
 
-    /// A call that may have to wait for the end of a reload.
+    /// Makes a call that may have to wait for the end of a reload.
     async fn slow<T>(
         &self,
         name: &str,
@@ -229,7 +230,7 @@ impl Bus {
         within(name, self.patience.slow, future).await
     }
 
-    /// How many processes a unit has; none when there is no such unit.
+    /// Number of processes of a unit; 0 when there is no such unit.
     pub async fn count_processes(&self, unit: &str) -> Result<usize, SystemdError> {
         let manager = self.manager().await?;
         let name = format!("GetUnitProcesses({unit})");
@@ -241,7 +242,7 @@ impl Bus {
         }
     }
 
-    /// Stops a unit, without waiting for the job.
+    /// Stops a unit. Does not wait until the unit has stopped.
     pub async fn stop(&self, unit: &str) -> Result<(), SystemdError> {
         let manager = self.manager().await?;
         let name = format!("StopUnit({unit})");
@@ -261,14 +262,14 @@ impl Bus {
         self.noting_loss(killed).await
     }
 
-    /// Reads the configuration of all units again.
+    /// Makes systemd read all unit files again, as `systemctl daemon-reload` does.
     pub async fn reload(&self) -> Result<(), SystemdError> {
         let manager = self.manager().await?;
         let reloaded = self.slow("Reload", manager.reload()).await;
         self.noting_loss(reloaded).await
     }
 
-    /// State of a unit that is loaded.
+    /// State of a unit. Makes systemd load the unit if necessary.
     pub async fn unit_state(&self, unit: &str) -> Result<UnitState, SystemdError> {
         let manager = self.manager().await?;
         let state = async {
@@ -288,7 +289,7 @@ impl Bus {
         self.noting_loss(state).await
     }
 
-    /// Restarts (or starts) a unit and waits for the job; the job's result, `done` when all went well.
+    /// Restarts (or starts) a unit, and waits for the end of the job. Returns the job's result: `done` means success.
     pub async fn run_job(
         &self,
         unit: &str,
@@ -319,14 +320,14 @@ impl Bus {
         self.noting_loss(result).await
     }
 
-    /// Waits until the bus answers again.
+    /// Waits until systemd answers on the bus again.
     pub async fn reconnect(&self, patience: Duration) -> Result<(), SystemdError> {
         let deadline = tokio::time::Instant::now() + patience;
         loop {
             self.release().await;
             match self.manager().await {
                 Ok(manager) => {
-                    // D-Bus may be up before systemd is on it.
+                    // The bus may be up before systemd has connected to it.
                     if self
                         .quick("GetUnit", manager.get_unit("-.mount"))
                         .await
@@ -349,12 +350,12 @@ impl Bus {
     }
 }
 
-/// State of a unit.
+/// State of a unit: systemd's properties `LoadState`, `ActiveState` and `InvocationID`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitState {
     pub load: String,
     pub active: String,
-    /// A new value at every start. Empty for a unit that was never started.
+    /// The invocation ID: a new value at every start. Empty for a unit that was never started.
     pub invocation: String,
 }
 
@@ -381,7 +382,7 @@ impl SystemdError {
     }
 }
 
-/// True for an error that systemd itself answered with. Other errors come from the bus.
+/// True for an error that systemd itself sent as its answer. Other errors come from the bus or the connection.
 fn is_answer(error: &zbus::Error) -> bool {
     if let zbus::Error::FDO(error) = error {
         return !matches!(

@@ -1,4 +1,4 @@
-//! The last lines of a unit's journal, read by the host's own journalctl.
+//! Reads the last lines of a unit in systemd's journal, with the host's own journalctl.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -10,13 +10,14 @@ use tokio::time::{sleep, timeout};
 use crate::text::plain;
 
 const LINES: usize = 5;
-/// Characters of one line.
+/// Maximum number of characters of a line.
 const WIDTH: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The last lines that the unit, and systemd about it, wrote since `since` (Unix seconds); none where there is no journal.
+/// The last lines since `since` (Unix seconds) that were written by the unit, or by systemd about the unit. Empty if
+/// there is no journal.
 pub(super) async fn tail(root: &Path, unit: &str, since: i64) -> Vec<String> {
-    // The last entries about a failure may not be in the journal yet.
+    // Without this, the last entries about a failure may not be in the journal yet.
     let _synced = journalctl(root, &["--sync".to_owned()]).await;
     let args = [
         format!("--unit={unit}"),
@@ -36,7 +37,7 @@ pub(super) async fn tail(root: &Path, unit: &str, since: i64) -> Vec<String> {
     Vec::new()
 }
 
-/// Runs journalctl with the host's root as its own.
+/// Runs the host's journalctl with the host's root directory as its root, and returns its output.
 async fn journalctl(root: &Path, args: &[String]) -> String {
     let command = Command::new("/proc/self/exe")
         .arg("in-root")
@@ -57,7 +58,7 @@ async fn journalctl(root: &Path, args: &[String]) -> String {
     }
 }
 
-/// The lines for a message: no empty or very long ones, and no control sequences.
+/// The lines for a message: without empty lines and control sequences, and with long lines cut.
 fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = plain(text)
         .lines()

@@ -122,7 +122,7 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     let path = directory.path().join("journal");
     let body = r#"{"nextStep":"of another shape"}"#;
     let mut newer = String::new();
-    // The same form too, when somebody forgot to give it another number.
+    // The format number may be the same, if a developer forgot to change it.
     for form in [1, 2] {
         newer = format!("skyhook-journal {form} {}\n{body}", digest(body.as_bytes()));
         fs::write(&path, &newer).unwrap();
@@ -130,13 +130,13 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
         assert!(error.contains("written by a newer agent"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), newer);
     }
-    // One that only looks newer is corrupt.
+    // A journal with a newer number and a wrong digest is corrupt.
     fs::write(&path, newer.replace("another", "an other")).unwrap();
     let (_, aside) = Journal::open(directory.path()).unwrap();
     assert!(aside.is_some());
 }
 
-/// A disk that remembers every operation.
+/// A disk that records every operation.
 #[derive(Default)]
 struct Recorder(Vec<Operation>);
 
@@ -174,11 +174,11 @@ impl Disk for Recorder {
     }
 }
 
-/// What the journal can hold after a power cut that follows these operations: what was not synced is there, is not, or is
-/// there in part, and a rename that was not synced may have happened or not.
+/// All possible contents of the journal after these operations and a power failure. Data that was not synced may be
+/// missing completely or partly. A rename that was not synced may have happened or not.
 fn after_power_cut(operations: &[Operation]) -> Vec<Option<Vec<u8>>> {
     let mut durable: Option<Vec<u8>> = None;
-    // Contents that the name may lead to besides.
+    // Other contents that the file may have.
     let mut possible: Vec<Option<Vec<u8>>> = Vec::new();
     let mut temporary: (Vec<u8>, bool) = (Vec::new(), false);
     for operation in operations {
@@ -254,7 +254,7 @@ fn a_power_cut_at_any_operation_of_a_run_leaves_a_state_that_was_saved() {
     }
 }
 
-/// An agent that finds this journal, and no result of any step, brings the host to the end.
+/// Checks that an agent with this journal, and without the result of any step, completes the work.
 fn recovers(found: State) {
     let mut world = World::new();
     world.run = found.run;
@@ -273,7 +273,7 @@ fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     fs::rename(&directory, &away).unwrap();
     let error = journal.save(state("after")).unwrap_err();
     assert!(matches!(error, JournalError::Io { .. }), "{error}");
-    // What was not written is not believed to be written.
+    // The state in memory has not changed, because the file was not written.
     assert_eq!(journal.state, state("before"));
     fs::rename(&away, &directory).unwrap();
     journal.save(state("after")).unwrap();
@@ -300,7 +300,7 @@ fn a_host_remembers_so_many_skyhooks() {
     let first = state.skyhooks.first_key_value().unwrap();
     assert_eq!(first.0, "skyhook-135");
     assert_eq!(first.1.revision, "revision-135");
-    // What is gone is forgotten when it has left nothing.
+    // A Skyhook that is gone is removed only if it has no package on the host.
     let mut world = World::new();
     world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
     world.settle();

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::*;
 
-/// A server that takes every request, sends this much of an answer, and then says nothing more.
+/// A server that accepts every request, sends only the beginning of an answer, and keeps the connection open.
 async fn silent_server(beginning: &'static [u8]) -> LeaseApi {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -31,7 +31,7 @@ async fn silent_server(beginning: &'static [u8]) -> LeaseApi {
 
 type Call<'a> = (&'static str, LocalBoxFuture<'a, Result<(), ApiError>>);
 
-/// Everything that the agent asks of the API.
+/// All calls that the agent makes to the API.
 fn calls<'a>(api: &'a LeaseApi, names: &'a BTreeSet<String>) -> Vec<Call<'a>> {
     let change = json!({"phase": "Accepted"});
     vec![

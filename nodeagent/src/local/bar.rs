@@ -1,9 +1,9 @@
-//! How far a run is, on a terminal or in lines.
+//! Shows the progress of `local-run`.
 use std::io::{IsTerminal as _, Write as _};
 
 use skyhook_oci::progress;
 
-/// A bar on a terminal, lines elsewhere.
+/// A progress bar on a terminal, or one line per step otherwise.
 pub(super) struct Bar {
     total: usize,
     at: usize,

@@ -1,4 +1,4 @@
-//! Bounds of all step logs together. The bounds of each file and each step are enforced where they are written.
+//! Limits of all step logs together. The module [`crate::logs`] enforces the limits of each file and each step.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's log handling"
@@ -9,19 +9,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// A file that was written in this time may belong to a running step.
+/// A log that was written within this time may belong to a running step.
 const IN_USE: Duration = Duration::from_secs(600);
-/// Directories below the one of a version: steps may be in subdirectories.
+/// Maximum depth of directories below the directory of a version: steps may be in subdirectories.
 const DEPTH: usize = 16;
 
-/// How many logs are kept.
+/// Limits of the logs that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Versions of a package whose logs are kept: those that ran last.
+    /// Number of versions of a package whose logs are kept: the versions that ran last.
     pub versions: usize,
-    /// Bytes of all logs of a package.
+    /// Maximum size in bytes of all logs of a package.
     pub package: u64,
-    /// Bytes of all logs on the host.
+    /// Maximum size in bytes of all logs on the host.
     pub host: u64,
 }
 
@@ -38,7 +38,7 @@ impl Default for Bounds {
 /// A log file of a step.
 #[derive(Debug)]
 struct Log {
-    /// `<Skyhook>/<package>`.
+    /// Names of the Skyhook and of the package.
     package: (String, String),
     version: String,
     written: SystemTime,
@@ -46,8 +46,8 @@ struct Log {
     path: PathBuf,
 }
 
-/// Removes the oldest logs below `root` (`<root>/<Skyhook>/<package>/<version>/…`) until the rest is within the
-/// bounds. Other files stay, and so do logs that a step may be writing. Returns the bytes that are left.
+/// Removes the oldest logs below `root` (`<root>/<Skyhook>/<package>/<version>/…`) until the rest is within the bounds.
+/// Other files, and logs that a step may still write, stay. Returns the size of the remaining logs in bytes.
 pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
     let mut logs = logs(root);
     logs.sort_by_key(|log| log.written);
@@ -58,7 +58,7 @@ pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
     let mut kept_versions: BTreeMap<&(String, String), BTreeSet<&str>> = BTreeMap::new();
     let mut of_package: BTreeMap<&(String, String), u64> = BTreeMap::new();
     let mut of_host = 0;
-    // From the newest to the oldest: each log stays if there is room.
+    // From the newest to the oldest: a log stays if it fits into the bounds.
     for log in logs.iter().rev() {
         let versions = kept_versions.entry(&log.package).or_default();
         let is_known = versions.contains(log.version.as_str());
@@ -115,7 +115,7 @@ fn collect(
     }
 }
 
-/// Directories in a directory, by name. Links are not followed.
+/// The subdirectories of a directory: name and path. Symlinks are not followed.
 fn directories(at: &Path) -> Vec<(String, PathBuf)> {
     fs::read_dir(at)
         .into_iter()
@@ -155,7 +155,7 @@ mod tests {
     struct Logs(tempfile::TempDir);
 
     impl Logs {
-        /// A log of `bytes` bytes that was written so many days after the beginning.
+        /// Creates a log of `bytes` bytes with an mtime of `days` days after 1970-01-01.
         fn put(&self, path: &str, bytes: usize, days: u32) {
             let path = self.0.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -165,7 +165,7 @@ mod tests {
                 .unwrap();
         }
 
-        /// Names of what is left, after a prune so many days after the beginning.
+        /// Removes old logs at a time of `days` days after 1970-01-01, and returns the names of the remaining files.
         fn left(&self, bounds: Bounds, days: u32) -> Vec<String> {
             let bytes = prune(self.0.path(), bounds, SystemTime::UNIX_EPOCH + DAY * days);
             let mut left = Vec::new();
@@ -222,7 +222,7 @@ mod tests {
                 &[("s/p/1", 60, 1), ("s/q/1", 60, 2), ("t/p/1", 60, 3)],
                 &[1, 2],
             ),
-            // Written to in the last minutes: a step may go on.
+            // These logs were written in the last minutes: a step may still write them.
             ("in use", &[("s/p/1", 90, 9), ("s/p/1", 90, 9)], &[0, 1]),
         ];
         for (name, files, want) in rows {
@@ -251,7 +251,7 @@ mod tests {
         logs.put("s/p/1/notes.txt", 10, 1);
         logs.put(&log("s/p/1", 1), 10, 1);
         logs.put(&format!("{}.err", log("s/q/1/deep", 1)), 10, 1);
-        // Directories have changed just now.
+        // The mtime of the directories is now, so prune at a time after now.
         let days = u32::try_from(SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86_400);
         assert_eq!(logs.left(none, days.unwrap() + 2), ["s/p/1/notes.txt"]);
         assert!(logs.0.path().join("s/p/1").exists());

@@ -1,4 +1,4 @@
-//! What can start now.
+//! Starts everything that can start now: pulls, stages, steps and interrupts.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,8 @@ use super::effect::Effect;
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
 use super::{retry, wave};
 
-/// Number of packages with a running step, or one in preparation, at the same time. Each needs a supervisor.
+/// Maximum number of packages that prepare a stage or run a step at the same time. Each running step needs a supervisor
+/// process.
 const WIDTH: usize = 16;
 
 /// Starts every package that may start.
@@ -47,8 +48,8 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
     effects
 }
 
-/// When [`advance`] has something to do although no event comes. Leaves out what waits for more than time, because
-/// that time may be past.
+/// When [`advance`] has something to do without an event. Ignores the times of packages that also wait for something
+/// else: such a time may be past, and the agent would wake up again and again.
 pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
     if p.unable.is_some() {
         return None;
@@ -162,7 +163,8 @@ pub(super) fn is_turn(p: &Progress, entry: &Entry) -> bool {
         && (!p.serial || serial_turn(p).as_deref() == Some(entry.name.as_str()))
 }
 
-/// The one package that a serial Skyhook works on: first packages to uninstall, then by dependency and name.
+/// The package that a serial Skyhook works on: first packages to uninstall, then others in the order of dependencies
+/// and names.
 fn serial_turn(p: &Progress) -> Option<String> {
     let leaving = p.entries.values().find(|e| is_leaving(p, e));
     leaving.map(|e| e.name.clone()).or_else(|| {
@@ -182,7 +184,7 @@ fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
     free && may_start(p, entry)
 }
 
-/// True when the package may start, apart from a delay or a step that is running.
+/// True when the package may start. Does not check whether a delay is over or a step is running.
 fn may_start(p: &Progress, entry: &Entry) -> bool {
     entry.image_state == ImageState::Ready
         && !entry.is_done()

@@ -1,4 +1,4 @@
-//! What goes into [`super::step`] and what comes out of it.
+//! Inputs and effects of [`super::step`].
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use skyhook_oci::RetryClass;
 use super::progress::{Half, StepPlan};
 use crate::text;
 
-/// An event, and when it happened.
+/// An event, and the time when it happened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
     /// Unix milliseconds.
@@ -27,7 +27,7 @@ pub enum Event {
     Restarted {
         boot_id: String,
     },
-    /// The lease, as the watch shows it.
+    /// The lease was seen in the watch, or read from the API.
     LeaseSeen(LeaseView),
     ImageReady {
         key: String,
@@ -42,8 +42,8 @@ pub enum Event {
         key: String,
         plan: StepPlan,
     },
-    /// The stage's files could not be put on the host, or its steps not be started. Of a terminal class: another image is
-    /// needed, or other settings.
+    /// The stage's files could not be put on the host, or a step could not be started. With a terminal class, the user
+    /// must change the image or the settings.
     StageFailed {
         key: String,
         reason: String,
@@ -66,11 +66,12 @@ pub enum Event {
         key: String,
         id: u64,
     },
-    /// `phase: Running` is written over the lease that said `Drained`.
+    /// `phase: Running` was written to the lease that said `Drained`.
     RunningWritten,
     /// `phase: Running` was not written, because the lease has changed.
     RunningRefused,
-    /// The lease was read before an interrupt: whether it still asks for this work. True when the API does not answer.
+    /// The lease was read before an interrupt. `stands` is true when the lease still asks for this work, and also when
+    /// the API does not answer.
     LeaseLooked {
         lease: String,
         stands: bool,
@@ -98,8 +99,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// The event with every text cut to the length of a message and without control sequences. The texts go into the
-    /// journal, the lease, the Node and the Skyhook. The agent's log has the whole text.
+    /// The event with every text cut to the length of a message and without control sequences. These texts are written
+    /// to the journal, the lease, the Node and the Skyhook. The agent's log has the whole text.
     #[must_use]
     pub(super) fn bounded(self) -> Self {
         let bounded = |text: String| text::message(&text);
@@ -168,7 +169,7 @@ pub struct LeaseView {
 }
 
 impl LeaseView {
-    /// What the lease asks of the agent on the Node with this UID, which works on it.
+    /// What the lease asks of the agent that works on it. `node_uid` is the UID of the agent's Node.
     #[must_use]
     pub fn of(lease: &InterruptionLease, node_uid: &str) -> Self {
         let duty = protocol::agent_duty(lease, node_uid);
@@ -199,7 +200,7 @@ pub enum Outcome {
 pub enum Effect {
     /// Pull the package's image into the store.
     PullImage { key: String },
-    /// Put the files of the package on the host and answer which steps the stage has.
+    /// Put the files of the package on the host, and answer with the steps of the stage.
     PrepareStage { key: String, half: Half },
     /// Start a supervisor for a step.
     RunStep {
@@ -221,7 +222,7 @@ pub enum Effect {
     WriteRunning { resource_version: String },
     /// Read the lease and answer whether it still asks for this work.
     LookAtLease,
-    /// Before services are restarted: find their units. Before a reboot: report it and wait for inhibitors.
+    /// Before a restart of services: find their units. Before a reboot: report the reboot and wait for inhibitors.
     PrepareInterrupt { owner: String, interrupt: Interrupt },
     /// Stop preparing the interrupt.
     CallOffInterrupt,

@@ -1,4 +1,4 @@
-//! Which stages each package has to run, from what is installed to what the revision wants.
+//! Plans which stages each package has to run, to get from the installed packages to those that the revision wants.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,9 +9,9 @@ use skyhook_crds::{Stage, State, glob};
 
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 
-/// Puts every package at the first stage that it has to go through.
+/// Sets every package to the first stage that it has to run.
 pub(super) fn begin(p: &mut Progress, now: i64) {
-    // Pulls of an earlier lease ended with it, and the images may have been removed since.
+    // Pulls for an earlier lease ended with that lease, and its images may have been removed from the store.
     for entry in p.entries.values_mut() {
         entry.image_state = ImageState::Unknown;
     }
@@ -39,14 +39,14 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     }
 }
 
-/// Plans one package: at the start of a lease, and again whenever it has completed a cycle.
+/// Plans one package. Called at the start of a lease, and again after each complete cycle of the package.
 pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
     let Some(wanted) = p.wanted.get(name).cloned() else {
         return;
     };
     let wanted_key = key(name, &wanted.version);
-    // A parked version that never started is not on the host. One that was installed before it was parked has to be
-    // uninstalled.
+    // A parked version (one that waits until another version is uninstalled) that never started is not on the host. A
+    // parked version that was installed before has to be uninstalled.
     p.entries
         .retain(|k, e| e.name != name || *k == wanted_key || e.started || !e.is_parked());
     let others: Vec<(String, Option<Ordering>, bool)> = p
@@ -96,12 +96,13 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
         entry.message = "will be uninstalled".to_owned();
         entry.set(Stage::Uninstall, State::InProgress, now);
     }
-    // The package is uninstalled, so the interrupt that it asked for is dropped.
+    // The version is going to be uninstalled, so its interrupt is no longer needed.
     if let Some(cycle) = &mut entry.cycle {
         cycle.interrupt = None;
     }
 }
 
+/// Parks the wanted version of a package: it waits until the other version is uninstalled.
 fn park(p: &mut Progress, name: &str, wanted: &Wanted, now: i64) {
     start(p, name, wanted, Stage::Apply, now);
     if let Some(entry) = p.entries.get_mut(&key(name, &wanted.version)) {
@@ -165,7 +166,7 @@ fn cycle(
     }
 }
 
-/// The wanted version is on the host, wholly or in part.
+/// Plans a package whose wanted version is on the host, completely or partly.
 fn resume(p: &mut Progress, key: &str, wanted: &Wanted, now: i64) {
     let Some(entry) = p.entries.get(key).cloned() else {
         return;
@@ -183,10 +184,12 @@ fn resume(p: &mut Progress, key: &str, wanted: &Wanted, now: i64) {
     }
 }
 
-/// The package is complete: starts what its changes since then need.
+/// Plans a package that is complete: starts a cycle if its configuration has changed, or if it has an interrupt now and
+/// had none before.
 fn revisit(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
     let Some(configured) = &entry.configured else {
-        // Only the Node's record knows of it. The record says complete, so it counts as configured.
+        // The package is only in the Node's record and not in the journal. It is complete there, so its configuration
+        // counts as applied.
         let cycle = cycle(p, wanted, None, None);
         if let Some(entry) = p.entries.get_mut(key) {
             entry.configured = Some(wanted.config.clone());
@@ -207,7 +210,8 @@ fn revisit(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64
     }
 }
 
-/// The package is in the middle of a cycle that an agent of ours started.
+/// Plans a package in the middle of a cycle that is in the journal: continues the cycle, or starts it again if the
+/// package has changed.
 fn go_on(
     p: &mut Progress,
     key: &str,
@@ -257,7 +261,7 @@ fn go_on(
     if let Doing::Retry { at, .. } = &mut entry.doing {
         *at = now;
     }
-    // A whole cycle ends with the interrupt that the package has now.
+    // A cycle that began with apply or upgrade ends with the interrupt that the package has now.
     if whole && !interrupted {
         entry.had_interrupt = wanted.interrupt.is_some();
         if let Some(cycle) = &mut entry.cycle {
@@ -270,7 +274,8 @@ fn go_on(
     }
 }
 
-/// Only the Node's record says which stage is next: NVIDIA Skyhook wrote it, or somebody asked for a rerun.
+/// Plans a package whose next stage is known only from the Node's record: NVIDIA Skyhook wrote the record, or a user
+/// edited it to run stages again.
 fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
     let has_interrupt = wanted.interrupt.is_some();
     let stage = match (entry.stage, entry.state) {
@@ -295,7 +300,7 @@ fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) 
     }
 }
 
-/// Keys that were added, changed or removed.
+/// Keys of the configMap that were added, changed or removed.
 fn changed_keys(
     before: &BTreeMap<String, String>,
     after: &BTreeMap<String, String>,
@@ -308,7 +313,7 @@ fn changed_keys(
         .collect()
 }
 
-/// The merged interrupt of every pattern that matches a changed key.
+/// Merges the interrupts of all patterns in `configInterrupts` that match a changed key.
 fn matching(wanted: &Wanted, changed: &BTreeSet<String>) -> Option<Interrupt> {
     Interrupt::merge(
         wanted

@@ -46,7 +46,7 @@ pub struct Progress {
     pub ended: Option<Phase>,
     /// Number of the next step. No number is used twice on a host.
     pub next_step: u64,
-    /// Boot in which this was written.
+    /// Boot ID of the boot in which this progress was written.
     pub boot_id: String,
     /// How often each package asked for a reboot, by `name|version`. Counted before systemd is asked. Removed when the
     /// package is complete, edited, or at another version.
@@ -54,7 +54,7 @@ pub struct Progress {
     pub reboots: BTreeMap<String, u32>,
     #[serde(default)]
     pub reboot_cap: RebootCap,
-    /// Why nothing can be done on this host. While it is set, no step starts.
+    /// Why the agent cannot work on this host. While this is set, no step starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,
     /// When phase, package, stage and state last changed.
@@ -72,7 +72,7 @@ impl Default for RebootCap {
     }
 }
 
-/// What the status shows, and since when.
+/// What the lease's status shows, and since when it has shown this.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     pub what: String,
@@ -86,7 +86,7 @@ pub type Entries = BTreeMap<String, Entry>;
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopping {
     pub reason: StopReason,
-    /// When running steps are ended, in Unix milliseconds. Unset: they may take as long as they need.
+    /// When running steps are ended, in Unix milliseconds. `None`: running steps have no time limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_steps_at: Option<i64>,
 }
@@ -165,7 +165,7 @@ pub struct Entry {
     pub message: String,
     #[serde(default)]
     pub since: String,
-    /// The last cycle; `None` when only the Node's record knows of the package.
+    /// The last cycle; `None` when the package is only in the Node's record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cycle: Option<Cycle>,
     /// Digests of the configMap's values when the config stage last completed.
@@ -239,7 +239,7 @@ pub enum ImageState {
     },
 }
 
-/// What runs for a package now.
+/// What the agent does for a package now.
 ///
 /// ```text
 /// Idle      ── its turn ────────────────────► Preparing
@@ -331,7 +331,7 @@ impl Entry {
         }
     }
 
-    /// A package that only the Node's record knows of.
+    /// A package that is in the Node's record and not in the journal.
     #[must_use]
     pub fn adopted(status: &PackageStatus) -> Self {
         let wanted = Wanted {
@@ -345,7 +345,7 @@ impl Entry {
             ..Self::new(&status.name, &wanted, status.stage, status.state, "")
         };
         Self {
-            // The record lists a package when its first step starts. The one exception is a parked version.
+            // The record lists a package from the start of its first step on. Only a parked version is listed earlier.
             started: !entry.is_parked(),
             ..entry
         }
@@ -357,13 +357,13 @@ impl Entry {
         key(&self.name, &self.version)
     }
 
-    /// True when the package has been through its whole cycle.
+    /// True when the package has completed its cycle.
     #[must_use]
     pub fn is_done(&self) -> bool {
         is_finished(self.stage, self.state)
     }
 
-    /// True for the new version of a downgrade that waits for the old one to be uninstalled.
+    /// True for a parked version: the new version of a downgrade, which waits until the old version is uninstalled.
     #[must_use]
     pub fn is_parked(&self) -> bool {
         self.stage == Stage::Uninstall && self.state == State::Skipped
@@ -395,7 +395,7 @@ impl Entry {
         }
     }
 
-    /// Sets `stage` and `state`, and `since` when they change.
+    /// Sets `stage` and `state`. If one of them changes, also sets `since`.
     pub(crate) fn set(&mut self, stage: Stage, state: State, now: i64) {
         if (self.stage, self.state) != (stage, state) {
             self.since = time(now);
@@ -443,7 +443,7 @@ impl Progress {
         self.wanted.get(name).map(|w| key(name, &w.version))
     }
 
-    /// True when the wanted version of `name` has been through its whole cycle.
+    /// True when the wanted version of `name` has completed its cycle.
     #[must_use]
     pub fn is_complete(&self, name: &str) -> bool {
         self.wanted_key(name)

@@ -31,7 +31,8 @@ pub(super) fn wants_reboot(p: &Progress, key: &str) -> bool {
     interrupt.is_some_and(|interrupt| interrupt.kind == InterruptType::Reboot)
 }
 
-/// True for a package that has reached the cap. The reboot that is under way now is left out of the count.
+/// True for a package that has reached the cap. A reboot that is already counted for the current wave is left out of
+/// the count here.
 pub(super) fn is_capped(p: &Progress, key: &str) -> bool {
     let is_counted = p.wave.as_ref().is_some_and(|w| w.counted.contains(key));
     let count = p.reboots.get(key).copied().unwrap_or_default();
@@ -52,7 +53,7 @@ pub(super) fn count(p: &mut Progress) {
     }
 }
 
-/// Takes the last count back: systemd was not asked.
+/// Undoes the last count, because systemd was not asked.
 pub(super) fn uncount(p: &mut Progress) {
     let Some(wave) = &mut p.wave else { return };
     for key in std::mem::take(&mut wave.counted) {
@@ -63,7 +64,7 @@ pub(super) fn uncount(p: &mut Progress) {
     p.reboots.retain(|_, count| *count > 0);
 }
 
-/// Packages at the cap stay at the interrupt stage, and their message says why.
+/// Keeps packages that have reached the cap at the interrupt stage, and sets their messages.
 pub(super) fn refuse(p: &mut Progress, now: i64) {
     let participants = participants(p);
     let Some(wave) = &p.wave else { return };

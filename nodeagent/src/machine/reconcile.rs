@@ -1,8 +1,9 @@
-//! What counts when the Node's record and the host's journal differ.
+//! Decides which packages are installed when the Node's record and the host's journal differ.
 //!
-//! The Node's annotations say what is installed, the journal says what runs. When somebody edited the annotations, the
-//! annotations count. When the Node was registered again and has no result of ours, the journal counts. Without a
-//! journal the annotations count, unless they are of another host: then nothing is installed.
+//! The record is in the Node's annotations and says what is installed. The journal says what runs. If a user edited the
+//! annotations, the annotations are right. If the Node was deleted and registered again, it has no result of this
+//! agent, and the journal is right. Without a journal, the annotations are right, unless they are from another host:
+//! then nothing is installed.
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::installed::{PackageStates, Stamp};
@@ -15,15 +16,15 @@ use super::progress::{Entries, Entry, states};
 pub enum Source {
     /// Record and journal agree.
     Both,
-    /// The journal: the Node carries no result of ours.
+    /// The journal: the Node has no result of this agent.
     Journal,
-    /// The Node: somebody edited it, or the host has no journal.
+    /// The Node: a user edited its annotations, or the host has no journal.
     Node,
-    /// Neither: the Node's result is of another host, or of this host before its disk was replaced.
+    /// Neither: the Node's result is from another host, or from this host before its disk was replaced.
     Nothing,
 }
 
-/// The packages that are on the host that takes a lease.
+/// The packages that are installed on this host when it accepts a lease.
 #[must_use]
 pub fn of_lease(
     journal: Option<&Entries>,
@@ -37,7 +38,7 @@ pub fn of_lease(
     reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref())
 }
 
-/// The same, when the record is of this host. `journal` is `None` when the journal does not know the Skyhook.
+/// The same for a record that is from this host. `journal` is `None` when the journal does not contain the Skyhook.
 fn reconcile(
     journal: Option<&Entries>,
     installed: &PackageStates,
@@ -62,7 +63,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
             let entry = match journal.get(key) {
                 None => Entry::adopted(status),
                 Some(known) if known.status() == *status => known.clone(),
-                // The edit ends the cycle: the package goes on from the edited stage.
+                // The edit ends the cycle: the package continues from the edited stage.
                 Some(known) => Entry {
                     configured: known.configured.clone(),
                     had_interrupt: known.had_interrupt,

@@ -1,42 +1,42 @@
-//! When something that failed is tried again.
+//! Delays before the agent retries something that failed.
 
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use skyhook_oci::RetryClass;
 
-/// Delays between attempts.
+/// Range of the delays between attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
-    /// After the first.
+    /// Delay after the first failure.
     pub first_ms: i64,
     pub longest_ms: i64,
 }
 
-/// Steps, images and interrupts.
+/// For steps, images and interrupts.
 pub const STEP: Backoff = Backoff {
     first_ms: 10_000,
     longest_ms: LONGEST_MS,
 };
-/// Images that can only be pulled when somebody has done something.
+/// For images that can be pulled only after a user has changed something.
 const TERMINAL: Backoff = Backoff {
     first_ms: 10_000,
     longest_ms: 4 * 3_600_000,
 };
-/// Calls to the API.
+/// For calls to the API.
 pub const API: Backoff = Backoff {
     first_ms: 500,
     longest_ms: 30_000,
 };
-/// Writes of the status: what they say is not lost when they come late.
+/// For writes of the lease's status. Nothing is lost when such a write is late.
 pub const REPORT: Backoff = Backoff {
     first_ms: 2_000,
     longest_ms: 60_000,
 };
 
-/// What may succeed by itself never waits longer than this.
+/// The longest delay for anything that may succeed without help.
 const LONGEST_MS: i64 = 300_000;
-/// A registry is not believed that it wants to be left alone for longer than this.
+/// The longest delay that a registry can ask for (`Retry-After`).
 const LONGEST_ASKED_FOR_MS: i64 = 24 * 3_600_000;
 
 /// True when the time `at` has come. Also true when `at` is further away than the longest delay: then the clock was
@@ -46,21 +46,23 @@ pub fn is_due(at: i64, now: i64) -> bool {
     is_due_after(LONGEST_MS, at, now)
 }
 
-/// As [`is_due`], of what was given this delay.
+/// As [`is_due`], for a time that was set with this delay.
 #[must_use]
 pub fn is_due_after(delay_ms: i64, at: i64, now: i64) -> bool {
     at <= now || at > now + delay_ms
 }
 
-/// When to wake up for what is due at `at`: now, when it was due before the clock was set back.
+/// When to wake up for the time `at`. Returns `now` if `at` is too far in the future because the clock was set back.
 #[must_use]
 pub fn wake_at(at: i64, now: i64) -> i64 {
     if is_due(at, now) { now } else { at }
 }
 
-/// Milliseconds until the next attempt after so many failures in a row, the last of this class. What is not there, or is
-/// refused, is tried ever more seldom, down to once in four hours: it may be put there a minute after it was asked for, but
-/// a wrong tag stays wrong. A registry that says when to come back is obeyed.
+/// Milliseconds until the next attempt, after `failures` failures in a row; `class` is the class of the last one.
+///
+/// Terminal failures (the image does not exist, or the registry refuses access) get longer and longer delays, up to
+/// four hours. The first delays are short, because the image may be pushed a minute after the first attempt. If the
+/// registry says when to come back, the agent waits at least that long.
 #[must_use]
 pub fn delay_of_class_ms(class: RetryClass, failures: u32, what: &str) -> i64 {
     match class {
@@ -73,13 +75,13 @@ pub fn delay_of_class_ms(class: RetryClass, failures: u32, what: &str) -> i64 {
     }
 }
 
-/// True for a delay that people wonder about.
+/// True for a delay that is so long that the message must explain it.
 #[must_use]
 pub fn is_long(delay_ms: i64) -> bool {
     delay_ms > LONGEST_MS
 }
 
-/// As [`Backoff::delay_ms`], of [`STEP`].
+/// As [`Backoff::delay_ms`] for [`STEP`].
 #[must_use]
 pub fn delay_ms(failures: u32, what: &str) -> i64 {
     STEP.delay_ms(failures, what)
@@ -157,7 +159,7 @@ mod tests {
         for (asked, want) in [(3600, 3_600_000), (u64::MAX, 86_400_000)] {
             assert_eq!(delay_of_class_ms(seconds(asked), 1, "a|1"), want);
         }
-        // In a month of a wrong tag.
+        // The number of attempts in a month with a wrong tag.
         let month = 30 * 86_400_000;
         let attempts = (1..)
             .scan(0, |at, failures| {

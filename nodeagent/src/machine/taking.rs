@@ -1,11 +1,11 @@
-//! How an agent without work takes a lease. Pure, like [`super::step`].
+//! Decides how an agent that works on no lease takes the next one. Has no side effects, like [`super::step`].
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 
 use super::retry::{self, API};
 
-/// What the agent does about the lease of its node while it works on none.
+/// What the agent does with the lease of its node while it does not work on a lease.
 ///
 /// ```text
 /// Idle             ── a lease names a Node that is not known ───────────────────► FindingNode
@@ -19,11 +19,11 @@ use super::retry::{self, API};
 /// Waiting          ── its time has come ────────────────────────────────────────► Idle
 /// ```
 ///
-/// In every other state than `Idle`, the lease is looked at when that state ends.
+/// In every state other than `Idle`, a new lease has to wait until that state ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Taking {
     Idle {
-        /// Attempts that failed in a row.
+        /// Number of failed attempts in a row.
         failures: u32,
     },
     /// The Node is read, because a lease names a Node with this UID.
@@ -32,7 +32,7 @@ pub enum Taking {
     Accepting { uid: String, failures: u32 },
     /// The status of a lease that an earlier agent finished is updated.
     RefreshingStatus { uid: String, failures: u32 },
-    /// Tried again at this time, in Unix milliseconds.
+    /// An attempt failed. The next attempt is at this time, in Unix milliseconds.
     Waiting { until: i64, failures: u32 },
 }
 
@@ -42,36 +42,36 @@ impl Default for Taking {
     }
 }
 
-/// [`Taking`], and the UID of the Node.
+/// The state [`Taking`], and the UID of the Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taker {
     pub taking: Taking,
-    /// UID of the Node, as it was read last.
+    /// UID of the Node when it was last read.
     pub node_uid: Option<String>,
-    /// UID that a lease named when the Node was read last: it is read once for each.
+    /// The Node's UID in the lease for which the Node was last read. The Node is read once for each such UID.
     pub asked_for: Option<String>,
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
-    /// This is the lease as it was seen last, and the agent works on none.
+    /// The latest version of the lease. The agent works on no lease.
     Seen(&'a InterruptionLease),
     NodeFound {
         uid: &'a str,
     },
-    /// The lease is accepted, and all is there to begin.
+    /// The lease is accepted, and the revision and the Node are read.
     Taken,
-    /// The lease has changed, or the journal cannot be written: try again soon.
+    /// The lease has changed, or the journal cannot be written. The next attempt is soon.
     Hindered,
-    /// The API refuses, or does not answer.
+    /// The API refuses the call, or does not answer.
     Failed,
-    /// The status of the finished lease is true of this host.
+    /// The status of the finished lease is correct for this host.
     Refreshed,
     Ticked,
 }
 
-/// What the shell is asked to do.
+/// What the shell has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     FindNode,
@@ -80,12 +80,13 @@ pub enum Action {
         accept: bool,
     },
     RefreshStatus,
-    /// Look at the lease again.
+    /// Send the lease again as [`Input::Seen`].
     Look,
 }
 
 impl Taker {
-    /// Takes one input in. `node` is the name of the Node: a fleet does not try again in step.
+    /// Processes one input. `node` is the name of the Node: delays depend on it, so that not all nodes retry at the
+    /// same moment.
     pub fn step(&mut self, input: Input<'_>, now: i64, node: &str) -> Option<Action> {
         match input {
             Input::Seen(lease) => return self.seen(lease, now),
@@ -155,7 +156,7 @@ impl Taker {
                 Taking::Accepting { uid, failures },
                 Action::Take { accept: true },
             ),
-            // Accepted by an agent whose journal is lost.
+            // The lease was accepted by an agent whose journal is lost.
             AgentDuty::Work | AgentDuty::Hold | AgentDuty::Stop(_) => (
                 Taking::Accepting { uid, failures },
                 Action::Take { accept: false },
@@ -175,7 +176,7 @@ impl Taker {
         }
     }
 
-    /// Waits as long as after `like` failures.
+    /// Waits with the delay of `like` failures, and remembers `failures` failures.
     fn wait(&mut self, like: u32, failures: u32, now: i64, node: &str) {
         self.taking = Taking::Waiting {
             until: now + API.delay_ms(like, node),
@@ -326,7 +327,7 @@ mod tests {
         assert_eq!(found, Some(Action::Look));
         assert_eq!(seen(&mut taker, "n"), Some(Action::Take { accept: true }));
         taker.step(Input::Taken, NOW, "worker-1");
-        // A lease for another Node of that name: read again, once.
+        // A lease for another Node of the same name: the Node is read again, once.
         assert_eq!(seen(&mut taker, "m"), Some(Action::FindNode));
         taker.step(Input::NodeFound { uid: "n" }, NOW, "worker-1");
         assert_eq!(seen(&mut taker, "m"), None);

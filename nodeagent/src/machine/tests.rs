@@ -1,4 +1,4 @@
-//! Tables for every way a package can go, against a host that does what it is told.
+//! Tests of the stages that packages run, on a simulated host that performs every effect.
 
 mod called_off;
 mod interrupts;
@@ -201,7 +201,7 @@ fn an_image_that_cannot_be_pulled_is_in_progress() {
     assert_eq!(entry.state, State::InProgress);
     assert!(entry.message.contains("image"), "{}", entry.message);
     let report = crate::report::status(world.progress(), &crate::report::HostFacts::default(), 1);
-    // The node is not drained for it.
+    // The node is not drained for a package without an image.
     assert_eq!(
         (report.phase, report.needs_drain),
         (Some(Phase::Preparing), None)

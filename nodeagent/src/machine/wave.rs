@@ -86,7 +86,7 @@ fn awaited(p: &Progress) -> Vec<&Entry> {
     }
 }
 
-/// What an interrupt that is due waits for, as a message.
+/// A message that says what a due interrupt waits for.
 #[must_use]
 pub fn waits_for(p: &Progress) -> Option<String> {
     let wave = p.wave.as_ref().filter(|wave| wave.due)?;
@@ -128,8 +128,8 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
         && super::advance::is_turn(p, entry)
 }
 
-/// True while a package runs post-interrupt: the next wave waits for it. It does not wait for one that fails, or that
-/// now depends on a package of the next wave.
+/// True while a package runs post-interrupt: the next wave waits for this package. The next wave does not wait for a
+/// package that fails, or that now depends on a package of the next wave.
 fn has_unfinished_post_interrupt(p: &Progress) -> bool {
     p.entries.values().any(|e| {
         let unfinished = e.stage == Stage::PostInterrupt && e.state == State::InProgress;
@@ -161,8 +161,8 @@ fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     effects.push(Effect::LookAtLease);
 }
 
-/// The merged interrupt, and the package that performs it: of those that want the strongest interrupt the first by
-/// name.
+/// The merged interrupt, and the package that performs it: the first by name of those that want the strongest
+/// interrupt.
 fn owner(p: &Progress) -> Option<(String, Interrupt)> {
     let participants = reboots::participants(p);
     let wants = || {
@@ -180,7 +180,7 @@ fn owner(p: &Progress) -> Option<(String, Interrupt)> {
     Some((owner.clone(), merged))
 }
 
-/// The lease was read. If it still asks for this work, the interrupt starts.
+/// Called when the lease was read: starts the interrupt if the lease still asks for this work.
 pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec<Effect>) {
     if p.wave.as_ref().is_none_or(|w| w.at != WaveAt::Looking) {
         return;
@@ -193,7 +193,7 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         wave.due = false;
         return;
     };
-    // The units are known from an earlier attempt.
+    // An earlier attempt has found the units already.
     let is_prepared = !wave.before.is_empty();
     let before = wave.before.clone();
     wave.at = WaveAt::Interrupting {
@@ -207,7 +207,7 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
         },
     };
     if interrupt.kind == InterruptType::Reboot {
-        // Before the reboot is reported: the lease's status is all that is left when the host loses its disk.
+        // Count before the reboot is reported: if the host loses its disk, only the lease's status still has the count.
         reboots::count(p);
     }
     effects.push(if is_prepared {
@@ -221,7 +221,7 @@ pub(super) fn looked(p: &mut Progress, stands: bool, now: i64, effects: &mut Vec
     });
 }
 
-/// The preparation is done: interrupts the host.
+/// Called when the preparation is done: interrupts the host.
 pub(super) fn prepared(
     p: &mut Progress,
     units: BTreeMap<String, String>,
@@ -250,7 +250,7 @@ pub(super) fn prepared(
     });
 }
 
-/// The lease is stopped or paused: cancels an interrupt that is still being prepared.
+/// Called when the lease is stopped or paused: cancels an interrupt that is still being prepared.
 pub(super) fn call_off(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting {
@@ -271,7 +271,7 @@ pub(super) fn call_off(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     effects.push(Effect::CallOffInterrupt);
 }
 
-/// No member may ask for a reboot. The wave is kept, because a reboot that was asked for may still come.
+/// Called when no member may ask for a reboot. The wave is kept, because a reboot that was asked for may still happen.
 fn give_up(p: &mut Progress, now: i64) {
     let at = now + retry::delay_ms(u32::MAX, &p.lease);
     if let Some(wave) = &mut p.wave {
@@ -280,7 +280,7 @@ fn give_up(p: &mut Progress, now: i64) {
     }
 }
 
-/// The interrupt has to wait: the message of its package says why.
+/// Called when the interrupt has to wait: sets the message of its package.
 pub(super) fn waits(p: &mut Progress, reason: &str) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting {
@@ -296,8 +296,8 @@ pub(super) fn waits(p: &mut Progress, reason: &str) {
     }
 }
 
-/// The interrupt has happened: its packages go on to post-interrupt. Members that have reached the reboot cap stay in
-/// the wave.
+/// Called when the interrupt has happened: its packages continue with post-interrupt. Members that have reached the
+/// reboot cap stay in the wave.
 pub(super) fn interrupted(p: &mut Progress, now: i64) {
     let participants = reboots::participants(p);
     let Some(wave) = p
@@ -333,7 +333,7 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
     }
 }
 
-/// The interrupt failed: the message of its package says why, and it is tried again.
+/// Called when the interrupt failed: sets the message of its package, and schedules the next attempt.
 pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
     let Some(wave) = &mut p.wave else { return };
     let WaveAt::Interrupting { owner, .. } = &wave.at else {
@@ -357,14 +357,14 @@ pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
     }
 }
 
-/// The agent was started in the boot `boot_id`. When that differs from the boot in which a reboot was asked for, the
-/// reboot has happened.
+/// Called when the agent was started in the boot `boot_id`. If a reboot was asked for in another boot, the reboot has
+/// happened.
 pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     let rebooted = p
         .wave
         .take_if(|w| w.reboot_asked.as_deref().is_some_and(|b| b != boot_id));
     if let Some(wave) = rebooted {
-        // Also when the agent had reported the reboot as failed.
+        // The reboot counts even if the agent had reported it as failed.
         go_on(p, &wave.members, now);
         return;
     }
@@ -390,7 +390,7 @@ pub(super) fn restarted(p: &mut Progress, boot_id: &str, now: i64) {
     }
 }
 
-/// An interrupt, in words.
+/// Name of an interrupt in messages.
 #[must_use]
 pub fn describe(interrupt: &Interrupt) -> String {
     match interrupt.kind {

@@ -1,5 +1,5 @@
-//! The `env` of a package: literal values, and values from secrets, config maps, the node and the package's resources.
-//! Pure; what it needs is fetched before ([`needs`]).
+//! The `env` of a package: literal values, and values from Secrets, ConfigMaps, the Node and the package's resources.
+//! These functions read nothing from the API: the caller fetches the objects that [`needs`] names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use skyhook_crds::quantity::Quantity;
 use super::metadata::NodeFacts;
 use crate::secret::Secret;
 
-/// A variable that has no value.
+/// Why a variable has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EnvError {
     #[error("env {variable}: {kind} {name} does not exist")]
@@ -47,26 +47,26 @@ pub enum EnvError {
     Source { variable: String },
 }
 
-/// Names of the objects that an `env` refers to.
+/// Names of the Secrets and ConfigMaps that an `env` refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     pub secrets: BTreeSet<String>,
     pub config_maps: BTreeSet<String>,
 }
 
-/// What values are taken from.
+/// The objects that the values come from.
 #[derive(Clone, Default)]
 pub struct Sources {
     pub node: NodeFacts,
     pub namespace: String,
     pub resources: Option<Resources>,
-    /// Those that exist.
+    /// The Secrets that exist: name, then key, then value. The ConfigMaps have the same form.
     pub secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
     pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl std::fmt::Debug for Sources {
-    /// Without the secrets.
+    /// Shows the names of the Secrets, but not their values.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sources")
             .field("node", &self.node.name)
@@ -76,7 +76,7 @@ impl std::fmt::Debug for Sources {
     }
 }
 
-/// What has to be fetched for `env`.
+/// The objects that the caller has to fetch for `env`.
 #[must_use]
 pub fn needs(env: &[EnvVar]) -> Needs {
     let mut needs = Needs::default();
@@ -91,7 +91,8 @@ pub fn needs(env: &[EnvVar]) -> Needs {
     needs
 }
 
-/// The variables with their values, in order. `$(NAME)` in a literal value is replaced as Kubernetes does.
+/// The variables with their values, in order. `$(NAME)` in a literal value is replaced as in Kubernetes. An optional
+/// variable whose object or key is missing is left out.
 pub fn resolve(env: &[EnvVar], sources: &Sources) -> Result<Vec<(String, String)>, EnvError> {
     let mut values: Vec<(String, String)> = Vec::new();
     for variable in env {
@@ -106,7 +107,7 @@ pub fn resolve(env: &[EnvVar], sources: &Sources) -> Result<Vec<(String, String)
     Ok(values)
 }
 
-/// Values that come from secrets. They are masked in the output of steps.
+/// The values that come from Secrets. The supervisor masks them in the output of steps.
 #[must_use]
 pub fn secret_values(env: &[EnvVar], sources: &Sources) -> Vec<Secret> {
     env.iter()
@@ -153,7 +154,8 @@ fn from_source(
     })
 }
 
-/// `value` is `None` without the object, and `Some(None)` without the key in it.
+/// The value if it is there, or `None` if it is missing and optional. `value` is `None` when the object is missing, and
+/// `Some(None)` when the object has no such key.
 fn present(
     variable: &str,
     kind: &'static str,
@@ -220,7 +222,7 @@ fn resource(
             .get(key)
             .map(|q| Quantity(q.clone()))
     };
-    // As in a container: without a limit, what the node can give.
+    // As in a container: without a limit, the value is the node's allocatable amount.
     let quantity = match name {
         "limits.cpu" => resources.cpu_limit.or_else(|| allocatable("cpu")),
         "limits.memory" => resources.memory_limit.or_else(|| allocatable("memory")),
@@ -241,7 +243,8 @@ fn resource(
     Ok((value / divisor + i128::from(value % divisor != 0)).to_string())
 }
 
-/// Replaces `$(NAME)` by earlier variables; `$$(NAME)` stands for itself, and so does a name that is not known.
+/// Replaces `$(NAME)` by the value of an earlier variable. An unknown `$(NAME)` stays as it is, and `$$(NAME)` becomes
+/// `$(NAME)`.
 fn expand(value: &str, known: &[(String, String)]) -> String {
     let mut out = String::with_capacity(value.len());
     let mut rest = value;

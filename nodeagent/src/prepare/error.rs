@@ -1,4 +1,4 @@
-//! Why a stage cannot begin.
+//! Errors while a stage is prepared.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use skyhook_oci::{RemoveError, RetryClass, StoreError, chain};
 
 use super::env;
 
-/// Why a stage cannot begin.
+/// Why a stage could not be prepared, or its records could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     #[error("{path}: {action} failed")]
@@ -36,7 +36,7 @@ pub enum StageError {
 }
 
 impl StageError {
-    /// The error with its causes, and with the way out where there is one.
+    /// The error with its causes. For a read-only file system, also says what the user can do.
     #[must_use]
     pub fn explained(&self) -> String {
         let text = chain(self);
@@ -55,7 +55,8 @@ impl StageError {
         }
     }
 
-    /// Whether another try may help, or another image or other settings are needed.
+    /// Says whether a retry may succeed (transient), or whether the user must change the image or the settings
+    /// (terminal).
     #[must_use]
     pub fn retry_class(&self) -> RetryClass {
         match self {

@@ -1,4 +1,4 @@
-//! Files of a stage: the copy directory with `configmaps/` and `node-metadata/`, and `root_dir/`.
+//! A package's copy directory on the host, with the files that the agent adds: `configmaps/` and `node-metadata/`.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -16,14 +16,15 @@ use skyhook_oci::{Durability, Entry, Root};
 use super::{StageError, io_error};
 use crate::host::Host;
 
-/// The mode of files that the agent adds to a package.
+/// File mode of the files that the agent adds to a package.
 const FILE: u32 = 0o644;
 
-/// A package's copy directory on the host. For its own paths it is the root: no symlink in it leads out of it.
+/// A package's copy directory on the host. Paths in it are resolved with this directory as the root, so no symlink can
+/// lead out of it.
 #[derive(Debug)]
 pub(super) struct PackageDir {
     pub(super) files: Root,
-    /// As the host names it.
+    /// Path in the host's file system.
     pub(super) path: PathBuf,
 }
 
@@ -35,7 +36,8 @@ impl PackageDir {
         })
     }
 
-    /// `configmaps/`, one file per key with exactly the value's bytes. There is none without a configMap.
+    /// Writes `configmaps/`: one file per key, with exactly the bytes of the value. A package without a configMap gets
+    /// no such directory.
     pub(super) fn write_config(&self, config: &BTreeMap<String, String>) -> Result<(), StageError> {
         if config.is_empty() {
             return Ok(());
@@ -43,8 +45,8 @@ impl PackageDir {
         self.write_all("configmaps", config)
     }
 
-    /// Writes every file into a directory of the package, replacing what is there; what else is there stays. A symlink is
-    /// replaced and not followed, whether the image or a step has put it there.
+    /// Writes files into a directory of the package. Files with the same name are replaced, other files stay. Symlinks
+    /// are replaced and not followed: the image or a step may have created them.
     pub(super) fn write_all(
         &self,
         directory: &str,
@@ -59,7 +61,7 @@ impl PackageDir {
             let entry = Entry::at(&at, name).map_err(io_error(&path, "writing"))?;
             let stat = entry.stat().map_err(io_error(&path, "writing"))?;
             let mode = match &stat {
-                // A step may have made a script of it.
+                // Keep the mode: a step may have made the file executable.
                 Some(stat) if is(stat, FileType::RegularFile) => stat.st_mode & 0o7777,
                 Some(stat) if is(stat, FileType::Directory) => {
                     entry.remove_tree()?;
@@ -79,7 +81,8 @@ fn is(stat: &Stat, kind: FileType) -> bool {
     FileType::from_raw_mode(stat.st_mode) == kind
 }
 
-/// Copies a folder into an open directory, with modes, times and symlinks; what else is there stays.
+/// Copies a directory tree into an open directory. Keeps file modes, modification times and symlinks. Other files in
+/// the target stay.
 pub fn copy_tree(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;

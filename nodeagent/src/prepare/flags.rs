@@ -1,4 +1,5 @@
-//! Records of a package on the host, in the files of NVIDIA Skyhook: flags of steps, check results, history.
+//! Records of a package on the host: flags of steps, check results and history. Names and formats of the files are
+//! those of NVIDIA Skyhook.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -19,13 +20,13 @@ use skyhook_oci::{Durability, Root};
 use super::{Layout, StageError, io_error};
 use crate::host::Host;
 
-/// The mode of a record.
+/// File mode of a record.
 const FILE: u32 = 0o644;
 
 /// The records of one package.
 pub(super) struct Records {
     files: Root,
-    /// Where the records of the Skyhook are, as the host names it.
+    /// Directory with the records of the Skyhook: a path in the host's file system.
     root: PathBuf,
     name: String,
     version: String,
@@ -67,8 +68,8 @@ impl Records {
         self.write(&self.flags().join("START"), &now())
     }
 
-    /// True when the step is passed over because it ran before. `idempotence: true` means that the script itself sees to
-    /// it that running again is harmless.
+    /// True when the step is skipped because it ran before. A step with `idempotence: true` is never skipped: its
+    /// script can run again without harm.
     pub(super) fn is_flagged(&self, stage: Stage, step: &Step) -> bool {
         let heeds = match stage {
             Stage::Apply | Stage::PostInterrupt => !step.idempotence,
@@ -102,7 +103,7 @@ impl Records {
         Ok(self.files.remove_tree(directory)?)
     }
 
-    /// Adds a line to `check_results`; the first check of a mode begins the file anew.
+    /// Adds a line to `check_results`. The first check of a mode starts a new file.
     pub(super) fn note_check(
         &self,
         path: &str,
@@ -125,7 +126,7 @@ impl Records {
         self.write(&self.flags().join(format!("{mode}_ALL_CHECKED")), &now())
     }
 
-    /// The version that the history calls current: `unknown` where there is none.
+    /// The current version in the history, or `unknown` if the history has none.
     pub(super) fn previous_version(&self) -> String {
         match self.history() {
             Some(history) if !history.current.is_empty() => history.current,
@@ -144,7 +145,7 @@ impl Records {
         let text = self.files.read(&file).ok()?;
         serde_json::from_slice(&text)
             .map_err(|_| {
-                // Keep a corrupt history, as NVIDIA Skyhook does.
+                // Rename a corrupt history instead of deleting it, as NVIDIA Skyhook does.
                 let backup = format!("{}.json.backup", self.name);
                 let _kept = self
                     .files
@@ -154,7 +155,7 @@ impl Records {
             .ok()
     }
 
-    /// Puts a version at the head of the history; one that is there already is not repeated.
+    /// Makes a version the current one and adds it to the history, unless it is the current one already.
     pub(super) fn note_version(&self, version: &str) -> Result<(), StageError> {
         let mut history = self.history().unwrap_or_default();
         if history.current == version {
@@ -168,7 +169,7 @@ impl Records {
                 time: now(),
             },
         );
-        // NVIDIA Skyhook lets it grow without bound.
+        // NVIDIA Skyhook has no limit here, so its history grows forever.
         history.history.truncate(200);
         let file = self.history_file();
         let text =
@@ -183,8 +184,8 @@ impl Records {
     }
 }
 
-/// Records an interrupt that has happened: one file for each command that NVIDIA Skyhook would have run. The agent does
-/// not read these files: its journal says whether an interrupt is due.
+/// Records that an interrupt has happened: one file for each command that NVIDIA Skyhook would have run. The agent does
+/// not read these files: its own journal says whether an interrupt is due.
 pub fn note_interrupt(
     host: &Host,
     layout: &Layout,
@@ -200,7 +201,7 @@ pub fn note_interrupt(
     let note = |file: &str| write(&host.files, &directory.join(file), &now());
     let (kind, commands) = match interrupt.kind {
         InterruptType::Reboot => ("node_restart", 1),
-        // daemon-reload, and a restart each.
+        // One command for daemon-reload, and one for the restart of each unit.
         InterruptType::Service => ("service_restart", interrupt.services.len() + 1),
         InterruptType::RestartAllServices => ("restart_all_services", 1),
         InterruptType::Noop => return note("no_op.complete"),
@@ -227,7 +228,7 @@ fn python_list(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", items.collect::<Vec<_>>().join(", "))
 }
 
-/// Python's `repr` of a string: flags are named by it.
+/// Python's `repr` of a string. It is a part of the names of flag files.
 fn python_str(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'

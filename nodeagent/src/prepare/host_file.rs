@@ -1,5 +1,5 @@
-//! Writing a file of the host that may be there already: the content, the mode and the time are the new file's; owner,
-//! group, access control list, SELinux label and other attributes of the file that was there stay.
+//! Writes a file of the host that may exist already. Content, mode and modification time come from the new file. Owner,
+//! group, access control list, SELinux label and other extended attributes of the existing file stay.
 
 use std::fs::{File, FileTimes, Permissions};
 use std::io::{self, Read, Seek as _, Write as _};
@@ -10,28 +10,28 @@ use rustix::fs::{FileType, Stat, XattrFlags};
 use rustix::io::Errno;
 use skyhook_oci::Entry;
 
-/// Attributes that tell of a file's old content, and say nothing true of the new one. The kernel drops the first itself
-/// when a file is written.
+/// Extended attributes that are valid only for the old content, so the new file does not get them. The kernel itself
+/// removes the first one when a file is written.
 const OF_CONTENT: [&[u8]; 3] = [b"security.capability", b"security.ima", b"security.evm"];
-/// Bytes that the kernel allows for the names or for one value.
+/// The kernel's limit in bytes for the list of attribute names, and for one attribute value.
 const LONGEST: usize = 64 << 10;
 
-/// What was done with a file.
+/// What `write` did with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
-    /// It was as it should be.
+    /// The content and the mode were right already.
     Unchanged,
     Changed,
-    /// It is `/dev/null`, to which a unit that is masked is a symlink. It stays what it is.
+    /// The file is `/dev/null` and was not changed. A masked systemd unit is a symlink to `/dev/null`.
     Nothing,
 }
 
-/// Writes `source` to a file of the host, with its mode and time.
+/// Writes `source` to a file of the host, with its mode and modification time.
 ///
-/// A new file takes the old one's place, so that nobody sees half of it and a program that runs can be replaced. Other
-/// hard links of the old file keep the old content: on hosts whose files are hard links into a repository, as with OSTree,
-/// writing to them would damage the repository. A file that cannot be replaced, because something is mounted on it or its
-/// attributes cannot be given to another one, is written in place.
+/// A new file replaces the old one atomically, so no reader sees a partial file, and the file of a running program can
+/// be replaced. Other hard links to the old file keep the old content. On an OSTree host, for example, files are hard
+/// links into a repository, and writing to such a file would damage the repository. The old file is written in place if
+/// it cannot be replaced: because something is mounted on it, or because a new file cannot get its attributes.
 pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
     let metadata = source.metadata()?;
     let Some(old) = target.stat()? else {
@@ -40,7 +40,7 @@ pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
     };
     match FileType::from_raw_mode(old.st_mode) {
         FileType::RegularFile => {}
-        // What anybody could have put there is not followed: see `Root`.
+        // `Root` follows trusted symlinks. A symlink that is left here may come from any user: replace it.
         FileType::Symlink => {
             replace(target, source, None)?;
             return Ok(Written::Changed);
@@ -74,7 +74,7 @@ pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
     Ok(Written::Changed)
 }
 
-/// The kind of a file, with its article.
+/// Name of a file type in messages, with its article.
 pub(super) fn name(kind: FileType) -> &'static str {
     match kind {
         FileType::RegularFile => "a file",
@@ -91,7 +91,7 @@ fn is_null(stat: &Stat) -> bool {
     rustix::fs::major(stat.st_rdev) == 1 && rustix::fs::minor(stat.st_rdev) == 3
 }
 
-/// Whether content and mode are the same. Both are at their beginning afterwards.
+/// True when content and mode are the same. Rewinds `source`.
 fn is_same(source: &mut File, existing: &mut File) -> io::Result<bool> {
     let (new, old) = (source.metadata()?, existing.metadata()?);
     if new.len() != old.len() || new.mode() & 0o7777 != old.mode() & 0o7777 {
@@ -122,7 +122,7 @@ fn replace(target: &Entry, source: &mut File, existing: Option<&File>) -> io::Re
     let metadata = source.metadata()?;
     let mut new = target.new_file()?;
     if let Some(existing) = existing {
-        // Before the content: it may not be readable for all.
+        // Set the attributes before the content is written: not all users may be allowed to read the content.
         give_attributes(existing, new.file()).map_err(cannot_be_given)?;
     }
     source.rewind()?;
@@ -131,13 +131,13 @@ fn replace(target: &Entry, source: &mut File, existing: Option<&File>) -> io::Re
     new.put_in_place()
 }
 
-/// Mode and time of the file that is laid. The mode comes last: a change of owner takes bits away.
+/// Sets mode and modification time. Must be called after `give_attributes`: a change of owner clears the set-ID bits.
 fn finish(file: &File, like: &std::fs::Metadata) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(like.mode() & 0o7777))?;
     file.set_times(FileTimes::new().set_modified(like.modified()?))
 }
 
-/// Gives a new file the owner and the attributes of another.
+/// Copies owner, group and extended attributes from one file to another.
 fn give_attributes(from: &File, to: &File) -> io::Result<()> {
     let metadata = from.metadata()?;
     std::os::unix::fs::fchown(to, Some(metadata.uid()), Some(metadata.gid()))?;
@@ -162,7 +162,8 @@ fn give_attributes(from: &File, to: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the attribute is as it should be: some that every file gets cannot be set.
+/// True when the file has this attribute with this value already. The kernel sets some attributes on every new file and
+/// does not allow anybody to set them.
 fn has_value(file: &File, name: &[u8], want: &[u8]) -> bool {
     let mut value = vec![0; LONGEST];
     let read = rustix::fs::fgetxattr(file, name, value.as_mut_slice());
@@ -176,7 +177,8 @@ fn attribute_names(file: impl AsFd) -> rustix::io::Result<Vec<u8>> {
     Ok(names)
 }
 
-/// Marks the one failure after which the old file itself can still be written.
+/// Marks the error that a new file cannot get the owner or the attributes of the old one. Then the old file is written
+/// in place.
 #[derive(Debug, thiserror::Error)]
 #[error("the owner and the attributes of the file cannot be given to a new one")]
 struct NotGiven(#[source] io::Error);
@@ -191,7 +193,8 @@ fn is_to_write_in_place(error: &io::Error) -> bool {
         || error.get_ref().is_some_and(|inner| inner.is::<NotGiven>())
 }
 
-/// Writes the content over the old one. Flushed here: what is mounted may be of another file system than its directory.
+/// Overwrites the content of the existing file, and flushes it. The flush of the directory's file system does not cover
+/// the file: something may be mounted on the file, from another file system.
 fn write_in_place(target: &Entry, source: &mut File) -> io::Result<()> {
     let metadata = source.metadata()?;
     let mut file = target.open_to_write()?;

@@ -1,4 +1,4 @@
-//! `node-metadata/`: what a step can read of its node.
+//! The files of `node-metadata/`, in which steps can read about their Node and the Skyhook's packages.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use skyhook_crds::revision::RevisionData;
 
-/// What is kept of a Node.
+/// The properties of a Node that the agent needs.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(default)]
 pub struct NodeFacts {
@@ -16,7 +16,7 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub internal_ip: String,
-    /// CPU and memory that pods can have.
+    /// Allocatable resources (CPU, memory and others), as Kubernetes quantities.
     pub allocatable: BTreeMap<String, String>,
 }
 
@@ -45,7 +45,7 @@ impl NodeFacts {
     }
 }
 
-/// Names and contents of the files.
+/// Names and contents of the files in `node-metadata/`.
 #[must_use]
 pub fn files(
     node: &NodeFacts,

@@ -1,18 +1,19 @@
-//! Laying a package's `root_dir/` over the host's `/`, as NVIDIA Skyhook does it, but for what would harm the host.
+//! Copies ("lays") a package's `root_dir/` to the host's `/`.
 //!
 //! | in `root_dir/` | on the host |
 //! |---|---|
-//! | file | content, mode and time of the package; owner and attributes of the file that was there, see [`host_file`] |
-//! | directory, also an empty one | made with its mode; one that is there keeps its own |
-//! | symlink to something in the package | what it leads to is laid |
-//! | symlink that is absolute, leads out of the package, or to nothing | the symlink itself |
+//! | file | content, mode and time come from the package; owner and attributes of the old file stay: [`host_file`] |
+//! | directory, also an empty one | created with the package's mode; an existing directory keeps its mode |
+//! | symlink whose target is in the package | a copy of the target |
+//! | symlink that is absolute, leads out of the package, or has no target | the symlink itself |
 //! | anything else | an error |
 //!
-//! NVIDIA Skyhook gives a directory that is there the mode that the package has for it. That changes `/tmp` or `/etc` by
-//! the umask of whoever built the image, so it is not done here. It also follows symlinks that lead out of the package, to
-//! files of the container that it runs in; none is followed here.
+//! NVIDIA Skyhook does the same with two exceptions, which would harm the host. It sets the mode of existing
+//! directories: the umask with which the image was built could then change the mode of `/tmp` or `/etc`. And it follows
+//! symlinks that lead out of the package, to files of its own container.
 //!
-//! Symlinks of the host are followed inside the host's root, also one at the place of a file.
+//! Symlinks on the host are followed inside the host's root directory, also when a file is to be written in their
+//! place.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -33,12 +34,12 @@ use super::host_file::{self, Written};
 use super::{StageError, io_error};
 use crate::host::Host;
 
-/// The file systems that a stage has written to, by device.
+/// The file systems that a stage has written to: device number, and an open directory on that file system.
 #[derive(Debug, Default)]
 pub(super) struct FileSystems(BTreeMap<u64, OwnedFd>);
 
 impl FileSystems {
-    /// Notes the file system of an open directory.
+    /// Adds the file system of an open directory.
     pub(super) fn note(&mut self, directory: impl AsFd) -> io::Result<()> {
         let device = rustix::fs::fstat(&directory)?.st_dev;
         if let Entry::Vacant(new) = self.0.entry(device) {
@@ -48,7 +49,7 @@ impl FileSystems {
         Ok(())
     }
 
-    /// Flushes each of them once: what the journal says is done must outlive a power cut.
+    /// Flushes each file system once. Files that the journal calls written must survive a power failure.
     pub(super) fn sync(&self) -> io::Result<()> {
         for directory in self.0.values() {
             rustix::fs::syncfs(directory)?;
@@ -57,7 +58,7 @@ impl FileSystems {
     }
 }
 
-/// Lays `root_dir/` over the host, if the package has one.
+/// Copies `root_dir/` to the host, if the package has one.
 pub(super) fn lay(
     package: &PackageDir,
     host: &Host,
@@ -85,15 +86,15 @@ pub(super) fn lay(
 
 struct Laying<'a> {
     package: &'a Root,
-    /// As the host names it.
+    /// Path of the package in the host's file system.
     package_path: &'a Path,
     host: &'a Root,
     written: &'a mut FileSystems,
-    /// Device and inode of the directories of the package that are being laid, outermost first.
+    /// Device and inode of the directories of the package that are being copied, outermost first.
     above: Vec<(u64, u64)>,
 }
 
-/// What a name in `root_dir/` is laid as.
+/// What is created on the host for a name in `root_dir/`.
 enum Source {
     Directory(Stat),
     File,
@@ -101,7 +102,7 @@ enum Source {
 }
 
 impl Laying<'_> {
-    /// Opens `inside`, a path below `root_dir`. No symlink on the way leads out of the package.
+    /// Opens `inside`, a path below `root_dir`. Fails if a symlink leads out of the package.
     fn source(&self, inside: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         self.package
             .open_beneath(&Path::new("root_dir").join(inside), flags)
@@ -115,7 +116,7 @@ impl Laying<'_> {
         io_error(&self.package_path.join(path), action)
     }
 
-    /// Lays what is in the directory `inside`.
+    /// Copies the entries of the directory `inside` to the host.
     fn children(&mut self, inside: &Path, stat: &Stat) -> Result<(), StageError> {
         let directory = Path::new("root_dir").join(inside);
         let names = self
@@ -139,7 +140,7 @@ impl Laying<'_> {
         let failed = || io_error(&to, "laying what root_dir has for it");
         match source {
             Source::Directory(stat) => {
-                // A symlink on the host that leads to a directory stays.
+                // A symlink on the host to a directory counts as a directory, and stays.
                 let is_there = self.host.metadata(&to).is_ok_and(|found| found.is_dir());
                 if !is_there {
                     place
@@ -169,7 +170,7 @@ impl Laying<'_> {
         }
     }
 
-    /// What a name is to be laid as.
+    /// Decides what is created on the host for a name in `root_dir/`.
     fn look(&self, inside: &Path) -> io::Result<Source> {
         let itself = self.source(inside, OFlags::PATH | OFlags::NOFOLLOW)?;
         let (found, stat) = kind(&itself)?;
@@ -180,11 +181,11 @@ impl Laying<'_> {
         let symlink = Source::Symlink(target.into_bytes());
         let (found, stat) = match self.source(inside, OFlags::PATH) {
             Ok(found) => kind(&found)?,
-            // It leads out of the package, or to nothing in it.
+            // The symlink leads out of the package, or its target does not exist.
             Err(Errno::XDEV | Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => return Ok(symlink),
             Err(errno) => return Err(errno.into()),
         };
-        // It leads to a directory that it is in.
+        // The symlink leads to a directory that contains it: following it would never end.
         if self.above.contains(&(stat.st_dev, stat.st_ino)) {
             return Ok(symlink);
         }
@@ -248,7 +249,7 @@ fn in_the_way(what: &str, there: &Stat) -> io::Error {
     io::Error::new(io::ErrorKind::AlreadyExists, message)
 }
 
-/// Writes the agent's `/etc/resolv.conf` over the host's, for packages that ask for it.
+/// Copies the agent's own `/etc/resolv.conf` to the host, for packages that set `COPY_RESOLV`.
 pub(super) fn copy_resolv(host: &Host, written: &mut FileSystems) -> Result<(), StageError> {
     let path = PathBuf::from("/etc/resolv.conf");
     let mut copy = || {

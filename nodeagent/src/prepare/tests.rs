@@ -19,7 +19,7 @@ fn step(more: Value) -> Value {
     step
 }
 
-/// A host with the package's files in its copy directory, as after unpacking.
+/// A host whose copy directory has the files of a package, as after unpacking.
 struct TestHost {
     directory: TempDir,
 }
@@ -138,7 +138,7 @@ fn an_uninstalled_package_has_no_flags_and_a_history() {
     host.prepare(Stage::Uninstall).note_done().unwrap();
     assert_eq!(history()["current-version"], "uninstalled");
     assert!(!root.join("flags/a_name/1.2.3").exists());
-    // A corrupt history is kept aside.
+    // A corrupt history is renamed.
     fs::write(root.join("history/a_name.json"), "{").unwrap();
     let upgrade = host.prepare(Stage::Upgrade);
     assert_eq!(
@@ -233,7 +233,7 @@ fn config_files_are_exact_and_what_steps_made_stays() {
     assert!(!bare.copy().join("configmaps").exists());
 }
 
-/// An image may have symlinks in the place of the directories that the agent fills.
+/// An image may have symlinks with the names of the directories that the agent writes.
 #[test]
 fn a_symlink_in_the_place_of_configmaps_or_node_metadata_is_replaced() {
     let host = TestHost::new(modes(json!({})));
@@ -331,7 +331,7 @@ fn a_step_that_was_ended_or_took_too_long_has_failed_whatever_its_exit_code() {
     }
 }
 
-/// A store with one image whose package has a file of so many bytes.
+/// A store with one image. Its package has a file of this size.
 fn store_with(directory: &Path, bytes: usize, config: &str) -> (Store, Digest) {
     let folder = directory.join("image/skyhook-package");
     fs::create_dir_all(folder.join("skyhook_dir")).unwrap();
@@ -375,7 +375,7 @@ fn store_with(directory: &Path, bytes: usize, config: &str) -> (Store, Digest) {
     (store, digest)
 }
 
-/// What this thread has written to files.
+/// Number of bytes that this thread has written to files.
 fn bytes_written() -> usize {
     let io = fs::read_to_string("/proc/thread-self/io").unwrap();
     let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
@@ -404,7 +404,7 @@ fn a_check_that_is_tried_again_does_not_write_the_package() {
             "the first time it is written"
         );
         let laid = directory.path().join("opt/large");
-        // As the step of the package, or somebody on the host, would.
+        // A step of the package or a user of the host may change the file.
         fs::write(&laid, "changed").unwrap();
 
         assert!(first.has_files_for(&input));
@@ -414,7 +414,7 @@ fn a_check_that_is_tried_again_does_not_write_the_package() {
         written.push(bytes_written() - before);
         assert_eq!(fs::read_to_string(&laid).unwrap(), "changed");
 
-        // Whatever is another stage, another image or another copy is not the same.
+        // Another stage, another image or another copy directory needs other files.
         for other in [
             StageInput {
                 stage: Stage::Config,
@@ -434,7 +434,7 @@ fn a_check_that_is_tried_again_does_not_write_the_package() {
         ] {
             assert!(!first.has_files_for(&other));
         }
-        // A copy that somebody has removed is made again.
+        // A copy directory that was removed is written again.
         fs::remove_dir_all(directory.path().join("var/lib/skyhook/s")).unwrap();
         prepare(input).unwrap();
         assert_eq!(fs::metadata(&laid).unwrap().len(), bytes as u64);

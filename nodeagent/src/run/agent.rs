@@ -1,4 +1,4 @@
-//! The state of the agent, and how an event becomes progress.
+//! The state of the agent, and the handling of its notes and events.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ use crate::supervise::Limit;
 pub(super) enum Note {
     Lease(LeaseEvent),
     Event(Event),
-    /// The attempt to take a lease has ended.
+    /// An attempt to take a lease has ended.
     Attempted(Box<Attempt>),
     Prepared {
         key: String,
@@ -51,14 +51,14 @@ pub(super) enum Note {
     Facts(Box<RunFacts>),
     /// Bytes on the host's disk that belong to Skyhook.
     Disk(u64),
-    /// Skyhooks in the journal that the cluster does not have any more.
+    /// Skyhooks that are in the journal and no longer in the cluster.
     Gone(BTreeSet<String>),
-    /// Handle the lease again, although it has not changed.
+    /// Handle the latest version of the lease again, although the lease has not changed.
     LookAgain,
     Woken,
 }
 
-/// What the agent reads once per lease.
+/// Data that the agent reads once per lease.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RunFacts {
     pub node: NodeFacts,
@@ -78,7 +78,7 @@ pub(super) struct Agent {
     pub runner: Rc<Supervisors>,
     pub journal: Journal,
     pub notes: UnboundedSender<Note>,
-    /// The lease as the watch showed it last.
+    /// The latest version of the lease.
     pub lease: Option<InterruptionLease>,
     /// The state machine that takes a lease.
     pub taker: Taker,
@@ -91,15 +91,15 @@ pub(super) struct Agent {
     pub credentials: Rc<OnceCell<Credentials>>,
     /// When logs are pruned, if steps have run.
     pub prune_at: Option<Instant>,
-    /// Bytes on the host's disk that belong to Skyhook, when they were last counted.
+    /// Bytes on the host's disk that belong to Skyhook, from the last count.
     pub disk_bytes: Option<i64>,
-    /// The new revision in the lease's stop, when it was already compared with the running packages.
+    /// Name of the new revision in the lease's stop, after it was compared with the running packages.
     pub compared: Option<String>,
-    /// A problem of the agent itself, for the lease's message.
+    /// A problem of the agent itself. It replaces the message in the lease's status.
     pub trouble: Option<String>,
-    /// The journal could not be written: no timer of the machine fires before this time.
+    /// Set when the journal could not be written: no timer of the machine fires before this time.
     pub quiet_until: Option<Instant>,
-    /// Why this host cannot be worked on at all.
+    /// Why the agent cannot work on this host.
     pub unable: Option<String>,
     /// The interrupt that is being prepared.
     pub pending_interrupt: super::interrupt::PendingInterrupt,
@@ -256,7 +256,7 @@ impl Agent {
         let _sent = self.notes.send(note);
     }
 
-    /// The lease that is worked on.
+    /// The progress of the lease that the agent works on, or worked on last.
     pub(super) fn run(&self) -> Option<&Progress> {
         match &self.uncommitted {
             Some(uncommitted) => Some(&uncommitted.progress),
@@ -264,13 +264,13 @@ impl Agent {
         }
     }
 
-    /// True when the lease that the watch shows is the one that is worked on.
+    /// True when the watch shows the same lease that the agent works on.
     pub(super) fn is_current(&self) -> bool {
         let seen = self.lease.as_ref().and_then(|l| l.metadata.uid.as_ref());
         self.run().is_some_and(|run| Some(&run.lease) == seen)
     }
 
-    /// Steps the machine. [`Self::commit`] performs the effects.
+    /// Sends an event to the machine. [`Self::commit`] performs the effects.
     pub(super) fn feed(&mut self, event: Event) {
         let Some(before) = self.run().cloned() else {
             return;
@@ -278,7 +278,7 @@ impl Agent {
         self.step_machine(before, event);
     }
 
-    /// Steps the machine from this progress.
+    /// Sends an event to the machine, with `before` as the progress before the event.
     pub(super) fn step_machine(&mut self, before: Progress, event: Event) {
         let input = Input {
             now: now(),
@@ -306,7 +306,7 @@ impl Agent {
 
     /// Writes the journal, then performs the effects, then writes the lease's status.
     pub(super) fn commit(&mut self) {
-        // The end of a lease may start the next one.
+        // A second round is needed if the end of a lease starts the work on the next lease.
         while let Some(uncommitted) = self.uncommitted.take() {
             let ended = uncommitted.progress.ended.is_some()
                 && self.journal.state.run.as_ref().is_none_or(|run| {
@@ -351,7 +351,7 @@ impl Agent {
         self.write_status();
         let pause = Duration::from_secs(2);
         self.quiet_until = Some(Instant::now() + pause);
-        // Do not send an old state of the lease again: look at the lease as it is then.
+        // Do not send an old version of the lease again: after the pause, use the latest version.
         let is_seen = |event: &Event| matches!(event, Event::LeaseSeen(_));
         let looks = events.iter().any(is_seen);
         let notes = self.notes.clone();
@@ -397,7 +397,7 @@ impl Agent {
         tokio::task::spawn_local(async move { bus.release().await });
         self.prune_at = None;
         self.collect_garbage();
-        // A new lease may wait for this end.
+        // A new lease may have waited for the end of this work.
         if !self.is_current() {
             self.look_at_lease();
         }
@@ -406,7 +406,7 @@ impl Agent {
     fn lease_event(&mut self, event: LeaseEvent) {
         match event {
             LeaseEvent::Seen(lease) => {
-                // Of the same lease, an answer of the API may be newer than this watch event.
+                // An answer of the API with the same lease may be newer than this watch event.
                 let same = |held: &InterruptionLease| held.metadata.uid == lease.metadata.uid;
                 if self.lease.as_ref().is_some_and(same) {
                     self.saw(*lease);
@@ -419,7 +419,7 @@ impl Agent {
         self.look_at_lease();
     }
 
-    /// Handles the lease as it was last seen.
+    /// Handles the latest version of the lease.
     pub(super) fn look_at_lease(&mut self) {
         if self.is_current() {
             self.writer.seen(self.lease.as_ref());
@@ -429,7 +429,7 @@ impl Agent {
             return;
         }
         if self.run().is_some_and(|run| run.ended.is_none()) {
-            // The lease that is worked on is gone: end running steps, and start none.
+            // The lease that the agent works on does not exist any more: end running steps, and start no step.
             self.feed(Event::LeaseSeen(LeaseView {
                 stop: Some(StopReason::Deleted),
                 ..LeaseView::default()
@@ -445,7 +445,7 @@ impl Agent {
         let Some(lease) = &self.lease else {
             return LeaseView::default();
         };
-        // The agent has accepted the lease, so its Node is this one.
+        // The agent has accepted the lease, so the lease names the agent's own Node.
         let node_uid = self.taker.node_uid.as_ref().unwrap_or(&lease.spec.node.uid);
         LeaseView::of(lease, node_uid)
     }

@@ -1,4 +1,4 @@
-//! Takes a lease: reconciles the packages, accepts the lease, reads the revision, starts the machine.
+//! Takes a lease: reconciles the packages, accepts the lease, reads the revision, and starts the machine.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use crate::machine::{Entries, Event, Progress, Wanted, taking};
 use crate::prepare::metadata::NodeFacts;
 use crate::report;
 
-/// How the attempt to take a lease ended.
+/// The result of an attempt to take a lease.
 #[derive(Debug)]
 pub(super) struct Attempt {
     uid: String,
@@ -34,12 +34,12 @@ struct Taken {
     lease: InterruptionLease,
     revision: RevisionData,
     facts: RunFacts,
-    /// The revision that completed the entries of a lost journal.
+    /// The revision from which the entries of a lost journal were completed.
     recovered: Option<(String, RevisionData)>,
 }
 
 impl Agent {
-    /// Steps the state machine of taking a lease, and performs its action.
+    /// Sends an input to the state machine that takes a lease, and performs its action.
     pub(super) fn step_taking(&mut self, input: taking::Input<'_>) {
         match self.taker.step(input, now(), &self.settings.node) {
             Some(taking::Action::FindNode) => self.find_node(),
@@ -54,7 +54,7 @@ impl Agent {
         }
     }
 
-    /// Reads the Node, until that succeeds.
+    /// Reads the Node. Retries until the Node is read.
     fn find_node(&mut self) {
         let (api, notes) = (self.api.clone(), self.notes.clone());
         let name = self.settings.node.clone();
@@ -165,7 +165,7 @@ impl Agent {
         }
     }
 
-    /// The attempt to take a lease has ended.
+    /// Handles the end of an attempt to take a lease.
     pub(super) fn attempted(&mut self, attempt: Attempt) {
         match attempt.result {
             Ok(taken) => {
@@ -173,7 +173,7 @@ impl Agent {
                 self.begin(attempt.entries, attempt.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
-                // The watch will show the lease as it is now.
+                // The watch will show the new version of the lease.
                 tracing::info!(lease = %attempt.uid, %error, "the lease has changed: trying again");
                 self.step_taking(taking::Input::Hindered);
             }
@@ -203,7 +203,7 @@ impl Agent {
             self.step_taking(taking::Input::Hindered);
             return;
         }
-        // Somebody edited the Node's record, and the journal was not lost: reset the count of reboots.
+        // A user edited the Node's record, and the journal was not lost: reset the count of reboots.
         let is_edited = source == Source::Node && self.journalled(&spec.skyhook.name).is_some();
         let reboots = if is_edited {
             BTreeMap::new()
@@ -235,8 +235,7 @@ impl Agent {
         self.look_at_lease();
     }
 
-    /// Updates the status of a lease that an earlier agent finished: boot ID and machine ID have to be those of this
-    /// host.
+    /// Updates the status of a lease that an earlier agent finished: the boot ID and the machine ID must be current.
     fn refresh_finished(&mut self) {
         let lease = self.lease.as_ref();
         let Some((lease, reported)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
@@ -271,8 +270,7 @@ impl Agent {
         }
     }
 
-    /// Keeps the lease that the API returned. Drops it when the watch has shown a newer version, another lease, or
-    /// none.
+    /// Keeps the lease that the API returned, unless the watch has shown a newer version, another lease, or no lease.
     pub(super) fn saw(&mut self, lease: InterruptionLease) {
         let version =
             |lease: &InterruptionLease| lease.metadata.resource_version.clone().unwrap_or_default();
@@ -285,7 +283,7 @@ impl Agent {
         }
     }
 
-    /// What the agent reads once per lease. A restarted agent reads it again.
+    /// Reads the [`RunFacts`] again, after a restart of the agent or an interrupt.
     pub(super) fn fetch_facts(
         &self,
         revision: &RevisionData,
@@ -309,8 +307,8 @@ impl Agent {
     }
 }
 
-/// Limits from the namespace's LimitRange, and where it gives none the `fallback`. Read only when a package has no resources
-/// of its own.
+/// Default resources from the namespace's LimitRange, or `fallback` if there are none. The LimitRange is read only when
+/// a package has no resources of its own.
 async fn default_resources(
     api: &crate::lease::LeaseApi,
     revision: &RevisionData,
@@ -326,7 +324,7 @@ async fn default_resources(
         }
         other => other?,
     };
-    // A LimitRange may have bounds and no defaults.
+    // A LimitRange may have minimum and maximum values, but no defaults.
     let given = given.filter(|resources| *resources != Resources::default());
     Ok(given.or(fallback))
 }

@@ -1,4 +1,4 @@
-//! Performs effects: each is a local task that sends a note at its end.
+//! Performs effects. Most effects run as a local task that sends a note at its end.
 
 use std::rc::Rc;
 
@@ -29,7 +29,7 @@ pub(super) struct StepDone {
     pub result: Result<(StepEnd, Rc<Prepared>), Failed>,
 }
 
-/// Why something could not be done, and whether another try may help.
+/// Why something failed, and whether a retry may succeed.
 #[derive(Debug, Clone)]
 pub(super) struct Failed {
     pub reason: String,
@@ -106,7 +106,7 @@ impl Agent {
                     lease.metadata.uid.as_deref() == Some(&uid)
                         && protocol::agent_duty(&lease, &lease.spec.node.uid) == AgentDuty::Work
                 }
-                // Without an answer the interrupt goes on: the lease asked for this work when the wave started.
+                // Without an answer the interrupt continues: the lease asked for this work when the wave started.
                 Err(ApiError::Silent { .. }) => true,
                 Err(
                     ApiError::NotFound { .. }
@@ -119,7 +119,7 @@ impl Agent {
         });
     }
 
-    /// The revision and the package as they were at the start of the cycle. Steps use these.
+    /// The revision and the package from the start of the cycle. Steps use these, and not the latest ones.
     fn content(&mut self, entry: &Entry) -> Result<(Rc<RevisionData>, Package), String> {
         let bare = Package {
             name: entry.name.clone(),
@@ -159,7 +159,7 @@ impl Agent {
         };
         let leaving = self.run().is_some_and(|run| !run.is_wanted(&entry));
         if matches!(entry.image_state, ImageState::Pulling { attempts } if attempts > 0) {
-            // Read the pull secrets again: they may have been wrong.
+            // A pull has failed: read the pull secrets again, because they may have been wrong.
             self.credentials = Rc::default();
         }
         let package = match self.content(&entry) {
@@ -189,7 +189,7 @@ impl Agent {
                     key,
                     digest: Some(digest.to_string()),
                 },
-                // For an uninstall, the copy on the host is enough.
+                // An uninstall does not need the image: the copy directory on the host is enough.
                 Err(Failed { reason, .. }) if leaving => {
                     tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
@@ -203,7 +203,7 @@ impl Agent {
         });
     }
 
-    /// Collects everything that is needed to prepare the stage.
+    /// Builds the task that prepares a stage.
     fn stage_task(&mut self, key: &str, half: Half) -> Result<StageTask, String> {
         let entry = self
             .run()
@@ -241,7 +241,7 @@ impl Agent {
             previous: None,
             is_laid_out: false,
         };
-        // This agent has prepared it before, so in this boot: a reboot would have ended the agent.
+        // If this process has prepared the stage, it has done so in this boot: no process survives a reboot.
         let before = self.stages.get(key).filter(|_| half == Half::Check);
         input.is_laid_out = before.is_some_and(|prepared| prepared.has_files_for(&input));
         Ok(StageTask {
@@ -281,7 +281,7 @@ impl Agent {
         });
     }
 
-    /// Runs `work` with the prepared stage. After a restart of the agent the stage is prepared again.
+    /// Runs `work` with the prepared stage. After a restart of the agent, `work` has to prepare the stage again.
     fn with_prepared<F, G>(&mut self, key: &str, half: Half, work: F)
     where
         F: FnOnce(Preparation) -> G + 'static,
@@ -352,7 +352,7 @@ impl Agent {
             let label = format!("{}-{stage_name}", name_of(&key));
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
-                // After the step has ended: files must not change while it runs.
+                // Prepare the stage only after the step has ended: files must not change while the step runs.
                 let (prepared, _) = preparation.get(&key).await?;
                 Ok((end, prepared))
             };

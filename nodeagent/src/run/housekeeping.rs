@@ -1,4 +1,4 @@
-//! Removes what steps and packages leave on the host.
+//! Removes files on the host that are no longer needed: step directories, logs, copy directories, images and revisions.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -24,7 +24,7 @@ use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
 use crate::prepare::copy_dir;
 
-/// The highest number of a step directory.
+/// The highest number of all step directories.
 pub(super) fn last_step(steps: &Path) -> u64 {
     step_directories(steps)
         .iter()
@@ -33,7 +33,7 @@ pub(super) fn last_step(steps: &Path) -> u64 {
         .unwrap_or(0)
 }
 
-/// Steps with a running supervisor and no result.
+/// Steps whose supervisor runs and has written no result.
 pub(super) fn running_steps(steps: &Path) -> Vec<u64> {
     step_directories(steps)
         .into_iter()
@@ -65,13 +65,13 @@ pub(super) async fn await_steps(runner: &Supervisors, steps: Vec<u64>) {
     }
 }
 
-/// A package in the journal, and what must not be removed for it.
+/// A package in the journal. Its image and its copy directory must not be removed.
 struct Kept {
     skyhook: String,
     /// `name|version`.
     key: String,
     name: String,
-    /// Name of its copy directory, when an agent of ours created one.
+    /// Name of its copy directory, if the journal knows it.
     copy: Option<String>,
 }
 
@@ -79,8 +79,8 @@ struct Kept {
 const PRUNE: Duration = Duration::from_secs(3600);
 
 impl Agent {
-    /// Removes the directories of steps that have ended. To be called after the journal says so; `before` are the
-    /// steps that ran in the journal before.
+    /// Removes the directories of steps that have ended. Must be called after the journal says that they have ended.
+    /// `before` are the steps that ran according to the journal before that.
     pub(super) fn remove_finished_steps(&mut self, before: &BTreeSet<u64>) {
         let after = self.journal.state.run.as_ref().map(Progress::steps);
         let over: BTreeSet<u64> = before - &after.unwrap_or_default();
@@ -104,8 +104,9 @@ impl Agent {
         self.runner.steps().to_owned()
     }
 
-    /// Removes what is not needed any more: logs and revisions now, and the rest when it is known which Skyhooks are gone
-    /// from the cluster. Failures are logged; the end of the next lease tries again.
+    /// Removes logs and revisions that are no longer needed. Then finds out which Skyhooks are no longer in the
+    /// cluster, so that [`Self::sweep`] can remove the rest. Failures are logged. The agent tries again at the end of
+    /// the next lease.
     pub(super) fn collect_garbage(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
@@ -124,8 +125,9 @@ impl Agent {
         });
     }
 
-    /// Removes step directories, copies and images that nothing needs now. The next lease may have started. `gone` are
-    /// Skyhooks that the cluster does not have any more: they leave the journal when they have no package on the host.
+    /// Removes step directories, copy directories and images that are no longer needed. The work on the next lease may
+    /// have started already. `gone` are Skyhooks that are no longer in the cluster. They are removed from the journal
+    /// if they have no package on the host.
     pub(super) fn sweep(&mut self, gone: BTreeSet<String>) {
         let mut state = self.journal.state.clone();
         if state.forget(&gone)
@@ -149,7 +151,8 @@ impl Agent {
             remove_steps(&steps, |id| id < next_step && !running.contains(&id));
             copies::remove_left_overs(&files, &copies);
             copies::remove_old(&files, &copies, &kept, since);
-            // What is installed may use its copy, also when its Skyhook is gone. The image can be pulled again.
+            // An installed package may use its copy directory even if its Skyhook is gone. Its image can be pulled
+            // again.
             let kept: Vec<Kept> = kept
                 .into_iter()
                 .filter(|kept| !gone.contains(&kept.skyhook))
@@ -170,7 +173,7 @@ impl Agent {
         });
     }
 
-    /// Skyhooks in the journal that have no lease now, with the revisions of their packages.
+    /// Skyhooks in the journal other than the one that the agent works on, with the revisions of their packages.
     fn remembered(&self) -> BTreeMap<String, BTreeSet<String>> {
         let records = self.journal.state.skyhooks.iter();
         let revisions = |record: &Record| {
@@ -185,8 +188,8 @@ impl Agent {
             .collect()
     }
 
-    /// Removes what a killed unpack of an earlier agent left, and counts the bytes on the host's disk, for the status of
-    /// the next lease.
+    /// Removes temporary directories of unpacks that were killed with an earlier agent. Counts the bytes on the host's
+    /// disk for the status of the next lease.
     pub(super) fn look_around(&self) {
         let (files, copies) = (
             self.host.files.clone(),
@@ -196,7 +199,7 @@ impl Agent {
         tokio::task::spawn_local(count(self.notes.clone(), self.directories()));
     }
 
-    /// The directories of ours, as this process names them.
+    /// The directories that belong to Skyhook, as this process sees them.
     fn directories(&self) -> Vec<PathBuf> {
         let (settings, files) = (&self.settings, &self.host.files);
         let layout = &settings.layout;
@@ -240,7 +243,7 @@ impl Agent {
     }
 }
 
-/// Skyhooks that are gone: the cluster has none of their revisions any more. As long as a Skyhook exists, the
+/// Skyhooks that are no longer in the cluster: none of their revisions exists. As long as a Skyhook exists, the
 /// coordinator keeps the revisions that a Node uses. `exists` returns `None` when the API does not answer.
 async fn gone(
     remembered: &BTreeMap<String, BTreeSet<String>>,
@@ -259,7 +262,7 @@ async fn gone(
     gone
 }
 
-/// Removes step directories without a running supervisor.
+/// Removes the directories of steps for which `is_over` returns true, unless their supervisor still runs.
 fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
     for (id, directory) in step_directories(steps) {
         if is_over(id)
@@ -309,8 +312,8 @@ fn disk_bytes(directory: &Path) -> u64 {
     bytes
 }
 
-/// Unpins images of packages that are not installed any more, and runs the store's garbage collection. Returns the
-/// bytes that are left.
+/// Unpins images of packages that are no longer installed, and runs the store's garbage collection. Returns the size of
+/// the remaining images in bytes.
 fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
     let owner = |kept: &Kept| format!("{}/{}", kept.skyhook, kept.key);
     let owners: BTreeSet<String> = kept.iter().map(owner).collect();

@@ -18,7 +18,7 @@ use crate::machine::progress::WaveAt;
 use crate::machine::{Event, Progress, wave};
 use crate::prepare::flags::note_interrupt;
 
-/// How long a reboot waits until the lease's status announces it.
+/// How long a reboot waits at most until the lease's status announces it.
 const REPORT: Duration = Duration::from_secs(10);
 
 /// A reboot that waits until the lease's status announces it.
@@ -28,16 +28,16 @@ pub(super) struct Reboot {
     pub at_the_latest: Instant,
 }
 
-/// What is under way before the host is interrupted.
+/// The preparation of an interrupt.
 #[derive(Debug, Default)]
 pub(super) struct PendingInterrupt {
-    /// The reboot that waits for its report.
+    /// The reboot that waits until it is reported.
     pub reboot: Option<Reboot>,
     task: Option<AbortHandle>,
 }
 
 impl Agent {
-    /// Prepares an interrupt. A reboot is reported first: while the node is down, the report is the only explanation.
+    /// Prepares an interrupt. A reboot is reported first: while the node is down, users see only the last report.
     pub(super) fn prepare_interrupt(&mut self, owner: String, interrupt: Interrupt) {
         tracing::info!(%owner, ?interrupt, "preparing to interrupt the host");
         if interrupt.kind != InterruptType::Reboot {
@@ -50,7 +50,7 @@ impl Agent {
         });
     }
 
-    /// Goes on with a reboot when its report is written, or could not be written in time.
+    /// Continues the preparation of a reboot when the reboot is reported, or could not be reported in time.
     pub(super) fn prepare_reboot_when_reported(&mut self) {
         let is_reported = self.writer.is_settled();
         let ready = |reboot: &mut Reboot| is_reported || reboot.at_the_latest <= Instant::now();
@@ -97,7 +97,7 @@ impl Agent {
         });
     }
 
-    /// Runs a part of an interrupt in its own task, and sends its event to the machine.
+    /// Runs a part of an interrupt in its own task, and sends the resulting event to the machine.
     fn with_interrupter(
         &self,
         work: impl AsyncFnOnce(&Interrupter<'_>) -> Result<Event, InterruptError> + 'static,
@@ -148,7 +148,7 @@ impl Agent {
         })
     }
 
-    /// Writes the flag of an interrupt that has happened.
+    /// Writes the flag of an interrupt if it has happened between `before` and `after`.
     pub(super) fn conclude_interrupt(&mut self, before: &Progress, after: &Progress) {
         let Some(wave) = before.wave.as_ref() else {
             return;
@@ -162,7 +162,7 @@ impl Agent {
         if after.wave.is_some() || !wave.members.iter().any(|key| is_through(&key)) {
             return;
         }
-        // A restarted container runtime may have other limits, and the node other labels.
+        // After the interrupt, the container runtime may have other limits, and the Node other labels.
         self.run_facts = None;
         let WaveAt::Interrupting {
             owner, interrupt, ..
@@ -182,14 +182,15 @@ impl Agent {
     }
 }
 
-/// An entry for the journal of the host's systemd.
+/// An entry for systemd's journal on the host.
 struct JournalEntry {
     message: String,
     fields: [(&'static str, String); 4],
 }
 
 impl JournalEntry {
-    /// Writes the entry to the disk, within seconds. A failure does not stop the interrupt.
+    /// Writes the entry, and waits at most a few seconds until it is on the disk. A failure does not stop the
+    /// interrupt.
     async fn write(self, root: &Path) {
         let root = root.to_owned();
         let written = tokio::task::spawn_blocking(move || {

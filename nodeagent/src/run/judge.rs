@@ -1,4 +1,4 @@
-//! What the end of a step means for the machine.
+//! Handles the end of a step: decides which event the machine gets.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::host::exec::StepEnd;
 use crate::host::systemd::Bus;
 use crate::machine::{Doing, Event, Outcome};
 
-/// Time between two reads of systemd's state.
+/// Time between two queries of systemd's state.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How often systemd's state is read without an answer. Then the agent assumes that the host stays up.
+/// Number of queries without an answer after which the agent assumes that the host stays up.
 const BUS_ATTEMPTS: u32 = 20;
 
 /// What the end of a step means for the machine.
@@ -45,7 +45,7 @@ impl Agent {
         });
     }
 
-    /// What the end of the step means, or why the stage failed.
+    /// Decides what the end of the step means. An error means that the stage failed.
     fn judge(&self, done: &StepDone) -> Result<Judged, Failed> {
         let (end, prepared) = done.result.as_ref().map_err(Clone::clone)?;
         let name = prepared.step_name(done.half, done.index);
@@ -82,8 +82,8 @@ impl Agent {
         Ok(Judged::Outcome(outcome))
     }
 
-    /// Sends the event, unless the host is going down. A step that dies with the host is not a failure; the agent
-    /// after the reboot handles it.
+    /// Sends the event, unless the host is going down. A step that dies with the host has not failed: after the reboot,
+    /// the agent runs the step again.
     fn report_later(&self, event: Event) {
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
         tokio::task::spawn_local(async move {
@@ -95,7 +95,8 @@ impl Agent {
     }
 }
 
-/// Whether the host is going down. The bus may stop first, so this waits a moment for its answer.
+/// True when the host is going down. The bus may be restarting or may stop before systemd, so this retries for some
+/// seconds.
 async fn is_going_down(bus: &Bus) -> bool {
     for _ in 0..BUS_ATTEMPTS {
         match bus.system_state().await {

@@ -14,13 +14,13 @@ use anyhow::Context as _;
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::{Instant, sleep};
 
-/// File in the state directory that a running agent has locked.
+/// File in the state directory. A running agent holds a lock on it.
 const LOCK: &str = "agent.lock";
-/// How often a waiting agent logs that it waits.
+/// Time between two log messages of a waiting agent.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// Creates the state directory for root alone: a user who can open a file in it could lock it, and the agent would
-/// wait.
+/// Creates the state directory with access for root only: another user could otherwise open a file in it and lock it,
+/// and the agent would wait forever.
 pub(super) fn make_state_directory(state: &Path) -> io::Result<()> {
     if let Some(parent) = state.parent() {
         fs::create_dir_all(parent)?;
@@ -29,12 +29,12 @@ pub(super) fn make_state_directory(state: &Path) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         Ok(()) | Err(_) => {}
     }
-    // It may exist already, with other permissions.
+    // The directory may have existed before, with other permissions.
     fs::set_permissions(state, Permissions::from_mode(0o700))
 }
 
-/// Takes a lock for the life of the process, because two agents on one host would run steps twice. Waits for an agent
-/// that still runs: its pod may have been deleted by force.
+/// Takes the lock that the agent holds until it ends: two agents on one host would run steps twice. Waits while another
+/// agent still runs. This happens, for example, when the other agent's pod was deleted with force.
 pub(super) async fn only_agent(state: &Path) -> anyhow::Result<File> {
     let path = state.join(LOCK);
     let problem = || format!("{} cannot be locked", path.display());
@@ -75,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    /// What a user without any right can do: none of these commands succeeds.
+    /// Runs a command as the user `nobody`. True when it succeeds.
     fn can_as_nobody(command: &str, path: &Path) -> bool {
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
@@ -100,7 +100,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let open_to_all = Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), open_to_all.clone()).unwrap();
-        // As an earlier version left it.
+        // Earlier versions created the directory with these permissions.
         let state = directory.path().join("state");
         fs::create_dir_all(state.join("images")).unwrap();
         fs::set_permissions(&state, open_to_all).unwrap();

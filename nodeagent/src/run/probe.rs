@@ -1,5 +1,5 @@
-//! Probes: the agent's loop answers on a socket. No answer means that the loop hangs. Without probes the agent has no
-//! extra work.
+//! Readiness and liveness probes: the agent's loop answers on a socket. No answer means that the loop hangs. The agent
+//! does nothing for this while no probe asks.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 
 /// Name of the socket in the state directory.
 const SOCKET: &str = "probe.sock";
-/// How long the loop may take to answer; writing the journal to a slow disk may hold it up for a moment.
+/// How long the loop may take to answer. A write of the journal to a slow disk can delay the answer.
 const PATIENCE: Duration = Duration::from_secs(8);
 const REACHED: &[u8] = b"reached";
 const NOT_YET: &[u8] = b"not yet";
@@ -30,9 +30,9 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// Creates the socket, and removes the one of an earlier agent.
+    /// Creates the socket. Removes the socket of an earlier agent first.
     pub(super) fn open(state: &Path) -> io::Result<Self> {
-        // The file that earlier versions used instead of the socket.
+        // Earlier versions used the file `ready` instead of the socket.
         for old in [state.join(SOCKET), state.join("ready")] {
             match fs::remove_file(&old) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -46,7 +46,7 @@ impl Probes {
         })
     }
 
-    /// The next connection.
+    /// Waits for the next connection of a probe.
     pub(super) async fn asked(&self) -> io::Result<tokio::net::UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
@@ -58,7 +58,7 @@ impl Drop for Probes {
     }
 }
 
-/// Answers whether the API was reached. A client that has gone gets no answer.
+/// Answers a probe with whether the API was reached. An error does not matter: the probe has ended already.
 pub(super) fn answer(stream: tokio::net::UnixStream, reached: bool) {
     let text = if reached { REACHED } else { NOT_YET };
     let _sent = stream
@@ -76,8 +76,8 @@ pub(super) fn ready(state: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Liveness: fails only when there is an agent whose loop hangs, and not while it starts, waits for the end of another
-/// one, or cannot reach the API.
+/// Liveness: fails only when an agent runs and its loop hangs. Succeeds while the agent starts, waits for the end of
+/// another agent, or cannot reach the API.
 pub(super) fn live(state: &Path) -> anyhow::Result<()> {
     match ask(state, PATIENCE) {
         Err(e) if is_timeout(&e) => Err(hangs(e)),
@@ -85,7 +85,7 @@ pub(super) fn live(state: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The socket exists, but the loop does not answer.
+/// True for a timeout: the socket accepts connections, but the loop does not answer.
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -144,7 +144,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
         assert_eq!(probed(state, Some(true)).await, (Ok(true), false));
-        // The API is away.
+        // The agent has not reached the API.
         assert_eq!(probed(state, Some(false)).await, (Ok(false), false));
         assert_eq!(
             probed(state, None).await,
@@ -159,7 +159,7 @@ mod tests {
         let never = ready(state).unwrap_err().to_string();
         assert!(never.starts_with("no agent answers in"), "{never}");
         live(state).unwrap();
-        // One that was killed leaves its socket, and earlier versions a file.
+        // A killed agent leaves its socket, and an earlier version a file.
         std::mem::forget(Probes::open(state).unwrap().listener_only());
         fs::write(state.join("ready"), "7").unwrap();
         assert!(ready(state).is_err());

@@ -6,7 +6,8 @@ use skyhook_crds::revision::RevisionData;
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::{Cycle, Entries, Wanted};
 
-/// Completes entries that only the Node's record knows of. Returns the revision that this needed; the caller keeps it.
+/// Completes entries that are in the Node's record and not in the journal. Returns the revision that was used: the
+/// caller must keep it in the journal.
 pub(super) async fn recover(
     api: &LeaseApi,
     lease: &InterruptionLease,

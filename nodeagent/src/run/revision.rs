@@ -1,4 +1,5 @@
-//! Reads the new revision that a lease is stopped for. Running steps of packages that it changes end early.
+//! Reads the new revision for which a lease is stopped. The machine then ends running steps of packages that the new
+//! revision changes.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ const ATTEMPTS: u32 = 30;
 const PAUSE: Duration = Duration::from_secs(2);
 
 impl Agent {
-    /// Reads the revision in the lease's stop, once, and sends its packages to the machine.
+    /// Reads the revision in the lease's stop and sends its packages to the machine. Does so once for each revision.
     pub(super) fn compare_revision(&mut self) {
         let stop = self.lease.as_ref().and_then(|l| l.spec.stop.as_ref());
         let revision = stop

@@ -1,6 +1,6 @@
-//! The status writer. It writes rarely, never without a change, and at once for a phase that the coordinator waits
-//! for. Each write has the resource version of the lease that it is based on. After a conflict or a lost answer it
-//! reads the lease before it writes again.
+//! Writes the status of the lease: only changes, at most once per second, but at once for a phase that the coordinator
+//! waits for. Each write has the resource version of the lease that it is based on. After a conflict or a lost answer,
+//! the writer reads the lease before it writes again.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::machine::Event;
 use crate::machine::retry::REPORT;
 use crate::report;
 
-/// Least time between two writes that are not urgent.
+/// Minimum time between two writes that are not urgent.
 const PACE: Duration = Duration::from_secs(1);
 
 /// State of the writer.
@@ -27,18 +27,18 @@ pub(super) struct Writer {
     /// The status on the API server, and its resource version.
     reported: Value,
     version: String,
-    /// The status on the API server is not known: read it before the next write.
+    /// The status on the API server is not known: the writer reads it before the next write.
     in_doubt: bool,
     generation: i64,
     in_flight: bool,
     last: Option<Instant>,
     not_before: Option<Instant>,
     failures: u32,
-    /// `Running` is to be written, with this resource version as the precondition.
+    /// Set when `phase: Running` has to be written: the resource version for the precondition.
     running: Option<String>,
     /// The lease does not exist any more.
     is_lost: bool,
-    /// Write the next change at once: a reboot waits for it.
+    /// The next change is written at once, because a reboot waits for it.
     hurry: bool,
     /// The API server has the last report, or the lease does not exist any more.
     is_settled: bool,
@@ -57,7 +57,7 @@ enum Call {
     },
 }
 
-/// What to do now.
+/// What the writer has to do now.
 #[derive(Debug, PartialEq)]
 enum Next {
     Nothing,
@@ -84,7 +84,7 @@ impl Writer {
         self.learn(lease);
     }
 
-    /// The watch has shown the lease that is worked on.
+    /// Called when the watch or the API has shown the lease that the agent works on.
     pub(super) fn seen(&mut self, lease: Option<&InterruptionLease>) {
         let Some(lease) = lease else { return };
         if lease.metadata.uid.as_deref() != Some(&self.uid) {
@@ -93,7 +93,7 @@ impl Writer {
         }
         self.is_lost = false;
         self.generation = lease.metadata.generation.unwrap_or(0);
-        // The answer to the running call will be newer.
+        // During a call, wait for its answer: the answer will be newer.
         if !self.in_flight {
             self.learn(lease);
         }
@@ -130,7 +130,7 @@ impl Writer {
         self.wake.filter(|_| !self.in_flight)
     }
 
-    /// The next action to write this status. Also notes whether the API server has it already.
+    /// The next action to write this status. Also updates `is_settled` and `hurry`.
     fn decide(&mut self, status: InterruptionLeaseStatus, now: Instant) -> Next {
         let next = self.next(status, now);
         self.is_settled = next == Next::Nothing && !self.in_flight;
@@ -162,7 +162,7 @@ impl Writer {
             (Some(change), None) if is_generation_only(&change) => return Next::Nothing,
             (None, None) => return Next::Nothing,
             (Some(change), None) => change,
-            // Write the phase even when it looks unchanged: the write itself is the permit.
+            // Write the phase even if it looks unchanged: only a successful write with the precondition is the permit.
             (change, Some(_)) => {
                 let mut change = change.unwrap_or_else(|| serde_json::json!({}));
                 change["phase"] = status["phase"].clone();
@@ -199,7 +199,7 @@ impl Writer {
                 // A read that succeeds does not mean that writes succeed.
                 self.failures = if writes { 0 } else { self.failures };
                 self.learn(lease);
-                // A fresh answer counts, even if its version looks older.
+                // The answer is up to date, even if `learn` has ignored it because its version looks older.
                 self.in_doubt = false;
                 running.then_some(Event::RunningWritten)
             }
@@ -268,7 +268,7 @@ impl Agent {
         if let Some(event) = self.writer.answered(&written, Instant::now()) {
             self.feed(event);
         }
-        // Handle the lease that was read before the next write.
+        // Before the next write, handle the lease that was read.
         if let (Call::Read, Ok(lease)) = (written.call, written.result) {
             self.saw(lease);
             self.look_at_lease();
@@ -296,7 +296,7 @@ fn is_urgent(reported: &Value, phase: Option<Phase>) -> bool {
     }
 }
 
-/// A new generation alone is not worth a write: the next write includes it.
+/// True if only the observed generation has changed. That needs no write of its own: the next write includes it.
 fn is_generation_only(change: &Value) -> bool {
     change
         .as_object()

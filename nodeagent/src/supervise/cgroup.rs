@@ -1,4 +1,4 @@
-//! The supervisor's cgroups: leaves those of the agent, and finds every process of the step.
+//! cgroups: the supervisor leaves those of the agent, and finds all processes of the step.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::fs;
@@ -7,24 +7,24 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-/// One cgroup hierarchy that is mounted.
+/// A mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
-    /// The cgroup that the mount point shows.
+    /// The cgroup that is mounted at the mount point.
     root: String,
     point: PathBuf,
-    /// Version 2, or version 1 with these options.
+    /// Mount options of a version 1 hierarchy; `None` for version 2.
     options: Option<Vec<String>>,
 }
 
-/// Leaves the agent's cgroup in every version 1 hierarchy except systemd's own. A scope moves a process in some
-/// hierarchies only, and the container runtime kills the pod's processes by the others. Best effort: the runtime
-/// cannot use a hierarchy that is read-only either.
+/// Leaves the agent's cgroup in every version 1 hierarchy except systemd's own. systemd moves the processes of a scope
+/// in some hierarchies only, and the container runtime uses the others to find and kill the pod's processes. Errors are
+/// ignored: a hierarchy that is read-only cannot be used by the container runtime either.
 pub(super) fn leave() {
     let Ok(mounts) = fs::read_to_string("/proc/1/mountinfo") else {
         return;
     };
-    // In a cgroup namespace of its own, a process sees its own cgroup as the root.
+    // In its own cgroup namespace, a process sees its own cgroup as the root: then its real cgroup is not known.
     let sees_all = matches!(
         (fs::read_link("/proc/self/ns/cgroup"), fs::read_link("/proc/1/ns/cgroup")),
         (Ok(own), Ok(host)) if own == host
@@ -46,8 +46,8 @@ pub(super) fn leave() {
     }
 }
 
-/// False for version 2, for systemd's own hierarchy, and when the process is at the root already: each move waits for
-/// every CPU and is slow.
+/// True when the process has to leave its cgroup in this hierarchy. False for version 2, for systemd's own hierarchy,
+/// and when the process is in the root cgroup already: each move is slow, because it waits for all CPUs.
 fn is_to_leave(mount: &Mount, own: &str) -> bool {
     let Some(options) = &mount.options else {
         return false;
@@ -66,11 +66,11 @@ fn is_to_leave(mount: &Mount, own: &str) -> bool {
     at != Some("/")
 }
 
-/// Every process of a step.
+/// All processes of a step.
 pub(super) enum Tree {
-    /// `cgroup.procs` of the step's scope.
+    /// The file `cgroup.procs` of the step's scope.
     Scope(PathBuf),
-    /// Where there is no scope: the step's process group.
+    /// Without a scope: the step's process group.
     Group(Pid),
 }
 
@@ -82,12 +82,12 @@ impl Tree {
         )
     }
 
-    /// Sends a signal to every process but this one.
+    /// Sends a signal to all processes except the supervisor itself.
     pub(super) fn signal(&self, signal: Signal) {
         match self {
             Self::Scope(file) => {
                 for pid in others(file) {
-                    // It may be gone by now.
+                    // An error does not matter: the process may have ended by now.
                     let _sent = kill(pid, signal);
                     let _woken = kill(pid, Signal::SIGCONT);
                 }
@@ -98,7 +98,7 @@ impl Tree {
         }
     }
 
-    /// True while a process but this one is left; a child that was not waited for counts.
+    /// True while a process other than the supervisor is left. Zombies count as well.
     pub(super) fn is_alive(&self) -> bool {
         match self {
             Self::Scope(file) => !others(file).is_empty(),
@@ -125,7 +125,7 @@ fn scope() -> Option<PathBuf> {
         .filter(|file| file.exists())
 }
 
-/// Directories of this process' scope in which its memory may be counted.
+/// cgroup directories of the supervisor's own scope that may have the counters of its memory.
 pub(super) fn memory_directories() -> Vec<PathBuf> {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
     let cgroups = read("/proc/self/cgroup");
@@ -138,15 +138,15 @@ pub(super) fn memory_directories() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Directory of the scope that a process with these cgroups is in.
+/// cgroup directory of the scope of a process. `cgroups` is the content of `/proc/PID/cgroup`.
 fn find_scope(cgroups: &str, mounts: &[Mount]) -> Option<PathBuf> {
     scopes(cgroups, mounts)
         .map(|(_, directory)| directory)
         .next()
 }
 
-/// The scope that a process with these cgroups is in: for each hierarchy that holds it there, the controllers and the
-/// directory.
+/// For each hierarchy in which the process is in a step's scope: the controllers of the hierarchy, and the scope's
+/// directory. `cgroups` is the content of `/proc/PID/cgroup`.
 fn scopes<'a>(
     cgroups: &'a str,
     mounts: &'a [Mount],
@@ -222,7 +222,7 @@ mod tests {
             memory
         );
         assert!(left("12:memory:/\n1:name=systemd:/x\n").is_empty());
-        // Nothing is known: better leave once too often.
+        // The own cgroups are not known: leave all hierarchies.
         assert_eq!(left(""), memory);
     }
 

@@ -1,4 +1,4 @@
-//! Why a program could not be started, in words: the kernel has one number for several causes.
+//! Explains why a program could not be started. The kernel has the same error number for several causes.
 
 use std::ffi::OsStr;
 use std::io::{self, Read as _};
@@ -12,11 +12,11 @@ use skyhook_oci::Root;
 
 use super::Spec;
 
-/// What the user can do about a file system from which nothing can be run.
+/// What the user can do when programs on a file system cannot be executed.
 const ELSEWHERE: &str =
     "have packages copied elsewhere: the chart's value copyDirRoot, or --copy-dir-root";
 
-/// Why the step was not started.
+/// A message that says why the step could not be started.
 pub(super) fn explain(error: &io::Error, spec: &Spec) -> String {
     let program = &spec.program;
     let why = Root::open(&spec.root)
@@ -61,7 +61,7 @@ fn cause(error: &io::Error, spec: &Spec, files: &Root) -> Option<String> {
     }
 }
 
-/// What the first line of a script names after `#!`, if the file is a script.
+/// The interpreter in the first line of a script (`#!`). `None` if the file is not a script.
 fn interpreter(files: &Root, program: &Path) -> Option<Vec<u8>> {
     let mut start = Vec::new();
     let file = files.open_file(program).ok()?;
@@ -71,7 +71,7 @@ fn interpreter(files: &Root, program: &Path) -> Option<Vec<u8>> {
         .split(|byte| *byte == b'\n')
         .next()?;
     let line = line.trim_ascii_start();
-    // A carriage return is no white space to the kernel: it is part of the name.
+    // For the kernel, a carriage return is not white space, but a part of the name.
     let end = line.iter().position(|byte| matches!(byte, b' ' | b'\t'));
     Some(line[..end.unwrap_or(line.len())].to_vec())
 }
@@ -108,7 +108,7 @@ fn not_executable(files: &Root, path: &Path) -> Option<String> {
     (mode & 0o111 == 0).then(|| format!("{} may not be executed", path.display()))
 }
 
-/// Where the file system of `path` begins, as the host names it.
+/// Mount point of the file system that contains `path`: a path in the host's file system.
 fn mount_point(files: &Root, path: &Path) -> Option<PathBuf> {
     let located = files.locate(path).ok()?;
     let inside = located.strip_prefix(files.path()).unwrap_or(&located);

@@ -1,4 +1,4 @@
-//! Masks values of secrets in the output of a step. `set -x`, for example, prints them.
+//! Masks values of secrets in the output of a step. A script with `set -x`, for example, prints such values.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -11,10 +11,10 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 
 use crate::secret::Secret;
 
-/// Shorter values are not masked: they occur in ordinary words.
+/// Shorter values are not masked, because they also occur in ordinary words.
 const SHORTEST: usize = 4;
-/// Most bytes of all patterns, to bound the memory of the supervisor. Further patterns are dropped. Environment
-/// variables rarely hold that much.
+/// Maximum size of all patterns in bytes, to limit the memory of the supervisor. Further patterns are dropped.
+/// Environment variables are rarely that large.
 const MOST: usize = 256 << 10;
 const MASK: &[u8] = b"***";
 
@@ -26,7 +26,8 @@ pub(super) struct Masks {
 }
 
 impl Masks {
-    /// Patterns: each line of each value, the same in a shell's single quotes, and each value in base64.
+    /// Builds the patterns: each line of each value, each line as a shell writes it in single quotes, and each value in
+    /// base64.
     pub(super) fn of(secrets: &[Secret]) -> Self {
         let mut patterns: BTreeSet<Vec<u8>> = BTreeSet::new();
         for value in secrets.iter().map(Secret::reveal) {
@@ -34,7 +35,7 @@ impl Masks {
                 patterns.insert(line.into());
                 patterns.insert(line.replace('\'', r"'\''").into());
             }
-            // Only whole groups of three bytes: the base64 of the rest depends on what follows the value.
+            // Only whole groups of three bytes: the base64 of the rest depends on the bytes that follow the value.
             let whole = &value.as_bytes()[..value.len() / 3 * 3];
             for encoded in [STANDARD.encode(whole), URL_SAFE.encode(whole)] {
                 patterns.extend(encoded.as_bytes().chunks(76).map(<[u8]>::to_vec));
@@ -57,7 +58,7 @@ impl Masks {
         }
     }
 
-    /// Ranges of values in the text. Overlapping ranges are merged.
+    /// Ranges of the text that contain values. Overlapping ranges are merged.
     fn found(&self, text: &[u8]) -> Vec<Range<usize>> {
         let Some(searcher) = &self.searcher else {
             return Vec::new();
@@ -78,13 +79,13 @@ impl Masks {
     }
 }
 
-/// Masks a stream of chunks.
+/// Masks values in a stream that arrives in chunks.
 #[derive(Debug)]
 pub(super) struct Masker {
     masks: Rc<Masks>,
     /// The end of the stream: less than twice the length of the longest value.
     kept: Vec<u8>,
-    /// How much of `kept` was given out already. It is kept because a value may start there.
+    /// Number of bytes of `kept` that were returned already. They are kept because a value may start in them.
     given: usize,
 }
 
@@ -97,20 +98,20 @@ impl Masker {
         }
     }
 
-    /// Takes a chunk. Gives out, masked, the part that later chunks cannot change.
+    /// Adds a chunk. Returns the masked part of the stream that later chunks cannot change.
     pub(super) fn feed<'a>(&mut self, chunk: &'a [u8]) -> Cow<'a, [u8]> {
         if self.masks.searcher.is_none() {
             return Cow::Borrowed(chunk);
         }
         self.kept.extend_from_slice(chunk);
-        // No value has an end of a line in it.
+        // No pattern contains a line feed, so no value continues after the last line feed.
         let line = self.kept.iter().rposition(|byte| *byte == b'\n');
         let safe = (self.kept.len() + 1).saturating_sub(self.masks.longest);
         let end = line.map_or(0, |at| at + 1).max(safe).max(self.given);
         Cow::Owned(self.give(end))
     }
 
-    /// Gives out the rest at the end of the stream.
+    /// Returns the masked rest at the end of the stream.
     pub(super) fn finish(&mut self) -> Vec<u8> {
         self.give(self.kept.len())
     }
@@ -145,7 +146,7 @@ mod tests {
         Masks::of(&secrets)
     }
 
-    /// The text after it has come as one chunk.
+    /// The masked text, with the whole text as one chunk.
     fn masked(masks: Masks, text: &str) -> String {
         let mut masker = Masker::of(&Rc::new(masks));
         let mut masked = masker.feed(text.as_bytes()).into_owned();
@@ -170,7 +171,7 @@ mod tests {
                 r"+ echo 'it'\''s me'",
                 "+ echo '***'",
             ),
-            // printf hunter2, and echo hunter2
+            // The base64 of `printf hunter2`, and of `echo hunter2`.
             (
                 "base64",
                 &["hunter2"],

@@ -1,4 +1,4 @@
-//! Whether the kernel killed a process of the step because memory ran out.
+//! Finds out whether the kernel's OOM killer killed a process of the step.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::fs;
@@ -10,13 +10,13 @@ use super::cgroup;
 /// The kernel's counters of one scope.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counters {
-    /// Processes of the scope that were killed.
+    /// Number of processes of the scope that the OOM killer killed.
     kills: u64,
-    /// How often memory ran out at the scope's own limit; not known on cgroup version 1.
+    /// How often the scope's own memory limit was reached; not known with cgroup version 1.
     at_limit: Option<u64>,
 }
 
-/// Counts the kills in the supervisor's own scope, from when it is made.
+/// Counts the OOM kills in the supervisor's own scope, starting when this value is created.
 #[derive(Debug)]
 pub(super) struct Kills {
     before: Counters,
@@ -29,8 +29,7 @@ impl Kills {
         }
     }
 
-    /// Which memory has run out since then. `None` when no process was killed for it, or the kernel does not count
-    /// that.
+    /// Which memory has run out since then. `None` when no process was killed, or the kernel has no such counter.
     pub(super) fn since(&self, limit: Option<&str>) -> Option<OutOfMemory> {
         judge(self.before, read()?, limit)
     }
@@ -58,7 +57,8 @@ fn read_in(directory: &Path) -> Option<Counters> {
         .or_else(|| text("memory.oom_control").and_then(|control| parse(&control)))
 }
 
-/// `memory.events` of version 2 and `memory.oom_control` of version 1 name the counter alike.
+/// Reads `memory.events` of cgroup version 2 or `memory.oom_control` of version 1: both use the same name for the
+/// counter.
 fn parse(text: &str) -> Option<Counters> {
     let count = |name: &str| {
         text.lines()
@@ -100,7 +100,7 @@ mod tests {
                 of_limit.clone(),
             ),
             (counters(0, Some(0)), counters(1, Some(1)), limit, of_limit),
-            // The host, or a slice around the scope, ran out before the scope's own limit was reached.
+            // The memory of the host, or of a slice above the scope, ran out before the scope's own limit was reached.
             (
                 counters(0, Some(2)),
                 counters(1, Some(2)),

@@ -1,4 +1,4 @@
-//! The step's output: from the pipes to the logs, line by line, with bounded memory.
+//! Reads the step's output from the pipes and writes it to the logs, line by line, with limited memory.
 
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
@@ -16,7 +16,7 @@ use super::masks::{Masker, Masks};
 use crate::logs::{LogPair, Stream};
 use crate::text::plain;
 
-/// Bytes of output that are kept for the message.
+/// Number of bytes at the end of the output that are kept for the message.
 const TAIL: usize = 2048;
 
 /// Both pipes of a step.
@@ -28,17 +28,17 @@ pub(super) struct Output {
     signals: Option<SignalFd>,
 }
 
-/// Why [`Output::pump`] came back.
+/// Why [`Output::pump`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
-    /// Output, the child's end, or the time that was given.
+    /// There was output, the child ended, or the time is over.
     Something,
-    /// SIGTERM.
+    /// The supervisor got SIGTERM.
     ToEnd,
 }
 
 struct Lines<P> {
-    /// `None` when every writer has closed it.
+    /// `None` after all writers have closed the pipe.
     pipe: Option<P>,
     masker: Masker,
     pending: Vec<u8>,
@@ -112,9 +112,9 @@ impl Output {
         }
     }
 
-    /// Reads what is in the pipes now. Does not wait for processes that the step left running.
+    /// Reads the data that is in the pipes now. Does not wait for processes that the step left running.
     pub(super) fn drain(&mut self) {
-        // Bounded, because a process that was left running may print without end.
+        // The number of reads is limited, because a process that the step left running may print without end.
         for _ in 0..1024 {
             if !self.take() {
                 break;
@@ -168,14 +168,14 @@ fn wait(fds: [Option<BorrowedFd<'_>>; 3], timeout: PollTimeout) {
         .flatten()
         .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
         .collect();
-    // EINTR is as good as a wake-up.
+    // An error (EINTR) has the same effect as a wake-up.
     let _ready = poll(&mut polled, timeout);
 }
 
 impl<P: Read + AsFd> Lines<P> {
     fn new(pipe: Option<P>, limit: usize, masker: Masker) -> Self {
         if let Some(pipe) = &pipe {
-            // It cannot fail on a pipe.
+            // This call cannot fail on a pipe.
             let _set = rustix::io::ioctl_fionbio(pipe, true);
         }
         Self {

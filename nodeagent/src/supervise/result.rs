@@ -1,4 +1,4 @@
-//! How a step ended, as a file and in words.
+//! The result of a step: the content of the result file, and messages.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 const SHELL_SAW_KILL: i32 = 128 + SIGKILL;
 const SIGKILL: i32 = 9;
 
-/// How a step ended.
+/// The result of a step.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StepResult {
-    /// Exit code, when it exited.
+    /// Exit code, if the step exited.
     pub code: Option<i32>,
-    /// Signal, when one ended it.
+    /// Signal, if the step was killed by a signal.
     pub signal: Option<i32>,
-    /// Why it could not be started.
+    /// Why the step could not be started.
     pub error: Option<String>,
-    /// Its supervisor got SIGTERM and ended it.
+    /// The supervisor got SIGTERM and ended the step.
     pub ended: bool,
     pub timed_out: bool,
-    /// The kernel killed a process of the step because memory ran out, and which memory that was. The step may have
-    /// succeeded all the same.
+    /// Set when the kernel killed a process of the step because memory ran out: which memory that was. The step itself
+    /// may have succeeded.
     pub out_of_memory: Option<OutOfMemory>,
-    /// Why its log is missing or not complete.
+    /// Why the step's log is missing or not complete.
     pub log_problem: Option<String>,
-    /// End of what it printed, errors first.
+    /// End of stderr or, if that is empty, of stdout.
     pub tail: String,
     /// Unix milliseconds.
     pub finished_at: i64,
@@ -34,9 +34,9 @@ pub struct StepResult {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub enum OutOfMemory {
-    /// What the step may use: its limit, as a Kubernetes quantity.
+    /// The memory that the step may use: its limit as a Kubernetes quantity.
     Limit(String),
-    /// The host's.
+    /// The memory of the host.
     Host,
 }
 
@@ -59,7 +59,7 @@ impl StepResult {
         }
     }
 
-    /// What went wrong, with the end of what was printed.
+    /// A message that says what went wrong, with the last lines of the output.
     #[must_use]
     pub fn describe(&self) -> String {
         let mut problem = self.problem();

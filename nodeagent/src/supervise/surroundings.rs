@@ -1,4 +1,4 @@
-//! What a step inherits: PID 1's namespaces, and the host's defaults for the rest.
+//! The environment of a step's processes: namespaces of PID 1, no inherited file descriptors, umask, and rlimits.
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ const NAMESPACES: [(&str, CloneFlags); 6] = [
 
 /// Enters every namespace of PID 1 that this process is not in.
 pub(super) fn enter_host() -> io::Result<()> {
-    // All are opened first: after the mount namespace is entered, /proc may be another.
+    // Open all files first: in the other mount namespace, `/proc` may be another file system.
     let mut open = Vec::new();
     for (name, flag) in NAMESPACES {
         let theirs = format!("/proc/1/ns/{name}");
@@ -36,7 +36,7 @@ pub(super) fn enter_host() -> io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-/// Closes every descriptor but standard input, output and error.
+/// Closes all file descriptors except standard input, output and error.
 pub(super) fn close_inherited() {
     let Ok(directory) = fs::read_dir("/proc/self/fd") else {
         return;
@@ -51,7 +51,7 @@ pub(super) fn close_inherited() {
     }
 }
 
-/// Sets umask and resource limits.
+/// Sets the umask and the rlimits.
 pub(super) fn reset(limits: &[Limit]) {
     umask(Mode::from_bits_truncate(0o022));
     for limit in limits {

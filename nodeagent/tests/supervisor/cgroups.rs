@@ -1,15 +1,16 @@
-//! The supervisor in a cgroup of its own, as systemd makes one for each step.
+//! Tests of the supervisor in its own cgroup, such as systemd creates for each step.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 
-/// A cgroup that looks like a step's scope, removed when dropped.
+/// A cgroup that looks like a step's scope. It is removed when this value is dropped.
 struct Scope(PathBuf);
 
 impl Scope {
-    /// `None`, said out loud, where cgroups cannot be made; in CI that is a failure.
+    /// Creates the cgroup. Returns `None` and prints a message if cgroups cannot be created here. In CI, this is a
+    /// failure.
     fn new(test: &str, controller: &str) -> Option<Self> {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let name = format!(
@@ -37,7 +38,7 @@ impl Scope {
         }
     }
 
-    /// Writes into the first of these files that is there.
+    /// Writes to the first of these files that exists.
     fn set(&self, files: &[&str], value: &str) {
         let file = files.iter().map(|f| self.0.join(f)).find(|f| f.exists());
         fs::write(file.unwrap(), value).unwrap();
@@ -63,7 +64,7 @@ fn make(path: &Path) -> io::Result<PathBuf> {
     fs::create_dir(path).map(|()| path.to_owned())
 }
 
-/// `tail` keeps a line of 300 MB in memory.
+/// A script that needs much memory: `tail` keeps a line of 300 MB in memory.
 const EATER: &str = "head -c 300000000 /dev/zero | tail >/dev/null";
 
 fn eat(test: &str, script: &str) -> Option<StepResult> {
@@ -119,7 +120,7 @@ fn where_no_task_can_be_started_a_step_is_ended_all_the_same() {
     let Some(scope) = Scope::new(test, "pids") else {
         return;
     };
-    // The supervisor and the step.
+    // Two processes: the supervisor and the step.
     scope.set(&["pids.max"], "2");
     let mut supervisor = Supervisor::start_by(
         PLAINLY,

@@ -1,4 +1,4 @@
-//! What can go wrong around a step.
+//! Tests of problems around a step: full disks, missing namespaces, signals at the wrong time.
 
 use super::*;
 
@@ -99,7 +99,7 @@ fn a_log_directory_that_goes_away_does_not_end_a_step() {
 
 #[test]
 fn the_supervisor_keeps_the_protection_that_its_step_loses() {
-    // Raising one's own value needs no right; what counts is that the two differ.
+    // A process may raise its own value without any privilege. The test only needs two different values.
     let by = "echo 300 >/proc/self/oom_score_adj; exec \"$0\" supervise";
     let script = "cat /proc/self/oom_score_adj; exec sleep 60";
     let supervisor = Supervisor::start_by(by, |_, _| {}, script, |_| {});
@@ -126,7 +126,8 @@ fn the_supervisor_keeps_the_protection_that_its_step_loses() {
 
 #[test]
 fn a_step_that_ends_as_its_supervisor_is_told_to_end_was_not_ended() {
-    // It ends on its own while the supervisor is stopped, which then sees both at once.
+    // The step ends by itself while the supervisor is stopped (SIGSTOP). Then the supervisor sees the end of the step
+    // and SIGTERM at the same time.
     let script = "while read -r _ _ state _ </proc/$PPID/stat; [ \"$state\" != T ]; do \
                   sleep 0.01; done; exit 7";
     let mut supervisor = Supervisor::start(script, |_| {});
@@ -159,7 +160,7 @@ fn what_a_terminal_obeys_is_not_told() {
     assert_eq!(supervisor.result().tail, "10%\nred");
 }
 
-/// Where `/var` is mounted as security guides want it.
+/// Security guides recommend to mount `/var` with `noexec`.
 #[test]
 fn a_step_on_a_file_system_without_exec_says_so_and_what_to_do() {
     if !is_root("a_step_on_a_file_system_without_exec_says_so_and_what_to_do") {

@@ -1,4 +1,4 @@
-//! The supervisor as a process of its own, without systemd and without root.
+//! Tests of the supervisor as a separate process, without systemd and without root.
 #![expect(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -22,13 +22,13 @@ mod cgroups;
 mod faults;
 mod secrets;
 
-/// Says out loud that a test cannot run here; in CI that is a failure.
+/// Prints that a test cannot run here. In CI, this is a failure.
 fn cannot_run(test: &str, why: &str) {
     assert!(
         !std::env::var("CI").is_ok_and(|ci| ci == "true"),
         "{test} cannot run in CI: {why}"
     );
-    // What println! writes is kept from view while the test passes.
+    // Write to stderr directly: the test harness hides the output of `println!` when a test passes.
     let _closed = writeln!(std::io::stderr().lock(), "\n!!!! SKIPPED {test}: {why}");
 }
 
@@ -37,7 +37,7 @@ struct Supervisor {
     directory: TempDir,
 }
 
-/// Becomes the supervisor; an ignored signal would be inherited.
+/// A script that ignores two signals and becomes the supervisor. The supervisor inherits ignored signals.
 const PLAINLY: &str = "trap '' HUP USR1; exec \"$0\" supervise";
 
 impl Supervisor {
@@ -45,7 +45,8 @@ impl Supervisor {
         Self::start_by(PLAINLY, |_, _| {}, script, change)
     }
 
-    /// `by` is a script that becomes the supervisor `$0`, in the directory `$1`; `place` is called before the step is sent.
+    /// Starts a supervisor with the shell script `by`, which must end with `exec "$0" supervise`. `$1` is the directory
+    /// of the step. `place` is called before the specification is sent to the supervisor.
     fn start_by(
         by: &str,
         place: impl FnOnce(Pid, &Path),
@@ -99,7 +100,7 @@ impl Supervisor {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 
-    /// Waits for `d`.
+    /// Waits until the supervisor writes `d`, and reads the result.
     fn result(&mut self) -> StepResult {
         let mut done = [0];
         let stdout = self.child.stdout.as_mut().unwrap();
@@ -119,7 +120,7 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        // One that holds the pipes of what a step left behind ends when it is told to.
+        // A supervisor that still reads the output of processes that the step left running ends on SIGTERM.
         let _told = kill(self.pid(), Signal::SIGTERM);
         let _ended = self.child.wait();
     }
@@ -233,7 +234,7 @@ fn signals_that_the_agent_ignores_are_not_ignored_by_steps() {
     assert_eq!(supervisor.result().code, Some(0));
     let log = String::from_utf8(supervisor.log(".log")).unwrap();
     let ignored = u64::from_str_radix(log.trim().rsplit('\t').next().unwrap(), 16).unwrap();
-    // Real-time signals are the C library's own.
+    // Do not check real-time signals: the C library uses some of them.
     assert_eq!(ignored & 0x7fff_ffff, 0, "{log}");
 }
 

@@ -1,4 +1,4 @@
-//! What a step prints of the secrets that it was given.
+//! Tests that secrets are masked in the output of a step, and that other users cannot read the logs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +18,7 @@ fn with_secrets(spec: &mut Spec) {
     }
 }
 
-/// Everything that is left of a step: its logs and its result.
+/// All files that a step leaves: its logs and its result.
 fn all(supervisor: &Supervisor) -> String {
     let result = fs::read(supervisor.directory.path().join(RESULT)).unwrap();
     [supervisor.log(".log"), supervisor.log(".err"), result]

@@ -1,4 +1,4 @@
-//! logind, and what else is asked of the bus once per run.
+//! Calls to logind, and rare queries to systemd: the main process of a service, and the default limits.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use zbus::Variant;
 
 use super::{Bus, SystemdError};
 
-/// logind's flag to pass over inhibitors, from systemd 257 on; before that root passes over them anyway.
+/// logind's flag to ignore inhibitors, since systemd 257. Before 257, inhibitors do not stop root.
 const SKIP_INHIBITORS: u64 = 1 << 4;
 
 #[zbus::proxy(
@@ -21,7 +21,7 @@ trait Login {
 }
 
 impl Bus {
-    /// Who holds up a shutdown, and why.
+    /// The programs that block a shutdown, each with its reason.
     pub async fn shutdown_inhibitors(&self) -> Result<Vec<String>, SystemdError> {
         let connection = self.connection().await?;
         let list = async { LoginProxy::new(&connection).await?.list_inhibitors().await };
@@ -47,7 +47,7 @@ impl Bus {
         };
         let flagged = self.quick("login1.RebootWithFlags", flagged).await;
         let Err(error) = flagged else { return Ok(()) };
-        // Before 249 there is no such method, and before 257 no such flag.
+        // systemd before 249 does not have this method, and before 257 not this flag.
         tracing::info!(%error, "this logind cannot ignore inhibitors: asking for a plain reboot");
         let plain = async { LoginProxy::new(&connection).await?.reboot(false).await };
         let plain = self.quick("login1.Reboot", plain).await;
@@ -84,7 +84,7 @@ impl Bus {
             .await
     }
 
-    /// The manager's numeric properties: `DefaultLimitNOFILE` and the like.
+    /// All numeric properties of the manager, among them `DefaultLimitNOFILE` and the other default limits.
     pub async fn default_limits(&self) -> Result<BTreeMap<String, u64>, SystemdError> {
         let connection = self.connection().await?;
         let all = async {

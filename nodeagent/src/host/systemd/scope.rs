@@ -1,4 +1,4 @@
-//! The scope of a step, for managers old and new.
+//! Starts the scope of a step, with old and new versions of systemd.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use zbus::Variant;
 
 use super::{Bus, SystemdError};
 
-/// How long a scope that systemd refused may exist.
+/// How long a scope may still exist after systemd refused to start it.
 const REMNANT: Duration = Duration::from_secs(2);
 
-/// The slice of all steps. In system.slice they would use the resources that are reserved for system services.
+/// The slice of all steps. In system.slice, steps would use the resources that are reserved for system services.
 const SLICE: &str = "skyhook.slice";
 
-/// CPU and memory of a step's scope, and how long its processes may take to end.
+/// Limits of CPU and memory of a step's scope, and how long its processes may take to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScopeLimits {
-    /// Microseconds of CPU per second.
+    /// Microseconds of CPU time per second.
     pub cpu_quota: Option<u64>,
     pub cpu_weight: Option<u64>,
     pub memory_max: Option<u64>,
@@ -25,7 +25,7 @@ pub struct ScopeLimits {
     pub stop_timeout: Option<u64>,
 }
 
-/// A property of a scope.
+/// The value of a property of a scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
     Pids(u32),
@@ -44,7 +44,7 @@ impl Value {
 }
 
 impl Bus {
-    /// Moves `pid` into a new scope of its own. Properties that this manager does not know are left out.
+    /// Starts a new scope and moves `pid` into it. Properties that this version of systemd does not know are left out.
     pub async fn start_scope(
         &self,
         name: &str,
@@ -96,7 +96,7 @@ fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static
         ("Description", text(description)),
         ("Slice", text(SLICE)),
         ("CollectMode", text("inactive-or-failed")),
-        // When the kernel kills one process for its memory, the supervisor goes on and reports it.
+        // When the kernel's OOM killer kills a process of the step, the supervisor must go on, to report this.
         ("OOMPolicy", text("continue")),
     ];
     let limits = [
@@ -114,7 +114,8 @@ fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static
     properties
 }
 
-/// Removes a property, or replaces it by its older form. False when it is not there, or is required.
+/// Removes a property, or replaces it by its older form. Returns false if the property is not in the list, or is
+/// required.
 fn leave_out(properties: &mut Vec<(&'static str, Value)>, unknown: &str) -> bool {
     let Some(index) = properties.iter().position(|(name, _)| *name == unknown) else {
         return false;
@@ -134,13 +135,13 @@ fn leave_out(properties: &mut Vec<(&'static str, Value)>, unknown: &str) -> bool
     true
 }
 
-/// CPU shares of cgroup version 1 for a weight of version 2, as the kubelet reckons.
+/// Converts a CPU weight of cgroup version 2 to CPU shares of version 1, in the same way as the kubelet.
 fn shares(weight: u64) -> u64 {
     2 + (weight.clamp(1, 10_000) - 1) * 262_142 / 9999
 }
 
 impl SystemdError {
-    /// The property that the manager refused because it does not know it.
+    /// The name of the property, if systemd refused the scope because of an unknown property.
     fn unknown_property(&self) -> Option<String> {
         let Self::Call { source, .. } = self else {
             return None;

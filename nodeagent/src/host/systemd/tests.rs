@@ -1,4 +1,4 @@
-//! The bus against managers that no host here has: old ones, slow ones, ones without logind.
+//! Tests of the bus with fake managers: old versions of systemd, slow ones, and hosts without logind.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -10,14 +10,14 @@ use zbus::{Guid, fdo, interface};
 
 use super::*;
 
-/// What a manager does not know or does slowly, and what it was asked.
+/// Behaviour of a fake manager: its version, what it does not know, how slow it is; and the calls that it got.
 #[derive(Default)]
 struct Manners {
     version: String,
     unknown: BTreeSet<&'static str>,
     reload: Duration,
     logind: Option<Logind>,
-    /// A unit that was refused is in the way once more.
+    /// After a refused scope, the next attempt fails with `UnitExists`.
     has_remnants: bool,
     remnant: Mutex<bool>,
     calls: Mutex<Vec<String>>,
@@ -25,12 +25,12 @@ struct Manners {
 
 #[derive(Clone, Copy)]
 enum Logind {
-    /// Has no method with flags.
+    /// Does not have the method `RebootWithFlags`.
     Before249,
-    /// Does not know the flag.
+    /// Does not know the flag to ignore inhibitors.
     Before257,
     Since257,
-    /// Refuses whoever it is.
+    /// Refuses every reboot.
     Refuses,
 }
 
@@ -53,7 +53,7 @@ enum Refused {
     UnitExists(String),
 }
 
-/// The bus itself: what a client asks of it first.
+/// The bus daemon: the first calls of every client.
 struct Daemon;
 
 #[interface(name = "org.freedesktop.DBus")]
@@ -141,7 +141,7 @@ impl FakeLogin {
     }
 }
 
-/// A manager on a socket of its own.
+/// A fake manager that listens on its own socket.
 struct Fake {
     bus: Bus,
     manners: Arc<Manners>,
@@ -282,7 +282,7 @@ async fn a_reboot_is_asked_for_in_the_way_that_the_host_knows() {
         let begin = Instant::now();
         fake.bus.ask_for_reboot().await.unwrap();
         assert_eq!(fake.manners.calls(), want);
-        // The job of reboot.target ends with the host, and is not waited for.
+        // The job of reboot.target ends only when the host goes down, so the agent does not wait for it.
         assert!(begin.elapsed() < Duration::from_secs(2));
     }
 }

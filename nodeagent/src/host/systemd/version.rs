@@ -1,4 +1,4 @@
-//! Which systemd this is, and whether it is one that Skyhook can work with.
+//! The version of systemd on the host, and whether Skyhook can work with this version.
 
 use super::{Bus, SystemdError};
 
@@ -6,14 +6,14 @@ use super::{Bus, SystemdError};
 const OLDEST: u32 = 232;
 
 impl Bus {
-    /// The manager's version, as it calls it: `252.39-1~deb12u1`.
+    /// systemd's property `Version`, for example `252.39-1~deb12u1`.
     pub async fn version(&self) -> Result<String, SystemdError> {
         let manager = self.manager().await?;
         let version = self.quick("Version", manager.version()).await;
         self.noting_loss(version).await
     }
 
-    /// What the whole system does: `running`, `degraded`, `stopping` and others.
+    /// systemd's property `SystemState`, for example `running`, `degraded` or `stopping`.
     pub async fn system_state(&self) -> Result<String, SystemdError> {
         let manager = self.manager().await?;
         let state = self.quick("SystemState", manager.system_state()).await;
@@ -21,7 +21,7 @@ impl Bus {
     }
 }
 
-/// What is wrong with a systemd of this version, when nothing works with it. One that cannot be read is believed to be new.
+/// A message for the user if this version of systemd is too old. A version without a number counts as new.
 #[must_use]
 pub fn too_old(version: &str) -> Option<String> {
     let number = number(version).filter(|number| *number < OLDEST)?;

@@ -1,12 +1,13 @@
-//! Interrupts in the journal: which packages wait for one, whether the host may be interrupted, and how far the
-//! interrupt is.
+//! The state of interrupts in the journal: which packages wait for an interrupt, whether the host may be interrupted,
+//! and how far the interrupt is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use skyhook_crds::package::Interrupt;
 
-/// The right to interrupt the host: `phase: Running`, written over the lease that said `Drained`.
+/// The permission to interrupt the host. The agent has it after it wrote `phase: Running` to a lease that said
+/// `Drained`.
 ///
 /// ```text
 /// None  ── the lease says Drained, and a package waits for that ──► Asked
@@ -14,7 +15,7 @@ use skyhook_crds::package::Interrupt;
 /// Asked ── the lease has changed, or the agent is restarted ──────► None
 /// ```
 ///
-/// `Granted` stays until the end of the lease: the coordinator does not take `Drained` back any more.
+/// `Granted` stays until the end of the lease: after `Running`, the coordinator does not revoke `Drained`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Permit {
     #[default]
@@ -55,19 +56,19 @@ pub struct Wave {
 /// How far a wave is.
 ///
 /// ```text
-/// Gathering             ── every member has completed config, and no step runs that a reboot would end ──► Looking
-/// Gathering             ── every member has reached the reboot cap ──────────────────────────────────────► Retry
-/// Looking               ── the lease still asks for this work ───────────────────────────────────────────► Interrupting, Prepare
-/// Looking               ── it does not, or is stopped or paused ─────────────────────────────────────────► Retry
-/// Interrupting, Prepare ── units are found, or no inhibitor is left ─────────────────────────────────────► Interrupting, Perform
-/// Interrupting, Prepare ── stopped or paused ────────────────────────────────────────────────────────────► Retry
-/// Interrupting          ── failed ───────────────────────────────────────────────────────────────────────► Retry
-/// Interrupting, Perform ── units are restarted, or the boot ID is a new one ─────────────────────────────► the wave is over
-/// Looking, Interrupting ── the agent is restarted in the same boot ──────────────────────────────────────► Gathering
-/// Retry                 ── its time has come ────────────────────────────────────────────────────────────► Gathering
+/// Gathering ── every member has completed config, and no step runs that a reboot would end ──► Looking Gathering ──
+/// every member has reached the reboot cap ──────────────────────────────────────► Retry Looking ── the lease still
+/// asks for this work ───────────────────────────────────────────► Interrupting, Prepare Looking ── it does not, or is
+/// stopped or paused ─────────────────────────────────────────► Retry Interrupting, Prepare ── units are found, or no
+/// inhibitor is left ─────────────────────────────────────► Interrupting, Perform Interrupting, Prepare ── stopped or
+/// paused ────────────────────────────────────────────────────────────► Retry Interrupting ── failed
+/// ───────────────────────────────────────────────────────────────────────► Retry Interrupting, Perform ── units are
+/// restarted, or the boot ID is a new one ─────────────────────────────► the wave is over Looking, Interrupting ── the
+/// agent is restarted in the same boot ──────────────────────────────────────► Gathering Retry ── its time has come
+/// ────────────────────────────────────────────────────────────► Gathering
 /// ```
 ///
-/// Members that have reached the reboot cap stay in `Retry` when the others are over.
+/// Members that have reached the reboot cap stay in `Retry` after the interrupt of the other members.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub enum WaveAt {
     /// Members run apply or upgrade, and config.

@@ -1,4 +1,4 @@
-//! A stop or a pause while an interrupt is prepared, or a step is ended.
+//! A stop or a pause while an interrupt is being prepared or a step is being ended.
 
 use std::collections::BTreeMap;
 
@@ -33,7 +33,7 @@ fn preparing(package: Package) -> World {
     world
 }
 
-/// The preparation ends, whether or not the machine still waits for it.
+/// Reports the end of the preparation, even if the machine does not wait for it any more.
 fn prepared(world: &mut World) -> Vec<Effect> {
     world.input(Event::InterruptPrepared {
         before: BTreeMap::new(),
@@ -107,7 +107,7 @@ fn a_reboot_is_counted_once_however_often_the_agent_is_started_before_it_asks() 
     world.settle();
     assert_eq!((world.ended(), reboots(&world)), (Some(Phase::Complete), 1));
 
-    // From here on systemd may have been asked.
+    // After the preparation, systemd may have been asked for the reboot.
     let mut world = preparing(rebooting("aa"));
     prepared(&mut world);
     world.kill_agent();
@@ -171,7 +171,7 @@ fn a_step_that_is_to_end_is_known_after_a_restart() {
         matches!(doing, Doing::Step(cursor) if cursor.is_to_end)
     };
     assert!(is_to_end(&world));
-    // The agent may have died before it told the supervisor.
+    // The agent may have died before it told the supervisor to end the step.
     let boot_id = world.boot.to_string();
     let effects = world.input(Event::Restarted { boot_id });
     assert!(

@@ -1,4 +1,4 @@
-//! Interrupts that are cut short, and steps that end early.
+//! Interrupts that fail or do not complete, and steps that end early.
 
 use std::collections::BTreeMap;
 
@@ -86,7 +86,8 @@ fn an_agent_killed_in_a_restart_knows_what_was_restarted() {
         other => panic!("{other:?}"),
     };
     assert_eq!(carried(&effects), before);
-    // Killed, it looks at the lease again and goes on where it was; a power cut restarts everything.
+    // A restarted agent reads the lease again and continues with the remaining units. A power failure restarts all
+    // units.
     for (power, want) in [(false, before.clone()), (true, BTreeMap::new())] {
         let mut world = world.clone();
         if power {
@@ -98,7 +99,7 @@ fn an_agent_killed_in_a_restart_knows_what_was_restarted() {
         let effect = world.queue.pop_back().expect("it is next");
         assert_eq!(carried(&[effect]), want, "power {power}");
     }
-    // One that failed goes on where it was: what was restarted is not restarted again.
+    // A failed interrupt continues with the remaining units: units that were restarted are not restarted again.
     world.input_queued(Event::InterruptFailed {
         reason: "x".into(),
         asked: true,
@@ -218,7 +219,7 @@ fn after_a_reboot_of_a_host_that_forgets_everything_is_done_again() {
         run_lines(&world.log),
         "aa apply; bb apply; aa config; bb config; reboot; aa post-interrupt"
     );
-    // What had ended is not there any more either, whether or not its result was taken.
+    // Work that had ended is lost as well, even if the coordinator has its result.
     if let Some(run) = world.run.as_mut() {
         reapply(run, now);
     }
@@ -238,7 +239,7 @@ fn an_answer_that_comes_late_interrupts_nothing() {
     world.queue.clear();
     world.stop(StopReason::NewRevision);
     assert_eq!(world.ended(), Some(Phase::Stopped));
-    // What the agent's own result makes of the lease.
+    // The watch shows the lease with the agent's own result.
     world.input(Event::LeaseSeen(LeaseView::default()));
     assert_eq!(world.input(late.clone()), [], "its work has ended");
     world.lease(&Spec::of(&[restarting()]));

@@ -1,4 +1,4 @@
-//! Every way from one specification to another.
+//! Changes from one specification to another, and the stages that they need.
 
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::package::Interrupt;
@@ -7,7 +7,7 @@ use skyhook_crds::{Package, Stage, State};
 use super::reboot;
 use super::world::{Spec, World, pkg};
 
-/// Runs `before` to its end, then `after`; gives what ran for `after`.
+/// Runs `before` to its end, and then `after`. Returns the world, and the steps that ran for `after`.
 fn second(before: &Spec, after: &Spec) -> (World, Vec<String>) {
     let mut world = World::new();
     world.lease(before);

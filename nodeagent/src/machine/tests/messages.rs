@@ -1,4 +1,4 @@
-//! What programs print comes into the machine short and plain, wherever it comes from.
+//! Texts from other programs are cut and freed of control sequences before the machine keeps them.
 
 use skyhook_crds::package::InterruptType;
 use skyhook_crds::{Package, Stage, State};
@@ -11,12 +11,12 @@ use crate::report::{self, HostFacts};
 
 const LONG: &str = "\x1b[2J\x1b[31mred\x1b[0m\rline\u{7}";
 
-/// Far longer than a message, with what makes a terminal do things.
+/// A text that is much longer than a message, and has control sequences for terminals.
 fn nasty() -> String {
     format!("begin {} end", LONG.repeat(1_000_000 / LONG.len()))
 }
 
-/// The longest text in what the journal and the lease hold of this.
+/// Length of the longest text in the journal and in the lease's status.
 fn longest(world: &World) -> usize {
     fn walk(value: &serde_json::Value) -> usize {
         match value {
@@ -109,7 +109,7 @@ fn no_text_is_longer_than_a_message() {
     for (name, is_it, make) in rows {
         let (mut world, id) = at(is_it);
         world.input(make(key(), id, nasty()));
-        // A few words around it are the machine's own.
+        // The machine adds a few words to the text.
         let longest = longest(&world);
         assert!((1_000..=2_048 + 64).contains(&longest), "{name}: {longest}");
     }

@@ -1,5 +1,5 @@
-//! Properties: whatever is asked for, and whenever the agent or the host dies, the host ends in the same state, and no
-//! stage runs before its predecessor.
+//! Property tests, with random specifications, and with the agent or the host killed at random times. The host always
+//! reaches the same state, and no stage runs before its predecessor.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,7 +52,7 @@ fn specs() -> impl Strategy<Value = Spec> {
 
 type Outcome = (Stage, State, Option<BTreeMap<String, String>>);
 
-/// What is on the host, apart from how it came there.
+/// The packages on the host, without the way that led there.
 fn outcome(world: &World) -> BTreeMap<String, Outcome> {
     world
         .progress()
@@ -62,7 +62,7 @@ fn outcome(world: &World) -> BTreeMap<String, Outcome> {
         .collect()
 }
 
-/// Stages of each package come in an order that NVIDIA Skyhook allows.
+/// Checks that the stages of each package ran in an order that NVIDIA Skyhook allows.
 fn check_order(log: &[String]) {
     let mut last: BTreeMap<&str, &str> = BTreeMap::new();
     for line in log {
@@ -87,8 +87,9 @@ fn check_complete(world: &World, spec: &Spec) {
     assert!(world.progress().entries.values().all(Entry::is_done));
 }
 
-/// Runs both specifications, with the agent killed (or the power cut) before the effects whose numbers are in `deaths`,
-/// or after them and before their end is journalled.
+/// Runs both specifications. `deaths` says at which effects the agent is killed: the number of the effect; whether the
+/// agent dies after the effect and before its end is in the journal, or else before the effect; and whether the host
+/// loses its power as well.
 fn run(before: &Spec, after: &Spec, deaths: &[(usize, bool, bool)]) -> (World, usize) {
     let mut world = World::new();
     let mut performed = 0;
@@ -102,7 +103,7 @@ fn run(before: &Spec, after: &Spec, deaths: &[(usize, bool, bool)]) -> (World, u
                     None => world.perform(effect),
                     Some((_, late, power)) => {
                         if *late && let Effect::RunStep { key, id, half, .. } = &effect {
-                            // It ran, and its supervisor left the result.
+                            // The step ran, and its supervisor wrote the result.
                             world.run_step(key, *id, *half);
                         }
                         if *power {
@@ -152,7 +153,7 @@ proptest! {
         let mut world = World::new();
         for spec in [&before, &after] {
             world.lease(spec);
-            // Nothing ends until everything that can start has started.
+            // Performs the newest effect first, so that steps start before earlier ones end.
             while world.ended().is_none() {
                 let running: Vec<&str> = world
                     .progress()
@@ -200,7 +201,7 @@ fn death_at_every_effect_of_an_install_and_an_upgrade() {
                     "at {at}, late {late}, power {power}"
                 );
                 let reboots = world.log.iter().filter(|l| *l == "reboot").count();
-                // A power cut while the reboot is asked for is the reboot.
+                // A power failure after the agent asked for the reboot counts as that reboot.
                 assert!(reboots <= 2, "{:?}", world.log);
             }
         }

@@ -1,4 +1,4 @@
-//! How often a reboot is asked for, and what it waits for.
+//! How often the agent asks for a reboot, and what a reboot waits for.
 
 use std::collections::BTreeMap;
 
@@ -28,12 +28,13 @@ fn shown(world: &World) -> (Stage, State) {
     (entry.stage, entry.state)
 }
 
-/// What the coordinator keeps of this, and gives to the agent with the next lease.
+/// The reported counts of reboots. The coordinator keeps them and gives them to the agent with the next lease.
 fn reported(world: &World) -> BTreeMap<String, u32> {
     report::status(world.progress(), &HostFacts::default(), 1).reboots
 }
 
-/// Performs everything but the first step of this package, which goes on for as long as the test likes.
+/// Performs all effects except the first step of this package. Returns that effect, so that the test can perform it
+/// later.
 fn all_but_the_step_of(world: &mut World, package: &str) -> Option<Effect> {
     let mut held = None;
     while let Some(effect) = world.queue.pop_front() {
@@ -46,7 +47,7 @@ fn all_but_the_step_of(world: &mut World, package: &str) -> Option<Effect> {
     held
 }
 
-/// Lets the world go on until nothing happens but that the same is tried again.
+/// Lets so much time pass that only retries are left.
 fn settle_long(world: &mut World) {
     for _ in 0..40 {
         world.settle_quiet();
@@ -77,7 +78,7 @@ fn a_host_that_forgets_everything_at_each_boot_is_rebooted_three_times() {
             break;
         }
         assert_eq!(reboots(&world), round, "{:?}", world.log);
-        // The journal is gone: what is known of reboots is what was reported before the last one.
+        // The journal is lost: only the counts that were reported before the last reboot are known.
         let known = reported(&world);
         assert_eq!(known, [("aa|1.0.0".to_owned(), round as u32)].into());
         world.queue.clear();
@@ -118,7 +119,7 @@ fn where_the_boot_id_never_changes_three_reboots_are_asked_for() {
         };
         if matches!(effect, Effect::Interrupt { .. }) {
             asked += 1;
-            // Everything on the host starts anew, in what calls itself the same boot.
+            // Everything on the host starts again, but with the same boot ID.
             world.kill_agent();
         } else {
             world.perform(effect);
@@ -177,7 +178,7 @@ fn a_reboot_waits_for_every_step_that_runs_and_no_new_one_starts() {
         report.waits_for
     );
     assert_eq!(report.message, report.waits_for);
-    // Its end is awaited, but its next step waits for the reboot.
+    // The reboot waits for the end of this step; the next step waits for the reboot.
     world.perform(slow.expect("it was started"));
     let next = world.queue.pop_front();
     assert_eq!(next, Some(Effect::LookAtLease), "{:?}", world.queue);

@@ -1,4 +1,4 @@
-//! What is on the host, what only waits to be, and what became of a step that left no result.
+//! The Node's record: versions that are on the host, and versions that are not there yet. And steps without a result.
 
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_crds::{Package, Stage, State};
@@ -13,7 +13,7 @@ fn recorded(world: &World) -> Vec<String> {
     states(&world.progress().entries).into_keys().collect()
 }
 
-/// Stops the lease before anything of the package has begun, and takes one for `after`.
+/// Stops the lease before any step of the package has started, and takes a lease for `after`.
 fn changed_before_it_began(mut world: World, after: &Spec) -> World {
     world.settle_quiet();
     world.stop(StopReason::NewRevision);
@@ -143,7 +143,7 @@ fn the_parked_version_of_a_downgrade_is_on_record() {
         (parked.stage, parked.state),
         (Stage::Uninstall, State::Skipped)
     );
-    // It never began: the next change forgets it.
+    // No step of the parked version has started: the next revision drops it.
     world.fail("aa@2.0.0 uninstall", 0);
     let world = changed_before_it_began(world, &Spec::of(&[]));
     assert_eq!(run_lines(&world.log), "aa uninstall");
@@ -158,7 +158,7 @@ fn an_old_version_that_was_parked_again_is_uninstalled_when_it_is_not_wanted() {
     world.fail("aa@2.0.0 upgrade", u32::MAX);
     world.lease(&Spec::of(&[pkg("aa", "2.0.0")]));
     world.settle_quiet();
-    // Back: what is there of 2.0.0 has to go first, and 1.0.0 waits for that.
+    // Back to 1.0.0: version 2.0.0 is partly on the host and is uninstalled first. Version 1.0.0 waits for that.
     world.stop(StopReason::NewRevision);
     world.settle_stopped();
     world.fail("aa@2.0.0 uninstall", u32::MAX);
@@ -170,7 +170,7 @@ fn an_old_version_that_was_parked_again_is_uninstalled_when_it_is_not_wanted() {
     assert_eq!(world.log, ["aa@1.0.0 uninstall", "aa@2.0.0 uninstall"]);
 }
 
-/// The step that is to be started.
+/// Runs until a step of this half is about to start, and returns the step's package and number.
 fn started(world: &mut World, half: Half) -> (String, u64) {
     world.settle_until(|e| matches!(e, Effect::RunStep { half: h, .. } if *h == half));
     match world.queue.pop_back() {
@@ -276,7 +276,7 @@ fn a_clock_that_is_set_back_delays_nothing() {
         world.settle_quiet();
         assert_eq!(world.ended(), Some(Phase::Complete));
     }
-    // A step that has to end is told so, and an interrupt is tried again.
+    // Also with a clock that is set back, a step is ended in time, and an interrupt is retried.
     let mut world = World::new();
     world.now = 100 * DAY;
     world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));

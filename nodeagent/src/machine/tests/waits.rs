@@ -1,4 +1,4 @@
-//! What the machine waits for, and what it does again after a failure.
+//! Waits of the machine, and retries after failures.
 
 use skyhook_crds::lease::{Phase, StopReason};
 use skyhook_oci::RetryClass;
@@ -10,7 +10,7 @@ fn one(version: &str) -> Spec {
     Spec::of(&[pkg("aa", version)])
 }
 
-/// `World::input` fails when the machine waits for a time that has passed.
+/// `World::input` fails if the machine waits for a time that has passed.
 #[test]
 fn what_is_left_behind_is_not_waited_for() {
     let no_image: fn(&mut World) = |world| world.no_image("aa|1.0.0", 1);
@@ -20,7 +20,7 @@ fn what_is_left_behind_is_not_waited_for() {
         fault(&mut world);
         world.lease(&one("1.0.0"));
         world.settle_quiet();
-        // The next one's image cannot be pulled until long after the first would be tried again.
+        // The image of the next version can be pulled only long after the time of the first version's retry.
         world.no_image("aa|1.0.1", 3);
         world.lease(&one("1.0.1"));
         world.settle();
@@ -70,12 +70,12 @@ fn a_step_is_told_to_end_again_by_the_agent_that_comes_after() {
     };
     assert!(ends(&world.input(Event::Ticked)));
     assert!(!ends(&world.input(Event::Ticked)), "once is enough");
-    // Killed before it did so.
+    // The agent is killed before it told the supervisor.
     world.kill_agent();
     assert!(ends(world.queue.make_contiguous()), "{:?}", world.queue);
 }
 
-/// What the agent asks a registry for over so much time.
+/// Number of pulls within this time while the image cannot be pulled, and the last message of the package.
 fn pulls_within(class: RetryClass, ms: i64) -> (usize, String) {
     let mut world = World::new();
     world.pull_class = class;
@@ -115,7 +115,7 @@ fn a_wrong_tag_is_asked_for_ever_more_seldom_and_a_registry_that_wants_peace_get
     assert_eq!(pulls_within(hour, DAY).0, 1 + 24);
 }
 
-/// A new revision and a new agent ask at once.
+/// A new revision and a restarted agent pull at once.
 #[test]
 fn what_waits_for_hours_is_tried_at_once_after_a_change_or_a_restart() {
     let waiting = || {

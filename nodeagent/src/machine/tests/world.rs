@@ -1,4 +1,4 @@
-//! A host that does what the machine says, with faults on order.
+//! A simulated host that performs the effects of the machine. Tests can make steps and pulls fail.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -44,28 +44,28 @@ pub(crate) fn pkg(name: &str, version: &str) -> Package {
     }
 }
 
-/// A host and its agent.
+/// A simulated host and its agent.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub now: i64,
     pub run: Option<Progress>,
     pub queue: VecDeque<Effect>,
-    /// What ran on the host, in order.
+    /// Steps and interrupts that ran on the host, in order.
     pub log: Vec<String>,
     pub log_checks: bool,
     pub boot: u32,
     leases: u32,
     faults: BTreeMap<String, u32>,
     images: BTreeMap<String, u32>,
-    /// How a pull fails.
+    /// The class of the error when a pull fails.
     pub pull_class: RetryClass,
     entries: Entries,
     held: bool,
     pub drained: bool,
     stop: Option<StopReason>,
-    /// Steps whose supervisors live, or have left a result: what the agent finds after a restart.
+    /// Results of the steps that ran. A restarted agent finds them.
     pub steps: BTreeMap<u64, Outcome>,
-    /// Packages with a step that runs now.
+    /// Packages with a running step.
     pub running: BTreeMap<String, u64>,
 }
 
@@ -155,7 +155,7 @@ impl World {
         self.see();
     }
 
-    /// The watch shows the lease; the node is drained as soon as that is asked for.
+    /// The watch shows the lease. With `drained`, the lease says that the node is drained.
     pub(crate) fn see(&mut self) {
         let view = LeaseView {
             stop: self.stop,
@@ -182,7 +182,7 @@ impl World {
         effects
     }
 
-    /// Steps the machine, without performing what it says.
+    /// Sends an event to the machine and returns the effects without performing them.
     pub(crate) fn input(&mut self, event: Event) -> Vec<Effect> {
         let run = self.run.take().expect("a lease was taken");
         let input = Input {
@@ -204,7 +204,8 @@ impl World {
         self.queue.extend(effects);
     }
 
-    /// Performs effects until one of that kind is next; it stays in the queue's place and is performed.
+    /// Performs effects until one of this kind is next. That effect is not performed, and becomes the last in the
+    /// queue.
     pub(crate) fn settle_until(&mut self, is_it: impl Fn(&Effect) -> bool) {
         for _ in 0..100_000 {
             let effect = self.queue.pop_front().expect("it never came");
@@ -216,7 +217,7 @@ impl World {
         }
     }
 
-    /// Performs effects as long as `go_on` says so.
+    /// Performs effects while `go_on` returns true.
     pub(crate) fn settle_while(&mut self, go_on: impl Fn(&Self) -> bool) {
         while go_on(self) {
             let effect = self.queue.pop_front().expect("it never changes");
@@ -224,7 +225,7 @@ impl World {
         }
     }
 
-    /// Performs everything that does not need time to go by.
+    /// Performs all effects until the machine waits for a time.
     pub(crate) fn settle_quiet(&mut self) {
         for _ in 0..1_000_000 {
             let Some(effect) = self.queue.pop_front() else {
@@ -235,7 +236,7 @@ impl World {
         panic!("it never comes to rest");
     }
 
-    /// Performs everything, and lets time go by, until the lease's work has ended.
+    /// Performs all effects and lets time pass, until the work on the lease has ended.
     pub(crate) fn settle(&mut self) {
         for _ in 0..10_000 {
             self.settle_quiet();
@@ -255,7 +256,7 @@ impl World {
         self.settle_quiet();
     }
 
-    /// The agent is killed: what it was about to do is forgotten, and a new one reads the journal.
+    /// Kills the agent. The queued effects are lost, and a new agent reads the journal.
     pub(crate) fn kill_agent(&mut self) {
         self.queue.clear();
         self.running.clear();
@@ -264,13 +265,13 @@ impl World {
         self.see();
     }
 
-    /// The host loses its power: steps that run are gone too.
+    /// The host loses its power and boots again: running steps are lost too.
     pub(crate) fn power_cut(&mut self) {
         self.boot += 1;
         self.kill_agent();
     }
 
-    /// Does what an effect says and feeds back what comes of it.
+    /// Performs an effect, and sends its event to the machine.
     pub(crate) fn perform(&mut self, effect: Effect) {
         let event = match effect {
             Effect::PullImage { key } => self.pull(key),
@@ -333,7 +334,7 @@ impl World {
         }
     }
 
-    /// Runs a step to its end and leaves its result.
+    /// Runs a step to its end and keeps its result.
     pub(crate) fn run_step(&mut self, key: &str, id: u64, half: Half) -> Outcome {
         assert!(!self.steps.contains_key(&id), "step {id} runs twice");
         let stage = self.entry(key).stage;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A host, and a package in its copy directory.
+/// A host with a package in its copy directory.
 struct Test {
     host: TempDir,
 }
@@ -60,7 +60,7 @@ fn link(target: &str, path: PathBuf) {
     symlink(target, path).unwrap();
 }
 
-/// What is at a path, in words.
+/// A description of the file at a path.
 fn seen(path: &Path) -> String {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return "nothing".to_owned();
@@ -287,7 +287,7 @@ fn what_cannot_be_laid_is_told_with_the_hosts_paths() {
     }
 }
 
-/// A unit that is masked is a symlink to `/dev/null`.
+/// A masked systemd unit is a symlink to `/dev/null`.
 #[test]
 fn a_symlink_to_dev_null_is_left_as_it_is() {
     if !is_root("a_symlink_to_dev_null_is_left_as_it_is") {
@@ -382,7 +382,7 @@ fn acl_entry(tag: u16, permissions: u16, id: u32) -> Vec<u8> {
     .concat()
 }
 
-/// `/etc/hosts` of a host that is a container itself.
+/// For example, something is mounted on `/etc/hosts` when the host is itself a container.
 #[test]
 fn a_file_on_which_something_is_mounted_is_written_in_place() {
     const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";
@@ -424,7 +424,7 @@ fn a_file_on_which_something_is_mounted_is_written_in_place() {
     assert_eq!(left.len(), 1, "{left:?}");
 }
 
-/// In `/tmp` anybody can put a symlink where a package lays a file.
+/// In `/tmp` any user can create a symlink at the path of a package's file.
 #[test]
 fn a_planted_symlink_is_replaced_and_not_followed() {
     if !is_root("a_planted_symlink_is_replaced_and_not_followed") {

@@ -1,12 +1,13 @@
-//! Copies of packages on the host, and which of them go.
+//! Removes old copy directories of packages.
 //!
-//! | copies | which stay |
+//! | copy directories | which stay |
 //! |---|---|
-//! | of a package that is on record | the one in use, and of the others the one that was unpacked last |
-//! | of other packages of a Skyhook that is on record | none: they are uninstalled |
-//! | of a Skyhook that is not on record | those that were unpacked in the last seven days: a journal may be lost |
+//! | of a package in the journal | the one in use, and the newest of the others |
+//! | of other packages of a Skyhook in the journal | none: these packages are uninstalled |
+//! | of a Skyhook that is not in the journal | those of the last seven days: the journal may have been lost |
 //!
-//! A directory is taken for a copy when it has a `config.json` and is named as the agent, or NVIDIA Skyhook, names copies.
+//! A directory counts as a copy directory if it contains `config.json` and its name has the form that the agent and
+//! NVIDIA Skyhook use.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,10 +18,10 @@ use skyhook_oci::{Root, chain, remove_left_over_unpacks};
 
 use super::Kept;
 
-/// How long the copies of a Skyhook stay that is not on record.
+/// How long the copy directories of a Skyhook that is not in the journal stay.
 const UNKNOWN: Duration = Duration::from_secs(7 * 86_400);
 
-/// Removes what unpacks have left that were killed.
+/// Removes temporary directories that killed unpacks have left.
 pub(super) fn remove_left_overs(files: &Root, copies: &str) {
     for skyhook in files.list(copies).unwrap_or_default() {
         let removed = files
@@ -32,8 +33,8 @@ pub(super) fn remove_left_overs(files: &Root, copies: &str) {
     }
 }
 
-/// Removes the copies that nothing needs. `kept` was on record at the time `since`: what was unpacked later is not judged by
-/// it.
+/// Removes the copy directories that are no longer needed. `kept` are the packages in the journal at the time `since`.
+/// Copy directories that were unpacked later stay.
 pub(super) fn remove_old(files: &Root, copies: &str, kept: &[Kept], since: SystemTime) {
     for skyhook in files.list(copies).unwrap_or_default() {
         let Ok(directory) = files.directory(Path::new(copies).join(&skyhook)) else {
@@ -60,8 +61,8 @@ pub(super) fn remove_old(files: &Root, copies: &str, kept: &[Kept], since: Syste
     }
 }
 
-/// Names of the copies in the directory of a Skyhook, with the time at which each was unpacked. That is the time of the last
-/// change of the directory's attributes: its own time is that of the directory in the image.
+/// Names of the copy directories of a Skyhook, with the time at which each was unpacked. This is the directory's ctime:
+/// its mtime is that of the directory in the image.
 fn copies_in(directory: &Root) -> Vec<(SystemTime, String)> {
     let mut there = Vec::new();
     for name in directory.list("").unwrap_or_default() {
@@ -97,8 +98,8 @@ fn is_copy(name: &str) -> bool {
         && uid.is_some_and(is_uid)
 }
 
-/// Which of the copies that are there go: those that were unpacked before `until`, and are neither in use nor the newest of
-/// the others of a package that is on record.
+/// The copy directories to remove: those that were unpacked before `until`, are not in use, and are not the newest
+/// unused one of a package in the journal.
 fn old(mut there: Vec<(SystemTime, String)>, kept: &[&Kept], until: SystemTime) -> Vec<String> {
     there.sort();
     let in_use: BTreeSet<&String> = kept.iter().filter_map(|k| k.copy.as_ref()).collect();

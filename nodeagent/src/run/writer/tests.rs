@@ -29,7 +29,7 @@ fn writer() -> Writer {
     writer
 }
 
-/// The call that is due for a status, sent.
+/// Starts the next call for a status with this phase, and returns the call.
 fn sent(writer: &mut Writer, phase: Phase) -> Call {
     let later = Instant::now() + Duration::from_secs(60);
     match writer.next(status(phase), later) {
@@ -81,7 +81,7 @@ fn every_write_is_over_the_version_that_is_known() {
     assert_eq!(over(&call), Some("4"));
     let written = lease("7", &json!({ "phase": "Preparing" }));
     assert_eq!(answer(&mut writer, call, Ok(written)), None);
-    // The watch is behind what was written.
+    // The watch shows an older version than the one that was written.
     writer.seen(Some(&lease("5", &json!({ "phase": "Accepted" }))));
     let call = sent(&mut writer, Phase::Complete);
     assert_eq!(over(&call), Some("7"));
@@ -95,7 +95,7 @@ fn what_was_refused_is_read_and_decided_again() {
         assert_eq!(answer(&mut writer, call, refusal), None, "{name}");
         let read = sent(&mut writer, Phase::AwaitingDrain);
         assert_eq!(read, Call::Read, "{name}");
-        // It had arrived after all.
+        // The write had succeeded although its answer was lost.
         let there = lease(
             "9",
             &json!({ "phase": "AwaitingDrain", "needsDrain": null }),
@@ -121,13 +121,13 @@ fn running_is_written_over_drained_alone_and_a_refusal_is_told() {
     };
     assert_eq!((&**version, *running), ("6", true));
     assert_eq!(change["phase"], "Running");
-    // Nobody knows: the guard decides again.
+    // It is not known whether the write succeeded: write again with the same precondition.
     assert_eq!(answer(&mut writer, call, silence()), None);
     let again = sent(&mut writer, Phase::AwaitingDrain);
     assert_eq!(over(&again), Some("6"));
     let told = answer(&mut writer, again, conflict());
     assert_eq!(told, Some(Event::RunningRefused));
-    // It may have been written the first time: nothing is written over it before it is read.
+    // The first write may have succeeded: read the lease before the next write.
     assert_eq!(sent(&mut writer, Phase::AwaitingDrain), Call::Read);
 }
 

@@ -22,9 +22,10 @@ fn kept(skyhook: &str, name: &str, version: &str, copy: &str) -> Kept {
     }
 }
 
-/// A copy as an unpack makes it: the time of the directory is that of the image, here an ever older one.
+/// Creates a copy directory as an unpack does: its mtime is that of the directory in the image. A higher `order` means
+/// an older mtime.
 fn make(copy: &Path, order: u64) {
-    // The clock of a file system is coarse.
+    // File systems have coarse timestamps: wait, so that each copy directory has another ctime.
     std::thread::sleep(Duration::from_millis(20));
     fs::create_dir_all(copy.join("chroot")).unwrap();
     fs::write(copy.join("config.json"), "{}").unwrap();
@@ -73,13 +74,13 @@ fn the_copy_in_use_and_the_one_before_it_stay_and_those_of_uninstalled_packages_
     for (copy, n) in copies.iter().zip(0..) {
         make(&at("s", copy), n);
     }
-    // What packages and agents have there besides.
+    // Other directories of packages and agents.
     fs::create_dir_all(at("s", "flags")).unwrap();
     fs::create_dir_all(at("s", "data-of-a-package")).unwrap();
     fs::write(at("s", "data-of-a-package/config.json"), "{}").unwrap();
     make(&at("forgotten", &name("aa", "1.0.0", 1)), 1);
     let since = SystemTime::now();
-    // Another lease is being prepared.
+    // The next lease has unpacked a package already.
     std::thread::sleep(Duration::from_millis(20));
     make(&at("s", &name("new", "1.0.0", 4)), 1);
 
@@ -123,7 +124,7 @@ fn what_a_killed_unpack_has_left_goes_and_what_another_is_at_stays() {
     assert!(busy.join("layer0/0").exists());
 }
 
-/// A step may leave the host's root mounted in its directory.
+/// A step may leave the host's root directory mounted in its copy directory.
 #[test]
 fn what_is_mounted_in_a_copy_is_neither_removed_nor_counted() {
     const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";

@@ -1,4 +1,4 @@
-//! A node whose package errs for a month, with a real directory and a clock that is set forward.
+//! A node whose package fails for a month, with a real directory and a simulated clock.
 
 use std::time::SystemTime;
 
@@ -12,7 +12,7 @@ use crate::supervise::LogFile;
 const MONTH: i64 = 30 * 86_400_000;
 const CHECKS: usize = 2;
 
-/// The host of a [`World`], as far as the agent and its supervisors write to it.
+/// The files that the agent and its supervisors write to the host of a [`World`].
 struct Host {
     directory: tempfile::TempDir,
     journal: Journal,
@@ -23,7 +23,7 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        // In memory: hundreds of thousands of files keep a disk busy for minutes.
+        // Use a file system in memory: hundreds of thousands of files would keep a disk busy for minutes.
         let memory = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
         let temporary = std::env::temp_dir();
         let directory = tempfile::tempdir_in(memory.unwrap_or(&temporary)).unwrap();
@@ -41,7 +41,7 @@ impl Host {
         self.directory.path().join(path)
     }
 
-    /// What a supervisor leaves of a step.
+    /// Writes the files that a supervisor writes for a step.
     fn supervise(&self, id: u64, index: usize, time: i64) {
         let step = self.at("state/steps").join(format!("{id:08}"));
         fs::create_dir_all(&step).unwrap();
@@ -58,14 +58,15 @@ impl Host {
         pair.flush();
     }
 
-    /// What the agent does when it has stepped the machine.
+    /// Does what the agent does after each event: saves the journal and removes the directories of steps that have
+    /// ended.
     fn commit(&mut self, world: &World) {
         let before = self.journal.state.run.as_ref().map(Progress::steps);
         let state = State {
             run: world.run.clone(),
             ..State::default()
         };
-        // The file is measured now and then: each write waits for the disk.
+        // The journal file is written only in `measure`: each write waits for the disk.
         self.journal.state = state;
         let after = world.progress().steps();
         let over: BTreeSet<u64> = &before.unwrap_or_default() - &after;
@@ -149,7 +150,7 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
         "{} step directories",
         host.most_steps
     );
-    // Five runs of each step, of two files each, and a few files of the agent and of steps that run.
+    // Two log files for each of five runs of each step, and a few files of the agent and of running steps.
     let most = CHECKS * 5 * 2 + 4 + 16;
     assert!(host.most_files <= most, "{} files", host.most_files);
     assert!(host.most_journal < 64 << 10, "{} bytes", host.most_journal);
