@@ -16,13 +16,15 @@ use skyhook_crds::revision::RevisionData;
 use skyhook_crds::{InterruptionLease, names};
 use skyhook_oci::Credentials;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::machine::retry::API;
 use crate::prepare::metadata::NodeFacts;
 
 /// How long one watch lasts. With the usual five minutes, 5,000 nodes would open 17 watches per second.
 const WATCH_SECONDS: u32 = 1800;
+/// A watch that ends sooner than this was not closed because its time was over.
+const SHORT_WATCH: Duration = Duration::from_secs(5);
 /// How long a watch may be silent before the connection counts as dead. The server sends a bookmark every minute.
 const SILENCE: Duration = Duration::from_secs(180);
 /// Timeout of a call. A load balancer may drop an answer, and without a timeout the agent would wait forever.
@@ -149,7 +151,13 @@ impl LeaseApi {
     ) -> Option<()> {
         let mut failures = 0;
         loop {
+            let begun = Instant::now();
             match self.watch_once(events, version).await {
+                // A proxy may close every watch at once.
+                Ok(Ended::Closed) if begun.elapsed() < SHORT_WATCH => {
+                    failures += 1;
+                    sleep(API.delay(failures, &self.node)).await;
+                }
                 Ok(Ended::Closed) => failures = 0,
                 Ok(Ended::Expired) => return Some(()),
                 Ok(Ended::Unheard) => return None,

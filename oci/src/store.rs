@@ -260,8 +260,7 @@ impl Store {
         self.touch(manifest);
         let mut sources = Vec::with_capacity(image.layers.len());
         for (layer, diff_id) in image.layers.into_iter().zip(image.diff_ids) {
-            let blob = File::open(self.blob(&layer.digest))
-                .map_err(|_| StoreError::Damaged(layer.digest))?;
+            let blob = self.open_blob(&layer.digest)?;
             sources.push(Source {
                 layer,
                 diff_id,
