@@ -11,7 +11,7 @@ use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 
-/// How long a leader that says nothing is believed to lead.
+/// How long a leader that does not renew the Lease is still taken for the leader.
 pub(super) const DURATION: Duration = Duration::from_secs(15);
 const DURATION_SECONDS: i32 = 15;
 
@@ -92,7 +92,8 @@ impl Candidate {
     }
 }
 
-/// How long the holder is believed without a word: what it says itself, since it may be of another version.
+/// How long the holder is taken for the leader without a renewal. The Lease itself says this, because the holder may be
+/// another version of this program.
 fn duration(spec: &LeaseSpec) -> Duration {
     spec.lease_duration_seconds
         .and_then(|seconds| u64::try_from(seconds).ok())
