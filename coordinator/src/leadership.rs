@@ -1,8 +1,9 @@
-//! Leader election over a `coordination.k8s.io/v1` Lease. It only saves work: the cap on interruptions holds with any
-//! number of replicas that believe they lead.
+//! Leader election over a `coordination.k8s.io/v1` Lease. It only saves work: the budgets hold with any number of
+//! replicas that believe they lead.
 //!
-//! A leader that cannot renew its Lease stops leading after [`RENEW_DEADLINE`]; another one takes over when it has not seen
-//! the Lease change for 15 s. Both are measured on a replica's own monotonic clock, so that a wrong clock elects nobody.
+//! A leader that cannot renew its Lease stops leading after [`RENEW_DEADLINE`]. Another replica takes over when it has
+//! not seen the Lease change for 15 s. Each replica measures both times on its own monotonic clock, so that a wrong
+//! wall clock does no harm.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;

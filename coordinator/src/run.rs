@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the last writes may take after the order to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Runs until `stop` changes. Before it returns, it waits up to [`FAREWELL`] for the writes under way.
+/// Runs until `stop` changes. Before it returns, it waits up to `FAREWELL` for the writes under way.
 pub async fn run(
     client: Client,
     settings: &Settings,
@@ -182,7 +182,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Takes in a change and those that came behind it.
+    /// Takes in a change and all others that are waiting. Returns true when a decision may depend on one of them.
     fn take_all(&mut self, first: Change, more: &mut mpsc::Receiver<Change>) -> bool {
         let mut changed = self.take(first);
         while let Ok(change) = more.try_recv() {

@@ -108,7 +108,7 @@ async fn clean(client: &Client, timeout: Duration) -> anyhow::Result<()> {
         if spent > timeout * 5 / 6 {
             tracing::warn!(left, "our finalizers are taken away");
             strip(&leases, names::LEASE_FINALIZER).await?;
-            // With the leases gone, cordons are given back.
+            // Now that the leases are gone, the coordinator gives back the cordons.
             sleep(2 * LOOK).await;
             strip(&skyhooks, names::SKYHOOK_FINALIZER).await?;
         }

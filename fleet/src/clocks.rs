@@ -34,7 +34,7 @@ pub struct LeaseClock {
     skyhook: String,
 }
 
-/// Why a node is left alone, and until when.
+/// A back-off: why a node gets no lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     pub until: Mono,
@@ -57,7 +57,7 @@ impl Clocks {
         self.leases.get(node)
     }
 
-    /// Why a node is left alone, if it is.
+    /// The back-off of a node, if any.
     #[must_use]
     pub fn backoff(&self, node: &str) -> Option<&Backoff> {
         self.backoff.get(node)
@@ -71,12 +71,12 @@ impl Clocks {
             .filter(|watch| watch.lease_uid == lease_uid)
     }
 
-    /// When nodes are no longer left alone.
+    /// The times at which back-offs end.
     pub(crate) fn backoffs_end(&self) -> impl Iterator<Item = Mono> {
         self.backoff.values().map(|backoff| backoff.until)
     }
 
-    /// Leaves a node alone for a while.
+    /// Begins a back-off: the node gets no lease for a while.
     pub(crate) fn back_off(&mut self, node: String, backoff: Backoff) {
         self.backoff.insert(node, backoff);
     }

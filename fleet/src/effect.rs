@@ -353,7 +353,7 @@ impl Effect {
         }
     }
 
-    /// One word for logs and metrics.
+    /// One word for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {

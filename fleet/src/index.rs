@@ -52,7 +52,7 @@ pub enum Change {
     },
     /// Why the agents' pods cannot be created; `None` when they are all there.
     AgentsRefused(Option<String>),
-    /// A full list of one kind arrives: what is not in it is gone when `Synced` comes.
+    /// A full list of one kind begins. When `Synced` comes, the objects that were not in the list are removed.
     ListBegins(Kind),
     Synced(Kind),
 }
@@ -256,7 +256,7 @@ impl Index {
         self.written(effect);
     }
 
-    /// Leaves a node alone for a while.
+    /// Begins a back-off: the node gets no lease for a while.
     pub fn back_off(&mut self, node: String, backoff: Backoff) {
         self.picture.touch(&node);
         self.clocks.back_off(node, backoff);

@@ -34,9 +34,9 @@ pub struct Inflight {
     busy: BTreeSet<Target>,
     /// Objects whose watch has not yet delivered our last write: the version that was written over.
     stale: BTreeMap<Target, (String, Mono)>,
-    /// Creates that the lease watch has not delivered, by node. They take slots.
+    /// Leases that are being created and that the lease watch has not delivered, by node. They take slots.
     creating: BTreeMap<String, Create>,
-    /// Leases that were removed and whose watch has not said so yet: node to UID.
+    /// Leases that were deleted, and whose deletion the watch has not delivered yet: node to UID.
     removed: BTreeMap<String, (String, Mono)>,
     /// When a target was last written.
     written: BTreeMap<Target, Mono>,
@@ -72,7 +72,7 @@ impl Inflight {
             .map(|create| create.skyhook_uid.as_str())
     }
 
-    /// Every create, with the UID of its Skyhook, by node.
+    /// Every lease that is being created: the name of its node, and the UID of its Skyhook.
     pub fn creates(&self) -> impl Iterator<Item = (&str, &str)> {
         self.creating
             .iter()

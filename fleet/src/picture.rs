@@ -46,7 +46,7 @@ impl Kind {
 /// What a change did to the picture.
 #[derive(Debug)]
 pub enum Changed {
-    /// An object came, from its watch or from the answer to a write.
+    /// An object was delivered by its watch, or was returned by a write.
     Came {
         target: Target,
         uid: String,
@@ -380,7 +380,7 @@ impl Picture {
         held.map(|held| &held.uid) != node.metadata.uid.as_ref()
     }
 
-    /// The same for a Skyhook.
+    /// Does the same for a Skyhook that a write returned.
     #[must_use]
     pub(crate) fn has_lost_skyhook(&self, skyhook: &WireSkyhook) -> bool {
         let held = self.skyhooks.get(&name_of(&skyhook.metadata));

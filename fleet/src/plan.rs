@@ -1,8 +1,8 @@
 //! What to do next, from the picture alone. No clock, no I/O, no memory: an effect that was lost comes back in the next
 //! pass because the picture still asks for it.
 //!
-//! Passes run in a fixed order: leases that exist are carried on before new ones are thought of, and the status is
-//! written from what the other passes found.
+//! The parts of a pass run in a fixed order: the writes for existing leases come before new leases, and the statuses
+//! are computed from the results of all other parts.
 
 pub mod admit;
 mod adopt;

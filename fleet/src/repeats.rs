@@ -1,6 +1,7 @@
-//! Writes that are made again and again because somebody takes them back: a controller that removes our labels, a GitOps
-//! tool that removes the finalizer, a reboot daemon that uncordons. The first repeat is made at once, each further one
-//! after twice as long as the one before, so that a fight costs a write in some minutes and not hundreds a second.
+//! Delays writes that are repeated because somebody undoes them: a controller removes our labels, a GitOps tool removes
+//! the finalizer, a reboot daemon uncordons a node. The first repeat is made at once. Each further repeat waits twice
+//! as long as the one before. So such a conflict costs one write in some minutes, and not hundreds of writes per
+//! second.
 //!
 //! Only a write of the same content to the same object is a repeat. A write of another content, for example a result,
 //! does not wait.

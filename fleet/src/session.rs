@@ -39,7 +39,7 @@ pub struct Session<'a> {
     cache: Cache,
     /// The picture's tick in the last pass; `None` if the next pass must not be skipped.
     planned: Option<Tick>,
-    /// When the last pass wanted to be woken.
+    /// When the last plan asked for another pass.
     plan_wakes_at: Option<Mono>,
     /// Progress of the fleet in the last pass.
     fleet: Arc<Fleet>,
@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What is known.
+    /// The index of this session.
     #[must_use]
     pub const fn index(&self) -> &Index {
         &self.index

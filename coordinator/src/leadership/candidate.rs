@@ -1,9 +1,9 @@
 //! What one replica knows of the Lease that elects the leader, and what it may write to it. Pure: the time is an
 //! argument.
 //!
-//! As in client-go, how long the leader has been silent is measured on the replica's own monotonic clock, from when it
-//! last saw the Lease change. The times that are written in the Lease come from other machines' clocks and are for people:
-//! nothing is decided from them.
+//! As in client-go, each replica measures on its own monotonic clock how long ago it last saw the Lease change. The
+//! times that are written in the Lease come from the clocks of other machines and are for people: nothing is decided
+//! from them.
 
 use std::time::Duration;
 

@@ -124,7 +124,7 @@ enum LeaseState {
     /// The agent has ended, and its result cannot be recorded now: the node is not back after a reboot, or the Node is
     /// stamped for another lease, or a newer version of Skyhook wrote its record.
     Stranded,
-    /// The result is on the Node, or an administrator wants it released.
+    /// The result is on the Node, or an administrator releases the lease by force.
     Recorded,
     /// The result is recorded, but the protocol gives no reason to release the lease. Nothing is written.
     Settled,

@@ -17,7 +17,7 @@ use crate::facts::{NodeFact, SkyhookFact};
 pub struct Ledger<'a> {
     /// How many nodes may be worked on at the same time over all Skyhooks; `None` for no limit.
     cap: Option<usize>,
-    /// Leases and creates by the UID of their Skyhook, then by compartment.
+    /// Leases that exist or are being created, by the UID of their Skyhook, then by compartment.
     rows: BTreeMap<String, BTreeMap<String, usize>>,
     /// Leases that cannot be decoded: they count against every Skyhook.
     unreadable: usize,
@@ -121,7 +121,7 @@ impl<'a> Ledger<'a> {
         self.total += slots;
     }
 
-    /// Leases and creates of a Skyhook, in all compartments.
+    /// Leases of a Skyhook that exist or are being created, in all compartments.
     fn rows_of(&self, skyhook: &SkyhookFact) -> usize {
         self.rows
             .get(&skyhook.uid)

@@ -12,7 +12,8 @@ use crate::facts::SkyhookFact;
 use crate::plan::View;
 use crate::plan::reason::Word;
 
-/// Longest status, as rendered JSON, in bytes. The API server stores objects of 1.5 MiB, of which the spec may need most.
+/// Longest status as JSON, in bytes. The API server stores objects of up to 1.5 MiB, and the spec may need most of
+/// that.
 pub(super) const LIMIT: usize = 128 * 1024;
 /// Bytes that the names of the maps take.
 const NAMES_OF_MAPS: usize = 128;

@@ -1,4 +1,4 @@
-//! How leases end that nobody would end otherwise, and what time counts for it.
+//! How leases end that no agent ends, and which time counts for that.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -75,7 +75,7 @@ fn a_long_pause_leaves_the_agent_its_time_to_stop() {
     assert_eq!(disabled.at(HOUR), vec!["StopLease Some(Disabled)"]);
     let told = disabled.then(HOUR, running(annotated("disable"), Some("Disabled")));
     assert_eq!(told.at(HOUR + MINUTE), Vec::<String>::new());
-    // gracefulShutdown and a minute.
+    // The gracefulShutdown of the package, and one minute.
     assert_eq!(told.at(HOUR + 2 * MINUTE), vec!["AbandonLease"]);
 }
 
