@@ -44,7 +44,8 @@ pub struct Inflight {
 }
 
 impl Inflight {
-    /// True while nothing should be decided about a target: a write is under way, or its watch lags behind one.
+    /// True while no decision should be made about a target: a write is under way, or the watch has not delivered a
+    /// finished write.
     #[must_use]
     pub fn is_unsettled(&self, target: &Target) -> bool {
         self.busy.contains(target)

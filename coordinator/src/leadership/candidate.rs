@@ -144,7 +144,7 @@ mod tests {
     fn a_holder_is_silent_only_since_the_lease_last_changed() {
         let mut candidate = Candidate::new("a");
         for second in 0..60 {
-            // Its clock stands still an hour behind; what counts is that the Lease changes.
+            // The holder's clock is an hour slow. Only the change of the Lease counts.
             candidate.sees(
                 &held("b", -HOUR + i64::try_from(second / 10).unwrap()),
                 Duration::from_secs(second),

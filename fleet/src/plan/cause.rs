@@ -9,7 +9,7 @@ pub enum Cause {
     Result,
     /// The result of a lease is recorded without its package states, because somebody edited the record.
     ResultBesideEdit,
-    /// A cordon is given back whose owner has gone.
+    /// A cordon whose owner is gone is given back.
     CordonWithoutOwner,
     /// Somebody uncordoned the node.
     Uncordoned,

@@ -26,7 +26,7 @@ pub(super) struct Row<'a> {
     pub(super) closed: Option<Standing>,
     /// Eligible nodes to which the admission pass gave a standing of their own.
     pub(super) admitted: BTreeMap<NodeId, Standing>,
-    /// Nodes that wait and stay cordoned.
+    /// Nodes that wait and keep their cordon.
     pub(super) kept: BTreeSet<NodeId>,
 }
 

@@ -16,7 +16,7 @@ use crate::facts::{NodeFact, SkyhookFact};
 /// A node's status for one Skyhook, and why it does not move.
 pub(super) type NodeVerdict = (Status, Option<Reason>);
 
-/// A node's status for a Skyhook.
+/// Finds a node's status for a Skyhook, and the reason if the node makes no progress.
 pub(super) fn verdict(
     view: &View<'_>,
     skyhook: &SkyhookFact,

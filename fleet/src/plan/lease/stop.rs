@@ -1,4 +1,4 @@
-//! Orders to stop while an agent works, orders to go on after a pause, and leases that are given up for good.
+//! Orders to stop while an agent works, orders to go on after a pause, and the deletion of leases that are given up.
 
 use std::time::Duration;
 

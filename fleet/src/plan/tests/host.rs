@@ -122,7 +122,7 @@ fn a_host_whose_disk_was_written_anew_is_named() {
     ] {
         let picture = on_host(id, "Preparing");
         assert_eq!(picture.reason("s", "worker-1"), want, "{id:?}");
-        // Once, with the result, however quick the run was.
+        // The event comes once, together with the result, also when the lease ends quickly.
         for (phase_name, count) in [("Preparing", 0), ("Complete", 1)] {
             let picture = on_host(id, phase_name);
             let index = picture.index();
