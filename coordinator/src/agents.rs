@@ -13,12 +13,12 @@ use skyhook_fleet::index::Change;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
-/// How long pods may take to be created before somebody is asked why they are not.
+/// How long pods may be missing before the events are read for the cause.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often that is asked again while they are missing.
+/// How often the events are read again while pods are missing.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
-/// Tells `changes` why agents' pods are missing, when the DaemonSet's controller could not create them.
+/// Sends to `changes` why agents' pods are missing, if the DaemonSet controller could not create them.
 pub async fn watch(client: Client, namespace: String, name: String, changes: mpsc::Sender<Change>) {
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -63,7 +63,7 @@ fn missing_pods(set: &DaemonSet) -> i32 {
     })
 }
 
-/// What the API server last said to the DaemonSet's controller.
+/// The last error that the DaemonSet controller got from the API server, as its event reports it.
 async fn why_refused(client: &Client, namespace: &str, name: &str) -> Option<String> {
     let api: Api<Event> = Api::namespaced(client.clone(), namespace);
     let of =
@@ -84,7 +84,7 @@ async fn why_refused(client: &Client, namespace: &str, name: &str) -> Option<Str
     }
 }
 
-/// The server's words, and what to do about the usual reason.
+/// The API server's message, and what to do if Pod Security is the cause.
 fn explain(namespace: &str, said: &str) -> String {
     let mut text = format!("the agents' pods are refused in namespace {namespace}: {said}");
     if said.contains("PodSecurity") {

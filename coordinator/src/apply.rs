@@ -1,4 +1,5 @@
-//! Effects to API calls. Every write carries what it was decided on; a refusal is a value, not a surprise.
+//! Turns effects into API calls. A write carries the version that it was decided on. A failure is returned as an
+//! [`Outcome`].
 
 mod live;
 mod pods;
@@ -38,7 +39,7 @@ pub enum ApplyError {
 pub enum RetryClass {
     /// The precondition did not hold, or the object is gone.
     Stale,
-    /// The server asks for patience.
+    /// The server is too busy: wait this long.
     After(Duration),
     /// Forbidden, or not valid.
     Refused,
@@ -46,7 +47,7 @@ pub enum RetryClass {
     Transient,
 }
 
-/// Classifies what the API server, or the way to it, said.
+/// Classifies an error of the API server, or of the connection to it.
 #[must_use]
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -66,7 +67,7 @@ pub fn retry_class(error: &kube::Error) -> RetryClass {
             400 | 403 | 405 | 413 | 415 | 422 => RetryClass::Refused,
             _ => RetryClass::Transient,
         },
-        // Everything else never got an answer, or one that made no sense.
+        // With all other errors there was no answer, or no answer that can be decoded.
         _ => RetryClass::Transient,
     }
 }
@@ -98,7 +99,7 @@ impl Applier {
         }
     }
 
-    /// Makes the write. `wall` is the time that people are shown.
+    /// Makes the write. `wall` is the time that is written for people.
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
@@ -225,8 +226,8 @@ impl Applier {
         at: &AsOf,
         status: &skyhook_crds::SkyhookStatus,
     ) -> Result<Option<Change>, ApplyError> {
-        // A replacement, not a merge: what is no longer in the status has to go. The server takes the rest of the
-        // object from what is stored, and the version guards against what changed since.
+        // This replaces the status, because a merge would keep entries that are no longer in it. The server keeps the
+        // rest of the stored object. The resource version guards against changes in between.
         let body = json!({
             "apiVersion": Skyhook::api_version(&()),
             "kind": Skyhook::kind(&()),
@@ -243,8 +244,8 @@ impl Applier {
         Ok(Some(Change::Skyhook(Box::new(written))))
     }
 
-    /// Annotations, labels and conditions go in one write to the status subresource, which keeps the rest of the
-    /// object; only a cordon needs the object itself.
+    /// Annotations, labels and conditions are written with one PATCH of the status subresource, which leaves the rest
+    /// of the object unchanged. Only a cordon needs a PATCH of the object itself, which comes first.
     async fn node(
         &self,
         name: &str,
@@ -260,7 +261,7 @@ impl Applier {
         let mut body = json!({ "metadata": metadata });
         let mut cordoned = None;
         if let Some(unschedulable) = patch.unschedulable {
-            // As the API server stores it: false is the absence of the field.
+            // The API server stores false as an absent field.
             body["spec"] = json!({ "unschedulable": unschedulable.then_some(true) });
             let written = api.patch(name, &manager(), &Patch::Strategic(&body)).await;
             let written = written.map_err(|source| failed("patch", "node", name, source))?;
@@ -283,7 +284,7 @@ impl Applier {
             .await;
         let written = match (written, cordoned) {
             (Ok(written), _) => written,
-            // What was written is told of all the same; the conditions are decided on anew.
+            // The first PATCH succeeded, so the write counts as done. The next pass decides about the conditions again.
             (Err(_), Some(cordoned)) => cordoned,
             (Err(source), None) => return Err(failed("patch", "node status", name, source)),
         };
@@ -304,7 +305,8 @@ impl Applier {
         Ok(None)
     }
 
-    /// A cache is not enough to say that a node is gone for good.
+    /// Deletes the lease of a Node that no longer exists. The picture is not enough to be sure of this, so a GET comes
+    /// first.
     async fn release_of_gone_node(
         &self,
         node: &str,
@@ -337,7 +339,8 @@ impl Applier {
         Ok(None)
     }
 
-    /// Deletes, then takes the finalizer off what the delete returned: an agent's write in between is a conflict.
+    /// Deletes the lease, then removes our finalizer from the version that the DELETE returned. If an agent writes in
+    /// between, the second request is refused as a conflict.
     async fn delete_lease(&self, node: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
         let error = |verb, source| failed(verb, "interruptionlease", node, source);
@@ -369,7 +372,7 @@ impl Applier {
     }
 }
 
-/// In a merge patch a missing key keeps its old value: what is unset is sent as null.
+/// In a merge patch a missing key keeps its old value, so unset fields are sent as null.
 fn whole(drain: &Drain) -> Value {
     let Drain {
         state,
@@ -391,7 +394,7 @@ fn condition(condition: &WireCondition, wall: &str) -> Value {
     })
 }
 
-/// What a write was decided on, as the API server checks it.
+/// The UID and the resource version that a write was decided on. The API server checks both.
 fn guard(at: &AsOf) -> Value {
     json!({ "uid": at.uid, "resourceVersion": at.resource_version })
 }

@@ -1,8 +1,9 @@
-//! Leader election over a `coordination.k8s.io/v1` Lease. It only saves work: the cap on interruptions holds with any
-//! number of replicas that believe they lead.
+//! Leader election over a `coordination.k8s.io/v1` Lease. It only saves work: the budgets hold with any number of
+//! replicas that believe they lead.
 //!
-//! A leader that cannot renew its Lease stops leading after [`RENEW_DEADLINE`]; another one takes over when it has not seen
-//! the Lease change for 15 s. Both are measured on a replica's own monotonic clock, so that a wrong clock elects nobody.
+//! A leader that cannot renew its Lease stops leading after [`RENEW_DEADLINE`]. Another replica takes over when it has
+//! not seen the Lease change for 15 s. Each replica measures both times on its own monotonic clock, so that a wrong
+//! wall clock does no harm.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
@@ -30,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How long the API server may take to answer; a connection that died must not use up the deadline.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// Reads the clock that people read.
+/// Reads the wall clock.
 pub type Clock = fn() -> Timestamp;
 
 /// Whether this replica leads, for as long as the value lives.
@@ -38,13 +39,13 @@ pub type Clock = fn() -> Timestamp;
 pub struct Leadership {
     /// Until when it leads if the Lease is not renewed before.
     until: watch::Receiver<Option<Instant>>,
-    /// What [`changed`](Self::changed) has told.
+    /// The value that [`changed`](Self::changed) reported last.
     told: bool,
     election: Option<(watch::Sender<bool>, JoinHandle<()>)>,
 }
 
 impl Leadership {
-    /// One that always leads.
+    /// A replica that always leads.
     #[must_use]
     pub fn alone() -> Self {
         Self {
@@ -74,7 +75,7 @@ impl Leadership {
         }
     }
 
-    /// Whether this replica leads now. One that was stopped and goes on knows at once that its time is over.
+    /// True while this replica leads. A process that was suspended and goes on notices at once that its time is over.
     #[must_use]
     pub fn leads(&self) -> bool {
         self.election.is_none()
@@ -84,8 +85,8 @@ impl Leadership {
                 .is_some_and(|until| Instant::now() < until)
     }
 
-    /// Waits until that changes; for ever when it cannot. Fails when the election itself is over: what this replica
-    /// believes of it would never change again.
+    /// Waits until [`leads`](Self::leads) changes, for ever if it cannot change. Fails if the task of the election has
+    /// ended, because the value would never change again.
     pub async fn changed(&mut self) -> anyhow::Result<()> {
         if self.election.is_none() {
             return std::future::pending().await;
@@ -129,7 +130,7 @@ struct Elector {
     leases: Api<Lease>,
     identity: String,
     candidate: Candidate,
-    /// The Lease as this replica last wrote it: renewed without a look at it before.
+    /// The Lease as this replica last wrote it. It can be renewed without a GET.
     held: Option<Lease>,
     started: Instant,
     clock: Clock,
@@ -163,7 +164,7 @@ impl Elector {
         }
     }
 
-    /// What came of a write is not known: it is looked at before the next one.
+    /// The result of the last write is not known, so the Lease is read before the next write.
     fn failed(&mut self, error: &str) {
         self.held = None;
         tracing::warn!(
@@ -172,14 +173,15 @@ impl Elector {
         );
     }
 
-    /// Looks, and writes if it may. Says whether this replica holds the Lease now.
+    /// Reads the Lease if necessary, and writes it if this replica may. Returns true if this replica holds the Lease
+    /// now.
     async fn attempt(&mut self) -> kube::Result<bool> {
         if let Some(held) = self.held.take()
             && self.bid(Some(held)).await?
         {
             return Ok(true);
         }
-        // Somebody else wrote to it, if only a label.
+        // This replica does not hold the Lease, or somebody else has written to it, for example a label.
         let there = self.leases.get_opt(NAME).await?;
         self.bid(there).await
     }
@@ -209,7 +211,7 @@ impl Elector {
         self.candidate.sees(&spec, self.started.elapsed());
     }
 
-    /// Writes over exactly what was read.
+    /// Writes the Lease over the version that was read.
     async fn write(&self, there: Option<Lease>, spec: LeaseSpec) -> kube::Result<Lease> {
         let params = PostParams {
             field_manager: Some(names::COORDINATOR.to_owned()),
@@ -240,7 +242,7 @@ impl Elector {
     }
 }
 
-/// Up to a fifth of the pause more, by who it is: candidates do not ask all at once.
+/// An additional pause of up to a fifth. It depends on the identity, so that the candidates do not ask all at once.
 fn spread(identity: &str) -> Duration {
     let mut hasher = DefaultHasher::new();
     identity.hash(&mut hasher);

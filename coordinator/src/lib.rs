@@ -1,7 +1,7 @@
 //! The coordinator: the shell around [`skyhook_fleet`].
 //!
-//! A line: [`watch`] streams feed one picture, the fleet's plan turns it into effects, its guard refuses any that would
-//! break a safety rule, [`apply`] writes them.
+//! The streams of [`watch`] feed one picture. The fleet's plan turns the picture into effects. Its guard refuses
+//! effects that would break a safety rule. [`apply`] writes the others.
 
 pub mod agents;
 pub mod apply;

@@ -42,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         )
         .with_writer(std::io::stderr)
         .init();
-    // Waiting is all it does: one thread keeps it small.
+    // The program mostly waits. One thread is enough, and saves memory.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -61,9 +61,10 @@ async fn client() -> anyhow::Result<Client> {
     let mut config = Config::infer()
         .await
         .context("find the API server (KUBECONFIG, or the pod's service account)")?;
-    // An eviction that a PodDisruptionBudget refuses is a 429 as well: retried inside the client, nobody would hear of it.
+    // A PodDisruptionBudget refuses an eviction with 429 as well. If the client itself tried again, nobody would see
+    // the refusal.
     config.default_retry = false;
-    // A watch that is cut off says nothing either; bookmarks come every minute.
+    // A watch whose connection is lost says nothing. A healthy watch gets a bookmark every minute.
     config.read_timeout = Some(WATCH_SILENCE);
     Client::try_from(config).context("build the API client")
 }

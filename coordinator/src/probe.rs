@@ -32,7 +32,7 @@ pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
                 });
             }
             Err(error) => {
-                // Out of file descriptors, say: trying again at once would only burn the CPU.
+                // For example, no file descriptor is free. Another try at once would only waste CPU time.
                 tracing::warn!(%error, "probe not accepted");
                 tokio::time::sleep(PATIENCE / 5).await;
             }
@@ -40,8 +40,8 @@ pub async fn serve(address: SocketAddr, ready: watch::Receiver<bool>) {
     }
 }
 
-/// Where to listen, the first that works. The kubelet asks the pod's address, whichever family that is of: `[::]` takes
-/// both, and where the host knows no IPv6 there is only the other.
+/// The addresses to listen on, of which the first that works is used. The kubelet sends probes to the pod's IP, which
+/// may be an IPv4 or an IPv6 address. `[::]` accepts both. On a host without IPv6, only the IPv4 address works.
 fn places(address: SocketAddr) -> Vec<SocketAddr> {
     let mut places = vec![address];
     if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
@@ -87,7 +87,8 @@ mod tests {
         assert_eq!(places(any), want);
         let one: SocketAddr = "[::1]:8081".parse().unwrap();
         assert_eq!(places(one), [one]);
-        // An address for documentation is no host's: it cannot be listened on, as [::] cannot without IPv6.
+        // No host has an address from the range for documentation. It cannot be listened on, as [::] cannot without
+        // IPv6.
         let places = ["[2001:db8::1]:0", "127.0.0.1:0"].map(|a| a.parse().unwrap());
         let listener = TcpListener::bind(&places[..]).await.unwrap();
         assert!(listener.local_addr().unwrap().is_ipv4());

@@ -1,4 +1,4 @@
-//! Sends events. Best effort: an event that is lost changes nothing, the status says the same.
+//! Sends events, without a guarantee. A lost event does no harm, because the status says the same.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -69,8 +69,8 @@ fn event(fact: &EventFact) -> Event {
     }
 }
 
-/// The API server's clients count events that differ in nothing but the note as one and keep the first note. What is said
-/// has to be in the action as well, or a second message would be shown as the first one.
+/// kube's recorder takes events that differ only in their note for the same event, and keeps the first note. So the
+/// action contains a digest of the note: otherwise a second message would be shown as the first one.
 fn action(fact: &EventFact) -> String {
     let digest = Sha256::digest(fact.note.as_bytes());
     let said: String = digest
@@ -117,7 +117,7 @@ mod tests {
                 note: format!("Skyhook transitioned [in_progress] -> [{to}]"),
             })
         };
-        // With the subject and the reporter, what the recorder tells events apart by.
+        // The recorder compares these two values, the subject and the reporter.
         let key = |event: &Event| (event.action.clone(), event.reason.clone());
         let (erroring, complete) = (transition("erroring"), transition("complete"));
         assert_ne!(key(&erroring), key(&complete));

@@ -1,4 +1,4 @@
-//! Keeps the Role with what agents may read by name: the secrets and config maps that Skyhooks refer to.
+//! Keeps the Role that lets agents read, by name, the Secrets and ConfigMaps that Skyhooks refer to.
 
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use tokio::time::sleep;
 /// How long a Role that could not be written waits for the next try.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Keeps the Role `name` to what is wanted, whoever else changes or deletes it; when nothing is referred to there is none,
-/// so that nothing is left after an uninstall. `None`: another replica leads, and nothing is written.
+/// Keeps the rules of the Role `name` equal to `wanted`, also if somebody else changes or deletes the Role. If no
+/// Skyhook refers to anything, the Role is deleted, so that nothing is left after an uninstall. While `wanted` is
+/// `None`, another replica leads, and nothing is written.
 pub async fn keep(
     client: Client,
     namespace: String,

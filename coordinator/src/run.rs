@@ -27,23 +27,23 @@ use skyhook_fleet::plan::{self, Now};
 use skyhook_fleet::references::References;
 use skyhook_fleet::session::Session;
 
-/// Changes are gathered this long before the next pass, so that a burst costs one.
+/// Changes are collected for this long before the next pass, so that a burst of changes costs one pass.
 const DEBOUNCE: Duration = Duration::from_millis(2);
 
-/// Changes do not put a pass off for longer than this.
+/// Further changes do not delay a pass for longer than this.
 const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// After a pass, changes are gathered for at least this many times as long as it took: deciding takes a twentieth of the
-/// time at most, however large the cluster is.
+/// After a pass, changes are collected for at least this many times as long as the pass took. So passes take at most a
+/// twentieth of the time, also in a large cluster.
 const SHARE: u32 = 20;
 
-/// How long the API server may take to answer everything that one effect asks of it.
+/// How long all requests of one effect may take together.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long the last writes may take after the order to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Runs until `stop` says so. Writes under way are finished before it returns.
+/// Runs until `stop` changes. Before it returns, it waits up to `FAREWELL` for the writes under way.
 pub async fn run(
     client: Client,
     settings: &Settings,
@@ -106,7 +106,7 @@ pub async fn run(
         dirty = None;
         state.publish_references(&references, leadership.leads(), settings);
         if !leadership.leads() {
-            // The picture is kept warm, so that a hand-over costs no list.
+            // The picture is kept up to date, so that this replica can lead at once without a new list.
             wake_at = None;
             state.session.rest(now.mono);
             continue;
@@ -136,7 +136,8 @@ fn leadership(client: &Client, settings: &Settings) -> Leadership {
     Leadership::stand(client.clone(), namespace, identity, Timestamp::now)
 }
 
-/// Starts what is kept beside the plan; what is returned tells the keeper of the Role what is wanted.
+/// Starts the tasks beside the plan: one keeps the Role, one watches the agents' DaemonSet. Returns the sender for the
+/// wanted content of the Role.
 fn spawn_keepers(
     client: &Client,
     settings: &Settings,
@@ -181,7 +182,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Takes in a change and those that came behind it.
+    /// Takes in a change and all others that are waiting. Returns true when a decision may depend on one of them.
     fn take_all(&mut self, first: Change, more: &mut mpsc::Receiver<Change>) -> bool {
         let mut changed = self.take(first);
         while let Ok(change) = more.try_recv() {
@@ -195,7 +196,7 @@ impl Loop<'_> {
         self.session.take(change, mono)
     }
 
-    /// Hands the keeper of the Role what is wanted now; nothing while another replica leads.
+    /// Sends the wanted content of the Role to the task that keeps it; `None` while another replica leads.
     fn publish_references(
         &self,
         to: &channel::Sender<Option<References>>,
@@ -214,7 +215,7 @@ impl Loop<'_> {
         });
     }
 
-    /// A pass: decides, and starts what is decided. Says when to look again.
+    /// Makes a pass, and starts writes. Returns when the next pass is due.
     fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
         self.session.pass(now);
         self.last_pass = self.now().mono.saturating_sub(now.mono);
@@ -230,12 +231,12 @@ impl Loop<'_> {
         self.publisher.send(passed);
     }
 
-    /// How long changes are gathered, `least` or longer.
+    /// How long changes are collected, `least` or longer.
     fn share_of(&self, least: Duration) -> Duration {
         least.max(self.last_pass * SHARE)
     }
 
-    /// Starts writes of what is decided, as many as may be in flight.
+    /// Starts writes from the queue, as many as may be under way.
     fn launch(&mut self, writes: &mut Writes) {
         while let Some(next) = self.session.begin_next(self.now().mono) {
             let effect = match next {
@@ -251,8 +252,8 @@ impl Loop<'_> {
             let wall = plan::seconds(Timestamp::now());
             writes.push(Box::pin(async move {
                 let written = tokio::time::timeout(PATIENCE, applier.apply(&effect, &wall)).await;
-                // The server may still apply it. Then our version is stale and the retry is refused with 409, which is
-                // harmless.
+                // The server may still make the write. Then our version is out of date, and the retry is refused with
+                // 409, which does no harm.
                 let outcome = written.unwrap_or_else(|_| Outcome::Busy {
                     after: Duration::from_secs(2),
                     error: format!("no answer in {} s", PATIENCE.as_secs()),
@@ -285,7 +286,7 @@ impl Loop<'_> {
     }
 }
 
-/// Says what is begun; what is begun again and again while a node drains or a Skyhook moves, only to who asks for it.
+/// Logs the start of a write. Writes that are frequent during a drain or a roll-out are logged at the level debug.
 fn log(effect: &Effect) {
     let (kind, target, why) = (effect.kind(), effect.target(), why(effect));
     if matches!(

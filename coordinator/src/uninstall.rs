@@ -1,9 +1,9 @@
-//! `cleanup`: what has to happen before the chart is uninstalled. All Skyhooks are deleted; nodes get back what they
-//! were; whatever does not end in time loses our finalizers, so that nothing holds up the removal of the CRDs.
+//! `cleanup`: what has to happen before the chart is uninstalled. All Skyhooks are deleted, and our cordons are given
+//! back. Objects that do not disappear in time lose our finalizers, so that nothing holds up the removal of the CRDs.
 //!
-//! The ordinary way is the coordinator's own: this program runs its loop and stands for election, so that it does not
-//! matter whether another coordinator lives. Guarantees: it ends in time, and after a success no object of ours has a
-//! finalizer. Caveat: an agent that did not answer may still be running a step on its host.
+//! Usually the coordinator's loop does all of this. This program runs the loop itself and stands for election, so it
+//! does not matter whether another coordinator runs. Guarantees: the program ends in time, and after a success no
+//! Skyhook and no lease is left. Caveat: an agent that did not answer may still run a step on its host.
 
 #![expect(clippy::disallowed_methods, reason = "the shell owns the clock")]
 
@@ -26,7 +26,7 @@ use crate::config::{Settings, duration};
 use crate::run;
 use skyhook_fleet::facts::{WireLease, WirePolicy, WireSkyhook};
 
-/// How often progress is looked at.
+/// The pause between two looks at the progress.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Flags of `cleanup`.
@@ -43,7 +43,7 @@ pub async fn run(client: Client, settings: &Settings, args: &CleanupArgs) -> any
     let settings = Settings {
         leader_election: true,
         identity: format!("cleanup-{}", settings.identity),
-        // The Role is to go.
+        // The loop must not write the Role, because it is deleted in the end.
         references_role: None,
         ..settings.clone()
     };
@@ -56,7 +56,8 @@ pub async fn run(client: Client, settings: &Settings, args: &CleanupArgs) -> any
     let cleaned = tokio::select! {
         cleaned = &mut cleaning => cleaned,
         ended = &mut coordinating => {
-            // Without it only the coordinator that may still run can help; the rest is done all the same.
+            // Without our own loop, only another coordinator can release the leases, if one runs. The rest of the
+            // cleanup goes on.
             tracing::warn!(error = ?ended.err(), "cannot coordinate");
             return finish(&client, &settings, role, cleaning.await).await;
         }
@@ -89,7 +90,7 @@ async fn clean(client: &Client, timeout: Duration) -> anyhow::Result<()> {
     let leases: Api<WireLease> = Api::all(client.clone());
     let mut forced = false;
     loop {
-        // Again and again: something may be creating them.
+        // This is repeated, because something may create Skyhooks again.
         delete_all(&skyhooks).await.context("delete Skyhooks")?;
         let left = names_of(&skyhooks).await? + names_of(&leases).await?;
         if left == 0 {
@@ -107,7 +108,7 @@ async fn clean(client: &Client, timeout: Duration) -> anyhow::Result<()> {
         if spent > timeout * 5 / 6 {
             tracing::warn!(left, "our finalizers are taken away");
             strip(&leases, names::LEASE_FINALIZER).await?;
-            // With the leases gone, cordons are given back.
+            // Now that the leases are gone, the coordinator gives back the cordons.
             sleep(2 * LOOK).await;
             strip(&skyhooks, names::SKYHOOK_FINALIZER).await?;
         }
@@ -157,7 +158,7 @@ where
     Ok(())
 }
 
-/// Tells the coordinator, whichever leads, to release every lease whatever its agent says.
+/// Orders the leading coordinator to release every accepted lease without the result of its agent.
 async fn force_release(client: &Client) -> anyhow::Result<()> {
     let leases: Api<InterruptionLease> = Api::all(client.clone());
     for lease in leases.list(&ListParams::default()).await? {
@@ -171,7 +172,7 @@ async fn force_release(client: &Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Deletes everything and takes our finalizer off.
+/// Deletes all objects of a kind, and removes our finalizer from them.
 async fn strip<K>(api: &Api<K>, finalizer: &str) -> anyhow::Result<()>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
@@ -205,7 +206,7 @@ where
     api.patch(name, &params, &Patch::Merge(body)).await
 }
 
-/// Gone already, or changed in between: the next look shows what is left to do.
+/// Accepts that an object is gone already or has changed in between: the next look shows what is left to do.
 fn forgive<T>(answer: kube::Result<T>) -> kube::Result<()> {
     match answer {
         Ok(_) => Ok(()),

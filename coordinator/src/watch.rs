@@ -1,4 +1,4 @@
-//! Watch streams to [`Change`] values.
+//! Turns watch streams into [`Change`] values.
 
 use std::fmt::Debug;
 
@@ -18,8 +18,8 @@ use skyhook_fleet::index::{Change, Kind};
 
 /// Watches everything that the picture is made of, and sends changes until the receiver goes.
 ///
-/// Guarantees: per kind, changes come in the order of the API server's stream; after a break the kind is listed again,
-/// from the quorum, between `ListBegins` and `Synced`.
+/// Guarantees: the changes of one kind come in the order of the API server's stream. After a break, the kind is listed
+/// again with a consistent read, between `ListBegins` and `Synced`.
 pub fn all(client: &Client, namespace: &str, changes: &mpsc::Sender<Change>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let sender = || changes.clone();

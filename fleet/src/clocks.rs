@@ -1,5 +1,5 @@
-//! When this process saw things happen, on its own clock: what deadlines are measured from. Nothing here survives the
-//! process; what must is in the objects.
+//! When this process saw things happen, on its own monotonic clock. Deadlines are measured from these times. They end
+//! with the process: everything that must outlive it is stored in the API objects.
 
 mod drains;
 
@@ -16,7 +16,7 @@ use crate::plan::reason::Word;
 
 pub use drains::{DrainWatch, EvictionTry, PodList};
 
-/// Time since the process started: what deadlines are measured in.
+/// Time since the process started. Deadlines are measured with it.
 pub type Mono = Duration;
 
 /// What was observed about a lease, and when.
@@ -34,7 +34,7 @@ pub struct LeaseClock {
     skyhook: String,
 }
 
-/// Why a node is left alone, and until when.
+/// A back-off: why a node gets no lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     pub until: Mono,
@@ -57,7 +57,7 @@ impl Clocks {
         self.leases.get(node)
     }
 
-    /// Why a node is left alone, if it is.
+    /// The back-off of a node, if any.
     #[must_use]
     pub fn backoff(&self, node: &str) -> Option<&Backoff> {
         self.backoff.get(node)
@@ -71,12 +71,12 @@ impl Clocks {
             .filter(|watch| watch.lease_uid == lease_uid)
     }
 
-    /// When nodes are no longer left alone.
+    /// The times at which back-offs end.
     pub(crate) fn backoffs_end(&self) -> impl Iterator<Item = Mono> {
         self.backoff.values().map(|backoff| backoff.until)
     }
 
-    /// Leaves a node alone for a while.
+    /// Begins a back-off: the node gets no lease for a while.
     pub(crate) fn back_off(&mut self, node: String, backoff: Backoff) {
         self.backoff.insert(node, backoff);
     }
@@ -87,7 +87,7 @@ impl Clocks {
         watch.listed(lease_uid, list);
     }
 
-    /// Takes in what came of evicting a pod.
+    /// Takes in the answer to the eviction of a pod.
     pub(crate) fn evicted(
         &mut self,
         node: &str,
@@ -107,7 +107,7 @@ impl Clocks {
         }
     }
 
-    /// Takes in what became of the picture. Names the nodes of which another time is known now.
+    /// Takes in a change of the picture. Returns the nodes whose times have changed although their objects have not.
     pub(crate) fn saw(&mut self, changed: &Changed, picture: &Picture, now: Mono) -> Vec<String> {
         match changed {
             Changed::Came {
@@ -206,7 +206,7 @@ impl Clocks {
         }
     }
 
-    /// Looks at the leases of one Skyhook: since when it has given them up.
+    /// Updates, for the leases of one Skyhook, since when they are given up. Returns the nodes of those that changed.
     fn time_given_up(&mut self, skyhook: &str, picture: &Picture, now: Mono) -> Vec<String> {
         let mut changed = Vec::new();
         let clocks = self.leases.iter_mut();
@@ -222,7 +222,7 @@ impl Clocks {
         changed
     }
 
-    /// Forgets what no longer matters.
+    /// Forgets entries whose time is over. Returns their nodes.
     pub(crate) fn expire(&mut self, picture: &Picture, now: Mono) -> Vec<String> {
         let over = |until: Mono| until <= now;
         let mut changed: Vec<String> = Vec::new();

@@ -1,4 +1,5 @@
-//! What the planner wants done, as values: a target, the whole desired change, and what it was decided on.
+//! What the planner wants to be written, as values. Each effect has a target, the whole change, and the version of the
+//! object that it was decided on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +26,7 @@ pub enum Target {
     Pod(String),
 }
 
-/// An object as it was when the effect was decided.
+/// UID and resource version of an object at the time of the decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AsOf {
     pub uid: String,
@@ -35,13 +36,13 @@ pub struct AsOf {
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Our finalizer, and the version annotation at first sight.
+    /// Adds our finalizer and the version annotation to a Skyhook that does not have our finalizer.
     AdoptSkyhook {
         name: String,
         at: AsOf,
         finalizers: Vec<String>,
     },
-    /// Our finalizer goes; nothing of ours is left on any node.
+    /// Removes our finalizer from a deleted Skyhook that has no lease and no cordon left.
     ReleaseSkyhook {
         name: String,
         at: AsOf,
@@ -69,7 +70,7 @@ pub enum Effect {
         name: String,
         at: AsOf,
     },
-    /// Takes a slot.
+    /// Creates the lease of a node, which takes a slot of the budget.
     ReserveLease {
         node: String,
         spec: Box<InterruptionLeaseSpec>,
@@ -83,7 +84,7 @@ pub enum Effect {
         node: String,
         at: AsOf,
         stop: Option<StopReason>,
-        /// What the node is to be brought to instead, for `NewRevision`.
+        /// For `NewRevision`: the revision that the node is to be brought to instead.
         revision: Option<String>,
     },
     SetDrain {
@@ -91,24 +92,25 @@ pub enum Effect {
         at: AsOf,
         drain: Drain,
     },
-    /// Gives a slot back that no agent has accepted.
+    /// Deletes a lease that no agent has accepted, which gives its slot back.
     WithdrawLease {
         node: String,
         at: AsOf,
         why: Withdrawal,
     },
-    /// Gives the slot back: the result is on the Node.
+    /// Deletes a lease whose result is recorded on the Node, or that an administrator releases by force.
     ReleaseLease {
         node: String,
         at: AsOf,
     },
-    /// The same, once a live GET has shown that no Node with that UID exists.
+    /// Deletes a lease whose Node no longer exists. A GET right before the write must show that no Node has that UID.
     ReleaseLeaseOfGoneNode {
         node: String,
         at: AsOf,
         node_uid: String,
     },
-    /// A lease whose Skyhook is deleted or disabled, and whose agent did not stop in time: deletion has a way out.
+    /// Deletes a lease without its result: its Skyhook is deleted or disabled, and its agent did not stop in time or
+    /// its node did not come back. So neither can block the deletion of a Skyhook.
     AbandonLease {
         node: String,
         at: AsOf,
@@ -117,7 +119,8 @@ pub enum Effect {
     SurveyPods {
         node: String,
         lease_uid: String,
-        /// How it was now, whatever that costs; else as the API server remembers it.
+        /// True for a consistent list, which may be expensive for the API server. False for a list from the API
+        /// server's watch cache, which may be old.
         consistent: bool,
     },
     EvictPod {
@@ -127,7 +130,7 @@ pub enum Effect {
         pod: String,
         pod_uid: String,
         grace_period: Option<u32>,
-        /// Deletes it instead, which goes past PodDisruptionBudgets.
+        /// Deletes the pod instead of evicting it. A deletion ignores PodDisruptionBudgets.
         by_deletion: bool,
     },
     /// Everything that has to change on one Node, in one write.
@@ -135,12 +138,13 @@ pub enum Effect {
         node: String,
         at: AsOf,
         patch: NodePatch,
-        /// What for.
+        /// The reasons for this write.
         why: BTreeSet<Cause>,
     },
 }
 
-/// Changes to one Node. Equal values are not written, see [`NodePatch::is_empty`].
+/// Changes to one Node. [`NodePatch::reduced`] removes values that the Node has already, and an empty patch is not
+/// written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodePatch {
     /// Annotation to value; `None` removes it.
@@ -154,7 +158,8 @@ pub struct NodePatch {
     pub check: LiveCheck,
 }
 
-/// What no watch is fresh enough for. Costs one GET when anything is asked.
+/// Conditions on the node's lease that a GET checks right before the write, because the watch may lag. Without a
+/// condition there is no GET.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LiveCheck {
     /// The node's lease must have this UID.
@@ -173,7 +178,7 @@ impl NodePatch {
             && self.conditions.is_empty()
     }
 
-    /// The status of a Skyhook, as annotation and label.
+    /// Sets the node's status for a Skyhook, as annotation and as label.
     #[must_use]
     pub fn status(mut self, skyhook: &str, status: Status) -> Self {
         let key = skyhook_crds::names::status(skyhook);
@@ -184,7 +189,7 @@ impl NodePatch {
         self
     }
 
-    /// The package states with the stamp that knows their digest.
+    /// Sets the package states, and the stamp with the digest of these states.
     #[must_use]
     pub fn states(mut self, skyhook: &str, states: &PackageStates, stamp: Stamp) -> Self {
         let value = skyhook_crds::installed::render_states(states);
@@ -197,7 +202,7 @@ impl NodePatch {
         self.stamp(skyhook, &stamp)
     }
 
-    /// The stamp alone.
+    /// Sets only the stamp.
     #[must_use]
     pub fn stamp(mut self, skyhook: &str, stamp: &Stamp) -> Self {
         self.annotations
@@ -212,14 +217,14 @@ impl NodePatch {
         self
     }
 
-    /// The record of who cordoned the node; an empty one is removed.
+    /// Sets the record of cordon owners; an empty record is removed.
     #[must_use]
     pub fn cordon(self, record: &CordonRecord) -> Self {
         let value = (!record.owners.is_empty()).then(|| record.render());
         self.annotation(skyhook_crds::names::CORDON_OWNERS, value)
     }
 
-    /// The two conditions that a Skyhook has on a Node.
+    /// Sets the two Node conditions of a Skyhook.
     #[must_use]
     pub fn conditions(mut self, skyhook: &str, status: Status) -> Self {
         let complete = status == Status::Complete;
@@ -249,7 +254,7 @@ impl NodePatch {
         self
     }
 
-    /// Leaves out what the node has already.
+    /// Leaves out values that the node has already.
     #[must_use]
     pub fn reduced(mut self, node: &NodeFact) -> Self {
         self.annotations
@@ -264,7 +269,7 @@ impl NodePatch {
         self
     }
 
-    /// Unites two patches; `other` wins.
+    /// Adds the changes of `other`. Where both patches change the same field, `other` wins.
     pub fn unite(&mut self, other: Self) {
         self.annotations.extend(other.annotations);
         self.labels.extend(other.labels);
@@ -324,7 +329,7 @@ impl Effect {
         }
     }
 
-    /// The lease that the effect removes: node and UID.
+    /// The lease that the effect deletes: the name of its node, and the lease's UID.
     #[must_use]
     pub fn removes(&self) -> Option<(&str, &str)> {
         match self {
@@ -348,7 +353,7 @@ impl Effect {
         }
     }
 
-    /// One word for logs and metrics.
+    /// One word for logs.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {

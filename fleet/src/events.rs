@@ -1,5 +1,5 @@
-//! Events for people, derived from an effect and the picture that it was decided on: one per transition, because an
-//! effect is planned only when something differs. Failures are Warnings.
+//! Events for people, derived from an effect and the picture that it was decided on. There is one event per transition,
+//! because an effect is planned only when something differs. Failures are Warnings.
 
 mod bound;
 
@@ -33,7 +33,7 @@ pub struct EventFact {
     pub note: String,
 }
 
-/// What people are told when `effect` has been written.
+/// The events to publish when `effect` has been written.
 #[must_use]
 #[expect(
     clippy::wildcard_enum_match_arm,
@@ -113,7 +113,8 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
     }
 }
 
-/// What people are told when the API server will not have `effect`: on the object that does not get on for it.
+/// The events to publish when the API server refuses `effect`. They are about the object that makes no progress for
+/// that reason.
 #[must_use]
 pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
     let skyhook = |name: &str| {
@@ -143,7 +144,7 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
                 uid: fact.uid.clone(),
             })
         }
-        // A refusal of an eviction is part of the drain.
+        // The drain itself reports refused evictions.
         Target::Pod(_) => None,
     };
     let event = |subject| EventFact {
@@ -182,7 +183,7 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
     if let Some(problem) = invalid(new).filter(|problem| invalid(old).as_ref() != Some(problem)) {
         events.push(event(true, "Invalid", problem));
     }
-    // What does not go on before somebody does something.
+    // States that last until somebody acts.
     for reason in ["AgentsRefused", "Blocked"] {
         let of = |status: &SkyhookStatus| {
             let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
@@ -201,7 +202,7 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
     events
 }
 
-/// Work on a node begins.
+/// The event that work on a node begins.
 fn of_start(index: &Index, subject: &Subject, node: &str) -> Option<EventFact> {
     let lease = index.picture.leases().get(node)?.lease.as_ref().ok()?;
     let skyhook = &lease.spec.skyhook.name;
@@ -282,7 +283,8 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
     events
 }
 
-/// What a Node and its Skyhook are told when the Node is erroring from now on. The Skyhook's status may not list the node.
+/// The events when a Node becomes erroring, on the Node and on its Skyhook: the Skyhook's status may have no room for
+/// the node.
 fn of_failure(
     index: &Index,
     node_subject: &Subject,
@@ -317,7 +319,7 @@ fn of_failure(
     events
 }
 
-/// A failure that both the Skyhook and the Node of a lease are told of.
+/// The events about a failure under a lease, on the Skyhook and on the Node.
 fn of_lease(
     index: &Index,
     node: &str,

@@ -1,6 +1,6 @@
 //! Slim, checked copies of what the API server holds: only what decisions need.
 //!
-//! An object that cannot be decoded becomes a fact that says so; it never keeps its old value.
+//! An object that cannot be decoded becomes a fact that says so. It does not keep the value of an earlier version.
 
 mod stored;
 
@@ -23,7 +23,7 @@ use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
 pub use stored::RevisionFact;
 
-/// A Node as it comes from the API server, without what no decision needs.
+/// A Node as the API server sends it, reduced to the fields that decisions need.
 #[derive(Deserialize, Clone, Debug, Default)]
 pub struct WireNode {
     #[serde(default)]
@@ -85,7 +85,8 @@ pub struct WireNodeInfo {
     pub machine_id: String,
 }
 
-/// An object of kind `K` as it comes from the API server: decoded later, so that one that cannot be is not lost.
+/// An object of kind `K` as the API server sends it. Spec and status are decoded later, so that an object that cannot
+/// be decoded is still known.
 #[derive(Deserialize, Debug)]
 #[serde(bound = "")]
 pub struct Wire<K> {
@@ -125,7 +126,7 @@ impl<K> Default for Wire<K> {
 pub type WireSkyhook = Wire<Skyhook>;
 /// An `InterruptionLease` before it is decoded.
 pub type WireLease = Wire<InterruptionLease>;
-/// A `DeploymentPolicy`, which so far is only looked up by name.
+/// A `DeploymentPolicy`. Only its name is used.
 pub type WirePolicy = Wire<DeploymentPolicy>;
 
 impl<K: Resource<DynamicType = ()>> Resource for Wire<K> {
@@ -180,7 +181,7 @@ impl Resource for WireNode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     pub states: Result<PackageStates, MalformedState>,
-    /// Digest of the annotation as it stands.
+    /// Digest of the current value of the annotation `nodeState_<skyhook>`.
     pub digest: String,
     pub stamp: Option<Stamp>,
 }
@@ -202,18 +203,18 @@ pub struct NodeFact {
     pub uid: String,
     pub resource_version: String,
     pub labels: BTreeMap<String, String>,
-    /// Annotations under our prefix alone.
+    /// Only the annotations with the prefix `skyhook.nvidia.com/`.
     pub annotations: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub unschedulable: bool,
     pub boot_id: String,
     pub machine_id: String,
     pub ready: bool,
-    /// Since when `ready` is what it is.
+    /// When `ready` last changed.
     pub ready_since: Option<Timestamp>,
-    /// Conditions under our prefix alone.
+    /// Only the conditions with the prefix `skyhook.nvidia.com/`.
     pub conditions: Vec<WireCondition>,
-    /// By Skyhook.
+    /// By name of the Skyhook.
     pub records: BTreeMap<String, Record>,
     pub cordon: CordonRecord,
 }
@@ -266,14 +267,14 @@ impl NodeFact {
         }
     }
 
-    /// True for a node that carries the control plane, or a part of it.
+    /// True for a node that runs the control plane or a part of it, for example etcd alone.
     #[must_use]
     pub fn is_control_plane(&self) -> bool {
         let mut labels = names::CONTROL_PLANE_LABELS.iter();
         labels.any(|label| self.labels.contains_key(*label))
     }
 
-    /// The record of a Skyhook; one that was never there reads as empty.
+    /// The record of a Skyhook on this node; an empty record when the Skyhook was never there.
     #[must_use]
     pub fn record(&self, skyhook: &str) -> &Record {
         static NEVER_THERE: LazyLock<Record> = LazyLock::new(|| record(&BTreeMap::new(), ""));
@@ -281,7 +282,7 @@ impl NodeFact {
     }
 }
 
-/// Our record, and cordons that NVIDIA Skyhook took, which keeps none.
+/// The owners in our annotation, and in addition the cordons of NVIDIA Skyhook, which does not write that annotation.
 fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
     let mut cordon = CordonRecord::parse(annotations.get(names::CORDON_OWNERS).map(String::as_str));
     let prefix = names::cordon("");
@@ -315,9 +316,11 @@ pub struct SkyhookFact {
     pub finalizers: Vec<String>,
     pub annotations: BTreeMap<String, String>,
     pub spec: Arc<SkyhookSpec>,
-    /// The checked spec with its revision, or why the Skyhook is parked.
+    /// The checked spec with its revision, or why the spec is not valid. A Skyhook whose spec is not valid is *parked*:
+    /// it is not rolled out.
     pub checked: Result<Arc<Checked>, String>,
-    /// The nodes that it is for although it cannot be rolled out.
+    /// Selects the nodes that a parked Skyhook is for. `None` when the Skyhook is not parked, or when its selector
+    /// cannot be read either.
     pub(crate) parked_over: Option<Selector>,
     pub status: Option<SkyhookStatus>,
 }
@@ -387,14 +390,14 @@ impl SkyhookFact {
             .is_some_and(|value| value == "true")
     }
 
-    /// True when its nodes may be given leases.
+    /// True when nodes may get leases for this Skyhook.
     #[must_use]
     pub fn is_active(&self) -> bool {
         !self.deleting && !self.is_paused() && !self.is_disabled() && self.checked.is_ok()
     }
 
-    /// True when it is for the node and cannot be rolled out: whether the node has what it asks for is not known, and who
-    /// comes after it waits.
+    /// True when the Skyhook is parked and is for this node. Nobody can tell then whether the node is complete, so
+    /// Skyhooks that come later on the node wait.
     #[must_use]
     pub fn is_parked_over(&self, node: &NodeFact) -> bool {
         use kube::core::SelectorExt as _;
@@ -403,7 +406,7 @@ impl SkyhookFact {
             .is_some_and(|selector| selector.matches(&node.labels))
     }
 
-    /// True when it selects the node. One that is parked selects nothing.
+    /// True when the Skyhook selects the node. A parked Skyhook selects no node.
     #[must_use]
     pub fn selects(&self, node: &NodeFact) -> bool {
         use kube::core::SelectorExt as _;
@@ -413,7 +416,7 @@ impl SkyhookFact {
     }
 }
 
-/// A lease. One that cannot be decoded still takes its slot.
+/// A lease. A lease that cannot be decoded still takes a slot.
 #[derive(Clone, Debug)]
 pub struct LeaseFact {
     pub node: String,
@@ -463,7 +466,7 @@ impl LeaseFact {
         }
     }
 
-    /// UID of the Skyhook it was given to; `None` when it cannot be decoded.
+    /// UID of the Skyhook that the lease is for; `None` when the lease cannot be decoded.
     #[must_use]
     pub fn skyhook_uid(&self) -> Option<&str> {
         self.lease

@@ -1,5 +1,5 @@
-//! Safety rules as predicates over the picture and one effect: checked before every write, and the properties that
-//! tests hold the planner to.
+//! Safety rules: predicates over the picture and one effect. They are checked before every write, and tests check every
+//! plan against them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +50,7 @@ pub enum Broken {
     UncordonNotOurs,
 }
 
-/// True when the patch writes a Skyhook's record on a node where a newer version wrote it.
+/// True when the patch would overwrite a record that a newer version of Skyhook wrote.
 fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
     let records = index.picture.nodes().get(node).map(|node| &node.records);
     records.into_iter().flatten().any(|(skyhook, record)| {
@@ -65,7 +65,7 @@ pub fn check(index: &Index, settings: &Settings, effect: &Effect) -> Result<(), 
     check_counted(index, &mut Counts::default(), settings, effect)
 }
 
-/// The same for many effects: `counts` is what was counted so far.
+/// Does the same as [`check`], for many effects of one pass. `counts` keeps the counts between the calls.
 pub fn check_counted(
     index: &Index,
     counts: &mut Counts,
@@ -171,7 +171,7 @@ fn set_drain(
     }
 }
 
-/// True when the node is of the control plane and another node of it is not Ready.
+/// True when the node is a control-plane node and another control-plane node is not Ready.
 fn is_control_plane_weakened(index: &Index, node: &str) -> bool {
     let is_meant = index
         .picture
@@ -231,8 +231,8 @@ fn grant(
     }
 }
 
-/// What the guard counts for itself, so that a slip in the planner's ledger is not in both: leases as the picture tallies
-/// them, nodes once for each pass, since what is decided stands on that pass.
+/// The guard's own counts. They do not use the planner's ledger, so that a mistake there is not repeated here. Leases
+/// are taken from the tally of the picture. Nodes are counted once for each pass.
 #[derive(Debug, Default)]
 pub struct Counts(Option<Nodes>);
 
@@ -244,7 +244,7 @@ struct Nodes {
 }
 
 impl Counts {
-    /// What is checked from now on was decided in another pass.
+    /// A new pass was made: nodes have to be counted again.
     pub fn a_pass_was_made(&mut self) {
         self.0 = None;
     }
@@ -300,7 +300,7 @@ fn uncordon(index: &Index, node: &str, patch: &NodePatch) -> Result<(), Broken> 
     let Some(node) = index.picture.nodes().get(node) else {
         return Err(Broken::UncordonNotOurs);
     };
-    // Given back only by the last owner, in the write that ends the ownership, to what was there before.
+    // A write may uncordon a node only if it removes the last owner, and if the node was not cordoned before.
     let ends = patch.annotations.get(names::CORDON_OWNERS) == Some(&None);
     if ends && !node.cordon.owners.is_empty() && !node.cordon.was_unschedulable {
         Ok(())

@@ -1,5 +1,6 @@
-//! Everything that one replica knows, in three rooms: what the API server holds, which writes are under way, and when this
-//! process saw things happen. Whatever changes in one is told to the others here, and nowhere else.
+//! Everything that one replica knows, in three parts: the objects in the API server, the writes under way, and the
+//! times at which this process saw things happen. A change of one part is passed on to the others here, and nowhere
+//! else.
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 
@@ -39,7 +40,8 @@ pub enum Change {
         node: String,
         lease_uid: String,
         pods: Vec<PodFact>,
-        /// How it was when it was asked for; else as the API server remembered it.
+        /// True for a consistent list. False for a list from the API server's watch cache, which may be some seconds
+        /// old.
         consistent: bool,
     },
     Evicted {
@@ -50,7 +52,7 @@ pub enum Change {
     },
     /// Why the agents' pods cannot be created; `None` when they are all there.
     AgentsRefused(Option<String>),
-    /// A full list of one kind arrives: what is not in it is gone when `Synced` comes.
+    /// A full list of one kind begins. When `Synced` comes, the objects that were not in the list are removed.
     ListBegins(Kind),
     Synced(Kind),
 }
@@ -88,7 +90,7 @@ impl Index {
         self.picture.is_synced()
     }
 
-    /// The frozen input of a decision.
+    /// The read-only input of a decision.
     #[must_use]
     pub const fn view<'a>(&'a self, settings: &'a Settings, now: Now) -> View<'a> {
         View {
@@ -100,7 +102,7 @@ impl Index {
         }
     }
 
-    /// Takes a change in. Says whether anything that decisions depend on changed.
+    /// Takes a change in. Returns true when a decision may depend on it.
     pub fn apply(&mut self, change: Change, now: Mono) -> bool {
         let picture = &mut self.picture;
         let changed = match change {
@@ -157,7 +159,8 @@ impl Index {
         }
     }
 
-    /// Nodes whose create may end with a change that does not name them: a list that leaves them out.
+    /// Nodes whose lease is being created, if the change is a complete list of leases: a lease that is not in the list
+    /// may turn out not to exist.
     fn creates_ended(&self, changed: &Changed) -> Vec<String> {
         match changed {
             Changed::Listed {
@@ -175,13 +178,13 @@ impl Index {
         }
     }
 
-    /// True while nothing should be decided about a target.
+    /// True while no decision should be made about a target.
     #[must_use]
     pub fn is_unsettled(&self, target: &Target) -> bool {
         self.inflight.is_unsettled(target)
     }
 
-    /// True for an object that a write returned and that the watch has since said is gone.
+    /// True for an object that a write returned and whose deletion the watch has reported since.
     #[must_use]
     pub fn has_lost(&self, change: &Change) -> bool {
         if let Change::Node(node) = change {
@@ -193,7 +196,7 @@ impl Index {
         }
     }
 
-    /// True while what an effect was decided on is what is held.
+    /// True while the picture holds the version of the object that the effect was decided on.
     #[must_use]
     pub fn still_holds(&self, effect: &Effect) -> bool {
         let target = effect.target();
@@ -218,18 +221,19 @@ impl Index {
         self.written(effect);
     }
 
-    /// A write has ended, whatever came of it. Says whether it was under way.
+    /// A write has ended, with success or not. Returns true if it was under way.
     pub fn ends(&mut self, effect: &Effect) -> bool {
         self.written(effect);
         self.inflight.ends(&effect.target())
     }
 
-    /// A write was done. Nothing is decided about its object before the watch has delivered it, unless the answer is folded
-    /// in.
+    /// A write succeeded. If it returned its object, the picture takes that in. Otherwise no decision is made about the
+    /// object before the watch has delivered it.
     pub fn is_done(&mut self, effect: &Effect, answer: Option<Change>, now: Mono) {
         self.inflight.is_done(effect.target(), now);
         match answer {
-            // If the watch already reported its deletion, folding the answer in would bring it back for ever.
+            // The watch has already reported the deletion of the object. Taking in the answer would bring the object
+            // back for ever.
             Some(change) if self.has_lost(&change) => {}
             Some(change) => {
                 self.apply(change, now);
@@ -242,7 +246,8 @@ impl Index {
         self.written(effect);
     }
 
-    /// A write was refused: what it was decided on is out of date. `waits` for the watch to bring what it is now.
+    /// A write failed. If `waits` is true, no decision is made about the object before the watch has delivered a newer
+    /// version of it.
     pub fn is_refused(&mut self, effect: &Effect, waits: bool, now: Mono) {
         self.inflight.is_refused(effect, &self.picture, now);
         if !waits {
@@ -251,13 +256,13 @@ impl Index {
         self.written(effect);
     }
 
-    /// Leaves a node alone for a while.
+    /// Begins a back-off: the node gets no lease for a while.
     pub fn back_off(&mut self, node: String, backoff: Backoff) {
         self.picture.touch(&node);
         self.clocks.back_off(node, backoff);
     }
 
-    /// Forgets what no longer holds anything back.
+    /// Forgets entries whose time is over.
     pub fn expire(&mut self, now: Mono) {
         self.inflight.expire(now);
         for node in self.clocks.expire(&self.picture, now) {

@@ -1,9 +1,12 @@
-//! Which writes are under way, and what of them the watches have not delivered yet: what this process knows because it
-//! writes. The session owns it.
+//! Which writes are under way, and which finished writes the watches have not delivered yet. The session owns this.
 //!
-//! Guarantees: nothing is decided about an object while a write of it is under way or its watch lags behind one; a create
-//! takes its slot from the moment it is begun until the lease watch delivers the lease or it is known not to exist.
-//! Caveat: a watch that lags for longer than [`STALE`] is not waited for.
+//! Guarantees: no decision is made about an object while a write to it is under way, or while its watch has not
+//! delivered a finished write. A lease that is being created takes a slot from the start of the write until the lease
+//! watch delivers the lease, or until the write fails.
+//!
+//! Caveats: this process waits for a watch no longer than [`STALE`]. A write that failed without an answer may have
+//! created its lease all the same. The budget holds then as well, because a lease is granted only if all delivered
+//! leases fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,14 +17,14 @@ use crate::picture::{Changed, Kind, Picture};
 
 /// How long a watch may lag behind a write before the write is tried again anyway.
 const STALE: Duration = Duration::from_secs(5);
-/// How long it is remembered when a target was written.
+/// How long the time of a target's last write is remembered.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// A lease that is being created.
 #[derive(Debug)]
 struct Create {
     skyhook_uid: String,
-    /// When the API server said that it is there.
+    /// When the API server confirmed the creation; `None` while there is no answer.
     answered: Option<Mono>,
 }
 
@@ -31,9 +34,9 @@ pub struct Inflight {
     busy: BTreeSet<Target>,
     /// Objects whose watch has not yet delivered our last write: the version that was written over.
     stale: BTreeMap<Target, (String, Mono)>,
-    /// Creates that the lease watch has not delivered, by node. They take slots.
+    /// Leases that are being created and that the lease watch has not delivered, by node. They take slots.
     creating: BTreeMap<String, Create>,
-    /// Leases that were removed and whose watch has not said so yet: node to UID.
+    /// Leases that were deleted, and whose deletion the watch has not delivered yet: node to UID.
     removed: BTreeMap<String, (String, Mono)>,
     /// When a target was last written.
     written: BTreeMap<Target, Mono>,
@@ -41,7 +44,8 @@ pub struct Inflight {
 }
 
 impl Inflight {
-    /// True while nothing should be decided about a target: a write is under way, or its watch lags behind one.
+    /// True while no decision should be made about a target: a write is under way, or the watch has not delivered a
+    /// finished write.
     #[must_use]
     pub fn is_unsettled(&self, target: &Target) -> bool {
         self.busy.contains(target)
@@ -69,7 +73,7 @@ impl Inflight {
             .map(|create| create.skyhook_uid.as_str())
     }
 
-    /// Every create, with the UID of its Skyhook, by node.
+    /// Every lease that is being created: the name of its node, and the UID of its Skyhook.
     pub fn creates(&self) -> impl Iterator<Item = (&str, &str)> {
         self.creating
             .iter()
@@ -82,7 +86,7 @@ impl Inflight {
         self.written.get(target).copied()
     }
 
-    /// When watches that lag are no longer waited for.
+    /// The times at which this process stops to wait for watches that lag.
     pub(crate) fn patience_ends(&self) -> impl Iterator<Item = Mono> {
         let since = self.stale.values().chain(self.removed.values());
         since.map(|(_, since)| *since + STALE)
@@ -100,17 +104,17 @@ impl Inflight {
         }
     }
 
-    /// A write has ended, whatever came of it. Says whether it was under way.
+    /// A write has ended, with success or not. Returns true if it was under way.
     pub(crate) fn ends(&mut self, target: &Target) -> bool {
         self.busy.remove(target)
     }
 
-    /// A write was done, and what it returned is held now.
+    /// A write succeeded.
     pub(crate) fn is_done(&mut self, target: Target, now: Mono) {
         self.written.insert(target, now);
     }
 
-    /// A write was done: nothing is decided about its object until the watch delivers what was written.
+    /// A write succeeded and returned no object: no decision is made about the object until the watch delivers it.
     pub(crate) fn awaits(&mut self, effect: &Effect, picture: &Picture, now: Mono) {
         if let Effect::ReserveLease { node, .. } = effect
             && let Some(create) = self.creating.get_mut(node)
@@ -120,7 +124,8 @@ impl Inflight {
         self.await_watch(effect, picture, now);
     }
 
-    /// A write was refused: what it was decided on is out of date, or was never made.
+    /// A write failed: the object has changed since the decision, or the API server did not accept the write or did not
+    /// answer.
     pub(crate) fn is_refused(&mut self, effect: &Effect, picture: &Picture, now: Mono) {
         if let Effect::ReserveLease { node, .. } = effect {
             self.creating.remove(node);
@@ -128,19 +133,20 @@ impl Inflight {
         self.await_watch(effect, picture, now);
     }
 
-    /// The watch of an object is not waited for.
+    /// Stops to wait for the watch of an object.
     pub(crate) fn is_settled(&mut self, target: &Target) {
         self.stale.remove(target);
     }
 
-    /// A lease is gone, whatever its watch still delivers of it on the way.
+    /// A lease was deleted. The watch may still deliver earlier versions of it.
     pub(crate) fn has_removed(&mut self, node: &str, uid: &str, picture: &Picture, now: Mono) {
         if picture.leases().get(node).is_some_and(|l| l.uid == uid) {
             self.removed.insert(node.to_owned(), (uid.to_owned(), now));
         }
     }
 
-    /// Waits for what comes after the version that was decided on, unless the watch was faster than the answer.
+    /// Waits for the watch to deliver a newer version than the one that was decided on, unless it was faster than the
+    /// answer.
     fn await_watch(&mut self, effect: &Effect, picture: &Picture, now: Mono) {
         let (target, at) = (effect.target(), effect.decided_on());
         let held = picture.held(&target).map(|(_, version)| version);
@@ -150,7 +156,7 @@ impl Inflight {
         }
     }
 
-    /// Takes in what became of the picture.
+    /// Takes in a change of the picture.
     pub(crate) fn saw(&mut self, changed: &Changed, now: Mono) {
         match changed {
             Changed::Came {
@@ -185,7 +191,8 @@ impl Inflight {
                     self.stale.remove(&Target::Lease(node.clone()));
                     self.removed.remove(node);
                 }
-                // A create that was answered before the list began, and is not in it, has been undone since.
+                // A lease whose creation was confirmed before the list began, and that is not in the list, was deleted
+                // since.
                 let began = self.lease_list_began;
                 self.creating
                     .retain(|_, create| create.answered.is_none_or(|at| at >= began));
@@ -194,7 +201,7 @@ impl Inflight {
         }
     }
 
-    /// Forgets what no longer holds anything back.
+    /// Forgets entries whose time is over.
     pub(crate) fn expire(&mut self, now: Mono) {
         self.stale.retain(|_, (_, since)| *since + STALE > now);
         self.removed.retain(|_, (_, since)| *since + STALE > now);

@@ -1,9 +1,10 @@
 //! The fleet: which nodes may be interrupted now, and what to write next. Pure: no client, no clock, no files.
 //!
 //! Changes feed one [`index`], [`plan`] turns the picture into effects, [`guard`] refuses any that would break a safety
-//! rule, and [`session`] keeps book of what is under way. The coordinator watches, feeds and writes.
+//! rule, and [`session`] keeps track of the writes that are under way. The coordinator watches, feeds and writes.
 //!
-//! Where something is has many names, because different people ask. Who computes each, from what, and who reads it:
+//! Several types describe a state. The table says for each type what it is the state of, who computes it, from what,
+//! and who reads it:
 //!
 //! | name | of | computed by | from | read by |
 //! |---|---|---|---|---|

@@ -1,20 +1,21 @@
-//! What came of an effect.
+//! The result of an effect.
 
 use std::time::Duration;
 
 use crate::index::Change;
 
-/// What came of an effect.
+/// The result of an effect.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Written. What the server returned is folded into the picture, leases excepted.
+    /// The write succeeded. If the server returned the object, the picture takes it in. For a lease, the picture waits
+    /// for the watch.
     Done(Option<Change>),
-    /// The object is not what the effect was decided on: the watch brings what it is now.
+    /// The object has changed since the decision. The watch will deliver the newer version.
     Stale,
     /// Try again after this long.
     Retry { after: Duration, error: String },
-    /// The server asks for patience, with everything.
+    /// The server is too busy, so writes of any kind have to wait.
     Busy { after: Duration, error: String },
-    /// The server will not have it: the same again only helps once somebody has changed something.
+    /// The server refuses the write. Another try can only succeed after somebody has changed something.
     Refused { error: String },
 }

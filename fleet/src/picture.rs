@@ -1,8 +1,10 @@
-//! The mirror of what the API server holds. One task owns it and feeds it what the watches deliver and, of everything but
-//! leases, what writes return: grants are decided from leases as their watch delivers them, one ordered stream.
+//! A local copy of the objects in the API server. One task owns the copy. It feeds the copy with the objects that the
+//! watches deliver and with the objects that writes return. Leases come from the lease watch only, because grants must
+//! be decided on one ordered stream of leases.
 //!
-//! Guarantees: of an object the newest version that was seen is held; half a list is no picture to decide on; every
-//! change that a decision could depend on moves a number, see [`Picture::touched`].
+//! Guarantees: the picture holds the newest version of each object that this process has seen. Nothing is decided while
+//! a list is incomplete, see [`Picture::is_synced`]. Every change that a decision may depend on raises a counter, see
+//! [`Picture::touched`].
 
 mod ids;
 mod read;
@@ -44,12 +46,12 @@ impl Kind {
 /// What a change did to the picture.
 #[derive(Debug)]
 pub enum Changed {
-    /// An object came, from its watch or from the answer to a write.
+    /// An object was delivered by its watch, or was returned by a write.
     Came {
         target: Target,
         uid: String,
         version: String,
-        /// True when a decision may depend on the difference to what was held.
+        /// True when a decision may depend on the difference between this version and the version held before.
         decides: bool,
     },
     Gone {
@@ -62,7 +64,7 @@ pub enum Changed {
         kind: Kind,
         gone: Vec<String>,
     },
-    /// Something that is never written: whether it is another than before.
+    /// Something that the coordinator never writes. True when it differs from before.
     Other(bool),
 }
 
@@ -93,7 +95,7 @@ pub struct Picture {
     synced: BTreeSet<Kind>,
     listed: BTreeMap<Kind, BTreeSet<String>>,
     ids: Ids,
-    /// Of each Skyhook: when a decision could last depend on a change of it.
+    /// For each Skyhook: the tick of its last change that a decision may depend on.
     skyhooks_changed: BTreeMap<String, Tick>,
     revisions_changed: Tick,
     policies_changed: Tick,
@@ -142,7 +144,7 @@ impl Picture {
             let tick = self.ids.tick();
             self.skyhooks_changed.insert(name.clone(), tick);
         } else if taken {
-            // Its status is compared with what is wanted.
+            // Every pass compares the stored status with the wanted one, so the next pass must not be skipped.
             self.ids.tick();
         }
         Changed::Came {
@@ -248,7 +250,7 @@ impl Picture {
         Changed::ListBegins(kind)
     }
 
-    /// What was not in the list is gone.
+    /// Ends a full list of one kind. Objects that were not in the list no longer exist, and are removed.
     pub(crate) fn is_listed(&mut self, kind: Kind) -> Changed {
         self.synced.insert(kind);
         self.ids.tick();
@@ -285,7 +287,7 @@ impl Picture {
         }
     }
 
-    /// Keeps the number of a node while a Node or a lease has its name.
+    /// Notes a change of the name. Gives its number back when neither a Node nor a lease has that name any more.
     fn release(&mut self, name: &str) {
         self.ids.touch(name);
         if !self.nodes.contains_key(name) && !self.leases.contains_key(name) {
@@ -293,18 +295,18 @@ impl Picture {
         }
     }
 
-    /// Notes that a decision about a node may depend on something that changed beside the picture.
+    /// Notes a change outside the picture that a decision about this node may depend on, for example a write under way.
     pub(crate) fn touch(&mut self, node: &str) {
         self.ids.touch(node);
     }
 
-    /// Notes that something changed that no decision about one node depends on.
+    /// Notes a change that no decision about a single node depends on, so that the next pass is not skipped.
     pub(crate) fn tick(&mut self) {
         self.ids.tick();
     }
 }
 
-/// Questions.
+/// Read access.
 impl Picture {
     /// True once every kind was listed completely.
     #[must_use]
@@ -354,7 +356,7 @@ impl Picture {
         self.agents_refused.as_deref()
     }
 
-    /// The lease held by a Skyhook on a node, if it can be decoded.
+    /// The lease of a node, if it can be decoded and is for the Skyhook with this UID.
     #[must_use]
     pub fn lease_of(&self, node: &str, skyhook_uid: &str) -> Option<&LeaseFact> {
         self.leases
@@ -371,21 +373,21 @@ impl Picture {
             .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
     }
 
-    /// True for an object that a write returned and that the watch has since said is gone.
+    /// True when the picture does not hold the Node that a write returned: the watch has reported its deletion since.
     #[must_use]
     pub(crate) fn has_lost_node(&self, node: &WireNode) -> bool {
         let held = self.nodes.get(&name_of(&node.metadata));
         held.map(|held| &held.uid) != node.metadata.uid.as_ref()
     }
 
-    /// The same for a Skyhook.
+    /// Does the same for a Skyhook that a write returned.
     #[must_use]
     pub(crate) fn has_lost_skyhook(&self, skyhook: &WireSkyhook) -> bool {
         let held = self.skyhooks.get(&name_of(&skyhook.metadata));
         held.map(|held| &held.uid) != skyhook.metadata.uid.as_ref()
     }
 
-    /// UID and version of an object that is held.
+    /// UID and resource version of an object, as the picture holds it.
     #[must_use]
     pub(crate) fn held(&self, target: &Target) -> Option<(&String, &String)> {
         match target {
@@ -409,33 +411,33 @@ impl Picture {
         }
     }
 
-    /// Names with their numbers, in the order of names.
+    /// All node names in alphabetical order, each with its number.
     pub(crate) fn numbered(&self) -> impl Iterator<Item = (&str, NodeId)> {
         self.ids.all()
     }
 
-    /// When a decision about a node could last depend on a change: of the Node, of its lease, or of what this process
-    /// knows of them.
+    /// The tick of the last change that a decision about a node may depend on: a change of the Node, of its lease, or
+    /// of what this process knows about both (writes under way, pod lists, times).
     pub(crate) fn touched(&self, node: NodeId) -> Tick {
         self.ids.touched(node)
     }
 
-    /// When a decision could last depend on a change of a Skyhook; `None` while there is none of that name.
+    /// The tick of the last change of a Skyhook that a decision may depend on; `None` while no Skyhook has that name.
     pub(crate) fn skyhook_changed(&self, name: &str) -> Option<Tick> {
         self.skyhooks_changed.get(name).copied()
     }
 
-    /// When a decision could last depend on a change of a revision.
+    /// The tick of the last change of any revision.
     pub(crate) const fn revisions_changed(&self) -> Tick {
         self.revisions_changed
     }
 
-    /// When a policy last came or went.
+    /// The tick of the last time that a DeploymentPolicy was delivered or removed.
     pub(crate) const fn policies_changed(&self) -> Tick {
         self.policies_changed
     }
 
-    /// When anything at all last changed.
+    /// The tick of the last change of any kind.
     #[must_use]
     pub const fn changed(&self) -> Tick {
         self.ids.last()
@@ -446,7 +448,7 @@ fn name_of(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
 }
 
-/// Takes the object in unless a newer version of it is held. Says whether it did.
+/// Stores the object unless a newer version of it is held. Returns true when the object was stored.
 fn keep_newer<T>(
     held: &mut BTreeMap<String, T>,
     name: String,

@@ -1,8 +1,8 @@
 //! What to do next, from the picture alone. No clock, no I/O, no memory: an effect that was lost comes back in the next
 //! pass because the picture still asks for it.
 //!
-//! Passes run in a fixed order: leases that exist are carried on before new ones are thought of, and the status is
-//! written from what the other passes found.
+//! The parts of a pass run in a fixed order: the writes for existing leases come before new leases, and the statuses
+//! are computed from the results of all other parts.
 
 pub mod admit;
 mod adopt;
@@ -46,7 +46,7 @@ pub struct Now {
     pub wall: Timestamp,
 }
 
-/// Frozen input of the planner.
+/// The read-only input of the planner.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub picture: &'a Picture,
@@ -61,21 +61,21 @@ pub struct View<'a> {
 pub struct Plan {
     pub effects: Vec<Effect>,
     pub wake_at: Option<Mono>,
-    /// How far the fleet is.
+    /// Progress of the fleet, in numbers.
     pub fleet: Fleet,
 }
 
-/// How often progress is mirrored to a Node and to a Skyhook at most.
+/// The least time between two writes of mere progress to the same Node or Skyhook.
 pub(crate) const COALESCE: Duration = Duration::from_secs(1);
 
-/// Decides, with nothing left from a pass before.
+/// Makes a plan without a cache.
 #[must_use]
 pub fn plan(view: &View<'_>) -> Plan {
     Cache::default().plan(view)
 }
 
 impl Cache {
-    /// Decides, and takes over of the pass before what would come out the same.
+    /// Makes a plan. Results of the last pass are used again if their keys have not changed.
     #[must_use]
     pub fn plan(&mut self, view: &View<'_>) -> Plan {
         self.counted = Counted::default();
@@ -122,7 +122,7 @@ pub(crate) struct Draft<'a> {
     unit: Unit,
 }
 
-/// What came of one result while it was computed.
+/// Notes about one result while it is computed.
 #[derive(Debug, Default)]
 struct Unit {
     /// A write was wanted, whether or not it may be made now.
@@ -142,34 +142,36 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// From here on, one result is computed.
+    /// Begins the computation of one result.
     fn begin_unit(&mut self) {
         self.unit = Unit::default();
     }
 
-    /// Until when the result holds; `None` when it wants something written.
+    /// Ends the computation of one result. Returns how long the result stays valid; `None` if it asks for a write and
+    /// must not be kept.
     fn end_unit(&mut self) -> Option<Rest> {
         let unit = std::mem::take(&mut self.unit);
         (!unit.wants).then_some(unit.rest)
     }
 
-    /// A result of a pass before holds.
+    /// A result of an earlier pass is used again: takes over the time at which it asks for a pass.
     fn rests(&mut self, rest: Rest) {
         self.wake_at = self.wake_at.into_iter().chain(rest.wake).min();
     }
 
-    /// A write may be wanted, but now is not the time to say.
+    /// Notes that a write may be outstanding that cannot be decided now, so that the result is not kept.
     fn is_held_back(&mut self) {
         self.unit.wants = true;
     }
 
-    /// The result may be another from `at` on, by time alone.
+    /// Notes that the result may change at the time `at` although nothing else changes.
     fn holds_until(&mut self, at: Mono) {
         let until = &mut self.unit.rest.until;
         *until = Some(until.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Adds an effect, unless its target is not settled or has one already. Says whether it was added.
+    /// Adds an effect, unless its target is unsettled or has an effect in this plan already. Returns true if it was
+    /// added.
     pub(crate) fn push(&mut self, effect: Effect) -> bool {
         self.unit.wants = true;
         let target = effect.target();

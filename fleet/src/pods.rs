@@ -1,4 +1,5 @@
-//! The pods of one node, while it is being drained: which have to leave, which are waited for, which stay.
+//! The pods of one node while it is drained: which pods have to leave, which pods the drain waits for, and which pods
+//! stay.
 //!
 //! The rules are those of `kubectl drain` for DaemonSet, mirror and finished pods, and NVIDIA Skyhook's for
 //! pods in kube-system and pods that tolerate the unschedulable taint.
@@ -24,7 +25,7 @@ pub struct PodFact {
     pub controller: Option<String>,
     pub tolerates_unschedulable: bool,
     pub has_empty_dir: bool,
-    /// When it has to be gone.
+    /// The deletion timestamp, if the pod is being deleted.
     pub deleting: Option<Timestamp>,
 }
 
@@ -76,14 +77,14 @@ impl PodFact {
 /// What a drain does about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays, and does not keep the node from being interrupted.
+    /// The pod stays, and does not keep the node from being interrupted.
     Stays,
-    /// It must not be interrupted: the drain waits until it has finished, however long that takes.
+    /// The pod must not be interrupted: the drain waits until the pod has finished, for any length of time.
     WaitFor,
     Evict,
-    /// It was told to go.
+    /// The pod is being deleted already.
     Leaving,
-    /// It has to leave, but the options forbid to make it.
+    /// The pod has to leave, but the drain options do not allow to evict it.
     Refused(&'static str),
 }
 
@@ -94,7 +95,8 @@ pub struct Rules<'a> {
     pub options: &'a CheckedDrain,
     /// Namespace of the installation: the coordinator's own pods there are never evicted.
     pub namespace: &'a str,
-    /// A kubelet that does not answer will never confirm that a pod is gone.
+    /// False if the kubelet does not answer. It will not confirm then that a pod has ended, so the drain does not wait
+    /// for pods that are being deleted.
     pub node_ready: bool,
 }
 

@@ -1,5 +1,5 @@
-//! What is decided and not yet under way, and what of it goes next. What gives something back to users goes first,
-//! however much else there is to do; what only displays goes last.
+//! The effects that are decided and not started yet, and the order in which they are started. Effects that give
+//! something back to users always go first. Effects that only display something go last.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,13 +11,13 @@ use crate::plan::cause::Cause;
 pub enum Class {
     /// Results, releases, cordons that are given back, and orders to stop.
     GiveBack,
-    /// What lets a node that holds a slot go on, and what people and programs wait for on a Skyhook.
+    /// Writes that let a node with a slot go on, and writes about a Skyhook that people and programs wait for.
     GoOn,
     /// Lists and evictions of pods.
     Drain,
     /// Leases of further nodes.
     Reserve,
-    /// Labels and annotations of nodes that wait, and the history.
+    /// Status and progress on Nodes, and the removal of old revisions.
     Display,
 }
 
@@ -67,7 +67,7 @@ impl Class {
         }
     }
 
-    /// True for classes that have slots of their own.
+    /// True for the classes that a part of the slots for writes is reserved for.
     #[must_use]
     pub const fn is_urgent(self) -> bool {
         matches!(self, Self::GiveBack | Self::GoOn)

@@ -1,5 +1,5 @@
-//! The secrets and config maps that Skyhooks refer to, by name: what the agents may read, and nothing else. Pure; the
-//! coordinator keeps a Role to it.
+//! The names of the Secrets and ConfigMaps that Skyhooks refer to. The agents may read these and no others: the
+//! coordinator keeps a Role that lists them. This module is pure.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,9 @@ pub struct References {
 }
 
 impl References {
-    /// What the Skyhooks as they are now refer to, and what hosts may still need: the revisions that leases pin, and those
-    /// that nodes were installed at, whose uninstall reads them again. Revisions of Skyhooks that are gone need nothing.
+    /// Collects the names from the current specs of the Skyhooks, from the revisions of existing leases, and from the
+    /// revisions that nodes have results of, because an uninstall reads these again. Revisions of Skyhooks that no
+    /// longer exist are left out.
     #[must_use]
     pub fn of(index: &Index) -> Self {
         let mut all = Self::default();

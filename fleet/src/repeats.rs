@@ -1,9 +1,10 @@
-//! Writes that are made again and again because somebody takes them back: a controller that removes our labels, a GitOps
-//! tool that removes the finalizer, a reboot daemon that uncordons. The first repeat is made at once, each further one
-//! after twice as long as the one before, so that a fight costs a write in some minutes and not hundreds a second.
+//! Delays writes that are repeated because somebody undoes them: a controller removes our labels, a GitOps tool removes
+//! the finalizer, a reboot daemon uncordons a node. The first repeat is made at once. Each further repeat waits twice
+//! as long as the one before. So such a conflict costs one write in some minutes, and not hundreds of writes per
+//! second.
 //!
-//! What is counted is the same content for the same object. A result that has to be written beside it has another content
-//! and waits for nothing.
+//! Only a write of the same content to the same object is a repeat. A write of another content, for example a result,
+//! does not wait.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -43,14 +44,14 @@ impl Repeat {
         }
     }
 
-    /// When it counts as written for the first time again: nobody took it back for long.
+    /// From this time on, the next write of the content counts as the first one again.
     fn forgotten(&self) -> Mono {
         self.at + 2 * self.interval() + 10 * FIRST
     }
 }
 
 impl Repeats {
-    /// Until when a write waits that was made before; `None` when it may be made now.
+    /// Until when a write has to wait because it is a repeat; `None` if it may be made now.
     #[must_use]
     pub fn wait(&self, effect: &Effect, now: Mono) -> Option<Mono> {
         let content = content(effect)?;
@@ -82,7 +83,7 @@ impl Repeats {
         }
     }
 
-    /// Forgets what nobody took back for long.
+    /// Forgets contents that were not written again for a long time.
     pub fn expire(&mut self, now: Mono) {
         self.0.retain(|_, known| {
             known.retain(|repeat| repeat.forgotten() > now);
@@ -91,7 +92,7 @@ impl Repeats {
     }
 }
 
-/// What is written, as a number; `None` for what nobody else writes.
+/// A digest of the written content; `None` for effects that nobody else undoes.
 fn content(effect: &Effect) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     match effect {
@@ -124,7 +125,7 @@ fn node(patch: &NodePatch, hasher: &mut DefaultHasher) {
     let reason = names::reason("");
     for (key, value) in &patch.annotations {
         key.hash(hasher);
-        // It says since when: another time each time.
+        // The reason contains a time, which differs in each write.
         if !key.starts_with(&reason) {
             value.hash(hasher);
         }

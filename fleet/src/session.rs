@@ -1,5 +1,5 @@
-//! What one replica keeps between passes: the picture, and which writes are under way or have to wait. Pure: the loop
-//! feeds it the time, and whatever drives it instead gets the same bookkeeping.
+//! What one replica keeps between passes: the picture, and which writes are under way or have to wait. This module is
+//! pure: the caller passes the time. So the coordinator's loop and the simulated cluster use the same code.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,10 +22,11 @@ use crate::repeats::Repeats;
 use crate::settings::Settings;
 use crate::window::Window;
 
-/// How long a write waits that was refused once; doubled each time, up to [`LONGEST_REFUSAL`].
+/// How long a write waits after its first refusal. The time is doubled with each further refusal, up to
+/// [`LONGEST_REFUSAL`].
 const REFUSAL: Duration = Duration::from_secs(2);
 
-/// One in so many slots for writes is kept for those that are urgent.
+/// One in this many slots for writes is reserved for urgent writes.
 const RESERVED: usize = 4;
 
 const LONGEST_REFUSAL: Duration = Duration::from_secs(64);
@@ -36,28 +37,28 @@ pub struct Session<'a> {
     index: Index,
     settings: &'a Settings,
     cache: Cache,
-    /// The state of the picture that the last pass saw; `None` when the next pass is not to be left out.
+    /// The picture's tick in the last pass; `None` if the next pass must not be skipped.
     planned: Option<Tick>,
-    /// When the last pass wanted to be woken.
+    /// When the last plan asked for another pass.
     plan_wakes_at: Option<Mono>,
-    /// How far the fleet was in the last pass.
+    /// Progress of the fleet in the last pass.
     fleet: Arc<Fleet>,
     /// What the guard has counted.
     counts: guard::Counts,
     queue: Queue,
-    /// True until something changed since the queue was decided.
+    /// True while nothing has changed since the effects in the queue were decided.
     is_fresh: bool,
     /// Writes under way that are not urgent.
     ordinary: usize,
     /// How many writes may be under way.
     window: Window,
-    /// Until when the API server has asked for patience.
+    /// No write starts before this time, because the API server was too busy.
     not_before: Mono,
     repeats: Repeats,
-    /// Until when writes wait that somebody takes back again and again. Others of the same object do not.
+    /// Until when repeated writes of a target wait. Writes of another content to the same target do not wait.
     paced: BTreeMap<Target, Mono>,
     retry_at: BTreeMap<Target, Mono>,
-    /// How long the last refusal of a target's write was waited on, and when that was.
+    /// For each target whose write was refused: how long it waits, and when the last refusal was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
 }
 
@@ -71,7 +72,7 @@ pub enum Held {
 }
 
 impl<'a> Session<'a> {
-    /// One that has seen nothing.
+    /// A session with an empty picture.
     #[must_use]
     pub fn new(settings: &'a Settings) -> Self {
         Self {
@@ -94,13 +95,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What is known.
+    /// The index of this session.
     #[must_use]
     pub const fn index(&self) -> &Index {
         &self.index
     }
 
-    /// Goes on from what is known already.
+    /// Starts from an index that exists already.
     pub fn start_from(&mut self, index: Index) {
         self.index = index;
         self.cache = Cache::default();
@@ -109,10 +110,10 @@ impl<'a> Session<'a> {
         self.is_fresh = true;
     }
 
-    /// Takes a change in. Says whether anything that decisions depend on changed.
+    /// Takes a change in. Returns true when a decision may depend on it.
     pub fn take(&mut self, change: Change, now: Mono) -> bool {
         self.is_fresh = false;
-        // What is decided stands on what its Skyhook asks for, and on whole lists.
+        // The effects in the queue were decided on the Skyhooks as they were before, and on complete lists.
         if matches!(
             change,
             Change::Skyhook(_) | Change::SkyhookGone(_) | Change::ListBegins(_)
@@ -122,8 +123,8 @@ impl<'a> Session<'a> {
         self.index.apply(change, now)
     }
 
-    /// A pass: decides, and queues what is decided in place of what was decided before. Does nothing while nothing has
-    /// changed since the pass before and nothing is due.
+    /// Makes a pass: makes a plan, and replaces the queue with its effects. Does nothing if nothing has changed since
+    /// the last pass and nothing is due.
     pub fn pass(&mut self, now: Now) {
         let is_due = self.wake_at(now.mono).is_some_and(|at| at <= now.mono);
         self.expire(now.mono);
@@ -138,7 +139,8 @@ impl<'a> Session<'a> {
         self.planned = Some(seen);
     }
 
-    /// When to decide again at the latest: as the last plan says, and when what has to wait may be tried again.
+    /// When the next pass is due at the latest: at the time that the last plan asked for, or when a write that waits
+    /// may be tried again.
     #[must_use]
     pub fn wake_at(&self, now: Mono) -> Option<Mono> {
         let waits = self.retry_at.values().chain(self.paced.values()).copied();
@@ -146,32 +148,32 @@ impl<'a> Session<'a> {
         waits.chain(self.plan_wakes_at).min()
     }
 
-    /// Forgets what is decided: another replica leads.
+    /// Empties the queue, because another replica leads.
     pub fn rest(&mut self, now: Mono) {
         self.expire(now);
         self.enqueue(Vec::new());
     }
 
-    /// How far the fleet was in the last pass.
+    /// Progress of the fleet in the last pass.
     #[must_use]
     pub fn fleet(&self) -> Arc<Fleet> {
         Arc::clone(&self.fleet)
     }
 
-    /// What the last pass computed anew.
+    /// How many results the last pass computed anew.
     #[must_use]
     pub const fn counted(&self) -> Counted {
         self.cache.counted()
     }
 
-    /// Decides.
+    /// Makes a plan.
     #[must_use]
     pub fn plan(&mut self, now: Now) -> Plan {
         self.cache.plan(&self.index.view(self.settings, now))
     }
 
-    /// Queues what was decided, in place of what was decided before. Of equals, the one goes first whose target has not been
-    /// written for longest.
+    /// Replaces the queue with other effects. Within a class, the effect goes first whose target was not written for
+    /// the longest time.
     pub fn enqueue(&mut self, mut effects: Vec<Effect>) {
         effects.sort_by_cached_key(|effect| self.index.inflight.written(&effect.target()));
         self.queue = Queue::new(effects);
@@ -180,8 +182,8 @@ impl<'a> Session<'a> {
         self.counts.a_pass_was_made();
     }
 
-    /// Begins the next effect that may be under way beside those that are. What was decided on a picture that has changed
-    /// since is begun while the version that it was decided on is still the one that is held.
+    /// Starts the next effect, if there is a free slot for it. If the picture has changed since the decision, an effect
+    /// is started only while the picture holds the version of the object that the effect was decided on.
     pub fn begin_next(&mut self, now: Mono) -> Option<Result<Effect, (Effect, Broken)>> {
         if now < self.not_before {
             return None;
@@ -201,7 +203,7 @@ impl<'a> Session<'a> {
             match self.begin(&effect, now) {
                 Ok(()) => return Some(Ok(effect)),
                 Err(Held::Refused(rule)) if self.is_fresh => return Some(Err((effect, rule))),
-                // The next plan thinks of it again.
+                // The next pass decides about it again.
                 Err(Held::Refused(_) | Held::NotYet) => self.planned = None,
             }
         }
@@ -224,7 +226,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Takes in what came of an effect.
+    /// Takes in the result of an effect.
     pub fn settle(&mut self, effect: &Effect, outcome: Outcome, now: Mono) {
         self.is_fresh = false;
         let target = effect.target();
@@ -241,7 +243,8 @@ impl<'a> Session<'a> {
                     self.index.back_off(node, backoff);
                 }
             }
-            // A create waits for no version of its object: what is there already may never be delivered.
+            // After a conflict, a create does not wait for the watch: the watch may never deliver the object that
+            // exists already.
             Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
             Outcome::Stale => self.index.is_refused(effect, true, now),
             Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
@@ -254,7 +257,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Each time for twice as long as the time before.
+    /// Lets the target's next write wait, each time twice as long as before.
     fn put_off_longer(&mut self, effect: &Effect, now: Mono) {
         let target = effect.target();
         let after = match self.refusals.get(&target) {
@@ -271,7 +274,8 @@ impl<'a> Session<'a> {
         self.retry_at.insert(target, now + after);
     }
 
-    /// Nodes that did not do their part are left alone for a while, so that others get their turn.
+    /// The back-off for a node whose agent did not accept its lease, or whose drain took too long. Other nodes get
+    /// their turn meanwhile.
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "only two kinds leave a node alone"
@@ -300,7 +304,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Forgets what no longer holds anything back.
+    /// Forgets entries whose time is over.
     pub fn expire(&mut self, now: Mono) {
         self.index.expire(now);
         self.retry_at.retain(|_, at| *at > now);
@@ -311,7 +315,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Up to a quarter longer, by what is written: what failed together does not come back together.
+/// Makes a delay up to a quarter longer, depending on the target, so that writes that failed together are not repeated
+/// together.
 fn spread(target: &Target, after: Duration) -> Duration {
     let mut hasher = DefaultHasher::new();
     target.hash(&mut hasher);

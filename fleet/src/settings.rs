@@ -1,13 +1,14 @@
-//! What decisions are told by whoever runs the coordinator.
+//! Settings of the coordinator that decisions depend on.
 
 use std::time::Duration;
 
-/// Checked once, by the shell.
+/// The settings. The coordinator program checks them once, at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Namespace of the installation.
     pub namespace: String,
-    /// Nodes that may be worked on at once over all Skyhooks; unset leaves it to their budgets.
+    /// How many nodes may be worked on at the same time over all Skyhooks. If unset, only the Skyhooks' own budgets
+    /// apply.
     pub max_concurrent_nodes: Option<usize>,
     /// How long a granted lease may stay without being accepted by the node's agent.
     pub accept_timeout: Duration,
@@ -15,13 +16,13 @@ pub struct Settings {
     pub agent_backoff: Duration,
     /// How long a node is left alone after its drain ran out of time.
     pub drain_cool_down: Duration,
-    /// The node that the coordinator itself runs on: it is taken last.
+    /// The node that the coordinator itself runs on. This node is the last to get a lease.
     pub node_name: Option<String>,
-    /// How long a node may stay away in mid-run before it is called parked.
+    /// How long a node may be not Ready while work on it is under way, before it is called parked.
     pub node_return_timeout: Duration,
-    /// Bring a node to its packages again after a reboot that Skyhook did not ask for.
+    /// Apply the packages of a node again after a reboot that Skyhook did not ask for.
     pub reapply_on_reboot: bool,
-    /// Writes in flight at once.
+    /// How many writes may be under way at once.
     pub max_in_flight: usize,
 }
 

@@ -65,7 +65,7 @@ fn wire(object: Value) -> WireNode {
     serde_json::from_value(object).unwrap_or_default()
 }
 
-/// A picture of which every kind was listed, and that holds the given objects.
+/// An index with the given objects, in which every kind is listed completely.
 #[must_use]
 pub fn index(nodes: &[Value], skyhooks: &[Value], leases: &[Value], revisions: &[Value]) -> Index {
     let mut index = Index::default();

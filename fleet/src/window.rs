@@ -1,27 +1,28 @@
-//! How many writes may be under way at once: half as many when the API server asks for patience, one more each time that
-//! as many as may be have ended well.
+//! How many writes may be under way at once. This limit is halved when the API server is too busy (429, or no answer).
+//! It grows by one each time that as many writes as the limit allows have succeeded.
 
 use std::time::Duration;
 
 use crate::index::Mono;
 
-/// Fewer than this would let one write that hangs hold up what gives back.
+/// The least limit. With a lower one, a single write that hangs could hold up the writes that give something back.
 const LEAST: usize = 2;
-/// Refusals that are this close together are one: they were under way together.
+/// Answers that the API server is busy, this close together, count as one: their writes were under way at the same
+/// time.
 const TOGETHER: Duration = Duration::from_secs(1);
 
-/// How many may be under way now.
+/// The limit of writes under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     size: usize,
     most: usize,
-    /// Writes that have ended well since the size last changed.
+    /// Writes that have succeeded since the size last changed.
     ended: usize,
     narrowed: Option<Mono>,
 }
 
 impl Window {
-    /// One that begins with all that are allowed.
+    /// A window that starts with the largest limit.
     #[must_use]
     pub const fn new(most: usize) -> Self {
         Self {
@@ -32,13 +33,13 @@ impl Window {
         }
     }
 
-    /// How many may be under way.
+    /// How many writes may be under way.
     #[must_use]
     pub const fn size(&self) -> usize {
         self.size
     }
 
-    /// A write has ended well.
+    /// A write has succeeded.
     pub fn widen(&mut self) {
         self.ended += 1;
         if self.ended >= self.size {
@@ -47,7 +48,7 @@ impl Window {
         }
     }
 
-    /// The API server asked for patience.
+    /// The API server is too busy.
     pub fn narrow(&mut self, now: Mono) {
         if self.narrowed.is_some_and(|at| now < at + TOGETHER) {
             return;

@@ -1,4 +1,4 @@
-//! What has to be asked of the API server itself before a write.
+//! Checks that need a GET right before a write.
 
 use kube::api::Api;
 
@@ -7,7 +7,8 @@ use skyhook_fleet::effect::LiveCheck;
 use skyhook_fleet::facts::{LeaseFact, WireLease};
 
 impl Applier {
-    /// Looks at the node's lease itself where a watch is not fresh enough.
+    /// Checks the conditions in `check` on the node's lease with a GET, because the watch may lag. Without a condition,
+    /// this does nothing.
     pub(super) async fn check_live(&self, node: &str, check: &LiveCheck) -> Result<(), ApplyError> {
         if *check == LiveCheck::default() {
             return Ok(());

@@ -34,7 +34,8 @@ impl Applier {
         }))
     }
 
-    /// A refusal, whoever it comes from, means "not yet" and names who is in the way.
+    /// Evicts a pod. If the API server, a PodDisruptionBudget or a webhook refuses, this is no error: the answer says
+    /// why, and the eviction is tried again later.
     pub(super) async fn evict(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
         let Effect::EvictPod {
             node,
@@ -77,7 +78,8 @@ impl Applier {
         }))
     }
 
-    /// kube's own call spells `deleteOptions` in a way that the API server ignores, and with it UID and grace period.
+    /// Posts the Eviction directly. kube's own call spells `deleteOptions` in a way that the API server ignores, so
+    /// that UID and grace period would be lost.
     async fn eviction(
         &self,
         namespace: &str,

@@ -47,8 +47,8 @@ impl Applier {
         Ok(Some(Change::Revision(Box::new(mended))))
     }
 
-    /// A revision of ours that is there although the watch does not show it: somebody took off the label that the watch
-    /// selects by, so it is put back. Says `None` about one that is not ours.
+    /// Repairs a revision of ours that exists although the watch does not show it: somebody removed the label that the
+    /// watch selects by. The label is put back. Returns `None` if the revision is not ours.
     async fn mend_revision(
         &self,
         wanted: ControllerRevision,

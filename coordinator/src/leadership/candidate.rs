@@ -1,9 +1,9 @@
 //! What one replica knows of the Lease that elects the leader, and what it may write to it. Pure: the time is an
 //! argument.
 //!
-//! As in client-go, how long the leader has been silent is measured on the replica's own monotonic clock, from when it
-//! last saw the Lease change. The times that are written in the Lease come from other machines' clocks and are for people:
-//! nothing is decided from them.
+//! As in client-go, each replica measures on its own monotonic clock how long ago it last saw the Lease change. The
+//! times that are written in the Lease come from the clocks of other machines and are for people: nothing is decided
+//! from them.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 
-/// How long a leader that says nothing is believed to lead.
+/// How long a leader that does not renew the Lease is still taken for the leader.
 pub(super) const DURATION: Duration = Duration::from_secs(15);
 const DURATION_SECONDS: i32 = 15;
 
@@ -92,7 +92,8 @@ impl Candidate {
     }
 }
 
-/// How long the holder is believed without a word: what it says itself, since it may be of another version.
+/// How long the holder is taken for the leader without a renewal. The Lease itself says this, because the holder may be
+/// another version of this program.
 fn duration(spec: &LeaseSpec) -> Duration {
     spec.lease_duration_seconds
         .and_then(|seconds| u64::try_from(seconds).ok())
@@ -143,7 +144,7 @@ mod tests {
     fn a_holder_is_silent_only_since_the_lease_last_changed() {
         let mut candidate = Candidate::new("a");
         for second in 0..60 {
-            // Its clock stands still an hour behind; what counts is that the Lease changes.
+            // The holder's clock is an hour slow. Only the change of the Lease counts.
             candidate.sees(
                 &held("b", -HOUR + i64::try_from(second / 10).unwrap()),
                 Duration::from_secs(second),

@@ -17,7 +17,7 @@ struct Held {
     lease: Option<Value>,
     version: u64,
     writes: u64,
-    /// Who gets no answer.
+    /// The replicas that get no answer.
     cut_off: Vec<&'static str>,
 }
 
@@ -86,7 +86,7 @@ impl Server {
 const A: &str = "coordinator-a";
 const B: &str = "coordinator-b";
 
-/// A clock that moves on.
+/// A wall clock that advances by one second with each call.
 fn right() -> Timestamp {
     static SECONDS: AtomicI64 = AtomicI64::new(1_800_000_000);
     Timestamp::from_second(SECONDS.fetch_add(1, Ordering::Relaxed)).unwrap()
@@ -100,7 +100,7 @@ fn stand(server: &Server, who: &'static str, clock: Clock) -> Leadership {
     Leadership::stand(server.client(who), "skyhook", who, clock)
 }
 
-/// `A` leads, and `B` stands by with this clock.
+/// Returns `A`, which leads, and `B`, which stands for election with the given clock.
 async fn pair(server: &Server, clock: Clock) -> (Leadership, Leadership) {
     let mut first = stand(server, A, right);
     first.changed().await.unwrap();
@@ -109,7 +109,7 @@ async fn pair(server: &Server, clock: Clock) -> (Leadership, Leadership) {
     (first, second)
 }
 
-/// Watches for this long, and says after how many milliseconds `A` lost it and `B` took it.
+/// Waits for `milliseconds`. Returns after how many milliseconds `A` stopped leading and `B` began.
 async fn watch(
     first: Option<&Leadership>,
     second: &Leadership,
@@ -135,7 +135,7 @@ async fn a_replica_whose_clock_is_ahead_does_not_take_over() {
     let server = Server::default();
     let (first, second) = pair(&server, an_hour_ahead).await;
     assert_eq!(watch(Some(&first), &second, 120_000).await, (None, None));
-    // Nor does one that comes anew while the leader's last renewal is some seconds old.
+    // A new replica does not take over either, while the leader's last renewal is some seconds old.
     server.cut_off(&[A]);
     sleep(Duration::from_secs(3)).await;
     let third = stand(&server, "coordinator-c", an_hour_ahead);
@@ -193,7 +193,7 @@ async fn one_that_resigns_is_followed_at_the_next_look() {
 async fn a_replica_that_comes_again_under_its_name_leads_at_once() {
     let server = Server::default();
     let (first, second) = pair(&server, right).await;
-    // A crash: nothing is given up.
+    // A crash: the Lease is not given up.
     first.election.as_ref().unwrap().1.abort();
     sleep(Duration::from_secs(5)).await;
     let crashed = Instant::now();

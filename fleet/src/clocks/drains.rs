@@ -1,4 +1,4 @@
-//! What is known of a node that drains: its pods, and what came of evicting them.
+//! What is known about a node that drains: its pods, and the answers to evictions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::pods::PodFact;
 pub struct PodList {
     pub at: Mono,
     pub pods: Vec<PodFact>,
-    /// How it was when it was asked for; else as the API server remembered it, which may be seconds old.
+    /// True for a consistent list. False for a list from the API server's watch cache, which may be some seconds old.
     pub consistent: bool,
 }
 
@@ -27,7 +27,7 @@ pub struct DrainWatch {
     pub evictions: BTreeMap<String, EvictionTry>,
 }
 
-/// What came of evicting a pod.
+/// The answer to the last eviction of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvictionTry {
     pub at: Mono,

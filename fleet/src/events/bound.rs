@@ -1,5 +1,6 @@
-//! Thousands of nodes that fail make a few events and not thousands: the first ones say what it is, one more how many there
-//! were. Each node's own message stands on its Node, and how many there are of a kind in the Skyhook's status.
+//! Limits the number of Warning events, so that thousands of nodes that fail make only a few events: one for each of
+//! the first failures, and one with the number of the others. Each Node has its own message in an annotation, and the
+//! Skyhook's status has the number of nodes for each reason.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,12 +8,13 @@ use std::time::Duration;
 use super::{EventFact, Subject};
 use crate::clocks::Mono;
 
-/// Warnings of a kind that are sent within [`WHILE`].
+/// Most warnings of one kind that are sent within [`WHILE`].
 const MOST: u32 = 10;
-/// How long they are counted together.
+/// How long warnings are counted together.
 const WHILE: Duration = Duration::from_secs(60);
 
-/// Warnings that were sent lately: by the UID of their Skyhook, empty for those of all Nodes, and by their reason.
+/// Warnings that were sent lately, by the UID of their Skyhook and by their reason. The UID is empty for warnings about
+/// Nodes, which are all counted together.
 #[derive(Debug, Default)]
 pub struct Bound(BTreeMap<(String, &'static str), Told>);
 
@@ -20,7 +22,7 @@ pub struct Bound(BTreeMap<(String, &'static str), Told>);
 struct Told {
     since: Mono,
     sent: u32,
-    /// The last that was not sent, and how many there were.
+    /// The last warning that was not sent, and how many were not sent.
     held: Option<(EventFact, u32)>,
 }
 
@@ -54,14 +56,14 @@ impl Bound {
         passed
     }
 
-    /// When there is something to sum up.
+    /// When the next summary is due, if any.
     #[must_use]
     pub fn due(&self) -> Option<Mono> {
         let held = self.0.values().filter(|told| told.held.is_some());
         held.map(|told| told.since + WHILE).min()
     }
 
-    /// Says how many events were not sent, once their time is over.
+    /// Returns events with the number of warnings that were not sent, for the kinds whose time is over.
     #[must_use]
     pub fn sum_up(&mut self, now: Mono) -> Vec<EventFact> {
         let mut sums = Vec::new();
@@ -76,7 +78,7 @@ impl Bound {
     }
 }
 
-/// Nodes say it themselves.
+/// The summary of the warnings that were not sent. There is none for Nodes, because each Node has its own message.
 fn sum(event: EventFact, held: u32) -> Option<EventFact> {
     match event.subject {
         Subject::Node { .. } => None,

@@ -124,7 +124,7 @@ fn a_lease_that_was_removed_is_not_removed_again() {
     let mut index = synced();
     index.apply(lease("one"), Mono::ZERO);
     index.is_done(&removed("one"), None, Mono::ZERO);
-    // Its last versions are still on their way.
+    // The watch still delivers the last versions of the lease.
     index.apply(lease("one"), Mono::ZERO);
     assert!(index.is_unsettled(&target));
     index.apply(lease("two"), Mono::ZERO);

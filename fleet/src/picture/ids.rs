@@ -1,8 +1,9 @@
-//! Small numbers for the names of nodes, and when something about each last changed.
+//! Gives each node name a small number, and notes for each number the tick of its last change.
 
 use std::collections::BTreeMap;
 
-/// A node's number while a Node or a lease has its name. Another node may have it later.
+/// The number of a node name. A name keeps its number while a Node or a lease has that name. Later, another name may
+/// get the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
@@ -12,7 +13,8 @@ impl NodeId {
     }
 }
 
-/// A point in the order of changes. None comes twice, so that equal ones say that nothing has changed.
+/// A point in the order of changes. No tick is given out twice: two equal ticks mean that nothing has changed in
+/// between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tick(u64);
 
@@ -25,7 +27,7 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    /// The next point in time.
+    /// Starts the next tick.
     pub(super) fn tick(&mut self) -> Tick {
         self.last = Tick(self.last.0 + 1);
         self.last
@@ -35,7 +37,7 @@ impl Ids {
         self.last
     }
 
-    /// Gives a name a number, and notes that something about it changed.
+    /// Gives a name a number unless it has one, and notes that something about the name changed.
     pub(super) fn place(&mut self, name: &str) {
         let tick = self.tick();
         let id = match self.by_name.get(name) {
@@ -60,7 +62,7 @@ impl Ids {
         }
     }
 
-    /// Takes a name's number back.
+    /// Frees the number of a name.
     pub(super) fn release(&mut self, name: &str) {
         if let Some(id) = self.by_name.remove(name) {
             self.tick();

@@ -1,9 +1,11 @@
-//! Of every field of every fact: whether a decision may depend on it. A field without an answer does not compile.
+//! Says for every field of every fact whether a decision may depend on it. The functions name every field: the code
+//! does not compile before a new field is decided on as well.
 
 use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact};
 
-/// True when decisions may depend on the difference. Heartbeats change the version alone, and versions are read only where
-/// a write is decided anew, to guard it.
+/// True when a decision may depend on the difference between the two Nodes. A heartbeat of the kubelet changes only the
+/// resource version. The resource version does not count: it is read only to guard a write, and every write is decided
+/// anew on the version that is held then.
 pub(super) fn node_differs(held: &NodeFact, new: &NodeFact) -> bool {
     let NodeFact {
         name: _,
@@ -18,7 +20,7 @@ pub(super) fn node_differs(held: &NodeFact, new: &NodeFact) -> bool {
         ready,
         ready_since,
         conditions,
-        // Made of annotations.
+        // Computed from the annotations.
         records: _,
         cordon: _,
     } = new;
@@ -34,8 +36,8 @@ pub(super) fn node_differs(held: &NodeFact, new: &NodeFact) -> bool {
         || held.conditions != *conditions
 }
 
-/// True when decisions about nodes and leases may depend on the difference. Finalizers and status are looked at in every
-/// pass, since there are few Skyhooks.
+/// True when a decision about a node or a lease may depend on the difference between the two Skyhooks. Finalizers and
+/// status do not count: every pass reads them, because there are few Skyhooks.
 pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
     let SkyhookFact {
         name: _,
@@ -47,7 +49,7 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         annotations,
         spec,
         checked,
-        // Made of the spec.
+        // Computed from the spec.
         parked_over: _,
         status: _,
     } = new;
@@ -56,7 +58,8 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         || held.deleting != *deleting
         || held.annotations != *annotations
         || held.spec != *spec
-        // Made of the spec, the name and the UID, but for a spec that cannot be read.
+        // `checked` is computed from the spec, the name and the UID. A spec that cannot be decoded is the exception:
+        // `spec` has the default value then, and only `checked` says what is wrong.
         || held.checked.as_ref().err() != checked.as_ref().err()
 }
 
@@ -66,7 +69,7 @@ pub(super) fn lease_differs(held: &LeaseFact, new: &LeaseFact) -> bool {
         node: _,
         uid,
         resource_version,
-        // Of one version there is one content.
+        // Objects with the same UID and resource version are equal.
         forced: _,
         lease: _,
     } = new;
@@ -79,7 +82,7 @@ pub(super) fn revision_differs(held: &RevisionFact, new: &RevisionFact) -> bool 
         name: _,
         uid,
         resource_version,
-        // Of one version there is one content.
+        // Objects with the same UID and resource version are equal.
         owner: _,
         number: _,
         data: _,

@@ -1,5 +1,5 @@
-//! How many leases each Skyhook has: kept as leases come and go, for whoever asks before every single write. Passes count
-//! anew.
+//! Counts the leases of each Skyhook. The counts are updated whenever a lease is added or removed, because the guard
+//! reads them before every grant. Passes do not use these counts: they count the leases anew.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::facts::LeaseFact;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     readable: BTreeMap<String, usize>,
-    /// Leases that cannot be read: whose they are is not known, so they count for each.
+    /// Leases that cannot be decoded. Their Skyhook is not known, so they count against every Skyhook.
     unreadable: usize,
 }
 

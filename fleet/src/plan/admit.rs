@@ -1,4 +1,4 @@
-//! Which nodes get a lease now: the budgets, and the order within them.
+//! Decides which nodes get a lease now, by the budgets and by the order of the nodes.
 
 use std::collections::BTreeMap;
 
@@ -26,8 +26,8 @@ pub fn slots(skyhook: &SkyhookFact, selected: usize) -> usize {
         .map_or(selected, |budget| budget.slots(selected))
 }
 
-/// Reserves leases for nodes that may be given one, and says of the rest why they wait. Nodes are looked at only while
-/// there are slots.
+/// Reserves leases for eligible nodes, and notes why the others wait. Nodes are visited only while there are free
+/// slots.
 pub(super) fn nodes<'a>(
     view: &View<'a>,
     rows: &mut [Row<'a>],
@@ -56,8 +56,9 @@ pub(super) fn nodes<'a>(
     }
 }
 
-/// Of nodes that were started and wait, the first by name stay cordoned, as many as the budget has slots that nobody holds:
-/// a budget that is lowered in mid-run gives the others back to users until their turn comes.
+/// Decides which waiting nodes keep their cordon, of those on which work has begun. As many as the budget has free
+/// slots keep it, the first by name. The others are uncordoned until their turn comes. There are such others when the
+/// budget is lowered during a roll-out.
 fn keep_cordons(row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
     let mut room = ledger.room(row.skyhook);
     for (_, id) in order {
@@ -81,7 +82,7 @@ fn keep_cordons(row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
     }
 }
 
-/// Takes one node, or says why not.
+/// Reserves a lease for one node, or notes why not.
 fn admit<'a>(
     view: &View<'a>,
     row: &mut Row<'a>,
@@ -103,7 +104,7 @@ fn admit<'a>(
         .inflight
         .is_unsettled(&Target::Lease(node.name.clone()))
     {
-        // Between two leases: the one before is on its way out.
+        // The node is between two leases: the watch has not confirmed yet that the last one is gone.
         Standing::Leased
     } else {
         let message = if is_behind(view, row.skyhook, node) {
@@ -116,7 +117,8 @@ fn admit<'a>(
     row.admitted.insert(id, standing);
 }
 
-/// The order in which nodes are taken, by name within each: those that were started, the others, the coordinator's own.
+/// The order in which nodes get leases: first the nodes on which work has begun, then the others, last the
+/// coordinator's own node. Nodes of the same rank are ordered by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rank {
     Started,
@@ -143,7 +145,7 @@ impl Rank {
     }
 }
 
-/// Why a Skyhook gives no leases at all now.
+/// Why no node at all gets a lease for the Skyhook now; `None` if nodes may get one.
 fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     if skyhook.is_paused() {
         return Some(Reason::new(Word::Paused, "the Skyhook is paused"));
@@ -159,7 +161,8 @@ fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
         .then(|| Reason::new(Word::Settling, "the revision is being written"))
 }
 
-/// True when the Node carries a result of a revision that came later: the picture of the Skyhook is older than the Node's.
+/// True when the Node carries a result of a revision that is newer than `revision`: the picture of the Skyhook is older
+/// than the picture of the Node.
 #[must_use]
 pub fn is_overtaken(view: &View<'_>, node: &NodeFact, skyhook: &str, revision: &str) -> bool {
     let number = |name: &str| {
@@ -216,7 +219,8 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
     }) && !view.picture.leases().contains_key(&node.name)
 }
 
-/// Leases of a picture that were reserved and do not fit any more, youngest first: these are withdrawn.
+/// Reserved leases that do not fit the budgets any more and have to be withdrawn. The youngest leases are withdrawn
+/// first.
 pub(super) fn excess<'a>(
     view: &View<'a>,
     rows: &[Row<'_>],
@@ -244,13 +248,14 @@ pub(super) fn excess<'a>(
             None => others.push(fact),
         }
     }
-    // What goes for a Skyhook's own budget makes room under the cap as well.
+    // Leases that are withdrawn for a Skyhook's own budget make room in the cluster-wide budget as well.
     let more = ledger.over_cap().saturating_sub(excess.len());
     excess.extend(others.into_iter().take(more));
     excess
 }
 
-/// Of the control plane, every reserved node but the one that came first.
+/// Reserved leases of control-plane nodes that have to be withdrawn, when several of these nodes have leases: all of
+/// them if another one is granted already, else all but the oldest.
 fn control_plane_excess<'a>(view: &View<'a>, ledger: &Ledger<'_>) -> Vec<&'a LeaseFact> {
     let leased = ledger.leased_control_plane();
     if leased.len() < 2 {
@@ -266,7 +271,7 @@ fn control_plane_excess<'a>(view: &View<'a>, ledger: &Ledger<'_>) -> Vec<&'a Lea
     reserved.into_iter().take(excess).collect()
 }
 
-/// Those of some leases that are not granted yet, youngest first.
+/// Selects the leases that are not granted yet, youngest first.
 fn youngest_reserved<'a>(leases: impl Iterator<Item = &'a LeaseFact>) -> Vec<&'a LeaseFact> {
     let is_reserved = |fact: &&LeaseFact| {
         let granted = fact.lease.as_ref().map(|lease| &lease.spec.granted);

@@ -1,4 +1,5 @@
-//! Our finalizer on Skyhooks: put on before anything is done for one, taken off when nothing of ours is left of it.
+//! Our finalizer on Skyhooks. It is added to every Skyhook, and removed from a deleted Skyhook that has no lease and no
+//! cordon left.
 
 use skyhook_crds::names;
 
@@ -6,7 +7,7 @@ use super::{Draft, View, version};
 use crate::effect::Effect;
 use crate::facts::SkyhookFact;
 
-/// Takes Skyhooks in, and lets those go that are being deleted.
+/// Adds our finalizer to Skyhooks, and removes it from those that are being deleted.
 pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
     for skyhook in skyhooks {
         let is_ours = |finalizer: &&String| *finalizer == names::SKYHOOK_FINALIZER;

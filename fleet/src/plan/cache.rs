@@ -1,9 +1,13 @@
-//! What a pass leaves behind for the next one: results together with the key that they were computed from.
+//! Results of the last pass that the next pass may use again. Each result is stored with its key: the versions of
+//! everything that it was computed from.
 //!
-//! Every pass visits every pair of a node and a Skyhook and every lease, and compares keys; what differs is computed anew.
-//! So no event can be forgotten. What can be forgotten is a part of a key: the properties compare each plan with the plan
-//! of an empty cache. A key is made of [`Tick`]s, of which none comes twice. Only results that want nothing written are
-//! kept: whatever wants a write is decided anew in each pass, on the versions that are held then.
+//! Every pass visits every lease and every pair of a node and a Skyhook, and compares keys. A result whose key has
+//! changed is computed anew. There are no notifications, so none can be lost. A key can be incomplete: to find such a
+//! mistake, the property tests compare each plan with the plan of an empty cache. Keys are made of [`Tick`]s and of
+//! numbers that are never used twice.
+//!
+//! A result is kept only when it asks for no write. A write is decided anew in each pass, on the versions that the
+//! picture holds then.
 
 use std::collections::BTreeMap;
 
@@ -15,35 +19,35 @@ use super::status::StatusKey;
 use crate::clocks::Mono;
 use crate::picture::{NodeId, Tick};
 
-/// What passes leave behind. An empty one gives the same plans, and takes longer. One is for one picture and one set of
-/// settings.
+/// The results of the last pass. An empty cache gives the same plans, but it takes longer. A cache belongs to one
+/// picture and to one set of settings.
 #[derive(Debug, Default)]
 pub struct Cache {
     pub(super) nodes: Vec<NodeCell>,
     pub(super) columns: BTreeMap<String, Column>,
     pub(super) names: Names,
-    /// Nodes of the control plane, and the number of what is known of them.
+    /// The control-plane nodes with their ticks, and a number that changes when any of these change.
     pub(super) control_plane: (Vec<(NodeId, Tick)>, u64),
-    /// Numbers versions of rows and of the control plane.
+    /// The last number that was given to a version of a column or of the control plane.
     pub(super) version: u64,
     pub(super) counted: Counted,
 }
 
-/// What the last pass did anew.
+/// How many results the last pass computed anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Standings of pairs of a node and a Skyhook.
     pub cells: usize,
     /// Next writes of leases.
     pub leases: usize,
-    /// What Nodes are told.
+    /// Statuses and reasons for Nodes.
     pub shown: usize,
-    /// Statuses of Skyhooks that were put together.
+    /// Statuses of Skyhooks.
     pub statuses: usize,
 }
 
 impl Cache {
-    /// What the last pass did anew.
+    /// How many results the last pass computed anew.
     #[must_use]
     pub const fn counted(&self) -> Counted {
         self.counted
@@ -55,7 +59,7 @@ impl Cache {
     }
 }
 
-/// Small numbers for texts that many leases have in common.
+/// Gives small numbers to texts that many leases share, such as names of Skyhooks.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     numbers: BTreeMap<String, u32>,
@@ -82,24 +86,24 @@ impl Names {
     }
 }
 
-/// One node: what counting needs of it, and what is next for its lease.
+/// One node: the facts that the ledger counts, and the next write for its lease.
 #[derive(Debug, Default)]
 pub(super) struct NodeCell {
-    /// When what this was made of last changed.
+    /// The node's tick when this cell was computed.
     pub(super) touched: Tick,
     pub(super) ready: bool,
     pub(super) control_plane: bool,
-    /// Somebody of ours owns a cordon of it.
+    /// At least one Skyhook owns a cordon of the node.
     pub(super) owned: bool,
-    /// It is cordoned, and for its lease alone: nothing is to be given back.
+    /// The node is cordoned, and only the Skyhook of its lease owns the cordon. The sweep has nothing to give back.
     pub(super) rests: bool,
     pub(super) lease: Option<LeaseBits>,
-    /// A lease of it is being created.
+    /// A lease of the node is being created.
     pub(super) creating: bool,
     pub(super) next: Option<NextWrite>,
 }
 
-/// What counting needs of a lease.
+/// The facts about a lease that the ledger counts.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum LeaseBits {
     Unreadable,
@@ -110,7 +114,7 @@ pub(super) enum LeaseBits {
     },
 }
 
-/// That nothing is to be written for a lease, and what it was computed from.
+/// Says that a lease needs no write, and what this was computed from.
 #[derive(Debug)]
 pub(super) struct NextWrite {
     pub(super) key: LeaseKey,
@@ -120,24 +124,24 @@ pub(super) struct NextWrite {
 /// What the next write for a lease depends on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeaseKey {
-    /// Node, lease, and what this process knows of both.
+    /// The node's tick: covers the Node, its lease, and what this process knows about both.
     pub(super) touched: Tick,
-    /// Its Skyhook, and what all nodes of that have in common; 0 while there is none of that name.
+    /// Version of the column of the lease's Skyhook; 0 while no Skyhook has that name.
     pub(super) row: u64,
     pub(super) revisions: Tick,
     pub(super) over_budget: bool,
-    /// All leases of its Skyhook fit the budgets.
+    /// The existing leases fit the budget of its Skyhook and the cluster-wide budget.
     pub(super) fits: bool,
-    /// The control plane, for a node that belongs to it.
+    /// Version of the control plane, for a control-plane node; 0 for any other node.
     pub(super) control_plane: u64,
 }
 
-/// Until when a result that wants nothing written holds.
+/// How long a result that asks for no write stays valid.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Rest {
-    /// When to look again at the latest.
+    /// The result asks for a pass at this time, and is computed anew then.
     pub(super) wake: Option<Mono>,
-    /// When it may be another by time alone.
+    /// The result may change at this time although nothing else changes. It asks for no pass then.
     pub(super) until: Option<Mono>,
 }
 
@@ -148,16 +152,16 @@ impl Rest {
     }
 }
 
-/// All nodes with one Skyhook.
+/// All nodes, for one Skyhook.
 #[derive(Debug, Default)]
 pub(super) struct Column {
-    /// Never used again for another Skyhook.
+    /// Identifies the column. No other Skyhook ever gets the same number.
     pub(super) id: u32,
     pub(super) key: RowKey,
-    /// Number of the key.
+    /// A number that changes whenever the key changes.
     pub(super) version: u64,
     pub(super) cells: Vec<Cell>,
-    /// What the status was computed from when it was the one that stands there.
+    /// What the Skyhook's status was computed from, when the computed status was equal to the stored one.
     pub(super) status: Option<StatusKey>,
 }
 
@@ -175,15 +179,16 @@ pub(super) struct Cell {
     pub(super) key: CellKey,
     /// `None` for a node that is not selected.
     pub(super) standing: Option<Standing>,
-    /// The Skyhook is for the node and cannot be rolled out.
+    /// The Skyhook is parked (its spec is not valid) and is for this node.
     pub(super) parked: bool,
-    /// Results before this reboot are lost.
+    /// A reboot has undone the recorded result, so the packages have to be applied again.
     pub(super) lost: bool,
-    /// The node was started for this Skyhook: it holds a cordon.
+    /// Work on the node has begun for this Skyhook: the Skyhook owns a cordon of the node.
     pub(super) started: bool,
-    /// When the standing may be another by time alone.
+    /// The standing may change at this time although nothing else changes.
     pub(super) until: Option<Mono>,
-    /// What the Skyhook's status takes from the Node, whatever its standing.
+    /// A digest of the facts about the Node and its lease that the Skyhook's status uses. It is also set for nodes that
+    /// are not selected.
     pub(super) print: u64,
     pub(super) shown: Option<ShownCell>,
 }
@@ -191,23 +196,24 @@ pub(super) struct Cell {
 /// What the standing of a node with a Skyhook depends on.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct CellKey {
-    /// Node, lease, and what this process knows of both.
+    /// The node's tick: covers the Node, its lease, and what this process knows about both.
     pub(super) touched: Tick,
     pub(super) row: u64,
-    /// The Skyhook that has to be done first; 0 for none.
+    /// ID of the column of the Skyhook that has to be complete on the node first; 0 for none.
     pub(super) earlier: u32,
 }
 
-/// What a Node is told of one Skyhook.
+/// What a Node says about one Skyhook.
 #[derive(Debug)]
 pub(super) struct ShownCell {
-    /// The standing that it was computed from.
+    /// The standing that this was computed from.
     pub(super) standing: Standing,
     pub(super) status: Status,
     pub(super) reason: Option<Reason>,
     pub(super) print: u64,
-    /// The write that gives the lease, or takes its result, says it.
+    /// The status is part of the write that stamps the Node for a lease, or that records the lease's result. It needs
+    /// no write of its own.
     pub(super) in_between: bool,
-    /// Set when the Node says so already.
+    /// Set when the Node needs no write.
     pub(super) rest: Option<Rest>,
 }

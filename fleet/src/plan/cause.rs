@@ -1,15 +1,15 @@
-//! What a Node is written for.
+//! Why a Node is written.
 
 use std::fmt;
 
-/// What a Node is written for. Says which writes go first as well.
+/// Why a Node is written. The class of the write, and so its turn, depends on this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cause {
     /// The result of a lease is recorded.
     Result,
-    /// A result that somebody's edit of the record stands above.
+    /// The result of a lease is recorded without its package states, because somebody edited the record.
     ResultBesideEdit,
-    /// A cordon is given back whose owner has gone.
+    /// A cordon whose owner is gone is given back.
     CordonWithoutOwner,
     /// Somebody uncordoned the node.
     Uncordoned,
@@ -17,11 +17,11 @@ pub enum Cause {
     Grant,
     /// The node is to be drained.
     Cordon,
-    /// What was installed is lost with a reboot.
+    /// A reboot has undone what was installed.
     Reapply,
     /// What the agent reports while it works.
     Progress,
-    /// What people are told.
+    /// The status and the reason that people read.
     Status,
 }
 

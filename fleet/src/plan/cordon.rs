@@ -1,8 +1,8 @@
-//! Cordons with owners: how they are taken and given back, and the sweep over those whose owner is gone. A drain takes
-//! one, and a result gives it back.
+//! Cordons and their owners: how a cordon is taken and given back, and the sweep over cordons whose owner is gone. A
+//! drain takes a cordon for a Skyhook, and the write of the result gives it back.
 //!
-//! Taking a cordon writes the mark, what was there before and the cordon in one write. Giving it back restores what was
-//! there when the last owner goes, and never cordons.
+//! A cordon is taken with one write: the owner, the former value of `unschedulable`, and `unschedulable` itself. When
+//! the last owner gives the cordon back, the former value is restored. Giving back never cordons a node.
 
 mod sweep;
 
@@ -31,7 +31,7 @@ pub fn is_held(node: &NodeFact, skyhook: &str, lease_uid: &str) -> bool {
             .is_some_and(|uid| uid == lease_uid)
 }
 
-/// True when the Skyhook holds a cordon of the node, under whatever lease.
+/// True when the Skyhook owns a cordon of the node, under any lease.
 #[must_use]
 pub fn is_started(node: &NodeFact, skyhook: &str) -> bool {
     node.cordon.owners.contains_key(skyhook)
@@ -41,7 +41,7 @@ pub fn is_started(node: &NodeFact, skyhook: &str) -> bool {
 #[must_use]
 pub fn take(node: &NodeFact, skyhook: &str, lease_uid: &str) -> NodePatch {
     let mut record = node.cordon.clone();
-    // Somebody who uncordoned the node in between has said how it is to be left.
+    // If somebody uncordoned the node in between, the node will be left uncordoned.
     if record.owners.is_empty() || !node.unschedulable {
         record.was_unschedulable = node.unschedulable;
     }
@@ -76,7 +76,7 @@ pub fn give_back<'a>(node: &NodeFact, skyhooks: impl IntoIterator<Item = &'a str
     patch.cordon(&record)
 }
 
-/// Takes the marks off a node that somebody uncordoned: what is cordoned later is theirs.
+/// Removes all owners from a node that somebody uncordoned. A later cordon belongs to the person or tool that sets it.
 #[must_use]
 pub fn forget(node: &NodeFact) -> NodePatch {
     let owners = node.cordon.owners.keys();
@@ -153,14 +153,14 @@ mod tests {
         node.unschedulable = false;
         let forgotten = testkit::patched(&node, &forget(&node));
         assert!(forgotten.cordon.owners.is_empty() && !forgotten.unschedulable);
-        // Cordoned by them from here on.
+        // From here on, an administrator has cordoned the node.
         let theirs = NodeFact {
             unschedulable: true,
             ..forgotten
         };
         let ours = testkit::patched(&theirs, &take(&theirs, "a", "one"));
         assert!(testkit::patched(&ours, &give_back(&ours, ["a"])).unschedulable);
-        // Theirs first, taken off while ours was on.
+        // An administrator cordons the node first, and uncordons it while our cordon is on.
         let mut first = testkit::node("worker-1");
         first.unschedulable = true;
         let mut first = testkit::patched(&first, &take(&first, "a", "one"));

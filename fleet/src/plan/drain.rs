@@ -1,5 +1,6 @@
-//! The drain of a node as a state: cordon, wait for pods that must not be interrupted, evict the rest, and say who is
-//! in the way. Never a procedure: every pass derives the next write from what the last pod list showed.
+//! The drain of a node: cordon it, wait for pods that must not be interrupted, evict the others, and name the pods that
+//! are in the way. A drain is a state and not a procedure: every pass derives the next write from the last list of
+//! pods.
 
 use std::time::Duration;
 
@@ -15,26 +16,27 @@ use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::pods::{self, PodFact, Rules, Verdict};
 
-/// How often a draining node's pods are listed. Two lists without a pod, this far apart, make it drained: a scheduler
-/// may still be binding when the first is taken.
+/// How often the pods of a draining node are listed. The node is drained when two lists, at least this far apart, show
+/// no pod that has to leave: the scheduler may still bind a pod while the first list is taken.
 const SURVEY: Duration = Duration::from_secs(1);
-/// A list older than this says nothing: a coordinator that was away, or a drain that was paused, begins anew.
+/// A list older than this is not used. It is from the time before a pause, or before the coordinator was away.
 const FRESH: Duration = Duration::from_secs(15);
-/// While pods are left, lists are served from the API server's watch cache (`resourceVersion=0`): that is cheap on every
-/// version. A consistent list reads the pods of the whole cluster from etcd before Kubernetes 1.31, and later where
-/// `ConsistentListFromCache` is off or etcd is older than 3.4.31 and 3.5.13. Only the first list of a drain and those that
-/// are to show that nothing is left are consistent, and one at least this often: a cache may have stopped.
+/// While pods are left, lists come from the API server's watch cache (`resourceVersion=0`), which is cheap with every
+/// version of Kubernetes. A consistent list reads the pods of the whole cluster from etcd before Kubernetes 1.31, and
+/// later where `ConsistentListFromCache` is off or etcd is older than 3.4.31 and 3.5.13. So only three kinds of lists
+/// are consistent: the first list of a drain; lists that are to prove that no pod is left; and, because a watch cache
+/// may be stuck, one list each time that this long has passed.
 const CACHED: Duration = Duration::from_secs(30);
-/// How often when the drain takes long.
+/// How often pods are listed when the drain takes long, and after it has ended.
 const SLOW_SURVEY: Duration = Duration::from_secs(5);
 /// A drain older than this takes long.
 const LONG: Duration = Duration::from_secs(60);
-/// The shortest time.
+/// The smallest difference between two times.
 const INSTANT: Duration = Duration::from_nanos(1);
-/// Blockers that are named; the rest is counted.
+/// How many blockers are named. The others are only counted.
 const MAX_BLOCKERS: usize = 10;
 
-/// Carries the drain of one accepted lease on.
+/// Decides the next write for the drain under one accepted lease.
 pub(super) fn carry_on(
     view: &View<'_>,
     ledger: &Ledger<'_>,
@@ -69,7 +71,7 @@ pub(super) fn carry_on(
     };
     draft.holds_until(watch.last.at + FRESH + INSTANT);
     let left = left(&watch.last.pods, &rules);
-    // Hours may have passed since the node was picked: what was true of the control plane then may not be now.
+    // Hours may have passed since the lease was reserved. Another control-plane node may not be Ready any more.
     let weakened = ledger.control_plane_not_ready(node);
     let waiting = left.iter().any(|(_, verdict)| *verdict == Verdict::WaitFor);
     let state = if waiting {
@@ -108,7 +110,7 @@ pub fn deadline(view: &View<'_>, lease: &InterruptionLease, checked: &Checked) -
     let passed = view.now.wall.duration_since(since);
     let passed = Duration::try_from(passed).unwrap_or_default();
     let deadline = view.now.mono + timeout.saturating_sub(passed);
-    // Time that went by in a pause was nobody's fault: after it, all of the timeout is left.
+    // Time in a pause does not count: after a pause the whole timeout is available again.
     let clock = view.clocks.lease(&lease.spec.node.name);
     let resumed = clock.and_then(|clock| clock.resumed);
     Some(resumed.map_or(deadline, |at| deadline.max(at + timeout)))
@@ -122,7 +124,8 @@ fn left<'a>(pods: &'a [PodFact], rules: &Rules<'_>) -> Vec<(&'a PodFact, Verdict
         .collect()
 }
 
-/// True when the list before showed none either, and was taken long enough before.
+/// True when the last two lists are consistent and far enough apart, and the list before the last one shows no pod that
+/// has to leave either.
 fn is_confirmed(watch: &DrainWatch, rules: &Rules<'_>) -> bool {
     let last = &watch.last;
     watch.previous.as_ref().is_some_and(|before| {
@@ -171,8 +174,8 @@ fn survey_when_due(
     }
 }
 
-/// When pods are listed next, and whether the last list showed none that is in the way. One that the API server only
-/// remembered is looked at again at once.
+/// When pods are listed next, and whether the last list was quiet: it showed no pod that has to leave. A quiet list
+/// from the watch cache is followed by a consistent list at once.
 fn next_survey(watch: &DrainWatch, pace: Duration, rules: &Rules<'_>) -> (Mono, bool) {
     let last = &watch.last;
     let is_quiet = left(&last.pods, rules).is_empty();
@@ -215,7 +218,7 @@ fn evict(
     }
 }
 
-/// The first of the pods that are waited for, and how many there are beside those.
+/// The first blockers by name, and how many more there are.
 fn blockers(
     left: &[(&PodFact, Verdict)],
     watch: &DrainWatch,
@@ -250,9 +253,10 @@ fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
     }
 }
 
-/// What has to be written before a pause ends. That the node was drained before it began is taken back: pods may have come
-/// since. A drain that was under way begins anew: the time in the pause was nobody's fault, and whoever leads after this
-/// has to know it too. What the agent has taken stands.
+/// The write that must come before a pause ends, if any. `Drained` from before the pause is taken back, because pods
+/// may have come since. A drain that was under way gets a new start time, because time in the pause does not count. The
+/// start time is stored in the lease, so that a later leader knows it too. `Drained` stays if the agent has already
+/// taken it.
 pub(super) fn take_back(
     view: &View<'_>,
     fact: &LeaseFact,
@@ -264,7 +268,8 @@ pub(super) fn take_back(
     let began = drain.since.as_deref().and_then(time);
     let is_from_before =
         drain.state == DrainState::Draining && began.zip(paused).is_some_and(|(b, p)| b < p);
-    // Not before the pause, whatever the clocks of two replicas say: it would be written again and again.
+    // Never earlier than the pause, even if the clocks of two replicas differ: an earlier time would be reset in every
+    // pass.
     let since = paused.map_or(view.now.wall, |paused| paused.max(view.now.wall));
     (protocol::offers_drained(lease) || is_from_before).then(|| Effect::SetDrain {
         node: fact.node.clone(),
@@ -278,8 +283,8 @@ pub(super) fn take_back(
     })
 }
 
-/// Writes the state; a change of blockers alone waits its turn. `Drained` is taken back only until the agent took it,
-/// which `wants_drain` has made sure of.
+/// Writes the state of the drain. A change of the blockers alone is written at most once per second. `Drained` may be
+/// taken back only while the agent has not taken it; `wants_drain` has checked this.
 fn write(view: &View<'_>, fact: &LeaseFact, current: &Drain, wanted: Drain, draft: &mut Draft<'_>) {
     let turns = current.state != wanted.state;
     if !turns && (&current.blockers, current.more) == (&wanted.blockers, wanted.more) {

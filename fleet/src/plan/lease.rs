@@ -1,6 +1,7 @@
 //! The next write for every lease that exists.
 //!
-//! The coordinator's side of a lease, each state with what is written in it. The agent's side stands beside `Phase`.
+//! The diagram shows the coordinator's states of a lease, with the write that leads from each state to the next one.
+//! The agent's states are described at `Phase`.
 //!
 //! ```text
 //!  (created) ─► Reserved ──stamp the Node──► Stamped ──grant──► Granted
@@ -17,7 +18,8 @@
 //!                                                                            Recorded ──delete──► (gone)
 //! ```
 //!
-//! `NodeGone`, `Unreadable` and an order to release by force end it from anywhere.
+//! An accepted lease also ends when its Node no longer exists (`NodeGone`), or when an administrator releases it by
+//! force. A lease that cannot be decoded ends only by force.
 
 mod grant;
 mod result;
@@ -40,8 +42,8 @@ use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 pub use grant::VERSION;
 pub use result::facts;
 
-/// Carries every lease on. What is next for one is looked at anew when something changed that it depends on, and in every
-/// pass while something is to be written.
+/// Decides the next write for every lease. This is decided anew when something that it depends on has changed, and in
+/// every pass while a write is outstanding.
 pub(super) fn carry_on(
     view: &View<'_>,
     rows: &[Row<'_>],
@@ -53,7 +55,7 @@ pub(super) fn carry_on(
     let excess = admit::excess(view, rows, ledger);
     let excess: BTreeSet<&str> = excess.iter().map(|fact| fact.node.as_str()).collect();
     let control_plane = version_of_control_plane(order, cache);
-    // By the number of a Skyhook's name.
+    // For the number of each Skyhook's name: the version of its column, and whether all leases fit its budgets.
     let mut known: Vec<(u64, bool)> = vec![(0, false); cache.names.len()];
     for row in rows {
         let number = cache.names.number(&row.skyhook.name) as usize;
@@ -91,7 +93,7 @@ pub(super) fn carry_on(
     }
 }
 
-/// A number that is another when anything about the control plane's nodes is.
+/// A number that changes when anything about the control-plane nodes changes.
 fn version_of_control_plane(order: &Order<'_>, cache: &mut Cache) -> u64 {
     let nodes = order.iter().filter_map(|(_, id)| {
         let cell = &cache.nodes[id.index()];
@@ -104,32 +106,33 @@ fn version_of_control_plane(order: &Order<'_>, cache: &mut Cache) -> u64 {
     cache.control_plane.1
 }
 
-/// Where a lease is, as the coordinator sees it. Computed once per lease and pass.
+/// The state of a lease, as the coordinator sees it. It is computed at most once per lease and pass.
 #[derive(Debug, PartialEq, Eq)]
 enum LeaseState {
-    /// No agent has accepted it, and the reason for it is gone.
+    /// No agent has accepted the lease, and there is a reason to delete it.
     Withdrawn(Withdrawal),
-    /// It takes a slot.
+    /// The lease exists and takes a slot. Its Node is not stamped yet.
     Reserved,
-    /// The Node says that it is about to be granted.
+    /// The Node is stamped with the lease. The lease is not granted yet.
     Stamped,
-    /// The agent may accept it.
+    /// The lease is granted. No agent has accepted it yet.
     Granted,
-    /// The agent has accepted it and has not ended.
+    /// An agent has accepted the lease and still works.
     Working,
-    /// The agent has ended, and its result may be taken.
+    /// The agent has ended, and its result may be recorded now.
     Result,
-    /// The agent has ended, and its result may not be taken now: the Node is not back, or is of another lease.
+    /// The agent has ended, and its result cannot be recorded now: the node is not back after a reboot, or the Node is
+    /// stamped for another lease, or a newer version of Skyhook wrote its record.
     Stranded,
-    /// The result is on the Node, or an administrator wants it released.
+    /// The result is on the Node, or an administrator releases the lease by force.
     Recorded,
-    /// Recorded in a picture that is about to change.
+    /// The result is recorded, but the protocol gives no reason to release the lease. Nothing is written.
     Settled,
-    /// Its Node is not there, or another one has the name.
+    /// The lease's Node no longer exists, or another Node has its name.
     NodeGone,
 }
 
-/// One lease with what belongs to it. Node and Skyhook are those with the UIDs in the lease.
+/// One lease with its Node and its Skyhook. These two are `None` unless the objects have the UIDs that the lease names.
 struct LeaseCase<'a> {
     view: &'a View<'a>,
     ledger: &'a Ledger<'a>,
@@ -140,7 +143,7 @@ struct LeaseCase<'a> {
     over_budget: bool,
 }
 
-/// What is next for one lease.
+/// Decides the next write for one lease.
 fn next_write(
     view: &View<'_>,
     ledger: &Ledger<'_>,
@@ -157,7 +160,7 @@ fn next_write(
         return;
     }
     let Ok(lease) = &fact.lease else {
-        // What cannot be read holds its slot until somebody mends it or wants it gone.
+        // A lease that cannot be decoded keeps its slot until somebody corrects it, or orders its release by force.
         if fact.forced {
             release(fact, draft);
         }
@@ -201,8 +204,8 @@ impl LeaseCase<'_> {
         node.record(self.skyhook_name())
     }
 
-    /// True unless the Node is already stamped for a later lease: then our view of the leases lags, and the Node is left
-    /// alone.
+    /// True unless the Node is stamped for another lease. Then our picture of the leases is out of date, and the Node
+    /// must not be written for this lease.
     fn is_current_on(&self, node: &NodeFact) -> bool {
         let stamp = self.record(node).stamp.as_ref();
         stamp.is_none_or(|stamp| stamp.granted == self.fact.uid)
@@ -229,7 +232,7 @@ impl LeaseCase<'_> {
         if protocol::release_reason(self.lease, Some(&facts)).is_some() {
             return LeaseState::Recorded;
         }
-        // A newer version was here: its record is neither understood nor written over.
+        // A newer version of Skyhook wrote the record. This version does not understand it, and does not overwrite it.
         let newer = record.stamp.as_ref().is_some_and(Stamp::is_newer);
         match protocol::result_duty(self.lease, &facts) {
             ResultDuty::NotYet => LeaseState::Working,

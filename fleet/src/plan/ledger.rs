@@ -1,6 +1,6 @@
-//! The slots of a picture, counted once per pass: leases, creates that the watch has not delivered, and what the nodes
-//! say about the budgets. Every question about slots is answered from these counts, so a pass grows with nodes and leases
-//! and not with their product.
+//! Counts the slots in use, once per pass: leases, leases that are being created, and the facts about nodes that
+//! budgets depend on. Every question about slots is answered from these counts. So the time of a pass grows with the
+//! sum of nodes and leases, and not with their product.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use super::scan::{Order, Row};
 use super::{View, in_order, scan};
 use crate::facts::{NodeFact, SkyhookFact};
 
-/// Slots, as the leases that exist leave them. Every lease counts, granted or not, and so does every create of ours
-/// that the watch has not delivered.
+/// The slots in use. Every lease counts, granted or not. A lease that this process is creating counts until the watch
+/// delivers it.
 #[derive(Debug)]
 pub struct Ledger<'a> {
-    /// Over all Skyhooks.
+    /// How many nodes may be worked on at the same time over all Skyhooks; `None` for no limit.
     cap: Option<usize>,
-    /// Leases and creates by the UID of their Skyhook, then by compartment.
+    /// Leases that exist or are being created, by the UID of their Skyhook, then by compartment.
     rows: BTreeMap<String, BTreeMap<String, usize>>,
     /// Leases that cannot be decoded: they count against every Skyhook.
     unreadable: usize,
@@ -31,7 +31,7 @@ pub struct Ledger<'a> {
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Selected {
     pub(super) nodes: usize,
-    /// Not Ready and not worked on, where the budget counts those.
+    /// Nodes that are not Ready and have no lease, if the budget counts them (`countUnavailable`); else 0.
     pub(super) unavailable: usize,
 }
 
@@ -39,13 +39,13 @@ pub(super) struct Selected {
 #[derive(Debug, Default)]
 struct ControlPlane<'a> {
     leased: BTreeSet<&'a str>,
-    /// Leased, or about to be.
+    /// Nodes with a lease, and nodes that are about to get one.
     taken: BTreeSet<&'a str>,
     not_ready: BTreeSet<&'a str>,
 }
 
 impl<'a> Ledger<'a> {
-    /// Counts a picture.
+    /// Counts the slots of a picture, without a cache.
     #[must_use]
     pub fn of(view: &View<'a>) -> Self {
         let mut cache = Cache::default();
@@ -54,7 +54,7 @@ impl<'a> Ledger<'a> {
         Self::new(view, &rows, &order, &cache)
     }
 
-    /// Counts anew what the cells say.
+    /// Counts the slots from the cells of the cache.
     pub(super) fn new(view: &View<'a>, rows: &[Row<'a>], order: &Order<'a>, cache: &Cache) -> Self {
         #[cfg(test)]
         counted::count();
@@ -81,7 +81,8 @@ impl<'a> Ledger<'a> {
                     compartment,
                     ..
                 }) => {
-                    // Most leases in a row are of one Skyhook.
+                    // Neighbours mostly belong to the same Skyhook. They are summed up first, which saves look-ups in
+                    // the map.
                     if last.0 == (skyhook_uid, compartment) {
                         last.1 += 1;
                     } else {
@@ -104,7 +105,7 @@ impl<'a> Ledger<'a> {
         for ((uid, compartment), used) in counts.into_iter().filter(|(_, used)| *used > 0) {
             ledger.take(cache.names.text(uid), cache.names.text(compartment), used);
         }
-        // Also those of a node that has gone since.
+        // Leases that are being created, also for nodes that no longer exist.
         for (node, uid) in view.inflight.creates() {
             if !view.picture.leases().contains_key(node) {
                 ledger.take(uid, DEFAULT_COMPARTMENT, 1);
@@ -120,7 +121,7 @@ impl<'a> Ledger<'a> {
         self.total += slots;
     }
 
-    /// Leases and creates of a Skyhook, in all compartments.
+    /// Leases of a Skyhook that exist or are being created, in all compartments.
     fn rows_of(&self, skyhook: &SkyhookFact) -> usize {
         self.rows
             .get(&skyhook.uid)
@@ -157,7 +158,7 @@ impl<'a> Ledger<'a> {
         self.used(skyhook).saturating_sub(slots)
     }
 
-    /// How many slots of a Skyhook's own budget nobody has.
+    /// How many slots of a Skyhook's own budget are free.
     pub(super) fn room(&self, skyhook: &SkyhookFact) -> usize {
         let slots = slots(skyhook, self.selected(skyhook).nodes);
         slots.saturating_sub(self.used(skyhook))
@@ -170,8 +171,8 @@ impl<'a> Ledger<'a> {
         self.used_in_all().saturating_sub(cap)
     }
 
-    /// Why no further node may be taken for the Skyhook, if none may. `extra` is how many slots are asked for on top of
-    /// those in use: 1 to reserve, 0 to look whether what exists fits.
+    /// Why the Skyhook cannot have `extra` slots in addition to those in use; `None` if it can. `extra` is 1 to reserve
+    /// a slot, and 0 to ask whether the existing leases fit the budgets.
     #[must_use]
     pub fn refusal(&self, skyhook: &SkyhookFact, extra: usize) -> Option<Reason> {
         let selected = self.selected(skyhook);
@@ -185,8 +186,8 @@ impl<'a> Ledger<'a> {
         let used = self.used(skyhook);
         let unavailable = if extra > 0 { selected.unavailable } else { 0 };
         if used + unavailable + extra > slots {
-            // No numbers: the message stands on each Node that waits, and a slot that changes hands is no reason to write
-            // them all.
+            // The message has no numbers. It is written on each Node that waits, and numbers would change each time
+            // that a slot is taken or given back.
             let message = "waits for a slot of the interruptionBudget";
             return Some(Reason::new(Word::BudgetExhausted, message));
         }
@@ -197,7 +198,8 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Used and slots of a Skyhook's budget, what is not Ready beside that, and what is used in all.
+    /// Four numbers: slots in use for the Skyhook, slots of its budget, nodes that are not Ready and count, and slots
+    /// in use over all Skyhooks.
     pub(super) fn uses(&self, skyhook: &SkyhookFact) -> [usize; 4] {
         let selected = self.selected(skyhook);
         let slots = slots(skyhook, selected.nodes);
@@ -231,7 +233,7 @@ impl<'a> Ledger<'a> {
         self.refusal(skyhook, 0).is_none() && !self.has_control_planes_too_many(node)
     }
 
-    /// True when the node belongs to the control plane and is not the only one of it with a lease.
+    /// True when the node is a control-plane node with a lease, and another control-plane node has a lease as well.
     #[must_use]
     pub fn has_control_planes_too_many(&self, node: &str) -> bool {
         self.control_plane.leased.len() > 1 && self.control_plane.leased.contains(node)
@@ -242,7 +244,8 @@ impl<'a> Ledger<'a> {
         &self.control_plane.leased
     }
 
-    /// Why this control-plane node may not be taken: one at a time, and only while the others are Ready.
+    /// Why a control-plane node may not get a lease now; `None` if it may, and for any other node. Only one
+    /// control-plane node has a lease at a time, and only while all others are Ready.
     #[must_use]
     pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
         if !node.is_control_plane() {
@@ -259,7 +262,8 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Another control-plane node that is not Ready, when this one is of the control plane.
+    /// The name of another control-plane node that is not Ready. `None` if there is none, or if `node` is no
+    /// control-plane node.
     #[must_use]
     pub fn control_plane_not_ready(&self, node: &NodeFact) -> Option<&'a str> {
         let mut others = self.control_plane.not_ready.iter().copied();

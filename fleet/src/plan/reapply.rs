@@ -1,8 +1,9 @@
-//! A reboot that Skyhook did not ask for, where packages are to be applied again then (hosts that forget what was done to
-//! them): the node's record is emptied, and the budget decides when the node is worked on.
+//! Handles reboots that Skyhook did not ask for, if the setting `reapply_on_reboot` is on (for hosts that lose their
+//! packages in a reboot). The node's record is emptied. Then work on the node begins again within the budget.
 //!
-//! Reboots that Skyhook caused do not count. Agents report with each result the boot ID of the last boot that was not ours, the
-//! epoch: as long as it stays, nothing was lost. A lease that is under way is its agent's business.
+//! Reboots that Skyhook caused do not count. With each result, an agent reports the *epoch*: the boot ID of the last
+//! boot that Skyhook did not ask for. While the epoch stays the same, nothing was lost. Nodes with a lease are left
+//! out: their agent handles the reboot.
 
 use skyhook_crds::installed::{PackageStates, Stamp};
 
@@ -33,7 +34,7 @@ pub(super) fn nodes(view: &View<'_>, rows: &[Row<'_>], order: &Order<'_>, draft:
     }
 }
 
-/// The stamp of a result that a reboot has undone.
+/// The stamp of the node's result, if a reboot has undone that result.
 pub(super) fn lost<'a>(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -50,7 +51,8 @@ pub(super) fn lost<'a>(
     (known && stamp.epoch != epoch(node)).then_some(stamp)
 }
 
-/// The node's epoch: what a result of this very boot says, else this boot, which nobody of ours asked for.
+/// The node's epoch: the one in a stamp of the current boot. If no stamp is of the current boot, Skyhook did not ask
+/// for that boot, and the epoch is the current boot itself.
 fn epoch(node: &NodeFact) -> &str {
     node.records
         .values()

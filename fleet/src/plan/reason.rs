@@ -38,7 +38,7 @@ pub enum Word {
 }
 
 impl Word {
-    /// True for what a node waits for and what comes without anybody doing anything: a slot, not a person.
+    /// True when the node waits for something that ends without any action of a person, for example for a free slot.
     #[must_use]
     pub const fn ends_by_itself(self) -> bool {
         match self {
@@ -98,7 +98,7 @@ impl Reason {
     }
 }
 
-/// Why a lease goes that no agent has accepted.
+/// Why a lease is deleted before an agent has accepted it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Withdrawal {
     Deleting,

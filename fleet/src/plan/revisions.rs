@@ -1,4 +1,5 @@
-//! Revisions: each Skyhook's current one is stored, as the newest, and of the old ones a history is kept.
+//! Revisions: the current revision of each Skyhook is stored with the highest number, and a history of old revisions is
+//! kept.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +7,11 @@ use super::{Draft, View, version};
 use crate::effect::Effect;
 use crate::facts::{LeaseFact, SkyhookFact};
 
-/// Revisions of a Skyhook that are kept although nothing refers to them.
+/// How many revisions of a Skyhook are kept: the current one, and the newest of those that nothing refers to. Revisions
+/// that something refers to are kept in addition.
 const HISTORY: usize = 10;
 
-/// Stores what each Skyhook wants now.
+/// Stores the revision that each Skyhook asks for now.
 pub(super) fn keep(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
     for skyhook in skyhooks.iter().filter(|skyhook| !skyhook.deleting) {
         current(view, skyhook, draft);

@@ -1,4 +1,5 @@
-//! What Nodes are told about the roll-out: a pure function of the picture, written only when it differs.
+//! What Nodes say about the roll-out. This is a pure function of the picture, and is written only when the Node says
+//! something else.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -34,7 +35,8 @@ pub(super) fn nodes(
                 continue;
             };
             let shown = row.cell(*id).and_then(|cell| cell.shown.as_ref());
-            // While a lease's next write is open, so is whether it says what the Node is told.
+            // While a write for the lease is outstanding, it is not known whether that write carries the status as
+            // well.
             let settled = cache.nodes[id.index()].next.is_some();
             let known = shown.filter(|shown| {
                 let holds = |rest| Rest::holds(&rest, view.now.mono);
@@ -61,7 +63,7 @@ pub(super) fn nodes(
     }
 }
 
-/// What one Node is told of one Skyhook; written when it differs.
+/// Computes what one Node says about one Skyhook, and writes it when it differs.
 fn show(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -77,8 +79,8 @@ fn show(
         draft.wake_at(at);
     }
     let (status, reason) = verdict(view, skyhook, node, &standing);
-    // The writes that grant a lease and take its result carry the status themselves. A result that is not taken because
-    // its node does not come back carries none.
+    // The write that stamps a Node before a grant and the write that records a result carry the status themselves. If a
+    // result cannot be recorded because its node does not come back, there is no such write.
     let in_between = standing == Standing::Leased
         && status != Status::Erroring
         && lease.is_none_or(|lease| {
@@ -138,13 +140,13 @@ fn tell(
     }
 }
 
-/// True when the lease's result says that the node is complete, and not only at a revision that is no longer wanted.
+/// True when the lease's result says that the node is complete at the revision that the Skyhook asks for now.
 fn is_complete_here(skyhook: &SkyhookFact, lease: &InterruptionLease) -> bool {
     let wanted = skyhook.checked.as_ref().map(|checked| &checked.revision);
     protocol::phase(lease) == Some(Phase::Complete) && wanted == Ok(&lease.spec.revision)
 }
 
-/// The reason annotation: its time stays while the reason stays.
+/// The value of the reason annotation. Its time stays the same while the reason stays the same.
 fn since_on_node(
     node: &NodeFact,
     skyhook: &str,

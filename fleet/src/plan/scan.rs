@@ -1,4 +1,5 @@
-//! The walk over all nodes with all Skyhooks: where each node stands, computed anew where its key says so.
+//! Visits all pairs of a node and a Skyhook, and finds the standing of each. A standing is computed anew only when its
+//! key has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -12,7 +13,7 @@ use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
 
-/// Names of nodes in their order, with their numbers.
+/// Names of nodes in alphabetical order, each with its number.
 pub(super) type Order<'a> = [(&'a str, NodeId)];
 
 /// One Skyhook in a pass.
@@ -21,11 +22,11 @@ pub(super) struct Row<'a> {
     pub(super) skyhook: &'a SkyhookFact,
     pub(super) column: Column,
     pub(super) selected: Selected,
-    /// Why nodes that may be given a lease get none, once there is a reason for all of them.
+    /// The standing of all eligible nodes that are not in `admitted`, once no further node can get a lease.
     pub(super) closed: Option<Standing>,
-    /// Nodes that may be given a lease and that something of their own is true of.
+    /// Eligible nodes to which the admission pass gave a standing of their own.
     pub(super) admitted: BTreeMap<NodeId, Standing>,
-    /// Nodes that wait and stay cordoned.
+    /// Nodes that wait and keep their cordon.
     pub(super) kept: BTreeSet<NodeId>,
 }
 
@@ -34,7 +35,8 @@ impl Row<'_> {
         self.column.cells.get(id.index())
     }
 
-    /// Where a node stands; once leases were given, with what came of that.
+    /// The standing of a node. After the admission pass, an eligible node has the standing that the admission pass
+    /// decided.
     pub(super) fn standing(&self, id: NodeId) -> Option<&Standing> {
         let standing = self.cell(id)?.standing.as_ref()?;
         if *standing != Standing::Eligible {
@@ -45,7 +47,7 @@ impl Row<'_> {
     }
 }
 
-/// Brings the cells up to date, and gives every Skyhook its row, in the order in which they run on a node.
+/// Updates the cells, and returns one row for each Skyhook, in the order in which the Skyhooks run on a node.
 pub(super) fn rows<'a>(
     view: &View<'_>,
     skyhooks: &[&'a SkyhookFact],
@@ -55,7 +57,7 @@ pub(super) fn rows<'a>(
     nodes(view, order, cache);
     let mut columns = std::mem::take(&mut cache.columns);
     let most = cache.nodes.len();
-    // By node, the first Skyhook that is not done with it: later ones wait.
+    // For each node: ID of the column of the first Skyhook that is not complete there. Later Skyhooks wait for it.
     let mut open: Vec<u32> = vec![0; most];
     let mut names: BTreeMap<u32, &str> = BTreeMap::new();
     let mut rows = Vec::new();
@@ -164,7 +166,8 @@ fn cells(
             cache.counted.cells += 1;
         }
         let Some(standing) = &cell.standing else {
-            // Whether the node has what it asks for is not known: later ones wait until it is mended.
+            // The spec is not valid, so nobody can tell whether the node is complete. Later Skyhooks wait until the
+            // spec is corrected.
             if cell.parked && holds_up && open[id.index()] == 0 {
                 open[id.index()] = column.id;
             }
@@ -194,7 +197,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     }
 }
 
-/// A digest of what the Skyhook's status takes from the Node and its lease.
+/// A digest of the facts about the Node and its lease that the Skyhook's status uses.
 fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     let mut hasher = DefaultHasher::new();
     node.name.hash(&mut hasher);

@@ -1,4 +1,4 @@
-//! Where every selected node stands with every Skyhook, before new leases are thought of.
+//! The standing of each selected node for each Skyhook, before new leases are decided.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,22 @@ use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
-/// Where a node stands with a Skyhook.
+/// The standing of a node for a Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Everything in the revision is there.
+    /// Every package of the revision is installed.
     Complete,
-    /// It holds a lease for this Skyhook, or one is being created.
+    /// The node has a lease for this Skyhook, or such a lease is being created.
     Leased,
-    /// Something outside the roll-out keeps it.
+    /// The node cannot get a lease before a problem is solved, for example a taint that is not tolerated.
     Blocked(Reason),
-    /// Its turn has not come.
+    /// The node waits for its turn: for a slot, for an earlier Skyhook, or for the end of another lease.
     Waiting(Reason),
-    /// It may be given a lease.
+    /// The node may get a lease.
     Eligible,
 }
 
-/// Judges one selected node. `earlier` is the Skyhook that has to be done with it first.
+/// Finds the standing of one selected node. `earlier` names the Skyhook that has to be complete on the node first.
 pub(super) fn judge(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -116,7 +116,7 @@ pub(super) fn judge(
     Standing::Eligible
 }
 
-/// What a taint that is not tolerated means, and the way out.
+/// The message about a taint that is not tolerated: what it means, and what an administrator can do.
 fn intolerable(taint: &Taint) -> String {
     let shown = show(taint);
     if [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
@@ -129,7 +129,7 @@ fn intolerable(taint: &Taint) -> String {
     }
 }
 
-/// What gives a lease's slot back whatever became of its node.
+/// The command with which an administrator gives back a lease's slot by force.
 pub(super) fn force_release(node: &str, lease_uid: &str) -> String {
     format!(
         "kubectl annotate interruptionlease {node} {}={lease_uid}",
@@ -137,7 +137,7 @@ pub(super) fn force_release(node: &str, lease_uid: &str) -> String {
     )
 }
 
-/// What separates the node from the Skyhook's revision.
+/// The work that is left on the node until it is complete at the Skyhook's revision, by package.
 pub(super) fn outstanding(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -163,7 +163,8 @@ pub(super) fn outstanding(
             .and_then(|r| r.data.as_deref()),
     };
     if stamp.is_some() && recorded.is_none() {
-        // The revision it was brought to is lost, and with it what was configured: the agent's journal knows.
+        // The revision that the node was brought to no longer exists, so nobody can tell how the packages were
+        // configured. Under a lease, the agent finds out from its journal.
         return Ok(checked
             .data
             .packages
@@ -174,14 +175,14 @@ pub(super) fn outstanding(
     Ok(revision::work(states, recorded, &checked.data))
 }
 
-/// True when another machine has taken the Node over since the result was taken. What either does not say is not held
-/// against it.
+/// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on
+/// either side, does not count as a difference.
 fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
     let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
     known && stamp.node_machine_id != node.machine_id
 }
 
-/// Why the DeploymentPolicy that the Skyhook names keeps it from starting.
+/// Why the Skyhook cannot start because of the DeploymentPolicy that it names.
 pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     let policy = &skyhook.spec.deployment_policy;
     if policy.is_empty() {
@@ -199,8 +200,9 @@ pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<R
     }
 }
 
-/// NVIDIA Skyhook's check: every taint of any effect must be tolerated by the unschedulable toleration, the Skyhook's
-/// own, or, for a runtimeRequired one, by that of the runtime-required taint.
+/// The rule of NVIDIA Skyhook, for taints of any effect. A taint is tolerated in three cases: it is the unschedulable
+/// taint; one of the Skyhook's own tolerations matches it; it is the runtime-required taint, and the Skyhook is
+/// runtimeRequired.
 fn is_tolerated(skyhook: &SkyhookFact, taint: &Taint) -> bool {
     let unschedulable = taint.key == names::UNSCHEDULABLE_TAINT && taint.effect == "NoSchedule";
     let runtime_required = skyhook.spec.runtime_required

@@ -1,5 +1,5 @@
-//! The status of a Skyhook: a pure function of the picture, of at most 128 KiB however many nodes there
-//! are. Counts, conditions and `installed` are exact; of the nodes it lists as many as there is room for.
+//! The status of a Skyhook: a pure function of the picture, of at most 128 KiB for any number of nodes. Counts and
+//! reasons are exact. The maps by node and `installed` list as much as there is room for, and count the rest.
 
 mod counts;
 mod detail;
@@ -32,13 +32,14 @@ pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
 use message::{cut, names_of};
 
-/// The detail of a large Skyhook is written once per this long at most.
+/// The status of a large Skyhook is written at most once in this time, unless its overall status or its generation
+/// changes.
 const LONGEST_PACE: Duration = Duration::from_secs(30);
 const _: () = assert!(LONGEST_PACE.as_secs() < REMEMBERED.as_secs());
 
 /// Names of nodes that a reason in the status gives as examples.
 const EXAMPLES: usize = 3;
-/// Conditions that a status holds: ours, and of others as many as there is room for.
+/// Most conditions in a status. Our conditions come first, then conditions of others.
 const MAX_CONDITIONS: usize = 20;
 /// Longest list of packages, in bytes.
 const MAX_PACKAGE_LIST: usize = 4096;
@@ -47,8 +48,9 @@ const MAX_READY: usize = 4096;
 /// Longest message of any other condition, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
-/// Writes the Skyhooks' statuses. What takes long to put together is put together only when it may be written and when
-/// something in it may differ: another generation or status at once, everything else at a pace.
+/// Writes the statuses of the Skyhooks. It takes long to compute a status, so this is done only when the status may be
+/// written now and when something in it may have changed. A new generation or overall status is written at once,
+/// everything else at a limited pace.
 pub(super) fn skyhooks(
     view: &View<'_>,
     rows: &mut [Row<'_>],
@@ -104,20 +106,20 @@ pub(super) fn skyhooks(
     fleet
 }
 
-/// What a status is made of, in short.
+/// Everything that a status is computed from, in short form.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct StatusKey {
-    /// The Skyhook with the status that stands there.
+    /// Resource version of the Skyhook, which covers the stored status.
     version: String,
     row: u64,
     print: u64,
     agents_refused: Option<String>,
-    /// Used, slots, and not Ready; used in all.
+    /// Slots in use, slots of the budget, nodes that are not Ready, and slots in use over all Skyhooks.
     budgets: [usize; 4],
     under_way: bool,
 }
 
-/// What a Skyhook that is being deleted waits for. The rest of its status stays as it was.
+/// Writes what the deletion of a Skyhook waits for. The rest of the status stays as it was.
 fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
     let ours = |finalizer: &String| finalizer == names::SKYHOOK_FINALIZER;
     let Some(message) =
@@ -147,7 +149,7 @@ fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
     }
 }
 
-/// A large status is a large write: it comes less often.
+/// How much time passes between two writes of a status. A large status is written less often.
 fn pace(nodes: usize) -> Duration {
     let hundreds = u32::try_from(nodes.div_ceil(100).max(1)).unwrap_or(u32::MAX);
     COALESCE.saturating_mul(hundreds).min(LONGEST_PACE)
@@ -161,7 +163,7 @@ struct Shown<'a> {
     complete: bool,
 }
 
-/// Where a Skyhook's nodes are.
+/// The selected nodes of a Skyhook, with their statuses.
 struct Summary<'a> {
     /// In the order of names.
     nodes: Vec<Shown<'a>>,
@@ -235,7 +237,7 @@ fn status(
         installed_unreadable: installed.unreadable,
         reasons: reasons(summary, current, view.now.wall),
         config_updates: config_updates(skyhook, summary, current),
-        // The longest they can be, until it is known how many are listed.
+        // The largest possible values, so that there is room for the final ones.
         nodes_listed: number(total),
         nodes_omitted: number(total),
         ..SkyhookStatus::default()
@@ -245,7 +247,7 @@ fn status(
     wanted
 }
 
-/// Reasons with how many nodes they keep, since when they keep any, and a few of those.
+/// Sums up the reasons: how many nodes have each, since when any node has it, and the names of a few of these nodes.
 fn reasons(
     summary: &Summary<'_>,
     current: &SkyhookStatus,
@@ -271,8 +273,8 @@ fn reasons(
     reasons
 }
 
-/// What another implementation had noted of changed configuration, for as long as a node may depend on it: until each has
-/// a result of ours.
+/// The changes of configuration that NVIDIA Skyhook noted in the status. They are kept until every node has a result of
+/// ours, because a node may depend on them until then.
 fn config_updates(
     skyhook: &SkyhookFact,
     summary: &Summary<'_>,
@@ -427,7 +429,8 @@ const fn ready_reason(status: Status) -> &'static str {
     }
 }
 
-/// Why a node does not move, as the status or the Node says it: the time stays while the reason stays.
+/// A reason in the form of the status and of the Node's annotation. The time stays the same while the reason stays the
+/// same.
 pub(super) fn with_since(
     reason: &Reason,
     there: Option<&NodeReason>,

@@ -16,14 +16,14 @@ use crate::facts::{NodeFact, SkyhookFact};
 /// A node's status for one Skyhook, and why it does not move.
 pub(super) type NodeVerdict = (Status, Option<Reason>);
 
-/// A node's status for a Skyhook.
+/// Finds a node's status for a Skyhook, and the reason if the node makes no progress.
 pub(super) fn verdict(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,
     standing: &Standing,
 ) -> NodeVerdict {
-    // What is done stays done: a pause that touched every node would be two writes to each.
+    // A pause does not change the status of complete nodes: otherwise it would cost two writes to every node.
     if skyhook.is_paused() && *standing != Standing::Complete {
         return (
             Status::Paused,
@@ -88,7 +88,7 @@ fn leased(
     if let Some(reason) = away(view, node, lease) {
         return reason;
     }
-    // What the agent said in the boot before is history.
+    // A report from an earlier boot of the host is out of date.
     if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
         let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
         return working(Word::AwaitingAgent, message.to_owned());
@@ -137,14 +137,15 @@ fn leased(
     }
 }
 
-/// True when the host that reports is not the one that the record is of, though it has its name.
+/// True when the agent reports another host ID than the recorded one: the host was installed anew under the same name.
 fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool {
     let recorded = stamp.map_or("", |stamp| stamp.host_id.as_str());
     !recorded.is_empty() && !status.host_id.is_empty() && recorded != status.host_id
 }
 
-/// A node that went away in mid-run, and from when on it is called parked: it keeps its slot, others go on as far as
-/// the budget allows.
+/// The verdict on a node that is not Ready while work on it is under way; `None` for a Ready node. After
+/// `node_return_timeout` the node is called parked. A parked node keeps its slot, and other nodes go on within the rest
+/// of the budget.
 fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<NodeVerdict> {
     if node.ready {
         return None;
@@ -166,7 +167,7 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
     })
 }
 
-/// When a node that is not Ready is called parked.
+/// The time from which a node that is not Ready is called parked; `None` for a Ready node.
 pub(super) fn parked_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
     let since = node.ready_since.filter(|_| !node.ready)?;
     let passed = Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default();

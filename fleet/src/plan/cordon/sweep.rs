@@ -1,4 +1,4 @@
-//! Cordons that are left when their owner has gone.
+//! Gives back cordons whose owner is gone.
 
 use skyhook_crds::lease::protocol;
 
@@ -10,7 +10,7 @@ use crate::plan::scan::{Order, Row};
 use crate::plan::standing::Standing;
 use crate::plan::{Draft, View};
 
-/// Gives back cordons whose owner holds no lease any more and is not about to go on with the node.
+/// Gives back cordons whose owner has no lease on the node any more and will not get one soon.
 pub(in crate::plan) fn sweep(
     view: &View<'_>,
     rows: &[Row<'_>],
@@ -37,7 +37,8 @@ fn sweep_node(
     draft: &mut Draft<'_>,
 ) {
     if !node.unschedulable {
-        // Somebody uncordoned it: a drain that still needs the cordon takes it again, nothing else does.
+        // Somebody uncordoned the node. If a drain still needs the cordon, the drain takes it again. Otherwise the
+        // owners are removed.
         if !is_draining(view, node) {
             draft.patch(node, super::forget(node), Cause::Uncordoned);
         }
@@ -56,7 +57,8 @@ fn sweep_node(
     let owners = node.cordon.owners.keys().map(String::as_str);
     let orphaned: Vec<&str> = owners.filter(is_orphaned).collect();
     let mut patch = super::give_back(node, orphaned.iter().copied());
-    // No watch is fresh enough for this: a cordon taken away in mid-drain would let pods come back.
+    // The lease watch may lag, and pods would come back if a cordon were given back during a drain. So a GET checks
+    // that the node's lease is not for one of these Skyhooks.
     patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();
     draft.patch(node, patch, Cause::CordonWithoutOwner);
 }

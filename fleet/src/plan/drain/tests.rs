@@ -47,7 +47,7 @@ struct Case {
     drain: Value,
     cordoned: bool,
     lists: Vec<(Mono, Vec<PodFact>)>,
-    /// When those lists were taken that the API server only remembered.
+    /// The times of the lists that came from the API server's watch cache.
     cached: Vec<Mono>,
     evictions: Vec<(&'static str, Option<&'static str>)>,
     paused: bool,

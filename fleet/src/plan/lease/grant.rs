@@ -1,4 +1,5 @@
-//! Before an agent has accepted a lease: the Node is stamped with it, it is granted, or it is withdrawn.
+//! The writes before an agent has accepted a lease: the Node is stamped with the lease, and the lease is granted or
+//! withdrawn.
 
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
@@ -10,11 +11,11 @@ use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
 use crate::plan::{Draft, admit, standing};
 
-/// Version of this program, as Nodes and Skyhooks are stamped with it.
+/// Version of this program, as it is written on Nodes and Skyhooks.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 
 impl LeaseCase<'_> {
-    /// Why a lease that no agent has accepted should go.
+    /// Why a lease that no agent has accepted should be deleted.
     pub(super) fn reason_to_withdraw(&self) -> Option<Withdrawal> {
         if self.lease.metadata.deletion_timestamp.is_some() {
             return Some(Withdrawal::Deleting);
@@ -56,7 +57,8 @@ impl LeaseCase<'_> {
         });
     }
 
-    /// The Node says that it is about to be granted, before it is: decided on the picture that the lease watch delivered.
+    /// Writes on the Node that the lease is about to be granted. This comes before the grant, and only after the lease
+    /// watch has delivered the lease.
     pub(super) fn stamp(&self, draft: &mut Draft<'_>) {
         let Some(node) = self.node else {
             return;
@@ -77,12 +79,14 @@ impl LeaseCase<'_> {
         if is_to_be_stamped(node.annotations.get(&version_key)) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
-        // The lease watch may lag behind a withdrawal: a stamp with a lease that is gone would keep the next one out.
+        // The lease watch may not have delivered a withdrawal yet. The stamp of a deleted lease would block the node's
+        // next lease, so a GET checks that the lease exists.
         patch.check.lease = Some(self.fact.uid.clone());
         draft.patch(node, patch, Cause::Grant);
     }
 
-    /// A grant needs a picture in which all leases fit: others may have to be withdrawn first.
+    /// Grants the lease if all leases of the picture fit the budgets. If they do not, some leases have to be withdrawn
+    /// first.
     pub(super) fn grant(&self, draft: &mut Draft<'_>) {
         let fits = |skyhook| self.ledger.fits(skyhook, &self.fact.node);
         if self.skyhook.is_some_and(fits) {
@@ -93,7 +97,7 @@ impl LeaseCase<'_> {
         }
     }
 
-    /// An agent that does not accept the lease in time loses it.
+    /// Withdraws the lease if no agent accepts it in time.
     pub(super) fn await_agent(&self, draft: &mut Draft<'_>) {
         let now = self.view.now.mono;
         let clock = self.view.clocks.lease(&self.fact.node);
@@ -107,7 +111,8 @@ impl LeaseCase<'_> {
     }
 }
 
-/// The version at the first touch stays; those of which NVIDIA Skyhook says so are brought up to date.
+/// True when the version annotation has to be written. The version that first worked on the node stays there. Only a
+/// missing version and versions v0.5 to v0.7 are replaced, as NVIDIA Skyhook does.
 fn is_to_be_stamped(version: Option<&String>) -> bool {
     version.is_none_or(|version| {
         let old = ["v0.5.", "v0.6.", "v0.7."];

@@ -1,4 +1,4 @@
-//! What an agent reports: progress is copied to the Node, and its result recorded there with the stamp that says whose it is.
+//! Writes an agent's reports on the Node: its progress, and in the end its result with a stamp that names the lease.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::plan::cause::Cause;
 use crate::plan::{Draft, cordon};
 
 impl LeaseCase<'_> {
-    /// One write: the result, the stamp, and the cordon given back.
+    /// Records the result and the stamp, and gives the cordon back, all in one write.
     pub(super) fn take_result(&self, draft: &mut Draft<'_>) {
         let (Some(node), Some(status)) = (self.node, &self.lease.status) else {
             return;
@@ -40,13 +40,15 @@ impl LeaseCase<'_> {
         } else {
             Cause::Result
         };
-        // A new revision goes on with the node: giving the cordon back would only invite pods that have to leave again.
+        // After a stop for a new revision, work on the node goes on soon. The cordon stays, because new pods would have
+        // to leave again.
         if self.stop_ordered() != Some(StopReason::NewRevision) {
             draft.patch(node, cordon::give_back(node, [skyhook]), cause);
         }
-        // Somebody changed the record since the grant: their word stands, and the node is planned again.
+        // Somebody edited the record since the grant. The edit stays, and the node is planned again from it.
         if is_edited {
-            // Whoever edits it may want what was given up: reboots are counted anew.
+            // With the edit, an administrator may ask for another try of a package that has used up its reboots. So the
+            // count of reboots starts anew.
             let stamp = Stamp {
                 reboots: BTreeMap::new(),
                 ..stamp
@@ -91,7 +93,7 @@ impl LeaseCase<'_> {
     }
 }
 
-/// What the protocol needs to know of a Node.
+/// The facts about a Node that the lease protocol needs.
 #[must_use]
 pub fn facts<'a>(node: &'a NodeFact, record: &'a Record) -> NodeFacts<'a> {
     let stamp = record.stamp.as_ref();

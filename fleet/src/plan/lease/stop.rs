@@ -1,4 +1,4 @@
-//! Orders to stop while an agent works, orders to go on after a pause, and leases that are given up for good.
+//! Orders to stop while an agent works, orders to go on after a pause, and the deletion of leases that are given up.
 
 use std::time::Duration;
 
@@ -11,42 +11,42 @@ use crate::plan::{Draft, drain};
 
 /// gracefulShutdown of a package that sets none.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
-/// How much longer than its packages' grace period an agent has to stop.
+/// How long an agent has to stop, in addition to the longest grace period of its packages.
 const ABANDON_AFTER: Duration = Duration::from_secs(60);
 
-/// What an order depends on.
+/// What the decision about an order to stop depends on.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     /// Why the agent should stop now, if it should.
     wanted: Option<StopReason>,
-    /// What it was told.
+    /// The reason to stop that the lease carries now.
     current: Option<StopReason>,
-    /// A revision came since it was told to stop for one.
+    /// The Skyhook now asks for another revision than the one that the order to stop names.
     is_another_revision: bool,
-    /// Something has to be taken back before a pause may end.
+    /// The drain's state or start time has to be reset before the pause may end.
     is_to_be_taken_back: bool,
-    /// Its Skyhook is gone, being deleted or disabled.
+    /// The lease's Skyhook is gone, being deleted or disabled.
     given_up: bool,
 }
 
-/// What is written about stopping.
+/// What to write about stopping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StopOrder {
-    /// Nothing.
+    /// Write nothing.
     Keep,
-    /// Stop.
+    /// Tell the agent to stop.
     Order(StopReason),
-    /// It stops already, for a revision that is no longer the newest.
+    /// The agent stops already for a new revision. Tell it that there is a still newer one.
     Further(StopReason),
-    /// Go on.
+    /// Tell the agent to go on.
     Resume,
-    /// That the node was drained before the pause no longer holds.
+    /// Reset the drain: what was true before the pause may have changed.
     TakeBack,
-    /// It had to stop: when it does not in time, it is not waited for.
+    /// Wait for the agent to stop until its time is over. Then delete the lease without its result.
     Abandon,
 }
 
-/// Decides about stopping.
+/// Decides what to write about stopping.
 fn decide(asked: Asked) -> StopOrder {
     match (asked.wanted, asked.current) {
         (None, Some(StopReason::Paused)) if asked.is_to_be_taken_back => StopOrder::TakeBack,
@@ -55,20 +55,21 @@ fn decide(asked: Asked) -> StopOrder {
         (Some(wanted), Some(StopReason::Paused)) if wanted != StopReason::Paused => {
             StopOrder::Order(wanted)
         }
-        // The agent ends steps by the revision that it is told: a further change may ask for one more.
+        // The agent ends running steps by comparison with the revision in the order. With a still newer revision, it
+        // may have to end one more step.
         (Some(wanted), Some(current)) if wanted == current && asked.is_another_revision => {
             StopOrder::Further(wanted)
         }
-        // A pause waits for its end.
+        // Nothing is written during a pause.
         (None, None) | (Some(_), Some(StopReason::Paused)) => StopOrder::Keep,
-        // Any other order stands: the agent may have obeyed it already.
+        // Any other order stays: the agent may have obeyed it already.
         (_, Some(_)) if asked.given_up => StopOrder::Abandon,
         (_, Some(_)) => StopOrder::Keep,
     }
 }
 
 impl LeaseCase<'_> {
-    /// What the agent was told.
+    /// The reason to stop that the lease carries now, if any.
     pub(super) fn stop_ordered(&self) -> Option<StopReason> {
         self.lease.spec.stop.as_ref().map(|stop| stop.reason)
     }
@@ -134,17 +135,18 @@ impl LeaseCase<'_> {
         if skyhook.is_disabled() {
             return Some(StopReason::Disabled);
         }
-        // A pause holds whatever else changes: lease, slot and cordon stay until it is over.
+        // A pause goes before a new revision: lease, slot and cordon stay until the pause ends.
         if skyhook.is_paused() {
             return Some(StopReason::Paused);
         }
-        // A spec that cannot be rolled out is another one too: what is parked holds no slot.
+        // A spec that is not valid counts as a new revision as well, so that a parked Skyhook keeps no slot.
         let checked = skyhook.checked.as_ref().ok();
         let same = checked.is_some_and(|checked| checked.revision == self.lease.spec.revision);
         (!same).then_some(StopReason::NewRevision)
     }
 
-    /// The revision that a stop is for, once agents can read it.
+    /// The revision that an order to stop names, once its ControllerRevision exists. `None` for any other reason to
+    /// stop.
     fn stored_revision(&self, stop: Option<StopReason>) -> Option<String> {
         let checked = self.skyhook?.checked.as_ref().ok()?;
         let revisions = self.view.picture.revisions();
@@ -162,8 +164,8 @@ impl LeaseCase<'_> {
         None
     }
 
-    /// An agent that does not stop in time, or a node that does not come back with its result, does not keep a Skyhook
-    /// from being deleted or disabled.
+    /// Deletes the lease without its result once the agent's time to stop is over. So neither an agent that does not
+    /// stop nor a node that does not come back can block the deletion of a Skyhook.
     pub(super) fn abandon(&self, draft: &mut Draft<'_>) {
         let revision = self.view.picture.revisions().get(&self.lease.spec.revision);
         let data = revision.and_then(|revision| revision.data.as_ref());

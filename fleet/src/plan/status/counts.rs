@@ -1,4 +1,4 @@
-//! How far each Skyhook is, in numbers: counted in every pass, whatever is written.
+//! The progress of each Skyhook in numbers. Every pass counts them, whether a status is written or not.
 
 use std::collections::BTreeMap;
 
@@ -25,9 +25,9 @@ pub struct SkyhookCounts {
     pub status: Status,
     /// Selected nodes.
     pub nodes: usize,
-    /// Of those, by where they are.
+    /// Selected nodes by status.
     pub by_status: BTreeMap<Status, usize>,
-    /// Of those, by why they do not move.
+    /// Selected nodes by reason.
     pub by_reason: BTreeMap<Word, usize>,
     pub compartments: BTreeMap<String, CompartmentCounts>,
 }
@@ -59,13 +59,13 @@ impl Fleet {
     }
 }
 
-/// Where the nodes of one Skyhook are.
+/// Counts of the nodes of one Skyhook.
 pub(super) struct Counts {
     pub(super) nodes: usize,
     by_status: BTreeMap<Status, usize>,
     by_reason: BTreeMap<Word, usize>,
     pub(super) overall: Status,
-    /// A digest of what the status takes from the nodes.
+    /// A digest of the facts about nodes that the status uses.
     pub(super) print: u64,
 }
 
@@ -78,7 +78,7 @@ impl Counts {
             overall: Status::Unknown,
             print: 0,
         };
-        // Most nodes in a row are in the same place.
+        // Neighbours mostly have the same status and reason. They are summed up first, which saves look-ups in the map.
         let mut last = (None, 0);
         for (_, id) in order {
             let Some(cell) = row.cell(*id) else {
@@ -100,7 +100,7 @@ impl Counts {
         }
         counts.add(last);
         counts.overall = match counts.first(row.skyhook) {
-            // One node is done and the next one not taken yet: the roll-out has not stopped.
+            // There are leases, so the roll-out goes on, although no node is in progress at this moment.
             Status::Blocked | Status::Waiting if under_way => Status::InProgress,
             status @ (Status::Unknown
             | Status::Complete
@@ -134,7 +134,8 @@ impl Counts {
         self.of(Status::InProgress) + self.of(Status::Erroring)
     }
 
-    /// One total order, so that a status cannot flap between two that hold at once.
+    /// The first status, in a fixed order, that applies. Because the order is fixed, the status cannot change back and
+    /// forth between two that both apply.
     fn first(&self, skyhook: &SkyhookFact) -> Status {
         if skyhook.is_paused() {
             return Status::Paused;

@@ -1,5 +1,5 @@
-//! The part of a Skyhook's status that lists nodes: what is left of the room, the worst first. A node is in all maps or in
-//! none, so that a reader never takes half of it for the whole.
+//! The maps by node in a Skyhook's status. They take the room that the rest of the status leaves, and list the worst
+//! nodes first. A node is in all maps or in none, so that no reader sees only a part of its data.
 
 use serde::Serialize;
 use skyhook_crds::installed::PackageStates;
@@ -12,16 +12,18 @@ use crate::facts::SkyhookFact;
 use crate::plan::View;
 use crate::plan::reason::Word;
 
-/// Longest status, as rendered JSON, in bytes. The API server stores objects of 1.5 MiB, of which the spec may need most.
+/// Longest status as JSON, in bytes. The API server stores objects of up to 1.5 MiB, and the spec may need most of
+/// that.
 pub(super) const LIMIT: usize = 128 * 1024;
-/// What the names of the maps take.
+/// Bytes that the names of the maps take.
 const NAMES_OF_MAPS: usize = 128;
 /// Longest reason of a node in the status, in bytes; the Node has all of it.
 const MAX_REASON: usize = 256;
-/// A node that takes more than this is left out alone: it does not close the list for those after it.
+/// A node that needs more bytes than this and does not fit is skipped, and the list goes on with the next node. A
+/// smaller node that does not fit ends the list.
 const OUTLIER: usize = 16 * 1024;
 
-/// One node, in the words of the status.
+/// The entries of one node in the maps.
 struct Entry<'a> {
     name: &'a str,
     status: Status,
@@ -46,7 +48,8 @@ fn rendered(value: &impl Serialize) -> usize {
     serde_json::to_vec(value).map_or(LIMIT, |text| text.len())
 }
 
-/// Lists as many nodes as there is room for beside what the status holds already, and says how many.
+/// Lists as many nodes as there is room for beside the rest of the status, and sets the numbers of listed and omitted
+/// nodes.
 pub(super) fn list(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -76,7 +79,7 @@ pub(super) fn list(
     wanted.nodes_omitted = number(summary.nodes.len() - listed);
 }
 
-/// Nodes that are complete are listed when all of them fit: some of them would say nothing.
+/// Lists the complete nodes if all of them fit, and otherwise none of them: a part of them would be of no use.
 fn list_complete(
     view: &View<'_>,
     skyhook: &SkyhookFact,
@@ -141,7 +144,7 @@ fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
     }
 }
 
-/// How much a node needs somebody to look at it: lower is worse.
+/// How urgent it is that somebody looks at the node. A lower number is worse.
 pub(super) fn rank(shown: &Shown<'_>) -> u8 {
     match shown.status {
         Status::Erroring => {

@@ -1,4 +1,4 @@
-//! What is on the nodes: the Skyhook's packages, and what was left behind.
+//! Counts the packages that are installed on nodes, including packages that the Skyhook no longer lists.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use crate::plan::View;
 /// Bytes that packages and their counts may take in the status.
 const LONGEST: usize = 8 * 1024;
 
-/// Packages with how many nodes carry any version of each.
+/// For each package: how many nodes carry any version of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Installed {
     pub(super) packages: BTreeMap<String, i32>,
     /// Packages for which there is no room.
     pub(super) omitted: i32,
-    /// Nodes that cannot be read.
+    /// Nodes whose package states cannot be read.
     pub(super) unreadable: i32,
 }
 
@@ -31,7 +31,7 @@ impl Installed {
     }
 }
 
-/// As many as there is room for: those that are wanted first, then those on most nodes.
+/// Keeps as many packages as there is room for: first those that the Skyhook lists, then those on most nodes.
 fn bounded(
     packages: BTreeMap<String, i32>,
     is_wanted: impl Fn(&str) -> bool,
@@ -56,7 +56,8 @@ fn bounded(
     (kept, omitted)
 }
 
-/// How many nodes carry any version of a package, selected or not, and of how many nodes that cannot be read.
+/// For each package: how many nodes, selected or not, carry any version of it. The second value counts the nodes whose
+/// package states cannot be read.
 fn counts(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, i32) {
     let mut counts: BTreeMap<String, i32> = BTreeMap::new();
     let mut unreadable = 0;
@@ -69,7 +70,7 @@ fn counts(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, i32
             }
             None => Vec::new(),
         };
-        // Whatever the revision of a granted lease brings may be on the host before the record says so.
+        // Packages of a granted lease's revision may be on the host before the record lists them.
         let lease = view.picture.lease_of(&node.name, &skyhook.uid);
         let lease = lease.and_then(|fact| fact.lease.as_ref().ok());
         if let Some(lease) = lease.filter(|lease| lease.spec.granted.is_some()) {

@@ -1,4 +1,4 @@
-//! Messages that stay short however many nodes they are about.
+//! Messages of limited length, for any number of nodes.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,8 @@ pub(super) fn names_of(nodes: &[&str]) -> String {
     }
 }
 
-/// How far the Skyhook is, and for each reason one node that it keeps and how many more.
+/// The message of the condition Ready: how many nodes are complete, and for each reason one node and how many more
+/// there are.
 pub(super) fn stuck(
     skyhook: &SkyhookFact,
     summary: &Summary<'_>,
@@ -49,7 +50,7 @@ pub(super) fn stuck(
     if skyhook.is_paused() {
         return format!("the Skyhook is paused; {message}");
     }
-    // By word: the worst node that it keeps, the first by name of those.
+    // For each reason: the worst node that has it. Of equally bad nodes, the first by name.
     let mut worst: BTreeMap<String, (u8, &Shown<'_>)> = BTreeMap::new();
     for shown in &summary.nodes {
         let Some(reason) = shown.reason else {
@@ -93,7 +94,7 @@ pub(super) fn stuck(
     message
 }
 
-/// What keeps a Skyhook that is being deleted, if anything does.
+/// What the deletion of a Skyhook waits for, if anything.
 pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
     let held = |node: &&str| view.picture.lease_of(node, &skyhook.uid).is_some();
     let being_made = |(node, uid): (&str, &str)| (uid == skyhook.uid).then(|| node.to_owned());

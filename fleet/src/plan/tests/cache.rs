@@ -1,4 +1,4 @@
-//! What a pass computes anew, in counts: a bound that holds on any machine.
+//! How many results a pass computes anew: a bound that does not depend on the machine.
 
 use super::*;
 use crate::index::Change;
@@ -29,7 +29,7 @@ fn lease(n: usize, revision: &str, version: &str, phase: &str) -> Value {
     })
 }
 
-/// Agents at work on every node for the first of two Skyhooks, and all that Nodes and Skyhooks are told is told.
+/// Agents work on every node for the first of two Skyhooks, and all statuses are written already.
 fn at_work() -> (crate::index::Index, Settings, Now, String) {
     let picture = Picture {
         nodes: (0..NODES).map(node).collect(),

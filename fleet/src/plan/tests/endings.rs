@@ -1,4 +1,4 @@
-//! How leases end that nobody would end otherwise, and what time counts for it.
+//! How leases end that no agent ends, and which time counts for that.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -11,14 +11,14 @@ use super::*;
 const MINUTE: Mono = Duration::from_secs(60);
 const HOUR: Mono = Duration::from_secs(3600);
 
-/// What is done about worker-1 when the picture's objects arrive at `at` and `now` is an hour or more.
+/// Objects that arrive at given times, and what is planned for worker-1 later.
 struct Timeline {
     picture: Picture,
     index: crate::index::Index,
 }
 
 impl Timeline {
-    /// The lease as it was since the beginning.
+    /// The objects of `picture` arrive at time zero.
     fn new(picture: Picture) -> Self {
         let index = picture.index();
         Self { picture, index }
@@ -75,7 +75,7 @@ fn a_long_pause_leaves_the_agent_its_time_to_stop() {
     assert_eq!(disabled.at(HOUR), vec!["StopLease Some(Disabled)"]);
     let told = disabled.then(HOUR, running(annotated("disable"), Some("Disabled")));
     assert_eq!(told.at(HOUR + MINUTE), Vec::<String>::new());
-    // gracefulShutdown and a minute.
+    // The gracefulShutdown of the package, and one minute.
     assert_eq!(told.at(HOUR + 2 * MINUTE), vec!["AbandonLease"]);
 }
 
@@ -158,7 +158,7 @@ fn a_drain_has_all_its_time_after_a_pause() {
             .at(now)
             .contains(&"StopLease Some(DrainTimedOut)".to_owned())
     };
-    // It began an hour before the time that the tests' clock on the wall shows.
+    // The drain began an hour before the wall-clock time of the tests.
     let on = Timeline::new(draining(Picture::new(), json!(null)));
     assert!(told(&on, HOUR), "{:?}", on.at(HOUR));
     let resumed = Timeline::new(draining(annotated("pause"), paused))

@@ -65,7 +65,8 @@ fn the_stamp_keeps_the_hosts_id_and_how_often_it_was_rebooted() {
     let kept = stamp_in(&patch_of(&working(status.clone())));
     assert_eq!(kept.host_id, "h");
     assert_eq!(kept.reboots, [("aa|1.0.0".to_owned(), 2)].into());
-    // While it works a count alone is worth a write: the host may forget it in the reboot that comes next.
+    // While the agent works, a new count of reboots is enough for a write: the host may lose the count in the next
+    // reboot.
     let mut status = phase("Running");
     status["reboots"] = json!({ "aa|1.0.0": 3 });
     let kept = stamp_in(&patch_of(&working(status.clone())));
@@ -121,7 +122,7 @@ fn a_host_whose_disk_was_written_anew_is_named() {
     ] {
         let picture = on_host(id, "Preparing");
         assert_eq!(picture.reason("s", "worker-1"), want, "{id:?}");
-        // Once, with the result, however quick the run was.
+        // The event comes once, together with the result, also when the lease ends quickly.
         for (phase_name, count) in [("Preparing", 0), ("Complete", 1)] {
             let picture = on_host(id, phase_name);
             let index = picture.index();

@@ -1,4 +1,4 @@
-//! What people are told.
+//! The statuses that people read.
 
 use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;

@@ -1,4 +1,4 @@
-//! What people read, to the letter.
+//! The exact texts that people read.
 
 use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;
@@ -138,7 +138,7 @@ fn no_more_nodes_stay_cordoned_than_the_budget_has_slots() {
     assert_eq!(given_back(&budget(1)), ["worker-2", "worker-3"]);
     assert_eq!(given_back(&budget(2)), ["worker-3"]);
     assert_eq!(given_back(&budget(3)), [""; 0]);
-    // Two slots are free, and nobody may have them: who is not Ready counts.
+    // Two slots are free, but no node may take them: nodes that are not Ready count.
     let unavailable = json!({ "count": 2, "countUnavailable": true });
     let mut waiting = all(Picture::new()).skyhook(&["spec", "interruptionBudget"], unavailable);
     for n in 4..=5 {
@@ -173,7 +173,7 @@ fn an_invalid_skyhook_holds_up_those_that_come_after_it_on_its_nodes() {
     assert_eq!(earlier.reserved().len(), 3, "those before it go on");
 }
 
-/// Its result is not taken before the node is back, and until then nothing else would say what it is waited for.
+/// The result is not recorded before the node is back. Until then, only the status says what the lease waits for.
 #[test]
 fn a_node_that_ended_and_went_away_is_told_to_be_erroring() {
     let done = working(with_package("Complete", "complete"));

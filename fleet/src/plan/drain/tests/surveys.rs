@@ -8,7 +8,7 @@ fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
     let ago = |ms: u64| NOW - Duration::from_millis(ms);
     let draining = json!({ "state": "Draining", "since": wall().to_string() });
     let none = Vec::new;
-    // Lists and whether the API server only remembered them, and what is done then.
+    // Lists, whether they came from the API server's watch cache, and what is done then.
     for (name, lists, want) in [
         ("the first", vec![], vec!["list"]),
         (
