@@ -127,6 +127,35 @@ async fn cut_bodies_are_resumed_where_they_broke_off() {
     host.assert_clean().await;
 }
 
+/// The connection breaks after the last byte, as it does when a chunked body has no end. There is nothing left to ask for:
+/// a server answers a range that begins at the end with 416.
+#[tokio::test]
+async fn a_body_that_breaks_after_its_last_byte_is_whole() {
+    let image = Image::sized(50_000);
+    let layer = image.layer_digest(0);
+    let host = Host::new();
+    let liar = Liar::start(move |request| {
+        let mut answer = image.answer(request);
+        if is_blob(request, layer) {
+            answer = match (&answer.body, request.range()) {
+                (Body::Whole(bytes), 0) => Answer::new(200).body(Body::Cut {
+                    announced: bytes.len() + 1,
+                    bytes: bytes.clone(),
+                }),
+                _ => Answer::new(416),
+            };
+        }
+        answer
+    });
+    host.pull(&liar).await.unwrap();
+    assert_eq!(
+        liar.count("/blobs/sha256:"),
+        2,
+        "config and layer, once each"
+    );
+    host.assert_intact();
+}
+
 #[tokio::test]
 async fn a_server_that_cannot_resume_or_lies_about_it_is_read_from_the_start() {
     let image = Image::sized(200_000);

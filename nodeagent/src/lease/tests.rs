@@ -88,3 +88,33 @@ async fn no_call_waits_for_ever_for_a_server_that_says_nothing() {
     }
     assert!(DEADLINE <= Duration::from_secs(30));
 }
+
+/// A proxy may close each watch as soon as it is asked for.
+#[tokio::test]
+async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_a_pause() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (asked, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            if stream.read(&mut request).await.is_ok_and(|n| n > 0) {
+                let _sent = asked.send(());
+                let closed = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _written = stream.write_all(closed).await;
+            }
+        }
+    });
+    let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+    let client = Client::try_from(config).unwrap();
+    let api = LeaseApi::new(client, "worker-1".into(), "skyhook".into());
+    let (events, _seen) = tokio::sync::mpsc::unbounded_channel();
+    let mut version = "7".to_owned();
+    let watched = timeout(Duration::from_secs(2), api.follow(&events, &mut version)).await;
+    assert!(watched.is_err(), "it goes on watching");
+    let mut requests = 0;
+    while answers.try_recv().is_ok() {
+        requests += 1;
+    }
+    assert!((1..=10).contains(&requests), "{requests} requests in 2 s");
+}
