@@ -390,12 +390,6 @@ impl SkyhookFact {
             .is_some_and(|value| value == "true")
     }
 
-    /// True when nodes may get leases for this Skyhook.
-    #[must_use]
-    pub fn is_active(&self) -> bool {
-        !self.deleting && !self.is_paused() && !self.is_disabled() && self.checked.is_ok()
-    }
-
     /// True when the Skyhook is parked and is for this node. Nobody can tell then whether the node is complete, so
     /// Skyhooks that come later on the node wait.
     #[must_use]

@@ -223,6 +223,13 @@ impl<'a> Session<'a> {
         self.retry_at.remove(&target);
         self.index.begins(effect);
         self.ordinary += usize::from(!Class::of(effect).is_urgent());
+        // The watch may deliver the deletion before the answer comes, and the answer may be lost. Then no lease says any
+        // more why it was released.
+        if matches!(effect, Effect::ReleaseLease { .. })
+            && let Some((node, backoff)) = self.cool_down(effect, now)
+        {
+            self.index.back_off(node, backoff);
+        }
         Ok(())
     }
 

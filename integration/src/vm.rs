@@ -86,9 +86,13 @@ impl Vm {
 
     /// Orderly shutdown.
     pub async fn stop(&self) -> Result<()> {
-        self.run(&["systemctl", "poweroff", "--no-block"]).await?;
+        // The answer may go down with the machine: what counts is that it goes off.
+        let asked = self.run(&["systemctl", "poweroff", "--no-block"]).await;
         let off = tokio::time::timeout(2 * MINUTE, self.inner.switch.wait_off()).await;
-        off.with_context(|| format!("{} does not go off:\n{}", self.inner.name, self.console()))?
+        off.with_context(|| {
+            let (name, console) = (&self.inner.name, self.console());
+            format!("{name} does not go off ({asked:?}):\n{console}")
+        })?
     }
 
     /// Waits for a boot after the `after`th since the power is on.

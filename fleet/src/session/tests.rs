@@ -183,3 +183,50 @@ fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() 
             .all(|wait| *wait >= after && *wait < after * 5 / 4)
     );
 }
+
+/// The watch may deliver the deletion of a lease before the answer to its release comes, and the answer may be lost.
+#[test]
+fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answered() {
+    let settings = Settings::default();
+    let lease = serde_json::json!({
+        "metadata": {
+            "name": "n1", "uid": "l1", "resourceVersion": "5",
+            "annotations": { skyhook_crds::names::FORCE_RELEASE: "l1" },
+        },
+        "spec": {
+            "node": { "name": "n1", "uid": "uid-n1" },
+            "skyhook": { "name": "s", "uid": "s1" },
+            "revision": "r",
+            "stop": { "reason": "DrainTimedOut", "since": "2026-11-26T12:00:00Z" },
+        },
+        "status": { "phase": "Stopped" },
+    });
+    let release = Effect::ReleaseLease {
+        node: "n1".into(),
+        at: AsOf {
+            uid: "l1".into(),
+            resource_version: "5".into(),
+        },
+    };
+    let lost = Outcome::Retry {
+        error: "the answer did not come".into(),
+        after: Duration::from_secs(2),
+    };
+    for (what, outcome) in [("answered late", Outcome::Done(None)), ("lost", lost)] {
+        let mut session = Session::new(&settings);
+        session.index = crate::testkit::index(
+            &[crate::testkit::node_object("n1")],
+            &[],
+            std::slice::from_ref(&lease),
+            &[],
+        );
+        let now = Mono::from_secs(100);
+        assert_eq!(session.begin(&release, now), Ok(()), "{what}");
+        session.take(Change::LeaseGone("n1".into()), now);
+        session.settle(&release, outcome, now);
+        let backoff = session.index.clocks.backoff("n1");
+        let until = backoff.map(|backoff| (backoff.word, backoff.until));
+        let expected = (Word::DrainTimedOut, now + settings.drain_cool_down);
+        assert_eq!(until, Some(expected), "{what}");
+    }
+}

@@ -68,7 +68,7 @@ pub(crate) async fn scope_is_stopped(bench: &Bench) -> Result<()> {
     bench.vm().sh("systemctl stop 'skyhook-*.scope'").await?;
     let stopped = Instant::now();
     bench
-        .until_it_says(&manifest, &["scope was stopped"])
+        .until_it_says(&manifest, &["stopped its scope"])
         .await?;
     bench.until_tried_again(&manifest).await?;
     let done = bench.complete(&manifest).await?;
