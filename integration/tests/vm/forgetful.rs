@@ -43,10 +43,10 @@ async fn reboots_stop_at_the_cap(bench: &Bench, name: &str, unit: &str) -> Resul
     vm.write_file(&format!("{units}/skyhook-agent.service.d/cap.conf"), CAP)
         .await?;
     vm.enable("forget.service", units).await?;
-    // It forgets from the next boot on; what it would do now is done when it stops.
-    let start = "systemctl daemon-reload; systemctl restart skyhook-agent; systemctl start forget";
+    // It forgets at each boot, and once now: while the agent is stopped, or it would write what is being removed.
+    let start = "systemctl daemon-reload; systemctl stop skyhook-agent; systemctl start forget; \
+                 systemctl start skyhook-agent";
     vm.sh(start).await?;
-    vm.sh("systemctl restart skyhook-agent").await?;
 
     let first = vm.current()?;
     let script = json!({"apply.sh": "echo apply"});
