@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::{Duration, Instant};
 
 use skyhook_nodeagent::supervise::{RESULT, Spec};
 
-use super::Supervisor;
+use super::{Supervisor, peak_kib};
 
 const PASSWORD: &str = "hunter2 isn't long";
 const KEY: &str = "-----BEGIN KEY-----\nMIIEvQIBADAN\n-----END KEY-----\n";
@@ -81,14 +80,7 @@ fn a_long_secret_and_a_line_without_end_need_little_memory() {
     let supervisor = Supervisor::start("tr '\\0' x < /dev/zero", |spec| {
         spec.secrets.push(long.into());
     });
-    let begin = Instant::now();
-    let mut peak = 0;
-    while begin.elapsed() < Duration::from_secs(1) {
-        let status = fs::read_to_string(format!("/proc/{}/status", supervisor.pid())).unwrap();
-        let line = status.lines().find(|l| l.starts_with("RssAnon")).unwrap();
-        peak = peak.max(line.split_whitespace().nth(1).unwrap().parse().unwrap());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let peak = peak_kib(&supervisor);
     assert!(peak < 12 << 10, "{peak} KiB");
 }
 
