@@ -82,7 +82,7 @@ previous: setup
 	@integration/previous/build >/dev/null || [ $$? -eq 3 ]
 
 test: check build gen-check controlplane previous
-	@$(RUNNER) .ci/tests '--workspace -- --test-threads=$(TEST_THREADS)'
+	@$(RUNNER) .ci/tests '--workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)'
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
 

@@ -35,7 +35,7 @@ pub(crate) async fn does_what_it_is_told(bench: &Bench) -> Result<()> {
     // Off and on: what was synced is there, what was in memory alone is not.
     let first = vm.current()?;
     vm.sh("sync; echo kept >/dev/shm/lost").await?;
-    vm.kill().await?;
+    vm.stop().await?;
     ensure!(
         vm.current().is_err() && !vm.is_reachable(),
         "it is still up"
@@ -47,8 +47,5 @@ pub(crate) async fn does_what_it_is_told(bench: &Bench) -> Result<()> {
         vm.read_file("/dev/shm/lost").await.is_err(),
         "nothing was lost"
     );
-    vm.stop().await?;
-    let third = vm.boot().await?;
-    ensure!(third.id != second.id, "it is the same boot");
     Ok(())
 }
