@@ -1,5 +1,7 @@
 //! Sends events, without a guarantee. A lost event does no harm, because the status says the same.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
@@ -11,9 +13,24 @@ use skyhook_fleet::events::{EventFact, Subject};
 /// Longest note that the API server takes, in bytes.
 const MAX_NOTE: usize = 1024;
 
+/// How many events are remembered, so that an event that is sent again is counted and not created once more.
+///
+/// A recorder of kube remembers every event of the last six minutes and looks at all of them for each new one. On a
+/// large fleet these are tens of thousands.
+const REMEMBERED: usize = 256;
+
 /// Sends events as the coordinator.
-#[derive(Clone)]
-pub struct Publisher(Recorder);
+pub struct Publisher {
+    client: Client,
+    reporter: Reporter,
+    memory: Mutex<Memory>,
+}
+
+/// A recorder, and how many events it was given.
+struct Memory {
+    recorder: Arc<Recorder>,
+    events: usize,
+}
 
 impl std::fmt::Debug for Publisher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -29,7 +46,30 @@ impl Publisher {
             controller: "skyhook-controller".to_owned(),
             instance: Some(instance.to_owned()),
         };
-        Self(Recorder::new(client, reporter))
+        let recorder = Arc::new(Recorder::new(client.clone(), reporter.clone()));
+        let memory = Mutex::new(Memory {
+            recorder,
+            events: 0,
+        });
+        Self {
+            client,
+            reporter,
+            memory,
+        }
+    }
+
+    /// The recorder that remembers the last events: another one when the current one remembers enough.
+    fn recorder(&self, events: usize) -> Arc<Recorder> {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if memory.events >= REMEMBERED {
+            let (client, reporter) = (self.client.clone(), self.reporter.clone());
+            *memory = Memory {
+                recorder: Arc::new(Recorder::new(client, reporter)),
+                events: 0,
+            };
+        }
+        memory.events += events;
+        Arc::clone(&memory.recorder)
     }
 
     /// Sends in the background.
@@ -37,7 +77,7 @@ impl Publisher {
         if events.is_empty() {
             return;
         }
-        let recorder = self.0.clone();
+        let recorder = self.recorder(events.len());
         tokio::spawn(async move {
             for fact in events {
                 if let Err(error) = recorder
@@ -102,7 +142,30 @@ fn reference(subject: &Subject) -> ObjectReference {
 
 #[cfg(test)]
 mod tests {
+    use http::{Request, Response};
+    use kube::client::Body;
+
     use super::*;
+
+    /// A publisher that reaches no API server.
+    fn publisher() -> Publisher {
+        let service = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        Publisher::new(Client::new(service, "default"), "one")
+    }
+
+    #[tokio::test]
+    async fn what_is_remembered_of_events_does_not_grow_with_the_fleet() {
+        let publisher = publisher();
+        let first = publisher.recorder(1);
+        for _ in 1..REMEMBERED {
+            assert!(Arc::ptr_eq(&first, &publisher.recorder(1)));
+        }
+        let second = publisher.recorder(1);
+        assert!(!Arc::ptr_eq(&first, &second), "it remembers all events");
+        assert!(Arc::ptr_eq(&second, &publisher.recorder(1)));
+    }
 
     #[test]
     fn only_what_says_the_same_is_counted_as_one() {
