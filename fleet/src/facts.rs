@@ -380,6 +380,22 @@ impl SkyhookFact {
         self.annotations
             .get(names::PAUSE)
             .is_some_and(|value| value == "true")
+    /// True when the Skyhook has our finalizer, so that it is not gone before its leases and cordons are.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        let mut finalizers = self.finalizers.iter();
+        finalizers.any(|finalizer| finalizer == names::SKYHOOK_FINALIZER)
+    }
+
+    /// The keys of the packages' configuration that changed last, as NVIDIA Skyhook noted them in the status.
+    #[must_use]
+    pub fn config_updates(&self) -> &BTreeMap<String, Vec<String>> {
+        static NONE: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        self.status
+            .as_ref()
+            .map_or(&NONE, |status| &status.config_updates)
+    }
+
     }
 
     /// True when the annotation takes the Skyhook out of the roll-out.

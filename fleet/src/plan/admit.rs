@@ -158,6 +158,10 @@ fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     }
     let revision = skyhook.checked.as_ref().ok()?;
     (!view.picture.revisions().contains_key(&revision.revision))
+    if !skyhook.is_adopted() {
+        let message = "the Skyhook's finalizer is being written";
+        return Some(Reason::new(Word::Settling, message));
+    }
         .then(|| Reason::new(Word::Settling, "the revision is being written"))
 }
 

@@ -121,10 +121,7 @@ pub(super) struct StatusKey {
 
 /// Writes what the deletion of a Skyhook waits for. The rest of the status stays as it was.
 fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
-    let ours = |finalizer: &String| finalizer == names::SKYHOOK_FINALIZER;
-    let Some(message) =
-        message::left(view, skyhook).filter(|_| skyhook.finalizers.iter().any(ours))
-    else {
+    let Some(message) = message::left(view, skyhook).filter(|_| skyhook.is_adopted()) else {
         return;
     };
     let current = skyhook.status.clone().unwrap_or_default();

@@ -344,6 +344,11 @@ fn who_gets_a_lease() {
             vec![],
         ),
         (
+        (
+            "without our finalizer",
+            Picture::new().skyhook(&["metadata", "finalizers"], json!(["another.example/finalizer"])),
+            vec![],
+        ),
             "an invalid Skyhook does not stop those before it",
             Picture::new()
                 .skyhook(&["spec", "packages"], json!({ "aa": { "version": "x", "image": "r" } }))
