@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::installed::Stamp;
-use crate::package::PackageStatus;
+use crate::package::{Interrupt, PackageStatus};
 use crate::stage::{Stage, State};
 
 /// The right to work on one node, given by the coordinator out of the budget.
@@ -64,6 +64,10 @@ pub struct InterruptionLeaseSpec {
     /// Where `installed` came from; unset for a Node that carries no result of ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
+    /// Interrupts that NVIDIA Skyhook has left undone on the node, by package: the package is configured and waits for
+    /// its interrupt. Only for a Node that carries no result of ours.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub interrupts_left: BTreeMap<String, Interrupt>,
     /// The part of the budget that the lease takes a slot of.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub compartment: String,

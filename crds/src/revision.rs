@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::glob;
 use crate::installed::{PackageStates, hex};
-use crate::package::Package;
+use crate::package::{Interrupt, Package};
 use crate::stage::{Stage, State};
 
 /// What a revision holds: everything that an agent needs, and nothing that only paces the roll-out.
@@ -55,8 +56,8 @@ pub enum Work {
 
 /// What separates a node from a revision, by package. Empty: the node is complete.
 ///
-/// `recorded` is the revision that the node's record was written at; without one (a node known from NVIDIA
-/// Skyhook alone) a package that is complete at its version counts as configured.
+/// `recorded` is the revision that the node's record was written at. Without one (a node that NVIDIA Skyhook alone has
+/// worked on) a package that is complete at its version counts as configured; see also [`left_undone`].
 #[must_use]
 pub fn work(
     states: &PackageStates,
@@ -97,6 +98,42 @@ pub fn work(
         }
     }
     work
+}
+
+/// The interrupts that NVIDIA Skyhook has left undone on a node, by package. Only for a node that it alone has worked on.
+///
+/// In NVIDIA Skyhook a package that has an interrupt waits with the stage `config` complete until all packages of the
+/// node can be interrupted together. Without an interrupt, the same stage and state mean that the package is complete.
+/// Which of the two holds is decided by `updates` (`status.configUpdates` of the Skyhook: the keys of a package's
+/// configuration that changed last). While a package has such keys, its interrupts are those that `configInterrupts` names
+/// for them, and `interrupt` does not count.
+#[must_use]
+pub fn left_undone(
+    states: &PackageStates,
+    updates: &BTreeMap<String, Vec<String>>,
+    wanted: &RevisionData,
+) -> BTreeMap<String, Interrupt> {
+    let is_waiting = |package: &Package| {
+        let state = states.get(&package.key());
+        state.is_some_and(|s| (s.stage, s.state) == (Stage::Config, State::Complete))
+    };
+    let interrupt = |package: &Package| {
+        let updated = updates.get(&package.name).filter(|keys| !keys.is_empty());
+        let Some(updated) = updated else {
+            return package.interrupt.clone();
+        };
+        let named = package.config_interrupts.iter();
+        let named =
+            named.filter(|(pattern, _)| updated.iter().any(|key| glob::matches(pattern, key)));
+        Interrupt::merge(named.map(|(_, interrupt)| interrupt))
+    };
+    let waiting = wanted
+        .packages
+        .values()
+        .filter(|package| is_waiting(package));
+    waiting
+        .filter_map(|package| Some((package.name.clone(), interrupt(package)?)))
+        .collect()
 }
 
 /// True when a package in this stage and state has been through its whole cycle. Config is an end as well: a change of

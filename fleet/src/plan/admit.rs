@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
+use skyhook_crds::revision;
 
 use super::ledger::Ledger;
 use super::reason::{Reason, Word};
@@ -156,12 +158,12 @@ fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     if skyhook.deleting {
         return Some(Reason::new(Word::Deleted, "the Skyhook is being deleted"));
     }
-    let revision = skyhook.checked.as_ref().ok()?;
-    (!view.picture.revisions().contains_key(&revision.revision))
     if !skyhook.is_adopted() {
         let message = "the Skyhook's finalizer is being written";
         return Some(Reason::new(Word::Settling, message));
     }
+    let revision = skyhook.checked.as_ref().ok()?;
+    (!view.picture.revisions().contains_key(&revision.revision))
         .then(|| Reason::new(Word::Settling, "the revision is being written"))
 }
 
@@ -202,6 +204,12 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
         return false;
     };
     let generation = skyhook.generation;
+    let stamp = record.stamp.as_ref();
+    let interrupts_left = if stamp.is_some_and(Stamp::has_result) {
+        BTreeMap::new()
+    } else {
+        revision::left_undone(installed, skyhook.config_updates(), &checked.data)
+    };
     draft.push(Effect::ReserveLease {
         node: node.name.clone(),
         spec: Box::new(InterruptionLeaseSpec {
@@ -217,6 +225,7 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
             revision: checked.revision.clone(),
             installed: installed.clone(),
             stamp: record.stamp.clone(),
+            interrupts_left,
             compartment: DEFAULT_COMPARTMENT.to_owned(),
             ..InterruptionLeaseSpec::default()
         }),

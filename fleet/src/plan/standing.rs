@@ -172,7 +172,14 @@ pub(super) fn outstanding(
             .map(|name| (name.clone(), Work::Config))
             .collect());
     }
-    Ok(revision::work(states, recorded, &checked.data))
+    let mut work = revision::work(states, recorded, &checked.data);
+    if stamp.is_none() {
+        let left = revision::left_undone(states, skyhook.config_updates(), &checked.data);
+        for package in left.into_keys() {
+            work.entry(package).or_insert(Work::Interrupt);
+        }
+    }
+    Ok(work)
 }
 
 /// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on

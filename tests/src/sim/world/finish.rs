@@ -225,7 +225,9 @@ impl<C: Core> World<'_, C> {
             .as_ref()
             .is_none_or(|stamp| !stamp.has_result());
         let taken_for_complete = record.states.as_ref().is_ok_and(|states| {
-            unstamped && revision::work(states, None, &checked.data).is_empty()
+            let left = || revision::left_undone(states, skyhook.config_updates(), &checked.data);
+            let work = || revision::work(states, None, &checked.data);
+            unstamped && work().is_empty() && left().is_empty()
         });
         there || taken_for_complete || (checked.data.packages.is_empty() && record.states.is_ok())
     }
