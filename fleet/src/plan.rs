@@ -57,6 +57,18 @@ pub struct View<'a> {
 }
 
 /// What to write now, and when to look again if nothing changes before.
+impl View<'_> {
+    /// How long something lasts that began at the time `since`, as an API object says it, and that this process saw at the
+    /// time `seen` first. The longer of the two counts, so a wall clock that is set back makes nothing wait longer.
+    #[must_use]
+    pub fn age(&self, since: Timestamp, seen: Option<Mono>) -> Duration {
+        let by_wall = self.now.wall.duration_since(since);
+        let by_wall = Duration::try_from(by_wall).unwrap_or_default();
+        let seen = seen.map(|seen| self.now.mono.saturating_sub(seen));
+        by_wall.max(seen.unwrap_or_default())
+    }
+}
+
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
     pub effects: Vec<Effect>,

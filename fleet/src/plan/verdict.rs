@@ -1,7 +1,5 @@
 //! A node's status for one Skyhook, and why it does not move.
 
-use std::time::Duration;
-
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
 use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
@@ -170,8 +168,8 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
 /// The time from which a node that is not Ready is called parked; `None` for a Ready node.
 pub(super) fn parked_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
     let since = node.ready_since.filter(|_| !node.ready)?;
-    let passed = Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default();
-    Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(passed))
+    let away = view.age(since, view.clocks.away_seen(&node.name));
+    Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(away))
 }
 
 fn drain_message(lease: &InterruptionLease) -> String {

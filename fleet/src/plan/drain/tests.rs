@@ -102,7 +102,7 @@ impl Case {
         });
         index.apply(
             Change::Lease(Box::new(serde_json::from_value(lease).unwrap())),
-            Mono::ZERO,
+            self.began(),
         );
         for (at, pods) in &self.lists {
             let change = Change::Pods {
@@ -131,6 +131,15 @@ impl Case {
             }
         }
         index
+    }
+
+    /// When the drain began, if the wall clock was never set.
+    fn began(&self) -> Mono {
+        let since = self.drain["since"].as_str();
+        let since = since.and_then(|since| since.parse::<Timestamp>().ok());
+        let age = since.map(|since| wall().duration_since(since));
+        let age = age.and_then(|age| Duration::try_from(age).ok());
+        age.map_or(Mono::ZERO, |age| NOW.saturating_sub(age))
     }
 
     fn plan(&self) -> Plan {
