@@ -260,9 +260,11 @@ impl NodePatch {
         self.annotations
             .retain(|key, value| node.annotations.get(key) != value.as_ref());
         self.labels
-            .retain(|key, value| node.labels.get(key) != value.as_ref());
-        self.conditions
-            .retain(|_, condition| !node.conditions.contains(condition));
+            .retain(|key, value| node.labels.get(key) != value.as_deref());
+        self.conditions.retain(|type_, condition| {
+            let mut there = node.conditions.iter();
+            there.find(|there| there.type_ == *type_) != condition.as_ref()
+        });
         self.unschedulable = self
             .unschedulable
             .filter(|wanted| *wanted != node.unschedulable);

@@ -51,6 +51,7 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         checked,
         // Computed from the spec.
         parked_over: _,
+        selector: _,
         status: _,
     } = new;
     held.uid != *uid
@@ -58,8 +59,8 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         || held.deleting != *deleting
         || held.annotations != *annotations
         || held.spec != *spec
-        // `checked` is computed from the spec, the name and the UID. A spec that cannot be decoded is the exception:
         || held.config_updates() != new.config_updates()
+        // `checked` is computed from the spec, the name and the UID. A spec that cannot be decoded is the exception:
         // `spec` has the default value then, and only `checked` says what is wrong.
         || held.checked.as_ref().err() != checked.as_ref().err()
 }

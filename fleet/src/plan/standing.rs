@@ -64,11 +64,7 @@ pub(super) fn judge(
         Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
     }
-    if node
-        .labels
-        .get(names::IGNORE)
-        .is_some_and(|value| value == "true")
-    {
+    if node.labels.get(names::IGNORE) == Some("true") {
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
         return Standing::Blocked(Reason::new(Word::NodeIgnored, message));
     }

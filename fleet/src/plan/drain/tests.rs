@@ -456,9 +456,9 @@ fn a_control_plane_node_is_drained_only_while_the_others_are_ready() {
         other.ready = other_ready;
         index.picture.node(other);
         for name in ["worker-1", "worker-2"] {
-            index.picture.edit_node(name, |node| {
-                drop(node.labels.insert(label.into(), String::new()))
-            });
+            index
+                .picture
+                .edit_node(name, |node| testkit::label(node, label, ""));
         }
         index
     };

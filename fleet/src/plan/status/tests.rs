@@ -261,10 +261,9 @@ fn names_in_conditions_are_few() {
     let fleet = Fleet { nodes: 40, ..FLEET };
     let mut index = fleet.index();
     for n in 0..40 {
-        let ignore = (names::IGNORE.into(), "true".into());
-        index
-            .picture
-            .edit_node(&Fleet::name(n), |node| node.labels.extend([ignore]));
+        index.picture.edit_node(&Fleet::name(n), |node| {
+            testkit::label(node, names::IGNORE, "true");
+        });
     }
     let status = status(&index).expect("a first status is written");
     let message = |type_: &str| {

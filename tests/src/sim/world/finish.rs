@@ -234,7 +234,7 @@ impl<C: Core> World<'_, C> {
 
     /// Whether something that was left as it is keeps the Skyhook off the node.
     fn is_excused(&self, skyhook: &SkyhookFact, node: &NodeFact, held: &BTreeSet<&str>) -> bool {
-        let ignored = node.labels.get(names::IGNORE).is_some_and(|v| v == "true");
+        let ignored = node.labels.get(names::IGNORE) == Some("true");
         let malformed = node.record(&skyhook.name).states.is_err();
         let budget = skyhook.spec.interruption_budget.as_ref();
         let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));
