@@ -152,8 +152,8 @@ pub struct NodePatch {
     /// Label to value; `None` removes it.
     pub labels: BTreeMap<String, Option<String>>,
     pub unschedulable: Option<bool>,
-    /// Conditions, by type.
-    pub conditions: BTreeMap<String, WireCondition>,
+    /// Conditions, by type; `None` removes one.
+    pub conditions: BTreeMap<String, Option<WireCondition>>,
     /// What a live GET of the node's lease must show before the write.
     pub check: LiveCheck,
 }
@@ -249,13 +249,29 @@ impl NodePatch {
                 message: format!("Package Erroring or Unknown for {skyhook}"),
             },
         ] {
-            self.conditions.insert(condition.type_.clone(), condition);
+            self.conditions
+                .insert(condition.type_.clone(), Some(condition));
         }
         self
     }
 
     /// Leaves out values that the node has already.
     #[must_use]
+    /// Removes all that tells how far a Skyhook is: status, reason and conditions.
+    #[must_use]
+    pub fn forget(mut self, skyhook: &str) -> Self {
+        let status = skyhook_crds::names::status(skyhook);
+        self.labels.insert(status.clone(), None);
+        for type_ in [
+            skyhook_crds::names::not_ready_condition(skyhook),
+            skyhook_crds::names::erroring_condition(skyhook),
+        ] {
+            self.conditions.insert(type_, None);
+        }
+        self.annotation(&status, None)
+            .annotation(&skyhook_crds::names::reason(skyhook), None)
+    }
+
     pub fn reduced(mut self, node: &NodeFact) -> Self {
         self.annotations
             .retain(|key, value| node.annotations.get(key) != value.as_ref());

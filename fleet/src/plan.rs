@@ -12,6 +12,7 @@ pub mod cordon;
 pub mod drain;
 pub mod lease;
 pub mod ledger;
+mod leftovers;
 mod reapply;
 pub mod reason;
 mod revisions;
@@ -56,7 +57,6 @@ pub struct View<'a> {
     pub now: Now,
 }
 
-/// What to write now, and when to look again if nothing changes before.
 impl View<'_> {
     /// How long something lasts that began at the time `since`, as an API object says it, and that this process saw at the
     /// time `seen` first. The longer of the two counts, so a wall clock that is set back makes nothing wait longer.
@@ -69,6 +69,7 @@ impl View<'_> {
     }
 }
 
+/// What to write now, and when to look again if nothing changes before.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
     pub effects: Vec<Effect>,
@@ -106,6 +107,7 @@ impl Cache {
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
         cordon::sweep(view, &rows, &order, self, &mut draft);
         rollup::nodes(view, &mut rows, &order, self, &mut draft);
+        leftovers::sweep(view, &rows, &order, self, &mut draft);
         let fleet = status::skyhooks(view, &mut rows, &order, &ledger, self, &mut draft);
         revisions::prune(view, &skyhooks, &mut draft);
         let columns = rows

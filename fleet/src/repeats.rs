@@ -131,7 +131,8 @@ fn node(patch: &NodePatch, hasher: &mut DefaultHasher) {
         }
     }
     for (name, condition) in &patch.conditions {
-        (name, &condition.status, &condition.reason).hash(hasher);
+        let said = condition.as_ref().map(|c| (&c.status, &c.reason));
+        (name, said).hash(hasher);
     }
 }
 

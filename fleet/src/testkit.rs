@@ -58,7 +58,7 @@ pub fn patched(node: &NodeFact, patch: &NodePatch) -> NodeFact {
     }
     let mut conditions = node.conditions.clone();
     conditions.retain(|c| !patch.conditions.contains_key(&c.type_));
-    conditions.extend(patch.conditions.values().cloned());
+    conditions.extend(patch.conditions.values().flatten().cloned());
     let version: u64 = node.resource_version.parse().unwrap_or_default();
     let mut conditions: Vec<Value> = conditions
         .iter()

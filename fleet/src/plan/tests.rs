@@ -18,6 +18,7 @@ mod cordons;
 mod endings;
 mod host;
 mod leases;
+mod left;
 mod reapply;
 mod replaced;
 mod status;

@@ -226,7 +226,7 @@ fn write_node(object: &mut Value, patch: &NodePatch, version: u64) {
             part.retain(|_, value| !value.is_null());
         }
     }
-    let conditions = patch.conditions.values().map(|c| {
+    let conditions = patch.conditions.values().flatten().map(|c| {
         json!({ "type": c.type_, "status": c.status, "reason": c.reason, "message": c.message })
     });
     let ready = json!({ "type": "Ready", "status": "True" });
