@@ -172,11 +172,13 @@ impl Applier {
                 at,
                 stop,
                 revision,
+                message,
             } => {
                 let stop = stop.map(|reason| Stop {
                     reason,
                     since: wall.to_owned(),
                     revision: revision.clone(),
+                    message: (*message).to_owned(),
                 });
                 self.lease_spec(node, at, &json!({ "stop": stop })).await
             }

@@ -181,6 +181,9 @@ pub struct Stop {
     /// something else there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// For people: why, where `reason` leaves it open.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
 /// Reasons to stop at the next step boundary.
@@ -198,6 +201,10 @@ pub enum StopReason {
     /// Somebody edited the node's package states.
     Edited,
     DrainTimedOut,
+    /// A reason that only a newer version knows. It is read and never written. The agent stops.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// What the agent reports.

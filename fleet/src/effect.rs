@@ -86,6 +86,8 @@ pub enum Effect {
         stop: Option<StopReason>,
         /// For `NewRevision`: the revision that the node is to be brought to instead.
         revision: Option<String>,
+        /// Why, where `stop` leaves it open.
+        message: &'static str,
     },
     SetDrain {
         node: String,
@@ -255,8 +257,6 @@ impl NodePatch {
         self
     }
 
-    /// Leaves out values that the node has already.
-    #[must_use]
     /// Removes all that tells how far a Skyhook is: status, reason and conditions.
     #[must_use]
     pub fn forget(mut self, skyhook: &str) -> Self {
@@ -272,6 +272,8 @@ impl NodePatch {
             .annotation(&skyhook_crds::names::reason(skyhook), None)
     }
 
+    /// Leaves out values that the node has already.
+    #[must_use]
     pub fn reduced(mut self, node: &NodeFact) -> Self {
         self.annotations
             .retain(|key, value| node.annotations.get(key) != value.as_ref());

@@ -56,7 +56,8 @@ pub fn agent_duty(lease: &InterruptionLease, node_uid: &str) -> AgentDuty {
                 | StopReason::Disabled
                 | StopReason::Deleted
                 | StopReason::Edited
-                | StopReason::DrainTimedOut),
+                | StopReason::DrainTimedOut
+                | StopReason::Unknown),
             ) => AgentDuty::Stop(reason),
         },
     }

@@ -104,6 +104,7 @@ pub enum Withdrawal {
     Deleting,
     Orphaned,
     OverBudget,
+    NotSelected,
     Stop(StopReason),
     NewerRecord,
     RecordChanged,
@@ -122,9 +123,9 @@ impl fmt::Display for Withdrawal {
             Self::Stop(StopReason::NewRevision) => "the Skyhook has a newer revision",
             Self::Stop(StopReason::Paused) => "the Skyhook is paused",
             Self::Stop(StopReason::Disabled) => "the Skyhook is disabled",
-            Self::Stop(StopReason::Deleted) => {
-                "the Skyhook is deleted, or no longer selects the node"
-            }
+            Self::NotSelected => "the Skyhook no longer selects the node",
+            Self::Stop(StopReason::Deleted) => "the Skyhook is deleted",
+            Self::Stop(StopReason::Unknown) => "it is to stop",
             Self::Stop(StopReason::Edited) => "the node's package states were edited",
             Self::Stop(StopReason::DrainTimedOut) => "pods did not leave in time",
             Self::NewerRecord => "a newer version wrote the node's record",

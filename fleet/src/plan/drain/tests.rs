@@ -396,6 +396,7 @@ fn a_pause_does_not_end_over_a_drain_from_before_it() {
             at: version("lease", "5"),
             stop: None,
             revision: None,
+            message: "",
         };
         let got = guard::check(&case.index(), &Settings::default(), &resume);
         assert_eq!(got, want, "{state}");

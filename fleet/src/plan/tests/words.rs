@@ -119,7 +119,7 @@ fn why_a_lease_is_withdrawn() {
         ),
         (
             Withdrawal::Stop(StopReason::Deleted),
-            "the Skyhook is deleted, or no longer selects the node",
+            "the Skyhook is deleted",
         ),
         (Withdrawal::OverBudget, "it does not fit the budget"),
     ] {
