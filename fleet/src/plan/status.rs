@@ -47,6 +47,8 @@ const MAX_PACKAGE_LIST: usize = 4096;
 const MAX_READY: usize = 4096;
 /// Longest message of any other condition, in bytes.
 const MAX_MESSAGE: usize = 1024;
+/// Type of the condition that a DeploymentPolicy does not exist.
+const POLICY_NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
 
 /// Writes the statuses of the Skyhooks. It takes long to compute a status, so this is done only when the status may be
 /// written now and when something in it may have changed. A new generation or overall status is written at once,
@@ -311,12 +313,17 @@ fn all_conditions(
     let mut ours = vec![ready(view, skyhook, summary, ledger, wanted)];
     ours.extend(transition(skyhook, wanted, current));
     ours.extend(of_nodes(summary, current));
+    let policy = policy_not_found(view, skyhook);
+    let is_found = policy.is_none();
+    ours.extend(policy);
     let mut merged = conditions::merge(
         &current.conditions,
         &ours,
         skyhook.generation,
         view.now.wall,
     );
+    // This condition is there only while it is true.
+    merged.retain(|condition| condition.type_ != POLICY_NOT_FOUND || !is_found);
     if merged.len() > MAX_CONDITIONS {
         merged.sort_by_key(|condition| !ours.iter().any(|our| our.type_ == condition.type_));
         merged.truncate(MAX_CONDITIONS);
@@ -370,6 +377,16 @@ fn transition(
             wanted.status.as_str(),
             format!("Transitioned [{}] -> [{}]", current.status, wanted.status),
         )
+    })
+}
+
+/// The condition that the DeploymentPolicy, which the Skyhook names, does not exist.
+fn policy_not_found(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Wanted> {
+    let policy = &skyhook.spec.deployment_policy;
+    let is_missing = !policy.is_empty() && !view.picture.policies().contains(policy);
+    is_missing.then(|| {
+        let message = format!("DeploymentPolicy {policy:?} not found");
+        Wanted::new(POLICY_NOT_FOUND, true, "DeploymentPolicyNotFound", message)
     })
 }
 
