@@ -22,6 +22,7 @@ mod left;
 mod reapply;
 mod replaced;
 mod status;
+mod told;
 mod words;
 
 /// A picture in the making.
@@ -345,11 +346,11 @@ fn who_gets_a_lease() {
             vec![],
         ),
         (
-        (
             "without our finalizer",
             Picture::new().skyhook(&["metadata", "finalizers"], json!(["another.example/finalizer"])),
             vec![],
         ),
+        (
             "an invalid Skyhook does not stop those before it",
             Picture::new()
                 .skyhook(&["spec", "packages"], json!({ "aa": { "version": "x", "image": "r" } }))
