@@ -2,9 +2,9 @@
 //! with the process: everything that must outlive it is stored in the API objects.
 
 mod drains;
+mod mono;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::InterruptionLease;
@@ -16,9 +16,7 @@ use crate::plan::cordon;
 use crate::plan::reason::Word;
 
 pub use drains::{DrainWatch, EvictionTry, PodList};
-
-/// Time since the process started. Deadlines are measured with it.
-pub type Mono = Duration;
+pub use mono::Mono;
 
 /// What was observed about a lease, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

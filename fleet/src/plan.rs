@@ -64,7 +64,7 @@ impl View<'_> {
     pub fn age(&self, since: Timestamp, seen: Option<Mono>) -> Duration {
         let by_wall = self.now.wall.duration_since(since);
         let by_wall = Duration::try_from(by_wall).unwrap_or_default();
-        let seen = seen.map(|seen| self.now.mono.saturating_sub(seen));
+        let seen = seen.map(|seen| self.now.mono.since(seen));
         by_wall.max(seen.unwrap_or_default())
     }
 }

@@ -83,7 +83,7 @@ impl Picture {
             )],
             leases: Vec::new(),
             settings: Settings::default(),
-            now: Duration::from_secs(1000),
+            now: Mono::from_secs(1000),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::testkit;
 
 mod surveys;
 
-const NOW: Mono = Duration::from_secs(1000);
+const NOW: Mono = Mono::from_secs(1000);
 
 fn wall() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
@@ -139,7 +139,7 @@ impl Case {
         let since = since.and_then(|since| since.parse::<Timestamp>().ok());
         let age = since.map(|since| wall().duration_since(since));
         let age = age.and_then(|age| Duration::try_from(age).ok());
-        age.map_or(Mono::ZERO, |age| NOW.saturating_sub(age))
+        age.map_or(Mono::ZERO, |age| NOW - age)
     }
 
     fn plan(&self) -> Plan {

@@ -47,7 +47,7 @@ fn at_work() -> (crate::index::Index, Settings, Now, String) {
     }
     let settings = Settings::default();
     let now = Now {
-        mono: Duration::from_secs(1000),
+        mono: Mono::from_secs(1000),
         wall: Timestamp::from_second(1_700_000_000).unwrap(),
     };
     for effect in plan(&index.view(&settings, now)).effects {
@@ -154,7 +154,7 @@ fn a_lease_that_did_not_fit_is_granted_when_another_has_gone() {
     }
     let settings = Settings::default();
     let now = Now {
-        mono: Duration::from_secs(1000),
+        mono: Mono::from_secs(1000),
         wall: Timestamp::from_second(1_700_000_000).unwrap(),
     };
     let mut cache = Cache::default();

@@ -29,7 +29,7 @@ fn not_ready(picture: Picture, since: &str) -> Picture {
     let picture = picture.node(1, &["status", "conditions"], ready);
     // The Node is first seen at the time 0.
     Picture {
-        now: Duration::from_secs(100),
+        now: Mono::from_secs(100),
         ..picture
     }
 }
@@ -41,7 +41,7 @@ fn a_clock_that_is_set_back_delays_no_word_about_a_node_that_stays_away() {
         "2030-01-01T00:00:00Z",
     );
     for (seconds, want) in [(899, "AwaitingNode"), (900, "Parked")] {
-        let now = Duration::from_secs(seconds);
+        let now = Mono::from_secs(seconds);
         let away = Picture {
             now,
             ..away.clone()
