@@ -13,7 +13,7 @@ use skyhook_crds::lease::{DrainState, StopReason};
 use crate::effect::Target;
 use crate::picture::{Changed, Kind, Picture};
 use crate::plan::cordon;
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 
 pub use drains::{DrainWatch, EvictionTry, PodList};
 pub use mono::Mono;
@@ -47,7 +47,7 @@ impl LeaseClock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     pub until: Mono,
-    pub word: Word,
+    pub code: ReasonCode,
     pub message: &'static str,
 }
 

@@ -60,8 +60,8 @@ proptest! {
         for skyhook in index.picture().skyhooks().values() {
             prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));
             for extra in [0, 1] {
-                let word = counted.refusal(skyhook, extra).map(|reason| reason.word);
-                prop_assert_eq!(word, ledger::refusal(&index, cap, skyhook, extra));
+                let code = counted.refusal(skyhook, extra).map(|reason| reason.code);
+                prop_assert_eq!(code, ledger::refusal(&index, cap, skyhook, extra));
             }
         }
         for node in index.picture().nodes().values() {

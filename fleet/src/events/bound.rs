@@ -132,7 +132,12 @@ mod tests {
             sent.extend(bound.pass(both, at));
         }
         assert_eq!(sent.len(), 20);
-        assert_eq!(bound.pass(vec![event(skyhook("t"), 1)], Mono::after(WHILE / 2)).len(), 1);
+        assert_eq!(
+            bound
+                .pass(vec![event(skyhook("t"), 1)], Mono::after(WHILE / 2))
+                .len(),
+            1
+        );
         assert_eq!(bound.sum_up(over - Duration::from_millis(1)), []);
         assert_eq!(bound.due(), Some(over));
         let sums = bound.sum_up(over);

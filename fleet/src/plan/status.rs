@@ -22,7 +22,7 @@ use skyhook_crds::stage::Status;
 use super::admit::{self, DEFAULT_COMPARTMENT};
 use super::cache::Cache;
 use super::ledger::Ledger;
-use super::reason::{Reason, Word};
+use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
 use crate::effect::{Effect, Target};
@@ -198,8 +198,8 @@ impl<'a> Summary<'a> {
         }
     }
 
-    fn with_reason(&self, word: Word) -> impl Iterator<Item = &Shown<'a>> {
-        let has = move |shown: &&Shown<'a>| shown.reason.is_some_and(|r| r.word == word);
+    fn with_reason(&self, code: ReasonCode) -> impl Iterator<Item = &Shown<'a>> {
+        let has = move |shown: &&Shown<'a>| shown.reason.is_some_and(|r| r.code == code);
         self.nodes.iter().filter(has)
     }
 }
@@ -257,9 +257,9 @@ fn reasons(
         let Some(reason) = shown.reason else {
             continue;
         };
-        let word = reason.word.to_string();
-        let there = current.reasons.get(&word);
-        let entry = reasons.entry(word).or_insert_with(|| ReasonSummary {
+        let code = reason.code.to_string();
+        let there = current.reasons.get(&code);
+        let entry = reasons.entry(code).or_insert_with(|| ReasonSummary {
             nodes: 0,
             since: there.map_or_else(|| seconds(now), |there| there.since.clone()),
             examples: Vec::new(),
@@ -395,27 +395,27 @@ fn of_nodes(summary: &Summary<'_>, current: &SkyhookStatus) -> Vec<Wanted> {
     let table = [
         (
             "skyhook.nvidia.com/TaintNotTolerable",
-            Word::TaintNotTolerable,
+            ReasonCode::TaintNotTolerable,
             "has taints that are not tolerable. Skipping.",
             "All nodes have tolerable taints.",
         ),
         (
             "skyhook.nvidia.com/NodesIgnored",
-            Word::NodeIgnored,
+            ReasonCode::NodeIgnored,
             "has ignore label set. Skipping.",
             "No nodes have ignore label set.",
         ),
         (
             "skyhook.nvidia.com/NodeStateMalformed",
-            Word::NodeStateMalformed,
+            ReasonCode::NodeStateMalformed,
             "has package states that cannot be read. Skipping.",
             "The package states of all nodes can be read.",
         ),
     ];
     let mut conditions = Vec::new();
-    for (type_, word, some, none) in table {
+    for (type_, code, some, none) in table {
         let nodes: Vec<&str> = summary
-            .with_reason(word)
+            .with_reason(code)
             .map(|shown| shown.node.name.as_str())
             .collect();
         let there = current.conditions.iter().any(|c| c.type_ == type_);
@@ -451,11 +451,11 @@ pub(super) fn with_since(
     now: Timestamp,
 ) -> NodeReason {
     let since = match there {
-        Some(there) if there.reason == reason.word.to_string() => there.since.clone(),
+        Some(there) if there.reason == reason.code.to_string() => there.since.clone(),
         Some(_) | None => seconds(now),
     };
     NodeReason {
-        reason: reason.word.to_string(),
+        reason: reason.code.to_string(),
         message: reason.message.clone().into_owned(),
         since,
     }

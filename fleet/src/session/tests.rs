@@ -170,7 +170,10 @@ fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() 
     let after = Duration::from_secs(8);
     let error = "too many requests".to_owned();
     session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
-    assert_eq!(session.begin_next(Mono::after(after) - Duration::from_millis(1)), None);
+    assert_eq!(
+        session.begin_next(Mono::after(after) - Duration::from_millis(1)),
+        None
+    );
     session.enqueue(all.clone());
     let begun = std::iter::from_fn(|| session.begin_next(Mono::after(after))).count();
     assert_eq!(begun, 6, "of half as many, two are kept for what is urgent");
@@ -225,8 +228,8 @@ fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answere
         session.take(Change::LeaseGone("n1".into()), now);
         session.settle(&release, outcome, now);
         let backoff = session.index.clocks.backoff("n1");
-        let until = backoff.map(|backoff| (backoff.word, backoff.until));
-        let expected = (Word::DrainTimedOut, now + settings.drain_cool_down);
+        let until = backoff.map(|backoff| (backoff.code, backoff.until));
+        let expected = (ReasonCode::DrainTimedOut, now + settings.drain_cool_down);
         assert_eq!(until, Some(expected), "{what}");
     }
 }

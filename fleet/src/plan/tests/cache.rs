@@ -3,7 +3,7 @@
 use super::*;
 use crate::index::Change;
 use crate::plan::cache::{Cache, Counted};
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 
 const NODES: usize = 300;
 
@@ -128,8 +128,14 @@ fn the_fleet_is_counted_whatever_is_written() {
     let want = Fleet {
         slots_used: NODES,
         skyhooks: [
-            ("s".to_owned(), counts(in_progress, Word::Preparing, NODES)),
-            ("t".to_owned(), counts(waiting, Word::EarlierSkyhook, 0)),
+            (
+                "s".to_owned(),
+                counts(in_progress, ReasonCode::Preparing, NODES),
+            ),
+            (
+                "t".to_owned(),
+                counts(waiting, ReasonCode::EarlierSkyhook, 0),
+            ),
         ]
         .into(),
     };
