@@ -31,7 +31,8 @@ pub fn name(skyhook: &str, uid: &str, data: &RevisionData) -> String {
     format!("{skyhook}-{}", hex(&hash.finalize()[..5]))
 }
 
-/// Digests of a package's configuration, key by key: what the host compares to find added, changed and removed keys.
+/// A digest for each key of a package's configuration. The host compares them to find the keys that were added, changed
+/// or removed.
 #[must_use]
 pub fn config_digests(config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     config
@@ -43,18 +44,19 @@ pub fn config_digests(config: &BTreeMap<String, String>) -> BTreeMap<String, Str
 /// What has to be done on a node for one package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
-    /// It is not there, or did not get to the end.
+    /// The package is not there, or is not complete.
     Unfinished,
     /// Another version is there.
     Version,
-    /// It is there and no longer wanted.
+    /// The package is there and is no longer wanted.
     Removed,
+    /// The configuration has changed, or may have.
     Config,
-    /// An interrupt was added that it has not had.
+    /// The package has to be interrupted, and all else is done.
     Interrupt,
 }
 
-/// What separates a node from a revision, by package. Empty: the node is complete.
+/// The work that is left until a node is at a revision, by package. If there is none, the node is complete.
 ///
 /// `recorded` is the revision that the node's record was written at. Without one (a node that NVIDIA Skyhook alone has
 /// worked on) a package that is complete at its version counts as configured; see also [`left_undone`].
@@ -74,8 +76,8 @@ pub fn work(
             Some(state) if is_finished(state.stage, state.state) => {
                 recorded.and_then(|data| match data.packages.get(name) {
                     Some(old) if old.version == package.version => change(old, package),
-                    // The run at that revision ended before its turn came: how it is configured, the host's journal
-                    // knows alone.
+                    // The run at that revision ended before this package was begun. Only the host's journal knows how
+                    // it is configured.
                     Some(_) | None => Some(Work::Config),
                 })
             }
@@ -91,7 +93,7 @@ pub fn work(
     for (key, state) in states {
         if !wanted_keys.contains(key) {
             let found = work.entry(state.name.clone()).or_insert(Work::Removed);
-            // Another version was begun over one that is wanted again: more than its configuration is to be done.
+            // Another version was begun over the wanted one. More has to be done than to configure it.
             if matches!(found, Work::Config | Work::Interrupt) {
                 *found = Work::Removed;
             }
@@ -143,7 +145,8 @@ pub fn is_finished(stage: Stage, state: State) -> bool {
     state == State::Complete && matches!(stage, Stage::Config | Stage::PostInterrupt)
 }
 
-/// What an edit of a package asks for on a node where it is complete; env, resources and image do not re-run it.
+/// The work that an edit of a package asks for on a node where the package is complete. A change of env, resources or
+/// image asks for none.
 #[must_use]
 pub fn change(old: &Package, new: &Package) -> Option<Work> {
     // Most nodes are at the very revision that is wanted: configurations may be long, so they are not compared then.
