@@ -137,8 +137,7 @@ impl Case {
     fn began(&self) -> Mono {
         let since = self.drain["since"].as_str();
         let since = since.and_then(|since| since.parse::<Timestamp>().ok());
-        let age = since.map(|since| wall().duration_since(since));
-        let age = age.and_then(|age| Duration::try_from(age).ok());
+        let age = since.and_then(|since| Duration::try_from(wall().duration_since(since)).ok());
         age.map_or(Mono::ZERO, |age| NOW - age)
     }
 
