@@ -18,41 +18,78 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the events are read again while pods are missing.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
+/// What is known about the DaemonSet.
+#[derive(Debug, Default)]
+struct Sight {
+    /// When the events are read next; `None` while no pod is missing.
+    ask_at: Option<Instant>,
+    /// A refusal was reported, and has not ended since.
+    is_reported: bool,
+    /// A list is under way that has not shown the DaemonSet.
+    is_unlisted: bool,
+}
+
+impl Sight {
+    /// Takes in what the watch delivered. Returns true if this ends a refusal that was reported.
+    fn sees(&mut self, seen: &Seen<DaemonSet>, now: Instant) -> bool {
+        let missing = match seen {
+            Seen::Apply(set) | Seen::InitApply(set) => {
+                self.is_unlisted = false;
+                missing_pods(set)
+            }
+            // No pod of a DaemonSet that does not exist is refused.
+            Seen::Delete(_) => 0,
+            Seen::InitDone if self.is_unlisted => 0,
+            Seen::Init => {
+                self.is_unlisted = true;
+                return false;
+            }
+            Seen::InitDone => return false,
+        };
+        if missing > 0 {
+            self.ask_at.get_or_insert(now + PATIENCE);
+            return false;
+        }
+        self.ask_at = None;
+        std::mem::take(&mut self.is_reported)
+    }
+
+    /// The events were read.
+    fn asked(&mut self, is_refused: bool, now: Instant) {
+        self.ask_at = Some(now + ASK_AGAIN);
+        self.is_reported = is_refused;
+    }
+}
+
 /// Sends to `changes` why agents' pods are missing, if the DaemonSet controller could not create them.
 pub async fn watch(client: Client, namespace: String, name: String, changes: mpsc::Sender<Change>) {
     let api: Api<DaemonSet> = Api::namespaced(client.clone(), &namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut watched = watcher::watcher(api, config).default_backoff().boxed();
-    let mut missing = 0;
-    let mut ask_at: Option<Instant> = None;
+    let mut sight = Sight::default();
     loop {
         let far = Instant::now() + Duration::from_secs(86_400);
-        match timeout_at(ask_at.unwrap_or(far), watched.next()).await {
-            Ok(Some(Ok(Seen::Apply(set) | Seen::InitApply(set)))) => {
-                let now_missing = missing_pods(&set);
-                if now_missing > 0 && ask_at.is_none() {
-                    ask_at = Some(Instant::now() + PATIENCE);
-                } else if now_missing == 0 {
-                    ask_at = None;
-                    if missing > 0 && changes.send(Change::AgentsRefused(None)).await.is_err() {
-                        return;
-                    }
-                }
-                missing = now_missing;
+        let change = match timeout_at(sight.ask_at.unwrap_or(far), watched.next()).await {
+            Ok(Some(Ok(seen))) => {
+                let ends = sight.sees(&seen, Instant::now());
+                ends.then_some(Change::AgentsRefused(None))
             }
-            Ok(Some(Ok(Seen::Init | Seen::InitDone | Seen::Delete(_)))) => {}
             Ok(Some(Err(error))) => {
                 tracing::debug!(daemonset = name, %error, "watch broke; it is taken up again");
+                None
             }
             Ok(None) => return,
+            Err(_) if sight.ask_at.is_none() => None,
             Err(_) => {
-                ask_at = Some(Instant::now() + ASK_AGAIN);
                 let why = why_refused(&client, &namespace, &name).await;
-                let change = Change::AgentsRefused(why);
-                if changes.send(change).await.is_err() {
-                    return;
-                }
+                sight.asked(why.is_some(), Instant::now());
+                Some(Change::AgentsRefused(why))
             }
+        };
+        if let Some(change) = change
+            && changes.send(change).await.is_err()
+        {
+            return;
         }
     }
 }
@@ -116,17 +153,59 @@ mod tests {
         assert!(!quota.contains("kubectl"), "{quota}");
     }
 
+    fn daemon_set(desired: i32, current: i32) -> DaemonSet {
+        serde_json::from_value(json!({
+            "metadata": {}, "status": {
+                "desiredNumberScheduled": desired, "currentNumberScheduled": current,
+                "numberMisscheduled": 0, "numberReady": 0,
+            },
+        }))
+        .expect("a DaemonSet")
+    }
+
     #[test]
     fn pods_are_missing_when_fewer_exist_than_are_wanted() {
         for (desired, current, want) in [(3, 3, 0), (3, 1, 2), (0, 0, 0)] {
-            let set: DaemonSet = serde_json::from_value(json!({
-                "metadata": {}, "status": {
-                    "desiredNumberScheduled": desired, "currentNumberScheduled": current,
-                    "numberMisscheduled": 0, "numberReady": 0,
-                },
-            }))
-            .expect("a DaemonSet");
-            assert_eq!(missing_pods(&set), want);
+            assert_eq!(missing_pods(&daemon_set(desired, current)), want);
+        }
+    }
+
+    #[test]
+    fn a_refusal_ends_with_the_last_missing_pod_and_with_the_daemon_set() {
+        let missing = || Seen::Apply(daemon_set(3, 1));
+        for (name, then, want) in [
+            ("nothing new", vec![missing()], false),
+            ("all pods exist", vec![Seen::Apply(daemon_set(3, 3))], true),
+            ("it is deleted", vec![Seen::Delete(daemon_set(3, 1))], true),
+            (
+                "it is deleted and made anew",
+                vec![Seen::Delete(daemon_set(3, 1)), missing()],
+                true,
+            ),
+            (
+                "a new list does not show it",
+                vec![Seen::Init, Seen::InitDone],
+                true,
+            ),
+            (
+                "a new list shows it",
+                vec![
+                    Seen::Init,
+                    Seen::InitApply(daemon_set(3, 1)),
+                    Seen::InitDone,
+                ],
+                false,
+            ),
+        ] {
+            let now = Instant::now();
+            let mut sight = Sight::default();
+            assert!(!sight.sees(&missing(), now), "{name}: not reported yet");
+            assert_eq!(sight.ask_at, Some(now + PATIENCE), "{name}");
+            sight.asked(true, now);
+            let ends = then.iter().filter(|seen| sight.sees(seen, now)).count();
+            assert_eq!(ends, usize::from(want), "{name}");
+            let is_missing = !want || name.ends_with("anew");
+            assert_eq!(sight.ask_at.is_some(), is_missing, "{name}");
         }
     }
 }

@@ -172,11 +172,13 @@ impl Applier {
                 at,
                 stop,
                 revision,
+                message,
             } => {
                 let stop = stop.map(|reason| Stop {
                     reason,
                     since: wall.to_owned(),
                     revision: revision.clone(),
+                    message: (*message).to_owned(),
                 });
                 self.lease_spec(node, at, &json!({ "stop": stop })).await
             }
@@ -274,8 +276,8 @@ impl Applier {
         if !patch.conditions.is_empty() {
             let conditions: Vec<Value> = patch
                 .conditions
-                .values()
-                .map(|c| condition(c, wall))
+                .iter()
+                .map(|(type_, wanted)| condition(type_, wanted.as_ref(), wall))
                 .collect();
             body["status"] = json!({ "conditions": conditions });
         }
@@ -383,9 +385,13 @@ fn whole(drain: &Drain) -> Value {
     json!({ "state": state, "since": since, "blockers": blockers, "more": more })
 }
 
-fn condition(condition: &WireCondition, wall: &str) -> Value {
+/// A condition in a strategic merge patch, which finds it by its type; `None` removes it.
+fn condition(type_: &str, wanted: Option<&WireCondition>, wall: &str) -> Value {
+    let Some(condition) = wanted else {
+        return json!({ "type": type_, "$patch": "delete" });
+    };
     json!({
-        "type": condition.type_,
+        "type": type_,
         "status": condition.status,
         "reason": condition.reason,
         "message": condition.message,

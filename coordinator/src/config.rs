@@ -17,7 +17,7 @@ pub struct Settings {
     pub identity: String,
 
     /// Nodes that may be worked on at once over all Skyhooks, as a count; unset leaves it to their budgets.
-    #[arg(long, env = "MAX_CONCURRENT_NODES")]
+    #[arg(long, env = "MAX_CONCURRENT_NODES", value_parser = at_least_one)]
     pub max_concurrent_nodes: Option<usize>,
 
     /// How long a granted lease may stay without being accepted by the node's agent.
@@ -125,6 +125,7 @@ mod tests {
     fn settings_with_which_nothing_would_ever_happen_are_refused() {
         for (flag, problem) in [
             ("--max-in-flight=0", "it must be 1 or more"),
+            ("--max-concurrent-nodes=0", "it must be 1 or more"),
             ("--max-in-flight=many", "it must be a number"),
             ("--accept-timeout=0s", "it must be longer than nothing"),
         ] {

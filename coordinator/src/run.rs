@@ -71,10 +71,10 @@ pub async fn run(
         let now = state.now();
         let pause = match dirty {
             Some(_) => state.share_of(DEBOUNCE),
-            None => wake_at.map_or(Duration::from_secs(600), |at| at.saturating_sub(now.mono)),
+            None => wake_at.map_or(Duration::from_secs(600), |at| at.since(now.mono)),
         };
         let overdue =
-            dirty.is_some_and(|since| now.mono - since >= state.share_of(LONGEST_DEBOUNCE));
+            dirty.is_some_and(|since| now.mono.since(since) >= state.share_of(LONGEST_DEBOUNCE));
         tokio::select! {
             biased;
             _ = stop.changed() => break,
@@ -177,7 +177,7 @@ struct Loop<'a> {
 impl Loop<'_> {
     fn now(&self) -> Now {
         Now {
-            mono: self.started.elapsed(),
+            mono: Mono::after(self.started.elapsed()),
             wall: Timestamp::now(),
         }
     }
@@ -218,7 +218,7 @@ impl Loop<'_> {
     /// Makes a pass, and starts writes. Returns when the next pass is due.
     fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
         self.session.pass(now);
-        self.last_pass = self.now().mono.saturating_sub(now.mono);
+        self.last_pass = self.now().mono.since(now.mono);
         self.launch(writes);
         let sums = self.bound.sum_up(now.mono);
         self.publisher.send(sums);

@@ -130,11 +130,18 @@ async fn names_of<K>(api: &Api<K>) -> anyhow::Result<usize>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
+    Ok(all(api).await?.len())
+}
+
+/// All objects of a kind. There are none if the kind itself is gone, because somebody has deleted its CRD.
+async fn all<K>(api: &Api<K>) -> kube::Result<Vec<K>>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
     match api.list(&ListParams::default()).await {
-        Ok(list) => Ok(list.items.len()),
-        // The CRD is gone.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(0),
-        Err(error) => Err(error.into()),
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -142,12 +149,7 @@ async fn delete_all<K>(api: &Api<K>) -> anyhow::Result<()>
 where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
-    let all = match api.list(&ListParams::default()).await {
-        Ok(all) => all,
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    for object in all {
+    for object in all(api).await? {
         if object.meta().deletion_timestamp.is_none() {
             forgive(
                 api.delete(&object.name_any(), &DeleteParams::default())
@@ -161,7 +163,7 @@ where
 /// Orders the leading coordinator to release every accepted lease without the result of its agent.
 async fn force_release(client: &Client) -> anyhow::Result<()> {
     let leases: Api<InterruptionLease> = Api::all(client.clone());
-    for lease in leases.list(&ListParams::default()).await? {
+    for lease in all(&leases).await? {
         if !protocol::is_accepted(&lease) {
             continue;
         }
@@ -178,7 +180,7 @@ where
     K: Resource + Clone + DeserializeOwned + Debug,
 {
     delete_all(api).await?;
-    for object in api.list(&ListParams::default()).await? {
+    for object in all(api).await? {
         let metadata = object.meta();
         let kept: Vec<&String> = object
             .finalizers()
@@ -212,5 +214,56 @@ fn forgive<T>(answer: kube::Result<T>) -> kube::Result<()> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use kube::client::Body;
+    use tower::service_fn;
+
+    use super::*;
+
+    /// A client of an API server that answers every request with this status. Also returns the requests that it gets.
+    fn answering(code: u16) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = Arc::clone(&asked);
+        let service = service_fn(move |request: http::Request<Body>| {
+            let line = format!("{} {}", request.method(), request.uri().path());
+            log.lock().unwrap().push(line);
+            let said = json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "no", "code": code,
+            });
+            let answer = http::Response::builder().status(code);
+            let answer = answer.body(Body::from(said.to_string().into_bytes()));
+            async move { answer.map_err(std::io::Error::other) }
+        });
+        (Client::new(service, "skyhook"), asked)
+    }
+
+    #[tokio::test]
+    async fn a_kind_whose_crd_is_gone_needs_no_clean_up() {
+        let (client, asked) = answering(404);
+        let leases: Api<WireLease> = Api::all(client.clone());
+        force_release(&client).await.expect("no leases");
+        strip(&leases, names::LEASE_FINALIZER)
+            .await
+            .expect("no leases");
+        assert_eq!(names_of(&leases).await.expect("no leases"), 0);
+        let asked = asked.lock().unwrap();
+        assert!(
+            asked.iter().all(|line| line.starts_with("GET ")),
+            "{asked:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn any_other_answer_is_an_error() {
+        let (client, _) = answering(403);
+        let leases: Api<WireLease> = Api::all(client.clone());
+        assert!(force_release(&client).await.is_err());
+        assert!(strip(&leases, names::LEASE_FINALIZER).await.is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What a Node's annotations say of the packages on it: the record that other tools read and edit.
+//! What the annotations of a Node say about the packages on it. Other tools read and edit this record.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use crate::package::{self, PackageStatus};
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
 
-/// The newest form of the record on Nodes that this version writes and understands; 0 is the first. It grows when an older
-/// version would misread what a newer one wrote.
+/// The newest form of the record on Nodes that this version writes and understands. The first form is 0. The number grows
+/// when an older version would misread what a newer one writes.
 pub const FORMAT: u32 = 0;
 
 /// Where the package states of a Node came from (annotation [`crate::names::stamp`]).
@@ -34,17 +34,17 @@ pub struct Stamp {
     pub boot_id: String,
     #[serde(rename = "machineID", skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
-    /// Random ID that the agent wrote to the host's disk: another one there means that the host was installed anew.
+    /// A random ID that the agent wrote to the host's disk. If the host has another one, it was installed anew.
     #[serde(rename = "hostID", skip_serializing_if = "String::is_empty")]
     pub host_id: String,
-    /// How often a reboot was asked for, by `name|version` of packages that were not complete.
+    /// How often each package that was not complete had asked for a reboot, by `name|version`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub reboots: BTreeMap<String, u32>,
     /// Boot ID of the last boot before or at `boot_id` that Skyhook did not ask for.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub epoch: String,
-    /// The machine ID that the Node itself gave when the result was taken: when it gives another, another machine has
-    /// taken the Node over, and nothing is installed on it.
+    /// The machine ID of the Node when the result was recorded. If the Node has another one now, another machine has taken
+    /// over its name, and nothing is installed on it.
     #[serde(rename = "nodeMachineID", skip_serializing_if = "String::is_empty")]
     pub node_machine_id: String,
     /// UID of the lease under which the node is worked on now.
@@ -53,7 +53,8 @@ pub struct Stamp {
     /// Whether the node was Ready when that lease was granted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub was_ready: bool,
-    /// Digest of the package states that the coordinator wrote last: another digest means that somebody edited them.
+    /// Digest of the package states that the coordinator wrote last. If the states have another digest, somebody has edited
+    /// them.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub states: String,
 }
@@ -65,14 +66,14 @@ impl Stamp {
         !self.lease.is_empty()
     }
 
-    /// True when a newer version wrote the record: it may not be understood, and is not to be written over.
+    /// True when a newer version wrote the record. This version may not understand it, and must not overwrite it.
     #[must_use]
     pub const fn is_newer(&self) -> bool {
         self.format > FORMAT
     }
 
-    /// Reads the annotation; one that cannot be read is treated as absent, since the stamp is ours alone, unless it says
-    /// that it is of a newer form.
+    /// Reads the annotation. One that cannot be read counts as absent, because only Skyhook writes it. The exception is one
+    /// that says that it has a newer form.
     #[must_use]
     pub fn parse(annotation: Option<&str>) -> Option<Self> {
         let annotation = annotation?;
@@ -113,7 +114,7 @@ pub struct CordonRecord {
 }
 
 impl CordonRecord {
-    /// Reads the annotation; absent or unreadable means that nobody of ours holds a cordon.
+    /// Reads the annotation. If it is absent or cannot be read, no Skyhook holds a cordon.
     #[must_use]
     pub fn parse(annotation: Option<&str>) -> Self {
         annotation

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::installed::Stamp;
-use crate::package::PackageStatus;
+use crate::package::{Interrupt, PackageStatus};
 use crate::stage::{Stage, State};
 
 /// The right to work on one node, given by the coordinator out of the budget.
@@ -52,28 +52,32 @@ use crate::stage::{Stage, State};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseSpec {
-    /// The Node; an agent whose Node has another UID ignores the lease.
+    /// The Node. An agent whose Node has another UID ignores the lease.
     pub node: NodeRef,
     /// The Skyhook that the node is worked on for.
     pub skyhook: SkyhookRef,
     /// Name of the ControllerRevision, in the namespace of the installation, that the node is brought to.
     pub revision: String,
-    /// Package states on record at the Node when the lease was written.
+    /// The package states in the Node's record when the lease was created.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub installed: BTreeMap<String, PackageStatus>,
-    /// Where `installed` came from; unset for a Node that carries no result of ours.
+    /// The Node's stamp when the lease was created: where `installed` comes from. Unset if the Node has no result of ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
-    /// The part of the budget that the lease takes a slot of.
+    /// Interrupts that NVIDIA Skyhook has left undone on the node, by package: the package is configured and waits for
+    /// its interrupt. Only for a Node that carries no result of ours.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub interrupts_left: BTreeMap<String, Interrupt>,
+    /// The part of the budget from which the lease takes a slot.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub compartment: String,
-    /// Set when the slot is granted; before that an agent does nothing.
+    /// Set when the slot is granted. Before that, the agent does nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub granted: Option<Granted>,
-    /// How far the node's drain is.
+    /// How far the drain of the node is.
     #[serde(default)]
     pub drain: Drain,
-    /// Set when the agent must stop at the next step boundary.
+    /// Set when the agent has to stop before its next step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
 }
@@ -94,12 +98,13 @@ pub struct NodeRef {
 pub struct SkyhookRef {
     pub name: String,
     pub uid: String,
-    /// The generation that the revision was rendered from: host paths and step environment carry it.
+    /// The generation of the Skyhook from which the revision was made. It is in paths on the host and in the environment
+    /// of steps.
     #[serde(default)]
     pub generation: i64,
 }
 
-/// By whom a slot was granted, and when (for display only).
+/// Who granted the slot, and when. Only for people.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Granted {
     pub by: String,
@@ -111,13 +116,13 @@ pub struct Granted {
 pub struct Drain {
     #[serde(default)]
     pub state: DrainState,
-    /// Since when the state holds (RFC 3339).
+    /// When the drain came into this state (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// Pods that the drain waits for, and what keeps them.
+    /// Pods that the drain waits for, and why each of them is still there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blockers: Vec<Blocker>,
-    /// Pods that the drain waits for beside those.
+    /// How many more pods the drain waits for.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub more: i32,
 }
@@ -146,18 +151,18 @@ const fn is_zero(n: &i32) -> bool {
     Hash,
 )]
 pub enum DrainState {
-    /// Nothing was cordoned.
+    /// The node is not cordoned for this lease.
     #[default]
     NotRequested,
-    /// Cordoned; pods that must not be interrupted still run.
+    /// The node is cordoned. Pods that must not be interrupted still run there.
     Waiting,
     /// Pods are being evicted.
     Draining,
-    /// No pod that has to leave is left: the agent may interrupt the host.
+    /// Every pod that has to leave has left. The agent may interrupt the host.
     Drained,
 }
 
-/// A pod that has to leave, and why it is still there.
+/// A pod that has to leave the node, and why it is still there.
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
 )]
@@ -173,43 +178,50 @@ pub struct Stop {
     pub reason: StopReason,
     /// RFC 3339.
     pub since: String,
-    /// The revision that the node is to be brought to instead: the agent ends a running step of a package that runs with
-    /// something else there.
+    /// For `NewRevision`: the revision to which the node will be brought instead. The agent ends a running step of a
+    /// package if the step would run with something else in that revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// For people: why, where `reason` leaves it open.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
 }
 
-/// Reasons to stop at the next step boundary.
+/// Why an agent has to stop before its next step.
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
 )]
 pub enum StopReason {
-    /// The Skyhook's packages changed.
+    /// The packages of the Skyhook have changed.
     NewRevision,
-    /// The agent holds: lease, slot and cordon stay.
+    /// The Skyhook is paused. The agent waits. The lease, its slot and the cordon stay.
     Paused,
     Disabled,
-    /// The Skyhook or the lease is being deleted, or the node left the selection.
+    /// The Skyhook or the lease is being deleted, or the Skyhook no longer selects the node.
     Deleted,
-    /// Somebody edited the node's package states.
+    /// Somebody has edited the package states of the node.
     Edited,
     DrainTimedOut,
+    /// A reason that only a newer version knows. It is read and never written. The agent stops.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// What the agent reports.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseStatus {
-    /// Generation of the lease's spec that this status answers to.
+    /// The generation of the lease that the agent had seen when it wrote this.
     #[serde(default)]
     pub observed_generation: i64,
-    /// How far the agent is; unset until it has accepted the lease.
+    /// How far the agent is. Unset until it has accepted the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Whether an interrupt will be needed, known when the agent has read the revision.
+    /// Whether the node has to be drained for an interrupt. Unset until the agent has read the revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_drain: Option<bool>,
-    /// Which packages want which interrupt.
+    /// For people: which packages need which interrupt.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub needs_drain_reason: String,
     /// The host's boot ID (`/proc/sys/kernel/random/boot_id`).
@@ -222,39 +234,40 @@ pub struct InterruptionLeaseStatus {
         skip_serializing_if = "String::is_empty"
     )]
     pub machine_id: String,
-    /// Random ID that the agent wrote to the host's disk when it first started there. Another one under the same machine
-    /// ID: the host was installed anew.
+    /// A random ID that the agent wrote to the host's disk when it first started there. If the ID changes and the machine
+    /// ID does not, the host was installed anew.
     #[serde(rename = "hostID", default, skip_serializing_if = "String::is_empty")]
     pub host_id: String,
     /// Boot ID of the last boot of the host that Skyhook did not ask for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub epoch: String,
-    /// How often a reboot was asked for, by `name|version` of packages that are not complete.
+    /// How often each package that is not complete has asked for a reboot, by `name|version`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reboots: BTreeMap<String, u32>,
-    /// What an interrupt that is due waits for, for people: steps that run, or programs that inhibit a reboot.
+    /// For people: what a due interrupt waits for, for example a running step, or a program that inhibits a reboot.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub waits_for: String,
     /// Version of the agent that wrote this.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent_version: String,
-    /// Bytes that Skyhook took on the host's disk when the lease was taken: images, copies of packages, logs, journal.
+    /// How many bytes Skyhook used on the host's disk when the agent accepted the lease: images, copies of packages,
+    /// logs, the journal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<i64>,
-    /// Every package that is or was on the node, or is to be there, by `name|version`.
+    /// Every package that is on the node, was there, or has to be installed there, by `name|version`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub packages: BTreeMap<String, PackageReport>,
-    /// The package that is worked on, for display.
+    /// For people: the package that the agent works on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// Since when phase, package, stage and state are what they are (RFC 3339).
+    /// When phase, package, stage or state last changed (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
-    /// What the agent does or waits for, for people.
+    /// For people: what the agent does or waits for.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
@@ -270,19 +283,20 @@ pub struct InterruptionLeaseStatus {
     Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
 )]
 pub enum Phase {
-    /// The agent holds the lease; nothing was done yet.
+    /// The agent has accepted the lease and has done nothing yet.
     Accepted,
-    /// Images are pulled and unpacked; packages that need no interrupt run.
+    /// Images are pulled and unpacked. Packages that need no interrupt are installed.
     Preparing,
     /// Packages that need an interrupt wait until the node is drained.
     AwaitingDrain,
-    /// A wave with an interrupt runs: it ends without asking again.
+    /// Packages that need an interrupt are installed, and the host is interrupted. The agent ends this without asking
+    /// again.
     Running,
     /// A package failed and is tried again.
     Erroring,
-    /// Everything in the revision is done.
+    /// Every package of the revision is complete.
     Complete,
-    /// The agent stopped as it was told to; it does nothing more under this lease.
+    /// The agent has stopped, as it was told to. It does nothing more under this lease.
     Stopped,
 }
 
@@ -314,13 +328,13 @@ pub struct PackageReport {
     /// True while no step of this version has begun: nothing of it is on the host, and the Node's record does not list it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending: bool,
-    /// Digest of the manifest that was unpacked.
+    /// Digest of the image manifest that was unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
-    /// Why it is not further, for people.
+    /// For people: why the package makes no progress.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Since when stage and state are what they are (RFC 3339).
+    /// When stage or state last changed (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,
 }

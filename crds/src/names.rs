@@ -87,6 +87,14 @@ pub fn not_ready_condition(skyhook: &str) -> String {
     format!("{GROUP}/{skyhook}/NotReady")
 }
 
+/// Name of the Skyhook that one of our Node conditions is about; `None` for any other condition.
+#[must_use]
+pub fn skyhook_of_condition(type_: &str) -> Option<&str> {
+    let name = type_.strip_prefix(GROUP)?.strip_prefix('/')?;
+    let ends = ["/NotReady", "/Erroring"];
+    ends.iter().find_map(|end| name.strip_suffix(end))
+}
+
 /// Type of the Node condition that says whether a package of the Skyhook fails there.
 #[must_use]
 pub fn erroring_condition(skyhook: &str) -> String {

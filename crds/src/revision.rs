@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::glob;
 use crate::installed::{PackageStates, hex};
-use crate::package::Package;
+use crate::package::{Interrupt, Package};
 use crate::stage::{Stage, State};
 
 /// What a revision holds: everything that an agent needs, and nothing that only paces the roll-out.
@@ -30,7 +31,8 @@ pub fn name(skyhook: &str, uid: &str, data: &RevisionData) -> String {
     format!("{skyhook}-{}", hex(&hash.finalize()[..5]))
 }
 
-/// Digests of a package's configuration, key by key: what the host compares to find added, changed and removed keys.
+/// A digest for each key of a package's configuration. The host compares them to find the keys that were added, changed
+/// or removed.
 #[must_use]
 pub fn config_digests(config: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     config
@@ -42,21 +44,22 @@ pub fn config_digests(config: &BTreeMap<String, String>) -> BTreeMap<String, Str
 /// What has to be done on a node for one package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Work {
-    /// It is not there, or did not get to the end.
+    /// The package is not there, or is not complete.
     Unfinished,
     /// Another version is there.
     Version,
-    /// It is there and no longer wanted.
+    /// The package is there and is no longer wanted.
     Removed,
+    /// The configuration has changed, or may have.
     Config,
-    /// An interrupt was added that it has not had.
+    /// The package has to be interrupted, and all else is done.
     Interrupt,
 }
 
-/// What separates a node from a revision, by package. Empty: the node is complete.
+/// The work that is left until a node is at a revision, by package. If there is none, the node is complete.
 ///
-/// `recorded` is the revision that the node's record was written at; without one (a node known from NVIDIA
-/// Skyhook alone) a package that is complete at its version counts as configured.
+/// `recorded` is the revision that the node's record was written at. Without one (a node that NVIDIA Skyhook alone has
+/// worked on) a package that is complete at its version counts as configured; see also [`left_undone`].
 #[must_use]
 pub fn work(
     states: &PackageStates,
@@ -73,8 +76,8 @@ pub fn work(
             Some(state) if is_finished(state.stage, state.state) => {
                 recorded.and_then(|data| match data.packages.get(name) {
                     Some(old) if old.version == package.version => change(old, package),
-                    // The run at that revision ended before its turn came: how it is configured, the host's journal
-                    // knows alone.
+                    // The run at that revision ended before this package was begun. Only the host's journal knows how
+                    // it is configured.
                     Some(_) | None => Some(Work::Config),
                 })
             }
@@ -90,13 +93,49 @@ pub fn work(
     for (key, state) in states {
         if !wanted_keys.contains(key) {
             let found = work.entry(state.name.clone()).or_insert(Work::Removed);
-            // Another version was begun over one that is wanted again: more than its configuration is to be done.
+            // Another version was begun over the wanted one. More has to be done than to configure it.
             if matches!(found, Work::Config | Work::Interrupt) {
                 *found = Work::Removed;
             }
         }
     }
     work
+}
+
+/// The interrupts that NVIDIA Skyhook has left undone on a node, by package. Only for a node that it alone has worked on.
+///
+/// In NVIDIA Skyhook a package that has an interrupt waits with the stage `config` complete until all packages of the
+/// node can be interrupted together. Without an interrupt, the same stage and state mean that the package is complete.
+/// Which of the two holds is decided by `updates` (`status.configUpdates` of the Skyhook: the keys of a package's
+/// configuration that changed last). While a package has such keys, its interrupts are those that `configInterrupts` names
+/// for them, and `interrupt` does not count.
+#[must_use]
+pub fn left_undone(
+    states: &PackageStates,
+    updates: &BTreeMap<String, Vec<String>>,
+    wanted: &RevisionData,
+) -> BTreeMap<String, Interrupt> {
+    let is_waiting = |package: &Package| {
+        let state = states.get(&package.key());
+        state.is_some_and(|s| (s.stage, s.state) == (Stage::Config, State::Complete))
+    };
+    let interrupt = |package: &Package| {
+        let updated = updates.get(&package.name).filter(|keys| !keys.is_empty());
+        let Some(updated) = updated else {
+            return package.interrupt.clone();
+        };
+        let named = package.config_interrupts.iter();
+        let named =
+            named.filter(|(pattern, _)| updated.iter().any(|key| glob::matches(pattern, key)));
+        Interrupt::merge(named.map(|(_, interrupt)| interrupt))
+    };
+    let waiting = wanted
+        .packages
+        .values()
+        .filter(|package| is_waiting(package));
+    waiting
+        .filter_map(|package| Some((package.name.clone(), interrupt(package)?)))
+        .collect()
 }
 
 /// True when a package in this stage and state has been through its whole cycle. Config is an end as well: a change of
@@ -106,7 +145,8 @@ pub fn is_finished(stage: Stage, state: State) -> bool {
     state == State::Complete && matches!(stage, Stage::Config | Stage::PostInterrupt)
 }
 
-/// What an edit of a package asks for on a node where it is complete; env, resources and image do not re-run it.
+/// The work that an edit of a package asks for on a node where the package is complete. A change of env, resources or
+/// image asks for none.
 #[must_use]
 pub fn change(old: &Package, new: &Package) -> Option<Work> {
     // Most nodes are at the very revision that is wanted: configurations may be long, so they are not compared then.

@@ -2,22 +2,21 @@
 //! with the process: everything that must outlive it is stored in the API objects.
 
 mod drains;
+mod mono;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::{DrainState, StopReason};
 
 use crate::effect::Target;
 use crate::picture::{Changed, Kind, Picture};
 use crate::plan::cordon;
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 
 pub use drains::{DrainWatch, EvictionTry, PodList};
-
-/// Time since the process started. Deadlines are measured with it.
-pub type Mono = Duration;
+pub use mono::Mono;
 
 /// What was observed about a lease, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,16 +28,26 @@ pub struct LeaseClock {
     pub given_up: Option<Mono>,
     /// When a pause was last seen to end.
     pub resumed: Option<Mono>,
+    /// State and start time of the drain as the lease has them, and when they were first seen.
+    drain: Option<(DrainState, Option<String>, Mono)>,
     paused: bool,
     /// Name of the Skyhook that it is for.
     skyhook: String,
+}
+
+impl LeaseClock {
+    /// When the drain was first seen in its present state, with its present start time.
+    #[must_use]
+    pub fn drain_seen(&self) -> Option<Mono> {
+        self.drain.as_ref().map(|(_, _, seen)| *seen)
+    }
 }
 
 /// A back-off: why a node gets no lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     pub until: Mono,
-    pub word: Word,
+    pub code: ReasonCode,
     pub message: &'static str,
 }
 
@@ -48,6 +57,8 @@ pub struct Clocks {
     leases: BTreeMap<String, LeaseClock>,
     backoff: BTreeMap<String, Backoff>,
     drains: BTreeMap<String, DrainWatch>,
+    /// Nodes that are not Ready: since when, as the Node says it, and when this was first seen.
+    away: BTreeMap<String, (Timestamp, Mono)>,
 }
 
 impl Clocks {
@@ -55,6 +66,12 @@ impl Clocks {
     #[must_use]
     pub fn lease(&self, node: &str) -> Option<&LeaseClock> {
         self.leases.get(node)
+    }
+
+    /// When it was first seen that a node is not Ready since the time that the Node gives.
+    #[must_use]
+    pub fn away_seen(&self, node: &str) -> Option<Mono> {
+        self.away.get(node).map(|(_, seen)| *seen)
     }
 
     /// The back-off of a node, if any.
@@ -121,7 +138,23 @@ impl Clocks {
                 target: Target::Node(name),
                 ..
             } => {
-                self.node_came(name, picture);
+                self.node_came(name, picture, now);
+                Vec::new()
+            }
+            Changed::Gone {
+                target: Target::Node(name),
+                ..
+            } => {
+                self.away.remove(name);
+                Vec::new()
+            }
+            Changed::Listed {
+                kind: Kind::Node,
+                gone,
+            } => {
+                for name in gone {
+                    self.away.remove(name);
+                }
                 Vec::new()
             }
             Changed::Came {
@@ -186,6 +219,11 @@ impl Clocks {
         if spec.is_some_and(|spec| spec.granted.is_some()) && clock.granted.is_none() {
             clock.granted = Some(now);
         }
+        let drain = spec.map(|spec| (spec.drain.state, &spec.drain.since));
+        let timed = clock.drain.as_ref();
+        if timed.map(|(state, since, _)| (*state, since)) != drain {
+            clock.drain = drain.map(|(state, since)| (state, since.clone(), now));
+        }
         let stop = spec.and_then(|spec| spec.stop.as_ref());
         let paused = stop.is_some_and(|stop| stop.reason == StopReason::Paused);
         if clock.paused && !paused {
@@ -195,7 +233,13 @@ impl Clocks {
         clock.given_up = since(lease, picture, clock.given_up, now);
     }
 
-    fn node_came(&mut self, name: &str, picture: &Picture) {
+    fn node_came(&mut self, name: &str, picture: &Picture, now: Mono) {
+        let node = picture.nodes().get(name).filter(|node| !node.ready);
+        match node.and_then(|node| node.ready_since) {
+            None => drop(self.away.remove(name)),
+            Some(since) if self.away.get(name).is_some_and(|(at, _)| *at == since) => {}
+            Some(since) => drop(self.away.insert(name.to_owned(), (since, now))),
+        }
         // Somebody uncordoned the node: new pods may have been bound since the last list, so forget it.
         let uncordoned = |watch: &DrainWatch| {
             let node = picture.nodes().get(name);

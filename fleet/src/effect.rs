@@ -86,6 +86,8 @@ pub enum Effect {
         stop: Option<StopReason>,
         /// For `NewRevision`: the revision that the node is to be brought to instead.
         revision: Option<String>,
+        /// Why, where `stop` leaves it open.
+        message: &'static str,
     },
     SetDrain {
         node: String,
@@ -152,8 +154,8 @@ pub struct NodePatch {
     /// Label to value; `None` removes it.
     pub labels: BTreeMap<String, Option<String>>,
     pub unschedulable: Option<bool>,
-    /// Conditions, by type.
-    pub conditions: BTreeMap<String, WireCondition>,
+    /// Conditions, by type; `None` removes one.
+    pub conditions: BTreeMap<String, Option<WireCondition>>,
     /// What a live GET of the node's lease must show before the write.
     pub check: LiveCheck,
 }
@@ -249,9 +251,25 @@ impl NodePatch {
                 message: format!("Package Erroring or Unknown for {skyhook}"),
             },
         ] {
-            self.conditions.insert(condition.type_.clone(), condition);
+            self.conditions
+                .insert(condition.type_.clone(), Some(condition));
         }
         self
+    }
+
+    /// Removes all that tells how far a Skyhook is: status, reason and conditions.
+    #[must_use]
+    pub fn forget(mut self, skyhook: &str) -> Self {
+        let status = skyhook_crds::names::status(skyhook);
+        self.labels.insert(status.clone(), None);
+        for type_ in [
+            skyhook_crds::names::not_ready_condition(skyhook),
+            skyhook_crds::names::erroring_condition(skyhook),
+        ] {
+            self.conditions.insert(type_, None);
+        }
+        self.annotation(&status, None)
+            .annotation(&skyhook_crds::names::reason(skyhook), None)
     }
 
     /// Leaves out values that the node has already.
@@ -260,9 +278,11 @@ impl NodePatch {
         self.annotations
             .retain(|key, value| node.annotations.get(key) != value.as_ref());
         self.labels
-            .retain(|key, value| node.labels.get(key) != value.as_ref());
-        self.conditions
-            .retain(|_, condition| !node.conditions.contains(condition));
+            .retain(|key, value| node.labels.get(key) != value.as_deref());
+        self.conditions.retain(|type_, condition| {
+            let mut there = node.conditions.iter();
+            there.find(|there| there.type_ == *type_) != condition.as_ref()
+        });
         self.unschedulable = self
             .unschedulable
             .filter(|wanted| *wanted != node.unschedulable);

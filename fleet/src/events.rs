@@ -13,7 +13,7 @@ use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::cause::Cause;
-use crate::plan::reason::{Withdrawal, Word};
+use crate::plan::reason::{ReasonCode, Withdrawal};
 
 pub use bound::Bound;
 
@@ -194,7 +194,7 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
             events.push(event(true, reason, message));
         }
     }
-    let zero = Word::BudgetZero.to_string();
+    let zero = ReasonCode::BudgetZero.to_string();
     if new.reasons.contains_key(&zero) && !old.reasons.contains_key(&zero) {
         let note = "interruptionBudget is 0: no node is started until it is raised";
         events.push(event(true, "BudgetZero", note.to_owned()));
@@ -292,7 +292,7 @@ fn of_failure(
     skyhook: &str,
     reason: Option<NodeReason>,
 ) -> Vec<EventFact> {
-    let parked = Word::Parked.to_string();
+    let parked = ReasonCode::Parked.to_string();
     let is_parked = reason.as_ref().is_some_and(|why| why.reason == parked);
     let why = reason.map(|reason| reason.message).unwrap_or_default();
     let event = |subject, note| EventFact {
@@ -363,11 +363,11 @@ mod tests {
         let skyhook =
             json!({ "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1" } });
         let index = testkit::index(&[testkit::node_object("worker-1")], &[skyhook], &[], &[]);
-        for (word, reason) in [
+        for (code, reason) in [
             ("PackageErroring", "PackageErroring"),
             ("Parked", "NodeNotReturning"),
         ] {
-            let why = json!({ "reason": word, "message": "exit code 3", "since": "t" });
+            let why = json!({ "reason": code, "message": "exit code 3", "since": "t" });
             let effect = Effect::PatchNode {
                 node: "worker-1".into(),
                 at: crate::plan::version("uid-of-worker-1", "1"),

@@ -2,6 +2,7 @@
 //!
 //! An object that cannot be decoded becomes a fact that says so. It does not keep the value of an earlier version.
 
+mod labels;
 mod stored;
 
 use std::borrow::Cow;
@@ -13,7 +14,6 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
-use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::Value;
 use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
@@ -21,6 +21,8 @@ use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
+pub(crate) use labels::Texts;
+pub use labels::{Labels, Wants};
 pub use stored::RevisionFact;
 
 /// A Node as the API server sends it, reduced to the fields that decisions need.
@@ -202,7 +204,7 @@ pub struct NodeFact {
     pub name: String,
     pub uid: String,
     pub resource_version: String,
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Only the annotations with the prefix `skyhook.nvidia.com/`.
     pub annotations: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
@@ -251,7 +253,7 @@ impl NodeFact {
             name: node.metadata.name.unwrap_or_default(),
             uid: node.metadata.uid.unwrap_or_default(),
             resource_version: node.metadata.resource_version.unwrap_or_default(),
-            labels: node.metadata.labels.unwrap_or_default(),
+            labels: node.metadata.labels.unwrap_or_default().into(),
             taints: node.spec.taints.unwrap_or_default(),
             unschedulable: node.spec.unschedulable.unwrap_or(false),
             boot_id: node.status.node_info.boot_id,
@@ -321,7 +323,9 @@ pub struct SkyhookFact {
     pub checked: Result<Arc<Checked>, String>,
     /// Selects the nodes that a parked Skyhook is for. `None` when the Skyhook is not parked, or when its selector
     /// cannot be read either.
-    pub(crate) parked_over: Option<Selector>,
+    pub(crate) parked_over: Option<Wants>,
+    /// Selects the nodes that the Skyhook is for. `None` when its spec is not valid.
+    pub(crate) selector: Option<Wants>,
     pub status: Option<SkyhookStatus>,
 }
 
@@ -356,11 +360,13 @@ impl SkyhookFact {
             }))
         });
         let parked_over = match (&checked, &decoded) {
-            (Err(_), Ok(spec)) => spec.node_selector().ok(),
+            (Err(_), Ok(spec)) => spec.node_selector().ok().map(Wants::from),
             (Ok(_), _) | (_, Err(_)) => None,
         };
+        let selector = checked.as_ref().ok().map(|c| c.spec.node_selector.clone());
         Self {
             parked_over,
+            selector: selector.map(Wants::from),
             resource_version: metadata.resource_version.unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
             deleting: metadata.deletion_timestamp.is_some(),
@@ -372,6 +378,22 @@ impl SkyhookFact {
             name,
             uid,
         }
+    }
+
+    /// True when the Skyhook has our finalizer, so that it is not gone before its leases and cordons are.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        let mut finalizers = self.finalizers.iter();
+        finalizers.any(|finalizer| finalizer == names::SKYHOOK_FINALIZER)
+    }
+
+    /// The keys of the packages' configuration that changed last, as NVIDIA Skyhook noted them in the status.
+    #[must_use]
+    pub fn config_updates(&self) -> &BTreeMap<String, Vec<String>> {
+        static NONE: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        self.status
+            .as_ref()
+            .map_or(&NONE, |status| &status.config_updates)
     }
 
     /// True when the annotation asks for a pause.
@@ -394,19 +416,17 @@ impl SkyhookFact {
     /// Skyhooks that come later on the node wait.
     #[must_use]
     pub fn is_parked_over(&self, node: &NodeFact) -> bool {
-        use kube::core::SelectorExt as _;
         self.parked_over
             .as_ref()
-            .is_some_and(|selector| selector.matches(&node.labels))
+            .is_some_and(|selector| node.labels.are_selected(selector))
     }
 
     /// True when the Skyhook selects the node. A parked Skyhook selects no node.
     #[must_use]
     pub fn selects(&self, node: &NodeFact) -> bool {
-        use kube::core::SelectorExt as _;
-        self.checked
+        self.selector
             .as_ref()
-            .is_ok_and(|c| c.spec.node_selector.matches(&node.labels))
+            .is_some_and(|selector| node.labels.are_selected(selector))
     }
 }
 

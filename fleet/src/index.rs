@@ -231,6 +231,8 @@ impl Index {
     /// object before the watch has delivered it.
     pub fn is_done(&mut self, effect: &Effect, answer: Option<Change>, now: Mono) {
         self.inflight.is_done(effect.target(), now);
+        // A lease that was to be deleted because its Node is gone is still there if the answer is that Node.
+        let is_removed = answer.is_none();
         match answer {
             // The watch has already reported the deletion of the object. Taking in the answer would bring the object
             // back for ever.
@@ -240,7 +242,7 @@ impl Index {
             }
             None => self.inflight.awaits(effect, &self.picture, now),
         }
-        if let Some((node, uid)) = effect.removes() {
+        if let Some((node, uid)) = effect.removes().filter(|_| is_removed) {
             self.inflight.has_removed(node, uid, &self.picture, now);
         }
         self.written(effect);

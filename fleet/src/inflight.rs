@@ -221,3 +221,6 @@ impl Inflight {
         self.busy.insert(target);
     }
 }
+
+#[cfg(test)]
+mod tests;

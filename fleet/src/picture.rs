@@ -17,7 +17,7 @@ use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::protocol::is_older;
 
 use crate::effect::Target;
-use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireNode, WireSkyhook};
+use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact, Texts, WireNode, WireSkyhook};
 
 use ids::Ids;
 pub use ids::{NodeId, Tick};
@@ -95,6 +95,8 @@ pub struct Picture {
     synced: BTreeSet<Kind>,
     listed: BTreeMap<Kind, BTreeSet<String>>,
     ids: Ids,
+    /// The texts of the Nodes' labels.
+    texts: Texts,
     /// For each Skyhook: the tick of its last change that a decision may depend on.
     skyhooks_changed: BTreeMap<String, Tick>,
     revisions_changed: Tick,
@@ -102,9 +104,11 @@ pub struct Picture {
 }
 
 impl Picture {
-    pub(crate) fn node(&mut self, node: NodeFact) -> Changed {
+    pub(crate) fn node(&mut self, mut node: NodeFact) -> Changed {
         self.note(Kind::Node, &node.name);
         let held = self.nodes.get(&node.name);
+        let labels = held.map(|held| &held.labels);
+        self.texts.share(&mut node.labels, labels);
         let older =
             held.is_some_and(|held| is_older(&node.resource_version, &held.resource_version));
         let decides = !older && held.is_none_or(|held| read::node_differs(held, &node));

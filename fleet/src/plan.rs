@@ -12,6 +12,7 @@ pub mod cordon;
 pub mod drain;
 pub mod lease;
 pub mod ledger;
+mod leftovers;
 mod reapply;
 pub mod reason;
 mod revisions;
@@ -56,6 +57,18 @@ pub struct View<'a> {
     pub now: Now,
 }
 
+impl View<'_> {
+    /// How long something lasts that began at the time `since`, as an API object says it, and that this process saw at the
+    /// time `seen` first. The longer of the two counts, so a wall clock that is set back makes nothing wait longer.
+    #[must_use]
+    pub fn age(&self, since: Timestamp, seen: Option<Mono>) -> Duration {
+        let by_wall = self.now.wall.duration_since(since);
+        let by_wall = Duration::try_from(by_wall).unwrap_or_default();
+        let seen = seen.map(|seen| self.now.mono.since(seen));
+        by_wall.max(seen.unwrap_or_default())
+    }
+}
+
 /// What to write now, and when to look again if nothing changes before.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
@@ -94,6 +107,7 @@ impl Cache {
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
         cordon::sweep(view, &rows, &order, self, &mut draft);
         rollup::nodes(view, &mut rows, &order, self, &mut draft);
+        leftovers::sweep(view, &rows, &order, self, &mut draft);
         let fleet = status::skyhooks(view, &mut rows, &order, &ledger, self, &mut draft);
         revisions::prune(view, &skyhooks, &mut draft);
         let columns = rows

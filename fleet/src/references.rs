@@ -99,18 +99,16 @@ impl References {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;
     use crate::facts::{WireNode, WireSkyhook};
-    use crate::index::Change;
+    use crate::index::{Change, Mono};
 
     fn index(objects: Vec<Change>) -> Index {
         let mut index = Index::default();
         for object in objects {
-            index.apply(object, Duration::ZERO);
+            index.apply(object, Mono::ZERO);
         }
         index
     }

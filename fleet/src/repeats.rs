@@ -131,7 +131,8 @@ fn node(patch: &NodePatch, hasher: &mut DefaultHasher) {
         }
     }
     for (name, condition) in &patch.conditions {
-        (name, &condition.status, &condition.reason).hash(hasher);
+        let said = condition.as_ref().map(|c| (&c.status, &c.reason));
+        (name, said).hash(hasher);
     }
 }
 
@@ -159,7 +160,7 @@ mod tests {
     fn fight(repeats: &mut Repeats, from: u64, seconds: u64) -> Vec<u64> {
         let mut made = Vec::new();
         for ms in (from * 1000..(from + seconds) * 1000).step_by(100) {
-            let now = Duration::from_millis(ms);
+            let now = Mono::from_millis(ms);
             let effect = patch("n", "complete", &ms.to_string());
             repeats.expire(now);
             if repeats.wait(&effect, now).is_none() {
@@ -191,7 +192,7 @@ mod tests {
     fn what_is_written_for_the_first_time_does_not_wait() {
         let mut repeats = Repeats::default();
         fight(&mut repeats, 0, 60);
-        let now = Duration::from_secs(60);
+        let now = Mono::from_secs(60);
         for (name, effect, waits) in [
             (
                 "the same, whatever its reason says",
@@ -210,7 +211,7 @@ mod tests {
         let mut repeats = Repeats::default();
         let mut made = 0;
         for ms in (0..60_000).step_by(100) {
-            let now = Duration::from_millis(ms);
+            let now = Mono::from_millis(ms);
             for label in ["paused", "in_progress"] {
                 let effect = patch("n", label, "x");
                 if repeats.wait(&effect, now).is_none() {

@@ -15,7 +15,7 @@ use crate::index::{Change, Index};
 use crate::outcome::Outcome;
 use crate::picture::Tick;
 use crate::plan::cache::{Cache, Counted};
-use crate::plan::reason::{Withdrawal, Word};
+use crate::plan::reason::{ReasonCode, Withdrawal};
 use crate::plan::{Fleet, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
@@ -292,7 +292,7 @@ impl<'a> Session<'a> {
             Effect::WithdrawLease { node, why, .. } if *why == Withdrawal::AgentNotResponding => {
                 let backoff = Backoff {
                     until: now + self.settings.agent_backoff,
-                    word: Word::AgentNotResponding,
+                    code: ReasonCode::AgentNotResponding,
                     message: "the node's agent did not accept the lease in time: is its pod running there?",
                 };
                 Some((node.clone(), backoff))
@@ -302,7 +302,7 @@ impl<'a> Session<'a> {
                 let timed_out = lease.spec.stop.as_ref()?.reason == StopReason::DrainTimedOut;
                 let backoff = Backoff {
                     until: now + self.settings.drain_cool_down,
-                    word: Word::DrainTimedOut,
+                    code: ReasonCode::DrainTimedOut,
                     message: "pods did not leave before the drain's deadline; the node is tried again later",
                 };
                 timed_out.then(|| (node.clone(), backoff))

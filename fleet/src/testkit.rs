@@ -1,5 +1,7 @@
 //! Builders for tests: pictures of a cluster from a few words.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use crate::effect::NodePatch;
@@ -24,11 +26,25 @@ pub fn node(name: &str) -> NodeFact {
     NodeFact::new(wire(node_object(name)))
 }
 
+/// Adds a label to a Node.
+pub fn label(node: &mut NodeFact, key: &str, value: &str) {
+    let mut labels = labels_of(node);
+    labels.insert(key.to_owned(), value.to_owned());
+    node.labels = labels.into();
+}
+
+fn labels_of(node: &NodeFact) -> BTreeMap<String, String> {
+    let labels = node.labels.iter();
+    labels
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
 /// A Node as the API server would have it after a write.
 #[must_use]
 pub fn patched(node: &NodeFact, patch: &NodePatch) -> NodeFact {
     let mut annotations = node.annotations.clone();
-    let mut labels = node.labels.clone();
+    let mut labels = labels_of(node);
     for (from, into) in [
         (&patch.annotations, &mut annotations),
         (&patch.labels, &mut labels),
@@ -42,7 +58,7 @@ pub fn patched(node: &NodeFact, patch: &NodePatch) -> NodeFact {
     }
     let mut conditions = node.conditions.clone();
     conditions.retain(|c| !patch.conditions.contains_key(&c.type_));
-    conditions.extend(patch.conditions.values().cloned());
+    conditions.extend(patch.conditions.values().flatten().cloned());
     let version: u64 = node.resource_version.parse().unwrap_or_default();
     let mut conditions: Vec<Value> = conditions
         .iter()

@@ -68,7 +68,7 @@ mod tests {
         let mut window = Window::new(16);
         let mut sizes = Vec::new();
         for seconds in [0, 0, 5, 10, 15] {
-            window.narrow(Duration::from_secs(seconds));
+            window.narrow(Mono::from_secs(seconds));
             sizes.push(window.size());
         }
         assert_eq!(sizes, [8, 8, 4, 2, 2]);

@@ -175,7 +175,8 @@ fn ends_steps(reason: StopReason) -> bool {
         StopReason::NewRevision
         | StopReason::Paused
         | StopReason::Edited
-        | StopReason::DrainTimedOut => false,
+        | StopReason::DrainTimedOut
+        | StopReason::Unknown => false,
     }
 }
 

@@ -252,9 +252,12 @@ const fn why_stopped(reason: StopReason) -> &'static str {
         StopReason::NewRevision => "the Skyhook was changed",
         StopReason::Paused => "the Skyhook is paused",
         StopReason::Disabled => "the Skyhook is disabled",
-        StopReason::Deleted => "the Skyhook, or this lease, was deleted",
+        StopReason::Deleted => {
+            "the Skyhook was deleted or no longer selects the node, or this lease was deleted"
+        }
         StopReason::Edited => "the record of the Node was edited",
         StopReason::DrainTimedOut => "the node could not be drained in time",
+        StopReason::Unknown => "for a reason that this version does not know",
     }
 }
 

@@ -9,13 +9,12 @@ mod ledger;
 mod picture;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use picture::{a_picture, index, settings, with_status};
 use proptest::prelude::*;
 use skyhook_fleet::effect::Effect;
-use skyhook_fleet::index::Index;
+use skyhook_fleet::index::{Index, Mono};
 use skyhook_fleet::picture::Tally;
 use skyhook_fleet::plan::cache::Cache;
 use skyhook_fleet::plan::ledger::Ledger;
@@ -23,7 +22,7 @@ use skyhook_fleet::plan::{Now, Plan, plan};
 use skyhook_fleet::session::{Held, Session};
 use skyhook_fleet::settings::Settings;
 
-const MONO: Duration = Duration::from_secs(10_000);
+const MONO: Mono = Mono::from_secs(10_000);
 
 fn now(later: i64) -> Now {
     Now {
@@ -61,8 +60,8 @@ proptest! {
         for skyhook in index.picture().skyhooks().values() {
             prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));
             for extra in [0, 1] {
-                let word = counted.refusal(skyhook, extra).map(|reason| reason.word);
-                prop_assert_eq!(word, ledger::refusal(&index, cap, skyhook, extra));
+                let code = counted.refusal(skyhook, extra).map(|reason| reason.code);
+                prop_assert_eq!(code, ledger::refusal(&index, cap, skyhook, extra));
             }
         }
         for node in index.picture().nodes().values() {

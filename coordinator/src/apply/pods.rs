@@ -34,8 +34,8 @@ impl Applier {
         }))
     }
 
-    /// Evicts a pod. If the API server, a PodDisruptionBudget or a webhook refuses, this is no error: the answer says
-    /// why, and the eviction is tried again later.
+    /// Evicts a pod. If a PodDisruptionBudget, a webhook or the API server refuses, this is no error: the answer says
+    /// why, and the eviction is tried again later. It is an error if the API server is too busy.
     pub(super) async fn evict(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
         let Effect::EvictPod {
             node,
@@ -63,13 +63,9 @@ impl Applier {
         } else {
             self.eviction(namespace, pod, &delete).await
         };
-        let problem = match answer {
-            Ok(()) => None,
-            // Gone, or another pod under the same name.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => None,
-            Err(kube::Error::Api(status)) => Some(refusal(&status)),
-            Err(error) => Some(error.to_string()),
-        };
+        let verb = if *by_deletion { "delete" } else { "evict" };
+        let problem = problem(answer)
+            .map_err(|source| failed(verb, "pod", &format!("{namespace}/{pod}"), source))?;
         Ok(Some(Change::Evicted {
             node: node.clone(),
             lease_uid: lease_uid.clone(),
@@ -101,6 +97,30 @@ impl Applier {
     }
 }
 
+/// Why the pod is not evicted; `None` if it is, or if no such pod exists any more. An error if the API server is too
+/// busy: this says nothing about the pod.
+fn problem(answer: kube::Result<()>) -> kube::Result<Option<String>> {
+    match answer {
+        Ok(()) => Ok(None),
+        // Gone, or another pod under the same name.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Err(kube::Error::Api(status)) if is_overload(&status) => Err(kube::Error::Api(status)),
+        Err(kube::Error::Api(status)) => Ok(Some(refusal(&status))),
+        Err(error) => Ok(Some(error.to_string())),
+    }
+}
+
+/// True if the API server limits requests. Two other refusals of an eviction have the same code, 429: that of a
+/// PodDisruptionBudget, which has a cause of its own, and that of a webhook that wants to move the pod itself, as KubeVirt
+/// has one.
+fn is_overload(status: &kube::core::Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    let is_budget = causes.any(|cause| cause.reason == "DisruptionBudget");
+    let is_webhook =
+        status.message.contains("admission webhook") && status.message.contains("denied");
+    status.code == 429 && !is_budget && !is_webhook
+}
+
 /// What the API server, a PodDisruptionBudget or a webhook said against an eviction.
 fn refusal(status: &kube::core::Status) -> String {
     let causes = status.details.iter().flat_map(|details| &details.causes);
@@ -114,4 +134,76 @@ fn refusal(status: &kube::core::Status) -> String {
         causes.join("; ")
     };
     format!("eviction refused ({}): {why}", status.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(code: u16, message: &str, causes: &serde_json::Value) -> kube::Result<()> {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "TooManyRequests",
+            "code": code, "details": { "causes": causes },
+        });
+        let status: kube::core::Status = serde_json::from_value(status).unwrap();
+        Err(kube::Error::Api(status.boxed()))
+    }
+
+    #[test]
+    fn only_an_overload_is_no_answer_about_the_pod() {
+        let budget = json!([{ "reason": "DisruptionBudget", "message": "The disruption budget web needs 2 healthy pods" }]);
+        let none = json!([]);
+        let webhook = "admission webhook \"virt.kubevirt.io\" denied the request: the VM is moved";
+        for (name, answer, want) in [
+            ("evicted", Ok(()), Some(None)),
+            ("gone", answer(404, "not found", &none), Some(None)),
+            ("another pod", answer(409, "conflict", &none), Some(None)),
+            (
+                "a budget",
+                answer(429, "Cannot evict pod", &budget),
+                Some(Some("The disruption budget web needs 2 healthy pods")),
+            ),
+            (
+                "a webhook",
+                answer(429, webhook, &none),
+                Some(Some("the VM is moved")),
+            ),
+            (
+                "forbidden",
+                answer(403, "forbidden: no", &none),
+                Some(Some("no")),
+            ),
+            (
+                "priority and fairness",
+                answer(429, "Too many requests, please try again later.", &none),
+                None,
+            ),
+        ] {
+            let said = problem(answer).ok();
+            match (&said, want) {
+                (Some(Some(said)), Some(Some(part))) => {
+                    assert!(said.contains(part), "{name}: {said}")
+                }
+                (said, want) => assert_eq!(
+                    said.as_ref().map(Option::is_some),
+                    want.map(|said| said.is_some()),
+                    "{name}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn an_eviction_that_is_refused_for_overload_slows_all_writes_down() {
+        let error = problem(answer(
+            429,
+            "Too many requests, please try again later.",
+            &json!([]),
+        ));
+        let class = super::super::retry_class(&error.unwrap_err());
+        assert_eq!(
+            class,
+            super::super::RetryClass::After(std::time::Duration::from_secs(1))
+        );
+    }
 }

@@ -11,15 +11,15 @@ use crate::names;
 pub enum AgentDuty {
     /// Leave it alone: it is not (or no longer) for this agent.
     Ignore(IgnoreReason),
-    /// Take it, with the resource version it was read at as precondition; then read everything again.
+    /// Accept it with a write whose precondition is the resource version that was read. Then read everything again.
     Accept,
     /// Go on.
     Work,
-    /// Start no further step, keep what is running until it ends, go on when the stop is taken back.
+    /// Start no further step. A step that runs may end. Go on when the order to stop is taken back.
     Hold,
-    /// Start no further step; report `Stopped` once nothing runs.
+    /// Start no further step. Report `Stopped` when nothing runs any more.
     Stop(StopReason),
-    /// Nothing more to do under this lease; keep the boot ID in its status current.
+    /// Nothing is left to do under this lease. Keep the boot ID in its status up to date.
     Finished,
 }
 
@@ -56,7 +56,8 @@ pub fn agent_duty(lease: &InterruptionLease, node_uid: &str) -> AgentDuty {
                 | StopReason::Disabled
                 | StopReason::Deleted
                 | StopReason::Edited
-                | StopReason::DrainTimedOut),
+                | StopReason::DrainTimedOut
+                | StopReason::Unknown),
             ) => AgentDuty::Stop(reason),
         },
     }
@@ -74,9 +75,9 @@ pub fn is_accepted(lease: &InterruptionLease) -> bool {
     phase(lease).is_some()
 }
 
-/// True when what the lease says is installed, or what was reported under it, is of another host than this: nothing of
-/// that is installed here. Another host is another machine, or this one with its disk written anew (`host_id`). An ID that
-/// either side does not know says nothing.
+/// True when the packages that the lease calls installed, or the status that was reported under it, belong to another
+/// host. Then nothing of that is installed here. Another host is another machine, or this machine after its disk was
+/// written anew (`host_id`). An ID that one side does not know is not compared.
 #[must_use]
 pub fn is_of_another_host(lease: &InterruptionLease, machine_id: &str, host_id: &str) -> bool {
     let result = lease.spec.stamp.as_ref().filter(|stamp| stamp.has_result());
@@ -100,8 +101,8 @@ pub fn is_other_host(there: (&str, &str), here: (&str, &str)) -> bool {
     is_other(there.0, here.0) || (!here.1.is_empty() && is_other(there.1, here.1))
 }
 
-/// How often packages have asked for a reboot of the lease's node, by `name|version`, as far as anybody but the host knows
-/// it: a host that forgets everything at each boot must not be rebooted for ever.
+/// How often each package has asked for a reboot of the lease's node, by `name|version`. The counts come from API objects
+/// and not from the host: a host that forgets everything at each boot must not be rebooted for ever.
 #[must_use]
 pub fn known_reboots(lease: &InterruptionLease) -> BTreeMap<String, u32> {
     let recorded = lease.spec.stamp.iter().flat_map(|stamp| &stamp.reboots);
@@ -162,7 +163,7 @@ pub fn wants_drain(lease: &InterruptionLease) -> bool {
     asked && open && lease.spec.stop.is_none() && lease.metadata.deletion_timestamp.is_none()
 }
 
-/// What the coordinator knows of the lease's Node when it thinks about the result or the release.
+/// What the coordinator knows about the lease's Node when it decides about the result or the release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeFacts<'a> {
     pub uid: &'a str,
@@ -180,13 +181,13 @@ pub struct NodeFacts<'a> {
 pub enum ResultDuty {
     /// The agent still works.
     NotYet,
-    /// Take it.
+    /// Record the result on the Node.
     Take,
     /// The kubelet has not reported the boot that the agent runs in.
     AwaitBoot,
-    /// The node was Ready at the grant and is not yet again.
+    /// The node was Ready when the lease was granted, and is not Ready again yet.
     AwaitReady,
-    /// It is on the Node already.
+    /// The result is on the Node already.
     Recorded,
 }
 

@@ -174,3 +174,79 @@ fn names_follow_the_content() {
     );
     assert_eq!(name("sample", "uid", &one).len(), "sample-".len() + 10);
 }
+
+#[test]
+fn interrupts_that_nvidia_skyhook_left_undone() {
+    let interrupt = |kind, services: &[&str]| Interrupt {
+        kind,
+        services: services.iter().map(|s| (*s).to_owned()).collect(),
+    };
+    let reboot = interrupt(InterruptType::Reboot, &[]);
+    let cron = interrupt(InterruptType::Service, &["cron"]);
+    let plain = package("aa", "1.0.0");
+    let rebooting = Package {
+        interrupt: Some(reboot.clone()),
+        config_interrupts: [("cron*".to_owned(), cron.clone())].into(),
+        ..plain.clone()
+    };
+    let by_key_alone = Package {
+        interrupt: None,
+        ..rebooting.clone()
+    };
+    let at = |stage, state| states(&[("aa", "1.0.0", stage, state)]);
+    let waiting = || at(Stage::Config, State::Complete);
+    let older = || states(&[("aa", "0.9.0", Stage::Config, State::Complete)]);
+    for (name, states, updates, package, want) in [
+        ("no interrupt", waiting(), vec![], &plain, None),
+        ("its own", waiting(), vec![], &rebooting, Some(&reboot)),
+        ("another version", older(), vec![], &rebooting, None),
+        (
+            "not configured",
+            at(Stage::Config, State::InProgress),
+            vec![],
+            &rebooting,
+            None,
+        ),
+        (
+            "it was interrupted",
+            at(Stage::PostInterrupt, State::Complete),
+            vec![],
+            &rebooting,
+            None,
+        ),
+        (
+            "keys changed that need no interrupt",
+            waiting(),
+            vec!["motd"],
+            &rebooting,
+            None,
+        ),
+        (
+            "a key changed that needs another one",
+            waiting(),
+            vec!["motd", "cron.conf"],
+            &rebooting,
+            Some(&cron),
+        ),
+        (
+            "only keys need one",
+            waiting(),
+            vec!["cron.conf"],
+            &by_key_alone,
+            Some(&cron),
+        ),
+        (
+            "only keys need one, and none changed",
+            waiting(),
+            vec![],
+            &by_key_alone,
+            None,
+        ),
+    ] {
+        let updates = updates.into_iter().map(str::to_owned).collect();
+        let updates = [("aa".to_owned(), updates)].into();
+        let left = left_undone(&states, &updates, &data([package]));
+        assert_eq!(left.get("aa"), want, "{name}");
+        assert_eq!(left.len(), usize::from(want.is_some()), "{name}");
+    }
+}

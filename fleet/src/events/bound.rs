@@ -123,18 +123,24 @@ mod tests {
 
     #[test]
     fn five_thousand_nodes_that_fail_make_a_few_events() {
+        let over = Mono::after(WHILE);
         let mut bound = Bound::default();
         let mut sent = Vec::new();
         for n in 0..5000 {
-            let at = Duration::from_millis(n.into());
+            let at = Mono::from_millis(n.into());
             let both = vec![event(node(n), n), event(skyhook("s"), n)];
             sent.extend(bound.pass(both, at));
         }
         assert_eq!(sent.len(), 20);
-        assert_eq!(bound.pass(vec![event(skyhook("t"), 1)], WHILE / 2).len(), 1);
-        assert_eq!(bound.sum_up(WHILE - Duration::from_millis(1)), []);
-        assert_eq!(bound.due(), Some(WHILE));
-        let sums = bound.sum_up(WHILE);
+        assert_eq!(
+            bound
+                .pass(vec![event(skyhook("t"), 1)], Mono::after(WHILE / 2))
+                .len(),
+            1
+        );
+        assert_eq!(bound.sum_up(over - Duration::from_millis(1)), []);
+        assert_eq!(bound.due(), Some(over));
+        let sums = bound.sum_up(over);
         assert_eq!(sums.len(), 1);
         let told = (&sums[0].subject, sums[0].reason);
         assert_eq!(told, (&skyhook("s"), "PackageErroring"));
@@ -142,7 +148,7 @@ mod tests {
                     there are; the last one: node [worker-4999]: exit code 3";
         assert_eq!(sums[0].note, want);
         assert_eq!(bound.due(), None);
-        let anew = bound.pass(vec![event(skyhook("s"), 1)], WHILE);
+        let anew = bound.pass(vec![event(skyhook("s"), 1)], over);
         assert_eq!(anew.len(), 1, "it begins anew");
     }
 

@@ -133,3 +133,24 @@ fn a_lease_that_was_removed_is_not_removed_again() {
     index.apply(Change::LeaseGone("n".into()), Mono::ZERO);
     assert!(!index.is_unsettled(&target));
 }
+
+#[test]
+fn a_lease_stays_whose_node_turns_out_to_be_there() {
+    let target = Target::Lease("n".into());
+    let release = Effect::ReleaseLeaseOfGoneNode {
+        node: "n".into(),
+        at: crate::effect::AsOf {
+            uid: "one".into(),
+            resource_version: "1".into(),
+        },
+        node_uid: "u".into(),
+    };
+    let mut index = synced();
+    index.apply(lease("one"), Mono::ZERO);
+    index.begins(&release);
+    index.ends(&release);
+    index.is_done(&release, Some(node("1")), Mono::ZERO);
+    assert!(!index.is_unsettled(&target), "it was not deleted");
+    index.is_done(&release, None, Mono::ZERO);
+    assert!(index.is_unsettled(&target), "it was deleted");
+}

@@ -37,7 +37,7 @@ pub(super) fn node_differs(held: &NodeFact, new: &NodeFact) -> bool {
 }
 
 /// True when a decision about a node or a lease may depend on the difference between the two Skyhooks. Finalizers and
-/// status do not count: every pass reads them, because there are few Skyhooks.
+/// the rest of the status do not count: every pass reads them, because there are few Skyhooks.
 pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
     let SkyhookFact {
         name: _,
@@ -51,6 +51,7 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         checked,
         // Computed from the spec.
         parked_over: _,
+        selector: _,
         status: _,
     } = new;
     held.uid != *uid
@@ -58,6 +59,7 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         || held.deleting != *deleting
         || held.annotations != *annotations
         || held.spec != *spec
+        || held.config_updates() != new.config_updates()
         // `checked` is computed from the spec, the name and the UID. A spec that cannot be decoded is the exception:
         // `spec` has the default value then, and only `checked` says what is wrong.
         || held.checked.as_ref().err() != checked.as_ref().err()

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
+use skyhook_crds::revision;
 
 use super::ledger::Ledger;
-use super::reason::{Reason, Word};
+use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::{Draft, View};
@@ -71,11 +73,11 @@ fn keep_cordons(row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
         let Some(Standing::Waiting(reason)) = row.standing(*id) else {
             continue;
         };
-        if !reason.word.ends_by_itself() {
+        if !reason.code.ends_by_itself() {
             continue;
         }
         let message = format!("{} (stays cordoned)", reason.message);
-        let kept = Standing::Waiting(Reason::new(reason.word, message));
+        let kept = Standing::Waiting(Reason::new(reason.code, message));
         row.admitted.insert(*id, kept);
         row.kept.insert(*id);
         room -= 1;
@@ -112,7 +114,7 @@ fn admit<'a>(
         } else {
             "that the node's last lease is gone is not confirmed yet"
         };
-        Standing::Waiting(Reason::new(Word::Settling, message))
+        Standing::Waiting(Reason::new(ReasonCode::Settling, message))
     };
     row.admitted.insert(id, standing);
 }
@@ -148,17 +150,24 @@ impl Rank {
 /// Why no node at all gets a lease for the Skyhook now; `None` if nodes may get one.
 fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     if skyhook.is_paused() {
-        return Some(Reason::new(Word::Paused, "the Skyhook is paused"));
+        return Some(Reason::new(ReasonCode::Paused, "the Skyhook is paused"));
     }
     if skyhook.is_disabled() {
-        return Some(Reason::new(Word::Disabled, "the Skyhook is disabled"));
+        return Some(Reason::new(ReasonCode::Disabled, "the Skyhook is disabled"));
     }
     if skyhook.deleting {
-        return Some(Reason::new(Word::Deleted, "the Skyhook is being deleted"));
+        return Some(Reason::new(
+            ReasonCode::Deleted,
+            "the Skyhook is being deleted",
+        ));
+    }
+    if !skyhook.is_adopted() {
+        let message = "the Skyhook's finalizer is being written";
+        return Some(Reason::new(ReasonCode::Settling, message));
     }
     let revision = skyhook.checked.as_ref().ok()?;
     (!view.picture.revisions().contains_key(&revision.revision))
-        .then(|| Reason::new(Word::Settling, "the revision is being written"))
+        .then(|| Reason::new(ReasonCode::Settling, "the revision is being written"))
 }
 
 /// True when the Node carries a result of a revision that is newer than `revision`: the picture of the Skyhook is older
@@ -198,6 +207,12 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
         return false;
     };
     let generation = skyhook.generation;
+    let stamp = record.stamp.as_ref();
+    let interrupts_left = if stamp.is_some_and(Stamp::has_result) {
+        BTreeMap::new()
+    } else {
+        revision::left_undone(installed, skyhook.config_updates(), &checked.data)
+    };
     draft.push(Effect::ReserveLease {
         node: node.name.clone(),
         spec: Box::new(InterruptionLeaseSpec {
@@ -213,6 +228,7 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
             revision: checked.revision.clone(),
             installed: installed.clone(),
             stamp: record.stamp.clone(),
+            interrupts_left,
             compartment: DEFAULT_COMPARTMENT.to_owned(),
             ..InterruptionLeaseSpec::default()
         }),

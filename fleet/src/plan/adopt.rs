@@ -11,7 +11,7 @@ use crate::facts::SkyhookFact;
 pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
     for skyhook in skyhooks {
         let is_ours = |finalizer: &&String| *finalizer == names::SKYHOOK_FINALIZER;
-        let ours = skyhook.finalizers.iter().any(|f| is_ours(&f));
+        let ours = skyhook.is_adopted();
         let (name, at) = (
             skyhook.name.clone(),
             version(&skyhook.uid, &skyhook.resource_version),

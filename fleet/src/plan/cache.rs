@@ -100,6 +100,8 @@ pub(super) struct NodeCell {
     pub(super) lease: Option<LeaseBits>,
     /// A lease of the node is being created.
     pub(super) creating: bool,
+    /// Numbers of the names of all Skyhooks that the Node says something about.
+    pub(super) told: Vec<u32>,
     pub(super) next: Option<NextWrite>,
 }
 

@@ -11,7 +11,7 @@ use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
 use super::cause::Cause;
 use super::ledger::Ledger;
 use super::{Draft, View, cordon, seconds, version};
-use crate::clocks::{DrainWatch, EvictionTry, Mono};
+use crate::clocks::{DrainWatch, EvictionTry, LeaseClock, Mono};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::pods::{self, PodFact, Rules, Verdict};
@@ -65,7 +65,7 @@ pub(super) fn carry_on(
         namespace: &view.settings.namespace,
         node_ready: node.ready,
     };
-    survey_when_due(view, fact, node, watch, current, &rules, draft);
+    survey_when_due(view, fact, lease, node, watch, &rules, draft);
     let Some(watch) = watch.filter(|watch| view.now.mono <= watch.last.at + FRESH) else {
         return;
     };
@@ -106,14 +106,18 @@ pub fn deadline(view: &View<'_>, lease: &InterruptionLease, checked: &Checked) -
     if drain.state != DrainState::Draining {
         return None;
     }
-    let since: k8s_openapi::jiff::Timestamp = drain.since.as_deref()?.parse().ok()?;
-    let passed = view.now.wall.duration_since(since);
-    let passed = Duration::try_from(passed).unwrap_or_default();
-    let deadline = view.now.mono + timeout.saturating_sub(passed);
+    let deadline = view.now.mono + timeout.saturating_sub(age(view, lease)?);
     // Time in a pause does not count: after a pause the whole timeout is available again.
     let clock = view.clocks.lease(&lease.spec.node.name);
     let resumed = clock.and_then(|clock| clock.resumed);
     Some(resumed.map_or(deadline, |at| deadline.max(at + timeout)))
+}
+
+/// How long the drain is in its present state.
+fn age(view: &View<'_>, lease: &InterruptionLease) -> Option<Duration> {
+    let since = lease.spec.drain.since.as_deref()?.parse().ok()?;
+    let clock = view.clocks.lease(&lease.spec.node.name);
+    Some(view.age(since, clock.and_then(LeaseClock::drain_seen)))
 }
 
 /// Pods that keep the node from being drained.
@@ -137,20 +141,17 @@ fn is_confirmed(watch: &DrainWatch, rules: &Rules<'_>) -> bool {
 fn survey_when_due(
     view: &View<'_>,
     fact: &LeaseFact,
+    lease: &InterruptionLease,
     node: &NodeFact,
     watch: Option<&DrainWatch>,
-    drain: &Drain,
     rules: &Rules<'_>,
     draft: &mut Draft<'_>,
 ) {
-    let since = drain.since.as_deref().and_then(|since| since.parse().ok());
-    let age = since.map_or(Duration::ZERO, |since| {
-        Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default()
-    });
+    let age = age(view, lease).unwrap_or_default();
     if age <= LONG {
         draft.holds_until(view.now.mono + (LONG - age) + INSTANT);
     }
-    let pace = if age > LONG || drain.state == DrainState::Drained {
+    let pace = if age > LONG || lease.spec.drain.state == DrainState::Drained {
         SLOW_SURVEY
     } else {
         SURVEY

@@ -126,8 +126,6 @@ enum LeaseState {
     Stranded,
     /// The result is on the Node, or an administrator releases the lease by force.
     Recorded,
-    /// The result is recorded, but the protocol gives no reason to release the lease. Nothing is written.
-    Settled,
     /// The lease's Node no longer exists, or another Node has its name.
     NodeGone,
 }
@@ -240,7 +238,7 @@ impl LeaseCase<'_> {
             ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
                 LeaseState::Stranded
             }
-            ResultDuty::Recorded => LeaseState::Settled,
+            ResultDuty::Recorded => LeaseState::Recorded,
         }
     }
 
@@ -267,7 +265,6 @@ impl LeaseCase<'_> {
                 }
             }
             LeaseState::Recorded => release(self.fact, draft),
-            LeaseState::Settled => {}
             LeaseState::NodeGone => {
                 draft.push(Effect::ReleaseLeaseOfGoneNode {
                     node: self.fact.node.clone(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::admit::{DEFAULT_COMPARTMENT, slots};
 use super::cache::{Cache, LeaseBits};
-use super::reason::{Reason, Word};
+use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::{View, in_order, scan};
 use crate::facts::{NodeFact, SkyhookFact};
@@ -179,7 +179,7 @@ impl<'a> Ledger<'a> {
         let slots = slots(skyhook, selected.nodes);
         if slots == 0 && selected.nodes > 0 {
             return Some(Reason::new(
-                Word::BudgetZero,
+                ReasonCode::BudgetZero,
                 "interruptionBudget is 0: no node is started until it is raised",
             ));
         }
@@ -189,12 +189,12 @@ impl<'a> Ledger<'a> {
             // The message has no numbers. It is written on each Node that waits, and numbers would change each time
             // that a slot is taken or given back.
             let message = "waits for a slot of the interruptionBudget";
-            return Some(Reason::new(Word::BudgetExhausted, message));
+            return Some(Reason::new(ReasonCode::BudgetExhausted, message));
         }
         let cap = self.cap?;
         (self.used_in_all() + extra > cap).then(|| {
             let message = "waits for a slot of the cluster-wide budget";
-            Reason::new(Word::ClusterBudgetExhausted, message)
+            Reason::new(ReasonCode::ClusterBudgetExhausted, message)
         })
     }
 
@@ -254,11 +254,11 @@ impl<'a> Ledger<'a> {
         let mut taken = self.control_plane.taken.iter();
         if let Some(other) = taken.find(|name| **name != node.name) {
             let message = format!("control-plane node {other} is being worked on: one at a time");
-            return Some(Reason::new(Word::ControlPlane, message));
+            return Some(Reason::new(ReasonCode::ControlPlane, message));
         }
         self.control_plane_not_ready(node).map(|other| {
             let message = format!("control-plane node {other} is not Ready");
-            Reason::new(Word::ControlPlane, message)
+            Reason::new(ReasonCode::ControlPlane, message)
         })
     }
 

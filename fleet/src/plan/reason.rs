@@ -5,9 +5,9 @@ use std::fmt;
 
 use skyhook_crds::lease::StopReason;
 
-/// One word for programs: `status.nodeReasons` of a Skyhook.
+/// Why a node does not move, in one word for programs: `status.nodeReasons` of a Skyhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Word {
+pub enum ReasonCode {
     AgentNotResponding,
     AwaitingAgent,
     AwaitingDrain,
@@ -37,7 +37,7 @@ pub enum Word {
     TaintNotTolerable,
 }
 
-impl Word {
+impl ReasonCode {
     /// True when the node waits for something that ends without any action of a person, for example for a free slot.
     #[must_use]
     pub const fn ends_by_itself(self) -> bool {
@@ -73,7 +73,7 @@ impl Word {
     }
 }
 
-impl fmt::Display for Word {
+impl fmt::Display for ReasonCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
@@ -82,7 +82,7 @@ impl fmt::Display for Word {
 /// Why a node does not move.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reason {
-    pub word: Word,
+    pub code: ReasonCode,
     /// A sentence for people.
     pub message: Cow<'static, str>,
 }
@@ -90,9 +90,9 @@ pub struct Reason {
 impl Reason {
     /// A reason.
     #[must_use]
-    pub fn new(word: Word, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn new(code: ReasonCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            word,
+            code,
             message: message.into(),
         }
     }
@@ -104,6 +104,7 @@ pub enum Withdrawal {
     Deleting,
     Orphaned,
     OverBudget,
+    NotSelected,
     Stop(StopReason),
     NewerRecord,
     RecordChanged,
@@ -122,9 +123,9 @@ impl fmt::Display for Withdrawal {
             Self::Stop(StopReason::NewRevision) => "the Skyhook has a newer revision",
             Self::Stop(StopReason::Paused) => "the Skyhook is paused",
             Self::Stop(StopReason::Disabled) => "the Skyhook is disabled",
-            Self::Stop(StopReason::Deleted) => {
-                "the Skyhook is deleted, or no longer selects the node"
-            }
+            Self::NotSelected => "the Skyhook no longer selects the node",
+            Self::Stop(StopReason::Deleted) => "the Skyhook is deleted",
+            Self::Stop(StopReason::Unknown) => "it is to stop",
             Self::Stop(StopReason::Edited) => "the node's package states were edited",
             Self::Stop(StopReason::DrainTimedOut) => "pods did not leave in time",
             Self::NewerRecord => "a newer version wrote the node's record",

@@ -7,7 +7,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
 use super::ledger::Selected;
 use super::standing::{self, Standing};
-use super::{View, cordon, reapply};
+use super::{View, cordon, leftovers, reapply};
 use crate::facts::{Checked, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
@@ -33,6 +33,13 @@ pub(super) struct Row<'a> {
 impl Row<'_> {
     pub(super) fn cell(&self, id: NodeId) -> Option<&Cell> {
         self.column.cells.get(id.index())
+    }
+
+    /// True when the Skyhook is certainly not for this node. Nobody can tell while the spec is not valid, and a Skyhook
+    /// that is being deleted may still have something to do.
+    pub(super) fn is_not_for(&self, id: NodeId) -> bool {
+        let is_selected = self.cell(id).is_some_and(|cell| cell.standing.is_some());
+        self.skyhook.checked.is_ok() && !self.skyhook.deleting && !is_selected
     }
 
     /// The standing of a node. After the admission pass, an eligible node has the standing that the admission pass
@@ -131,6 +138,10 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
             },
         }),
         creating: view.inflight.creating(name).is_some(),
+        told: node.map_or_else(Vec::new, |node| {
+            let told = leftovers::told(node).into_iter();
+            told.map(|skyhook| names.number(skyhook)).collect()
+        }),
         ..NodeCell::default()
     }
 }

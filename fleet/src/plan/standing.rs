@@ -8,7 +8,7 @@ use skyhook_crds::names;
 use skyhook_crds::revision::{self, Work};
 
 use super::View;
-use super::reason::{Reason, Word};
+use super::reason::{Reason, ReasonCode};
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 
 /// Taints that say that a node is not Ready.
@@ -57,20 +57,16 @@ pub(super) fn judge(
             installed::FORMAT,
             names::stamp(&skyhook.name)
         );
-        return Standing::Blocked(Reason::new(Word::NewerVersion, message));
+        return Standing::Blocked(Reason::new(ReasonCode::NewerVersion, message));
     }
     match outstanding(view, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,
         Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
     }
-    if node
-        .labels
-        .get(names::IGNORE)
-        .is_some_and(|value| value == "true")
-    {
+    if node.labels.get(names::IGNORE) == Some("true") {
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
-        return Standing::Blocked(Reason::new(Word::NodeIgnored, message));
+        return Standing::Blocked(Reason::new(ReasonCode::NodeIgnored, message));
     }
     if let Some(reason) = missing_policy(view, skyhook) {
         return Standing::Blocked(reason);
@@ -81,12 +77,12 @@ pub(super) fn judge(
         .find(|taint| !is_tolerated(skyhook, taint))
     {
         let message = intolerable(taint);
-        return Standing::Blocked(Reason::new(Word::TaintNotTolerable, message));
+        return Standing::Blocked(Reason::new(ReasonCode::TaintNotTolerable, message));
     }
     if let Some(earlier) = earlier {
         let message =
             format!("Skyhook {earlier} goes first on this node and is not complete there");
-        return Standing::Waiting(Reason::new(Word::EarlierSkyhook, message));
+        return Standing::Waiting(Reason::new(ReasonCode::EarlierSkyhook, message));
     }
     if let Some(lease) = lease {
         let message = match &lease.lease {
@@ -100,18 +96,18 @@ pub(super) fn judge(
                 force_release(&node.name, &lease.uid)
             ),
         };
-        return Standing::Waiting(Reason::new(Word::NodeLeased, message));
+        return Standing::Waiting(Reason::new(ReasonCode::NodeLeased, message));
     }
     if view.inflight.creating(&node.name).is_some() {
         let message = "a lease of the node is being created for another Skyhook";
-        return Standing::Waiting(Reason::new(Word::NodeLeased, message));
+        return Standing::Waiting(Reason::new(ReasonCode::NodeLeased, message));
     }
     if let Some(backoff) = view
         .clocks
         .backoff(&node.name)
         .filter(|backoff| backoff.until > view.now.mono)
     {
-        return Standing::Blocked(Reason::new(backoff.word, backoff.message));
+        return Standing::Blocked(Reason::new(backoff.code, backoff.message));
     }
     Standing::Eligible
 }
@@ -148,7 +144,7 @@ pub(super) fn outstanding(
     let states = record
         .states
         .as_ref()
-        .map_err(|e| Reason::new(Word::NodeStateMalformed, e.to_string()))?;
+        .map_err(|e| Reason::new(ReasonCode::NodeStateMalformed, e.to_string()))?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
     if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
         return Ok(revision::work(&PackageStates::new(), None, &checked.data));
@@ -172,7 +168,14 @@ pub(super) fn outstanding(
             .map(|name| (name.clone(), Work::Config))
             .collect());
     }
-    Ok(revision::work(states, recorded, &checked.data))
+    let mut work = revision::work(states, recorded, &checked.data);
+    if stamp.is_none() {
+        let left = revision::left_undone(states, skyhook.config_updates(), &checked.data);
+        for package in left.into_keys() {
+            work.entry(package).or_insert(Work::Interrupt);
+        }
+    }
+    Ok(work)
 }
 
 /// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on
@@ -191,10 +194,13 @@ pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<R
         let message = format!(
             "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
         );
-        Some(Reason::new(Word::DeploymentPolicyNotSupported, message))
+        Some(Reason::new(
+            ReasonCode::DeploymentPolicyNotSupported,
+            message,
+        ))
     } else {
         Some(Reason::new(
-            Word::DeploymentPolicyNotFound,
+            ReasonCode::DeploymentPolicyNotFound,
             format!("deploymentPolicy {policy:?} not found"),
         ))
     }

@@ -22,7 +22,7 @@ use skyhook_crds::stage::Status;
 use super::admit::{self, DEFAULT_COMPARTMENT};
 use super::cache::Cache;
 use super::ledger::Ledger;
-use super::reason::{Reason, Word};
+use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
 use crate::effect::{Effect, Target};
@@ -47,6 +47,8 @@ const MAX_PACKAGE_LIST: usize = 4096;
 const MAX_READY: usize = 4096;
 /// Longest message of any other condition, in bytes.
 const MAX_MESSAGE: usize = 1024;
+/// Type of the condition that a DeploymentPolicy does not exist.
+const POLICY_NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
 
 /// Writes the statuses of the Skyhooks. It takes long to compute a status, so this is done only when the status may be
 /// written now and when something in it may have changed. A new generation or overall status is written at once,
@@ -121,10 +123,7 @@ pub(super) struct StatusKey {
 
 /// Writes what the deletion of a Skyhook waits for. The rest of the status stays as it was.
 fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
-    let ours = |finalizer: &String| finalizer == names::SKYHOOK_FINALIZER;
-    let Some(message) =
-        message::left(view, skyhook).filter(|_| skyhook.finalizers.iter().any(ours))
-    else {
+    let Some(message) = message::left(view, skyhook).filter(|_| skyhook.is_adopted()) else {
         return;
     };
     let current = skyhook.status.clone().unwrap_or_default();
@@ -199,8 +198,8 @@ impl<'a> Summary<'a> {
         }
     }
 
-    fn with_reason(&self, word: Word) -> impl Iterator<Item = &Shown<'a>> {
-        let has = move |shown: &&Shown<'a>| shown.reason.is_some_and(|r| r.word == word);
+    fn with_reason(&self, code: ReasonCode) -> impl Iterator<Item = &Shown<'a>> {
+        let has = move |shown: &&Shown<'a>| shown.reason.is_some_and(|r| r.code == code);
         self.nodes.iter().filter(has)
     }
 }
@@ -258,9 +257,9 @@ fn reasons(
         let Some(reason) = shown.reason else {
             continue;
         };
-        let word = reason.word.to_string();
-        let there = current.reasons.get(&word);
-        let entry = reasons.entry(word).or_insert_with(|| ReasonSummary {
+        let code = reason.code.to_string();
+        let there = current.reasons.get(&code);
+        let entry = reasons.entry(code).or_insert_with(|| ReasonSummary {
             nodes: 0,
             since: there.map_or_else(|| seconds(now), |there| there.since.clone()),
             examples: Vec::new(),
@@ -314,12 +313,17 @@ fn all_conditions(
     let mut ours = vec![ready(view, skyhook, summary, ledger, wanted)];
     ours.extend(transition(skyhook, wanted, current));
     ours.extend(of_nodes(summary, current));
+    let policy = policy_not_found(view, skyhook);
+    let is_found = policy.is_none();
+    ours.extend(policy);
     let mut merged = conditions::merge(
         &current.conditions,
         &ours,
         skyhook.generation,
         view.now.wall,
     );
+    // This condition is there only while it is true.
+    merged.retain(|condition| condition.type_ != POLICY_NOT_FOUND || !is_found);
     if merged.len() > MAX_CONDITIONS {
         merged.sort_by_key(|condition| !ours.iter().any(|our| our.type_ == condition.type_));
         merged.truncate(MAX_CONDITIONS);
@@ -376,32 +380,42 @@ fn transition(
     })
 }
 
+/// The condition that the DeploymentPolicy, which the Skyhook names, does not exist.
+fn policy_not_found(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Wanted> {
+    let policy = &skyhook.spec.deployment_policy;
+    let is_missing = !policy.is_empty() && !view.picture.policies().contains(policy);
+    is_missing.then(|| {
+        let message = format!("DeploymentPolicy {policy:?} not found");
+        Wanted::new(POLICY_NOT_FOUND, true, "DeploymentPolicyNotFound", message)
+    })
+}
+
 /// Conditions that name nodes.
 fn of_nodes(summary: &Summary<'_>, current: &SkyhookStatus) -> Vec<Wanted> {
     let table = [
         (
             "skyhook.nvidia.com/TaintNotTolerable",
-            Word::TaintNotTolerable,
+            ReasonCode::TaintNotTolerable,
             "has taints that are not tolerable. Skipping.",
             "All nodes have tolerable taints.",
         ),
         (
             "skyhook.nvidia.com/NodesIgnored",
-            Word::NodeIgnored,
+            ReasonCode::NodeIgnored,
             "has ignore label set. Skipping.",
             "No nodes have ignore label set.",
         ),
         (
             "skyhook.nvidia.com/NodeStateMalformed",
-            Word::NodeStateMalformed,
+            ReasonCode::NodeStateMalformed,
             "has package states that cannot be read. Skipping.",
             "The package states of all nodes can be read.",
         ),
     ];
     let mut conditions = Vec::new();
-    for (type_, word, some, none) in table {
+    for (type_, code, some, none) in table {
         let nodes: Vec<&str> = summary
-            .with_reason(word)
+            .with_reason(code)
             .map(|shown| shown.node.name.as_str())
             .collect();
         let there = current.conditions.iter().any(|c| c.type_ == type_);
@@ -437,11 +451,11 @@ pub(super) fn with_since(
     now: Timestamp,
 ) -> NodeReason {
     let since = match there {
-        Some(there) if there.reason == reason.word.to_string() => there.since.clone(),
+        Some(there) if there.reason == reason.code.to_string() => there.since.clone(),
         Some(_) | None => seconds(now),
     };
     NodeReason {
-        reason: reason.word.to_string(),
+        reason: reason.code.to_string(),
         message: reason.message.clone().into_owned(),
         since,
     }

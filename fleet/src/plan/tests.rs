@@ -18,9 +18,11 @@ mod cordons;
 mod endings;
 mod host;
 mod leases;
+mod left;
 mod reapply;
 mod replaced;
 mod status;
+mod told;
 mod words;
 
 /// A picture in the making.
@@ -81,7 +83,7 @@ impl Picture {
             )],
             leases: Vec::new(),
             settings: Settings::default(),
-            now: Duration::from_secs(1000),
+            now: Mono::from_secs(1000),
         }
     }
 
@@ -341,6 +343,11 @@ fn who_gets_a_lease() {
         (
             "being deleted",
             Picture::new().skyhook(&["metadata", "deletionTimestamp"], json!("2026-01-01T00:00:00Z")),
+            vec![],
+        ),
+        (
+            "without our finalizer",
+            Picture::new().skyhook(&["metadata", "finalizers"], json!(["another.example/finalizer"])),
             vec![],
         ),
         (

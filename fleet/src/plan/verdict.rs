@@ -1,13 +1,11 @@
 //! A node's status for one Skyhook, and why it does not move.
 
-use std::time::Duration;
-
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
 use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
 use skyhook_crds::stage::{State, Status};
 
-use super::reason::{Reason, Word};
+use super::reason::{Reason, ReasonCode};
 use super::standing::{self, Standing};
 use super::{View, lease, seconds};
 use crate::clocks::Mono;
@@ -27,7 +25,7 @@ pub(super) fn verdict(
     if skyhook.is_paused() && *standing != Standing::Complete {
         return (
             Status::Paused,
-            Some(Reason::new(Word::Paused, "the Skyhook is paused")),
+            Some(Reason::new(ReasonCode::Paused, "the Skyhook is paused")),
         );
     }
     match standing {
@@ -45,7 +43,7 @@ pub(super) fn verdict(
         {
             (
                 Status::Disabled,
-                Some(Reason::new(Word::Disabled, "the Skyhook is disabled")),
+                Some(Reason::new(ReasonCode::Disabled, "the Skyhook is disabled")),
             )
         }
         Standing::Blocked(reason) => (Status::Blocked, Some(reason.clone())),
@@ -61,11 +59,11 @@ fn leased(
     lease: &InterruptionLease,
 ) -> NodeVerdict {
     let working =
-        |word: Word, message: String| (Status::InProgress, Some(Reason::new(word, message)));
+        |code: ReasonCode, message: String| (Status::InProgress, Some(Reason::new(code, message)));
     let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
         return match lease.spec.granted {
             Some(_) => working(
-                Word::AwaitingAgent,
+                ReasonCode::AwaitingAgent,
                 "the lease is granted; the node's agent has not accepted it".to_owned(),
             ),
             None => (Status::InProgress, None),
@@ -75,7 +73,7 @@ fn leased(
         let record = node.record(&skyhook.name);
         return match protocol::result_duty(lease, &lease::facts(node, record)) {
             ResultDuty::AwaitBoot => working(
-                Word::AwaitingNode,
+                ReasonCode::AwaitingNode,
                 "the kubelet has not reported the boot that the agent runs in".to_owned(),
             ),
             ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
@@ -91,7 +89,7 @@ fn leased(
     // A report from an earlier boot of the host is out of date.
     if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
         let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
-        return working(Word::AwaitingAgent, message.to_owned());
+        return working(ReasonCode::AwaitingAgent, message.to_owned());
     }
     let failed = status
         .packages
@@ -108,31 +106,38 @@ fn leased(
         );
         return (
             Status::Erroring,
-            Some(Reason::new(Word::PackageErroring, message)),
+            Some(Reason::new(ReasonCode::PackageErroring, message)),
         );
     }
     match phase {
         Phase::Erroring => (
             Status::Erroring,
-            Some(Reason::new(Word::PackageErroring, status.message.clone())),
+            Some(Reason::new(
+                ReasonCode::PackageErroring,
+                status.message.clone(),
+            )),
         ),
         Phase::Preparing | Phase::AwaitingDrain
             if lease.spec.drain.state != DrainState::NotRequested =>
         {
-            working(Word::Draining, drain_message(lease))
+            working(ReasonCode::Draining, drain_message(lease))
         }
         Phase::Running if !status.waits_for.is_empty() => {
-            working(Word::AwaitingInterrupt, status.waits_for.clone())
+            working(ReasonCode::AwaitingInterrupt, status.waits_for.clone())
         }
         Phase::Accepted | Phase::Preparing | Phase::Running
             if is_replaced(node.record(&skyhook.name).stamp.as_ref(), status) =>
         {
             let message = "the host's disk was written anew since the last result was recorded: every package is \
                            installed again";
-            working(Word::HostReplaced, message.to_owned())
+            working(ReasonCode::HostReplaced, message.to_owned())
         }
-        Phase::Accepted | Phase::Preparing => working(Word::Preparing, status.message.clone()),
-        Phase::AwaitingDrain => working(Word::AwaitingDrain, status.needs_drain_reason.clone()),
+        Phase::Accepted | Phase::Preparing => {
+            working(ReasonCode::Preparing, status.message.clone())
+        }
+        Phase::AwaitingDrain => {
+            working(ReasonCode::AwaitingDrain, status.needs_drain_reason.clone())
+        }
         Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
     }
 }
@@ -160,9 +165,12 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
             "the node went away{since} and did not come back: it keeps its lease and its slot; to give them up: {}",
             standing::force_release(&node.name, uid)
         );
-        (Status::Erroring, Some(Reason::new(Word::Parked, message)))
+        (
+            Status::Erroring,
+            Some(Reason::new(ReasonCode::Parked, message)),
+        )
     } else {
-        let reason = Reason::new(Word::AwaitingNode, "the node is not Ready");
+        let reason = Reason::new(ReasonCode::AwaitingNode, "the node is not Ready");
         (Status::InProgress, Some(reason))
     })
 }
@@ -170,8 +178,8 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
 /// The time from which a node that is not Ready is called parked; `None` for a Ready node.
 pub(super) fn parked_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
     let since = node.ready_since.filter(|_| !node.ready)?;
-    let passed = Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default();
-    Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(passed))
+    let away = view.age(since, view.clocks.away_seen(&node.name));
+    Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(away))
 }
 
 fn drain_message(lease: &InterruptionLease) -> String {

@@ -21,7 +21,7 @@ fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
     for _ in 0..7 {
         session.settle(&effect, refused(), now);
         let at = session.retry_at[&effect.target()];
-        waits.push((at - now).as_secs());
+        waits.push(at.since(now).as_secs());
         now = at;
         session.expire(now);
     }
@@ -29,7 +29,7 @@ fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
     session.settle(&effect, Outcome::Done(None), now);
     session.settle(&effect, refused(), now);
     let at = session.retry_at[&effect.target()];
-    assert_eq!((at - now).as_secs(), 2, "it had worked in between");
+    assert_eq!(at.since(now).as_secs(), 2, "it had worked in between");
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn a_create_that_finds_its_object_there_is_tried_less_and_less_often() {
         session.settle(&effect, Outcome::Stale, now);
         assert_eq!(session.begin(&effect, now), Err(Held::NotYet));
         let at = session.retry_at[&effect.target()];
-        waits.push((at - now).as_secs());
+        waits.push(at.since(now).as_secs());
         now = at;
         session.expire(now);
     }
@@ -170,9 +170,12 @@ fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() 
     let after = Duration::from_secs(8);
     let error = "too many requests".to_owned();
     session.settle(&first, Outcome::Busy { after, error }, Mono::ZERO);
-    assert_eq!(session.begin_next(after - Duration::from_millis(1)), None);
+    assert_eq!(
+        session.begin_next(Mono::after(after) - Duration::from_millis(1)),
+        None
+    );
     session.enqueue(all.clone());
-    let begun = std::iter::from_fn(|| session.begin_next(after)).count();
+    let begun = std::iter::from_fn(|| session.begin_next(Mono::after(after))).count();
     assert_eq!(begun, 6, "of half as many, two are kept for what is urgent");
     let waits = all.iter().map(|effect| spread(&effect.target(), after));
     let waits: std::collections::BTreeSet<Duration> = waits.collect();
@@ -225,8 +228,8 @@ fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answere
         session.take(Change::LeaseGone("n1".into()), now);
         session.settle(&release, outcome, now);
         let backoff = session.index.clocks.backoff("n1");
-        let until = backoff.map(|backoff| (backoff.word, backoff.until));
-        let expected = (Word::DrainTimedOut, now + settings.drain_cool_down);
+        let until = backoff.map(|backoff| (backoff.code, backoff.until));
+        let expected = (ReasonCode::DrainTimedOut, now + settings.drain_cool_down);
         assert_eq!(until, Some(expected), "{what}");
     }
 }

@@ -277,7 +277,9 @@ fn go_on(
 /// Plans a package whose next stage is known only from the Node's record: NVIDIA Skyhook wrote the record, or a user
 /// edited it to run stages again.
 fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
-    let has_interrupt = wanted.interrupt.is_some();
+    // The interrupt that the lease names may differ from the package's own.
+    let owed = entry.interrupt().or(wanted.interrupt.as_ref()).cloned();
+    let has_interrupt = owed.is_some();
     let stage = match (entry.stage, entry.state) {
         (Stage::Uninstall, _) => Stage::Apply,
         (stage, State::Complete) => stage.next(has_interrupt).unwrap_or(stage),
@@ -288,15 +290,18 @@ fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) 
     } else {
         stage
     };
-    let interrupt = wanted
-        .interrupt
-        .clone()
-        .filter(|_| stage != Stage::PostInterrupt);
+    let interrupt = owed.filter(|_| stage != Stage::PostInterrupt);
     let restarts = entry.restarts;
     p.reboots.remove(key);
     open(p, key, wanted, stage, interrupt, now);
+    let is_configured = matches!(stage, Stage::Interrupt | Stage::PostInterrupt);
     if let Some(entry) = p.entries.get_mut(key) {
         entry.restarts = restarts;
+        // A package that only has to be interrupted is configured already. Without this, the next change of its
+        // configuration would count as applied.
+        if is_configured && entry.configured.is_none() {
+            entry.configured = Some(wanted.config.clone());
+        }
     }
 }
 

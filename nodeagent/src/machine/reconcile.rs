@@ -5,10 +5,13 @@
 //! agent, and the journal is right. Without a journal, the annotations are right, unless they are from another host:
 //! then nothing is installed.
 
-use skyhook_crds::InterruptionLease;
+use std::collections::BTreeMap;
+
 use skyhook_crds::installed::{PackageStates, Stamp};
 use skyhook_crds::lease::protocol;
+use skyhook_crds::{InterruptionLease, Stage, State};
 
+use super::Cycle;
 use super::progress::{Entries, Entry, states};
 
 /// Where the list of installed packages comes from.
@@ -35,7 +38,33 @@ pub fn of_lease(
     if protocol::is_of_another_host(lease, machine_id, host_id) {
         return (Entries::new(), Source::Nothing);
     }
-    reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref())
+    let (mut entries, source) =
+        reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref());
+    if source == Source::Node {
+        wait_for_interrupts(&mut entries, lease);
+    }
+    (entries, source)
+}
+
+/// Sets packages that are only in the Node's record to the interrupt that NVIDIA Skyhook left undone: in the record they
+/// look complete.
+fn wait_for_interrupts(entries: &mut Entries, lease: &InterruptionLease) {
+    let left = &lease.spec.interrupts_left;
+    for entry in entries.values_mut().filter(|e| e.cycle.is_none()) {
+        let is_configured = (entry.stage, entry.state) == (Stage::Config, State::Complete);
+        let Some(interrupt) = left.get(&entry.name).filter(|_| is_configured) else {
+            continue;
+        };
+        (entry.stage, entry.state) = (Stage::Interrupt, State::Skipped);
+        entry.cycle = Some(Cycle {
+            revision: lease.spec.revision.clone(),
+            skyhook: lease.spec.skyhook.clone(),
+            identity: String::new(),
+            content: BTreeMap::new(),
+            start: None,
+            interrupt: Some(interrupt.clone()),
+        });
+    }
 }
 
 /// The same for a record that is from this host. `journal` is `None` when the journal does not contain the Skyhook.
@@ -67,7 +96,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
                 Some(known) => Entry {
                     configured: known.configured.clone(),
                     had_interrupt: known.had_interrupt,
-                    cycle: known.cycle.clone().map(|cycle| super::Cycle {
+                    cycle: known.cycle.clone().map(|cycle| Cycle {
                         interrupt: None,
                         identity: String::new(),
                         start: None,
@@ -84,8 +113,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
 #[cfg(test)]
 mod tests {
     use skyhook_crds::lease::{InterruptionLeaseSpec, InterruptionLeaseStatus, Phase};
-    use skyhook_crds::package::PackageStatus;
-    use skyhook_crds::{Stage, State};
+    use skyhook_crds::package::{Interrupt, InterruptType, PackageStatus};
 
     use super::*;
 
@@ -273,6 +301,39 @@ mod tests {
 
     fn stamp_of_other() -> Stamp {
         stamp("uid", "other")
+    }
+
+    #[test]
+    fn a_package_waits_for_the_interrupt_that_was_left_undone_unless_the_journal_knows_it() {
+        let done = status("1.0.0", Stage::Config, State::Complete);
+        let erroring = status("1.0.0", Stage::Config, State::Erroring);
+        let interrupt = Interrupt {
+            kind: InterruptType::Reboot,
+            services: Vec::new(),
+        };
+        for (name, journal, recorded, left, want) in [
+            ("left", None, &done, true, Stage::Interrupt),
+            ("not left", None, &done, false, Stage::Config),
+            ("not configured", None, &erroring, true, Stage::Config),
+            (
+                "in the journal",
+                Some(journal(&done)),
+                &done,
+                true,
+                Stage::Config,
+            ),
+        ] {
+            let mut lease = lease(&record(recorded), None, "");
+            if left {
+                let left = [("a".to_owned(), interrupt.clone())];
+                lease.spec.interrupts_left = left.into();
+            }
+            let (entries, _) = of_lease(journal.as_ref(), &lease, "m", "h");
+            let entry = &entries["a|1.0.0"];
+            assert_eq!(entry.stage, want, "{name}");
+            let waits = want == Stage::Interrupt;
+            assert_eq!(entry.interrupt(), waits.then_some(&interrupt), "{name}");
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use skyhook_fleet::settings::Settings;
 const PACKAGES: [&str; 4] = ["drivers", "kernel", "network", "tuning"];
 /// Passes that are timed; the one in the middle counts.
 const TIMES: usize = 9;
-const AT: Mono = Duration::from_secs(1000);
+const AT: Mono = Mono::from_secs(1000);
 
 fn main() -> anyhow::Result<()> {
     let nodes: usize = match std::env::var("N") {
@@ -226,7 +226,7 @@ fn write_node(object: &mut Value, patch: &NodePatch, version: u64) {
             part.retain(|_, value| !value.is_null());
         }
     }
-    let conditions = patch.conditions.values().map(|c| {
+    let conditions = patch.conditions.values().flatten().map(|c| {
         json!({ "type": c.type_, "status": c.status, "reason": c.reason, "message": c.message })
     });
     let ready = json!({ "type": "Ready", "status": "True" });

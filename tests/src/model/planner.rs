@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
-use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
@@ -22,7 +21,7 @@ use skyhook_fleet::facts::{
     WireLease, WireNode, WireNodeInfo, WireNodeSpec, WireNodeStatus, WireSkyhook,
 };
 use skyhook_fleet::guard;
-use skyhook_fleet::index::{Change, Index, Kind};
+use skyhook_fleet::index::{Change, Index, Kind, Mono};
 use skyhook_fleet::plan::{self, Now};
 use skyhook_fleet::settings::Settings;
 
@@ -119,9 +118,9 @@ pub fn plan(picture: &Picture) -> Rc<[Write]> {
             return Rc::clone(known);
         }
         let index = index(picture);
-        let mut writes = decide(&index, &memory.settings, Duration::ZERO, false);
-        let accept_timeout = memory.settings.accept_timeout;
-        for write in decide(&index, &memory.settings, accept_timeout, true) {
+        let mut writes = decide(&index, &memory.settings, Mono::ZERO, false);
+        let in_vain = Mono::after(memory.settings.accept_timeout);
+        for write in decide(&index, &memory.settings, in_vain, true) {
             let elsewhere = writes.iter().any(|w| match (w, &write) {
                 (Write::Withdraw { node: a, .. }, Write::Withdraw { node: b, .. }) => a == b,
                 _ => false,
@@ -136,7 +135,7 @@ pub fn plan(picture: &Picture) -> Rc<[Write]> {
     })
 }
 
-fn decide(index: &Index, settings: &Settings, mono: Duration, late: bool) -> Vec<Write> {
+fn decide(index: &Index, settings: &Settings, mono: Mono, late: bool) -> Vec<Write> {
     let now = Now {
         mono,
         wall: Timestamp::UNIX_EPOCH,
@@ -263,17 +262,17 @@ fn index(picture: &Picture) -> Index {
         Kind::Revision,
         Kind::Policy,
     ] {
-        index.apply(Change::Synced(kind), Duration::ZERO);
+        index.apply(Change::Synced(kind), Mono::ZERO);
     }
     for (number, node) in picture.nodes.iter().enumerate().take(picture.count.into()) {
         let node = wire_node(number, node, picture.blocked[number]);
-        index.apply(Change::Node(Box::new(node)), Duration::ZERO);
+        index.apply(Change::Node(Box::new(node)), Mono::ZERO);
     }
     for (number, lease) in picture.leases.iter().enumerate() {
         if let Some(lease) = lease {
             index.apply(
                 Change::Lease(Box::new(wire_lease(number, lease))),
-                Duration::ZERO,
+                Mono::ZERO,
             );
         }
         // Set by hand, as it stands: a lease that is seen ends it.
@@ -290,12 +289,12 @@ fn index(picture: &Picture) -> Index {
     }
     if !picture.skyhook.gone {
         let skyhook = wire_skyhook(&picture.skyhook, picture.budget);
-        index.apply(Change::Skyhook(Box::new(skyhook)), Duration::ZERO);
+        index.apply(Change::Skyhook(Box::new(skyhook)), Mono::ZERO);
     }
     for revision in 0..=1 {
         index.apply(
             Change::Revision(Box::new(wire_revision(revision, picture.unordered))),
-            Duration::ZERO,
+            Mono::ZERO,
         );
     }
     index

@@ -254,6 +254,7 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
             reason,
             since: String::new(),
             revision: None,
+            message: String::new(),
         }),
         ..InterruptionLeaseSpec::default()
     };

@@ -44,6 +44,17 @@ impl Response {
         response
     }
 
+    /// What a PodDisruptionBudget says against an eviction.
+    #[must_use]
+    pub fn budget_refuses() -> Self {
+        let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+        let mut response = Self::failure(429, "TooManyRequests", message);
+        let why = "The disruption budget all needs 1 healthy pods and has 1 currently";
+        let cause = json!({ "reason": "DisruptionBudget", "message": why });
+        response.body["details"] = json!({ "causes": [cause] });
+        response
+    }
+
     fn object(object: &Value) -> Self {
         Self {
             code: 200,

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use skyhook_fleet::effect::{AsOf, Effect};
-use skyhook_fleet::index::{Change, Kind};
+use skyhook_fleet::index::{Change, Kind, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
 use skyhook_fleet::plan::reason::Withdrawal;
@@ -126,7 +126,7 @@ fn name(at: usize) -> String {
 /// A replica to which things happen.
 pub(super) struct Replica<'a> {
     pub(super) session: Session<'a>,
-    mono: Duration,
+    mono: Mono,
     version: u64,
     /// What the API server holds, by kind and name.
     held: BTreeMap<(Kind, String), Value>,
@@ -137,7 +137,7 @@ impl<'a> Replica<'a> {
     pub(super) fn new(settings: &'a Settings) -> Self {
         let mut replica = Self {
             session: Session::new(settings),
-            mono: Duration::from_secs(10_000),
+            mono: Mono::from_secs(10_000),
             version: 10,
             held: BTreeMap::new(),
             under_way: Vec::new(),
@@ -156,7 +156,7 @@ impl<'a> Replica<'a> {
 
     pub(super) fn now(&self) -> Now {
         let epoch = Timestamp::from_second(1_790_000_000).unwrap_or_default();
-        let passed = SignedDuration::try_from(self.mono).unwrap_or_default();
+        let passed = SignedDuration::try_from(self.mono.since(Mono::ZERO)).unwrap_or_default();
         Now {
             mono: self.mono,
             wall: epoch + passed,

@@ -2,7 +2,7 @@
 
 use skyhook_fleet::facts::{LeaseFact, NodeFact, SkyhookFact};
 use skyhook_fleet::index::Index;
-use skyhook_fleet::plan::reason::Word;
+use skyhook_fleet::plan::reason::ReasonCode;
 
 /// Slots in use for a Skyhook.
 pub(super) fn used(index: &Index, skyhook: &SkyhookFact) -> usize {
@@ -33,7 +33,7 @@ pub(super) fn refusal(
     cap: Option<usize>,
     skyhook: &SkyhookFact,
     extra: usize,
-) -> Option<Word> {
+) -> Option<ReasonCode> {
     let nodes = || {
         index
             .picture()
@@ -50,12 +50,12 @@ pub(super) fn refusal(
         .filter(is_unavailable)
         .count();
     if slots == 0 && nodes().count() > 0 {
-        Some(Word::BudgetZero)
+        Some(ReasonCode::BudgetZero)
     } else if used(index, skyhook) + unavailable + extra > slots {
-        Some(Word::BudgetExhausted)
+        Some(ReasonCode::BudgetExhausted)
     } else {
         cap.filter(|cap| used_in_all(index) + extra > *cap)
-            .map(|_| Word::ClusterBudgetExhausted)
+            .map(|_| ReasonCode::ClusterBudgetExhausted)
     }
 }
 

@@ -1,14 +1,13 @@
 //! Arbitrary pictures of a cluster: every state that an object can be in, possible together or not.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
-use skyhook_fleet::index::{Change, Index, Kind};
+use skyhook_fleet::index::{Change, Index, Kind, Mono};
 use skyhook_fleet::settings::Settings;
 
 use super::MONO;
@@ -263,7 +262,7 @@ pub(super) fn index(picture: &Picture) -> Index {
         if let Some(lease) = &node.lease {
             index.apply(
                 Change::Lease(wire(lease_object(&name, lease, &revisions))),
-                Duration::ZERO,
+                Mono::ZERO,
             );
             if lease.busy {
                 index.begins(&Effect::GrantLease {

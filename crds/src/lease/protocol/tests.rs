@@ -47,6 +47,7 @@ impl Given {
             reason,
             since: String::new(),
             revision: None,
+            message: String::new(),
         });
         self
     }
@@ -63,6 +64,23 @@ impl Given {
         };
         self
     }
+}
+
+#[test]
+fn a_reason_to_stop_of_a_newer_version_stops_the_agent() {
+    let spec = serde_json::json!({
+        "node": { "name": "worker-1", "uid": "n" }, "skyhook": { "name": "s", "uid": "s" }, "revision": "r",
+        "stop": { "reason": "MoonIsFull", "since": "t" },
+    });
+    let spec: InterruptionLeaseSpec = serde_json::from_value(spec).unwrap();
+    assert_eq!(spec.stop.unwrap().reason, StopReason::Unknown);
+    let told = Given::granted()
+        .phase(Phase::Running)
+        .stop(StopReason::Unknown);
+    assert_eq!(
+        agent_duty(&told.0, NODE),
+        AgentDuty::Stop(StopReason::Unknown)
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
 use super::LeaseCase;
+use super::stop::is_left_out;
 use crate::effect::{Effect, NodePatch};
 use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
@@ -23,6 +24,9 @@ impl LeaseCase<'_> {
         let (Some(node), Some(skyhook)) = (self.node, self.skyhook) else {
             return Some(Withdrawal::Orphaned);
         };
+        if !skyhook.deleting && is_left_out(skyhook, node) {
+            return Some(Withdrawal::NotSelected);
+        }
         if self.over_budget {
             return Some(Withdrawal::OverBudget);
         }

@@ -68,6 +68,11 @@ fn decide(asked: Asked) -> StopOrder {
     }
 }
 
+/// True when the Skyhook does not select the node any more. Nobody can tell while its spec is not valid.
+pub(super) fn is_left_out(skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    skyhook.checked.is_ok() && !skyhook.selects(node)
+}
+
 impl LeaseCase<'_> {
     /// The reason to stop that the lease carries now, if any.
     pub(super) fn stop_ordered(&self) -> Option<StopReason> {
@@ -115,11 +120,18 @@ impl LeaseCase<'_> {
         revision: Option<String>,
         draft: &mut Draft<'_>,
     ) {
+        let is_left = self.skyhook.is_some_and(|skyhook| !skyhook.deleting);
+        let message = if stop == Some(StopReason::Deleted) && is_left {
+            "the Skyhook no longer selects the node"
+        } else {
+            ""
+        };
         draft.push(Effect::StopLease {
             node: self.fact.node.clone(),
             at: self.at(),
             stop,
             revision,
+            message,
         });
     }
 
@@ -129,7 +141,7 @@ impl LeaseCase<'_> {
         node: &NodeFact,
         skyhook: &SkyhookFact,
     ) -> Option<StopReason> {
-        if skyhook.deleting || (skyhook.checked.is_ok() && !skyhook.selects(node)) {
+        if skyhook.deleting || is_left_out(skyhook, node) {
             return Some(StopReason::Deleted);
         }
         if skyhook.is_disabled() {

@@ -7,7 +7,7 @@ use skyhook_crds::stage::Status;
 use crate::facts::SkyhookFact;
 use crate::plan::admit::{self, DEFAULT_COMPARTMENT};
 use crate::plan::ledger::Ledger;
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 use crate::plan::scan::{Order, Row};
 
 /// The fleet in numbers.
@@ -28,7 +28,7 @@ pub struct SkyhookCounts {
     /// Selected nodes by status.
     pub by_status: BTreeMap<Status, usize>,
     /// Selected nodes by reason.
-    pub by_reason: BTreeMap<Word, usize>,
+    pub by_reason: BTreeMap<ReasonCode, usize>,
     pub compartments: BTreeMap<String, CompartmentCounts>,
 }
 
@@ -63,7 +63,7 @@ impl Fleet {
 pub(super) struct Counts {
     pub(super) nodes: usize,
     by_status: BTreeMap<Status, usize>,
-    by_reason: BTreeMap<Word, usize>,
+    by_reason: BTreeMap<ReasonCode, usize>,
     pub(super) overall: Status,
     /// A digest of the facts about nodes that the status uses.
     pub(super) print: u64,
@@ -90,7 +90,7 @@ impl Counts {
                 continue;
             };
             counts.print = counts.print.wrapping_add(shown.print);
-            let place = Some((shown.status, shown.reason.as_ref().map(|r| r.word)));
+            let place = Some((shown.status, shown.reason.as_ref().map(|r| r.code)));
             if last.0 == place {
                 last.1 += 1;
             } else {
@@ -114,14 +114,14 @@ impl Counts {
         counts
     }
 
-    fn add(&mut self, (place, nodes): (Option<(Status, Option<Word>)>, usize)) {
-        let Some((status, word)) = place else {
+    fn add(&mut self, (place, nodes): (Option<(Status, Option<ReasonCode>)>, usize)) {
+        let Some((status, code)) = place else {
             return;
         };
         self.nodes += nodes;
         *self.by_status.entry(status).or_default() += nodes;
-        if let Some(word) = word {
-            *self.by_reason.entry(word).or_default() += nodes;
+        if let Some(code) = code {
+            *self.by_reason.entry(code).or_default() += nodes;
         }
     }
 

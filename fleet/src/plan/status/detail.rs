@@ -10,7 +10,7 @@ use super::message::cut;
 use super::{Shown, Summary, number, reason_on_node, with_since};
 use crate::facts::SkyhookFact;
 use crate::plan::View;
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 
 /// Longest status as JSON, in bytes. The API server stores objects of up to 1.5 MiB, and the spec may need most of
 /// that.
@@ -148,7 +148,7 @@ fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
 pub(super) fn rank(shown: &Shown<'_>) -> u8 {
     match shown.status {
         Status::Erroring => {
-            let parked = shown.reason.is_some_and(|r| r.word == Word::Parked);
+            let parked = shown.reason.is_some_and(|r| r.code == ReasonCode::Parked);
             u8::from(!parked)
         }
         Status::Blocked => 2,

@@ -6,7 +6,7 @@ use super::{Shown, Summary, detail};
 use crate::facts::SkyhookFact;
 use crate::plan::View;
 use crate::plan::ledger::Ledger;
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 use skyhook_crds::skyhook::SkyhookStatus;
 
 /// Names of nodes in one message.
@@ -58,7 +58,7 @@ pub(super) fn stuck(
         };
         let rank = detail::rank(shown);
         let entry = worst
-            .entry(reason.word.to_string())
+            .entry(reason.code.to_string())
             .or_insert((rank, shown));
         if rank < entry.0 {
             *entry = (rank, shown);
@@ -66,13 +66,13 @@ pub(super) fn stuck(
     }
     let mut reasons: Vec<_> = worst.into_iter().collect();
     reasons.sort_by_key(|(_, (rank, shown))| (*rank, &shown.node.name));
-    for (word, (_, shown)) in reasons.iter().take(MAX_REASONS) {
-        let (Some(reason), Some(all)) = (shown.reason, wanted.reasons.get(word)) else {
+    for (code, (_, shown)) in reasons.iter().take(MAX_REASONS) {
+        let (Some(reason), Some(all)) = (shown.reason, wanted.reasons.get(code)) else {
             continue;
         };
         let text = cut(&reason.message, MAX_REASON);
         let name = &shown.node.name;
-        message.push_str(&format!("; {name}: {text} ({word}) since {}", all.since));
+        message.push_str(&format!("; {name}: {text} ({code}) since {}", all.since));
         if all.nodes > 1 {
             message.push_str(&format!(", and {} more", all.nodes - 1));
         }
@@ -84,11 +84,11 @@ pub(super) fn stuck(
     {
         message.push_str(&format!("; and {more} more reasons"));
     }
-    let waits = |word: Word| wanted.reasons.contains_key(&word.to_string());
-    if waits(Word::BudgetExhausted) {
+    let waits = |code: ReasonCode| wanted.reasons.contains_key(&code.to_string());
+    if waits(ReasonCode::BudgetExhausted) {
         message.push_str(&format!("; {}", ledger.use_of_budget(skyhook)));
     }
-    if waits(Word::ClusterBudgetExhausted) {
+    if waits(ReasonCode::ClusterBudgetExhausted) {
         message.push_str(&format!("; {}", ledger.use_of_cap()));
     }
     message

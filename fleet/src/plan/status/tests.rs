@@ -127,12 +127,12 @@ fn decoded<T: serde::de::DeserializeOwned>(object: Value) -> Box<T> {
     Box::new(serde_json::from_value(object).unwrap())
 }
 
-fn planned(index: &Index, mono: Duration) -> Plan {
+fn planned(index: &Index, mono: Mono) -> Plan {
     let wall = Timestamp::from_second(1_700_000_000).unwrap();
     plan(&index.view(&Settings::default(), Now { mono, wall }))
 }
 
-const LATER: Duration = Duration::from_secs(1000);
+const LATER: Mono = Mono::from_secs(1000);
 
 fn status(index: &Index) -> Option<SkyhookStatus> {
     planned(index, LATER)
@@ -261,10 +261,9 @@ fn names_in_conditions_are_few() {
     let fleet = Fleet { nodes: 40, ..FLEET };
     let mut index = fleet.index();
     for n in 0..40 {
-        let ignore = (names::IGNORE.into(), "true".into());
-        index
-            .picture
-            .edit_node(&Fleet::name(n), |node| node.labels.extend([ignore]));
+        index.picture.edit_node(&Fleet::name(n), |node| {
+            testkit::label(node, names::IGNORE, "true");
+        });
     }
     let status = status(&index).expect("a first status is written");
     let message = |type_: &str| {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::index::Change;
 use crate::plan::cache::{Cache, Counted};
-use crate::plan::reason::Word;
+use crate::plan::reason::ReasonCode;
 
 const NODES: usize = 300;
 
@@ -47,7 +47,7 @@ fn at_work() -> (crate::index::Index, Settings, Now, String) {
     }
     let settings = Settings::default();
     let now = Now {
-        mono: Duration::from_secs(1000),
+        mono: Mono::from_secs(1000),
         wall: Timestamp::from_second(1_700_000_000).unwrap(),
     };
     for effect in plan(&index.view(&settings, now)).effects {
@@ -128,8 +128,14 @@ fn the_fleet_is_counted_whatever_is_written() {
     let want = Fleet {
         slots_used: NODES,
         skyhooks: [
-            ("s".to_owned(), counts(in_progress, Word::Preparing, NODES)),
-            ("t".to_owned(), counts(waiting, Word::EarlierSkyhook, 0)),
+            (
+                "s".to_owned(),
+                counts(in_progress, ReasonCode::Preparing, NODES),
+            ),
+            (
+                "t".to_owned(),
+                counts(waiting, ReasonCode::EarlierSkyhook, 0),
+            ),
         ]
         .into(),
     };
@@ -154,7 +160,7 @@ fn a_lease_that_did_not_fit_is_granted_when_another_has_gone() {
     }
     let settings = Settings::default();
     let now = Now {
-        mono: Duration::from_secs(1000),
+        mono: Mono::from_secs(1000),
         wall: Timestamp::from_second(1_700_000_000).unwrap(),
     };
     let mut cache = Cache::default();

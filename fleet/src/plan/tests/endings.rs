@@ -8,8 +8,8 @@
 use super::leases::{effects, grant_and, granted, leased, phase, stamp, with_package};
 use super::*;
 
-const MINUTE: Mono = Duration::from_secs(60);
-const HOUR: Mono = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Objects that arrive at given times, and what is planned for worker-1 later.
 struct Timeline {
@@ -25,7 +25,8 @@ impl Timeline {
     }
 
     /// From `at` on, the Skyhook and the lease are those of `picture`.
-    fn then(mut self, at: Mono, picture: Picture) -> Self {
+    fn then(mut self, at: Duration, picture: Picture) -> Self {
+        let at = Mono::after(at);
         let object = &picture.skyhooks[0];
         let skyhook = Box::new(serde_json::from_value(object.clone()).unwrap());
         self.index.apply(crate::index::Change::Skyhook(skyhook), at);
@@ -35,9 +36,9 @@ impl Timeline {
         self
     }
 
-    fn at(&self, now: Mono) -> Vec<String> {
+    fn at(&self, now: Duration) -> Vec<String> {
         let picture = Picture {
-            now,
+            now: Mono::after(now),
             ..self.picture.clone()
         };
         let all = effects(&picture.plan_of(&self.index));

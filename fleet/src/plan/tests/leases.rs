@@ -220,7 +220,7 @@ fn before_an_agent_accepts() {
     ] {
         let mut picture = picture;
         // The lease is seen at time zero: still within the time that an agent has.
-        picture.now = Duration::from_secs(60);
+        picture.now = Mono::from_secs(60);
         let got = effects_on_worker_1(&picture);
         let got: Vec<&str> = got
             .iter()

@@ -128,3 +128,92 @@ fn a_revision_that_the_node_is_past_is_not_brought_back() {
         assert_eq!(with_result_of(number, lease), want, "{name}");
     }
 }
+
+/// What worker-1 gets when NVIDIA Skyhook left package aa configured on it, and noted these changed keys: the interrupts
+/// that its lease names; `None` if it gets no lease.
+fn left_configured(updates: &[&str], result: bool) -> Option<Vec<String>> {
+    let package = json!({ "aa": {
+        "version": "1.0.0", "image": "r/aa", "interrupt": { "type": "reboot" },
+        "configMap": { "cron.conf": "x", "motd": "y" },
+        "configInterrupts": { "cron*": { "type": "service", "services": ["cron"] } },
+    } });
+    let mut picture = Picture::new()
+        .annotated(1, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+        .skyhook(&["spec", "packages"], package)
+        .skyhook(
+            &["status"],
+            json!({ "status": "in_progress", "configUpdates": { "aa": updates } }),
+        );
+    if result {
+        let index = picture.index();
+        let checked = index.picture.skyhooks()["s"].checked.as_ref();
+        let stamped = Stamp {
+            lease: "earlier".into(),
+            revision: checked.unwrap().revision.clone(),
+            states: states_digest(&complete("1.0.0")),
+            ..Stamp::default()
+        };
+        picture = stamp(picture, stamped);
+    }
+    let effects = picture.plan().effects;
+    effects.iter().find_map(|effect| match effect {
+        Effect::ReserveLease { node, spec } if node == "worker-1" => {
+            let left = spec.interrupts_left.iter();
+            Some(
+                left.map(|(package, left)| format!("{package} {:?}", left.kind))
+                    .collect(),
+            )
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_node_that_nvidia_skyhook_left_before_an_interrupt_is_not_taken_for_complete() {
+    for (name, updates, result, want) in [
+        ("its own interrupt", vec![], false, Some("aa Reboot")),
+        (
+            "the one of a key that changed",
+            vec!["cron.conf"],
+            false,
+            Some("aa Service"),
+        ),
+        ("a key that needs none", vec!["motd"], false, None),
+        ("a result of ours says so", vec![], true, None),
+    ] {
+        let left = left_configured(&updates, result).map(|left| left.join("; "));
+        assert_eq!(left.as_deref(), want, "{name}");
+    }
+}
+
+#[test]
+fn a_change_of_what_nvidia_skyhook_noted_is_seen() {
+    let package =
+        json!({ "aa": { "version": "1.0.0", "image": "r/aa", "interrupt": { "type": "reboot" } } });
+    let status =
+        |updates: Value| json!({ "status": "complete", "configUpdates": { "aa": updates } });
+    let picture = Picture::new()
+        .annotated(1, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+        .skyhook(&["spec", "packages"], package)
+        .skyhook(&["status"], status(json!(["motd"])));
+    let mut index = picture.index();
+    let mut cache = Cache::default();
+    let now = Now {
+        mono: picture.now,
+        wall: Timestamp::from_second(1_700_000_000).unwrap(),
+    };
+    let leased = |plan: &Plan| {
+        let mut effects = plan.effects.iter();
+        effects
+            .any(|effect| matches!(effect, Effect::ReserveLease { node, .. } if node == "worker-1"))
+    };
+    assert!(!leased(&cache.plan(&index.view(&picture.settings, now))));
+    let mut object = picture.skyhooks[0].clone();
+    set(&mut object, &["status"], status(json!([])));
+    set(&mut object, &["metadata", "resourceVersion"], json!("2"));
+    index.apply(
+        Change::Skyhook(Box::new(serde_json::from_value(object).unwrap())),
+        Mono::ZERO,
+    );
+    assert!(leased(&cache.plan(&index.view(&picture.settings, now))));
+}

@@ -206,3 +206,31 @@ fn a_pause_leaves_complete_nodes_complete() {
         .unwrap();
     assert_eq!(ready.message, "the Skyhook is paused; 1/3 nodes complete");
 }
+
+#[test]
+fn a_missing_policy_is_a_condition_until_it_is_found() {
+    const TYPE: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
+    let spec = json!({ "deploymentPolicy": "slow", "packages": packages() });
+    let mut picture = Picture::new().skyhook(&["spec"], spec);
+    let status = |picture: &Picture, policy: Option<&str>| {
+        let mut index = picture.index();
+        if let Some(policy) = policy {
+            let policy = crate::index::Change::Policy(policy.to_owned());
+            index.apply(policy, Mono::ZERO);
+        }
+        let effects = picture.plan_of(&index).effects;
+        let status = effects.into_iter().find_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => Some(*status),
+            _ => None,
+        });
+        let status = status.expect("it differs");
+        let condition = status.conditions.iter().find(|c| c.type_ == TYPE);
+        let said = condition.map(|c| format!("{} {}: {}", c.status, c.reason, c.message));
+        (said, serde_json::to_value(&status).unwrap())
+    };
+    let (said, stored) = status(&picture, None);
+    let want = "True DeploymentPolicyNotFound: DeploymentPolicy \"slow\" not found";
+    assert_eq!(said.as_deref(), Some(want));
+    picture.skyhooks[0]["status"] = stored;
+    assert_eq!(status(&picture, Some("slow")).0, None);
+}

@@ -26,7 +26,28 @@ fn working(status: Value) -> Picture {
 
 fn not_ready(picture: Picture, since: &str) -> Picture {
     let ready = json!([{ "type": "Ready", "status": "Unknown", "lastTransitionTime": since }]);
-    picture.node(1, &["status", "conditions"], ready)
+    let picture = picture.node(1, &["status", "conditions"], ready);
+    // The Node is first seen at the time 0.
+    Picture {
+        now: Mono::from_secs(100),
+        ..picture
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_delays_no_word_about_a_node_that_stays_away() {
+    let away = not_ready(
+        working(with_package("Running", "in_progress")),
+        "2030-01-01T00:00:00Z",
+    );
+    for (seconds, want) in [(899, "AwaitingNode"), (900, "Parked")] {
+        let now = Mono::from_secs(seconds);
+        let away = Picture {
+            now,
+            ..away.clone()
+        };
+        assert_eq!(away.reason("s", "worker-1"), want, "{seconds}");
+    }
 }
 
 #[test]
@@ -98,7 +119,7 @@ fn why_a_lease_is_withdrawn() {
         ),
         (
             Withdrawal::Stop(StopReason::Deleted),
-            "the Skyhook is deleted, or no longer selects the node",
+            "the Skyhook is deleted",
         ),
         (Withdrawal::OverBudget, "it does not fit the budget"),
     ] {

@@ -1,11 +1,11 @@
 //! Changes from one specification to another, and the stages that they need.
 
 use skyhook_crds::lease::{Phase, StopReason};
-use skyhook_crds::package::Interrupt;
+use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Package, Stage, State};
 
-use super::reboot;
 use super::world::{Spec, World, pkg};
+use super::{interrupt, reboot};
 
 /// Runs `before` to its end, and then `after`. Returns the world, and the steps that ran for `after`.
 fn second(before: &Spec, after: &Spec) -> (World, Vec<String>) {
@@ -135,6 +135,61 @@ fn every_row_of_the_lifecycle() {
         assert_eq!(log.join("; "), want, "{name}");
         let entries = &world.progress().entries;
         assert_eq!(entries.len(), after.packages.len(), "{name}: {entries:?}");
+    }
+}
+
+#[test]
+fn a_package_that_nvidia_skyhook_left_before_its_interrupt_is_interrupted() {
+    let cron = interrupt(InterruptType::Service, &["cron"]);
+    let own = |interrupt| Package {
+        interrupt,
+        ..pkg("aa", "1.0.0")
+    };
+    for (name, left, package, want) in [
+        (
+            "its own interrupt",
+            reboot(),
+            own(reboot()),
+            "reboot; aa@1.0.0 post-interrupt",
+        ),
+        (
+            "the one of a key that changed",
+            cron.clone(),
+            own(reboot()),
+            "service cron; aa@1.0.0 post-interrupt",
+        ),
+        (
+            "the one of a key, and it has none of its own",
+            cron,
+            own(None),
+            "service cron; aa@1.0.0 post-interrupt",
+        ),
+    ] {
+        let mut world = World::new();
+        world.adopt_waiting("aa", "1.0.0", left.unwrap());
+        world.lease(&Spec::of(&[package]));
+        world.settle();
+        assert_eq!(world.ended(), Some(Phase::Complete), "{name}");
+        assert_eq!(world.log.join("; "), want, "{name}");
+    }
+}
+
+#[test]
+fn the_first_change_of_a_package_that_was_taken_over_before_its_interrupt_is_applied() {
+    for stage in [Stage::Interrupt, Stage::PostInterrupt] {
+        let with = |value: &str| Package {
+            interrupt: reboot(),
+            config_map: [("k".to_owned(), value.to_owned())].into(),
+            ..pkg("aa", "1.0.0")
+        };
+        let mut world = World::new();
+        world.adopt("aa", "1.0.0", stage, State::Skipped);
+        world.lease(&Spec::of(&[with("1")]));
+        world.settle();
+        world.log.clear();
+        world.lease(&Spec::of(&[with("2")]));
+        world.settle();
+        assert_eq!(world.log.join("; "), "aa@1.0.0 config", "{stage:?}");
     }
 }
 

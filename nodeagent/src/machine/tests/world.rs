@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use skyhook_crds::lease::{Phase, SkyhookRef, StopReason};
-use skyhook_crds::package::{InterruptType, PackageStatus};
-use skyhook_crds::{Package, Stage, State};
+use skyhook_crds::lease::{InterruptionLeaseSpec, Phase, SkyhookRef, StopReason};
+use skyhook_crds::package::{Interrupt, InterruptType, PackageStatus};
+use skyhook_crds::{InterruptionLease, Package, Stage, State};
 use skyhook_oci::RetryClass;
 
+use super::super::reconcile::of_lease;
 use super::super::*;
 
 /// The packages of a Skyhook.
@@ -122,6 +123,26 @@ impl World {
             restarts: 0,
         });
         self.entries.insert(entry.key(), entry);
+    }
+
+    /// NVIDIA Skyhook left a configured package that waits for an interrupt.
+    pub(crate) fn adopt_waiting(&mut self, name: &str, version: &str, interrupt: Interrupt) {
+        let status = PackageStatus {
+            name: name.into(),
+            version: version.into(),
+            image: format!("r/{name}"),
+            container_sha: None,
+            stage: Stage::Config,
+            state: State::Complete,
+            restarts: 0,
+        };
+        let spec = InterruptionLeaseSpec {
+            installed: [(format!("{name}|{version}"), status)].into(),
+            interrupts_left: [(name.to_owned(), interrupt)].into(),
+            ..InterruptionLeaseSpec::default()
+        };
+        let lease = InterruptionLease::new("worker-1", spec);
+        self.entries.extend(of_lease(None, &lease, "", "").0);
     }
 
     /// Takes a new lease.

@@ -23,7 +23,7 @@ pub(super) fn merge(there: &mut Value, patch: &Value) {
     }
 }
 
-/// Strategic merge: as a merge patch, but conditions are a map by `type`.
+/// Strategic merge: as a merge patch, but conditions are a map by `type`, from which `$patch: delete` removes one.
 pub(super) fn strategic(there: &mut Value, patch: &Value) {
     let mut plain = patch.clone();
     let conditions = plain["status"]
@@ -45,6 +45,10 @@ pub(super) fn strategic(there: &mut Value, patch: &Value) {
         return;
     };
     for condition in conditions {
+        if condition["$patch"] == "delete" {
+            list.retain(|c| c["type"] != condition["type"]);
+            continue;
+        }
         match list.iter_mut().find(|c| c["type"] == condition["type"]) {
             Some(old) => merge(old, &condition),
             None => list.push(condition),

@@ -116,7 +116,7 @@ impl Checks {
 }
 
 /// The labels that a selector may ask for: not those that say how far a roll-out is.
-fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&String, &String)> {
+fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&str, &str)> {
     let labels = node.labels.iter();
     labels.filter(|(key, _)| !key.starts_with(names::GROUP))
 }
@@ -209,7 +209,7 @@ impl<C: Core> World<'_, C> {
             self.checks.meddled.remove(name);
         }
         let prefix = format!("{}/status_", names::GROUP);
-        for (label, status) in &fact.labels {
+        for (label, status) in fact.labels.iter() {
             let Some(skyhook) = label.strip_prefix(&prefix) else {
                 continue;
             };

@@ -162,6 +162,6 @@ impl<C: Core> World<'_, C> {
         }
         let status = node.labels.get(&names::status(&skyhook.name));
         let reason = node.annotations.get(&names::reason(&skyhook.name));
-        status.is_none_or(|status| status != "complete") && reason.is_none()
+        status != Some("complete") && reason.is_none()
     }
 }

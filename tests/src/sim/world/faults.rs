@@ -450,8 +450,7 @@ impl<C: Core> World<'_, C> {
     pub(super) fn evict(&mut self, request: &Request) -> Response {
         let node = self.node_of(request);
         if self.weather.budgeted || self.is(&node, Affliction::Undrainable) {
-            let message = "Cannot evict pod as it would violate the pod's disruption budget.";
-            return Response::failure(429, "TooManyRequests", message);
+            return Response::budget_refuses();
         }
         let mut parts = request
             .path

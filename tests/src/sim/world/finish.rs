@@ -225,14 +225,16 @@ impl<C: Core> World<'_, C> {
             .as_ref()
             .is_none_or(|stamp| !stamp.has_result());
         let taken_for_complete = record.states.as_ref().is_ok_and(|states| {
-            unstamped && revision::work(states, None, &checked.data).is_empty()
+            let left = || revision::left_undone(states, skyhook.config_updates(), &checked.data);
+            let work = || revision::work(states, None, &checked.data);
+            unstamped && work().is_empty() && left().is_empty()
         });
         there || taken_for_complete || (checked.data.packages.is_empty() && record.states.is_ok())
     }
 
     /// Whether something that was left as it is keeps the Skyhook off the node.
     fn is_excused(&self, skyhook: &SkyhookFact, node: &NodeFact, held: &BTreeSet<&str>) -> bool {
-        let ignored = node.labels.get(names::IGNORE).is_some_and(|v| v == "true");
+        let ignored = node.labels.get(names::IGNORE) == Some("true");
         let malformed = node.record(&skyhook.name).states.is_err();
         let budget = skyhook.spec.interruption_budget.as_ref();
         let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));

@@ -1,7 +1,6 @@
 //! A coordinator: the shipped session, planner, guard and writes, driven by the world's clock.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Resource as _;
@@ -10,7 +9,7 @@ use serde_json::Value;
 use skyhook_coordinator::apply::Applier;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::facts::{WireLease, WireNode, WireSkyhook};
-use skyhook_fleet::index::{Change, Kind};
+use skyhook_fleet::index::{Change, Kind, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
 use skyhook_fleet::session::Session;
@@ -228,7 +227,7 @@ impl<C: Core> World<'_, C> {
         if broken {
             watch.next = None;
         }
-        let mono = Duration::from_millis(now - started);
+        let mono = Mono::from_millis(now - started);
         let mut dirty = false;
         match watch.next {
             None if outage => {
@@ -297,7 +296,7 @@ impl<C: Core> World<'_, C> {
         }
         running.pass_at = None;
         self.stats.passes += 1;
-        let mono = Duration::from_millis(now - running.started);
+        let mono = Mono::from_millis(now - running.started);
         if !leads {
             running.session.rest(mono);
             return;
@@ -326,8 +325,8 @@ impl<C: Core> World<'_, C> {
         self.begin(index, begun);
     }
 
-    fn wake(&mut self, index: usize, mono: Duration, at: Duration, idle: bool) {
-        let delay = u64::try_from(at.saturating_sub(mono).as_millis()).unwrap_or(u64::MAX);
+    fn wake(&mut self, index: usize, mono: Mono, at: Mono, idle: bool) {
+        let delay = u64::try_from(at.since(mono).as_millis()).unwrap_or(u64::MAX);
         let Some(running) = self
             .replicas
             .get_mut(index)
@@ -391,7 +390,7 @@ impl<C: Core> World<'_, C> {
         let Some(running) = &mut replica.running else {
             return;
         };
-        let mono = Duration::from_millis(now - running.started);
+        let mono = Mono::from_millis(now - running.started);
         let mut dirty = false;
         let mut at = 0;
         while at < running.writes.len() {
@@ -431,7 +430,7 @@ impl<C: Core> World<'_, C> {
         let Some(running) = &mut replica.running else {
             return;
         };
-        let mono = Duration::from_millis(now - running.started);
+        let mono = Mono::from_millis(now - running.started);
         let mut begun = Vec::new();
         while let Some(Ok(effect)) = running.session.begin_next(mono) {
             begun.push(effect);

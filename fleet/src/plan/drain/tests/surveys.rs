@@ -1,4 +1,4 @@
-//! How a draining node's pods are listed.
+//! How a draining node's pods are listed, and how long a drain lasts.
 
 use super::*;
 
@@ -63,4 +63,26 @@ fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
             .filter(|effect| !effect.starts_with("Draining"));
         assert_eq!(told.collect::<Vec<_>>(), want, "{name}");
     }
+}
+
+#[test]
+fn a_clock_that_is_set_back_delays_no_deadline_of_a_drain() {
+    let tomorrow = wall() + k8s_openapi::jiff::SignedDuration::from_hours(24);
+    let one = || vec![pod("web", json!({}))];
+    let mut case = Case {
+        drain: json!({ "state": "Draining", "since": tomorrow.to_string() }),
+        ..Case::new(vec![(NOW - Duration::from_secs(2), one())])
+    };
+    // The lease was first seen 1000 seconds ago.
+    let pace = "list cached";
+    assert!(
+        !case.effects().contains(&pace.to_owned()),
+        "a drain that takes long is listed every 5 s: {:?}",
+        case.effects()
+    );
+    case.spec["drain"] = json!({ "timeout": "999s" });
+    let timed_out = "stop Some(DrainTimedOut)".to_owned();
+    assert!(case.effects().contains(&timed_out), "{:?}", case.effects());
+    case.spec["drain"] = json!({ "timeout": "1001s" });
+    assert!(!case.effects().contains(&timed_out), "{:?}", case.effects());
 }
