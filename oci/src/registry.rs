@@ -369,7 +369,8 @@ impl Host {
             reason,
         };
         let mut url = origin.clone();
-        for _ in 0..=MAX_REDIRECTS {
+        let mut redirects = 0;
+        loop {
             // The other server gets none of our credentials, but it may want a token that anybody can get.
             if response.status() == StatusCode::UNAUTHORIZED && url.origin() != origin.origin() {
                 let (client, endpoint) = (&self.client, &self.endpoint);
@@ -382,6 +383,10 @@ impl Host {
             }
             if !response.status().is_redirection() {
                 return Ok(response);
+            }
+            redirects += 1;
+            if redirects > MAX_REDIRECTS {
+                return Err(refused("more than 5 times"));
             }
             let location = response
                 .headers()
@@ -407,7 +412,6 @@ impl Host {
             };
             response = self.send(ask, &url, authorization).await?;
         }
-        Err(refused("more than 5 times"))
     }
 }
 

@@ -210,6 +210,8 @@ async fn redirects_end() {
             .unwrap_err();
         assert!(chain(&error).ends_with(reason), "{}", chain(&error));
         host.assert_nothing_pulled().await;
+        let requests = if location == Some("/v2/loop") { 6 } else { 1 };
+        assert_eq!(liar.requests().len(), requests, "{location:?}");
     }
 }
 
