@@ -57,7 +57,13 @@ struct Authority<'a> {
 
 impl<'a> Authority<'a> {
     fn new(dir: &'a Path) -> Self {
+        Self::named("tests", dir)
+    }
+
+    fn named(name: &str, dir: &'a Path) -> Self {
         let mut params = rcgen::CertificateParams::default();
+        let common_name = rcgen::DnType::CommonName;
+        params.distinguished_name.push(common_name, name);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = rcgen::KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a certificate");
@@ -79,6 +85,15 @@ impl<'a> Authority<'a> {
             0o600,
         );
     }
+}
+
+/// Issues a certificate of another authority: `stranger.pem` and `stranger.key`.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the benchmark borrows this file")
+)]
+pub(crate) fn issue_strangers_certificate(dir: &Path) {
+    Authority::named("strangers", dir).issue("stranger");
 }
 
 /// The section `tls` in the registry's configuration, with the certificate that [`Authority`] issued.

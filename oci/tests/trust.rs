@@ -14,7 +14,7 @@ use skyhook_oci::{
 use crate::host::{Host, hasty};
 use crate::image::Image;
 use crate::liar::{Answer, Liar};
-use crate::support::{Layout, Registry, file, tools};
+use crate::support::{Layout, Registry, file, issue_strangers_certificate, tools};
 
 #[tokio::test]
 async fn a_registry_that_wants_a_client_certificate_gets_it() {
@@ -67,6 +67,18 @@ async fn a_registry_that_wants_a_client_certificate_gets_it() {
         dir.path().display()
     );
     let (host, pulled) = pull(&ours).await;
+    host.unpack(&pulled.unwrap().manifest_digest).await.unwrap();
+
+    // The server says which authorities it accepts. The certificate of one of them is sent, wherever it stands.
+    let strangers = dir.path().join("strangers");
+    fs::create_dir(&strangers).unwrap();
+    issue_strangers_certificate(&strangers);
+    let both = format!(
+        "client = [[\"{1}/stranger.pem\", \"{1}/stranger.key\"], [\"{0}/client.pem\", \"{0}/client.key\"]]\n",
+        dir.path().display(),
+        strangers.display(),
+    );
+    let (host, pulled) = pull(&both).await;
     host.unpack(&pulled.unwrap().manifest_digest).await.unwrap();
 }
 

@@ -7,11 +7,16 @@ use std::sync::{Arc, OnceLock};
 
 use reqwest::Client;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
+};
+use webpki::EndEntityCert;
 
 use super::{RegistryError, Timeouts};
 use crate::hosts::{Endpoint, HostSettings, HostsError, redacted};
@@ -100,22 +105,58 @@ fn tls(settings: &HostSettings, files: &Root, used: bool) -> Result<ClientConfig
     let builder = if settings.skip_verify {
         builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+            .with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))))
     } else {
         builder.with_root_certificates(roots(settings, files, used)?)
     };
-    match settings.client.first() {
-        None => Ok(builder.with_no_client_auth()),
-        Some((certificate, key)) => {
+    if settings.client.is_empty() {
+        return Ok(builder.with_no_client_auth());
+    }
+    let clients = settings
+        .client
+        .iter()
+        .map(|(certificate, key)| {
             let key_path = key.as_ref().unwrap_or(certificate);
             let chain = certificates(files, certificate)?;
             let key = PrivateKeyDer::from_pem_slice(&read(files, key_path)?)
                 .map_err(|error| unusable(key_path, &error))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| unusable(certificate, &error))
-        }
+            let pair = CertifiedKey::from_der(chain, key, &provider)
+                .map_err(|error| unusable(certificate, &error))?;
+            Ok(Arc::new(pair))
+        })
+        .collect::<Result<_, RegistryError>>()?;
+    Ok(builder.with_client_cert_resolver(Arc::new(Clients(clients))))
+}
+
+/// The client certificates of a registry. The server says which issuers it accepts.
+#[derive(Debug)]
+struct Clients(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Clients {
+    /// The first certificate with an issuer that the server accepts. If there is none, the first one that the server
+    /// can check: an intermediate authority may connect it with an accepted one.
+    fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut usable = self
+            .0
+            .iter()
+            .filter(|it| it.key.choose_scheme(schemes).is_some());
+        usable
+            .clone()
+            .find(|it| it.cert.iter().any(|one| is_issued_by(one, issuers)))
+            .or_else(|| usable.next())
+            .cloned()
     }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+fn is_issued_by(certificate: &CertificateDer<'_>, issuers: &[&[u8]]) -> bool {
+    EndEntityCert::try_from(certificate).is_ok_and(|certificate| {
+        let issuer = DistinguishedName::in_sequence(certificate.issuer());
+        issuers.contains(&issuer.as_ref())
+    })
 }
 
 /// The trusted authorities: those of the system and those of the settings. Plain HTTP needs none.
