@@ -236,10 +236,13 @@ fn resource(
     };
     let quantity = quantity.ok_or_else(|| failed("neither package nor node says".into()))?;
     let value = quantity.milli().map_err(|e| failed(e.to_string()))?;
-    let divisor = divisor
-        .filter(|d| d.0 != "0")
-        .unwrap_or_else(|| Quantity("1".into()));
-    let divisor = divisor.milli().map_err(|e| failed(e.to_string()))?.max(1);
+    let divisor = divisor.unwrap_or_else(|| Quantity("0".into()));
+    let divisor = match divisor.milli().map_err(|e| failed(e.to_string()))? {
+        // As in a container: Kubernetes writes a divisor that is not set as zero.
+        0 => 1000,
+        divisor @ 1.. => divisor,
+        ..0 => return Err(failed(format!("divisor {} must be positive", divisor.0))),
+    };
     Ok((value / divisor + i128::from(value % divisor != 0)).to_string())
 }
 

@@ -113,6 +113,9 @@ fn values_from_everywhere() {
         (field("status.hostIP"), Some("10.0.0.1")),
         (resource("limits.cpu", None), Some("2")),
         (resource("limits.cpu", Some("1m")), Some("1500")),
+        (resource("limits.cpu", Some("0")), Some("2")),
+        (resource("limits.cpu", Some("0m")), Some("2")),
+        (resource("limits.memory", Some("0Ki")), Some("2147483648")),
         (resource("limits.memory", Some("1Mi")), Some("2048")),
         (resource("requests.cpu", None), Some("0")),
     ] {
@@ -145,6 +148,10 @@ fn what_is_missing_is_named() {
         (
             resource("limits.disk", None),
             "env X: resourceFieldRef limits.disk",
+        ),
+        (
+            resource("limits.cpu", Some("-1")),
+            "env X: resourceFieldRef limits.cpu: divisor -1 must be positive",
         ),
         (
             field("status.phase"),
