@@ -58,6 +58,10 @@ fn warn(config: &PackageConfig, directory: &Path) -> Vec<String> {
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
+            // The report has an error for it, and to read a named pipe could take for ever.
+            if !metadata.is_file() {
+                continue;
+            }
             if metadata.permissions().mode() & 0o111 == 0 {
                 warnings.push(format!(
                     "{field}: {} is not executable: the agent makes it so, but a script that calls it finds it only then",
@@ -103,6 +107,33 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_named_pipe_is_an_error_and_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let steps = directory.path().join("skyhook_dir");
+        fs::create_dir(&steps).unwrap();
+        rustix::fs::mkfifoat(
+            rustix::fs::CWD,
+            steps.join("pipe.sh"),
+            rustix::fs::Mode::RUSR,
+        )
+        .unwrap();
+        let step = serde_json::json!({"name": "s", "path": "pipe.sh", "arguments": [],
+            "returncodes": [0], "on_host": true, "idempotence": true, "upgrade_step": false});
+        let config = serde_json::json!({"schema_version": "v1", "root_dir": "/",
+            "package_name": "a", "package_version": "1.0.0", "expected_config_files": [],
+            "modes": {"apply": [step], "apply-check": [step]}});
+        fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let args = ValidateArgs {
+            directory: directory.path().to_path_buf(),
+        };
+        std::thread::spawn(move || sender.send(main(&args).map_err(|e| e.to_string())));
+        let judged = receiver.recv_timeout(std::time::Duration::from_secs(10));
+        let error = judged.expect("it waits for the pipe").unwrap_err();
+        assert!(error.ends_with("is not a valid package"), "{error}");
+    }
 
     #[test]
     fn what_commonly_breaks() {

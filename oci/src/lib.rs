@@ -95,6 +95,6 @@ pub use reference::{Reference, ReferenceError};
 pub use registry::{ProxyConfig, RegistryError, Timeouts};
 pub use remove::{RemoveError, mounts_below, remove_tree};
 pub use replace::{Disk, Durability, NewFile, replace_file, replace_on};
-pub use root::{Entry, Root, names};
+pub use root::{Entry, Root, kind_of_file, names};
 pub use store::{Collected, Room, Store, StoreConfig, StoreError, StoredImage};
 pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked, remove_left_over_unpacks};

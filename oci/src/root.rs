@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Last, Missing, Outside, Place};
@@ -84,9 +84,17 @@ impl Root {
         })
     }
 
-    /// Opens the file for reading.
+    /// Opens the file for reading. It must be a regular file: a named pipe or a device could block its reader for ever.
     pub fn open_file(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        Ok(self.open_with(path.as_ref(), OFlags::RDONLY)?.into())
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        regular(self.open_with(path.as_ref(), flags)?)
+    }
+
+    /// Does the same as [`Self::open_file`]. A symlink that is absolute, or that leads out of the directory, is an error
+    /// (EXDEV).
+    pub fn open_file_beneath(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        regular(self.open_beneath(path.as_ref(), flags)?)
     }
 
     /// The file's content.
@@ -162,8 +170,8 @@ impl Root {
         }
     }
 
-    /// The path in this process of the file at `path`, with all symlinks resolved. Parts that do not exist are kept
-    /// as they are written. This is for sockets and programs, which need a path, and is safe only if nobody but root
+    /// The path in this process of the file at `path`, with all symlinks and all `..` resolved. Parts that do not exist
+    /// are kept. This is for sockets and programs, which need a path, and is safe only if nobody but root
     /// can change the directories.
     pub fn locate(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
         let place = self.place(path.as_ref(), Missing::Keep, Last::Follow)?;
@@ -263,19 +271,21 @@ impl Entry {
         }
     }
 
-    /// Opens the file with this name for reading. A symlink is not followed, and opening a named pipe does not block.
+    /// Opens the file with this name for reading. It must be a regular file, and a symlink is not followed.
     pub fn open_file(&self) -> io::Result<File> {
         self.open(OFlags::RDONLY)
     }
 
-    /// Opens the file with this name for writing, and does not truncate it. A symlink is not followed.
+    /// Opens the file with this name for writing, and does not truncate it. It must be a regular file, and a symlink is
+    /// not followed.
     pub fn open_to_write(&self) -> io::Result<File> {
         self.open(OFlags::WRONLY)
     }
 
     fn open(&self, flags: OFlags) -> io::Result<File> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty())?.into())
+        let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, &self.name, flags | safe, Mode::empty())?;
+        regular(file)
     }
 
     /// Opens the directory with this name. A symlink is not followed.
@@ -318,6 +328,44 @@ impl Entry {
     /// Does the same as [`Root::remove_tree`] for this name. If it is a symlink, only the symlink is removed.
     pub fn remove_tree(&self) -> Result<(), RemoveError> {
         remove::remove_at(&self.dir, self.name.as_bytes())
+    }
+}
+
+/// Opens the file at `path`, which is a path of this process, for reading. Its symlinks are trusted. It must be a regular
+/// file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    regular(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// The open file, if it is a regular one.
+fn regular(file: OwnedFd) -> io::Result<File> {
+    match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+        FileType::RegularFile => Ok(file.into()),
+        FileType::Directory => Err(Errno::ISDIR.into()),
+        kind @ (FileType::Symlink
+        | FileType::Fifo
+        | FileType::Socket
+        | FileType::CharacterDevice
+        | FileType::BlockDevice
+        | FileType::Unknown) => {
+            let message = format!("it is {}, and not a regular file", kind_of_file(kind));
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+    }
+}
+
+/// Name of a file type in messages, with its article.
+#[must_use]
+pub fn kind_of_file(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symlink",
+        FileType::Fifo => "a named pipe",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "something unknown",
     }
 }
 
@@ -375,6 +423,11 @@ mod tests {
             ("/new/dir/file", "new/dir/file"),
             ("new", "new"),
             ("/lib", "usr/lib"),
+            ("/new/../../../../etc/passwd", "etc/passwd"),
+            ("/usr/new/dir/../../../..", ""),
+            ("/usr/new/./dir/../file", "usr/new/file"),
+            ("/usr/new/../../lib/x", "usr/lib/x"),
+            ("/usr/new/..", "usr"),
         ] {
             assert_eq!(root.locate(name).unwrap(), at(path, want), "{name}");
         }
@@ -412,6 +465,28 @@ mod tests {
             path.join("data/skyhook/t").exists(),
             "only the symlink goes"
         );
+    }
+
+    #[test]
+    fn a_named_pipe_or_a_device_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
+        symlink("pipe", directory.path().join("link")).unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        let want = "it is a named pipe, and not a regular file";
+        for path in ["pipe", "link"] {
+            assert_eq!(root.read(path).unwrap_err().to_string(), want);
+            assert_eq!(root.read_to_string(path).unwrap_err().to_string(), want);
+            let error = root.open_file_beneath(path).unwrap_err();
+            assert_eq!(error.to_string(), want);
+        }
+        let entry = Entry::at(&root, "pipe").unwrap();
+        assert_eq!(entry.open_file().unwrap_err().to_string(), want);
+        let error = Root::open("/dev").unwrap().read("zero").unwrap_err();
+        assert_eq!(error.to_string(), "it is a device, and not a regular file");
+        let error = root.read("").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
     }
 
     #[test]
