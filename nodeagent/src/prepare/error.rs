@@ -25,8 +25,15 @@ pub enum StageError {
     ExpectedConfig(String),
     #[error("step {step}: argument env:{name} names a variable that is not set")]
     Argument { step: String, name: String },
-    #[error("step {step}: {path} does not exist in the package")]
-    NoStep { step: String, path: String },
+    #[error(
+        "step {number} of mode {mode} cannot run, because the mode has {steps} steps now: config.json on the host was \
+         changed while the package was running"
+    )]
+    NoStep {
+        mode: &'static str,
+        number: usize,
+        steps: usize,
+    },
     #[error(transparent)]
     Env(#[from] env::EnvError),
     #[error("neither image nor copy of the package is on the host")]
