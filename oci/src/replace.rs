@@ -296,6 +296,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_lock_of_a_directory_that_was_replaced_is_of_no_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = File::open(directory.path()).unwrap();
+        let path = directory.path().join("d");
+        fs::create_dir(&path).unwrap();
+        let (first, second) = (File::open(&path).unwrap(), File::open(&path).unwrap());
+        assert_eq!(lock(&first, &parent, b"d"), Ok(Lock::Held));
+        assert_eq!(lock(&second, &parent, b"d"), Ok(Lock::Busy));
+        fs::remove_dir(&path).unwrap();
+        drop(first);
+        assert_eq!(lock(&second, &parent, b"d"), Ok(Lock::Gone));
+        fs::create_dir(&path).unwrap();
+        assert_eq!(lock(&second, &parent, b"d"), Ok(Lock::Gone));
+    }
+
+    #[test]
     fn a_temporary_name_is_never_too_long() {
         for (name, want) in [("a", 14), (&"x".repeat(242), 255), (&"x".repeat(255), 255)] {
             assert_eq!(temporary(OsStr::new(name)).len(), want);

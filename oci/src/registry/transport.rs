@@ -1,7 +1,6 @@
 //! HTTP clients: TLS roots, client certificates, proxies, timeouts. The clients do not follow redirects: the caller
 //! decides which credentials the next request has.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -18,45 +17,16 @@ use rustls::{
 };
 use webpki::EndEntityCert;
 
-use super::{RegistryError, Timeouts};
-use crate::hosts::{Endpoint, HostSettings, HostsError, redacted};
+use super::RegistryError;
+use crate::config::Timeouts;
+use crate::hosts::{Endpoint, HostSettings, HostsError};
 use crate::root::Root;
-
-/// Which proxy is used for requests.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub enum ProxyConfig {
-    /// The environment variables `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case.
-    #[default]
-    Environment,
-    None,
-    /// The proxy with this URL, except for the hosts in `no_proxy`, which has the syntax of `NO_PROXY`.
-    Url {
-        url: String,
-        no_proxy: String,
-    },
-}
-
-/// Leaves out the user name and password in the URL of the proxy.
-impl fmt::Debug for ProxyConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Environment => f.write_str("Environment"),
-            Self::None => f.write_str("None"),
-            Self::Url { url, no_proxy } => f
-                .debug_struct("Url")
-                .field("url", &redacted(url))
-                .field("no_proxy", no_proxy)
-                .finish(),
-        }
-    }
-}
 
 /// A client for one endpoint. The paths of its certificates are paths in `files`. A loopback address is never reached
 /// through a proxy from the environment.
 pub(super) fn client(
     endpoint: &Endpoint,
     files: &Root,
-    proxy: &ProxyConfig,
     timeouts: &Timeouts,
 ) -> Result<Client, RegistryError> {
     let mut builder = Client::builder()
@@ -70,16 +40,9 @@ pub(super) fn client(
         .connect_timeout(timeouts.connect)
         .read_timeout(timeouts.read)
         .pool_max_idle_per_host(8);
-    builder = match proxy {
-        ProxyConfig::Environment if endpoint.is_loopback => builder.no_proxy(),
-        ProxyConfig::Environment => builder,
-        ProxyConfig::None => builder.no_proxy(),
-        ProxyConfig::Url { url, no_proxy } => {
-            let proxy = reqwest::Proxy::all(url)
-                .map_err(|error| RegistryError::Client(error.without_url()))?;
-            builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(no_proxy)))
-        }
-    };
+    if endpoint.is_loopback {
+        builder = builder.no_proxy();
+    }
     builder.build().map_err(RegistryError::Client)
 }
 

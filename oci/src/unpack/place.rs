@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::tree::{Dir, FileId, Node};
+use super::entry::FileId;
+use super::tree::{Dir, Node};
 use crate::remove::{RemoveError, remove_at};
 
 /// The files in the scratch directory: each layer has a directory of its own there.
