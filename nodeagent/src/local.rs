@@ -401,7 +401,6 @@ impl LocalRun {
             skyhook: skyhook(),
             package: self.package.clone(),
             stage,
-            half: Half::Main,
             digest: self.digest,
             store: self.store.clone(),
             env: env.collect(),

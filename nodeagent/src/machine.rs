@@ -14,6 +14,7 @@ mod reboots;
 pub mod reconcile;
 pub mod retry;
 pub mod taking;
+mod turn;
 pub mod wave;
 
 pub use effect::{Effect, Event, Input, LeaseView, Outcome};

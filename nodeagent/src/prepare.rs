@@ -46,7 +46,6 @@ pub struct StageInput {
     pub skyhook: SkyhookRef,
     pub package: Package,
     pub stage: Stage,
-    pub half: Half,
     pub digest: Option<Digest>,
     pub store: Option<Store>,
     /// Environment variables of the package. `valueFrom` is replaced by the values.

@@ -64,7 +64,7 @@ fn warn(config: &PackageConfig, directory: &Path) -> Vec<String> {
             }
             if metadata.permissions().mode() & 0o111 == 0 {
                 warnings.push(format!(
-                    "{field}: {} is not executable: the agent makes it so, but a script that calls it finds it only then",
+                    "{field}: {} is not executable: the agent makes it executable when it runs this step, and a script that calls it before that fails",
                     step.path
                 ));
             }
@@ -108,31 +108,26 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    /// A symlink out of the package is a warning. Its target may be anything.
     #[test]
-    fn a_named_pipe_is_an_error_and_is_not_read() {
+    fn a_named_pipe_is_not_read() {
         let directory = tempfile::tempdir().unwrap();
-        let steps = directory.path().join("skyhook_dir");
-        fs::create_dir(&steps).unwrap();
-        rustix::fs::mkfifoat(
-            rustix::fs::CWD,
-            steps.join("pipe.sh"),
-            rustix::fs::Mode::RUSR,
-        )
-        .unwrap();
-        let step = serde_json::json!({"name": "s", "path": "pipe.sh", "arguments": [],
+        let package = directory.path().join("package");
+        fs::create_dir_all(package.join("skyhook_dir")).unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        std::os::unix::fs::symlink(&pipe, package.join("skyhook_dir/a.sh")).unwrap();
+        let step = serde_json::json!({"name": "s", "path": "a.sh", "arguments": [],
             "returncodes": [0], "on_host": true, "idempotence": true, "upgrade_step": false});
-        let config = serde_json::json!({"schema_version": "v1", "root_dir": "/",
-            "package_name": "a", "package_version": "1.0.0", "expected_config_files": [],
+        let config = serde_json::json!({"schema_version": "v1", "package_name": "a",
+            "package_version": "1.0.0", "expected_config_files": [],
             "modes": {"apply": [step], "apply-check": [step]}});
-        fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+        fs::write(package.join("config.json"), config.to_string()).unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
-        let args = ValidateArgs {
-            directory: directory.path().to_path_buf(),
-        };
-        std::thread::spawn(move || sender.send(main(&args).map_err(|e| e.to_string())));
+        let args = ValidateArgs { directory: package };
+        std::thread::spawn(move || sender.send(main(&args).map_err(|e| format!("{e:#}"))));
         let judged = receiver.recv_timeout(std::time::Duration::from_secs(10));
-        let error = judged.expect("it waits for the pipe").unwrap_err();
-        assert!(error.ends_with("is not a valid package"), "{error}");
+        assert_eq!(judged, Ok(Ok(())), "it waits for the pipe");
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Interrupter<'_> {
                 .await_start(unit, before, self.patience.job, started_at)
                 .await;
         }
-        match self.bus.run_job(unit, true, self.patience.job).await {
+        match self.bus.restart(unit, self.patience.job).await {
             Ok(result) if result == "done" => Ok(()),
             Ok(result) => {
                 let problem = match result.as_str() {

@@ -137,7 +137,7 @@ impl Laying<'_> {
         let to = Path::new("/").join(inside);
         let source = self.look(inside).map_err(self.failed(&path, "reading"))?;
         let place = self.host.entry_making_parents(&to);
-        let failed = || io_error(&to, "laying what root_dir has for it");
+        let failed = || io_error(&to, "copying from root_dir");
         match source {
             Source::Directory(stat) => {
                 // A symlink on the host to a directory counts as a directory, and stays.
@@ -157,7 +157,7 @@ impl Laying<'_> {
                 let laid = place.and_then(|entry| {
                     let written = host_file::write(&entry, &mut file)?;
                     if written == Written::Nothing {
-                        tracing::warn!(file = %to.display(), "the host has a symlink to /dev/null in the place of this file of root_dir: the file is not laid");
+                        tracing::warn!(file = %to.display(), "the host has a symlink to /dev/null here: the file from root_dir is not written");
                     }
                     self.written.note(entry.dir())
                 });

@@ -135,7 +135,7 @@ fn what_is_missing_is_named() {
         (secret("s", "no", false), "env X: secret s has no key no"),
         (
             secret("s", "binary", true),
-            "env X: key binary of secret s is not text, which a variable has to be",
+            "env X: key binary of secret s is not UTF-8 text, and an environment variable can hold nothing else",
         ),
         (
             config_map("no", "k", false),
@@ -155,7 +155,7 @@ fn what_is_missing_is_named() {
         ),
         (
             field("status.phase"),
-            "env X: fieldRef status.phase is not known",
+            "env X: fieldRef status.phase is not supported",
         ),
         (EnvVarSource::default(), "env X: valueFrom names a source"),
     ] {
