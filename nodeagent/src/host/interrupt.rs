@@ -173,7 +173,9 @@ impl Interrupter<'_> {
             Ok(result) => {
                 let problem = match result.as_str() {
                     "failed" => "failed to start".to_owned(),
-                    "timeout" => "did not start in the time that it gives itself".to_owned(),
+                    "timeout" => {
+                        "did not start within its own timeout (TimeoutStartSec)".to_owned()
+                    }
                     "dependency" => "was not started, since a unit that it needs failed".to_owned(),
                     other => format!("was not restarted: the job's result is {other}"),
                 };
