@@ -27,7 +27,7 @@ STATIC = $(CARGO_TARGET_DIR)/$(TARGET)/release
 IMAGES ?= $(CARGO_TARGET_DIR)/images
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release controlplane previous demo test check fmt fmt-check lint lengths pure typos deny \
+.PHONY: help setup build release controlplane previous demo test check fmt fmt-check lint lengths rooms pure typos deny \
         gen gen-check unit integration vm-test bench-one static images bench-cluster cluster chart
 
 help:
@@ -86,7 +86,7 @@ test: check build gen-check controlplane previous
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
 
-check: setup lengths pure fmt-check typos deny lint chart
+check: setup lengths rooms pure fmt-check typos deny lint chart
 
 fmt:
 	cargo fmt --all
@@ -101,6 +101,9 @@ lint:
 
 lengths:
 	@.ci/lengths
+
+rooms:
+	@.ci/rooms
 
 pure:
 	@.ci/pure

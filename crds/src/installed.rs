@@ -177,14 +177,8 @@ pub fn states_digest(value: &str) -> String {
 }
 
 /// Bytes in hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        // Writing to a String cannot fail.
-        let _infallible = write!(out, "{byte:02x}");
-        out
-    })
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    hex::encode(bytes)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use skyhook_crds::installed::hex;
 
 use crate::process::{output, sh};
 use crate::run::{Leftover, Run};
@@ -67,7 +66,7 @@ impl Recipe<'_> {
         for part in parts.chain(pairs.flat_map(|(name, text)| [name, text])) {
             hash.update(part);
         }
-        hex(&hash.finalize()[..6])
+        hex::encode(&hash.finalize()[..6])
     }
 
     /// Builds it, in a minute or two.

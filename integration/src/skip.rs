@@ -1,6 +1,7 @@
 //! Whether a test can run here, said out loud when it cannot.
 
-use std::io::Write as _;
+use skyhook_testkit::cannot_run;
+pub use skyhook_testkit::{aloud, skipped};
 
 use crate::{chart, rootfs, vm};
 
@@ -61,21 +62,6 @@ fn can_run(test: &str, missing: Option<String>) -> bool {
     let Some(why) = missing else {
         return true;
     };
-    assert!(
-        !std::env::var("CI").is_ok_and(|ci| ci == "true"),
-        "{test} cannot run in CI: {why}"
-    );
-    skipped(test, &why);
+    cannot_run(test, &why);
     false
-}
-
-/// Says out loud that a test did not run.
-pub fn skipped(test: &str, why: &str) {
-    aloud(&format!("!!!! SKIPPED {test}: {why}"));
-}
-
-/// A line that is seen although the test passes: what `println!` and `eprintln!` write, libtest keeps to itself then.
-pub fn aloud(line: &str) {
-    // Who closed it does not want to see it.
-    let _closed = writeln!(std::io::stderr().lock(), "\n{line}");
 }

@@ -34,6 +34,16 @@ impl From<StoreError> for ImageError {
 }
 
 impl ImageError {
+    /// A short name of the error, for queries in logs.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Reference(error) => error.kind(),
+            Self::Pull(error) => error.kind(),
+            Self::Store(error) => error.kind(),
+        }
+    }
+
     /// Says whether a retry may succeed (transient), or whether the user must change something (terminal).
     #[must_use]
     pub fn retry_class(&self) -> RetryClass {
@@ -135,7 +145,16 @@ impl Images {
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
-        let digest = pulled?.manifest_digest;
+        let pulled = pulled?;
+        tracing::info!(
+            %reference,
+            resolved = %pulled.resolved_digest,
+            manifest = %pulled.manifest_digest,
+            bytes = pulled.bytes,
+            fetched_bytes = pulled.fetched_bytes,
+            "the image is in the store"
+        );
+        let digest = pulled.manifest_digest;
         let (store, owner) = (self.store.clone(), owner.to_owned());
         // `pin` blocks until it has the store's lock.
         match tokio::task::spawn_blocking(move || store.pin(&owner, &digest)).await {

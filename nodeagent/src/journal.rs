@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use skyhook_crds::installed::hex;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::{Durability, replace_file};
 
@@ -324,7 +323,7 @@ fn newer(bytes: &[u8]) -> Option<String> {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }
 
 #[cfg(test)]

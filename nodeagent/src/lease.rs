@@ -27,6 +27,9 @@ const WATCH_SECONDS: u32 = 1800;
 const SHORT_WATCH: Duration = Duration::from_secs(5);
 /// How long a watch may be silent before the connection counts as dead. The server sends a bookmark every minute.
 const SILENCE: Duration = Duration::from_secs(180);
+/// The status code (410 Gone) for a resource version that the API server does not have any more. It is the status of the
+/// answer to a watch, or the code of an event of the watch.
+const EXPIRED: u16 = 410;
 /// Timeout of a call. A load balancer may drop an answer, and without a timeout the agent would wait forever.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -113,12 +116,19 @@ impl LeaseApi {
         loop {
             match self.list().await {
                 Ok((lease, mut version)) => {
-                    failures = 0;
                     if events.send(lease).is_err() {
                         return;
                     }
+                    let listed = Instant::now();
                     if self.follow(&events, &mut version).await.is_none() {
                         return;
+                    }
+                    // The version has expired. A broken API may say so of every version.
+                    if listed.elapsed() < SHORT_WATCH {
+                        failures += 1;
+                        sleep(API.delay(failures, &self.node)).await;
+                    } else {
+                        failures = 0;
                     }
                 }
                 Err(error) => {
@@ -184,12 +194,19 @@ impl LeaseApi {
         let request = http::Request::get(uri)
             .body(Vec::new())
             .map_err(|e| silent("watch", &e))?;
-        let stream = self
-            .call(
-                "watch",
-                self.client.request_events::<InterruptionLease>(request),
-            )
-            .await?;
+        let asked = async {
+            match self
+                .client
+                .request_events::<InterruptionLease>(request)
+                .await
+            {
+                Err(kube::Error::Api(status)) if status.code == EXPIRED => Ok(None),
+                answer => answer.map(Some),
+            }
+        };
+        let Some(stream) = self.call("watch", asked).await? else {
+            return Ok(Ended::Expired);
+        };
         pin_mut!(stream);
         loop {
             let Ok(item) = timeout(SILENCE, stream.try_next()).await else {
@@ -213,7 +230,7 @@ impl LeaseApi {
                     version.clone_from(&bookmark.metadata.resource_version);
                     continue;
                 }
-                WatchEvent::Error(status) if status.code == 410 => return Ok(Ended::Expired),
+                WatchEvent::Error(status) if status.code == EXPIRED => return Ok(Ended::Expired),
                 WatchEvent::Error(status) => return Err(silent("watch", &status.message)),
             };
             if events.send(event).is_err() {

@@ -123,7 +123,7 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    bail!("stopped by a signal: the stage that was under way has not come to its end");
+    bail!("stopped by a signal: the current stage is not complete");
 }
 
 fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>> {
@@ -385,9 +385,10 @@ impl LocalRun {
                 done.await.map_err(|e| chain(&e))
             }
             (Some(interrupt), None) if interrupt.kind == InterruptType::Noop => Ok(()),
-            (Some(_), None) => {
-                Err("there is no systemd to ask here (--root, or no system bus)".to_owned())
-            }
+            (Some(_), None) => Err(
+                "systemd cannot be reached from here: --root is given, or there is no system bus"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -401,7 +402,6 @@ impl LocalRun {
             skyhook: skyhook(),
             package: self.package.clone(),
             stage,
-            half: Half::Main,
             digest: self.digest,
             store: self.store.clone(),
             env: env.collect(),

@@ -143,7 +143,7 @@ impl Bounded {
         if is_written && self.written >= LARGEST {
             let _noted = writeln!(
                 self.file,
-                "{mark}{stamp} (what follows is not logged: {} MiB is the most)",
+                "{mark}{stamp} (the log ends here: a log file has at most {} MiB)",
                 LARGEST >> 20
             );
             self.is_full = true;

@@ -14,6 +14,7 @@ mod reboots;
 pub mod reconcile;
 pub mod retry;
 pub mod taking;
+mod turn;
 pub mod wave;
 
 pub use effect::{Effect, Event, Input, LeaseView, Outcome};
@@ -325,7 +326,7 @@ fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
         return;
     }
     let problem = format!(
-        "the host went down {} times while this step ran: the step may be what takes it down",
+        "the host went down {} times while this step ran: the step may be the cause",
         entry.lost_with_host
     );
     fail(p, key, cursor.half, problem, now);

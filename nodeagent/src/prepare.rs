@@ -46,7 +46,6 @@ pub struct StageInput {
     pub skyhook: SkyhookRef,
     pub package: Package,
     pub stage: Stage,
-    pub half: Half,
     pub digest: Option<Digest>,
     pub store: Option<Store>,
     /// Environment variables of the package. `valueFrom` is replaced by the values.
@@ -361,8 +360,9 @@ impl Prepared {
         self.steps(half)
             .get(index)
             .ok_or_else(|| StageError::NoStep {
-                step: format!("{} {}", self.mode(half), index + 1),
-                path: "config.json".into(),
+                mode: self.mode(half),
+                number: index + 1,
+                steps: self.steps(half).len(),
             })
     }
 
@@ -416,7 +416,7 @@ impl Prepared {
         match half {
             Half::Main if success => self.records().set_flag(step),
             Half::Main => Ok(()),
-            Half::Check => self.records().note_check(&step.path, success, index == 0),
+            Half::Check => self.records().note_check(&step.path, success, index),
         }
     }
 

@@ -10,7 +10,7 @@
 //! | `RunStep` | `run_step` in `effects`, then `step_done` in `judge` | `StepExited`, `StepLost`, `StageFailed` |
 //! | `AdoptStep` | `adopt_step` in `effects`, then `step_done` in `judge` | the same, `StepNotStarted` |
 //! | `EndStep` | `Supervisors::end` | none: the step exits |
-//! | `WriteRunning` | `call` in `writer` | `RunningWritten`, `RunningRefused` |
+//! | `WriteRunning` | `call` in `status` | `RunningWritten`, `RunningRefused` |
 //! | `LookAtLease` | `look` in `effects` | `LeaseLooked` |
 //! | `PrepareInterrupt` | `prepare_interrupt` in `interrupt` | `InterruptPrepared`, `InterruptWaits`, `InterruptFailed` |
 //! | `CallOffInterrupt` | `call_off_interrupt` in `interrupt` | none |
@@ -38,14 +38,18 @@ mod effects;
 mod housekeeping;
 mod interrupt;
 mod judge;
+mod note;
 mod presence;
 mod probe;
 mod recover;
 mod revision;
+mod status;
+mod steps;
 mod time;
 mod writer;
 
-use agent::{Agent, Note};
+use agent::Agent;
+use note::Note;
 use probe::Probes;
 
 /// Runs the agent until SIGTERM.

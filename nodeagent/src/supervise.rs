@@ -284,7 +284,7 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
             }
             Ok(None) => {}
             Err(e) => {
-                result.error = Some(format!("cannot be waited for: {e}"));
+                result.error = Some(format!("its end cannot be waited for: {e}"));
                 break None;
             }
         }

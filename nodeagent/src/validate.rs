@@ -58,9 +58,13 @@ fn warn(config: &PackageConfig, directory: &Path) -> Vec<String> {
             let Ok(metadata) = fs::metadata(&path) else {
                 continue;
             };
+            // The report has an error for it, and to read a named pipe could take for ever.
+            if !metadata.is_file() {
+                continue;
+            }
             if metadata.permissions().mode() & 0o111 == 0 {
                 warnings.push(format!(
-                    "{field}: {} is not executable: the agent makes it so, but a script that calls it finds it only then",
+                    "{field}: {} is not executable: the agent makes it executable when it runs this step, and a script that calls it before that fails",
                     step.path
                 ));
             }
@@ -103,6 +107,28 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A symlink out of the package is a warning. Its target may be anything.
+    #[test]
+    fn a_named_pipe_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let package = directory.path().join("package");
+        fs::create_dir_all(package.join("skyhook_dir")).unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        std::os::unix::fs::symlink(&pipe, package.join("skyhook_dir/a.sh")).unwrap();
+        let step = serde_json::json!({"name": "s", "path": "a.sh", "arguments": [],
+            "returncodes": [0], "on_host": true, "idempotence": true, "upgrade_step": false});
+        let config = serde_json::json!({"schema_version": "v1", "package_name": "a",
+            "package_version": "1.0.0", "expected_config_files": [],
+            "modes": {"apply": [step], "apply-check": [step]}});
+        fs::write(package.join("config.json"), config.to_string()).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let args = ValidateArgs { directory: package };
+        std::thread::spawn(move || sender.send(main(&args).map_err(|e| format!("{e:#}"))));
+        let judged = receiver.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(judged, Ok(Ok(())), "it waits for the pipe");
+    }
 
     #[test]
     fn what_commonly_breaks() {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use skyhook_testkit::is_root;
 use tempfile::TempDir;
 
 fn agent(args: &[&str]) -> Output {
@@ -20,6 +21,25 @@ fn agent(args: &[&str]) -> Output {
         .args(args)
         .output()
         .unwrap()
+}
+
+/// The command that runs a package under a root directory.
+fn local_run(package: &Path, root: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skyhook-agent"));
+    command
+        .arg("local-run")
+        .arg(package)
+        .args(["--env", "WHO=me", "--root"])
+        .arg(root);
+    command
+}
+
+/// Does the same, with a configMap that has the file `key` of the package's directory.
+fn configured_run(package: &Path, root: &Path) -> Command {
+    let config_map = format!("key={}", package.join("key").display());
+    let mut command = local_run(package, root);
+    command.args(["--config-map", &config_map]);
+    command
 }
 
 fn text(output: &Output) -> String {
@@ -95,15 +115,10 @@ fn validate_says_what_is_wrong_and_where() {
 fn a_dry_run_says_what_would_run_and_runs_nothing() {
     let package = package("#!/bin/bash\n");
     let root = root();
-    let output = agent(&[
-        "local-run",
-        package.path().to_str().unwrap(),
-        "--root",
-        root.path().to_str().unwrap(),
-        "--interrupt",
-        "service:cron",
-        "--dry-run",
-    ]);
+    let output = local_run(package.path(), root.path())
+        .args(["--interrupt", "service:cron", "--dry-run"])
+        .output()
+        .unwrap();
     let said = text(&output);
     assert!(output.status.success(), "{said}");
     for line in [
@@ -135,8 +150,7 @@ fn install(root: &Path, program: &str) {
 
 #[test]
 fn an_install_and_an_upgrade_under_a_root() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: chroot needs root");
+    if !is_root("an_install_and_an_upgrade_under_a_root") {
         return;
     }
     let package = package(
@@ -146,24 +160,14 @@ fn an_install_and_an_upgrade_under_a_root() {
     let root = root();
     install(root.path(), "/bin/bash");
     fs::create_dir_all(root.path().join("dev")).unwrap();
-    let key = package.path().join("key");
-    fs::write(&key, "value").unwrap();
-    let config_map = format!("key={}", key.display());
+    fs::write(package.path().join("key"), "value").unwrap();
     let run = |more: &[&str]| {
-        let mut args = vec![
-            "local-run",
-            package.path().to_str().unwrap(),
-            "--root",
-            root.path().to_str().unwrap(),
-            "--env",
-            "WHO=me",
-        ];
-        args.extend(more);
-        agent(&args)
+        let mut command = configured_run(package.path(), root.path());
+        command.args(more).output().unwrap()
     };
     let log = || fs::read_to_string(root.path().join("log")).unwrap_or_default();
 
-    let output = run(&[]);
+    let output = local_run(package.path(), root.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(12), "{}", text(&output));
     assert!(
         text(&output).contains("expected config file key is missing"),
@@ -171,7 +175,7 @@ fn an_install_and_an_upgrade_under_a_root() {
         text(&output)
     );
 
-    let output = run(&["--config-map", &config_map]);
+    let output = run(&[]);
     assert!(output.status.success(), "{}", text(&output));
     let want = ["apply", "apply-check", "config", "config-check"]
         .map(|mode| format!("{mode} me yes   laid over value\n"))
@@ -183,7 +187,7 @@ fn an_install_and_an_upgrade_under_a_root() {
     assert!(fs::read_to_string(history).unwrap().contains("1.2.3"));
 
     fs::remove_file(root.path().join("log")).unwrap();
-    let output = run(&["--config-map", &config_map, "--upgrade-from", "1.0.0"]);
+    let output = run(&["--upgrade-from", "1.0.0"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(
         log().starts_with("1.0.0 1.2.3  1.0.0 1.2.3 laid over value\n"),
@@ -191,7 +195,7 @@ fn an_install_and_an_upgrade_under_a_root() {
         log()
     );
 
-    let output = run(&["--config-map", &config_map, "--env", "FAIL=config"]);
+    let output = run(&["--env", "FAIL=config"]);
     assert_eq!(output.status.code(), Some(13), "{}", text(&output));
     assert!(
         text(&output).contains("config step config exited with 1"),
@@ -213,27 +217,15 @@ fn stubborn() -> (TempDir, TempDir) {
     (package, root)
 }
 
-fn local_run(package: &Path, root: &Path, temporary: &Path) -> Command {
-    let config_map = format!("key={}", package.join("key").display());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_skyhook-agent"));
-    command
-        .arg("local-run")
-        .arg(package)
-        .args(["--env", "WHO=me", "--config-map", &config_map, "--root"])
-        .arg(root)
-        .env("TMPDIR", temporary);
-    command
-}
-
 #[test]
 fn a_step_that_takes_too_long_has_failed_even_if_it_exits_with_0() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: chroot needs root");
+    if !is_root("a_step_that_takes_too_long_has_failed_even_if_it_exits_with_0") {
         return;
     }
     let (package, root) = stubborn();
     let temporary = tempfile::tempdir().unwrap();
-    let output = local_run(package.path(), root.path(), temporary.path())
+    let output = configured_run(package.path(), root.path())
+        .env("TMPDIR", temporary.path())
         .args(["--step-timeout-seconds", "1"])
         .output()
         .unwrap();
@@ -244,14 +236,14 @@ fn a_step_that_takes_too_long_has_failed_even_if_it_exits_with_0() {
 
 #[test]
 fn a_signal_ends_the_step_and_leaves_nothing() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: chroot needs root");
+    if !is_root("a_signal_ends_the_step_and_leaves_nothing") {
         return;
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let (package, root) = stubborn();
         let temporary = tempfile::tempdir().unwrap();
-        let mut child = local_run(package.path(), root.path(), temporary.path())
+        let mut child = configured_run(package.path(), root.path())
+            .env("TMPDIR", temporary.path())
             .spawn()
             .unwrap();
         let begin = Instant::now();
@@ -274,8 +266,7 @@ fn a_signal_ends_the_step_and_leaves_nothing() {
 /// Absolute symlinks below the root directory must be resolved inside it, so that all files are written below it.
 #[test]
 fn nothing_is_written_outside_of_the_root() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: chroot needs root");
+    if !is_root("nothing_is_written_outside_of_the_root") {
         return;
     }
     let package = package("#!/bin/bash\necho \"$1 in $PWD\" >>/log\n");
@@ -297,18 +288,10 @@ fn nothing_is_written_outside_of_the_root() {
         fs::create_dir_all(inside).unwrap();
     }
     fs::create_dir_all(root.path().join("dev")).unwrap();
-    let key = package.path().join("key");
-    fs::write(&key, "value").unwrap();
-    let output = agent(&[
-        "local-run",
-        package.path().to_str().unwrap(),
-        "--root",
-        root.path().to_str().unwrap(),
-        "--env",
-        "WHO=me",
-        "--config-map",
-        &format!("key={}", key.display()),
-    ]);
+    fs::write(package.path().join("key"), "value").unwrap();
+    let output = configured_run(package.path(), root.path())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", text(&output));
     for name in ["copies", "logs", "a"] {
         let target = outside.path().join(name);

@@ -46,7 +46,7 @@ pub struct Credentials {
 /// Why a pull secret cannot be used. The error names the place in the secret, but never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    #[error("the docker config is not valid JSON of its kind (line {line}, column {column})")]
+    #[error("the docker config is not valid (line {line}, column {column})")]
     Json { line: usize, column: usize },
     #[error("auths[{key:?}].auth is not base64 of user:password")]
     Auth { key: String },
@@ -116,17 +116,6 @@ impl Credentials {
     pub fn merge(mut self, other: Self) -> Self {
         self.entries.extend(other.entries);
         self
-    }
-
-    /// One login, for the images that match `pattern`.
-    pub fn for_pattern(pattern: &str, username: &str, password: &str) -> Self {
-        let login = Login::Basic {
-            username: username.into(),
-            password: password.into(),
-        };
-        Self {
-            entries: vec![(pattern.to_owned(), login)],
-        }
     }
 
     /// The logins for `registry/repository`, without duplicates. The login with the most specific pattern is the

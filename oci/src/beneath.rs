@@ -46,7 +46,7 @@ pub(crate) enum Missing {
     Refuse,
     /// A directory with this mode is made, except for the last part.
     Make(Mode),
-    /// The rest of the path is kept as it is written.
+    /// The rest of the path is kept. Its `..` removes the part before it, as if that were a directory.
     Keep,
 }
 
@@ -132,11 +132,10 @@ pub(crate) fn place(
                     pending.push(part);
                     continue;
                 }
-                Missing::Keep => {
-                    let mut rest = vec![part];
-                    rest.extend(pending.into_iter().rev().filter(|part| !part.is_empty()));
-                    return at_end(above, Some(rest.join(&b'/')));
-                }
+                Missing::Keep => match kept(part, &mut pending) {
+                    Some(name) => return at_end(above, Some(name)),
+                    None => continue,
+                },
             },
             Err(errno) => return Err(errno),
         };
@@ -181,6 +180,25 @@ fn parts(path: &[u8]) -> Vec<Vec<u8>> {
     path.rsplit(|&byte| byte == b'/')
         .map(<[u8]>::to_vec)
         .collect()
+}
+
+/// The rest of a path from `part` on, which does not exist. `None` when `..` leads back to the directory that `part`
+/// would be in: then `pending` is what is left of the path from there.
+fn kept(part: Vec<u8>, pending: &mut Vec<Vec<u8>>) -> Option<Vec<u8>> {
+    let mut rest = vec![part];
+    while let Some(part) = pending.pop() {
+        match part.as_slice() {
+            b"" | b"." => {}
+            b".." => {
+                rest.pop();
+                if rest.is_empty() {
+                    return None;
+                }
+            }
+            _ => rest.push(part),
+        }
+    }
+    Some(rest.join(&b'/'))
 }
 
 /// Makes a directory, unless it exists.

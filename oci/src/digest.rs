@@ -34,13 +34,7 @@ impl Digest {
 
     /// The 64 hexadecimal digits without `sha256:`. They are safe as a file name.
     pub fn hex(&self) -> String {
-        use fmt::Write;
-        self.0
-            .iter()
-            .fold(String::with_capacity(64), |mut text, byte| {
-                write!(text, "{byte:02x}").expect("a String takes every write");
-                text
-            })
+        hex::encode(self.0)
     }
 
     /// The first twelve hexadecimal digits, for messages to people.
@@ -67,31 +61,19 @@ impl FromStr for Digest {
     type Err = DigestError;
 
     fn from_str(text: &str) -> Result<Self, DigestError> {
-        let (algorithm, hex) = text
+        let (algorithm, digits) = text
             .split_once(':')
             .ok_or_else(|| DigestError::NoAlgorithm(text.to_owned()))?;
         if algorithm != "sha256" {
             return Err(DigestError::Algorithm(algorithm.to_owned()));
         }
         let bad = || DigestError::Hex(text.to_owned());
-        let hex: &[u8; 64] = hex.as_bytes().try_into().map_err(|_| bad())?;
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            let [high, low] = [pair[0], pair[1]].map(nibble);
-            *byte = high
-                .zip(low)
-                .map(|(high, low)| high << 4 | low)
-                .ok_or_else(bad)?;
+        if digits.bytes().any(|digit| digit.is_ascii_uppercase()) {
+            return Err(bad());
         }
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| bad())?;
         Ok(Self(bytes))
-    }
-}
-
-fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! The servers that have the images of a registry: its own server and its mirrors. They are configured in
-//! containerd's `hosts.toml` or in our own settings. There is no I/O in this file; `load` reads the files.
+//! containerd's `hosts.toml`. There is no I/O in this file; `load` reads the files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 use reqwest::Url;
-use serde::Deserialize;
 use toml::{Table, Value};
 
 mod load;
@@ -15,24 +14,23 @@ mod load;
 pub(crate) use load::load;
 
 /// One server of a registry, with the fields of a `[host."…"]` table in `hosts.toml`.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HostSettings {
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct HostSettings {
     /// A URL such as `https://mirror:port/path`. If it has no scheme, it is https.
-    pub url: String,
+    pub(crate) url: String,
     /// What the server may be asked for: `pull` (requests by digest) and `resolve` (requests by tag). If it is empty,
     /// both.
-    pub capabilities: Vec<String>,
+    pub(crate) capabilities: Vec<String>,
     /// PEM files of authorities that are trusted in addition to those of the system.
-    pub ca: Vec<PathBuf>,
+    pub(crate) ca: Vec<PathBuf>,
     /// PEM files of the client certificate and of its key. One file may contain both.
-    pub client: Vec<(PathBuf, Option<PathBuf>)>,
-    pub skip_verify: bool,
+    pub(crate) client: Vec<(PathBuf, Option<PathBuf>)>,
+    pub(crate) skip_verify: bool,
     /// The URL's path is the API's root: no `/v2` is added.
-    pub override_path: bool,
-    pub header: BTreeMap<String, Vec<String>>,
+    pub(crate) override_path: bool,
+    pub(crate) header: BTreeMap<String, Vec<String>>,
     /// Regular expressions for the repository. The value replaces the text that matches.
-    pub rewrite: BTreeMap<String, String>,
+    pub(crate) rewrite: BTreeMap<String, String>,
 }
 
 /// Leaves out the values of headers, because they may be secrets.
@@ -52,14 +50,13 @@ impl fmt::Debug for HostSettings {
 }
 
 /// What is configured for one registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RegistrySettings {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RegistrySettings {
     /// The registry's own server, which is asked last. If it is `None`, the URL is made from the name of the
     /// registry.
-    pub server: Option<HostSettings>,
+    pub(crate) server: Option<HostSettings>,
     /// Mirrors, in the order in which they are asked.
-    pub hosts: Vec<HostSettings>,
+    pub(crate) hosts: Vec<HostSettings>,
 }
 
 /// Why a registry's configuration cannot be used.

@@ -75,7 +75,7 @@ pub struct Platform {
 /// would be the same.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    #[error("{what} is not valid JSON of its kind")]
+    #[error("{what} is not the JSON document that it should be")]
     Json {
         what: &'static str,
         source: serde_json::Error,
@@ -88,7 +88,7 @@ pub enum ImageError {
     LayerType { index: usize, media_type: String },
     #[error("{what} has a bad digest")]
     Digest { what: String, source: DigestError },
-    #[error("{what} has size {size}")]
+    #[error("{what} has the invalid size {size}")]
     Size { what: String, size: i64 },
     #[error("no image for {wanted}; the index has: {present}")]
     NoPlatform { wanted: String, present: String },
@@ -106,7 +106,7 @@ pub enum ImageError {
 }
 
 impl ImageError {
-    /// A label for metrics.
+    /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Json { .. } => "image_json",

@@ -65,6 +65,7 @@
 pub mod auth;
 mod beneath;
 mod chain;
+pub mod config;
 pub mod digest;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -85,16 +86,17 @@ pub mod unpack;
 
 pub use auth::{AuthError, Credentials, PluginConfig};
 pub use chain::chain;
+pub use config::{PullerConfig, RetryClass, Timeouts};
 pub use digest::{Digest, DigestError};
-pub use hosts::{HostSettings, HostsError, RegistrySettings};
+pub use hosts::HostsError;
 pub use image::{ImageError, Platform};
 pub use limits::Limits;
 pub use progress::{Event, Progress};
-pub use pull::{PullError, Pulled, Puller, PullerConfig, RetryClass};
+pub use pull::{PullError, Pulled, Puller};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{ProxyConfig, RegistryError, Timeouts};
+pub use registry::RegistryError;
 pub use remove::{RemoveError, mounts_below, remove_tree};
 pub use replace::{Disk, Durability, NewFile, replace_file, replace_on};
-pub use root::{Entry, Root, names};
+pub use root::{Entry, Root, kind_of_file, names};
 pub use store::{Collected, Room, Store, StoreConfig, StoreError, StoredImage};
 pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked, remove_left_over_unpacks};

@@ -1,19 +1,16 @@
 //! Pulls an image: resolves a reference, and downloads and verifies the blobs that are not in the store yet.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::auth::Credentials;
 use crate::auth::plugin::Plugins;
-use crate::auth::{Credentials, PluginConfig};
+use crate::config::{PullerConfig, RetryClass};
 use crate::digest::Digest;
-use crate::hosts::RegistrySettings;
-use crate::image::{self, Document, ImageError, Manifest, Platform};
+use crate::image::{self, Document, ImageError, Manifest};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
-use crate::registry::{ProxyConfig, RawManifest, RegistryError, Session, Timeouts};
-use crate::root::Root;
+use crate::registry::{RawManifest, RegistryError, Session};
 use crate::store::{Store, StoreError, StoredImage, blocking};
 
 mod fetch;
@@ -21,48 +18,6 @@ mod retry;
 
 use fetch::Flights;
 use retry::Retry;
-
-/// How to pull.
-#[derive(Debug, Clone)]
-pub struct PullerConfig {
-    pub platform: Platform,
-    /// How long a whole pull may take, including its retries.
-    pub deadline: Duration,
-    /// How many blobs are downloaded at the same time.
-    pub parallel_layers: usize,
-    /// The directory that is `/` for `hosts_dir` and for the paths in its files, such as the root of the host. If it
-    /// is `None`, this is the root of this process.
-    pub files: Option<Root>,
-    /// containerd's directory with a `<registry>/hosts.toml` per registry. It is read for each pull, and may be
-    /// missing.
-    pub hosts_dir: Option<PathBuf>,
-    /// Settings by registry (`host` or `host:port`). They are used in place of those in `hosts_dir`.
-    pub registries: BTreeMap<String, RegistrySettings>,
-    /// Registries (`host` or `host:port`) that are accessed over plain HTTP. A registry on a loopback address always
-    /// is.
-    pub insecure: Vec<String>,
-    pub proxy: ProxyConfig,
-    /// The kubelet's credential provider plugins.
-    pub plugins: Option<PluginConfig>,
-    pub timeouts: Timeouts,
-}
-
-impl Default for PullerConfig {
-    fn default() -> Self {
-        Self {
-            platform: Platform::host(),
-            deadline: Duration::from_secs(600),
-            parallel_layers: 3,
-            files: None,
-            hosts_dir: None,
-            registries: BTreeMap::new(),
-            insecure: Vec::new(),
-            proxy: ProxyConfig::default(),
-            plugins: None,
-            timeouts: Timeouts::default(),
-        }
-    }
-}
 
 /// What was pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,19 +59,8 @@ pub enum PullError {
     },
 }
 
-/// When to try again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RetryClass {
-    /// Later, with increasing pauses.
-    Transient,
-    /// Not before this time has passed, because the registry asks for it.
-    After(Duration),
-    /// Another try fails too, until somebody has changed something.
-    Terminal,
-}
-
 impl PullError {
-    /// A label for metrics.
+    /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Registry { source, .. } => source.kind(),

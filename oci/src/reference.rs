@@ -23,7 +23,7 @@ pub struct Reference {
 pub enum ReferenceError {
     #[error("image {image:?} is not a valid reference: {reason}")]
     Grammar { image: String, reason: String },
-    #[error("image {image:?} has a digest that is none")]
+    #[error("image {image:?} has an invalid digest")]
     Digest { image: String, source: DigestError },
     #[error(
         "image {image:?} carries tag {tag:?}, but version is {version:?}: \
@@ -49,7 +49,7 @@ pub enum ReferenceError {
 }
 
 impl ReferenceError {
-    /// A label for metrics.
+    /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Grammar { .. } => "reference_grammar",

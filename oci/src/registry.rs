@@ -22,11 +22,11 @@ use reqwest::{Client, Response, StatusCode, Url};
 use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Login};
 use crate::chain;
+use crate::config::PullerConfig;
 use crate::digest::Digest;
 use crate::hosts::{self, Endpoint, HostsError};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
-use crate::pull::PullerConfig;
 use crate::reference::Reference;
 use crate::root::Root;
 
@@ -35,40 +35,8 @@ mod token;
 mod transport;
 
 pub use error::RegistryError;
-pub use transport::ProxyConfig;
 
 const MAX_REDIRECTS: u32 = 5;
-
-/// How long to wait for a registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeouts {
-    pub connect: Duration,
-    /// The longest time in which a server may send no byte at all.
-    pub read: Duration,
-    /// A server must send `slow_bytes` of a body in every `slow_window`.
-    pub slow_window: Duration,
-    pub slow_bytes: u64,
-    /// The longest `Retry-After` that a pull itself waits for. With a longer one it fails, and the caller waits.
-    pub max_wait: Duration,
-    /// The pause before the second try. Each further pause is twice as long.
-    pub backoff: Duration,
-    /// The highest number of times that one request is sent.
-    pub tries: u32,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(10),
-            read: Duration::from_secs(30),
-            slow_window: Duration::from_secs(30),
-            slow_bytes: 32 << 10,
-            max_wait: Duration::from_secs(30),
-            backoff: Duration::from_millis(250),
-            tries: 5,
-        }
-    }
-}
 
 /// Talks to one repository for one pull.
 #[derive(Debug)]
@@ -124,15 +92,14 @@ impl Session {
             },
             Ok,
         )?;
-        let settings = match (config.registries.get(registry), &config.hosts_dir) {
-            (Some(own), _) => own.clone(),
-            (None, Some(dir)) => hosts::load(&files, dir, registry)?,
-            (None, None) => hosts::RegistrySettings::default(),
+        let settings = match &config.hosts_dir {
+            Some(dir) => hosts::load(&files, dir, registry)?,
+            None => hosts::RegistrySettings::default(),
         };
         let insecure = config.insecure.iter().any(|name| name == registry);
         let mut hosts = Vec::new();
         for endpoint in hosts::endpoints(registry, &settings, insecure)? {
-            let client = transport::client(&endpoint, &files, &config.proxy, &config.timeouts)?;
+            let client = transport::client(&endpoint, &files, &config.timeouts)?;
             let logins = if endpoint.is_origin {
                 credentials.matching(&reference.name())
             } else {
@@ -276,7 +243,8 @@ impl Session {
                 what: what.to_owned(),
                 host: host.endpoint.authority.clone(),
                 reason: match host.logins.len() {
-                    0 => "it wants credentials and there are none for it".to_owned(),
+                    0 => "it requires credentials, and there are none for it: add a pull secret"
+                        .to_owned(),
                     count => format!("none of the {count} credentials for it is accepted"),
                 },
             };
@@ -369,7 +337,8 @@ impl Host {
             reason,
         };
         let mut url = origin.clone();
-        for _ in 0..=MAX_REDIRECTS {
+        let mut redirects = 0;
+        loop {
             // The other server gets none of our credentials, but it may want a token that anybody can get.
             if response.status() == StatusCode::UNAUTHORIZED && url.origin() != origin.origin() {
                 let (client, endpoint) = (&self.client, &self.endpoint);
@@ -383,16 +352,21 @@ impl Host {
             if !response.status().is_redirection() {
                 return Ok(response);
             }
+            redirects += 1;
+            if redirects > MAX_REDIRECTS {
+                return Err(refused("more than 5 times"));
+            }
             let location = response
                 .headers()
                 .get(LOCATION)
                 .and_then(|value| value.to_str().ok());
-            let location = location.ok_or_else(|| refused("to nowhere"))?;
+            let location = location
+                .ok_or_else(|| refused("without saying where to (there is no Location header)"))?;
             let next = url
                 .join(location)
-                .map_err(|_| refused("to what is not a URL"))?;
+                .map_err(|_| refused("to something that is not a URL"))?;
             if !matches!(next.scheme(), "http" | "https") {
-                return Err(refused("to what is not HTTP"));
+                return Err(refused("to a URL that is neither http nor https"));
             }
             if url.scheme() == "https" && next.scheme() == "http" {
                 return Err(refused(
@@ -407,7 +381,6 @@ impl Host {
             };
             response = self.send(ask, &url, authorization).await?;
         }
-        Err(refused("more than 5 times"))
     }
 }
 
@@ -425,7 +398,7 @@ fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
         tracing::warn!(
             host = host.endpoint.authority,
             reason,
-            "a mirror is passed over"
+            "a mirror does not serve the request: asking the next server"
         );
     }
     error

@@ -113,7 +113,7 @@ impl NewFile {
             match rustix::fs::openat(&dir, &temporary, flags, mode) {
                 // The writer of a temporary file holds a lock on it. A file without a lock was left by a process that
                 // was killed.
-                Ok(file) if !lock(&file, &dir, &temporary)? => std::thread::sleep(PAUSE),
+                Ok(file) if !is_locked(&file, &dir, &temporary)? => std::thread::sleep(PAUSE),
                 Ok(file) => {
                     return Ok(Self {
                         dir,
@@ -174,19 +174,35 @@ fn temporary(name: &OsStr) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Locks a temporary file. Returns false if another writer has locked it, or has removed it as a left-over file.
-fn lock(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+/// What came of an attempt to lock a file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    Held,
+    /// Another holds the lock.
+    Busy,
+    /// The name is gone, or belongs to another file now: whoever had the lock before has removed this one.
+    Gone,
+}
+
+/// Locks an open file or directory that has, or had, this name in `dir`.
+pub(crate) fn lock(file: impl AsFd, dir: impl AsFd, name: &[u8]) -> rustix::io::Result<Lock> {
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Ok(false),
+        Err(Errno::WOULDBLOCK) => return Ok(Lock::Busy),
         Err(errno) => return Err(errno),
     }
     let ours = rustix::fs::fstat(file)?;
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(named) => Ok((named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)),
-        Err(Errno::NOENT) => Ok(false),
+        Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => Ok(Lock::Held),
+        Ok(_) | Err(Errno::NOENT) => Ok(Lock::Gone),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether a temporary file could be locked. If not, another writer has locked it, or has removed it as a left-over
+/// file.
+fn is_locked(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
+    Ok(lock(file, dir, name.as_bytes())? == Lock::Held)
 }
 
 /// Removes a temporary file, unless it belongs to this user and its writer holds the lock. A file of another user is
@@ -196,7 +212,7 @@ fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => {
             let ours = rustix::process::geteuid().as_raw();
-            if rustix::fs::fstat(&file)?.st_uid == ours && !lock(&file, dir, name)? {
+            if rustix::fs::fstat(&file)?.st_uid == ours && !is_locked(&file, dir, name)? {
                 std::thread::sleep(PAUSE);
                 return Ok(());
             }
@@ -278,6 +294,22 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
+
+    #[test]
+    fn the_lock_of_a_directory_that_was_replaced_is_of_no_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = File::open(directory.path()).unwrap();
+        let path = directory.path().join("d");
+        fs::create_dir(&path).unwrap();
+        let (first, second) = (File::open(&path).unwrap(), File::open(&path).unwrap());
+        assert_eq!(lock(&first, &parent, b"d"), Ok(Lock::Held));
+        assert_eq!(lock(&second, &parent, b"d"), Ok(Lock::Busy));
+        fs::remove_dir(&path).unwrap();
+        drop(first);
+        assert_eq!(lock(&second, &parent, b"d"), Ok(Lock::Gone));
+        fs::create_dir(&path).unwrap();
+        assert_eq!(lock(&second, &parent, b"d"), Ok(Lock::Gone));
+    }
 
     #[test]
     fn a_temporary_name_is_never_too_long() {

@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Last, Missing, Outside, Place};
@@ -84,9 +84,17 @@ impl Root {
         })
     }
 
-    /// Opens the file for reading.
+    /// Opens the file for reading. It must be a regular file: a named pipe or a device could block its reader for ever.
     pub fn open_file(&self, path: impl AsRef<Path>) -> io::Result<File> {
-        Ok(self.open_with(path.as_ref(), OFlags::RDONLY)?.into())
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        regular(self.open_with(path.as_ref(), flags)?)
+    }
+
+    /// Does the same as [`Self::open_file`]. A symlink that is absolute, or that leads out of the directory, is an error
+    /// (EXDEV).
+    pub fn open_file_beneath(&self, path: impl AsRef<Path>) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        regular(self.open_beneath(path.as_ref(), flags)?)
     }
 
     /// The file's content.
@@ -162,8 +170,8 @@ impl Root {
         }
     }
 
-    /// The path in this process of the file at `path`, with all symlinks resolved. Parts that do not exist are kept
-    /// as they are written. This is for sockets and programs, which need a path, and is safe only if nobody but root
+    /// The path in this process of the file at `path`, with all symlinks and all `..` resolved. Parts that do not exist
+    /// are kept. This is for sockets and programs, which need a path, and is safe only if nobody but root
     /// can change the directories.
     pub fn locate(&self, path: impl AsRef<Path>) -> io::Result<PathBuf> {
         let place = self.place(path.as_ref(), Missing::Keep, Last::Follow)?;
@@ -263,19 +271,21 @@ impl Entry {
         }
     }
 
-    /// Opens the file with this name for reading. A symlink is not followed, and opening a named pipe does not block.
+    /// Opens the file with this name for reading. It must be a regular file, and a symlink is not followed.
     pub fn open_file(&self) -> io::Result<File> {
         self.open(OFlags::RDONLY)
     }
 
-    /// Opens the file with this name for writing, and does not truncate it. A symlink is not followed.
+    /// Opens the file with this name for writing, and does not truncate it. It must be a regular file, and a symlink is
+    /// not followed.
     pub fn open_to_write(&self) -> io::Result<File> {
         self.open(OFlags::WRONLY)
     }
 
     fn open(&self, flags: OFlags) -> io::Result<File> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty())?.into())
+        let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.dir, &self.name, flags | safe, Mode::empty())?;
+        regular(file)
     }
 
     /// Opens the directory with this name. A symlink is not followed.
@@ -321,6 +331,44 @@ impl Entry {
     }
 }
 
+/// Opens the file at `path`, which is a path of this process, for reading. Its symlinks are trusted. It must be a regular
+/// file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    regular(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// The open file, if it is a regular one.
+fn regular(file: OwnedFd) -> io::Result<File> {
+    match FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) {
+        FileType::RegularFile => Ok(file.into()),
+        FileType::Directory => Err(Errno::ISDIR.into()),
+        kind @ (FileType::Symlink
+        | FileType::Fifo
+        | FileType::Socket
+        | FileType::CharacterDevice
+        | FileType::BlockDevice
+        | FileType::Unknown) => {
+            let message = format!("it is {}, and not a regular file", kind_of_file(kind));
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+    }
+}
+
+/// Name of a file type in messages, with its article.
+#[must_use]
+pub fn kind_of_file(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symlink",
+        FileType::Fifo => "a named pipe",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "something unknown",
+    }
+}
+
 fn is_loop(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }
@@ -345,97 +393,4 @@ fn path_of(dir: BorrowedFd<'_>) -> io::Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::disallowed_methods, reason = "tests make files")]
-
-    use std::io::Write as _;
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    fn at(root: &Path, path: &str) -> PathBuf {
-        root.canonicalize().unwrap().join(path)
-    }
-
-    #[test]
-    fn symlinks_stay_inside_the_root() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        fs::create_dir_all(path.join("usr/lib")).unwrap();
-        symlink("usr/lib", path.join("lib")).unwrap();
-        symlink("/usr/../../../../usr", path.join("up")).unwrap();
-        symlink("/etc/real", path.join("usr/lib/link")).unwrap();
-        symlink("loop", path.join("loop")).unwrap();
-        let root = Root::open(path).unwrap();
-        for (name, want) in [
-            ("/lib/x", "usr/lib/x"),
-            ("/up/x", "usr/x"),
-            ("/../../etc/passwd", "etc/passwd"),
-            ("/lib/link/file", "etc/real/file"),
-            ("/new/dir/file", "new/dir/file"),
-            ("new", "new"),
-            ("/lib", "usr/lib"),
-        ] {
-            assert_eq!(root.locate(name).unwrap(), at(path, want), "{name}");
-        }
-        let error = root.locate("/loop/x").unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
-    }
-
-    /// On some hosts, `/var/lib/skyhook` is a symlink to a directory on a larger disk.
-    #[test]
-    fn an_absolute_symlink_of_the_host_is_followed_on_the_host() {
-        let (directory, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let path = directory.path();
-        fs::create_dir_all(path.join("data/skyhook")).unwrap();
-        fs::create_dir_all(path.join("var/lib")).unwrap();
-        symlink("/data/skyhook", path.join("var/lib/skyhook")).unwrap();
-        symlink(elsewhere.path(), path.join("out")).unwrap();
-        symlink("/data/id", path.join("id")).unwrap();
-        let root = Root::open(path).unwrap();
-        root.replace("/var/lib/skyhook/s/f", b"1", 0o644, Durability::WhileUp)
-            .unwrap();
-        assert_eq!(fs::read(path.join("data/skyhook/s/f")).unwrap(), b"1");
-        assert_eq!(root.read("/var/lib/skyhook/s/f").unwrap(), b"1");
-        root.replace("/id", b"abc", 0o600, Durability::PowerCut)
-            .unwrap();
-        assert_eq!(fs::read(path.join("data/id")).unwrap(), b"abc");
-        assert_eq!(root.list("/var/lib/skyhook").unwrap(), ["s"]);
-        let made = root.create_dirs("/var/lib/skyhook/t/u").unwrap();
-        assert_eq!(made.path(), at(path, "data/skyhook/t/u"));
-        root.create_dirs("/out/x").unwrap();
-        assert!(!elsewhere.path().join("x").exists(), "it got out");
-        root.remove_tree("/var/lib/skyhook/s").unwrap();
-        assert!(!path.join("data/skyhook/s").exists());
-        root.remove_tree("/var/lib/skyhook").unwrap();
-        assert!(
-            path.join("data/skyhook/t").exists(),
-            "only the symlink goes"
-        );
-    }
-
-    #[test]
-    fn a_symlink_that_another_user_put_into_tmp_is_replaced_and_not_followed() {
-        if !rustix::process::geteuid().is_root() {
-            assert!(std::env::var_os("CI").is_none(), "CI runs this as root");
-            let _closed = writeln!(
-                io::stderr().lock(),
-                "\n!!!! SKIPPED a_symlink_that_another_user_put_into_tmp_is_replaced_and_not_followed: it needs root"
-            );
-            return;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let tmp = directory.path().join("tmp");
-        fs::create_dir(&tmp).unwrap();
-        fs::write(directory.path().join("shadow"), "kept").unwrap();
-        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-        fs::set_permissions(&tmp, open_to_all).unwrap();
-        symlink("/shadow", tmp.join("f")).unwrap();
-        std::os::unix::fs::lchown(tmp.join("f"), Some(65534), Some(65534)).unwrap();
-        let root = Root::open(directory.path()).unwrap();
-        root.replace("/tmp/f", b"new", 0o644, Durability::WhileUp)
-            .unwrap();
-        assert_eq!(fs::read(directory.path().join("shadow")).unwrap(), b"kept");
-        assert_eq!(fs::read(tmp.join("f")).unwrap(), b"new");
-    }
-}
+mod tests;

@@ -104,11 +104,11 @@ pub enum StoreError {
     },
     #[error("image {0} is not in the store")]
     NoImage(Digest),
-    #[error("blob {0} in the store is damaged or gone; it has to be fetched again")]
+    #[error("blob {0} in the store is damaged or missing: the next pull downloads it again")]
     Damaged(Digest),
-    #[error("{want} was announced, the content is {got}")]
+    #[error("the content has the digest {got} instead of {want}")]
     WrongDigest { want: Digest, got: Digest },
-    #[error("blob {digest} was announced with {want} bytes, {got} came")]
+    #[error("blob {digest} has {got} bytes instead of {want}")]
     WrongSize { digest: Digest, want: u64, got: u64 },
     #[error("image {digest}")]
     Image {
@@ -126,7 +126,7 @@ impl From<UnpackError> for StoreError {
 }
 
 impl StoreError {
-    /// A label for metrics.
+    /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Io { .. } => "io",
@@ -275,7 +275,7 @@ impl Store {
     }
 
     pub(crate) fn remove_damaged(&self, digest: &Digest) {
-        tracing::warn!(%digest, "a blob in the store is damaged: removed, to be fetched again");
+        tracing::warn!(%digest, "removed a damaged blob from the store: the next pull downloads it again");
         if let Err(error) = fs::remove_file(self.blob(digest))
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -411,7 +411,7 @@ impl Store {
         };
         let flags = rustix::fs::AtFlags::empty();
         if let Err(errno) = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, flags) {
-            tracing::debug!(%errno, %manifest, "last use not recorded");
+            tracing::debug!(%errno, %manifest, "the time of the last use of an image cannot be written");
         }
     }
 

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use crate::chain;
@@ -24,8 +24,10 @@ use crate::digest::{Digest, HashingReader};
 use crate::image::Layer;
 use crate::limits::{Budget, Limits};
 use crate::remove::{RemoveError, remove_at};
+use crate::replace::{self, Lock};
 use crate::root::Root;
 
+mod entry;
 mod error;
 pub(crate) mod layer;
 pub(crate) mod name;
@@ -141,7 +143,7 @@ fn count(dir: &tree::Dir) -> u64 {
     1 + dir.children.values().map(below).sum::<u64>()
 }
 
-type ReadLayer = (Digest, Vec<layer::Entry>);
+type ReadLayer = (Digest, Vec<entry::Entry>);
 
 /// Reads all layers, `threads` at a time. When several fail, the error of the lowest layer is returned.
 fn read_all(
@@ -267,16 +269,24 @@ impl<'a> Scratch<'a> {
             }
         };
         let name = [b".", name, UNPACKING].concat();
-        match rustix::fs::mkdirat(parent, &*name, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(io("create a scratch directory beside")(errno)),
-        }
-        let fd = place::open_dir(parent, &name).map_err(io("open the scratch directory beside"))?;
-        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(UnpackError::TargetBusy(target.display_path())),
-            Err(errno) => return Err(io("lock the scratch directory beside")(errno)),
-        }
+        let fd = loop {
+            match rustix::fs::mkdirat(parent, &*name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(io("create a scratch directory beside")(errno)),
+            }
+            let fd = match place::open_dir(parent, &name) {
+                Ok(fd) => fd,
+                // Another process has removed it as left over.
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(io("open the scratch directory beside")(errno)),
+            };
+            match replace::lock(&fd, parent, &name) {
+                Ok(Lock::Held) => break fd,
+                Ok(Lock::Gone) => {}
+                Ok(Lock::Busy) => return Err(UnpackError::TargetBusy(target.display_path())),
+                Err(errno) => return Err(io("lock the scratch directory beside")(errno)),
+            }
+        };
         let scratch = Self { parent, name, fd };
         scratch.clear().map_err(|source| UnpackError::Io {
             what: "clear the scratch directory beside",
@@ -325,7 +335,8 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
         let Ok(scratch) = place::open_dir(parent, name) else {
             continue;
         };
-        if rustix::fs::flock(&scratch, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        // An unpack may have replaced the directory since it was opened. The new one is its own.
+        if replace::lock(&scratch, parent, name) == Ok(Lock::Held) {
             remove_at(parent, name)?;
         }
     }
@@ -337,7 +348,8 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
 pub(crate) mod fuzzing {
     use std::io::Read;
 
-    use super::layer::{Entry, filter as filter_window};
+    use super::entry::Entry;
+    use super::layer::filter as filter_window;
     use super::window::Window;
     use super::{LayerError, tree};
     use crate::limits::{Budget, Limits};
@@ -355,5 +367,59 @@ pub(crate) mod fuzzing {
             tree.apply(entries).map_err(|(_, error)| error)?;
         }
         Ok(tree.into_root())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::fs;
+    use std::sync::atomic::AtomicBool;
+
+    use rustix::fs::OFlags;
+
+    use super::*;
+
+    /// One thread removes what killed unpacks have left, while another one begins unpacks.
+    #[test]
+    fn a_scratch_directory_is_not_removed_between_its_opening_and_its_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::open(directory.path()).unwrap();
+        let parent = rustix::fs::openat(&root, ".", OFlags::PATH, Mode::empty()).unwrap();
+        let target = Target::in_root(&root, "/package");
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    remove_left_over_unpacks(&root).unwrap();
+                }
+            });
+            let mut begun = 0;
+            while begun < 500 {
+                match Scratch::create(&parent, b"package", &target) {
+                    Ok(scratch) => {
+                        let made = scratch.subdir("layer0");
+                        let is_there = directory.path().join(".package.unpacking").exists();
+                        if made.is_err() || !is_there {
+                            is_done.store(true, Ordering::Relaxed);
+                        }
+                        assert!(
+                            made.is_ok() && is_there,
+                            "{begun}: it was removed: {made:?}"
+                        );
+                        begun += 1;
+                    }
+                    // The other thread has the lock for a moment.
+                    Err(UnpackError::TargetBusy(_)) => {}
+                    Err(error) => {
+                        is_done.store(true, Ordering::Relaxed);
+                        panic!("{begun}: {}", chain(&error));
+                    }
+                }
+            }
+            is_done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

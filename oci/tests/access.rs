@@ -5,12 +5,10 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use skyhook_oci::{
-    Credentials, HostSettings, Limits, PluginConfig, ProxyConfig, PullError, Pulled, Reference,
-    RegistrySettings, chain,
-};
+use skyhook_oci::{Credentials, Limits, PluginConfig, PullError, Pulled, Reference, chain};
+use skyhook_testkit::again;
 
-use crate::host::{Host, hasty};
+use crate::host::{Host, configured, hasty, login};
 use crate::image::{Entry, Image, Layer, tar};
 use crate::liar::{Answer, Body, Liar, Request};
 
@@ -21,7 +19,7 @@ fn basic() -> String {
 }
 
 fn secret_for(host: &str) -> Credentials {
-    Credentials::for_pattern(host, "user", SECRET)
+    login(host, "user", SECRET)
 }
 
 fn docker_config(host: &str, entry: &serde_json::Value) -> Credentials {
@@ -63,8 +61,11 @@ async fn basic_is_given_only_when_asked_for_and_then_kept() {
     let error = pull(&host, &liar.host(), &Credentials::anonymous())
         .await
         .unwrap_err();
-    assert!(chain(&error).ends_with("it wants credentials and there are none for it"));
-    let wrong = Credentials::for_pattern(&liar.host(), "user", "wrong-password");
+    assert!(
+        chain(&error)
+            .ends_with("it requires credentials, and there are none for it: add a pull secret")
+    );
+    let wrong = login(&liar.host(), "user", "wrong-password");
     let error = pull(&host, &liar.host(), &wrong).await.unwrap_err();
     assert_eq!(error.kind(), "denied");
     let text = format!("{} {error:?}", chain(&error));
@@ -83,8 +84,8 @@ async fn several_secrets_are_tried_until_one_is_taken() {
         _ => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
     });
     let host = Host::new();
-    let secrets = Credentials::for_pattern(&format!("{}/team", liar.host()), "other", "x")
-        .merge(secret_for(&liar.host()));
+    let secrets =
+        login(&format!("{}/team", liar.host()), "other", "x").merge(secret_for(&liar.host()));
     pull(&host, &liar.host(), &secrets).await.unwrap();
 }
 
@@ -165,18 +166,11 @@ async fn a_redirect_to_another_host_is_followed_without_credentials() {
         }
         Some(_) => image.answer(request),
     });
-    let own = HostSettings {
-        url: format!("http://{}", liar.host()),
-        header: [("X-Api-Key".to_owned(), vec![SECRET.to_owned()])].into(),
-        ..HostSettings::default()
-    };
-    let mut config = hasty();
-    let settings = RegistrySettings {
-        server: Some(own),
-        hosts: vec![],
-    };
-    config.registries.insert(liar.host(), settings);
-    let host = Host::with(config, Limits::default());
+    let toml = format!(
+        "server = \"http://{}\"\n[header]\nX-Api-Key = \"{SECRET}\"\n",
+        liar.host()
+    );
+    let host = mirrored(&liar.host(), &toml);
     pull(&host, &liar.host(), &secret_for(&liar.host()))
         .await
         .unwrap();
@@ -193,9 +187,15 @@ async fn a_redirect_to_another_host_is_followed_without_credentials() {
 async fn redirects_end() {
     for (location, reason) in [
         (Some("/v2/loop"), "more than 5 times"),
-        (Some("ftp://x/y"), "to what is not HTTP"),
-        (Some("file:///etc/passwd"), "to what is not HTTP"),
-        (None, "to nowhere"),
+        (Some("ftp://x/y"), "to a URL that is neither http nor https"),
+        (
+            Some("file:///etc/passwd"),
+            "to a URL that is neither http nor https",
+        ),
+        (
+            None,
+            "without saying where to (there is no Location header)",
+        ),
     ] {
         let liar = Liar::start(move |_| {
             let answer = Answer::new(302);
@@ -210,20 +210,14 @@ async fn redirects_end() {
             .unwrap_err();
         assert!(chain(&error).ends_with(reason), "{}", chain(&error));
         host.assert_nothing_pulled().await;
+        let requests = if location == Some("/v2/loop") { 6 } else { 1 };
+        assert_eq!(liar.requests().len(), requests, "{location:?}");
     }
 }
 
 /// A host with these mirrors in the `hosts.toml` of the registry.
 fn mirrored(registry: &str, mirrors: &str) -> Host {
-    let dir = tempfile::tempdir().unwrap();
-    let registry_dir = dir.path().join(registry);
-    std::fs::create_dir(&registry_dir).unwrap();
-    std::fs::write(registry_dir.join("hosts.toml"), mirrors).unwrap();
-    let config = skyhook_oci::PullerConfig {
-        hosts_dir: Some(dir.keep()),
-        ..hasty()
-    };
-    Host::with(config, Limits::default())
+    Host::with(configured(registry, mirrors), Limits::default())
 }
 
 #[tokio::test]
@@ -293,40 +287,6 @@ async fn a_mirror_without_resolve_serves_digests_only_and_a_lying_one_is_passed_
     assert!(lying.count("/blobs/") >= 1);
     host.assert_intact();
     host.assert_clean().await;
-}
-
-#[tokio::test]
-async fn a_proxy_is_used_but_for_hosts_that_are_excepted() {
-    let image = Image::sized(10);
-    let proxied = image.clone();
-    let proxy = Liar::start(move |request| {
-        // A request to a proxy contains the whole URL.
-        assert!(
-            request.path.starts_with("http://registry.test/v2/"),
-            "{}",
-            request.path
-        );
-        proxied.answer(request)
-    });
-    let direct = Liar::start(move |request| image.answer(request));
-    let config = skyhook_oci::PullerConfig {
-        insecure: vec!["registry.test".to_owned()],
-        proxy: ProxyConfig::Url {
-            url: format!("http://{}", proxy.host()),
-            no_proxy: "127.0.0.1".to_owned(),
-        },
-        ..hasty()
-    };
-    let host = Host::with(config, Limits::default());
-    pull(&host, "registry.test", &Credentials::anonymous())
-        .await
-        .unwrap();
-    let before = proxy.requests().len();
-    pull(&host, &direct.host(), &Credentials::anonymous())
-        .await
-        .unwrap();
-    assert_eq!(proxy.requests().len(), before);
-    assert!(!direct.requests().is_empty());
 }
 
 #[tokio::test]
@@ -443,54 +403,16 @@ fn the_environments_proxy_is_used_but_never_for_loopback() {
     let proxied = image.clone();
     let proxy = Liar::start(move |request| proxied.answer(request));
     let direct = Liar::start(move |request| image.answer(request));
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "access::pulls_as_the_environment_says",
-            "--ignored",
-        ])
-        .env("HTTP_PROXY", format!("http://{}", proxy.host()))
-        .env("TEST_DIRECT", direct.host())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    let mut command = std::process::Command::new("env");
+    command
+        .arg(format!("HTTP_PROXY=http://{}", proxy.host()))
+        .arg(format!("TEST_DIRECT={}", direct.host()));
+    again("access::pulls_as_the_environment_says", command);
     let through = |request: &Request| request.path.starts_with("http://registry.test/");
     assert!(proxy.requests().len() >= 3 && proxy.requests().iter().all(through));
     assert_eq!(
         direct.requests().len(),
         1,
         "the manifest; the blobs are the same"
-    );
-}
-
-#[test]
-fn configurations_are_printed_without_their_secrets() {
-    let own = HostSettings {
-        url: format!("https://user:{SECRET}@r.io"),
-        header: [("Authorization".to_owned(), vec![SECRET.to_owned()])].into(),
-        ..HostSettings::default()
-    };
-    let settings = RegistrySettings {
-        server: Some(own),
-        hosts: vec![],
-    };
-    let url = format!("http://user:{SECRET}@proxy:3128");
-    let proxy = ProxyConfig::Url {
-        url,
-        no_proxy: String::new(),
-    };
-    let config = skyhook_oci::PullerConfig {
-        registries: [("r.io".to_owned(), settings)].into(),
-        proxy,
-        ..hasty()
-    };
-    let text = format!("{config:?}");
-    assert!(
-        !text.contains(SECRET) && text.contains("Authorization"),
-        "{text}"
     );
 }

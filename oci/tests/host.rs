@@ -38,6 +38,26 @@ pub(crate) fn hasty() -> PullerConfig {
     }
 }
 
+/// Settings as [`hasty`] has them, with this `hosts.toml` for the registry.
+pub(crate) fn configured(registry: &str, hosts_toml: &str) -> PullerConfig {
+    let dir = tempfile::tempdir().unwrap();
+    let registry_dir = dir.path().join(registry);
+    fs::create_dir(&registry_dir).unwrap();
+    fs::write(registry_dir.join("hosts.toml"), hosts_toml).unwrap();
+    PullerConfig {
+        hosts_dir: Some(dir.keep()),
+        ..hasty()
+    }
+}
+
+/// One login, for the images that match `pattern`.
+pub(crate) fn login(pattern: &str, username: &str, password: &str) -> Credentials {
+    let config = serde_json::json!({"auths": {
+        pattern: {"username": username, "password": password},
+    }});
+    Credentials::from_docker_config(config.to_string().as_bytes()).unwrap()
+}
+
 /// No free space is required, so the tests pass on a disk of any fill level.
 pub(crate) const NO_ROOM: Room = Room {
     percent: 0,

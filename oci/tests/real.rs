@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use skyhook_oci::{
-    Credentials, HostSettings, Limits, Platform, Puller, PullerConfig, Reference, RegistrySettings,
-    RetryClass, Store, StoreConfig, Target, UnpackOptions, chain,
+    Credentials, Limits, Platform, Puller, PullerConfig, Reference, RetryClass, Store, StoreConfig,
+    Target, UnpackOptions, chain,
 };
 
-use crate::host::{Host, hasty};
+use crate::host::{Host, configured, hasty, login};
 use crate::support::{Layout, Registry, file, listing, tools};
 
 const TOOLS: [&str; 3] = ["docker-registry", "skopeo", "umoci"];
@@ -148,7 +148,7 @@ async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
         hosts_dir: Some(dir.path().join("certs.d")),
         ..hasty()
     };
-    let secret = |password| Credentials::for_pattern(&registry.host(), "user", password);
+    let secret = |password| login(&registry.host(), "user", password);
 
     let host = Host::with(trusting.clone(), Limits::default());
     let denied = host
@@ -176,19 +176,12 @@ async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
     assert_eq!(listing(&host.target()), want());
 
     // Without the certificate of the authority, no server is trusted. With `skip_verify`, every server is.
-    let server = |skip_verify| HostSettings {
-        url: format!("https://{}", registry.host()),
-        skip_verify,
-        ..HostSettings::default()
-    };
     for (skip_verify, is_ok) in [(false, false), (true, true)] {
-        let mut config = hasty();
-        let settings = RegistrySettings {
-            server: Some(server(skip_verify)),
-            hosts: vec![],
-        };
-        config.registries.insert(registry.host(), settings);
-        let host = Host::with(config, Limits::default());
+        let toml = format!(
+            "server = \"https://{}\"\nskip_verify = {skip_verify}\n",
+            registry.host()
+        );
+        let host = Host::with(configured(&registry.host(), &toml), Limits::default());
         let result = host.puller.pull(&reference, &secret("hunter2")).await;
         assert_eq!(result.is_ok(), is_ok, "{result:?}");
         if let Err(error) = result {

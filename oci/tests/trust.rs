@@ -1,20 +1,17 @@
 //! Client certificates, and secrets that must not be in the logs.
 
-use std::collections::BTreeMap;
 use std::fs;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
-use skyhook_oci::{
-    Credentials, HostSettings, Limits, PluginConfig, ProxyConfig, PullerConfig, Reference,
-    RegistrySettings, chain,
-};
+use skyhook_oci::{Credentials, Limits, PluginConfig, PullerConfig, Reference, chain};
+use skyhook_testkit::again;
 
-use crate::host::{Host, hasty};
+use crate::host::{Host, configured, hasty, login};
 use crate::image::Image;
-use crate::liar::{Answer, Liar};
-use crate::support::{Layout, Registry, file, tools};
+use crate::liar::{Answer, Liar, Request};
+use crate::support::{Layout, Registry, file, issue_strangers_certificate, tools};
 
 #[tokio::test]
 async fn a_registry_that_wants_a_client_certificate_gets_it() {
@@ -67,6 +64,18 @@ async fn a_registry_that_wants_a_client_certificate_gets_it() {
         dir.path().display()
     );
     let (host, pulled) = pull(&ours).await;
+    host.unpack(&pulled.unwrap().manifest_digest).await.unwrap();
+
+    // The server says which authorities it accepts. The certificate of one of them is sent, wherever it stands.
+    let strangers = dir.path().join("strangers");
+    fs::create_dir(&strangers).unwrap();
+    issue_strangers_certificate(&strangers);
+    let both = format!(
+        "client = [[\"{1}/stranger.pem\", \"{1}/stranger.key\"], [\"{0}/client.pem\", \"{0}/client.key\"]]\n",
+        dir.path().display(),
+        strangers.display(),
+    );
+    let (host, pulled) = pull(&both).await;
     host.unpack(&pulled.unwrap().manifest_digest).await.unwrap();
 }
 
@@ -145,19 +154,13 @@ async fn pulls_with_every_kind_of_secret() {
         "providers": [provider("garbled"), provider("cloud")]});
     file(dir.path(), "config.json", &config.to_string(), 0o644);
 
-    let with_header = |host: &str| HostSettings {
-        url: format!("http://{host}"),
-        header: BTreeMap::from([("X-Key".to_owned(), vec!["hunter2-header".to_owned()])]),
-        ..HostSettings::default()
-    };
-    let mut config = hasty();
-    config.registries.insert(
+    let toml = format!(
+        "server = \"http://{0}\"\n[header]\nX-Key = \"hunter2-header\"\n\
+         [host.\"http://{1}\".header]\nX-Key = \"hunter2-header\"\n",
         registry.host(),
-        RegistrySettings {
-            server: Some(with_header(&registry.host())),
-            hosts: vec![with_header(&broken.host())],
-        },
+        broken.host(),
     );
+    let mut config = configured(&registry.host(), &toml);
     config.plugins = Some(PluginConfig {
         config: dir.path().join("config.json"),
         bin_dir: dir.path().join("bin"),
@@ -165,10 +168,6 @@ async fn pulls_with_every_kind_of_secret() {
         timeout: std::time::Duration::from_secs(10),
     });
     config.insecure = vec!["registry.test".to_owned()];
-    config.proxy = ProxyConfig::Url {
-        url: format!("http://user:hunter2-proxy@{}", broken.host()),
-        no_proxy: "127.0.0.1".to_owned(),
-    };
     let host = Host::with(config, Limits::default());
     let pull = async |registry: &str, secret: &Credentials| {
         let reference: Reference = format!("{registry}/team/p:1").parse().unwrap();
@@ -184,7 +183,7 @@ async fn pulls_with_every_kind_of_secret() {
     pull(&cloud.host(), &Credentials::anonymous())
         .await
         .unwrap();
-    let wrong = Credentials::for_pattern(&registry.host(), "user", "hunter2-wrong");
+    let wrong = login(&registry.host(), "user", "hunter2-wrong");
     for failed in [
         pull(&registry.host(), &wrong).await,
         pull("registry.test", &secret).await,
@@ -197,19 +196,18 @@ async fn pulls_with_every_kind_of_secret() {
 
 #[test]
 fn no_secret_is_ever_in_the_logs() {
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "trust::pulls_with_every_kind_of_secret",
-            "--ignored",
-        ])
-        .output()
-        .unwrap();
+    let proxy = Liar::start(|_| Answer::new(500));
+    let mut command = std::process::Command::new("env");
+    command.arg(format!(
+        "HTTP_PROXY=http://user:hunter2-proxy@{}",
+        proxy.host()
+    ));
+    let output = again("trust::pulls_with_every_kind_of_secret", command);
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{printed}\n{log}");
+    let is_told = |request: &Request| request.header("proxy-authorization").is_some();
+    assert!(proxy.requests().iter().any(is_told), "the proxy is used");
     for said in [
-        "a mirror is passed over",
+        "a mirror does not serve the request",
         "retrying",
         "credential provider failed",
         "as the agent would",

@@ -129,7 +129,7 @@ async fn layers_are_laid_over_each_other_by_the_image_rules() {
             ],
         ),
         (
-            "whiteout of nothing",
+            "whiteout that names no file",
             base_and(vec![f("no/.wh.x", "")]).to_vec(),
             vec!["a 644 1", "d/ 755", "d/x 644 x", "d/y 644 y"],
         ),

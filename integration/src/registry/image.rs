@@ -8,7 +8,6 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use skyhook_crds::installed::hex;
 
 use crate::process::output;
 
@@ -89,5 +88,5 @@ fn put(blobs: &Path, media_type: &str, content: &[u8]) -> Result<Value> {
 }
 
 fn digest(content: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(content)))
+    format!("sha256:{}", hex::encode(Sha256::digest(content)))
 }

@@ -25,6 +25,15 @@ fn interrupting(name: &str, image: &Image, interrupt: &Value) -> Value {
     )
 }
 
+/// A cluster with one host, whose agent has these arguments, and an image of a package that sleeps.
+async fn one_host(agent_args: &[&str]) -> Result<(Cluster, Image)> {
+    let mut setup = Setup::hosts(1);
+    setup.agent_args = agent_args.iter().map(|&it| it.to_owned()).collect();
+    let cluster = Cluster::start(setup).await?;
+    let image = cluster.push("sleeper").await?;
+    Ok((cluster, image))
+}
+
 async fn complete(cluster: &Cluster, manifest: &Value) -> Result<()> {
     let name = manifest["metadata"]["name"].as_str().context("name")?;
     apply(cluster.client(), manifest).await?;
@@ -42,10 +51,7 @@ async fn services_are_restarted_whatever_they_carry() -> Result<()> {
     if !hosts_can_run("services_are_restarted_whatever_they_carry").await {
         return Ok(());
     }
-    let mut setup = Setup::hosts(1);
-    setup.agent_args = vec!["--unit-timeout-seconds=6".to_owned()];
-    let cluster = Cluster::start(setup).await?;
-    let image = cluster.push("sleeper").await?;
+    let (cluster, image) = one_host(&["--unit-timeout-seconds=6"]).await?;
     let host = &cluster.worker("worker-1")?.host;
     // As the real ones: they tell when they are up, and kubelet ends with what it needs.
     for (unit, needs) in [
@@ -189,8 +195,7 @@ async fn two_packages_share_one_reboot() -> Result<()> {
     if !hosts_can_run("two_packages_share_one_reboot").await {
         return Ok(());
     }
-    let cluster = Cluster::start(Setup::hosts(1)).await?;
-    let image = cluster.push("sleeper").await?;
+    let (cluster, image) = one_host(&[]).await?;
     let shell = cluster.push("shellscript").await?;
     let host = &cluster.worker("worker-1")?.host;
     let before = host.current()?;
@@ -240,8 +245,7 @@ async fn a_reboot_waits_for_the_steps_that_run_and_is_reported_first() -> Result
     if !hosts_can_run("a_reboot_waits_for_the_steps_that_run_and_is_reported_first").await {
         return Ok(());
     }
-    let cluster = Cluster::start(Setup::hosts(1)).await?;
-    let image = cluster.push("sleeper").await?;
+    let (cluster, image) = one_host(&[]).await?;
     let shell = cluster.push("shellscript").await?;
     let host = &cluster.worker("worker-1")?.host;
     let before = host.current()?;
@@ -288,8 +292,7 @@ async fn a_power_cut_in_the_middle_of_a_reboot_is_the_reboot() -> Result<()> {
     if !hosts_can_run("a_power_cut_in_the_middle_of_a_reboot_is_the_reboot").await {
         return Ok(());
     }
-    let cluster = Cluster::start(Setup::hosts(1)).await?;
-    let image = cluster.push("sleeper").await?;
+    let (cluster, image) = one_host(&[]).await?;
     let worker = cluster.worker("worker-1")?;
     let before = worker.host.current()?;
     // Something that holds the shutdown up, so that the cut comes into the middle.
@@ -329,15 +332,11 @@ async fn a_reboot_says_what_it_waits_for() -> Result<()> {
     if !hosts_can_run("a_reboot_says_what_it_waits_for").await {
         return Ok(());
     }
-    let mut setup = Setup::hosts(1);
-    setup.agent_args = [
+    let (cluster, image) = one_host(&[
         "--inhibitor-timeout-seconds=6",
         "--reboot-timeout-seconds=3",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    let cluster = Cluster::start(setup).await?;
-    let image = cluster.push("sleeper").await?;
+    ])
+    .await?;
     let host = &cluster.worker("worker-1")?.host;
     let first = host.current()?;
     host.sh("systemd-run --unit=holder systemd-inhibit --what=shutdown --mode=block --who=apt --why=upgrading sleep 999")
@@ -383,10 +382,7 @@ async fn a_pause_calls_off_a_reboot_that_waits() -> Result<()> {
     if !hosts_can_run("a_pause_calls_off_a_reboot_that_waits").await {
         return Ok(());
     }
-    let mut setup = Setup::hosts(1);
-    setup.agent_args = vec!["--inhibitor-timeout-seconds=8".to_owned()];
-    let cluster = Cluster::start(setup).await?;
-    let image = cluster.push("sleeper").await?;
+    let (cluster, image) = one_host(&["--inhibitor-timeout-seconds=8"]).await?;
     let host = &cluster.worker("worker-1")?.host;
     let first = host.current()?;
     host.sh("systemd-run --unit=holder systemd-inhibit --what=shutdown --mode=block --who=apt --why=upgrading sleep 999")

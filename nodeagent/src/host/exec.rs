@@ -172,12 +172,12 @@ impl Supervisors {
         let stdout = child
             .stdout
             .as_mut()
-            .ok_or_else(|| not_ready("no pipe".into()))?;
+            .ok_or_else(|| not_ready("there is no pipe to it".into()))?;
         match timeout(READY, stdout.read_u8()).await {
             Ok(Ok(b'r')) => {}
-            Ok(Ok(other)) => return Err(not_ready(format!("it said {other:#x}"))),
+            Ok(Ok(other)) => return Err(not_ready(format!("it answered {other:#x}"))),
             Ok(Err(e)) => return Err(not_ready(e.to_string())),
-            Err(_) => return Err(not_ready("it took too long".into())),
+            Err(_) => return Err(not_ready("it did not answer in time".into())),
         }
         if let Some(bus) = &self.bus {
             let name = scope_name(id, &request.label);
@@ -201,7 +201,7 @@ impl Supervisors {
         let mut stdin = child
             .stdin
             .take()
-            .ok_or_else(|| not_ready("no pipe".into()))?;
+            .ok_or_else(|| not_ready("there is no pipe to it".into()))?;
         let sent = async {
             stdin.write_all(&text).await?;
             stdin.shutdown().await

@@ -168,12 +168,14 @@ impl Interrupter<'_> {
                 .await_start(unit, before, self.patience.job, started_at)
                 .await;
         }
-        match self.bus.run_job(unit, true, self.patience.job).await {
+        match self.bus.restart(unit, self.patience.job).await {
             Ok(result) if result == "done" => Ok(()),
             Ok(result) => {
                 let problem = match result.as_str() {
                     "failed" => "failed to start".to_owned(),
-                    "timeout" => "did not start in the time that it gives itself".to_owned(),
+                    "timeout" => {
+                        "did not start within its own timeout (TimeoutStartSec)".to_owned()
+                    }
                     "dependency" => "was not started, since a unit that it needs failed".to_owned(),
                     other => format!("was not restarted: the job's result is {other}"),
                 };

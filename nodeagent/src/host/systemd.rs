@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use skyhook_crds::installed::hex;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use zbus::Connection;
@@ -53,8 +52,6 @@ pub enum SystemdError {
     },
     #[error("systemd: {call} took more than {seconds} s", seconds = .after.as_secs())]
     Timeout { call: String, after: Duration },
-    #[error("unit {unit}: {problem}")]
-    Unit { unit: String, problem: String },
 }
 
 impl SystemdError {
@@ -64,7 +61,7 @@ impl SystemdError {
         match self {
             Self::Call { source, .. } => !is_answer(source),
             Self::Timeout { .. } => true,
-            Self::Connect { .. } | Self::Unit { .. } => false,
+            Self::Connect { .. } => false,
         }
     }
 
@@ -74,7 +71,7 @@ impl SystemdError {
         match self {
             Self::Connect { .. } => true,
             Self::Call { source, .. } => !is_answer(source),
-            Self::Timeout { .. } | Self::Unit { .. } => false,
+            Self::Timeout { .. } => false,
         }
     }
 }
@@ -184,9 +181,7 @@ impl Bus {
                 address: self.address.clone(),
                 source,
             },
-            SystemdError::Connect { .. }
-            | SystemdError::Timeout { .. }
-            | SystemdError::Unit { .. } => e,
+            SystemdError::Connect { .. } | SystemdError::Timeout { .. } => e,
         })?;
         *slot = Some(connection.clone());
         Ok(connection)
@@ -290,21 +285,12 @@ impl Bus {
     }
 
     /// Restarts (or starts) a unit, and waits for the end of the job. Returns the job's result: `done` means success.
-    pub async fn run_job(
-        &self,
-        unit: &str,
-        restart: bool,
-        patience: Duration,
-    ) -> Result<String, SystemdError> {
+    pub async fn restart(&self, unit: &str, patience: Duration) -> Result<String, SystemdError> {
         let manager = self.manager().await?;
         let job = async {
             manager.subscribe().await.or_else(already_subscribed)?;
             let mut removed = manager.receive_job_removed().await?;
-            let job = if restart {
-                manager.restart_unit(unit, "replace").await?
-            } else {
-                manager.start_unit(unit, "replace-irreversibly").await?
-            };
+            let job = manager.restart_unit(unit, "replace").await?;
             while let Some(signal) = removed.next().await {
                 let args = signal.args()?;
                 if args.job() == &job {
@@ -363,7 +349,7 @@ fn invocation(id: &[u8]) -> String {
     if id.iter().all(|b| *b == 0) {
         return String::new();
     }
-    hex(id)
+    hex::encode(id)
 }
 
 impl SystemdError {
@@ -375,9 +361,7 @@ impl SystemdError {
                 source: zbus::Error::MethodError(name, _, _),
                 ..
             } => name.as_str().ends_with("NoSuchUnit"),
-            Self::Connect { .. } | Self::Call { .. } | Self::Timeout { .. } | Self::Unit { .. } => {
-                false
-            }
+            Self::Connect { .. } | Self::Call { .. } | Self::Timeout { .. } => false,
         }
     }
 }

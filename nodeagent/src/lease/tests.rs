@@ -89,32 +89,86 @@ async fn no_call_waits_for_ever_for_a_server_that_says_nothing() {
     assert!(DEADLINE <= Duration::from_secs(30));
 }
 
-/// A proxy may close each watch as soon as it is asked for.
-#[tokio::test]
-async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_a_pause() {
+/// A server that sends one answer to each connection and closes it. The answer is made from the first line of the
+/// request, which is also sent to the receiver.
+async fn server(
+    answer: impl Fn(&str) -> Vec<u8> + Send + 'static,
+) -> (LeaseApi, tokio::sync::mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (asked, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    let (asked, requests) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 4096];
-            if stream.read(&mut request).await.is_ok_and(|n| n > 0) {
-                let _sent = asked.send(());
-                let closed = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                let _written = stream.write_all(closed).await;
+            if let Ok(length @ 1..) = stream.read(&mut request).await {
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                let line = request.lines().next().unwrap_or_default().to_owned();
+                let answer = answer(&line);
+                let _sent = asked.send(line);
+                let _written = stream.write_all(&answer).await;
             }
         }
     });
     let config = kube::Config::new(format!("http://{address}").parse().unwrap());
     let client = Client::try_from(config).unwrap();
     let api = LeaseApi::new(client, "worker-1".into(), "skyhook".into());
+    (api, requests)
+}
+
+fn answer(status: &str, body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+/// A proxy may close each watch as soon as it is asked for.
+#[tokio::test]
+async fn a_watch_that_is_closed_at_once_is_not_asked_for_without_a_pause() {
+    let (api, mut asked) =
+        server(|_| b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".to_vec())
+            .await;
     let (events, _seen) = tokio::sync::mpsc::unbounded_channel();
     let mut version = "7".to_owned();
     let watched = timeout(Duration::from_secs(2), api.follow(&events, &mut version)).await;
     assert!(watched.is_err(), "it goes on watching");
     let mut requests = 0;
-    while answers.try_recv().is_ok() {
+    while asked.try_recv().is_ok() {
         requests += 1;
     }
     assert!((1..=10).contains(&requests), "{requests} requests in 2 s");
+}
+
+/// The API server may answer a watch with the status 410, instead of an event with that code.
+#[tokio::test]
+async fn a_watch_that_is_answered_with_410_is_followed_by_a_list() {
+    let (api, mut asked) = server(|request| match request.contains("watch=1") {
+        true => answer(
+            "410 Gone",
+            &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                "reason": "Expired", "message": "too old resource version", "code": 410}),
+        ),
+        false => answer(
+            "200 OK",
+            &json!({"kind": "InterruptionLeaseList", "apiVersion": "skyhook.nvidia.com/v1alpha1",
+                "metadata": {"resourceVersion": "7"}, "items": []}),
+        ),
+    })
+    .await;
+    let (events, _seen) = tokio::sync::mpsc::unbounded_channel();
+    let watched = timeout(Duration::from_secs(4), api.watch(events)).await;
+    assert!(watched.is_err(), "it goes on");
+    let mut requests = Vec::new();
+    while let Ok(line) = asked.try_recv() {
+        requests.push(line.contains("watch=1"));
+    }
+    assert!(requests.len() >= 4, "{requests:?}");
+    let alternates = requests
+        .iter()
+        .enumerate()
+        .all(|(n, &is_watch)| is_watch == (n % 2 == 1));
+    assert!(alternates, "each 410 is followed by a list: {requests:?}");
+    assert!(requests.len() <= 20, "{} requests in 4 s", requests.len());
 }

@@ -7,6 +7,7 @@ use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
+use super::turn::{is_leaving, is_running, is_turn};
 use super::{retry, wave};
 
 /// Maximum number of packages that prepare a stage or run a step at the same time. Each running step needs a supervisor
@@ -109,14 +110,6 @@ fn is_complete(p: &Progress) -> bool {
     p.wanted.keys().all(|name| p.is_complete(name)) && p.entries.values().all(|e| p.is_wanted(e))
 }
 
-/// True while a step of the package runs or is being prepared.
-pub(super) fn is_running(entry: &Entry) -> bool {
-    match entry.doing {
-        Doing::Preparing { .. } | Doing::Step(_) => true,
-        Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
-    }
-}
-
 fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     let wanted: BTreeSet<String> = p
         .entries
@@ -145,34 +138,6 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
 
 fn needs_image(p: &Progress, entry: &Entry) -> bool {
     p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry)
-}
-
-/// True for a version that is being uninstalled.
-fn is_leaving(p: &Progress, entry: &Entry) -> bool {
-    !p.is_wanted(entry) && entry.stage == Stage::Uninstall && !entry.is_parked()
-}
-
-/// True when the dependencies are complete and, for a serial Skyhook, it is the turn of this package.
-pub(super) fn is_turn(p: &Progress, entry: &Entry) -> bool {
-    let dependencies = || {
-        p.wanted
-            .get(&entry.name)
-            .is_some_and(|w| w.depends_on.iter().all(|d| p.is_complete(d)))
-    };
-    (is_leaving(p, entry) || (p.is_wanted(entry) && !entry.is_parked() && dependencies()))
-        && (!p.serial || serial_turn(p).as_deref() == Some(entry.name.as_str()))
-}
-
-/// The package that a serial Skyhook works on: first packages to uninstall, then others in the order of dependencies
-/// and names.
-fn serial_turn(p: &Progress) -> Option<String> {
-    let leaving = p.entries.values().find(|e| is_leaving(p, e));
-    leaving.map(|e| e.name.clone()).or_else(|| {
-        p.wanted
-            .iter()
-            .find(|(name, w)| !p.is_complete(name) && w.depends_on.iter().all(|d| p.is_complete(d)))
-            .map(|(name, _)| name.clone())
-    })
 }
 
 fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {

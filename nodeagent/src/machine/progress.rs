@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use skyhook_crds::installed::{PackageStates, hex};
+use skyhook_crds::installed::PackageStates;
 use skyhook_crds::lease::{Phase, SkyhookRef, StopReason};
 use skyhook_crds::package::{Interrupt, PackageStatus, key};
 use skyhook_crds::revision::{RevisionData, config_digests, is_finished};
@@ -132,7 +132,7 @@ impl Wanted {
             interrupt: package.interrupt.clone(),
             config_interrupts: package.config_interrupts.clone(),
             config: config_digests(&package.config_map),
-            identity: hex(&digest[..16]),
+            identity: hex::encode(&digest[..16]),
         }
     }
 

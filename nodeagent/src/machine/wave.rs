@@ -11,6 +11,7 @@ use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
 use super::progress::{Doing, Entry, ImageState, Part, Permit, Progress, Wave, WaveAt};
+use super::turn::{is_running, is_turn};
 use super::{reboots, retry};
 
 /// Asks for the permit, adds packages to the wave, and interrupts the host when every member has completed config.
@@ -80,7 +81,7 @@ fn awaited(p: &Progress) -> Vec<&Entry> {
         Some((_, interrupt)) if interrupt.kind == InterruptType::Reboot => p
             .entries
             .values()
-            .filter(|entry| super::advance::is_running(entry))
+            .filter(|entry| is_running(entry))
             .collect(),
         Some(_) | None => Vec::new(),
     }
@@ -125,7 +126,7 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
         && !entry.is_parked()
         && entry.interrupt().is_some()
         && entry.image_state == ImageState::Ready
-        && super::advance::is_turn(p, entry)
+        && is_turn(p, entry)
 }
 
 /// True while a package runs post-interrupt: the next wave waits for this package. The next wave does not wait for a
@@ -133,7 +134,7 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
 fn has_unfinished_post_interrupt(p: &Progress) -> bool {
     p.entries.values().any(|e| {
         let unfinished = e.stage == Stage::PostInterrupt && e.state == State::InProgress;
-        unfinished && p.is_wanted(e) && super::advance::is_turn(p, e)
+        unfinished && p.is_wanted(e) && is_turn(p, e)
     })
 }
 

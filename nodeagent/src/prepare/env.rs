@@ -26,14 +26,16 @@ pub enum EnvError {
         name: String,
         key: String,
     },
-    #[error("env {variable}: key {key} of secret {name} is not text, which a variable has to be")]
+    #[error(
+        "env {variable}: key {key} of secret {name} is not UTF-8 text, and an environment variable can hold nothing else"
+    )]
     NotText {
         variable: String,
         name: String,
         key: String,
     },
     #[error(
-        "env {variable}: fieldRef {path} is not known: metadata.name, metadata.uid, metadata.namespace, \
+        "env {variable}: fieldRef {path} is not supported. These are: metadata.name, metadata.uid, metadata.namespace, \
          metadata.labels['…'], metadata.annotations['…'], spec.nodeName, status.hostIP and status.podIP are"
     )]
     Field { variable: String, path: String },
@@ -230,16 +232,20 @@ fn resource(
         "requests.memory" => resources.memory_request.or(Some(Quantity("0".into()))),
         _ => {
             return Err(failed(
-                "limits.cpu, limits.memory, requests.cpu and requests.memory are known".into(),
+                "it is not supported. These are: limits.cpu, limits.memory, requests.cpu, requests.memory".into(),
             ));
         }
     };
-    let quantity = quantity.ok_or_else(|| failed("neither package nor node says".into()))?;
+    let quantity = quantity
+        .ok_or_else(|| failed("neither the package nor the Node has a value for it".into()))?;
     let value = quantity.milli().map_err(|e| failed(e.to_string()))?;
-    let divisor = divisor
-        .filter(|d| d.0 != "0")
-        .unwrap_or_else(|| Quantity("1".into()));
-    let divisor = divisor.milli().map_err(|e| failed(e.to_string()))?.max(1);
+    let divisor = divisor.unwrap_or_else(|| Quantity("0".into()));
+    let divisor = match divisor.milli().map_err(|e| failed(e.to_string()))? {
+        // As in a container: Kubernetes writes a divisor that is not set as zero.
+        0 => 1000,
+        divisor @ 1.. => divisor,
+        ..0 => return Err(failed(format!("divisor {} must be positive", divisor.0))),
+    };
     Ok((value / divisor + i128::from(value % divisor != 0)).to_string())
 }
 

@@ -25,11 +25,18 @@ pub enum StageError {
     ExpectedConfig(String),
     #[error("step {step}: argument env:{name} names a variable that is not set")]
     Argument { step: String, name: String },
-    #[error("step {step}: {path} does not exist in the package")]
-    NoStep { step: String, path: String },
+    #[error(
+        "step {number} of mode {mode} cannot run, because the mode has {steps} steps now: config.json on the host was \
+         changed while the package was running"
+    )]
+    NoStep {
+        mode: &'static str,
+        number: usize,
+        steps: usize,
+    },
     #[error(transparent)]
     Env(#[from] env::EnvError),
-    #[error("neither image nor copy of the package is on the host")]
+    #[error("the host has neither the image of the package nor a copy of its files")]
     NothingLeft,
     #[error(transparent)]
     Remove(#[from] RemoveError),
@@ -49,7 +56,7 @@ impl StageError {
                  --copy-dir-root)"
             ),
             (Self::Io { .. }, Some(io::ErrorKind::ReadOnlyFilesystem)) => format!(
-                "{text}: on this host nothing can be written there, so it cannot have this package as it is"
+                "{text}: this place is read-only on the host, so the package has to put the file elsewhere"
             ),
             (_, _) => text,
         }
@@ -100,8 +107,8 @@ mod tests {
         }));
         for (error, want) in [
             (
-                io_error(&path, "laying what root_dir has for it")(read_only()),
-                "/usr/lib/x: laying what root_dir has for it failed: Read-only file system (os error 30): on this host nothing can be written there, so it cannot have this package as it is",
+                io_error(&path, "copying from root_dir")(read_only()),
+                "/usr/lib/x: copying from root_dir failed: Read-only file system (os error 30): this place is read-only on the host, so the package has to put the file elsewhere",
             ),
             (
                 io_error(&path, "reading")(io::Error::from_raw_os_error(2)),

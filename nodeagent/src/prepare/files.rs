@@ -84,14 +84,15 @@ fn is(stat: &Stat, kind: FileType) -> bool {
 /// Copies a directory tree into an open directory. Keeps file modes, modification times and symlinks. Other files in
 /// the target stay.
 pub fn copy_tree(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
+    let directory = File::open(from)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = Entry::at(to, entry.file_name())?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            let directory = target.create_directory(0o755)?;
-            copy_tree(&entry.path(), std::os::fd::AsFd::as_fd(&directory))?;
-            File::from(directory).set_permissions(entry.metadata()?.permissions())?;
+            let made = target.create_directory(0o755)?;
+            copy_tree(&entry.path(), std::os::fd::AsFd::as_fd(&made))?;
+            File::from(made).set_permissions(entry.metadata()?.permissions())?;
             continue;
         }
         if target
@@ -103,7 +104,7 @@ pub fn copy_tree(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
         if kind.is_symlink() {
             target.symlink(fs::read_link(entry.path())?)?;
         } else {
-            let mut source = File::open(entry.path())?;
+            let mut source = Entry::at(&directory, entry.file_name())?.open_file()?;
             let metadata = source.metadata()?;
             let mut new = target.new_file()?;
             io::copy(&mut source, new.file())?;
@@ -114,4 +115,26 @@ pub fn copy_tree(from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_named_pipe_is_not_copied() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let pipe = from.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let copied = copy_tree(from.path(), File::open(to.path()).unwrap().as_fd());
+            sender.send(copied.map_err(|e| e.to_string()))
+        });
+        let copied = receiver.recv_timeout(std::time::Duration::from_secs(10));
+        let error = copied.expect("it waits for the pipe").unwrap_err();
+        assert_eq!(error, "it is a named pipe, and not a regular file");
+    }
 }

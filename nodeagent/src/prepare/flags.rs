@@ -103,19 +103,17 @@ impl Records {
         Ok(self.files.remove_tree(directory)?)
     }
 
-    /// Adds a line to `check_results`. The first check of a mode starts a new file.
+    /// Writes line number `index` of `check_results`, which has a line for each check of a mode. The lines after it go: a
+    /// check whose result was written before runs again after a crash of the agent.
     pub(super) fn note_check(
         &self,
         path: &str,
         success: bool,
-        first: bool,
+        index: usize,
     ) -> Result<(), StageError> {
         let file = self.flags().join("check_results");
-        let mut text = if first {
-            String::new()
-        } else {
-            self.files.read_to_string(&file).unwrap_or_default()
-        };
+        let before = self.files.read_to_string(&file).unwrap_or_default();
+        let mut text: String = before.split_inclusive('\n').take(index).collect();
         let result = if success { "True" } else { "False" };
         // Writing to a String cannot fail.
         let _infallible = writeln!(text, "{path} {result}");

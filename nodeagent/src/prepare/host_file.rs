@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use rustix::fs::{FileType, Stat, XattrFlags};
 use rustix::io::Errno;
-use skyhook_oci::Entry;
+use skyhook_oci::{Entry, kind_of_file};
 
 /// Extended attributes that are valid only for the old content, so the new file does not get them. The kernel itself
 /// removes the first one when a file is written.
@@ -54,7 +54,7 @@ pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
         | FileType::Unknown) => {
             let message = format!(
                 "it is a file in root_dir and {} on the host: remove one of them",
-                name(kind)
+                kind_of_file(kind)
             );
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
         }
@@ -72,19 +72,6 @@ pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
         Err(error) => return Err(error),
     }
     Ok(Written::Changed)
-}
-
-/// Name of a file type in messages, with its article.
-pub(super) fn name(kind: FileType) -> &'static str {
-    match kind {
-        FileType::RegularFile => "a file",
-        FileType::Directory => "a directory",
-        FileType::Symlink => "a symlink",
-        FileType::Fifo => "a named pipe",
-        FileType::Socket => "a socket",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        FileType::Unknown => "something unknown",
-    }
 }
 
 fn is_null(stat: &Stat) -> bool {

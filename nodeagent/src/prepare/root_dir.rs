@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use skyhook_oci::{Root, names};
+use skyhook_oci::{Root, kind_of_file, names};
 
 use super::files::PackageDir;
 use super::host_file::{self, Written};
@@ -137,7 +137,7 @@ impl Laying<'_> {
         let to = Path::new("/").join(inside);
         let source = self.look(inside).map_err(self.failed(&path, "reading"))?;
         let place = self.host.entry_making_parents(&to);
-        let failed = || io_error(&to, "laying what root_dir has for it");
+        let failed = || io_error(&to, "copying from root_dir");
         match source {
             Source::Directory(stat) => {
                 // A symlink on the host to a directory counts as a directory, and stays.
@@ -150,13 +150,14 @@ impl Laying<'_> {
                 self.children(inside, &stat)
             }
             Source::File => {
-                let file = self.source(inside, OFlags::RDONLY);
-                let mut file =
-                    File::from(file.map_err(|e| self.failed(&path, "reading")(e.into()))?);
+                let mut file = self
+                    .package
+                    .open_file_beneath(&path)
+                    .map_err(self.failed(&path, "reading"))?;
                 let laid = place.and_then(|entry| {
                     let written = host_file::write(&entry, &mut file)?;
                     if written == Written::Nothing {
-                        tracing::warn!(file = %to.display(), "the host has a symlink to /dev/null in the place of this file of root_dir: the file is not laid");
+                        tracing::warn!(file = %to.display(), "the host has a symlink to /dev/null here: the file from root_dir is not written");
                     }
                     self.written.note(entry.dir())
                 });
@@ -236,7 +237,7 @@ fn source_of(kind: FileType, stat: Stat) -> io::Result<Source> {
         | FileType::Unknown => {
             let message = format!(
                 "it is {}: root_dir may only have files, directories and symlinks",
-                host_file::name(kind)
+                kind_of_file(kind)
             );
             Err(io::Error::new(io::ErrorKind::InvalidInput, message))
         }
@@ -244,7 +245,7 @@ fn source_of(kind: FileType, stat: Stat) -> io::Result<Source> {
 }
 
 fn in_the_way(what: &str, there: &Stat) -> io::Error {
-    let kind = host_file::name(FileType::from_raw_mode(there.st_mode));
+    let kind = kind_of_file(FileType::from_raw_mode(there.st_mode));
     let message = format!("it is {what} in root_dir and {kind} on the host: remove one of them");
     io::Error::new(io::ErrorKind::AlreadyExists, message)
 }

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod faults;
+
 fn step(more: Value) -> Value {
     let mut step = json!({
         "name": "step", "path": "step.sh", "arguments": [], "returncodes": [0],
@@ -67,7 +69,6 @@ impl TestHost {
                 ..Package::default()
             },
             stage,
-            half: Half::Main,
             digest: None,
             store: None,
             env: Vec::new(),

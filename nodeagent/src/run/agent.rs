@@ -1,70 +1,35 @@
 //! The state of the agent, and the handling of its notes and events.
 #![expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::StopReason;
-use skyhook_crds::package::Resources;
+use skyhook_crds::package::Interrupt;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::Credentials;
 use tokio::sync::OnceCell;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::begin::Attempt;
-use super::effects::StepDone;
+use super::note::{Note, RunFacts};
+use super::steps::last_step;
 use super::time::instant;
-use super::writer::{Writer, Written};
+use super::writer::Writer;
 use crate::config::Settings;
 use crate::host::exec::Supervisors;
 use crate::host::systemd::Bus;
 use crate::host::{Host, identity};
 use crate::image::Images;
 use crate::journal::{Journal, State};
-use crate::lease::{ApiError, LeaseApi, LeaseEvent};
+use crate::lease::{LeaseApi, LeaseEvent};
 use crate::machine::taking::{self, Taker};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::prepare::Prepared;
-use crate::prepare::metadata::NodeFacts;
 use crate::report::{self, HostFacts};
-use crate::supervise::Limit;
-
-/// A message from a task or from the watch to the agent's loop.
-#[derive(Debug)]
-pub(super) enum Note {
-    Lease(LeaseEvent),
-    Event(Event),
-    /// An attempt to take a lease has ended.
-    Attempted(Box<Attempt>),
-    Prepared {
-        key: String,
-        prepared: Box<Prepared>,
-        ready: bool,
-    },
-    StepDone(Box<StepDone>),
-    Written(Box<Written>),
-    Refreshed(Box<Result<InterruptionLease, ApiError>>),
-    Node(Box<NodeFacts>),
-    Facts(Box<RunFacts>),
-    /// Bytes on the host's disk that belong to Skyhook.
-    Disk(u64),
-    /// Skyhooks that are in the journal and no longer in the cluster.
-    Gone(BTreeSet<String>),
-    /// Handle the latest version of the lease again, although the lease has not changed.
-    LookAgain,
-    Woken,
-}
-
-/// Data that the agent reads once per lease.
-#[derive(Clone, Debug, Default)]
-pub(super) struct RunFacts {
-    pub node: NodeFacts,
-    pub default_resources: Option<Resources>,
-    pub limits: Vec<Limit>,
-}
 
 /// The agent.
 #[derive(Debug)]
@@ -102,9 +67,24 @@ pub(super) struct Agent {
     /// Why the agent cannot work on this host.
     pub unable: Option<String>,
     /// The interrupt that is being prepared.
-    pub pending_interrupt: super::interrupt::PendingInterrupt,
+    pub pending_interrupt: PendingInterrupt,
     /// Progress that is not in the journal yet.
     pub uncommitted: Option<Uncommitted>,
+}
+
+/// A reboot that waits until the lease's status announces it.
+#[derive(Debug)]
+pub(super) struct Reboot {
+    pub interrupt: Interrupt,
+    pub at_the_latest: Instant,
+}
+
+/// The preparation of an interrupt.
+#[derive(Debug, Default)]
+pub(super) struct PendingInterrupt {
+    /// The reboot that waits until it is reported.
+    pub reboot: Option<Reboot>,
+    pub task: Option<AbortHandle>,
 }
 
 /// Progress that waits to be written to the journal, with the effects to perform after the write. Events that arrive
@@ -172,7 +152,7 @@ impl Agent {
             trouble: None,
             quiet_until: None,
             unable,
-            pending_interrupt: super::interrupt::PendingInterrupt::default(),
+            pending_interrupt: PendingInterrupt::default(),
             uncommitted: None,
         };
         agent.look_around();
@@ -191,7 +171,7 @@ impl Agent {
             };
         }
         self.note_boot(&mut state);
-        let last = super::housekeeping::last_step(steps);
+        let last = last_step(steps);
         state.next_step = state.next_step.max(last + 1);
         if let Some(run) = &mut state.run {
             run.next_step = run.next_step.max(state.next_step);

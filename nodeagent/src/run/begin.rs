@@ -10,7 +10,9 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
 use tokio::time::sleep;
 
-use super::agent::{Agent, Note, RunFacts, now};
+use super::agent::{Agent, now};
+use super::note::{Attempt, Note, RunFacts, Taken};
+use super::steps::{await_steps, running_steps};
 use crate::host::limits;
 use crate::lease::ApiError;
 use crate::machine::reconcile::{Source, of_lease};
@@ -18,25 +20,6 @@ use crate::machine::retry::API;
 use crate::machine::{Entries, Event, Progress, Wanted, taking};
 use crate::prepare::metadata::NodeFacts;
 use crate::report;
-
-/// The result of an attempt to take a lease.
-#[derive(Debug)]
-pub(super) struct Attempt {
-    uid: String,
-    entries: Entries,
-    source: Source,
-    /// The lease after it was accepted, with all that the machine needs.
-    result: Result<Taken, ApiError>,
-}
-
-#[derive(Debug)]
-struct Taken {
-    lease: InterruptionLease,
-    revision: RevisionData,
-    facts: RunFacts,
-    /// The revision from which the entries of a lost journal were completed.
-    recovered: Option<(String, RevisionData)>,
-}
 
 impl Agent {
     /// Sends an input to the state machine that takes a lease, and performs its action.
@@ -81,10 +64,10 @@ impl Agent {
         let bus = Rc::clone(&self.bus);
         let fallback = self.settings.step_resources.clone();
         let runner = Rc::clone(&self.runner);
-        let orphans = super::housekeeping::running_steps(self.runner.steps());
+        let orphans = running_steps(self.runner.steps());
         tokio::task::spawn_local(async move {
             // No step starts before the steps of an earlier lease have ended.
-            super::housekeeping::await_steps(&runner, orphans).await;
+            await_steps(&runner, orphans).await;
             let taken = async {
                 let lease = if accept {
                     let version = lease.metadata.resource_version.clone().unwrap_or_default();

@@ -1,67 +1,31 @@
 //! Performs effects. Most effects run as a local task that sends a note at its end.
 
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::rc::Rc;
 
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use skyhook_crds::Package;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
 use skyhook_crds::package::name_of;
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::{Credentials, Digest, RetryClass, chain};
 
-use super::agent::{Agent, Note, RunFacts};
-use crate::host::exec::{StepEnd, StepRequest, Supervisors};
+use super::agent::Agent;
+use super::note::{Failed, Note, RunFacts, StepDone};
+use crate::host::exec::{StepEnd, StepRequest};
 use crate::host::limits;
-use crate::image::{ImageError, Images};
+use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half};
 use crate::prepare::env::{self, Sources};
-use crate::prepare::{self, Prepared, StageError, StageInput, metadata};
+use crate::prepare::{self, Prepared, StageInput, metadata};
 use crate::secret::Secret;
 
-/// A step that has ended, or could not be started.
-#[derive(Debug)]
-pub(super) struct StepDone {
-    pub key: String,
-    pub id: u64,
-    pub half: Half,
-    pub index: usize,
-    pub result: Result<(StepEnd, Rc<Prepared>), Failed>,
-}
-
-/// Why something failed, and whether a retry may succeed.
-#[derive(Debug, Clone)]
-pub(super) struct Failed {
-    pub reason: String,
-    pub class: RetryClass,
-}
-
-impl From<String> for Failed {
-    fn from(reason: String) -> Self {
-        Self {
-            reason,
-            class: RetryClass::Transient,
-        }
-    }
-}
-
-impl From<StageError> for Failed {
-    fn from(error: StageError) -> Self {
-        Self {
-            reason: error.explained(),
-            class: error.retry_class(),
-        }
-    }
-}
-
-impl From<ImageError> for Failed {
-    fn from(error: ImageError) -> Self {
-        Self {
-            reason: chain(&error),
-            class: error.retry_class(),
-        }
-    }
-}
+/// A prepared stage, and the facts about the node that its steps need.
+type Ready = (Rc<Prepared>, Rc<RunFacts>);
 
 impl Agent {
     pub(super) fn perform(&mut self, effect: Effect) {
@@ -194,17 +158,18 @@ impl Agent {
                     tracing::warn!(package = %key, %reason, "the image cannot be pulled: using the copy on the host");
                     Event::ImageReady { key, digest: None }
                 }
-                Err(Failed { reason, class }) => {
-                    tracing::warn!(package = %key, %reason, ?class, "the image cannot be pulled");
-                    Event::ImageFailed { key, reason, class }
-                }
+                Err(Failed { reason, class }) => Event::ImageFailed { key, reason, class },
             };
             let _sent = notes.send(Note::Event(event));
         });
     }
 
-    /// Builds the task that prepares a stage.
-    fn stage_task(&mut self, key: &str, half: Half) -> Result<StageTask, String> {
+    /// Everything that a stage is prepared from, except for what has to be read from the API, and the revision.
+    fn stage_input(
+        &mut self,
+        key: &str,
+        half: Half,
+    ) -> Result<(StageInput, Rc<RevisionData>), String> {
         let entry = self
             .run()
             .and_then(|run| run.entries.get(key))
@@ -218,55 +183,89 @@ impl Agent {
                 .unwrap_or_default(),
             ..Cycle::default()
         };
-        let skyhook = entry.cycle.as_ref().unwrap_or(&fallback).skyhook.clone();
-        let digest: Option<Digest> = entry.image_digest.as_deref().and_then(|d| d.parse().ok());
-        let facts = self.run_facts.clone();
-        let fetch = facts.is_none().then(|| self.fetch_facts(&revision));
-        let fetch: Option<std::pin::Pin<Box<dyn Future<Output = RunFacts>>>> = match fetch {
-            Some(future) => Some(Box::pin(future)),
-            None => None,
-        };
         let mut input = StageInput {
             host: self.host.clone(),
             layout: self.settings.layout.clone(),
-            skyhook,
+            skyhook: entry.cycle.as_ref().unwrap_or(&fallback).skyhook.clone(),
             package,
             stage: entry.stage,
-            half,
-            digest,
+            digest: entry.image_digest.as_deref().and_then(|d| d.parse().ok()),
             store: Some(self.images.store.clone()),
             env: Vec::new(),
             secrets: Vec::new(),
-            metadata: std::collections::BTreeMap::new(),
+            metadata: BTreeMap::new(),
             previous: None,
             is_laid_out: false,
         };
         // If this process has prepared the stage, it has done so in this boot: no process survives a reboot.
         let before = self.stages.get(key).filter(|_| half == Half::Check);
         input.is_laid_out = before.is_some_and(|prepared| prepared.has_files_for(&input));
-        Ok(StageTask {
-            api: self.api.clone(),
-            notes: self.notes.clone(),
-            facts,
-            fetch,
-            revision,
-            agent_version: self.facts.agent_version.clone(),
-            input,
-        })
+        Ok((input, revision))
+    }
+
+    /// The facts about the node. After a restart of the agent, they are read when the future is awaited.
+    fn facts_for(&self, revision: &RevisionData) -> LocalBoxFuture<'static, Rc<RunFacts>> {
+        if let Some(facts) = &self.run_facts {
+            return ready(Rc::clone(facts)).boxed_local();
+        }
+        let (fetch, notes) = (self.fetch_facts(revision), self.notes.clone());
+        async move {
+            let facts = fetch.await;
+            let _sent = notes.send(Note::Facts(Box::new(facts.clone())));
+            Rc::new(facts)
+        }
+        .boxed_local()
+    }
+
+    /// Prepares a stage when the future is awaited.
+    fn preparing(
+        &mut self,
+        key: &str,
+        half: Half,
+    ) -> impl Future<Output = Result<(Prepared, Rc<RunFacts>), Failed>> + use<> {
+        let input = self.stage_input(key, half);
+        let input = input.map(|(input, revision)| (input, self.facts_for(&revision), revision));
+        let (api, agent_version) = (self.api.clone(), self.facts.agent_version.clone());
+        async move {
+            let (mut input, facts, revision) = input?;
+            let facts = facts.await;
+            (input.env, input.secrets) = environment(&api, &input.package, &facts).await?;
+            input.metadata = metadata::files(&facts.node, &revision, &agent_version);
+            let prepared = tokio::task::spawn_blocking(move || prepare::prepare(input))
+                .await
+                .map_err(|e| e.to_string())??;
+            Ok((prepared, facts))
+        }
+    }
+
+    /// The prepared stage. If this process has not prepared it yet, as after a restart of the agent, it is prepared
+    /// when the future is awaited.
+    fn prepared(
+        &mut self,
+        key: &str,
+        half: Half,
+    ) -> LocalBoxFuture<'static, Result<Ready, Failed>> {
+        if let (Some(prepared), Some(facts)) = (self.stages.get(key), &self.run_facts) {
+            return ready(Ok((Rc::clone(prepared), Rc::clone(facts)))).boxed_local();
+        }
+        let (preparing, notes) = (self.preparing(key, half), self.notes.clone());
+        let key = key.to_owned();
+        async move {
+            let (prepared, facts) = preparing.await?;
+            let _sent = notes.send(Note::Prepared {
+                key,
+                prepared: Box::new(prepared.clone()),
+                ready: false,
+            });
+            Ok((Rc::new(prepared), facts))
+        }
+        .boxed_local()
     }
 
     fn prepare(&mut self, key: String, half: Half) {
-        let task = match self.stage_task(&key, half) {
-            Ok(task) => task,
-            Err(reason) => {
-                let class = RetryClass::Transient;
-                self.send(Note::Event(Event::StageFailed { key, reason, class }));
-                return;
-            }
-        };
-        let notes = self.notes.clone();
+        let (preparing, notes) = (self.preparing(&key, half), self.notes.clone());
         tokio::task::spawn_local(async move {
-            let note = match task.run().await {
+            let note = match preparing.await {
                 Ok((prepared, _)) => Note::Prepared {
                     key,
                     prepared: Box::new(prepared),
@@ -281,43 +280,13 @@ impl Agent {
         });
     }
 
-    /// Runs `work` with the prepared stage. After a restart of the agent, `work` has to prepare the stage again.
-    fn with_prepared<F, G>(&mut self, key: &str, half: Half, work: F)
-    where
-        F: FnOnce(Preparation) -> G + 'static,
-        G: Future<Output = Note> + 'static,
-    {
-        let preparation = match (self.stages.get(key), &self.run_facts) {
-            (Some(prepared), Some(facts)) => {
-                Ok(Preparation::Ready(Rc::clone(prepared), Rc::clone(facts)))
-            }
-            (_, _) => self
-                .stage_task(key, half)
-                .map(|task| Preparation::Task(Box::new(task))),
-        };
-        let notes = self.notes.clone();
-        match preparation {
-            Ok(preparation) => {
-                tokio::task::spawn_local(async move {
-                    let note = work(preparation).await;
-                    let _sent = notes.send(note);
-                });
-            }
-            Err(reason) => self.send(Note::Event(Event::StageFailed {
-                key: key.to_owned(),
-                reason,
-                class: RetryClass::Transient,
-            })),
-        }
-    }
-
     fn run_step(&mut self, key: String, id: u64, half: Half, index: usize) {
-        let runner = Rc::clone(&self.runner);
+        let preparing = self.prepared(&key, half);
+        let (runner, notes) = (Rc::clone(&self.runner), self.notes.clone());
         let timeout = self.settings.step_timeout;
-        let name = key.clone();
-        self.with_prepared(&name, half, move |preparation| async move {
+        tokio::task::spawn_local(async move {
             let result = async {
-                let (prepared, facts) = preparation.get(&key).await?;
+                let (prepared, facts) = preparing.await?;
                 let mut spec = prepared.spec(half, index)?;
                 spec.directory = runner.directory(id).1;
                 spec.limits = facts.limits.clone();
@@ -328,7 +297,7 @@ impl Agent {
                     .unwrap_or_default();
                 let request = StepRequest {
                     id,
-                    label: label(&key, &prepared, half),
+                    label: label(&key, prepared.mode(half)),
                     spec,
                     limits: limits::scope(&resources).map_err(|e| e.to_string())?,
                 };
@@ -336,28 +305,28 @@ impl Agent {
                 Ok((end, prepared))
             };
             let result = result.await;
-            done(key, id, half, index, result)
+            let _sent = notes.send(done(key, id, half, index, result));
         });
     }
 
     fn adopt_step(&mut self, key: String, id: u64, half: Half, index: usize) {
-        let runner: Rc<Supervisors> = Rc::clone(&self.runner);
-        let name = key.clone();
-        let stage_name = self
+        let mode = self
             .run()
             .and_then(|run| run.entries.get(&key))
             .map(|e| prepare::mode(e.stage, half))
             .unwrap_or_default();
-        self.with_prepared(&name, half, move |preparation| async move {
-            let label = format!("{}-{stage_name}", name_of(&key));
+        let preparing = self.prepared(&key, half);
+        let (runner, notes) = (Rc::clone(&self.runner), self.notes.clone());
+        tokio::task::spawn_local(async move {
+            let label = label(&key, mode);
             let result = async {
                 let end = runner.adopt(id, &label).await.map_err(|e| chain(&e))?;
                 // Prepare the stage only after the step has ended: files must not change while the step runs.
-                let (prepared, _) = preparation.get(&key).await?;
+                let (prepared, _) = preparing.await?;
                 Ok((end, prepared))
             };
             let result = result.await;
-            done(key, id, half, index, result)
+            let _sent = notes.send(done(key, id, half, index, result));
         });
     }
 }
@@ -378,85 +347,33 @@ fn done(
     }))
 }
 
-fn label(key: &str, prepared: &Prepared, half: Half) -> String {
-    format!("{}-{}", name_of(key), prepared.mode(half))
+/// A part of the name of a step's scope.
+fn label(key: &str, mode: &str) -> String {
+    format!("{}-{mode}", name_of(key))
 }
 
-/// A prepared stage, or the task that prepares it.
-enum Preparation {
-    Ready(Rc<Prepared>, Rc<RunFacts>),
-    Task(Box<StageTask>),
-}
-
-impl Preparation {
-    async fn get(self, key: &str) -> Result<(Rc<Prepared>, Rc<RunFacts>), Failed> {
-        match self {
-            Self::Ready(prepared, facts) => Ok((prepared, facts)),
-            Self::Task(task) => {
-                let notes = task.notes.clone();
-                let (prepared, facts) = task.run().await?;
-                let _sent = notes.send(Note::Prepared {
-                    key: key.to_owned(),
-                    prepared: Box::new(prepared.clone()),
-                    ready: false,
-                });
-                Ok((Rc::new(prepared), facts))
-            }
-        }
-    }
-}
-
-struct StageTask {
-    api: LeaseApi,
-    notes: tokio::sync::mpsc::UnboundedSender<Note>,
-    facts: Option<Rc<RunFacts>>,
-    fetch: Option<std::pin::Pin<Box<dyn Future<Output = RunFacts>>>>,
-    revision: Rc<RevisionData>,
-    agent_version: String,
-    input: StageInput,
-}
-
-impl StageTask {
-    async fn run(mut self) -> Result<(Prepared, Rc<RunFacts>), Failed> {
-        let facts = match (self.facts.take(), self.fetch.take()) {
-            (Some(facts), _) => facts,
-            (None, Some(fetch)) => {
-                let facts = fetch.await;
-                let _sent = self.notes.send(Note::Facts(Box::new(facts.clone())));
-                Rc::new(facts)
-            }
-            (None, None) => Rc::new(RunFacts::default()),
-        };
-        (self.input.env, self.input.secrets) = self.env(&facts).await?;
-        self.input.metadata = metadata::files(&facts.node, &self.revision, &self.agent_version);
-        let input = self.input;
-        let prepared = tokio::task::spawn_blocking(move || prepare::prepare(input))
-            .await
-            .map_err(|e| e.to_string())??;
-        Ok((prepared, facts))
-    }
-
-    /// The environment of the package, and the values that come from secrets.
-    async fn env(&self, facts: &RunFacts) -> Result<(Vec<(String, Secret)>, Vec<Secret>), String> {
-        let package = &self.input.package;
-        let needs = env::needs(&package.env);
-        let secrets = self.api.secrets(&needs.secrets);
-        let secrets = secrets.await.map_err(|e| chain(&e))?;
-        let config_maps = self.api.config_maps(&needs.config_maps);
-        let config_maps = config_maps.await.map_err(|e| chain(&e))?;
-        let resources = package.resources.clone();
-        let sources = Sources {
-            node: facts.node.clone(),
-            namespace: self.api.namespace().to_owned(),
-            resources: resources.or_else(|| facts.default_resources.clone()),
-            secrets,
-            config_maps,
-        };
-        let values = env::resolve(&package.env, &sources).map_err(|e| e.to_string())?;
-        let values = values.into_iter().map(|(name, v)| (name, v.into()));
-        let secrets = env::secret_values(&package.env, &sources);
-        Ok((values.collect(), secrets))
-    }
+/// The environment of the package, and the values that come from secrets.
+async fn environment(
+    api: &LeaseApi,
+    package: &Package,
+    facts: &RunFacts,
+) -> Result<(Vec<(String, Secret)>, Vec<Secret>), String> {
+    let needs = env::needs(&package.env);
+    let secrets = api.secrets(&needs.secrets).await.map_err(|e| chain(&e))?;
+    let config_maps = api.config_maps(&needs.config_maps);
+    let config_maps = config_maps.await.map_err(|e| chain(&e))?;
+    let resources = package.resources.clone();
+    let sources = Sources {
+        node: facts.node.clone(),
+        namespace: api.namespace().to_owned(),
+        resources: resources.or_else(|| facts.default_resources.clone()),
+        secrets,
+        config_maps,
+    };
+    let values = env::resolve(&package.env, &sources).map_err(|e| e.to_string())?;
+    let values = values.into_iter().map(|(name, v)| (name, v.into()));
+    let secrets = env::secret_values(&package.env, &sources);
+    Ok((values.collect(), secrets))
 }
 
 /// Pulls the image. Asks no registry when the store has the image that the cycle started with, or, for an uninstall,
@@ -481,5 +398,11 @@ async fn pull(
         tracing::warn!(%error, "pull secrets cannot be read: pulling without them");
         Credentials::anonymous()
     });
-    Ok(images.pull(package, owner, &credentials).await?)
+    images
+        .pull(package, owner, &credentials)
+        .await
+        .map_err(|error| {
+            tracing::warn!(package = %package.name, kind = error.kind(), class = ?error.retry_class(), reason = %chain(&error), "the image cannot be pulled");
+            error.into()
+        })
 }

@@ -12,58 +12,19 @@ use std::time::{Duration, SystemTime};
 use skyhook_crds::Package;
 use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 mod copies;
 
-use super::agent::{Agent, Note};
-use crate::host::exec::{Supervisors, is_running};
+use super::agent::Agent;
+use super::note::Note;
+use super::steps::step_directories;
+use crate::host::exec::is_running;
 use crate::journal::Record;
 use crate::lease::ApiError;
 use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
 use crate::prepare::copy_dir;
-
-/// The highest number of all step directories.
-pub(super) fn last_step(steps: &Path) -> u64 {
-    step_directories(steps)
-        .iter()
-        .map(|(id, _)| *id)
-        .max()
-        .unwrap_or(0)
-}
-
-/// Steps whose supervisor runs and has written no result.
-pub(super) fn running_steps(steps: &Path) -> Vec<u64> {
-    step_directories(steps)
-        .into_iter()
-        .filter(|(_, directory)| is_running(directory))
-        .map(|(id, _)| id)
-        .collect()
-}
-
-fn step_directories(steps: &Path) -> Vec<(u64, PathBuf)> {
-    let Ok(entries) = fs::read_dir(steps) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let id = entry.file_name().to_str()?.parse().ok()?;
-            Some((id, entry.path()))
-        })
-        .collect()
-}
-
-/// Waits until these steps have ended.
-pub(super) async fn await_steps(runner: &Supervisors, steps: Vec<u64>) {
-    for id in steps {
-        tracing::warn!(id, "waiting for a step of an earlier lease");
-        while runner.is_running(id) {
-            sleep(Duration::from_millis(200)).await;
-        }
-    }
-}
 
 /// A package in the journal. Its image and its copy directory must not be removed.
 struct Kept {

@@ -11,7 +11,8 @@ use skyhook_oci::chain;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::agent::{Agent, Note};
+use super::agent::{Agent, Reboot};
+use super::note::Note;
 use crate::host::interrupt::{InterruptError, Interrupter};
 use crate::host::journal;
 use crate::machine::progress::WaveAt;
@@ -20,21 +21,6 @@ use crate::prepare::flags::note_interrupt;
 
 /// How long a reboot waits at most until the lease's status announces it.
 const REPORT: Duration = Duration::from_secs(10);
-
-/// A reboot that waits until the lease's status announces it.
-#[derive(Debug)]
-pub(super) struct Reboot {
-    interrupt: Interrupt,
-    pub at_the_latest: Instant,
-}
-
-/// The preparation of an interrupt.
-#[derive(Debug, Default)]
-pub(super) struct PendingInterrupt {
-    /// The reboot that waits until it is reported.
-    pub reboot: Option<Reboot>,
-    task: Option<AbortHandle>,
-}
 
 impl Agent {
     /// Prepares an interrupt. A reboot is reported first: while the node is down, users see only the last report.
@@ -56,7 +42,9 @@ impl Agent {
         let ready = |reboot: &mut Reboot| is_reported || reboot.at_the_latest <= Instant::now();
         if let Some(reboot) = self.pending_interrupt.reboot.take_if(ready) {
             if !is_reported {
-                tracing::warn!("the reboot could not be reported in time: rebooting without");
+                tracing::warn!(
+                    "the reboot could not be announced in the status of the lease in time: rebooting anyway"
+                );
             }
             self.find_obstacles(reboot.interrupt);
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use skyhook_oci::chain;
 use tokio::time::sleep;
 
-use super::agent::{Agent, Note};
-use super::effects::{Failed, StepDone};
+use super::agent::Agent;
+use super::note::{Failed, Note, StepDone};
 use crate::host::exec::StepEnd;
 use crate::host::systemd::Bus;
 use crate::machine::{Doing, Event, Outcome};

@@ -70,7 +70,6 @@ fn open(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
     use std::process::Command;
 
     use super::*;
@@ -89,12 +88,9 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_else_can_open_or_lock_what_is_below_the_state_directory() {
-        if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var("CI").is_err(), "CI runs this as root");
-            let _closed = writeln!(
-                io::stderr().lock(),
-                "\n!!!! SKIPPED nobody_else_can_open_or_lock_what_is_below_the_state_directory: it needs root"
-            );
+        if !skyhook_testkit::is_root(
+            "nobody_else_can_open_or_lock_what_is_below_the_state_directory",
+        ) {
             return;
         }
         let directory = tempfile::tempdir().unwrap();

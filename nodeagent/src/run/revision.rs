@@ -6,7 +6,8 @@ use std::time::Duration;
 use skyhook_crds::lease::StopReason;
 use tokio::time::sleep;
 
-use super::agent::{Agent, Note};
+use super::agent::Agent;
+use super::note::Note;
 use crate::lease::ApiError;
 use crate::machine::{Event, Wanted};
 

@@ -1,11 +1,11 @@
-//! From times in Unix milliseconds, which the journal keeps, to instants, which the event loop sleeps until.
+//! Converts times in Unix milliseconds, which are in the journal, to instants, until which the event loop sleeps.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The instant of `at`, both in Unix milliseconds; now, when it is past. How far away a time may be before it must be from
-/// before the clock was set back is different for each thing that is waited for: whoever gives the time looks at that.
+/// Converts `at`, a time in Unix milliseconds, to an instant. A time that is past becomes now. The caller has to recognise
+/// a time that is too far away because the clock was set back: each kind of wait has its own limit.
 pub(super) fn instant(at: i64, now: i64) -> Instant {
     let left = at.saturating_sub(now).max(0);
     Instant::now() + Duration::from_millis(left.unsigned_abs())

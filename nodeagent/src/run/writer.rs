@@ -10,8 +10,7 @@ use skyhook_crds::lease::protocol::is_older;
 use skyhook_crds::lease::{InterruptionLeaseStatus, Phase};
 use tokio::time::Instant;
 
-use super::agent::{Agent, Note};
-use crate::lease::{ApiError, LeaseApi};
+use crate::lease::ApiError;
 use crate::machine::Event;
 use crate::machine::retry::REPORT;
 use crate::report;
@@ -23,14 +22,14 @@ const PACE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     /// UID of the lease.
-    uid: String,
+    pub uid: String,
     /// The status on the API server, and its resource version.
     reported: Value,
     version: String,
     /// The status on the API server is not known: the writer reads it before the next write.
     in_doubt: bool,
-    generation: i64,
-    in_flight: bool,
+    pub generation: i64,
+    pub in_flight: bool,
     last: Option<Instant>,
     not_before: Option<Instant>,
     failures: u32,
@@ -42,12 +41,12 @@ pub(super) struct Writer {
     hurry: bool,
     /// The API server has the last report, or the lease does not exist any more.
     is_settled: bool,
-    wake: Option<Instant>,
+    pub wake: Option<Instant>,
 }
 
 /// A call to the API.
 #[derive(Clone, Debug, PartialEq)]
-enum Call {
+pub(super) enum Call {
     Read,
     /// With this resource version as the precondition.
     Write {
@@ -59,7 +58,7 @@ enum Call {
 
 /// What the writer has to do now.
 #[derive(Debug, PartialEq)]
-enum Next {
+pub(super) enum Next {
     Nothing,
     WakeAt(Instant),
     Call(Call),
@@ -68,9 +67,9 @@ enum Next {
 /// The answer to a call.
 #[derive(Debug)]
 pub(super) struct Written {
-    uid: String,
-    call: Call,
-    result: Result<InterruptionLease, ApiError>,
+    pub uid: String,
+    pub call: Call,
+    pub result: Result<InterruptionLease, ApiError>,
 }
 
 impl Writer {
@@ -131,7 +130,7 @@ impl Writer {
     }
 
     /// The next action to write this status. Also updates `is_settled` and `hurry`.
-    fn decide(&mut self, status: InterruptionLeaseStatus, now: Instant) -> Next {
+    pub(super) fn decide(&mut self, status: InterruptionLeaseStatus, now: Instant) -> Next {
         let next = self.next(status, now);
         self.is_settled = next == Next::Nothing && !self.in_flight;
         self.hurry &= !self.is_settled;
@@ -181,7 +180,7 @@ impl Writer {
     }
 
     /// Handles an answer. Returns the event for the machine.
-    fn answered(&mut self, written: &Written, now: Instant) -> Option<Event> {
+    pub(super) fn answered(&mut self, written: &Written, now: Instant) -> Option<Event> {
         self.in_flight = false;
         let (writes, running) = match &written.call {
             Call::Read => (false, false),
@@ -228,60 +227,6 @@ impl Writer {
                 None
             }
         }
-    }
-}
-
-impl Agent {
-    /// Writes the status if it is due.
-    pub(super) fn write_status(&mut self) {
-        self.writer.wake = None;
-        let Some(run) = self.run() else { return };
-        if run.lease != self.writer.uid {
-            return;
-        }
-        let mut status = report::status(run, &self.facts, self.writer.generation);
-        if let Some(trouble) = &self.trouble {
-            status.message.clone_from(trouble);
-        }
-        match self.writer.decide(status, Instant::now()) {
-            Next::Nothing => {}
-            Next::WakeAt(at) => self.writer.wake = Some(at),
-            Next::Call(call) => self.call(call),
-        }
-    }
-
-    fn call(&mut self, call: Call) {
-        self.writer.in_flight = true;
-        let uid = self.writer.uid.clone();
-        let (api, notes) = (self.api.clone(), self.notes.clone());
-        tokio::task::spawn_local(async move {
-            let result = ask(&api, &uid, &call).await;
-            let written = Written { uid, call, result };
-            let _sent = notes.send(Note::Written(Box::new(written)));
-        });
-    }
-
-    pub(super) fn written(&mut self, written: Written) {
-        if written.uid != self.writer.uid {
-            return;
-        }
-        if let Some(event) = self.writer.answered(&written, Instant::now()) {
-            self.feed(event);
-        }
-        // Before the next write, handle the lease that was read.
-        if let (Call::Read, Ok(lease)) = (written.call, written.result) {
-            self.saw(lease);
-            self.look_at_lease();
-        }
-    }
-}
-
-async fn ask(api: &LeaseApi, uid: &str, call: &Call) -> Result<InterruptionLease, ApiError> {
-    match call {
-        Call::Read => api.lease().await,
-        Call::Write {
-            version, change, ..
-        } => api.patch_status(uid, version, change.clone()).await,
     }
 }
 

@@ -82,7 +82,7 @@ impl StepResult {
             _ if self.ended => "was ended: the lease was stopped".to_owned(),
             (None, Some(code), _) => format!("exited with {code}"),
             (None, None, Some(signal)) => format!("was killed by signal {signal}"),
-            (None, None, None) => "ended in a way that is not known".to_owned(),
+            (None, None, None) => "ended in an unknown way".to_owned(),
         };
         let Some(memory) = self.out_of_memory.as_ref().map(OutOfMemory::describe) else {
             return problem;

@@ -2,14 +2,6 @@
 
 use super::*;
 
-fn is_root(test: &str) -> bool {
-    let is_root = nix::unistd::geteuid().is_root();
-    if !is_root {
-        cannot_run(test, "it mounts file systems, which needs root");
-    }
-    is_root
-}
-
 #[test]
 fn a_host_that_cannot_be_entered_is_a_result() {
     if !is_root("a_host_that_cannot_be_entered_is_a_result") {

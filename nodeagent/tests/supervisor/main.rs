@@ -16,21 +16,12 @@ use nix::unistd::Pid;
 use skyhook_nodeagent::supervise::{
     Limit, LogFile, OutOfMemory, RESULT, Resource, Spec, StepResult,
 };
+use skyhook_testkit::{cannot_run, is_root};
 use tempfile::TempDir;
 
 mod cgroups;
 mod faults;
 mod secrets;
-
-/// Prints that a test cannot run here. In CI, this is a failure.
-fn cannot_run(test: &str, why: &str) {
-    assert!(
-        !std::env::var("CI").is_ok_and(|ci| ci == "true"),
-        "{test} cannot run in CI: {why}"
-    );
-    // Write to stderr directly: the test harness hides the output of `println!` when a test passes.
-    let _closed = writeln!(std::io::stderr().lock(), "\n!!!! SKIPPED {test}: {why}");
-}
 
 struct Supervisor {
     child: Child,

@@ -18,6 +18,7 @@ use tokio::process::Command;
 
 use super::{Credentials, Login, matching};
 use crate::chain;
+use crate::root;
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 const MAX_ANSWER: u64 = 1 << 20;
@@ -311,10 +312,13 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, PluginError> {
 }
 
 fn read(path: &Path) -> Result<Vec<Provider>, PluginError> {
-    let text = std::fs::read_to_string(path).map_err(|source| PluginError::Read {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let mut text = String::new();
+    root::open_regular(path)
+        .and_then(|mut file| std::io::Read::read_to_string(&mut file, &mut text))
+        .map_err(|source| PluginError::Read {
+            path: path.to_path_buf(),
+            source,
+        })?;
     parse(&text).map_err(|reason| PluginError::Config {
         path: path.to_path_buf(),
         reason,

@@ -45,8 +45,11 @@ fn docker_configs_of_every_shape_are_read() {
 
 #[test]
 fn merged_secrets_are_tried_most_specific_first_and_each_once() {
-    let one = Credentials::for_pattern("r.io", "a", "1");
-    let two = Credentials::for_pattern("r.io/team", "b", "2");
+    let login = |pattern: &str, username: &str, password: &str| {
+        read(&json!({"auths": {pattern: {"username": username, "password": password}}}))
+    };
+    let one = login("r.io", "a", "1");
+    let two = login("r.io/team", "b", "2");
     let merged = one.clone().merge(two).merge(one);
     assert_eq!(
         merged.matching("r.io/team/x"),

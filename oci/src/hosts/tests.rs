@@ -146,3 +146,20 @@ fn directories_are_found_with_ports_defaults_and_certificates_alone() {
     assert_eq!(server("b.io:5000"), Some(("https://underscore".into(), 0)));
     assert_eq!(server("c.io"), Some((String::new(), 1)));
 }
+
+#[test]
+fn settings_are_printed_without_their_secrets() {
+    let settings = RegistrySettings {
+        server: Some(HostSettings {
+            url: "https://user:hunter2@r.io".to_owned(),
+            header: [("Authorization".to_owned(), vec!["hunter2".to_owned()])].into(),
+            ..HostSettings::default()
+        }),
+        hosts: vec![],
+    };
+    let text = format!("{settings:?}");
+    assert!(
+        !text.contains("hunter2") && text.contains("Authorization"),
+        "{text}"
+    );
+}

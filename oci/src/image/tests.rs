@@ -153,7 +153,7 @@ fn documents_that_lie_are_refused() {
         (
             "json",
             b"{".to_vec(),
-            "the manifest is not valid JSON of its kind",
+            "the manifest is not the JSON document that it should be",
         ),
         (
             "type",
@@ -165,7 +165,11 @@ fn documents_that_lie_are_refused() {
             manifest(&[("application/x", "a", 1)]),
             "layer 0 has media type \"application/x\", which is not a tar, tar+gzip or tar+zstd layer",
         ),
-        ("size", manifest(&[(gzip, "a", -1)]), "layer 0 has size -1"),
+        (
+            "size",
+            manifest(&[(gzip, "a", -1)]),
+            "layer 0 has the invalid size -1",
+        ),
         (
             "layers",
             manifest(&[(gzip, "a", 1), (gzip, "b", 1)]),

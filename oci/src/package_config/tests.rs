@@ -223,6 +223,13 @@ fn a_package_directory_is_read_without_leaving_it() {
     std::os::unix::fs::symlink("/etc/hostname", &config).unwrap();
     let error = load(&crate::root::Root::open(dir.path()).unwrap()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::XDEV.raw_os_error()));
+    std::fs::remove_file(&config).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &config, rustix::fs::Mode::RUSR).unwrap();
+    let error = load(&crate::root::Root::open(dir.path()).unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "it is a named pipe, and not a regular file"
+    );
 }
 
 use rustix::io::Errno;

@@ -14,10 +14,11 @@ use tokio::time::{Instant, timeout_at};
 
 use super::retry::Retry;
 use super::{Failure, Run};
+use crate::config::Timeouts;
 use crate::digest::Digest;
 use crate::image::Manifest;
 use crate::progress::{Event, Progress};
-use crate::registry::{BlobBody, RegistryError, Session, Timeouts};
+use crate::registry::{BlobBody, RegistryError, Session};
 use crate::store::{Store, StoreError};
 
 /// How many chunks may wait for the thread that hashes and writes them.

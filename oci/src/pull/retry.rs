@@ -3,10 +3,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use super::RetryClass;
 use crate::chain;
+use crate::config::{RetryClass, Timeouts};
 use crate::progress::{Event, Progress};
-use crate::registry::{RegistryError, Timeouts};
+use crate::registry::RegistryError;
 
 /// The longest pause between two tries. A registry may ask for a longer one.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);

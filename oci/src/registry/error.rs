@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 
+use crate::config::RetryClass;
 use crate::digest::Digest;
 use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
-use crate::pull::RetryClass;
 
 /// Why a request to a registry failed. `what` is the requested object, `host` is the server.
 #[derive(Debug, thiserror::Error)]
@@ -40,19 +40,19 @@ pub enum RegistryError {
         status: StatusCode,
         retry_after: Option<Duration>,
     },
-    #[error("{host} redirects {what}: {reason}")]
+    #[error("{host} redirects the request for {what} {reason}")]
     Redirect {
         what: String,
         host: String,
         reason: &'static str,
     },
-    #[error("{host} sent {got} for {want}")]
+    #[error("{host} sent content with the digest {got} instead of {want}")]
     WrongDigest {
         host: String,
         want: Digest,
         got: Digest,
     },
-    #[error("{host} sent {got} bytes for {what}, announced with {want}")]
+    #[error("{host} sent {got} bytes of {what} instead of {want}")]
     WrongSize {
         what: String,
         host: String,
@@ -72,12 +72,12 @@ pub enum RegistryError {
         host: String,
         source: LimitExceeded,
     },
-    #[error("no configured host serves {what}")]
+    #[error("no server may be asked for {what}: give one the capability in hosts.toml")]
     NoHost { what: String },
 }
 
 impl RegistryError {
-    /// A label for metrics.
+    /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Client(_) => "http_client",

@@ -1,57 +1,32 @@
 //! HTTP clients: TLS roots, client certificates, proxies, timeouts. The clients do not follow redirects: the caller
 //! decides which credentials the next request has.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use reqwest::Client;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
+};
+use webpki::EndEntityCert;
 
-use super::{RegistryError, Timeouts};
-use crate::hosts::{Endpoint, HostSettings, HostsError, redacted};
+use super::RegistryError;
+use crate::config::Timeouts;
+use crate::hosts::{Endpoint, HostSettings, HostsError};
 use crate::root::Root;
-
-/// Which proxy is used for requests.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub enum ProxyConfig {
-    /// The environment variables `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in upper or lower case.
-    #[default]
-    Environment,
-    None,
-    /// The proxy with this URL, except for the hosts in `no_proxy`, which has the syntax of `NO_PROXY`.
-    Url {
-        url: String,
-        no_proxy: String,
-    },
-}
-
-/// Leaves out the user name and password in the URL of the proxy.
-impl fmt::Debug for ProxyConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Environment => f.write_str("Environment"),
-            Self::None => f.write_str("None"),
-            Self::Url { url, no_proxy } => f
-                .debug_struct("Url")
-                .field("url", &redacted(url))
-                .field("no_proxy", no_proxy)
-                .finish(),
-        }
-    }
-}
 
 /// A client for one endpoint. The paths of its certificates are paths in `files`. A loopback address is never reached
 /// through a proxy from the environment.
 pub(super) fn client(
     endpoint: &Endpoint,
     files: &Root,
-    proxy: &ProxyConfig,
     timeouts: &Timeouts,
 ) -> Result<Client, RegistryError> {
     let mut builder = Client::builder()
@@ -65,16 +40,9 @@ pub(super) fn client(
         .connect_timeout(timeouts.connect)
         .read_timeout(timeouts.read)
         .pool_max_idle_per_host(8);
-    builder = match proxy {
-        ProxyConfig::Environment if endpoint.is_loopback => builder.no_proxy(),
-        ProxyConfig::Environment => builder,
-        ProxyConfig::None => builder.no_proxy(),
-        ProxyConfig::Url { url, no_proxy } => {
-            let proxy = reqwest::Proxy::all(url)
-                .map_err(|error| RegistryError::Client(error.without_url()))?;
-            builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_string(no_proxy)))
-        }
-    };
+    if endpoint.is_loopback {
+        builder = builder.no_proxy();
+    }
     builder.build().map_err(RegistryError::Client)
 }
 
@@ -100,22 +68,58 @@ fn tls(settings: &HostSettings, files: &Root, used: bool) -> Result<ClientConfig
     let builder = if settings.skip_verify {
         builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+            .with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))))
     } else {
         builder.with_root_certificates(roots(settings, files, used)?)
     };
-    match settings.client.first() {
-        None => Ok(builder.with_no_client_auth()),
-        Some((certificate, key)) => {
+    if settings.client.is_empty() {
+        return Ok(builder.with_no_client_auth());
+    }
+    let clients = settings
+        .client
+        .iter()
+        .map(|(certificate, key)| {
             let key_path = key.as_ref().unwrap_or(certificate);
             let chain = certificates(files, certificate)?;
             let key = PrivateKeyDer::from_pem_slice(&read(files, key_path)?)
                 .map_err(|error| unusable(key_path, &error))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| unusable(certificate, &error))
-        }
+            let pair = CertifiedKey::from_der(chain, key, &provider)
+                .map_err(|error| unusable(certificate, &error))?;
+            Ok(Arc::new(pair))
+        })
+        .collect::<Result<_, RegistryError>>()?;
+    Ok(builder.with_client_cert_resolver(Arc::new(Clients(clients))))
+}
+
+/// The client certificates of a registry. The server says which issuers it accepts.
+#[derive(Debug)]
+struct Clients(Vec<Arc<CertifiedKey>>);
+
+impl ResolvesClientCert for Clients {
+    /// The first certificate with an issuer that the server accepts. If there is none, the first one that the server
+    /// can check: an intermediate authority may connect it with an accepted one.
+    fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut usable = self
+            .0
+            .iter()
+            .filter(|it| it.key.choose_scheme(schemes).is_some());
+        usable
+            .clone()
+            .find(|it| it.cert.iter().any(|one| is_issued_by(one, issuers)))
+            .or_else(|| usable.next())
+            .cloned()
     }
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
+fn is_issued_by(certificate: &CertificateDer<'_>, issuers: &[&[u8]]) -> bool {
+    EndEntityCert::try_from(certificate).is_ok_and(|certificate| {
+        let issuer = DistinguishedName::in_sequence(certificate.issuer());
+        issuers.contains(&issuer.as_ref())
+    })
 }
 
 /// The trusted authorities: those of the system and those of the settings. Plain HTTP needs none.

@@ -1,39 +1,9 @@
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use super::*;
+use skyhook_testkit::{again, in_own_mounts, is_again};
 
-/// Runs the test again in a process with its own mount namespace, where it may mount file systems. Returns true in
-/// that process.
-fn in_own_mounts(test: &str) -> bool {
-    const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    if !rustix::process::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs {test} as root");
-        let _closed = writeln!(
-            io::stderr().lock(),
-            "\n!!!! SKIPPED {test}: it mounts file systems, which needs root"
-        );
-        return false;
-    }
-    let again = Command::new("unshare")
-        .args(["--mount", "--propagation", "private"])
-        .arg(std::env::current_exe().unwrap())
-        .args([&format!("remove::tests::{test}"), "--exact", "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&again.stdout);
-    assert!(
-        again.status.success() && text.contains("1 passed"),
-        "{text}{}",
-        String::from_utf8_lossy(&again.stderr)
-    );
-    false
-}
+use super::*;
 
 fn mount(args: &[&str], at: &Path) {
     let status = Command::new("mount").args(args).arg(at).status().unwrap();
@@ -79,7 +49,7 @@ fn trees_go_and_what_links_point_to_stays() {
 
 #[test]
 fn what_holds_a_mount_is_left_as_it_is() {
-    if !in_own_mounts("what_holds_a_mount_is_left_as_it_is") {
+    if !in_own_mounts("remove::tests::what_holds_a_mount_is_left_as_it_is") {
         return;
     }
     for way in [Way::Kernel, Way::ByHand] {
@@ -131,7 +101,7 @@ fn what_holds_a_mount_is_left_as_it_is() {
 /// Something may be mounted after the table of mounts was read.
 #[test]
 fn a_mount_that_comes_late_is_not_entered_either() {
-    if !in_own_mounts("a_mount_that_comes_late_is_not_entered_either") {
+    if !in_own_mounts("remove::tests::a_mount_that_comes_late_is_not_entered_either") {
         return;
     }
     for way in [Way::Kernel, Way::ByHand] {
@@ -171,23 +141,13 @@ fn make_deep(top: &Path, levels: usize) {
 
 #[test]
 fn five_thousand_levels_go_with_few_descriptors_and_a_small_stack() {
-    const INSIDE: &str = "SKYHOOK_TEST_WITH_FEW_DESCRIPTORS";
-    let test = "five_thousand_levels_go_with_few_descriptors_and_a_small_stack";
-    if std::env::var_os(INSIDE).is_none() {
-        let again = Command::new("sh")
+    let test = "remove::tests::five_thousand_levels_go_with_few_descriptors_and_a_small_stack";
+    if !is_again(test) {
+        let mut command = Command::new("sh");
+        command
             .args(["-c", "ulimit -n 256 && exec \"$0\" \"$@\""])
-            .arg(std::env::current_exe().unwrap())
-            .args([&format!("remove::tests::{test}"), "--exact", "--nocapture"])
-            .env(INSIDE, "1")
-            .env("RUST_MIN_STACK", "262144")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&again.stdout);
-        assert!(
-            again.status.success() && text.contains("1 passed"),
-            "{text}{}",
-            String::from_utf8_lossy(&again.stderr)
-        );
+            .env("RUST_MIN_STACK", "262144");
+        again(test, command);
         return;
     }
     // The tree is made in memory, because a disk would need a minute for tens of thousands of directories.

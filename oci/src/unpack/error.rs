@@ -9,7 +9,7 @@ use crate::limits::{Limit, LimitExceeded};
 /// Why an image cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    #[error("blob {0} in the store is damaged or gone; it has to be fetched again")]
+    #[error("blob {0} in the store is damaged or missing: the next pull downloads it again")]
     Damaged(Digest),
     #[error("layer {layer}")]
     Layer {
@@ -44,7 +44,7 @@ pub enum LayerError {
     },
     #[error("its content is {got}, the image config says {want}")]
     DiffId { want: Digest, got: Digest },
-    #[error("it does not have its digest")]
+    #[error("its content does not have its digest")]
     Damaged,
     #[error("it cannot be decompressed")]
     Decompress(#[source] io::Error),
@@ -67,7 +67,7 @@ pub enum EntryError {
     Nul,
     #[error("a name component of more than 255 bytes")]
     ComponentTooLong,
-    #[error("a whiteout of nothing")]
+    #[error("a whiteout that names no file")]
     EmptyWhiteout,
     #[error("an entry below a whiteout")]
     BelowWhiteout,
@@ -75,7 +75,7 @@ pub enum EntryError {
     Special(&'static str),
     #[error("setuid and setgid bits are not allowed in a package")]
     SetId,
-    #[error("a symlink to nothing")]
+    #[error("a symlink with an empty target")]
     EmptyTarget,
     #[error("entry type {0:#04x} is unknown")]
     UnknownType(u8),
@@ -120,7 +120,7 @@ impl LayerError {
 }
 
 impl UnpackError {
-    /// A label for metrics.
+    /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Damaged(_) => "blob_damaged",

@@ -6,62 +6,17 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{Mode, OFlags};
 use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
 use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
+use super::entry::{Entry, Kind, Meta};
 use super::name::{self, Place};
-use super::tree::FileId;
 use super::window::{Decoder, Window};
 use super::{EntryError, LayerError};
 use crate::digest::Digest;
 use crate::image::Layer;
 use crate::limits::{Budget, Limit, LimitExceeded};
-
-/// Mode bits and modification time (seconds, nanoseconds).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Meta {
-    pub(crate) mode: u32,
-    pub(crate) mtime: (i64, u32),
-}
-
-impl Meta {
-    /// The access time is set to now.
-    pub(crate) fn timestamps(self) -> Timestamps {
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_NOW,
-        };
-        let (tv_sec, nanoseconds) = self.mtime;
-        let last_modification = Timespec {
-            tv_sec,
-            tv_nsec: nanoseconds.into(),
-        };
-        Timestamps {
-            last_access: now,
-            last_modification,
-        }
-    }
-}
-
-/// One entry of a layer that belongs to the package.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) path: Vec<u8>,
-    pub(crate) kind: Kind,
-    pub(crate) meta: Meta,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Dir,
-    File(FileId),
-    Symlink(Vec<u8>),
-    /// Path below the package's directory.
-    Hardlink(Vec<u8>),
-    Whiteout,
-    Opaque,
-}
 
 /// The header of an entry in the archive.
 struct Header {

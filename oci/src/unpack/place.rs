@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::tree::{Dir, FileId, Node};
+use super::entry::FileId;
+use super::tree::{Dir, Node};
 use crate::remove::{RemoveError, remove_at};
 
 /// The files in the scratch directory: each layer has a directory of its own there.
@@ -134,15 +135,32 @@ pub(super) fn rename(
     new: &[u8],
     over: bool,
 ) -> rustix::io::Result<()> {
-    // Some file systems do not support NOREPLACE. In a new directory, a plain rename has the same effect.
-    let flags = if over {
-        RenameFlags::empty()
-    } else {
-        RenameFlags::NOREPLACE
-    };
-    match rustix::fs::renameat_with(&from, old, &to, new, flags) {
-        Err(Errno::INVAL) if !over => rustix::fs::renameat(from, old, to, new),
+    if over {
+        return rustix::fs::renameat(from, old, to, new);
+    }
+    match rustix::fs::renameat_with(&from, old, &to, new, RenameFlags::NOREPLACE) {
+        // The kernel or the file system does not support NOREPLACE.
+        Err(Errno::INVAL | Errno::NOSYS) => rename_to_new(from, old, to, new),
         result => result,
+    }
+}
+
+/// Renames an entry without NOREPLACE, and fails if the new name exists. For a directory, nothing can happen between the
+/// check and the rename: an empty directory, which only this process can have made, is replaced.
+fn rename_to_new(from: impl AsFd, old: &[u8], to: impl AsFd, new: &[u8]) -> rustix::io::Result<()> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    let stat = rustix::fs::statat(&from, old, flags)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        rustix::fs::mkdirat(&to, new, Mode::RWXU)?;
+        return rustix::fs::renameat(from, old, &to, new).inspect_err(|_| {
+            // It is empty, or another process has filled it: then it stays.
+            let _removed = rustix::fs::unlinkat(&to, new, AtFlags::REMOVEDIR);
+        });
+    }
+    match rustix::fs::statat(&to, new, flags) {
+        Ok(_) => Err(Errno::EXIST),
+        Err(Errno::NOENT) => rustix::fs::renameat(from, old, to, new),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -172,5 +190,51 @@ fn replacing(
     match rustix::fs::unlinkat(files.scratch, NEW, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_noreplace_replaces_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        for (old, new) in [
+            ("file", "file2"),
+            ("file", "empty"),
+            ("dir", "file2"),
+            ("dir", "empty"),
+            ("dir", "full"),
+            ("file", "gone"),
+            ("dir", "gone2"),
+        ] {
+            for name in ["dir", "empty", "full"] {
+                fs::create_dir_all(path.join(name)).unwrap();
+            }
+            for name in ["file", "file2", "dir/content", "full/content"] {
+                fs::write(path.join(name), name).unwrap();
+            }
+            let at =
+                rustix::fs::openat(rustix::fs::CWD, path, OFlags::PATH, Mode::empty()).unwrap();
+            let renamed = rename_to_new(&at, old.as_bytes(), &at, new.as_bytes());
+            let want = match new {
+                "gone" | "gone2" => Ok(()),
+                _ => Err(Errno::EXIST),
+            };
+            assert_eq!(renamed, want, "{old} to {new}");
+            assert_eq!(path.join(old).exists(), want.is_err(), "{old} to {new}");
+        }
+        assert_eq!(fs::read_to_string(path.join("gone")).unwrap(), "file");
+        assert_eq!(
+            fs::read_to_string(path.join("gone2/content")).unwrap(),
+            "dir/content"
+        );
+        assert_eq!(fs::read_to_string(path.join("file2")).unwrap(), "file2");
     }
 }

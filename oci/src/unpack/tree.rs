@@ -7,12 +7,9 @@
 use std::collections::BTreeMap;
 
 use super::EntryError;
-use super::layer::{Entry, Kind, Meta};
+use super::entry::{Entry, FileId, Kind, Meta};
 use super::name::PACKAGE_DIR;
 use crate::limits::{Limit, Limits};
-
-/// A file in the scratch directory: the position of its layer, and its number in that layer.
-pub(crate) type FileId = (u32, u32);
 
 const MAX_SYMLINKS: u32 = 40;
 

@@ -6,6 +6,7 @@ use std::io::{self, BufReader, Read, Seek as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
+use zstd::stream::raw::{DParameter, Operation as _};
 
 use super::LayerError;
 use crate::digest::{Digest, Hasher, HashingReader};
@@ -29,11 +30,7 @@ static LARGE_WINDOW: Mutex<()> = Mutex::new(());
 pub(super) enum Decoder {
     Plain(Box<Raw>),
     Gzip(Box<MultiGzDecoder<BufReader<Raw>>>),
-    Zstd {
-        decoder: Box<zstd::stream::read::Decoder<'static, BufReader<Raw>>>,
-        /// The lock that a decoder with a large window holds.
-        _alone: Option<MutexGuard<'static, ()>>,
-    },
+    Zstd(Box<Frames>),
 }
 
 impl Decoder {
@@ -48,16 +45,7 @@ impl Decoder {
         Ok(match compression(&start).unwrap_or(labelled) {
             Compression::None => Self::Plain(Box::new(raw)),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(buffered(raw)))),
-            Compression::Zstd => {
-                let alone = (zstd_window(&start) > ZSTD_MANY)
-                    .then(|| LARGE_WINDOW.lock().unwrap_or_else(PoisonError::into_inner));
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered(raw))?;
-                decoder.window_log_max(ZSTD_WINDOW)?;
-                Self::Zstd {
-                    decoder: Box::new(decoder),
-                    _alone: alone,
-                }
-            }
+            Compression::Zstd => Self::Zstd(Box::new(Frames::new(raw)?)),
         })
     }
 
@@ -66,7 +54,7 @@ impl Decoder {
         let mut raw = match self {
             Self::Plain(raw) => *raw,
             Self::Gzip(decoder) => decoder.into_inner().into_inner(),
-            Self::Zstd { decoder, .. } => decoder.finish().into_inner(),
+            Self::Zstd(frames) => frames.raw,
         };
         io::copy(&mut raw, &mut io::sink())?;
         Ok(raw.finish())
@@ -78,18 +66,96 @@ impl Read for Decoder {
         match self {
             Self::Plain(raw) => raw.read(buffer),
             Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd { decoder, .. } => decoder.read(buffer),
+            Self::Zstd(frames) => frames.read(buffer),
         }
+    }
+}
+
+/// Decompresses a zstd blob, which consists of frames. Each frame has a window of its own, so the header of each one
+/// is looked at before the decoder reads it.
+pub(super) struct Frames {
+    raw: Raw,
+    decoder: zstd::stream::raw::Decoder<'static>,
+    /// Compressed bytes that the decoder has not read yet: those from `start` to `end`.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// The next compressed byte is the first of a frame.
+    is_between_frames: bool,
+    /// The lock, from the first frame with a large window on.
+    alone: Option<MutexGuard<'static, ()>>,
+}
+
+impl Frames {
+    fn new(raw: Raw) -> io::Result<Self> {
+        let mut decoder = zstd::stream::raw::Decoder::new()?;
+        decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW))?;
+        Ok(Self {
+            raw,
+            decoder,
+            buffer: vec![0; RAW_BUFFER],
+            start: 0,
+            end: 0,
+            is_between_frames: true,
+            alone: None,
+        })
+    }
+
+    /// The next compressed bytes: at least `count`, except at the end of the blob.
+    fn peek(&mut self, count: usize) -> io::Result<&[u8]> {
+        if self.end - self.start < count {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        while self.end - self.start < count {
+            match self.raw.read(&mut self.buffer[self.end..])? {
+                0 => break,
+                read => self.end += read,
+            }
+        }
+        Ok(&self.buffer[self.start..self.end])
+    }
+}
+
+impl Read for Frames {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while !out.is_empty() {
+            if self.is_between_frames {
+                let header = self.peek(ZSTD_HEADER)?;
+                if header.is_empty() {
+                    break;
+                }
+                if zstd_window(header) > ZSTD_MANY && self.alone.is_none() {
+                    self.alone = Some(LARGE_WINDOW.lock().unwrap_or_else(PoisonError::into_inner));
+                }
+                self.is_between_frames = false;
+            }
+            let is_end = self.peek(1)?.is_empty();
+            let input = &self.buffer[self.start..self.end];
+            let status = self.decoder.run_on_buffers(input, out)?;
+            self.start += status.bytes_read;
+            self.is_between_frames = status.remaining == 0;
+            if status.bytes_written > 0 {
+                return Ok(status.bytes_written);
+            }
+            if is_end && !self.is_between_frames {
+                let message = "the last zstd frame is incomplete";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+            }
+        }
+        Ok(0)
     }
 }
 
 const TAR_MAGIC: usize = 257;
 const TAR_MAGIC_END: u64 = 262;
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// The size of the largest zstd frame header.
+const ZSTD_HEADER: usize = 18;
 
 /// How a blob that starts with these bytes is compressed, if they tell.
 fn compression(start: &[u8]) -> Option<Compression> {
-    let is_skippable = |start: &[u8]| matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
     if start.starts_with(&[0x1f, 0x8b]) {
         Some(Compression::Gzip)
     } else if start.starts_with(&ZSTD_MAGIC) || is_skippable(start) {
@@ -104,9 +170,18 @@ fn compression(start: &[u8]) -> Option<Compression> {
     }
 }
 
-/// The window of the first frame, as a power of two, rounded up. If the bytes do not tell it, the largest window.
+/// Whether a zstd frame that starts with these bytes has no content. The decoder skips it.
+fn is_skippable(start: &[u8]) -> bool {
+    matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// The window of a frame that starts with these bytes, as a power of two, rounded up. If the bytes do not tell it, the
+/// largest window.
 fn zstd_window(start: &[u8]) -> u32 {
     const SINGLE_SEGMENT: u8 = 0x20;
+    if is_skippable(start) {
+        return 0;
+    }
     match start.strip_prefix(&ZSTD_MAGIC) {
         // A frame with this flag has a window as large as its content. The size of the content is stored in one to
         // eight bytes.
@@ -260,6 +335,77 @@ mod tests {
         }
         assert_eq!(zstd_window(b"anything else"), ZSTD_WINDOW);
         assert_eq!(zstd_window(&ZSTD_MAGIC), ZSTD_WINDOW);
+        assert_eq!(zstd_window(&skippable(4)), 0);
+    }
+
+    /// A frame without content, of this size.
+    fn skippable(size: usize) -> Vec<u8> {
+        let mut frame = vec![0x50, 0x2a, 0x4d, 0x18];
+        frame.extend(u32::try_from(size).unwrap().to_le_bytes());
+        frame.resize(frame.len() + size, 0);
+        frame
+    }
+
+    /// A frame that does not state the size of its content, with a window of this size.
+    fn frame(window: u32, content: &[u8]) -> Vec<u8> {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window).unwrap();
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn decoder(blob: &[u8]) -> Decoder {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(blob).unwrap();
+        file.rewind().unwrap();
+        Decoder::new(file, Compression::Zstd).unwrap()
+    }
+
+    fn is_alone(decoder: &Decoder) -> bool {
+        match decoder {
+            Decoder::Zstd(frames) => frames.alone.is_some(),
+            Decoder::Plain(_) | Decoder::Gzip(_) => false,
+        }
+    }
+
+    #[test]
+    fn a_later_frame_with_a_large_window_is_decoded_alone() {
+        let blob = [frame(20, b"small"), frame(ZSTD_MANY + 1, b"large")].concat();
+        let mut decoder = decoder(&blob);
+        let mut small = [0; 5];
+        decoder.read_exact(&mut small).unwrap();
+        assert_eq!((&small, is_alone(&decoder)), (b"small", false));
+        let mut rest = Vec::new();
+        decoder.read_to_end(&mut rest).unwrap();
+        assert_eq!((rest.as_slice(), is_alone(&decoder)), (&b"large"[..], true));
+        assert_eq!(decoder.finish().unwrap(), Digest::of(&blob));
+    }
+
+    #[test]
+    fn frames_may_begin_anywhere_in_the_buffer() {
+        let content = vec![b'x'; 1 << 20];
+        for before_end in 0..=ZSTD_HEADER {
+            let mut blob = skippable(RAW_BUFFER - 8 - before_end);
+            for _ in 0..3 {
+                blob.extend(frame(20, &content));
+            }
+            let mut decoder = decoder(&blob);
+            let mut got = Vec::new();
+            decoder.read_to_end(&mut got).unwrap();
+            assert_eq!(got.len(), 3 << 20, "{before_end}");
+            assert!(!is_alone(&decoder), "{before_end}");
+            assert_eq!(decoder.finish().unwrap(), Digest::of(&blob));
+        }
+    }
+
+    #[test]
+    fn a_blob_that_ends_within_a_frame_is_an_error() {
+        let whole = frame(20, b"content");
+        for length in 5..whole.len() {
+            let mut got = Vec::new();
+            let error = decoder(&whole[..length]).read_to_end(&mut got).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{length}");
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Bus {
         let Err(error) = self.noting_loss(plain).await else {
             return Ok(());
         };
-        tracing::warn!(%error, "logind does not reboot: starting reboot.target");
+        tracing::warn!(%error, "logind does not reboot the host: starting reboot.target");
         let manager = self.manager().await?;
         let queued = self
             .slow(

@@ -113,6 +113,9 @@ fn values_from_everywhere() {
         (field("status.hostIP"), Some("10.0.0.1")),
         (resource("limits.cpu", None), Some("2")),
         (resource("limits.cpu", Some("1m")), Some("1500")),
+        (resource("limits.cpu", Some("0")), Some("2")),
+        (resource("limits.cpu", Some("0m")), Some("2")),
+        (resource("limits.memory", Some("0Ki")), Some("2147483648")),
         (resource("limits.memory", Some("1Mi")), Some("2048")),
         (resource("requests.cpu", None), Some("0")),
     ] {
@@ -132,7 +135,7 @@ fn what_is_missing_is_named() {
         (secret("s", "no", false), "env X: secret s has no key no"),
         (
             secret("s", "binary", true),
-            "env X: key binary of secret s is not text, which a variable has to be",
+            "env X: key binary of secret s is not UTF-8 text, and an environment variable can hold nothing else",
         ),
         (
             config_map("no", "k", false),
@@ -147,8 +150,12 @@ fn what_is_missing_is_named() {
             "env X: resourceFieldRef limits.disk",
         ),
         (
+            resource("limits.cpu", Some("-1")),
+            "env X: resourceFieldRef limits.cpu: divisor -1 must be positive",
+        ),
+        (
             field("status.phase"),
-            "env X: fieldRef status.phase is not known",
+            "env X: fieldRef status.phase is not supported",
         ),
         (EnvVarSource::default(), "env X: valueFrom names a source"),
     ] {

@@ -1,12 +1,12 @@
 #![expect(clippy::disallowed_methods, reason = "tests make files")]
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, chown, lchown, symlink};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::XattrFlags;
+use skyhook_testkit::{in_own_mounts, is_root};
 use tempfile::TempDir;
 
 use super::*;
@@ -256,21 +256,21 @@ fn what_cannot_be_laid_is_told_with_the_hosts_paths() {
                 directory(t.on_host("etc/f"), 0o755);
                 file(t.in_root_dir("etc/f"), "new", 0o644);
             },
-            "/etc/f: laying what root_dir has for it failed: it is a file in root_dir and a directory on the host: remove one of them",
+            "/etc/f: copying from root_dir failed: it is a file in root_dir and a directory on the host: remove one of them",
         ),
         (
             |t| {
                 file(t.on_host("etc/d"), "", 0o644);
                 directory(t.in_root_dir("etc/d"), 0o755);
             },
-            "/etc/d: laying what root_dir has for it failed: it is a directory in root_dir and a file on the host: remove one of them",
+            "/etc/d: copying from root_dir failed: it is a directory in root_dir and a file on the host: remove one of them",
         ),
         (
             |t| {
                 directory(t.on_host("etc/l"), 0o755);
                 link("/new", t.in_root_dir("etc/l"));
             },
-            "/etc/l: laying what root_dir has for it failed: it is a symlink in root_dir and a directory on the host: remove one of them",
+            "/etc/l: copying from root_dir failed: it is a symlink in root_dir and a directory on the host: remove one of them",
         ),
         (
             |t| {
@@ -326,16 +326,6 @@ fn time_is_kept_and_what_is_the_same_is_not_written() {
     assert_eq!(seen(&test.on_host("etc/f")), "644 more");
 }
 
-fn is_root(test: &str) -> bool {
-    if nix::unistd::geteuid().is_root() {
-        return true;
-    }
-    assert!(std::env::var_os("CI").is_none(), "CI runs {test} as root");
-    let mut errors = std::io::stderr().lock();
-    let _closed = writeln!(errors, "\n!!!! SKIPPED {test}: it needs root");
-    false
-}
-
 #[test]
 fn owner_and_attributes_of_the_hosts_file_stay() {
     if !is_root("owner_and_attributes_of_the_hosts_file_stay") {
@@ -385,26 +375,8 @@ fn acl_entry(tag: u16, permissions: u16, id: u32) -> Vec<u8> {
 /// For example, something is mounted on `/etc/hosts` when the host is itself a container.
 #[test]
 fn a_file_on_which_something_is_mounted_is_written_in_place() {
-    const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";
-    const TEST: &str = "a_file_on_which_something_is_mounted_is_written_in_place";
-    if !is_root(TEST) {
-        return;
-    }
-    if std::env::var_os(INSIDE).is_none() {
-        let again = Command::new("unshare")
-            .args(["--mount", "--propagation", "private"])
-            .arg(std::env::current_exe().unwrap())
-            .args([&format!("prepare::root_dir::tests::{TEST}"), "--exact"])
-            .args(["--nocapture"])
-            .env(INSIDE, "1")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&again.stdout);
-        let errors = String::from_utf8_lossy(&again.stderr);
-        assert!(
-            again.status.success() && text.contains("1 passed"),
-            "{text}{errors}"
-        );
+    let test = "prepare::root_dir::tests::a_file_on_which_something_is_mounted_is_written_in_place";
+    if !in_own_mounts(test) {
         return;
     }
     let test = Test::new();

@@ -28,7 +28,7 @@ pub(super) fn remove_left_overs(files: &Root, copies: &str) {
             .directory(Path::new(copies).join(&skyhook))
             .map(|directory| remove_left_over_unpacks(&directory));
         if let Ok(Err(error)) = removed {
-            tracing::warn!(skyhook = %skyhook.display(), error = %chain(&error), "what an unpack has left cannot be removed");
+            tracing::warn!(skyhook = %skyhook.display(), error = %chain(&error), "the files of an interrupted unpack cannot be removed");
         }
     }
 }

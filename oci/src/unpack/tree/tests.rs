@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::layer::{Entry, Kind, Meta};
+use super::super::entry::{Entry, Kind, Meta};
 use super::*;
 
 fn meta() -> Meta {

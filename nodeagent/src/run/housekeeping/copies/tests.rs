@@ -1,7 +1,6 @@
 #![expect(clippy::disallowed_methods, reason = "tests make files")]
 
 use std::fs;
-use std::io::Write as _;
 use std::process::Command;
 
 use super::super::disk_bytes;
@@ -127,32 +126,8 @@ fn what_a_killed_unpack_has_left_goes_and_what_another_is_at_stays() {
 /// A step may leave the host's root directory mounted in its copy directory.
 #[test]
 fn what_is_mounted_in_a_copy_is_neither_removed_nor_counted() {
-    const INSIDE: &str = "SKYHOOK_TEST_IN_OWN_MOUNTS";
-    const TEST: &str = "what_is_mounted_in_a_copy_is_neither_removed_nor_counted";
-    if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs {TEST} as root");
-        let mut errors = std::io::stderr().lock();
-        let _closed = writeln!(errors, "\n!!!! SKIPPED {TEST}: it mounts, which needs root");
-        return;
-    }
-    if std::env::var_os(INSIDE).is_none() {
-        let again = Command::new("unshare")
-            .args(["--mount", "--propagation", "private"])
-            .arg(std::env::current_exe().unwrap())
-            .args([
-                &format!("run::housekeeping::copies::tests::{TEST}"),
-                "--exact",
-            ])
-            .args(["--nocapture"])
-            .env(INSIDE, "1")
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&again.stdout);
-        let errors = String::from_utf8_lossy(&again.stderr);
-        assert!(
-            again.status.success() && text.contains("1 passed"),
-            "{text}{errors}"
-        );
+    let test = "run::housekeeping::copies::tests::what_is_mounted_in_a_copy_is_neither_removed_nor_counted";
+    if !skyhook_testkit::in_own_mounts(test) {
         return;
     }
     let host = tempfile::tempdir().unwrap();
