@@ -157,19 +157,19 @@ pub struct RunArgs {
     pub step_timeout_seconds: Option<u64>,
     #[command(flatten)]
     pub step_defaults: StepDefaults,
-    /// Do everything again after a reboot that Skyhook did not ask for.
+    /// Run all packages again after a reboot that Skyhook did not ask for.
     #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub reapply_on_reboot: bool,
     /// Longest time that the restart of one unit may take, in seconds.
     #[arg(long, env = "UNIT_TIMEOUT_SECONDS", default_value_t = 600)]
     pub unit_timeout_seconds: u64,
-    /// How long a reboot waits for those who inhibit it, in seconds.
+    /// How long a reboot waits for programs that inhibit a shutdown, in seconds. Then the host reboots anyway.
     #[arg(long, env = "INHIBITOR_TIMEOUT_SECONDS", default_value_t = 300)]
     pub inhibitor_timeout_seconds: u64,
-    /// How long the host may take to go down for a reboot before that is reported, in seconds.
+    /// How long the host may take to go down for a reboot before the agent reports an error, in seconds.
     #[arg(long, env = "REBOOT_TIMEOUT_SECONDS", default_value_t = 600)]
     pub reboot_timeout_seconds: u64,
-    /// How many reboots one version of a package may ask for before it comes to its end.
+    /// How many reboots one version of a package may ask for until it is complete.
     #[arg(long, env = "SKYHOOK_REBOOT_CAP", default_value_t = RebootCap::default().0, value_parser = clap::value_parser!(u32).range(1..))]
     pub reboot_cap: u32,
     /// Directory on the host with containerd's settings of registries (mirrors, certificates), used when it exists.

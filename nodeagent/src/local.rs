@@ -115,7 +115,7 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
         _ = interrupted.recv() => {}
     }
     if let Some(id) = running.get() {
-        eprintln!("\nending the step that runs, which may take its grace period");
+        eprintln!("\nending the running step; this can take as long as its grace period");
         let steps = scratch.path().join("steps");
         let runner = Supervisors::new(None, steps.clone(), steps);
         runner.end(id);

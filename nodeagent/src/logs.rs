@@ -105,13 +105,20 @@ impl LogPair {
 }
 
 impl Bounded {
+    /// Opens the file, which must be a regular one: a named pipe would block the supervisor.
     fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o640)
+            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
             .open(path)?;
-        let written = file.metadata()?.len();
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            let message = format!("{} is not a regular file", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        let written = metadata.len();
         Ok(Self {
             file: BufWriter::with_capacity(16 << 10, file),
             written,
@@ -301,6 +308,30 @@ mod tests {
         };
         let pair = LogPair::create(&log, Timestamp::now()).unwrap();
         assert_eq!(pair.problem(), None);
+    }
+
+    #[test]
+    fn a_named_pipe_or_a_symlink_in_the_place_of_a_log_is_an_error() {
+        let log = |directory: &Path| LogFile {
+            directory: directory.to_owned(),
+            step: "a.sh".into(),
+        };
+        let time = Timestamp::UNIX_EPOCH;
+        for kind in ["pipe", "symlink"] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("a.sh-1970-01-01-000000.log");
+            if kind == "pipe" {
+                let mode = rustix::fs::Mode::RUSR;
+                rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+            } else {
+                std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+            }
+            let log = log(directory.path());
+            let (sender, receiver) = std::sync::mpsc::channel();
+            std::thread::spawn(move || sender.send(LogPair::create(&log, time).is_err()));
+            let refused = receiver.recv_timeout(std::time::Duration::from_secs(10));
+            assert_eq!(refused, Ok(true), "{kind}");
+        }
     }
 
     #[test]

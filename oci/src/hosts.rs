@@ -116,7 +116,7 @@ impl Endpoint {
         let mut base =
             Url::parse(&format!("{scheme}://{rest}")).map_err(|error| wrong(&error.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") {
-            return Err(wrong("only http and https are known"));
+            return Err(wrong("only http and https are supported"));
         }
         if !base.username().is_empty() || base.password().is_some() {
             return Err(wrong("credentials belong in a pull secret"));

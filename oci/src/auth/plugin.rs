@@ -345,7 +345,7 @@ fn parse(text: &str) -> Result<Vec<Provider>, String> {
                 name, api_version, ..
             } = provider;
             return Err(format!(
-                "provider {name} has apiVersion {api_version:?}, only {API_VERSION:?} is known"
+                "provider {name} has apiVersion {api_version:?}, only {API_VERSION:?} is supported"
             ));
         }
         if provider.name.is_empty() || provider.name.contains('/') || provider.name == ".." {
@@ -356,7 +356,7 @@ fn parse(text: &str) -> Result<Vec<Provider>, String> {
         }
         if go_duration(&provider.default_cache_duration).is_none() {
             return Err(format!(
-                "provider {}: defaultCacheDuration is no duration",
+                "provider {}: defaultCacheDuration is not a duration",
                 provider.name
             ));
         }

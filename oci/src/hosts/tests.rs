@@ -115,7 +115,7 @@ fn what_is_wrong_is_named() {
     };
     assert_eq!(
         url("ftp://x"),
-        "\"ftp://x\" is not a registry URL: only http and https are known"
+        "\"ftp://x\" is not a registry URL: only http and https are supported"
     );
     assert_eq!(
         url("https://u:p@x"),

@@ -105,7 +105,7 @@ impl Found {
                 self.add(
                     Severity::Warning,
                     &field,
-                    "is not a mode that anything runs",
+                    "is not a mode: no stage runs its steps",
                 );
             }
             let Value::Array(steps) = steps else {
@@ -123,7 +123,7 @@ impl Found {
             }
         }
         if checked.is_empty() {
-            self.error::<()>("modes", "has no step at all");
+            self.error::<()>("modes", "must have at least one step");
         } else if checked.keys().all(|mode| mode.ends_with(CHECK)) {
             self.error::<()>(
                 "modes",

@@ -118,7 +118,7 @@ fn each_rule_names_its_field() {
         ),
         (
             |v| v["modes"] = json!({}),
-            &["error: modes: has no step at all"],
+            &["error: modes: must have at least one step"],
         ),
         (
             |v| v["modes"] = json!({"apply-check": [step("a")]}),
@@ -162,7 +162,7 @@ fn each_rule_names_its_field() {
         ),
         (
             |v| v["modes"]["aply"] = json!([]),
-            &["warning: modes.aply: is not a mode that anything runs"],
+            &["warning: modes.aply: is not a mode: no stage runs its steps"],
         ),
     ];
     for (index, (edit, want)) in table.into_iter().enumerate() {

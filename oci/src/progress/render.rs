@@ -130,7 +130,9 @@ impl Display {
             } => Some(format!("{what}: {reason}; again in {after_ms} ms")),
             Event::Pulled { manifest } => Some(format!("pulled {manifest}")),
             Event::Unpacking { manifest } => Some(format!("unpacking {}", manifest.short())),
-            Event::Unpacked { entries } => Some(format!("unpacked {entries} entries")),
+            Event::Unpacked { entries } => {
+                Some(format!("unpacked {entries} files and directories"))
+            }
         }
     }
 

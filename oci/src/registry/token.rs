@@ -99,7 +99,10 @@ impl TokenRequest<'_> {
             ));
         }
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(denied(&host, "its token server is not reached by HTTP"));
+            return Err(denied(
+                &host,
+                "the URL of its token server is neither http nor https",
+            ));
         }
         let mut fields = vec![("scope", self.scope)];
         fields.extend(self.service.map(|service| ("service", service)));
@@ -109,7 +112,8 @@ impl TokenRequest<'_> {
                 ("client_id", "skyhook"),
                 ("refresh_token", token.as_str()),
             ];
-            let mut form = Url::parse("form:").map_err(|_| denied(&host, "no form"))?;
+            let mut form = Url::parse("form:")
+                .map_err(|_| denied(&host, "the request for a token cannot be written"))?;
             form.query_pairs_mut()
                 .extend_pairs(fields)
                 .extend_pairs(identity);

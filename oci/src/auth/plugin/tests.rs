@@ -177,11 +177,11 @@ fn configurations_that_cannot_work_are_refused() {
         ),
         (
             provider("").replace("1h", "soon"),
-            "provider a: defaultCacheDuration is no duration",
+            "provider a: defaultCacheDuration is not a duration",
         ),
         (
             provider("").replace("io/v1,", "io/v1alpha1,"),
-            "provider a has apiVersion \"credentialprovider.kubelet.k8s.io/v1alpha1\", only \"credentialprovider.kubelet.k8s.io/v1\" is known",
+            "provider a has apiVersion \"credentialprovider.kubelet.k8s.io/v1alpha1\", only \"credentialprovider.kubelet.k8s.io/v1\" is supported",
         ),
     ];
     for (text, want) in table {
