@@ -273,7 +273,7 @@ impl NodeFact {
     #[must_use]
     pub fn is_control_plane(&self) -> bool {
         let mut labels = names::CONTROL_PLANE_LABELS.iter();
-        labels.any(|label| self.labels.contains_key(*label))
+        labels.any(|label| self.labels.contains_key(label))
     }
 
     /// The record of a Skyhook on this node; an empty record when the Skyhook was never there.

@@ -3,9 +3,16 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
+use skyhook_coordinator::apply::Applier;
 use skyhook_coordinator::config::Settings;
+use skyhook_fleet::effect::Effect;
+use skyhook_fleet::index::Change;
+use skyhook_fleet::outcome::Outcome;
 use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::bench::{Fixture, InProcess, status};
 use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
@@ -119,4 +126,87 @@ async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Re
         .until("sample", MINUTE, |s| status(s) == "complete")
         .await?;
     coordinator.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_says_nothing_of_a_skyhook_that_is_gone() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let _agents = fixture.workers(1, Duration::ZERO).await?;
+    let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
+    let packages = json!({ "thing": { "version": "1.0.0", "image": "example.com/thing" } });
+    fixture
+        .skyhook(json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1",
+            "kind": "Skyhook",
+            "metadata": { "name": "sample" },
+            "spec": { "packages": packages },
+        }))
+        .await?;
+    fixture
+        .until("sample", MINUTE, |s| status(s) == "complete")
+        .await?;
+    let plane = &fixture.plane;
+    let nodes = async || plane.kubectl(&["get", "nodes", "-o", "yaml"]).await;
+    let said = ["skyhook.nvidia.com/sample/NotReady", "status_sample"];
+    eventually(MINUTE, async || {
+        let nodes = nodes().await?;
+        let all = said.iter().all(|word| nodes.contains(word));
+        ensure!(all, "the Node says nothing of the Skyhook: {nodes}");
+        Ok(())
+    })
+    .await?;
+    plane.kubectl(&["delete", "skyhook", "sample"]).await?;
+    eventually(MINUTE, async || {
+        let nodes = nodes().await?;
+        let none = said.iter().all(|word| !nodes.contains(word));
+        ensure!(none, "the Node still says something: {nodes}");
+        let kept = nodes.contains("nodeState_sample") && nodes.contains("type: Ready");
+        ensure!(kept, "the record or a foreign condition is gone: {nodes}");
+        Ok(())
+    })
+    .await?;
+    coordinator.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disruption_budget_is_told_from_a_server_that_is_too_busy() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    fixture.node("worker-1", &[]).await?;
+    let pods: Api<Pod> = Api::namespaced(fixture.client.clone(), "default");
+    let pod = json!({
+        "metadata": { "name": "web", "labels": { "app": "web" } },
+        "spec": { "nodeName": "worker-1", "containers": [{ "name": "c", "image": "example.com/c" }] },
+    });
+    let pod = pods
+        .create(&PostParams::default(), &serde_json::from_value(pod)?)
+        .await?;
+    let running = Patch::Merge(json!({ "status": { "phase": "Running" } }));
+    pods.patch_status("web", &PatchParams::default(), &running)
+        .await?;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(fixture.client.clone(), "default");
+    let budget = json!({
+        "metadata": { "name": "web" },
+        "spec": { "minAvailable": 1, "selector": { "matchLabels": { "app": "web" } } },
+    });
+    budgets
+        .create(&PostParams::default(), &serde_json::from_value(budget)?)
+        .await?;
+    let evict = Effect::EvictPod {
+        node: "worker-1".into(),
+        lease_uid: "lease".into(),
+        namespace: "default".into(),
+        pod: "web".into(),
+        pod_uid: pod.metadata.uid.unwrap_or_default(),
+        grace_period: None,
+        by_deletion: false,
+    };
+    let applier = Applier::new(fixture.client.clone(), "default", "test");
+    match applier.apply(&evict, "2026-01-01T00:00:00Z").await {
+        Outcome::Done(Some(Change::Evicted {
+            problem: Some(problem),
+            ..
+        })) => ensure!(problem.contains("disruption budget web"), "{problem}"),
+        other => bail!("the budget was to refuse the eviction: {other:?}"),
+    }
+    Ok(())
 }

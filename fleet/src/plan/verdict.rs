@@ -1,5 +1,7 @@
 //! A node's status for one Skyhook, and why it does not move.
 
+use std::borrow::Cow;
+
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
 use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
@@ -52,19 +54,22 @@ pub(super) fn verdict(
     }
 }
 
+/// The verdict on a node that work is under way on.
+fn working(code: ReasonCode, message: impl Into<Cow<'static, str>>) -> NodeVerdict {
+    (Status::InProgress, Some(Reason::new(code, message)))
+}
+
 fn leased(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,
     lease: &InterruptionLease,
 ) -> NodeVerdict {
-    let working =
-        |code: ReasonCode, message: String| (Status::InProgress, Some(Reason::new(code, message)));
     let Some((phase, status)) = protocol::phase(lease).zip(lease.status.as_ref()) else {
         return match lease.spec.granted {
             Some(_) => working(
                 ReasonCode::AwaitingAgent,
-                "the lease is granted; the node's agent has not accepted it".to_owned(),
+                "the lease is granted; the node's agent has not accepted it",
             ),
             None => (Status::InProgress, None),
         };
@@ -74,7 +79,7 @@ fn leased(
         return match protocol::result_duty(lease, &lease::facts(node, record)) {
             ResultDuty::AwaitBoot => working(
                 ReasonCode::AwaitingNode,
-                "the kubelet has not reported the boot that the agent runs in".to_owned(),
+                "the kubelet has not reported the boot that the agent runs in",
             ),
             ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
             ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
@@ -89,7 +94,7 @@ fn leased(
     // A report from an earlier boot of the host is out of date.
     if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
         let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
-        return working(ReasonCode::AwaitingAgent, message.to_owned());
+        return working(ReasonCode::AwaitingAgent, message);
     }
     let failed = status
         .packages

@@ -48,7 +48,8 @@ fn removed(plan: &Plan) -> Vec<String> {
     let labels = patch.labels.iter().filter_map(gone);
     let annotations = patch.annotations.iter().filter_map(gone);
     let conditions = patch.conditions.iter();
-    let conditions = conditions.filter_map(|(key, value)| value.is_none().then(|| key.clone()));
+    let conditions = conditions.filter(|(_, value)| value.is_none());
+    let conditions = conditions.map(|(key, _)| key.clone());
     labels.chain(annotations).chain(conditions).collect()
 }
 
