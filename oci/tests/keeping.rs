@@ -1,9 +1,10 @@
 //! The store: damaged blobs, crashes, limits of size.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use skyhook_oci::{Collected, Digest, Limits, Room, Store, StoreConfig};
 
@@ -24,6 +25,11 @@ impl Host {
             .unwrap()
             .count()
     }
+}
+
+/// A time after everything that a test has written.
+fn later() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(1)
 }
 
 #[tokio::test]
@@ -162,7 +168,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
     assert_eq!(store.pins().unwrap(), [("oldest".to_owned(), digests[0])]);
     host.assert_intact();
     assert!(store.bytes().unwrap() > 100_000);
-    store.unpin("oldest").unwrap();
+    store.unpin_others(&BTreeSet::new(), later()).unwrap();
     store.collect().unwrap();
     assert_eq!((host.blobs(), store.bytes().unwrap()), (0, 0));
     assert_eq!(store.image(&digests[0]).unwrap_err().kind(), "no_image");
@@ -292,7 +298,36 @@ async fn images_that_nobody_pins_go_when_the_disk_is_too_full() {
     store.pin("owner", &manifest).unwrap();
     store.collect().unwrap();
     assert!(store.image(&manifest).is_ok());
-    store.unpin("owner").unwrap();
+    store.unpin_others(&BTreeSet::new(), later()).unwrap();
+    store.collect().unwrap();
+    assert_eq!(host.blobs(), 0);
+}
+
+/// The next lease may have pulled and pinned an image after the list of owners was made.
+#[tokio::test]
+async fn a_pin_that_is_newer_than_the_list_of_owners_stays() {
+    let image = Image::sized(10_000);
+    let served = image.clone();
+    let liar = Liar::start(move |request| served.answer(request));
+    let host = Host::new();
+    let nothing = StoreConfig {
+        max_bytes: 0,
+        room: NO_ROOM,
+        ..StoreConfig::default()
+    };
+    let store = Store::open(host.dir.path().join("store"), nothing).unwrap();
+    let (owners, since) = (["known".to_owned()].into(), SystemTime::now());
+    let manifest = host.pull(&liar).await.unwrap().manifest_digest;
+    for owner in ["known", "gone"] {
+        store.pin(owner, &manifest).unwrap();
+    }
+    store.unpin_others(&owners, since).unwrap();
+    store.collect().unwrap();
+    assert_eq!(store.pins().unwrap().len(), 2);
+    assert!(store.image(&manifest).is_ok());
+    store.unpin_others(&owners, later()).unwrap();
+    assert_eq!(store.pins().unwrap(), [("known".to_owned(), manifest)]);
+    store.unpin_others(&BTreeSet::new(), later()).unwrap();
     store.collect().unwrap();
     assert_eq!(host.blobs(), 0);
 }

@@ -118,7 +118,7 @@ impl Agent {
                 .into_iter()
                 .filter(|kept| !gone.contains(&kept.skyhook))
                 .collect();
-            match collect_images(&store, &kept) {
+            match collect_images(&store, &kept, since) {
                 Ok(bytes) => {
                     tracing::info!(image_bytes = bytes, "garbage collection has ended");
                 }
@@ -273,16 +273,12 @@ fn disk_bytes(directory: &Path) -> u64 {
     bytes
 }
 
-/// Unpins images of packages that are no longer installed, and runs the store's garbage collection. Returns the size of
-/// the remaining images in bytes.
-fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
+/// Unpins images of packages that are no longer installed, and runs the store's garbage collection. `kept` are the
+/// packages in the journal at the time `since`. Images that were pinned later stay pinned. Returns the size of the
+/// remaining images in bytes.
+fn collect_images(store: &Store, kept: &[Kept], since: SystemTime) -> Result<u64, StoreError> {
     let owner = |kept: &Kept| format!("{}/{}", kept.skyhook, kept.key);
-    let owners: BTreeSet<String> = kept.iter().map(owner).collect();
-    for (owner, _) in store.pins()? {
-        if !owners.contains(&owner) {
-            store.unpin(&owner)?;
-        }
-    }
+    store.unpin_others(&kept.iter().map(owner).collect(), since)?;
     store.collect()?;
     store.bytes()
 }
