@@ -44,6 +44,7 @@ mod space;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
+pub(crate) use space::Leave;
 pub use space::Room;
 
 use files::{failed, list, read_record, remove_if_there};

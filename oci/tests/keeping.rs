@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use skyhook_oci::{Collected, Digest, Limits, Room, Store, StoreConfig};
+use skyhook_oci::{
+    Collected, Credentials, Digest, Limits, Puller, Reference, Room, Store, StoreConfig,
+};
 
 use crate::host::{Host, NO_ROOM, hasty};
 use crate::image::{Entry, Image, Layer, tar};
@@ -273,7 +275,7 @@ async fn a_pull_that_does_not_fit_says_what_is_needed_and_fetches_nothing() {
             && text.contains(" free, and 10737418"),
         "{text}"
     );
-    assert!(error.needs_room());
+    assert_eq!(error.kind(), "no_room");
     assert_eq!(liar.count("/blobs/"), 0);
 }
 
@@ -330,4 +332,70 @@ async fn a_pin_that_is_newer_than_the_list_of_owners_stays() {
     store.unpin_others(&BTreeSet::new(), later()).unwrap();
     store.collect().unwrap();
     assert_eq!(host.blobs(), 0);
+}
+
+impl Host {
+    /// Pulls an image as an agent does.
+    async fn pull_making_room(&self, image: &Image) -> Result<Digest, skyhook_oci::PullError> {
+        let served = image.clone();
+        let liar = Liar::start(move |request| served.answer(request));
+        let reference: Reference = format!("{}/p:1", liar.host()).parse().unwrap();
+        let anonymous = Credentials::anonymous();
+        let pulled = self.puller.pull_making_room(&reference, &anonymous).await?;
+        Ok(pulled.manifest_digest)
+    }
+}
+
+#[tokio::test]
+async fn images_that_nobody_pins_go_before_a_pull_that_would_leave_too_little_room() {
+    // The disk must be completely free, which is never the case.
+    let config = StoreConfig {
+        room: Room {
+            percent: 100,
+            bytes: u64::MAX,
+            after_pull: 0,
+        },
+        ..StoreConfig::default()
+    };
+    let host = Host::with_store(hasty(), config);
+    let [unused, pinned, new] = [10_000, 11_000, 12_000].map(Image::sized);
+    let mut digests = Vec::new();
+    for image in [&unused, &pinned] {
+        let served = image.clone();
+        let liar = Liar::start(move |request| served.answer(request));
+        digests.push(host.pull(&liar).await.unwrap().manifest_digest);
+    }
+    host.store.pin("owner", &digests[1]).unwrap();
+    let digest = host.pull_making_room(&new).await.unwrap();
+    assert!(host.store.image(&digest).is_ok());
+    assert_eq!(
+        host.store.image(&digests[0]).unwrap_err().kind(),
+        "no_image"
+    );
+    assert!(host.store.image(&digests[1]).is_ok());
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_fit_is_pulled_after_another_was_removed() {
+    let test = "keeping::an_image_that_does_not_fit_is_pulled_after_another_was_removed";
+    if !skyhook_testkit::in_own_mounts(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=2m", "none"]);
+    assert!(mount.arg(dir.path()).status().unwrap().success());
+    let store = Store::open(dir.path().join("store"), StoreConfig::default()).unwrap();
+    let puller = Puller::new(store.clone(), hasty());
+    let host = Host { dir, store, puller };
+    let [old, new] = [1_200_000, 1_300_000].map(Image::sized);
+    let old = host.pull_making_room(&old).await.unwrap();
+    host.store.pin("owner", &old).unwrap();
+    let error = host.pull_making_room(&new).await.unwrap_err();
+    assert_eq!(error.kind(), "no_room");
+    assert!(host.store.image(&old).is_ok(), "a pinned image stays");
+    host.store.unpin_others(&BTreeSet::new(), later()).unwrap();
+    let new = host.pull_making_room(&new).await.unwrap();
+    assert!(host.store.image(&new).is_ok());
+    assert_eq!(host.store.image(&old).unwrap_err().kind(), "no_image");
 }
