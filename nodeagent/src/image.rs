@@ -7,7 +7,7 @@ use std::time::Duration;
 use skyhook_crds::package::Package;
 use skyhook_oci::{
     Credentials, Digest, PluginConfig, Progress, PullError, Puller, PullerConfig, Reference,
-    ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError, chain,
+    ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
 };
 
 /// Why an image could not be pulled or stored.
@@ -129,23 +129,10 @@ impl Images {
             &package.version,
             package.container_sha.as_deref(),
         )?;
-        let mut pulled = self.puller.pull(&reference, credentials).await;
-        if pulled.as_ref().is_err_and(PullError::needs_room) {
-            // The disk is full: remove unused images, and pull again.
-            let store = self.store.clone();
-            let collected = tokio::task::spawn_blocking(move || store.collect()).await;
-            match collected {
-                Ok(Ok(collected)) if collected.bytes > 0 => {
-                    pulled = self.puller.pull(&reference, credentials).await;
-                }
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(error = %chain(&error), "old images cannot be removed");
-                }
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            }
-        }
-        let pulled = pulled?;
+        let pulled = self
+            .puller
+            .pull_making_room(&reference, credentials)
+            .await?;
         tracing::info!(
             %reference,
             resolved = %pulled.resolved_digest,

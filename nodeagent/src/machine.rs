@@ -54,7 +54,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 entry.image_digest = digest;
                 // A failing package keeps its message, which says why it fails.
                 if entry.state != State::Erroring {
-                    entry.message = String::new();
+                    entry.message.clear();
                 }
             }
         }
@@ -63,7 +63,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         }
         Event::StageReady { key, plan } => stage_ready(&mut p, &key, plan, now),
         Event::StageFailed { key, reason, class } => {
-            stage_failed(&mut p, &key, reason, class, now);
+            stage_failed(&mut p, &key, &reason, class, now);
         }
         Event::StepExited { key, id, outcome } => step_exited(&mut p, &key, id, outcome, now),
         Event::StepLost { key, id, problem } => step_lost(&mut p, &key, id, problem, now),
@@ -193,23 +193,24 @@ fn image_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, no
     let delay_ms = retry::delay_of_class_ms(class, attempts, &what);
     // The package is not `Erroring`: nothing on the host has changed.
     let reason = format!("image cannot be pulled: {reason}");
-    wait_for_image(entry, reason, attempts, delay_ms, now);
+    wait_for_image(entry, &reason, attempts, delay_ms, now);
 }
 
 /// Schedules the next pull of the image. If the delay is long, the package's message says when the next pull is.
-fn wait_for_image(entry: &mut Entry, reason: String, attempts: u32, delay_ms: i64, now: i64) {
+fn wait_for_image(entry: &mut Entry, reason: &str, attempts: u32, delay_ms: i64, now: i64) {
     let retry_at = now + delay_ms;
     entry.image_state = ImageState::Failed {
         attempts,
         retry_at,
         delay_ms,
     };
-    entry.message = reason;
     if retry::is_long(delay_ms) {
         let at = progress::time(retry_at);
-        entry.message.push_str(&format!(
-            "; the next try is at {at}, or at once when the Skyhook is changed or the agent's pod is deleted"
+        entry.say(&format!(
+            "{reason}; the next try is at {at}, or at once when the Skyhook is changed or the agent's pod is deleted"
         ));
+    } else {
+        entry.say(reason);
     }
 }
 
@@ -248,20 +249,20 @@ fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
             stage_done(p, key, now);
         } else {
             let reason = text::joined(&cursor.failed);
-            fail(p, key, Half::Check, reason, now);
+            fail(p, key, Half::Check, &reason, now);
         }
     } else if let Some(entry) = p.entries.get_mut(key) {
         entry.doing = Doing::Ready(cursor);
     }
 }
 
-fn stage_failed(p: &mut Progress, key: &str, reason: String, class: RetryClass, now: i64) {
+fn stage_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, now: i64) {
     let half = match p.entries.get(key).map(|e| &e.doing) {
         Some(Doing::Preparing { half }) => *half,
         Some(Doing::Step(cursor)) => cursor.half,
         None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. }) => return,
     };
-    fail(p, key, half, reason.clone(), now);
+    fail(p, key, half, reason, now);
     let what = format!("{} {key}", p.lease);
     if let Some(entry) = p.entries.get_mut(key) {
         match class {
@@ -289,7 +290,7 @@ fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64)
         ..cursor
     };
     match (next.half, outcome) {
-        (Half::Main, Outcome::Failed(reason)) => fail(p, key, Half::Main, reason, now),
+        (Half::Main, Outcome::Failed(reason)) => fail(p, key, Half::Main, &reason, now),
         (Half::Check, Outcome::Failed(reason)) => {
             note_failed_check(&mut next.failed, &reason);
             go_to(p, key, next, now);
@@ -315,7 +316,7 @@ fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
         return;
     };
     if cursor.boot_id == p.boot_id {
-        return fail(p, key, cursor.half, problem, now);
+        return fail(p, key, cursor.half, &problem, now);
     }
     let Some(entry) = p.entries.get_mut(key) else {
         return;
@@ -329,7 +330,7 @@ fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
         "the host went down {} times while this step ran: the step may be the cause",
         entry.lost_with_host
     );
-    fail(p, key, cursor.half, problem, now);
+    fail(p, key, cursor.half, &problem, now);
 }
 
 fn not_started(p: &mut Progress, key: &str, id: u64) {
@@ -396,7 +397,7 @@ fn running(p: &Progress, key: &str, id: u64) -> Option<Cursor> {
     }
 }
 
-fn fail(p: &mut Progress, key: &str, half: Half, reason: String, now: i64) {
+fn fail(p: &mut Progress, key: &str, half: Half, reason: &str, now: i64) {
     let lease = p.lease.clone();
     let stopping = p.stop.is_some();
     let Some(entry) = p.entries.get_mut(key) else {
@@ -405,11 +406,11 @@ fn fail(p: &mut Progress, key: &str, half: Half, reason: String, now: i64) {
     if stopping {
         // The agent ended the step because of the stop: this is not a failure of the package.
         entry.doing = Doing::Idle;
-        entry.message = reason;
+        entry.say(reason);
         return;
     }
     entry.failures += 1;
-    entry.message = reason;
+    entry.say(reason);
     entry.set(entry.stage, State::Erroring, now);
     entry.doing = Doing::Retry {
         at: now + retry::delay_ms(entry.failures, &format!("{lease} {key}")),
@@ -428,7 +429,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     entry.lost_with_host = 0;
     entry.doing = Doing::Idle;
     entry.failures = 0;
-    entry.message = String::new();
+    entry.message.clear();
     match entry.stage {
         Stage::Uninstall if !wanted => {
             p.entries.remove(key);
@@ -442,7 +443,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
         Stage::Config => {
             entry.configured = entry.cycle.as_ref().map(|c| c.content.clone());
             if entry.interrupt().is_some() {
-                entry.message = "waiting for the interrupt".to_owned();
+                entry.say("waiting for the interrupt");
                 entry.set(Stage::Interrupt, State::Skipped, now);
             } else {
                 entry.set(Stage::Config, State::Complete, now);
@@ -474,7 +475,7 @@ fn unpark(p: &mut Progress, name: &str, now: i64) {
         .values_mut()
         .find(|e| e.name == name && e.is_parked())
     {
-        entry.message = String::new();
+        entry.message.clear();
         entry.set(Stage::Apply, State::InProgress, now);
     }
 }

@@ -465,4 +465,4 @@ fn make_executable(host: &Host, path: &Path) -> Result<(), StageError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

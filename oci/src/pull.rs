@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use crate::auth::Credentials;
 use crate::auth::plugin::Plugins;
+use crate::chain::chain;
 use crate::config::{PullerConfig, RetryClass};
 use crate::digest::Digest;
 use crate::image::{self, Document, ImageError, Manifest};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
-use crate::store::{Store, StoreError, StoredImage, blocking};
+use crate::store::{Leave, Store, StoreError, StoredImage, blocking};
 
 mod fetch;
 mod retry;
@@ -70,17 +71,6 @@ impl PullError {
         }
     }
 
-    /// Whether the pull failed because the image does not fit on the disk.
-    pub fn needs_room(&self) -> bool {
-        matches!(
-            self,
-            Self::Store {
-                source: StoreError::NoRoom { .. },
-                ..
-            }
-        )
-    }
-
     pub fn retry_class(&self) -> RetryClass {
         let transient = |is| {
             if is {
@@ -113,6 +103,7 @@ struct Run<'a> {
     reference: &'a Reference,
     session: Arc<Session>,
     progress: &'a Progress,
+    leave: Leave,
 }
 
 impl Puller {
@@ -147,8 +138,51 @@ impl Puller {
         credentials: &Credentials,
         progress: &Progress,
     ) -> Result<Pulled, PullError> {
+        self.pull_leaving(reference, credentials, progress, Leave::Least)
+            .await
+    }
+
+    /// Does the same as [`Puller::pull`]. If too little of the file system would be free after the pull, images that
+    /// nobody pins are removed before it.
+    pub async fn pull_making_room(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+    ) -> Result<Pulled, PullError> {
+        let progress = Progress::none();
+        let result = self
+            .pull_leaving(reference, credentials, &progress, Leave::Plenty)
+            .await;
+        let Err(PullError::Store {
+            source: StoreError::NoRoom { needed, .. },
+            ..
+        }) = result
+        else {
+            return result;
+        };
+        let store = self.store.clone();
+        match blocking(move || store.collect_until_free(needed)).await {
+            Ok(collected) => {
+                tracing::info!(%reference, ?collected, "removed unused images before a pull");
+            }
+            Err(error) => {
+                tracing::warn!(%reference, error = %chain(&error), "unused images cannot be removed before a pull");
+            }
+        }
+        self.pull_leaving(reference, credentials, &progress, Leave::Least)
+            .await
+    }
+
+    async fn pull_leaving(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        progress: &Progress,
+        leave: Leave,
+    ) -> Result<Pulled, PullError> {
         let deadline = self.config.deadline;
-        let result = tokio::time::timeout(deadline, self.run(reference, credentials, progress));
+        let run = self.run(reference, credentials, progress, leave);
+        let result = tokio::time::timeout(deadline, run);
         match result.await {
             Ok(result) => result.map_err(|failure| failure.of(reference)),
             Err(_) => Err(PullError::Deadline {
@@ -163,6 +197,7 @@ impl Puller {
         reference: &Reference,
         credentials: &Credentials,
         progress: &Progress,
+        leave: Leave,
     ) -> Result<Pulled, Failure> {
         let _hold = self.store.hold().await?;
         progress.say(Event::Resolving {
@@ -184,6 +219,7 @@ impl Puller {
             reference,
             session,
             progress,
+            leave,
         };
         let (resolved, manifest_digest, manifest) = run.resolve().await?;
         let fetched_bytes = run.fetch(&manifest).await?;

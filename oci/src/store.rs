@@ -19,11 +19,12 @@
     reason = "this file is the shell that keeps blobs on disk"
 )]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,9 +44,13 @@ mod space;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
+pub(crate) use space::Leave;
 pub use space::Room;
 
 use files::{failed, list, read_record, remove_if_there};
+
+/// The clock of a file system may be behind the clock of the system by this time.
+const COARSE: Duration = Duration::from_millis(100);
 
 /// The settings of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -345,7 +350,7 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps an image for `owner` until `owner` is unpinned. An owner has at most one image. Blocks while another
+    /// Keeps an image for `owner` until [`Store::unpin_others`] removes the pin. An owner has at most one image. Blocks while another
     /// process removes images.
     pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
         let _hold = self.hold_blocking()?;
@@ -357,9 +362,26 @@ impl Store {
         write_record(&self.record("pins", owner), &record)
     }
 
-    /// Removes the pin of `owner`, if there is one.
-    pub fn unpin(&self, owner: &str) -> Result<(), StoreError> {
-        remove_if_there(&self.record("pins", owner))
+    /// Removes the pins of all owners that are not in `owners`. A pin that was written at the time `since` or later
+    /// stays: its owner may be newer than `owners`. Nothing is removed while the store is in use.
+    pub fn unpin_others(
+        &self,
+        owners: &BTreeSet<String>,
+        since: SystemTime,
+    ) -> Result<(), StoreError> {
+        let Some(_alone) = self.lock_exclusively()? else {
+            return Ok(());
+        };
+        for path in list(&self.dir.join("pins"))? {
+            let record: Option<PinRecord> = read_record(&path);
+            let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
+            if record.is_some_and(|record| !owners.contains(&record.owner))
+                && written.is_ok_and(|written| written + COARSE < since)
+            {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Owners and the images they pin.

@@ -1,11 +1,14 @@
 //! The store: damaged blobs, crashes, limits of size.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use skyhook_oci::{Collected, Digest, Limits, Room, Store, StoreConfig};
+use skyhook_oci::{
+    Collected, Credentials, Digest, Limits, Puller, Reference, Room, Store, StoreConfig,
+};
 
 use crate::host::{Host, NO_ROOM, hasty};
 use crate::image::{Entry, Image, Layer, tar};
@@ -24,6 +27,11 @@ impl Host {
             .unwrap()
             .count()
     }
+}
+
+/// A time after everything that a test has written.
+fn later() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(1)
 }
 
 #[tokio::test]
@@ -162,7 +170,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
     assert_eq!(store.pins().unwrap(), [("oldest".to_owned(), digests[0])]);
     host.assert_intact();
     assert!(store.bytes().unwrap() > 100_000);
-    store.unpin("oldest").unwrap();
+    store.unpin_others(&BTreeSet::new(), later()).unwrap();
     store.collect().unwrap();
     assert_eq!((host.blobs(), store.bytes().unwrap()), (0, 0));
     assert_eq!(store.image(&digests[0]).unwrap_err().kind(), "no_image");
@@ -267,7 +275,7 @@ async fn a_pull_that_does_not_fit_says_what_is_needed_and_fetches_nothing() {
             && text.contains(" free, and 10737418"),
         "{text}"
     );
-    assert!(error.needs_room());
+    assert_eq!(error.kind(), "no_room");
     assert_eq!(liar.count("/blobs/"), 0);
 }
 
@@ -292,7 +300,102 @@ async fn images_that_nobody_pins_go_when_the_disk_is_too_full() {
     store.pin("owner", &manifest).unwrap();
     store.collect().unwrap();
     assert!(store.image(&manifest).is_ok());
-    store.unpin("owner").unwrap();
+    store.unpin_others(&BTreeSet::new(), later()).unwrap();
     store.collect().unwrap();
     assert_eq!(host.blobs(), 0);
+}
+
+/// The next lease may have pulled and pinned an image after the list of owners was made.
+#[tokio::test]
+async fn a_pin_that_is_newer_than_the_list_of_owners_stays() {
+    let image = Image::sized(10_000);
+    let served = image.clone();
+    let liar = Liar::start(move |request| served.answer(request));
+    let host = Host::new();
+    let nothing = StoreConfig {
+        max_bytes: 0,
+        room: NO_ROOM,
+        ..StoreConfig::default()
+    };
+    let store = Store::open(host.dir.path().join("store"), nothing).unwrap();
+    let (owners, since) = (["known".to_owned()].into(), SystemTime::now());
+    let manifest = host.pull(&liar).await.unwrap().manifest_digest;
+    for owner in ["known", "gone"] {
+        store.pin(owner, &manifest).unwrap();
+    }
+    store.unpin_others(&owners, since).unwrap();
+    store.collect().unwrap();
+    assert_eq!(store.pins().unwrap().len(), 2);
+    assert!(store.image(&manifest).is_ok());
+    store.unpin_others(&owners, later()).unwrap();
+    assert_eq!(store.pins().unwrap(), [("known".to_owned(), manifest)]);
+    store.unpin_others(&BTreeSet::new(), later()).unwrap();
+    store.collect().unwrap();
+    assert_eq!(host.blobs(), 0);
+}
+
+impl Host {
+    /// Pulls an image as an agent does.
+    async fn pull_making_room(&self, image: &Image) -> Result<Digest, skyhook_oci::PullError> {
+        let served = image.clone();
+        let liar = Liar::start(move |request| served.answer(request));
+        let reference: Reference = format!("{}/p:1", liar.host()).parse().unwrap();
+        let anonymous = Credentials::anonymous();
+        let pulled = self.puller.pull_making_room(&reference, &anonymous).await?;
+        Ok(pulled.manifest_digest)
+    }
+}
+
+#[tokio::test]
+async fn images_that_nobody_pins_go_before_a_pull_that_would_leave_too_little_room() {
+    // The disk must be completely free, which is never the case.
+    let config = StoreConfig {
+        room: Room {
+            percent: 100,
+            bytes: u64::MAX,
+            after_pull: 0,
+        },
+        ..StoreConfig::default()
+    };
+    let host = Host::with_store(hasty(), config);
+    let [unused, pinned, new] = [10_000, 11_000, 12_000].map(Image::sized);
+    let mut digests = Vec::new();
+    for image in [&unused, &pinned] {
+        let served = image.clone();
+        let liar = Liar::start(move |request| served.answer(request));
+        digests.push(host.pull(&liar).await.unwrap().manifest_digest);
+    }
+    host.store.pin("owner", &digests[1]).unwrap();
+    let digest = host.pull_making_room(&new).await.unwrap();
+    assert!(host.store.image(&digest).is_ok());
+    assert_eq!(
+        host.store.image(&digests[0]).unwrap_err().kind(),
+        "no_image"
+    );
+    assert!(host.store.image(&digests[1]).is_ok());
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_fit_is_pulled_after_another_was_removed() {
+    let test = "keeping::an_image_that_does_not_fit_is_pulled_after_another_was_removed";
+    if !skyhook_testkit::in_own_mounts(test) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=2m", "none"]);
+    assert!(mount.arg(dir.path()).status().unwrap().success());
+    let store = Store::open(dir.path().join("store"), StoreConfig::default()).unwrap();
+    let puller = Puller::new(store.clone(), hasty());
+    let host = Host { dir, store, puller };
+    let [old, new] = [1_200_000, 1_300_000].map(Image::sized);
+    let old = host.pull_making_room(&old).await.unwrap();
+    host.store.pin("owner", &old).unwrap();
+    let error = host.pull_making_room(&new).await.unwrap_err();
+    assert_eq!(error.kind(), "no_room");
+    assert!(host.store.image(&old).is_ok(), "a pinned image stays");
+    host.store.unpin_others(&BTreeSet::new(), later()).unwrap();
+    let new = host.pull_making_room(&new).await.unwrap();
+    assert!(host.store.image(&new).is_ok());
+    assert_eq!(host.store.image(&old).unwrap_err().kind(), "no_image");
 }

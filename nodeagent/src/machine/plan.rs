@@ -93,7 +93,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
         entry.failures = 0;
         entry.restarts = 0;
         entry.image_state = ImageState::Unknown;
-        entry.message = "will be uninstalled".to_owned();
+        entry.say("will be uninstalled");
         entry.set(Stage::Uninstall, State::InProgress, now);
     }
     // The version is going to be uninstalled, so its interrupt is no longer needed.
@@ -106,7 +106,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
 fn park(p: &mut Progress, name: &str, wanted: &Wanted, now: i64) {
     start(p, name, wanted, Stage::Apply, now);
     if let Some(entry) = p.entries.get_mut(&key(name, &wanted.version)) {
-        entry.message = "waiting until the other version is uninstalled".to_owned();
+        entry.say("waiting until the other version is uninstalled");
         entry.set(Stage::Uninstall, State::Skipped, now);
     }
 }
@@ -141,7 +141,7 @@ fn open(
     entry.doing = Doing::Idle;
     entry.failures = 0;
     entry.restarts = 0;
-    entry.message = String::new();
+    entry.message.clear();
     let state = if stage == Stage::Interrupt {
         State::Skipped
     } else {

@@ -10,6 +10,8 @@ use skyhook_crds::package::{Interrupt, PackageStatus, key};
 use skyhook_crds::revision::{RevisionData, config_digests, is_finished};
 use skyhook_crds::{Package, Stage, State};
 
+use crate::text;
+
 mod wave;
 
 pub use wave::{Part, Permit, Wave, WaveAt};
@@ -393,6 +395,11 @@ impl Entry {
             state: self.state,
             restarts: self.restarts,
         }
+    }
+
+    /// Sets the message. A text that is longer than [`text::LONGEST`] is cut in the middle.
+    pub(crate) fn say(&mut self, message: &str) {
+        self.message = text::cut(message, text::LONGEST);
     }
 
     /// Sets `stage` and `state`. If one of them changes, also sets `since`.

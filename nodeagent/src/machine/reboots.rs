@@ -82,10 +82,10 @@ pub(super) fn refuse(p: &mut Progress, now: i64) {
         };
         let cap = p.reboot_cap.0;
         if let Some(entry) = p.entries.get_mut(&key) {
-            entry.message = format!(
+            entry.say(&format!(
                 "a reboot was asked for {times} for this version (the cap is {cap}), and {why}. No further reboot is \
                  asked for: change the package's version, configuration or interrupt"
-            );
+            ));
             entry.set(Stage::Interrupt, State::Erroring, now);
         }
     }

@@ -150,11 +150,11 @@ fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
                 } else {
                     State::Skipped
                 };
-                entry.message = match &owner {
+                entry.say(&match &owner {
                     Some((o, i)) if o != key => format!("waiting for the {} by {o}", describe(i)),
                     Some((_, i)) => describe(i),
                     None => String::new(),
-                };
+                });
                 entry.set(Stage::Interrupt, state, now);
             }
         }
@@ -263,7 +263,7 @@ pub(super) fn call_off(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         return;
     };
     if let Some(entry) = p.entries.get_mut(owner) {
-        entry.message = String::new();
+        entry.message.clear();
     }
     wave.waits_for.clear();
     wave.due = false;
@@ -293,7 +293,7 @@ pub(super) fn waits(p: &mut Progress, reason: &str) {
     reason.clone_into(&mut wave.waits_for);
     let message = format!("{}: {reason}", describe(interrupt));
     if let Some(entry) = p.entries.get_mut(owner) {
-        entry.message = message;
+        entry.say(&message);
     }
 }
 
@@ -329,7 +329,7 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
         }
         entry.doing = Doing::Idle;
         entry.failures = 0;
-        entry.message = String::new();
+        entry.message.clear();
         entry.set(Stage::PostInterrupt, State::InProgress, now);
     }
 }
@@ -352,7 +352,7 @@ pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
         reboots::uncount(p);
     }
     if let Some(entry) = p.entries.get_mut(&owner) {
-        entry.message = reason.to_owned();
+        entry.say(reason);
         entry.restarts += 1;
         entry.set(Stage::Interrupt, State::Erroring, now);
     }

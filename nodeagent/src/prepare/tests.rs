@@ -333,7 +333,7 @@ fn a_step_that_was_ended_or_took_too_long_has_failed_whatever_its_exit_code() {
 }
 
 /// A store with one image. Its package has a file of this size.
-fn store_with(directory: &Path, bytes: usize, config: &str) -> (Store, Digest) {
+pub(crate) fn store_with(directory: &Path, bytes: usize, config: &str) -> (Store, Digest) {
     let folder = directory.join("image/skyhook-package");
     fs::create_dir_all(folder.join("skyhook_dir")).unwrap();
     fs::create_dir_all(folder.join("root_dir/opt")).unwrap();

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::housekeeping::first_sweep;
 use super::note::{Note, RunFacts};
 use super::steps::last_step;
 use super::time::instant;
@@ -56,6 +57,8 @@ pub(super) struct Agent {
     pub credentials: Rc<OnceCell<Credentials>>,
     /// When logs are pruned, if steps have run.
     pub prune_at: Option<Instant>,
+    /// When garbage is collected if there is no lease.
+    pub sweep_at: Instant,
     /// Bytes on the host's disk that belong to Skyhook, from the last count.
     pub disk_bytes: Option<i64>,
     /// Name of the new revision in the lease's stop, after it was compared with the running packages.
@@ -130,6 +133,7 @@ impl Agent {
             settings.state_dir.join("steps"),
         ));
         let mut agent = Self {
+            sweep_at: first_sweep(&settings.node),
             settings: Rc::new(settings),
             host,
             facts,
@@ -435,6 +439,7 @@ impl Agent {
         if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.prune_logs();
         }
+        self.collect_garbage_when_due();
         if self.machine_wake().is_some_and(|at| at <= Instant::now()) {
             self.feed(Event::Ticked);
         }
@@ -455,6 +460,7 @@ impl Agent {
             self.machine_wake(),
             self.taker.wake_at(now).map(|at| instant(at, now)),
             self.prune_at,
+            Some(self.sweep_at),
             self.writer.wake_at(),
             reboot,
         ]

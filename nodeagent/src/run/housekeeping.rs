@@ -20,10 +20,11 @@ use super::agent::Agent;
 use super::note::Note;
 use super::steps::step_directories;
 use crate::host::exec::is_running;
-use crate::journal::Record;
+use crate::journal::State;
 use crate::lease::ApiError;
 use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
+use crate::machine::retry::Backoff;
 use crate::prepare::copy_dir;
 
 /// A package in the journal. Its image and its copy directory must not be removed.
@@ -38,6 +39,22 @@ struct Kept {
 
 /// How often logs are pruned while steps run.
 const PRUNE: Duration = Duration::from_secs(3600);
+/// How long after its start an agent collects garbage. The agents of a cluster are started together, and each asks the
+/// API for revisions: a jitter of a fifth spreads the requests.
+const FIRST_SWEEP: Backoff = Backoff {
+    first_ms: 5 * 60_000,
+    longest_ms: 5 * 60_000,
+};
+/// How long after that it collects garbage again, with the same jitter.
+const SWEEP: Backoff = Backoff {
+    first_ms: 24 * 3_600_000,
+    longest_ms: 24 * 3_600_000,
+};
+
+/// When an agent on the node `node` collects garbage for the first time.
+pub(super) fn first_sweep(node: &str) -> Instant {
+    Instant::now() + FIRST_SWEEP.delay(1, node)
+}
 
 impl Agent {
     /// Removes the directories of steps that have ended. Must be called after the journal says that they have ended.
@@ -61,20 +78,32 @@ impl Agent {
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
     }
 
+    /// Collects garbage if it is time and there is no lease: at the end of a lease, the agent collects garbage anyway.
+    /// Without leases, this is how an agent learns that a Skyhook was deleted.
+    pub(super) fn collect_garbage_when_due(&mut self) {
+        let now = Instant::now();
+        if self.sweep_at <= now {
+            self.sweep_at = now + SWEEP.delay(1, &self.settings.node);
+            if self.lease.is_none() {
+                self.collect_garbage();
+            }
+        }
+    }
+
     fn steps(&self) -> PathBuf {
         self.runner.steps().to_owned()
     }
 
     /// Removes logs and revisions that are no longer needed. Then finds out which Skyhooks are no longer in the
     /// cluster, so that [`Self::sweep`] can remove the rest. Failures are logged. The agent tries again at the end of
-    /// the next lease.
+    /// the next lease, and once a day.
     pub(super) fn collect_garbage(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
         self.prune_logs();
         let (api, notes) = (self.api.clone(), self.notes.clone());
-        let remembered = self.remembered();
+        let remembered = remembered(&self.journal.state);
         tokio::task::spawn_local(async move {
             let exists = async |revision: &str| match api.revision(revision).await {
                 Ok(_) => Some(true),
@@ -89,7 +118,12 @@ impl Agent {
     /// Removes step directories, copy directories and images that are no longer needed. The work on the next lease may
     /// have started already. `gone` are Skyhooks that are no longer in the cluster. They are removed from the journal
     /// if they have no package on the host.
-    pub(super) fn sweep(&mut self, gone: BTreeSet<String>) {
+    pub(super) fn sweep(&mut self, mut gone: BTreeSet<String>) {
+        // A Skyhook with the same name as a deleted one may have a lease now.
+        for run in self.runs().filter(|run| run.ended.is_none()) {
+            gone.remove(&run.skyhook.name);
+        }
+        let known = self.known();
         let mut state = self.journal.state.clone();
         if state.forget(&gone)
             && let Err(error) = self.journal.save(state)
@@ -111,14 +145,8 @@ impl Agent {
         let swept = tokio::task::spawn_blocking(move || {
             remove_steps(&steps, |id| id < next_step && !running.contains(&id));
             copies::remove_left_overs(&files, &copies);
-            copies::remove_old(&files, &copies, &kept, since);
-            // An installed package may use its copy directory even if its Skyhook is gone. Its image can be pulled
-            // again.
-            let kept: Vec<Kept> = kept
-                .into_iter()
-                .filter(|kept| !gone.contains(&kept.skyhook))
-                .collect();
-            match collect_images(&store, &kept) {
+            copies::remove_old(&files, &copies, &known, &kept, since);
+            match collect_images(&store, &kept, &gone, since) {
                 Ok(bytes) => {
                     tracing::info!(image_bytes = bytes, "garbage collection has ended");
                 }
@@ -132,21 +160,6 @@ impl Agent {
                 count(notes, ours).await;
             }
         });
-    }
-
-    /// Skyhooks in the journal other than the one that the agent works on, with the revisions of their packages.
-    fn remembered(&self) -> BTreeMap<String, BTreeSet<String>> {
-        let records = self.journal.state.skyhooks.iter();
-        let revisions = |record: &Record| {
-            let of_entries = record.entries.values().filter_map(|e| e.cycle.as_ref());
-            let mut names: BTreeSet<String> = of_entries.map(|c| c.revision.clone()).collect();
-            names.insert(record.revision.clone());
-            names.remove("");
-            names
-        };
-        records
-            .map(|(name, record)| (name.clone(), revisions(record)))
-            .collect()
     }
 
     /// Removes temporary directories of unpacks that were killed with an earlier agent. Counts the bytes on the host's
@@ -174,13 +187,25 @@ impl Agent {
         .collect()
     }
 
+    /// The work in the journal, and the work that is not in the journal yet. They may belong to different leases.
+    fn runs(&self) -> impl Iterator<Item = &Progress> {
+        self.journal.state.run.iter().chain(self.run())
+    }
+
+    /// Names of the Skyhooks that the journal knows.
+    fn known(&self) -> BTreeSet<String> {
+        let recorded = self.journal.state.skyhooks.keys();
+        let runs = self.runs().map(|run| &run.skyhook.name);
+        recorded.chain(runs).cloned().collect()
+    }
+
     fn kept(&self) -> Vec<Kept> {
-        let run = self.run().map(|run| (&run.skyhook.name, &run.entries));
+        let runs = self.runs().map(|run| (&run.skyhook.name, &run.entries));
         let recorded = &self.journal.state.skyhooks;
         recorded
             .iter()
             .map(|(name, record)| (name, &record.entries))
-            .chain(run)
+            .chain(runs)
             .flat_map(|(skyhook, entries)| {
                 entries.iter().map(|(key, entry)| {
                     let package = Package {
@@ -202,6 +227,25 @@ impl Agent {
             })
             .collect()
     }
+}
+
+/// The Skyhooks in the journal whose work has ended, with the revisions of their packages.
+fn remembered(state: &State) -> BTreeMap<String, BTreeSet<String>> {
+    let records = state.skyhooks.iter();
+    let records = records.map(|(name, record)| (name, &record.revision, &record.entries));
+    let ended = state.run.iter().filter(|run| run.ended.is_some());
+    let ended = ended.map(|run| (&run.skyhook.name, &run.revision, &run.entries));
+    let mut remembered: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (name, revision, entries) in records.chain(ended) {
+        let cycles = entries.values().filter_map(|entry| entry.cycle.as_ref());
+        let revisions = cycles.map(|cycle| &cycle.revision).chain([revision]);
+        let named = revisions.filter(|revision| !revision.is_empty());
+        remembered
+            .entry(name.clone())
+            .or_default()
+            .extend(named.cloned());
+    }
+    remembered
 }
 
 /// Skyhooks that are no longer in the cluster: none of their revisions exists. As long as a Skyhook exists, the
@@ -273,16 +317,19 @@ fn disk_bytes(directory: &Path) -> u64 {
     bytes
 }
 
-/// Unpins images of packages that are no longer installed, and runs the store's garbage collection. Returns the size of
-/// the remaining images in bytes.
-fn collect_images(store: &Store, kept: &[Kept]) -> Result<u64, StoreError> {
-    let owner = |kept: &Kept| format!("{}/{}", kept.skyhook, kept.key);
-    let owners: BTreeSet<String> = kept.iter().map(owner).collect();
-    for (owner, _) in store.pins()? {
-        if !owners.contains(&owner) {
-            store.unpin(&owner)?;
-        }
-    }
+/// Unpins images of packages that are no longer installed, and runs the store's garbage collection. `kept` are the
+/// packages in the journal at the time `since`. Images that were pinned later stay pinned. Images of the Skyhooks in
+/// `gone` are unpinned, even if their packages are installed: they can be pulled again. Returns the size of the
+/// remaining images in bytes.
+fn collect_images(
+    store: &Store,
+    kept: &[Kept],
+    gone: &BTreeSet<String>,
+    since: SystemTime,
+) -> Result<u64, StoreError> {
+    let needed = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
+    let owners = needed.map(|kept| format!("{}/{}", kept.skyhook, kept.key));
+    store.unpin_others(&owners.collect(), since)?;
     store.collect()?;
     store.bytes()
 }

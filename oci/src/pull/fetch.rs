@@ -105,7 +105,7 @@ impl Run<'_> {
             .filter(|(digest, size)| !store.contains(digest, **size))
             .map(|(_, size)| size)
             .sum();
-        Ok(store.has_room_for(missing)?)
+        Ok(store.has_room_for(missing, self.leave)?)
     }
 }
 

@@ -33,6 +33,12 @@ impl Store {
     /// `max_bytes` and the file system has the configured room. A pinned image stays, even if the store is too large.
     /// Nothing is removed while a pull or an unpack is running.
     pub fn collect(&self) -> Result<Collected, StoreError> {
+        self.collect_until_free(0)
+    }
+
+    /// Does the same as [`Store::collect`], and removes more images if fewer than `needed` bytes of the file system
+    /// would be free.
+    pub(crate) fn collect_until_free(&self, needed: u64) -> Result<Collected, StoreError> {
         let Some(_alone) = self.lock_exclusively()? else {
             return Ok(Collected {
                 skipped: true,
@@ -67,7 +73,7 @@ impl Store {
         let mut oldest = evictable.into_iter();
         // Blobs that no image needs are removed in any case.
         let unneeded = sizes.values().sum::<u64>() - total(&kept);
-        let shortage = self.shortage()?.saturating_sub(unneeded);
+        let shortage = self.shortage(needed)?.saturating_sub(unneeded);
         let max_bytes = total(&kept)
             .saturating_sub(shortage)
             .min(self.config.max_bytes);

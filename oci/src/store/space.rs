@@ -31,6 +31,15 @@ impl Default for Room {
     }
 }
 
+/// How much of the file system must be free after a pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// As little as [`Room::after_pull`] allows.
+    Least,
+    /// So much that no image has to be removed after the pull.
+    Plenty,
+}
+
 /// The size of a file system and its free space, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Space {
@@ -48,28 +57,39 @@ impl Space {
         })
     }
 
+    /// How many bytes should stay free.
+    fn wanted(self, room: Room) -> u64 {
+        let part = (self.size / 100).saturating_mul(room.percent);
+        part.min(room.bytes)
+    }
+
     /// How many bytes must become free.
     fn shortage(self, room: Room) -> u64 {
-        let wanted = (self.size / 100).saturating_mul(room.percent);
-        wanted.min(room.bytes).saturating_sub(self.free)
+        self.wanted(room).saturating_sub(self.free)
     }
 
     /// How many bytes must be free before `bytes` are written.
-    fn needed(self, bytes: u64, room: Room) -> u64 {
-        bytes.saturating_add(room.after_pull.min(self.size / 20))
+    fn needed(self, bytes: u64, leave: Leave, room: Room) -> u64 {
+        let least = room.after_pull.min(self.size / 20);
+        bytes.saturating_add(match leave {
+            Leave::Least => least,
+            Leave::Plenty => least.max(self.wanted(room)),
+        })
     }
 }
 
 impl Store {
-    /// How many bytes must become free on the store's file system.
-    pub(super) fn shortage(&self) -> Result<u64, StoreError> {
-        Ok(Space::of(&self.dir)?.shortage(self.config.room))
+    /// How many bytes must become free on the store's file system, so that at least `needed` bytes are free.
+    pub(super) fn shortage(&self, needed: u64) -> Result<u64, StoreError> {
+        let space = Space::of(&self.dir)?;
+        let missing = needed.saturating_sub(space.free);
+        Ok(space.shortage(self.config.room).max(missing))
     }
 
     /// Fails if `bytes` more bytes do not fit into the store's file system.
-    pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), StoreError> {
+    pub(crate) fn has_room_for(&self, bytes: u64, leave: Leave) -> Result<(), StoreError> {
         let space = Space::of(&self.dir)?;
-        let (needed, free) = (space.needed(bytes, self.config.room), space.free);
+        let (needed, free) = (space.needed(bytes, leave, self.config.room), space.free);
         if bytes == 0 || needed <= free {
             return Ok(());
         }
@@ -112,7 +132,10 @@ mod tests {
                 size: size * MIB,
                 free: 0,
             };
-            assert_eq!(space.needed(bytes * MIB, Room::default()), want * MIB);
+            let needed = space.needed(bytes * MIB, Leave::Least, Room::default());
+            assert_eq!(needed, want * MIB);
+            let plenty = space.needed(bytes * MIB, Leave::Plenty, Room::default());
+            assert_eq!(plenty, (bytes + size / 5) * MIB);
         }
     }
 }

@@ -56,16 +56,16 @@ pub struct Wave {
 /// How far a wave is.
 ///
 /// ```text
-/// Gathering ── every member has completed config, and no step runs that a reboot would end ──► Looking Gathering ──
-/// every member has reached the reboot cap ──────────────────────────────────────► Retry Looking ── the lease still
-/// asks for this work ───────────────────────────────────────────► Interrupting, Prepare Looking ── it does not, or is
-/// stopped or paused ─────────────────────────────────────────► Retry Interrupting, Prepare ── units are found, or no
-/// inhibitor is left ─────────────────────────────────────► Interrupting, Perform Interrupting, Prepare ── stopped or
-/// paused ────────────────────────────────────────────────────────────► Retry Interrupting ── failed
-/// ───────────────────────────────────────────────────────────────────────► Retry Interrupting, Perform ── units are
-/// restarted, or the boot ID is a new one ─────────────────────────────► the wave is over Looking, Interrupting ── the
-/// agent is restarted in the same boot ──────────────────────────────────────► Gathering Retry ── its time has come
-/// ────────────────────────────────────────────────────────────► Gathering
+/// Gathering             ── every member has completed config, and no step runs that a reboot would end ──► Looking
+/// Gathering             ── every member has reached the reboot cap ──────────────────────────────────────► Retry
+/// Looking               ── the lease still asks for this work ──────────────────────────► Interrupting, Prepare
+/// Looking               ── it does not, or is stopped or paused ─────────────────────────────────────────► Retry
+/// Interrupting, Prepare ── units are found, or no inhibitor is left ────────────────────► Interrupting, Perform
+/// Interrupting, Prepare ── stopped or paused ────────────────────────────────────────────────────────────► Retry
+/// Interrupting          ── failed ───────────────────────────────────────────────────────────────────────► Retry
+/// Interrupting, Perform ── units are restarted, or the boot ID is a new one ────────────────► the wave is over
+/// Looking, Interrupting ── the agent is restarted in the same boot ──────────────────────────────────► Gathering
+/// Retry                 ── its time has come ────────────────────────────────────────────────────────► Gathering
 /// ```
 ///
 /// Members that have reached the reboot cap stay in `Retry` after the interrupt of the other members.

@@ -33,9 +33,15 @@ pub(super) fn remove_left_overs(files: &Root, copies: &str) {
     }
 }
 
-/// Removes the copy directories that are no longer needed. `kept` are the packages in the journal at the time `since`.
-/// Copy directories that were unpacked later stay.
-pub(super) fn remove_old(files: &Root, copies: &str, kept: &[Kept], since: SystemTime) {
+/// Removes the copy directories that are no longer needed. `known` are the Skyhooks in the journal at the time `since`,
+/// and `kept` are their packages. Copy directories that were unpacked later stay.
+pub(super) fn remove_old(
+    files: &Root,
+    copies: &str,
+    known: &BTreeSet<String>,
+    kept: &[Kept],
+    since: SystemTime,
+) {
     for skyhook in files.list(copies).unwrap_or_default() {
         let Ok(directory) = files.directory(Path::new(copies).join(&skyhook)) else {
             continue;
@@ -45,9 +51,11 @@ pub(super) fn remove_old(files: &Root, copies: &str, kept: &[Kept], since: Syste
             .iter()
             .filter(|kept| skyhook.to_str() == Some(&kept.skyhook))
             .collect();
-        let until = match of_skyhook.is_empty() {
-            true => since.checked_sub(UNKNOWN),
-            false => Some(since),
+        // A Skyhook in the journal may have no package: all of its packages are uninstalled.
+        let is_known = skyhook.to_str().is_some_and(|name| known.contains(name));
+        let until = match is_known {
+            true => Some(since),
+            false => since.checked_sub(UNKNOWN),
         };
         let Some(until) = until else { continue };
         for name in old(there, &of_skyhook, until) {

@@ -21,6 +21,10 @@ fn kept(skyhook: &str, name: &str, version: &str, copy: &str) -> Kept {
     }
 }
 
+fn known(skyhooks: &[&str]) -> BTreeSet<String> {
+    skyhooks.iter().map(|name| (*name).to_owned()).collect()
+}
+
 /// Creates a copy directory as an unpack does: its mtime is that of the directory in the image. A higher `order` means
 /// an older mtime.
 fn make(copy: &Path, order: u64) {
@@ -88,7 +92,7 @@ fn the_copy_in_use_and_the_one_before_it_stay_and_those_of_uninstalled_packages_
         kept("s", "aa-b", "3.0.0", &copies[5]),
     ];
     let files = Root::open(directory.path()).unwrap();
-    remove_old(&files, "/", &kept, since);
+    remove_old(&files, "/", &known(&["s"]), &kept, since);
     let mut want = vec![
         copies[1].clone(),
         copies[2].clone(),
@@ -102,8 +106,30 @@ fn the_copy_in_use_and_the_one_before_it_stay_and_those_of_uninstalled_packages_
     assert_eq!(names_in(&directory.path().join("s")), want);
     let forgotten = directory.path().join("forgotten");
     assert_eq!(names_in(&forgotten).len(), 1, "its journal may be lost");
-    remove_old(&files, "/", &kept, since + UNKNOWN + Duration::from_secs(1));
+    remove_old(
+        &files,
+        "/",
+        &known(&["s"]),
+        &kept,
+        since + UNKNOWN + Duration::from_secs(1),
+    );
     assert_eq!(names_in(&forgotten).len(), 0);
+}
+
+/// The last package of the Skyhook was uninstalled.
+#[test]
+fn copies_of_a_skyhook_that_is_known_and_empty_go_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    for skyhook in ["empty", "unknown"] {
+        let copies = directory.path().join(skyhook);
+        make(&copies.join(name("aa", "1.0.0", 1)), 1);
+        fs::create_dir_all(copies.join("flags")).unwrap();
+    }
+    let files = Root::open(directory.path()).unwrap();
+    let since = SystemTime::now() + Duration::from_secs(1);
+    remove_old(&files, "/", &known(&["empty"]), &[], since);
+    assert_eq!(names_in(&directory.path().join("empty")), ["flags"]);
+    assert_eq!(names_in(&directory.path().join("unknown")).len(), 2);
 }
 
 #[test]
@@ -152,7 +178,7 @@ fn what_is_mounted_in_a_copy_is_neither_removed_nor_counted() {
     assert!(disk_bytes(host.path()) >= 1 << 20);
     let files = Root::open(copies.path()).unwrap();
     let on_record = [kept("s", "aa", "4.0.0", &name("aa", "4.0.0", 4))];
-    remove_old(&files, "/", &on_record, SystemTime::now());
+    remove_old(&files, "/", &known(&["s"]), &on_record, SystemTime::now());
     assert!(host.path().join("precious").exists());
     assert!(copy(1).join("config.json").exists(), "left as it is");
     assert!(!copy(2).exists(), "nothing is mounted there");
