@@ -228,8 +228,17 @@ fn a_status_is_computed_anew_when_what_it_counts_changes() {
     let leased = |spec: Value| super::leases::leased(paused(), spec, json!(null));
     let granted = json!({ "granted": { "by": "c", "at": "t" } });
     let of_old = json!({ "granted": { "by": "c", "at": "t" }, "revision": "s-old" });
+    let away = |nodes| {
+        let budget = json!({ "count": 1, "countUnavailable": true });
+        let picture = Picture::new().skyhook(&["spec", "interruptionBudget"], budget);
+        (1..=nodes).fold(picture, |picture, n| {
+            let ready = json!([{ "type": "Ready", "status": "False" }]);
+            picture.node(n, &["status", "conditions"], ready)
+        })
+    };
     for (name, mut before, mut after) in [
         ("a node has a result", adopted(), result(adopted())),
+        ("another node is not Ready", away(1), away(2)),
         (
             "a lease is granted",
             leased(json!({})),
