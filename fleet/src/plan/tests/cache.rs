@@ -216,10 +216,13 @@ fn a_status_is_computed_anew_when_what_it_counts_changes() {
             picture.annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
         })
     };
+    let index = paused().index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let stamp = json!({ "lease": "earlier", "revision": checked.revision }).to_string();
     let result = |mut picture: Picture| {
         for n in 1..=3 {
             let key = "skyhook.nvidia.com/stamp_s";
-            picture = picture.annotated(n, key, r#"{"lease":"earlier","revision":"s-old"}"#);
+            picture = picture.annotated(n, key, &stamp);
         }
         picture
     };
