@@ -219,10 +219,6 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     }
     let reason = node.annotations.get(&names::reason(&skyhook.name));
     reason.hash(&mut hasher);
-    node.cordon
-        .owners
-        .contains_key(&skyhook.name)
-        .hash(&mut hasher);
     if let Some(fact) = view.picture.lease_of(&node.name, &skyhook.uid)
         && let Ok(lease) = &fact.lease
     {

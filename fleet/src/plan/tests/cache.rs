@@ -172,3 +172,117 @@ fn a_lease_that_did_not_fit_is_granted_when_another_has_gone() {
     let granted = effects.iter().any(|effect| effect.kind() == "GrantLease");
     assert!(granted, "{effects:?}");
 }
+
+#[test]
+fn the_time_to_stop_follows_the_revision_of_a_lease_whose_skyhook_is_gone() {
+    let slow = json!({ "aa": { "version": "1.0.0", "image": "r/aa", "gracefulShutdown": "10m" } });
+    let picture = Picture {
+        nodes: vec![node(0)],
+        ..Picture::new()
+    };
+    let picture = picture.skyhook(&["spec", "packages"], slow);
+    let mut index = picture.index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let revision = checked.revision.clone();
+    let mut lease = lease(0, &revision, "1", "Running");
+    lease["spec"]["stop"] = json!({ "reason": "Deleted", "since": "t" });
+    let lease = serde_json::from_value(lease).unwrap();
+    index.apply(Change::Lease(Box::new(lease)), Mono::ZERO);
+    let now = Now {
+        mono: picture.now,
+        wall: Timestamp::from_second(1_700_000_000).unwrap(),
+    };
+    index.apply(Change::SkyhookGone("s".into()), now.mono);
+    let mut cache = Cache::default();
+    let first = cache.plan(&index.view(&picture.settings, now));
+    let grace = Duration::from_secs(11 * 60);
+    assert_eq!(first.wake_at, Some(now.mono + grace), "{:?}", first.effects);
+    index.apply(Change::RevisionGone(revision), now.mono);
+    let second = cache.plan(&index.view(&picture.settings, now));
+    let grace = Duration::from_secs(90);
+    assert_eq!(second.wake_at, Some(now.mono + grace));
+}
+
+#[test]
+fn a_status_is_computed_anew_when_what_it_counts_changes() {
+    let paused = || {
+        Picture::new().skyhook(
+            &["metadata", "annotations"],
+            json!({ skyhook_crds::names::PAUSE: "true" }),
+        )
+    };
+    let record = |picture: Picture| {
+        (1..=3).fold(picture, |picture, n| {
+            picture.annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+        })
+    };
+    let index = paused().index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let stamp = json!({ "lease": "earlier", "revision": checked.revision }).to_string();
+    let result = |mut picture: Picture| {
+        for n in 1..=3 {
+            let key = "skyhook.nvidia.com/stamp_s";
+            picture = picture.annotated(n, key, &stamp);
+        }
+        picture
+    };
+    let updates = json!({ "status": "paused", "configUpdates": { "aa": ["k"] } });
+    let adopted = || record(paused()).skyhook(&["status"], updates.clone());
+    let leased = |spec: Value| super::leases::leased(paused(), spec, json!(null));
+    let granted = json!({ "granted": { "by": "c", "at": "t" } });
+    let of_old = json!({ "granted": { "by": "c", "at": "t" }, "revision": "s-old" });
+    let away = |nodes| {
+        let budget = json!({ "count": 1, "countUnavailable": true });
+        let picture = Picture::new().skyhook(&["spec", "interruptionBudget"], budget);
+        (1..=nodes).fold(picture, |picture, n| {
+            let ready = json!([{ "type": "Ready", "status": "False" }]);
+            picture.node(n, &["status", "conditions"], ready)
+        })
+    };
+    for (name, mut before, mut after) in [
+        ("a node has a result", adopted(), result(adopted())),
+        ("another node is not Ready", away(1), away(2)),
+        (
+            "a lease is granted",
+            leased(json!({})),
+            leased(granted.clone()),
+        ),
+        (
+            "a lease is for another revision",
+            leased(of_old),
+            leased(granted),
+        ),
+    ] {
+        let written = |plan: &Plan| {
+            plan.effects.iter().find_map(|effect| match effect {
+                Effect::WriteSkyhookStatus { status, .. } => {
+                    Some(serde_json::to_value(status).unwrap())
+                }
+                _ => None,
+            })
+        };
+        let now = Now {
+            mono: before.now,
+            wall: Timestamp::from_second(1_700_000_000).unwrap(),
+        };
+        let stored = written(&before.plan()).expect("a first status is written");
+        before.skyhooks[0]["status"] = stored.clone();
+        after.skyhooks[0]["status"] = stored;
+        let (mut index, later) = (before.index(), after.index());
+        let mut cache = Cache::default();
+        let first = cache.plan(&index.view(&before.settings, now));
+        assert_eq!(written(&first), None, "{name}: it is stored");
+        for node in later.picture.nodes().values() {
+            index.picture.node(node.clone());
+        }
+        for lease in later.picture.leases().values() {
+            let mut lease = lease.clone();
+            lease.resource_version = "6".into();
+            index.picture.lease(lease);
+        }
+        let view = index.view(&before.settings, now);
+        let (kept, anew) = (cache.plan(&view), plan(&view));
+        assert!(written(&anew).is_some(), "{name}");
+        assert_eq!(written(&kept), written(&anew), "{name}");
+    }
+}
