@@ -109,7 +109,7 @@ impl Cache {
         rollup::nodes(view, &mut rows, &order, self, &mut draft);
         leftovers::sweep(view, &rows, &order, self, &mut draft);
         let fleet = status::skyhooks(view, &mut rows, &order, &ledger, self, &mut draft);
-        revisions::prune(view, &skyhooks, &mut draft);
+        revisions::prune(view, &skyhooks, &order, self, &mut draft);
         let columns = rows
             .into_iter()
             .map(|row| (row.skyhook.name.clone(), row.column));

@@ -8,7 +8,8 @@ use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, Row
 use super::ledger::Selected;
 use super::standing::{self, Standing};
 use super::{View, cordon, leftovers, reapply};
-use crate::facts::{Checked, NodeFact, SkyhookFact};
+use crate::clocks::Mono;
+use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
@@ -111,6 +112,7 @@ fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
         }
     }
 }
+            cache.counted.nodes += 1;
 
 fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
     let node = view.picture.nodes().get(name);
@@ -145,10 +147,26 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
         ..NodeCell::default()
     }
 }
+        refers: refers(node, lease)
+            .map(|revision| names.number(revision))
+            .collect(),
 
 fn cells(
     view: &View<'_>,
     order: &Order<'_>,
+/// Names of the revisions that a lease and the records on its Node refer to.
+fn refers<'a>(
+    node: Option<&'a NodeFact>,
+    lease: Option<&'a LeaseFact>,
+) -> impl Iterator<Item = &'a str> {
+    let lease = lease.and_then(|fact| fact.lease.as_deref().ok());
+    let lease = lease.map(|lease| lease.spec.revision.as_str());
+    let records = node.into_iter().flat_map(|node| node.records.values());
+    let stamps = records.filter_map(|record| record.stamp.as_ref());
+    let recorded = stamps.map(|stamp| stamp.revision.as_str());
+    lease.into_iter().chain(recorded)
+}
+
     cache: &mut Cache,
     row: &mut Row<'_>,
     open: &mut [u32],
