@@ -16,7 +16,7 @@ use crate::outcome::Outcome;
 use crate::picture::Tick;
 use crate::plan::cache::{Cache, Counted};
 use crate::plan::reason::{ReasonCode, Withdrawal};
-use crate::plan::{Fleet, Now, Plan};
+use crate::plan::{Fleet, Now, Plan, standing};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
@@ -303,7 +303,7 @@ impl<'a> Session<'a> {
                 let backoff = Backoff {
                     until: now + self.settings.drain_cool_down,
                     code: ReasonCode::DrainTimedOut,
-                    message: "pods did not leave before the drain's deadline; the node is tried again later",
+                    message: standing::DRAIN_TIMED_OUT,
                 };
                 timed_out.then(|| (node.clone(), backoff))
             }

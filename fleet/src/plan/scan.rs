@@ -29,6 +29,8 @@ pub(super) struct Row<'a> {
     pub(super) admitted: BTreeMap<NodeId, Standing>,
     /// Nodes that wait and keep their cordon.
     pub(super) kept: BTreeSet<NodeId>,
+    /// The first time at which a standing may change although nothing else changes.
+    pub(super) until: Option<Mono>,
 }
 
 impl Row<'_> {
@@ -92,6 +94,7 @@ pub(super) fn rows<'a>(
             closed: None,
             admitted: BTreeMap::new(),
             kept: BTreeSet::new(),
+            until: None,
         };
         cells(view, order, cache, &mut row, &mut open, &names);
         rows.push(row);
@@ -109,10 +112,10 @@ fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
         if cell.touched != touched {
             *cell = node(view, name, &mut cache.names);
             cell.touched = touched;
+            cache.counted.nodes += 1;
         }
     }
 }
-            cache.counted.nodes += 1;
 
 fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
     let node = view.picture.nodes().get(name);
@@ -144,16 +147,13 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
             let told = leftovers::told(node).into_iter();
             told.map(|skyhook| names.number(skyhook)).collect()
         }),
-        ..NodeCell::default()
-    }
-}
         refers: refers(node, lease)
             .map(|revision| names.number(revision))
             .collect(),
+        ..NodeCell::default()
+    }
+}
 
-fn cells(
-    view: &View<'_>,
-    order: &Order<'_>,
 /// Names of the revisions that a lease and the records on its Node refer to.
 fn refers<'a>(
     node: Option<&'a NodeFact>,
@@ -167,6 +167,9 @@ fn refers<'a>(
     lease.into_iter().chain(recorded)
 }
 
+fn cells(
+    view: &View<'_>,
+    order: &Order<'_>,
     cache: &mut Cache,
     row: &mut Row<'_>,
     open: &mut [u32],
@@ -194,6 +197,7 @@ fn refers<'a>(
             cell.key = key;
             cache.counted.cells += 1;
         }
+        row.until = row.until.into_iter().chain(cell.until).min();
         let Some(standing) = &cell.standing else {
             // The spec is not valid, so nobody can tell whether the node is complete. Later Skyhooks wait until the
             // spec is corrected.
@@ -215,12 +219,14 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
     let backoff = view.clocks.backoff(&node.name);
+    let backoff = backoff.map(|backoff| backoff.until);
+    let left_alone = standing::left_alone_until(view, node);
     Cell {
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
         started: cordon::is_started(node, &skyhook.name),
-        until: backoff.map(|backoff| backoff.until),
+        until: backoff.into_iter().chain(left_alone).min(),
         print: print(view, skyhook, node),
         ..Cell::default()
     }
