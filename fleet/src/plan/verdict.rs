@@ -72,19 +72,21 @@ fn leased(
     if phase.is_terminal() {
         let record = node.record(&skyhook.name);
         return match protocol::result_duty(lease, &lease::facts(node, record)) {
-            ResultDuty::AwaitBoot => working(
-                ReasonCode::AwaitingNode,
-                "the kubelet has not reported the boot that the agent runs in".to_owned(),
-            ),
+            ResultDuty::AwaitBoot => away(view, node, lease).unwrap_or_else(|| {
+                let message = "the kubelet has not reported the boot that the agent runs in";
+                working(ReasonCode::AwaitingNode, message.to_owned())
+            }),
             ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
             ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
-            ResultDuty::Recorded | ResultDuty::Take | ResultDuty::NotYet => {
-                (Status::InProgress, None)
-            }
+            ResultDuty::Take => (Status::InProgress, standing::newer_record(skyhook, node)),
+            ResultDuty::Recorded | ResultDuty::NotYet => (Status::InProgress, None),
         };
     }
     if let Some(reason) = away(view, node, lease) {
         return reason;
+    }
+    if let Some(reason) = standing::newer_record(skyhook, node) {
+        return (Status::InProgress, Some(reason));
     }
     // A report from an earlier boot of the host is out of date.
     if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
@@ -173,6 +175,20 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
         let reason = Reason::new(ReasonCode::AwaitingNode, "the node is not Ready");
         (Status::InProgress, Some(reason))
     })
+}
+
+/// True when the result of a lease whose agent has ended may be recorded now, or is recorded already.
+pub(super) fn has_result(
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    lease: &InterruptionLease,
+) -> bool {
+    let record = node.record(&skyhook.name);
+    match protocol::result_duty(lease, &lease::facts(node, record)) {
+        ResultDuty::Take => !record.stamp.as_ref().is_some_and(Stamp::is_newer),
+        ResultDuty::Recorded => true,
+        ResultDuty::NotYet | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => false,
+    }
 }
 
 /// The time from which a node that is not Ready is called parked; `None` for a Ready node.

@@ -3,6 +3,7 @@
 use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;
 use crate::plan::reason::Withdrawal;
+use skyhook_crds::installed::Stamp;
 
 /// What the Skyhook's status says of worker-1.
 fn told(picture: &Picture) -> String {
@@ -197,16 +198,81 @@ fn an_invalid_skyhook_holds_up_those_that_come_after_it_on_its_nodes() {
 /// The result is not recorded before the node is back. Until then, only the status says what the lease waits for.
 #[test]
 fn a_node_that_ended_and_went_away_is_told_to_be_erroring() {
-    let done = working(with_package("Complete", "complete"));
-    let erroring = |picture: &Picture| {
-        picture.plan().effects.iter().any(|effect| match effect {
-            Effect::PatchNode { patch, .. } => {
-                let label = patch.labels.get("skyhook.nvidia.com/status_s");
-                label.is_some_and(|label| label.as_deref() == Some("erroring"))
-            }
-            _ => false,
-        })
+    let status = |picture: &Picture| {
+        let label = picture
+            .plan()
+            .effects
+            .into_iter()
+            .find_map(|effect| match effect {
+                Effect::PatchNode { patch, .. } => {
+                    patch.labels.get("skyhook.nvidia.com/status_s").cloned()
+                }
+                _ => None,
+            });
+        label.flatten().unwrap_or_default()
     };
-    assert!(!erroring(&not_ready(done.clone(), "2023-11-14T22:13:00Z")));
-    assert!(erroring(&not_ready(done, "2023-11-14T21:00:00Z")));
+    for (name, done) in [
+        ("not Ready", working(with_package("Complete", "complete"))),
+        ("another boot", ended_in_another_boot()),
+    ] {
+        let young = not_ready(done.clone(), "2023-11-14T22:13:00Z");
+        assert_eq!(status(&young), "in_progress", "{name}");
+        assert_eq!(told(&young), "the node is not Ready", "{name}");
+        assert_eq!(young.reason("s", "worker-1"), "AwaitingNode", "{name}");
+        let old = not_ready(done, "2023-11-14T21:00:00Z");
+        assert_eq!(status(&old), "erroring", "{name}");
+        assert!(
+            told(&old).starts_with("the node went away at 2023-11-14T21:00:00Z"),
+            "{name}"
+        );
+        assert_eq!(old.reason("s", "worker-1"), "Parked", "{name}");
+    }
+    let ready = ended_in_another_boot();
+    assert_eq!(status(&ready), "in_progress");
+    assert_eq!(
+        told(&ready),
+        "the kubelet has not reported the boot that the agent runs in"
+    );
 }
+
+/// The result cannot be recorded over a record that this version does not understand.
+#[test]
+fn a_leased_node_with_a_newer_record_says_so() {
+    let newer = Stamp {
+        format: 7,
+        ..granted()
+    };
+    for phase in ["Running", "Complete"] {
+        let status = json!({ "phase": phase, "bootID": "boot-of-worker-1", "machineID": "m" });
+        let picture = leased(
+            stamp(Picture::new(), newer.clone()),
+            grant_and(json!({})),
+            status,
+        );
+        assert_eq!(picture.reason("s", "worker-1"), "NewerVersion", "{phase}");
+        let want = "the node's record was written by a newer version (form 7, this one knows 0): upgrade the coordinator, \
+                    or delete the node's annotation skyhook.nvidia.com/stamp_s to have its packages applied again";
+        assert_eq!(told(&picture), want, "{phase}");
+        let writes = picture
+            .plan()
+            .effects
+            .into_iter()
+            .any(|effect| match effect {
+                Effect::PatchNode { node, patch, .. } => {
+                    node == "worker-1"
+                        && patch
+                            .annotations
+                            .contains_key("skyhook.nvidia.com/reason_s")
+                }
+                _ => false,
+            });
+        assert!(writes, "{phase}: the Node says it as well");
+    }
+}
+/// A finished agent on worker-1. The kubelet has not reported the boot that the agent ran in.
+fn ended_in_another_boot() -> Picture {
+    let mut done = with_package("Complete", "complete");
+    done["bootID"] = json!("another boot");
+    leased(stamp(Picture::new(), granted()), grant_and(json!({})), done)
+}
+
