@@ -138,9 +138,9 @@ impl Applier {
                 at,
                 finalizers,
             } => self.skyhook_meta(name, at, finalizers, &json!({})).await,
-            Effect::WriteSkyhookStatus { name, at, status } => {
-                self.skyhook_status(name, at, status).await
-            }
+            Effect::WriteSkyhookStatus {
+                name, at, status, ..
+            } => self.skyhook_status(name, at, status).await,
             Effect::CreateRevision {
                 name,
                 skyhook,
