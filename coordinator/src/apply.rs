@@ -5,6 +5,7 @@ mod live;
 mod pods;
 mod revisions;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -306,6 +307,7 @@ impl Applier {
         created.map_err(|source| failed("create", "interruptionlease", node, source))?;
         Ok(None)
     }
+        lease.metadata.labels = Some(lease_labels(spec));
 
     /// Deletes the lease of a Node that no longer exists. The picture is not enough to be sure of this, so a GET comes
     /// first.
@@ -380,6 +382,20 @@ fn whole(drain: &Drain) -> Value {
         state,
         since,
         blockers,
+/// Labels of a new lease, for people who list the leases of one Skyhook or of one compartment. A name that is no valid
+/// value of a label gets no label: it must not prevent the lease.
+fn lease_labels(spec: &InterruptionLeaseSpec) -> BTreeMap<String, String> {
+    let labels = [
+        (names::REVISION_OF, &spec.skyhook.name),
+        (names::COMPARTMENT, &spec.compartment),
+    ];
+    labels
+        .into_iter()
+        .filter(|(_, value)| names::is_label_value(value))
+        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .collect()
+}
+
         more,
     } = drain;
     json!({ "state": state, "since": since, "blockers": blockers, "more": more })

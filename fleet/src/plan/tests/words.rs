@@ -113,18 +113,59 @@ fn why_a_node_does_not_move() {
 
 #[test]
 fn why_a_lease_is_withdrawn() {
-    for (why, want) in [
+    use Withdrawal as W;
+    let all = [
+        (W::Deleting, "it is being deleted"),
+        (W::Orphaned, "its Node or its Skyhook is gone"),
+        (W::OverBudget, "it does not fit the budget"),
+        (W::NotSelected, "the Skyhook no longer selects the node"),
         (
-            Withdrawal::Stop(StopReason::NewRevision),
+            W::Stop(StopReason::NewRevision),
             "the Skyhook has a newer revision",
         ),
+        (W::Stop(StopReason::Paused), "the Skyhook is paused"),
+        (W::Stop(StopReason::Disabled), "the Skyhook is disabled"),
+        (W::Stop(StopReason::Deleted), "the Skyhook is deleted"),
         (
-            Withdrawal::Stop(StopReason::Deleted),
-            "the Skyhook is deleted",
+            W::Stop(StopReason::Edited),
+            "the node's package states were edited",
         ),
-        (Withdrawal::OverBudget, "it does not fit the budget"),
-    ] {
+        (
+            W::Stop(StopReason::DrainTimedOut),
+            "pods did not leave in time",
+        ),
+        (W::Stop(StopReason::Unknown), "it is to stop"),
+        (W::NewerRecord, "a newer version wrote the node's record"),
+        (W::RecordChanged, "the node's package states changed"),
+        (W::OtherRun, "the node's package states are of another run"),
+        (W::Overtaken, "the node has a newer revision"),
+        (W::NothingToDo, "there is nothing to do"),
+        (W::AgentNotResponding, "the agent did not accept it in time"),
+    ];
+    for (why, want) in all {
         assert_eq!(why.to_string(), want);
+        // A new variant does not compile before it has a row above.
+        match why {
+            W::Deleting
+            | W::Orphaned
+            | W::OverBudget
+            | W::NotSelected
+            | W::Stop(
+                StopReason::NewRevision
+                | StopReason::Paused
+                | StopReason::Disabled
+                | StopReason::Deleted
+                | StopReason::Edited
+                | StopReason::DrainTimedOut
+                | StopReason::Unknown,
+            )
+            | W::NewerRecord
+            | W::RecordChanged
+            | W::OtherRun
+            | W::Overtaken
+            | W::NothingToDo
+            | W::AgentNotResponding => {}
+        }
     }
 }
 
@@ -193,6 +234,13 @@ fn an_invalid_skyhook_holds_up_those_that_come_after_it_on_its_nodes() {
     assert_eq!(out.reserved().len(), 3, "it is disabled");
     let earlier = invalid().another(skyhook("a", json!({ "priority": 100 })));
     assert_eq!(earlier.reserved().len(), 3, "those before it go on");
+}
+
+/// A finished agent on worker-1. The kubelet has not reported the boot that the agent ran in.
+fn ended_in_another_boot() -> Picture {
+    let mut done = with_package("Complete", "complete");
+    done["bootID"] = json!("another boot");
+    leased(stamp(Picture::new(), granted()), grant_and(json!({})), done)
 }
 
 /// The result is not recorded before the node is back. Until then, only the status says what the lease waits for.
@@ -269,10 +317,3 @@ fn a_leased_node_with_a_newer_record_says_so() {
         assert!(writes, "{phase}: the Node says it as well");
     }
 }
-/// A finished agent on worker-1. The kubelet has not reported the boot that the agent ran in.
-fn ended_in_another_boot() -> Picture {
-    let mut done = with_package("Complete", "complete");
-    done["bootID"] = json!("another boot");
-    leased(stamp(Picture::new(), granted()), grant_and(json!({})), done)
-}
-
