@@ -70,17 +70,7 @@ fn leased(
         };
     };
     if phase.is_terminal() {
-        let record = node.record(&skyhook.name);
-        return match protocol::result_duty(lease, &lease::facts(node, record)) {
-            ResultDuty::AwaitBoot => away(view, node, lease).unwrap_or_else(|| {
-                let message = "the kubelet has not reported the boot that the agent runs in";
-                working(ReasonCode::AwaitingNode, message.to_owned())
-            }),
-            ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
-            ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
-            ResultDuty::Take => (Status::InProgress, standing::newer_record(skyhook, node)),
-            ResultDuty::Recorded | ResultDuty::NotYet => (Status::InProgress, None),
-        };
+        return ended(view, skyhook, node, lease);
     }
     if let Some(reason) = away(view, node, lease) {
         return reason;
@@ -141,6 +131,27 @@ fn leased(
             working(ReasonCode::AwaitingDrain, status.needs_drain_reason.clone())
         }
         Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
+    }
+}
+
+/// The verdict on a node whose agent has ended: what the recording of its result waits for.
+fn ended(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    lease: &InterruptionLease,
+) -> NodeVerdict {
+    let record = node.record(&skyhook.name);
+    match protocol::result_duty(lease, &lease::facts(node, record)) {
+        ResultDuty::AwaitBoot => away(view, node, lease).unwrap_or_else(|| {
+            let message = "the kubelet has not reported the boot that the agent runs in";
+            let reason = Reason::new(ReasonCode::AwaitingNode, message);
+            (Status::InProgress, Some(reason))
+        }),
+        ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
+        ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
+        ResultDuty::Take => (Status::InProgress, standing::newer_record(skyhook, node)),
+        ResultDuty::Recorded | ResultDuty::NotYet => (Status::InProgress, None),
     }
 }
 
