@@ -17,7 +17,7 @@ pub enum Class {
     Drain,
     /// Leases of further nodes.
     Reserve,
-    /// Status and progress on Nodes, and the removal of old revisions.
+    /// Status and progress on Nodes, details in the status of Skyhooks, and the removal of old revisions.
     Display,
 }
 
@@ -45,10 +45,12 @@ impl Class {
             | Effect::AdoptSkyhook { .. }
             | Effect::CreateRevision { .. }
             | Effect::RenumberRevision { .. }
-            | Effect::WriteSkyhookStatus { .. } => Self::GoOn,
+            | Effect::WriteSkyhookStatus { turning: true, .. } => Self::GoOn,
             Effect::SurveyPods { .. } | Effect::EvictPod { .. } => Self::Drain,
             Effect::ReserveLease { .. } => Self::Reserve,
-            Effect::PruneRevision { .. } => Self::Display,
+            Effect::PruneRevision { .. } | Effect::WriteSkyhookStatus { turning: false, .. } => {
+                Self::Display
+            }
             Effect::PatchNode { why, .. } => {
                 let classes = why.iter().map(|cause| Self::of_node(*cause));
                 classes.min().unwrap_or(Self::Display)

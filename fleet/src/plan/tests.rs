@@ -20,6 +20,7 @@ mod host;
 mod leases;
 mod left;
 mod reapply;
+mod reasons;
 mod replaced;
 mod status;
 mod told;

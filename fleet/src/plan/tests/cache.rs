@@ -75,6 +75,7 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let first = cache.plan(&index.view(&settings, now));
     assert_eq!(first.effects, vec![], "all is told");
     let all = Counted {
+        nodes: NODES,
         cells: 2 * NODES,
         leases: NODES,
         shown: 2 * NODES,
@@ -90,6 +91,7 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let after = cache.plan(&index.view(&settings, now));
     assert_eq!(after.effects, vec![]);
     let one = Counted {
+        nodes: 1,
         cells: 2,
         leases: 1,
         shown: 2,
@@ -106,6 +108,51 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let seen = cache.plan(&index.view(&settings, now));
     assert_eq!(seen.effects.len(), 1, "{:?}", seen.effects);
     assert_eq!(cache.counted(), one);
+}
+
+/// Which revisions are referred to is known of each node from the last pass, so that one change costs one node.
+#[test]
+fn the_history_is_pruned_without_a_look_at_every_lease() {
+    let (mut index, settings, now, revision) = at_work();
+    let stored = |name: &str, number: i64| {
+        let revision = json!({
+            "metadata": {
+                "name": name, "uid": name, "resourceVersion": "1",
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
+            },
+            "revision": number,
+            "data": null,
+        });
+        Change::Revision(Box::new(serde_json::from_value(revision).unwrap()))
+    };
+    for n in 0..12 {
+        let change = stored(&format!("old-{n:02}"), n - 20);
+        index.apply(change, now.mono);
+    }
+    let referring = serde_json::from_value(lease(7, "old-00", "2", "Preparing")).unwrap();
+    index.apply(Change::Lease(Box::new(referring)), now.mono);
+    let pruned = |plan: &Plan| -> Vec<String> {
+        let effects = plan.effects.iter();
+        let pruned = effects.filter_map(|effect| match effect {
+            Effect::PruneRevision { name, .. } => Some(name.clone()),
+            _ => None,
+        });
+        pruned.collect()
+    };
+    let mut cache = Cache::default();
+    let first = cache.plan(&index.view(&settings, now));
+    assert_eq!(pruned(&first), ["old-01", "old-02"], "old-00 is in use");
+
+    let another = serde_json::from_value(lease(7, &revision, "3", "Preparing")).unwrap();
+    index.apply(Change::Lease(Box::new(another)), now.mono);
+    let second = cache.plan(&index.view(&settings, now));
+    assert_eq!(pruned(&second), ["old-00", "old-01", "old-02"]);
+    assert_eq!(cache.counted().nodes, 1);
+    assert_eq!(
+        pruned(&cache.plan(&index.view(&settings, now))),
+        pruned(&second)
+    );
+    assert_eq!(cache.counted().nodes, 0);
 }
 
 #[test]
