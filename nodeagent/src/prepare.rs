@@ -25,6 +25,7 @@ mod root_dir;
 
 pub use error::StageError;
 pub(crate) use error::io_error;
+use error::laying_error;
 use files::PackageDir;
 use flags::Records;
 use root_dir::FileSystems;
