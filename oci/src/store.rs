@@ -92,7 +92,7 @@ pub enum StoreError {
         source: io::Error,
     },
     #[error(
-        "{} has been locked by another process for {seconds} s. The command lslocks shows that process: end it, unless it is an agent that removes old images",
+        "{} has been locked by another process for {seconds} s. The command lslocks shows that process. If it is an agent that removes old images, wait; else end it",
         path.display()
     )]
     Locked { path: PathBuf, seconds: u64 },
