@@ -104,13 +104,9 @@ fn weight(milli: u64) -> u64 {
 /// The rlimits for the processes of steps: those of the container runtime if it runs as a unit, else systemd's
 /// defaults. Empty if both are unknown.
 pub async fn process(bus: &Bus) -> Vec<Limit> {
-    for unit in RUNTIMES {
-        if let Ok(pid) = bus.main_pid(unit).await
-            && pid > 0
-            && let Ok(text) = fs::read_to_string(format!("/proc/{pid}/limits"))
-        {
-            return parse(&text);
-        }
+    let main_pid = async |unit: &'static str| bus.main_pid(unit).await.unwrap_or(0);
+    if let Some(limits) = of_runtime(main_pid).await {
+        return limits;
     }
     match bus.default_limits().await {
         Ok(values) => from_defaults(&values),
@@ -119,6 +115,19 @@ pub async fn process(bus: &Bus) -> Vec<Limit> {
             Vec::new()
         }
     }
+}
+
+/// The rlimits of the container runtime. `main_pid` is the main process of a unit, or 0 if there is none.
+async fn of_runtime(main_pid: impl AsyncFn(&'static str) -> u32) -> Option<Vec<Limit>> {
+    for unit in RUNTIMES {
+        let pid = main_pid(unit).await;
+        if pid > 0
+            && let Ok(text) = fs::read_to_string(format!("/proc/{pid}/limits"))
+        {
+            return Some(parse(&text));
+        }
+    }
+    None
 }
 
 fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<Limit> {
@@ -182,6 +191,34 @@ Max stack size            8388608              unlimited            bytes
                 limit(Resource::Stack, 8_388_608, u64::MAX),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn each_distribution_of_kubernetes_has_its_own_unit_with_a_container_runtime() {
+        let own = parse(&fs::read_to_string("/proc/self/limits").unwrap());
+        for unit in [
+            "containerd.service",
+            "crio.service",
+            // Docker with cri-dockerd.
+            "docker.service",
+            // k3s: a server, and an agent.
+            "k3s.service",
+            "k3s-agent.service",
+            // RKE2: a server, and an agent.
+            "rke2-server.service",
+            "rke2-agent.service",
+            // k0s: a controller, and a worker.
+            "k0scontroller.service",
+            "k0sworker.service",
+            // MicroK8s.
+            "snap.microk8s.daemon-containerd.service",
+        ] {
+            let main_pid = async |asked: &str| {
+                if asked == unit { std::process::id() } else { 0 }
+            };
+            assert_eq!(of_runtime(main_pid).await.as_ref(), Some(&own), "{unit}");
+        }
+        assert_eq!(of_runtime(async |_| 0).await, None);
     }
 
     #[test]

@@ -9,8 +9,11 @@ use crate::machine::tests::world::{Spec, World, pkg};
 use crate::machine::{Effect, Event, Outcome, StepPlan, wake_at};
 use crate::supervise::LogFile;
 
+const BEGIN: i64 = 1_700_000_000_000;
 const MONTH: i64 = 30 * 86_400_000;
 const CHECKS: usize = 2;
+/// How often the user pushes a new version of the package.
+const VERSION: i64 = 3 * 86_400_000;
 
 /// The files that the agent and its supervisors write to the host of a [`World`].
 struct Host {
@@ -49,13 +52,21 @@ impl Host {
             fs::write(step.join(file), "x").unwrap();
         }
         let log = LogFile {
-            directory: self.at("logs/s/aa/1.0.0"),
+            directory: self.at(&format!("logs/s/aa/1.0.{}", (time - BEGIN) / VERSION)),
             step: format!("check-{index}.sh"),
         };
-        let time = jiff::Timestamp::from_millisecond(time).unwrap();
-        let mut pair = LogPair::create(&log, time).unwrap();
+        let timestamp = jiff::Timestamp::from_millisecond(time).unwrap();
+        let mut pair = LogPair::create(&log, timestamp).unwrap();
         pair.line(Stream::Err, &[b'x'; 1000]);
         pair.flush();
+        let name = timestamp.strftime("%Y-%m-%d-%H%M%S").to_string();
+        for entry in fs::read_dir(&log.directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_str().unwrap().contains(&name) {
+                let file = fs::File::options().append(true).open(&path).unwrap();
+                file.set_modified(simulated(time)).unwrap();
+            }
+        }
     }
 
     /// Does what the agent does after each event: saves the journal and removes the directories of steps that have
@@ -90,6 +101,10 @@ impl Host {
     }
 }
 
+fn simulated(time: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(time.try_into().unwrap())
+}
+
 fn files(directory: &Path) -> usize {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
@@ -107,12 +122,11 @@ fn files(directory: &Path) -> usize {
 fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
     let mut host = Host::new();
     let mut world = World::new();
-    let begin = 1_700_000_000_000;
-    world.now = begin;
+    world.now = BEGIN;
     world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
     let mut runs = 0_usize;
-    let mut look = begin;
-    while world.now < begin + MONTH {
+    let mut look = BEGIN;
+    while world.now < BEGIN + MONTH {
         let Some(effect) = world.queue.pop_front() else {
             world.now = wake_at(world.progress(), world.now).expect("it is tried again");
             world.input_queued(Event::Ticked);
@@ -136,7 +150,7 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
         }
         if world.now >= look {
             look += 12 * 3_600_000;
-            let now = SystemTime::now();
+            let now = simulated(world.now);
             let bytes = prune(&host.at("logs"), Bounds::default(), now);
             assert!(bytes <= Bounds::default().package, "{bytes} bytes of logs");
             host.measure(&world);
@@ -150,8 +164,9 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
         "{} step directories",
         host.most_steps
     );
-    // Two log files for each of five runs of each step, and a few files of the agent and of running steps.
-    let most = CHECKS * 5 * 2 + 4 + 16;
+    // For three versions, two log files for each of five runs of each step; and a few files of the agent and of running
+    // steps.
+    let most = 3 * CHECKS * 5 * 2 + 4 + 16;
     assert!(host.most_files <= most, "{} files", host.most_files);
     assert!(host.most_journal < 64 << 10, "{} bytes", host.most_journal);
 }
