@@ -44,6 +44,15 @@ impl ImageError {
         }
     }
 
+    /// The error with paths as the host has them. `files` are the host's files.
+    fn shown_in(self, files: &Root) -> Self {
+        match self {
+            Self::Reference(_) => self,
+            Self::Pull(error) => error.shown_in(files).into(),
+            Self::Store(error) => error.shown_in(files).into(),
+        }
+    }
+
     /// Says whether a retry may succeed (transient), or whether the user must change something (terminal).
     #[must_use]
     pub fn retry_class(&self) -> RetryClass {
@@ -99,6 +108,7 @@ const PLUGIN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Images {
     pub store: Store,
+    files: Root,
     puller: Rc<Puller>,
 }
 
@@ -109,16 +119,31 @@ impl Images {
         files: &Root,
         registries: Registries,
     ) -> Result<Self, ImageError> {
-        let store = Store::open(directory, StoreConfig::default())?;
+        let store = Store::open(directory, StoreConfig::default())
+            .map_err(|error| error.shown_in(files))?;
         let config = registries.puller(files);
         let puller = Puller::new(store.clone(), config);
         let puller = Rc::new(puller);
-        Ok(Self { store, puller })
+        Ok(Self {
+            store,
+            files: files.clone(),
+            puller,
+        })
     }
 
     /// Pulls the package's image into the store, and pins it there for `owner`. With a digest, a stored image is used
     /// without asking the registry. A tag may have moved, so the registry is always asked.
     pub async fn pull(
+        &self,
+        package: &Package,
+        owner: &str,
+        credentials: &Credentials,
+    ) -> Result<Digest, ImageError> {
+        let digest = self.pull_and_pin(package, owner, credentials).await;
+        digest.map_err(|error| error.shown_in(&self.files))
+    }
+
+    async fn pull_and_pin(
         &self,
         package: &Package,
         owner: &str,
@@ -175,5 +200,55 @@ impl Images {
         )
         .ok()?;
         self.store.lookup(&reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use skyhook_oci::chain;
+
+    use super::*;
+    use crate::host::Host;
+
+    #[test]
+    fn errors_of_the_store_have_the_paths_of_the_host() {
+        let test = "image::tests::errors_of_the_store_have_the_paths_of_the_host";
+        if !skyhook_testkit::in_own_mounts(test) {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // A file system without room for the directories of the store.
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "nr_inodes=4", "none"]);
+        assert!(mount.arg(directory.path()).status().unwrap().success());
+        let host = Host::open(directory.path()).unwrap();
+        let store = host.files.locate("/var/lib/skyhook-agent/images").unwrap();
+        let error = Images::open(&store, &host.files, Registries::default()).unwrap_err();
+        let text = chain(&error);
+        assert!(
+            text.starts_with("cannot create /var/lib/skyhook-agent/images/"),
+            "{text}"
+        );
+        for error in [
+            StoreError::NoRoom {
+                path: store.clone(),
+                needed: 2,
+                free: 1,
+            },
+            StoreError::Locked {
+                path: store.join("lock"),
+                seconds: 60,
+            },
+        ] {
+            let pull = PullError::Store {
+                reference: "r/p:1".into(),
+                source: error,
+            };
+            let text = chain(&ImageError::from(pull).shown_in(&host.files));
+            assert!(text.contains("/var/lib/skyhook-agent/images"), "{text}");
+            assert!(!text.contains(directory.path().to_str().unwrap()), "{text}");
+        }
     }
 }

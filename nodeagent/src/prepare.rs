@@ -155,7 +155,7 @@ fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> 
             };
             store
                 .unpack_blocking(digest, &target, options)
-                .map_err(|e| StageError::Unpack(Box::new(e)))?;
+                .map_err(|e| StageError::Unpack(Box::new(e.shown_in(files))))?;
         }
         (None, _) | (_, None) if files.exists(Path::new(copy_dir).join("config.json")) => {}
         (None, _) | (_, None) => return Err(StageError::NothingLeft),

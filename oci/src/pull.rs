@@ -12,6 +12,7 @@ use crate::image::{self, Document, ImageError, Manifest};
 use crate::progress::{Event, Progress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
+use crate::root::Root;
 use crate::store::{Leave, Store, StoreError, StoredImage, blocking};
 
 mod fetch;
@@ -68,6 +69,18 @@ impl PullError {
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
             Self::Deadline { .. } => "deadline",
+        }
+    }
+
+    /// The error with paths as `root` shows them in messages.
+    #[must_use]
+    pub fn shown_in(self, root: &Root) -> Self {
+        match self {
+            Self::Store { reference, source } => Self::Store {
+                reference,
+                source: source.shown_in(root),
+            },
+            Self::Registry { .. } | Self::Image { .. } | Self::Deadline { .. } => self,
         }
     }
 

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::root::Root;
+
 /// Why a directory was not removed, or only partly.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
@@ -38,13 +40,36 @@ impl RemoveError {
         }
     }
 
+    /// The error with paths as `root` shows them in messages.
+    #[must_use]
+    pub fn shown_in(mut self, root: &Root) -> Self {
+        self.show_in(root);
+        self
+    }
+
+    fn show_in(&mut self, root: &Root) {
+        match self {
+            Self::Mounted { path, mount_point } => {
+                *path = root.shown(path);
+                *mount_point = root.shown(mount_point);
+            }
+            Self::Io { path, .. } => *path = root.shown(path),
+        }
+    }
+
     /// Converts the error for callers that only return an [`io::Error`].
     pub(crate) fn into_io(self) -> io::Error {
         match self {
             Self::Io { source, .. } => source,
-            mounted @ Self::Mounted { .. } => {
-                io::Error::new(io::ErrorKind::ResourceBusy, mounted.to_string())
-            }
+            mounted @ Self::Mounted { .. } => io::Error::new(io::ErrorKind::ResourceBusy, mounted),
+        }
+    }
+
+    /// Does the same as [`RemoveError::shown_in`] for an error of [`RemoveError::into_io`].
+    pub(crate) fn show_io_in(error: &mut io::Error, root: &Root) {
+        let inner = error.get_mut();
+        if let Some(removal) = inner.and_then(|inner| inner.downcast_mut::<Self>()) {
+            removal.show_in(root);
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::limits::Limits;
 use crate::progress::{Event, Progress, size};
 use crate::reference::Reference;
 use crate::replace::{Durability, replace_file};
+use crate::root::Root;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
@@ -144,6 +145,23 @@ impl StoreError {
             Self::Image { .. } => "image",
             Self::Unpack(error) => error.kind(),
         }
+    }
+
+    /// The error with paths as `root` shows them in messages.
+    #[must_use]
+    pub fn shown_in(mut self, root: &Root) -> Self {
+        match &mut self {
+            Self::Io { path, .. } | Self::Locked { path, .. } | Self::NoRoom { path, .. } => {
+                *path = root.shown(path);
+            }
+            Self::NoImage(_)
+            | Self::Damaged(_)
+            | Self::WrongDigest { .. }
+            | Self::WrongSize { .. }
+            | Self::Image { .. }
+            | Self::Unpack(_) => {}
+        }
+        self
     }
 
     /// Whether another try may succeed, if the image is pulled again before it.

@@ -118,9 +118,9 @@ impl Agent {
             disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let (journal, aside) = Journal::open(&state)?;
+        let (journal, aside) = Journal::open(&state, &settings.state_dir)?;
         if let Some(aside) = aside {
-            tracing::error!(kept = %aside.display(), "the journal is corrupt: using the Node's record");
+            tracing::error!(kept = %host.files.shown(&aside).display(), "the journal is corrupt: using the Node's record");
         }
         let images = Images::open(
             &state.join("images"),

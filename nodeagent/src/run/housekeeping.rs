@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
+use skyhook_oci::{Root, Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -66,8 +66,8 @@ impl Agent {
             return;
         }
         self.prune_at.get_or_insert_with(|| Instant::now() + PRUNE);
-        let steps = self.steps();
-        tokio::task::spawn_blocking(move || remove_steps(&steps, |id| over.contains(&id)));
+        let (files, steps) = (self.host.files.clone(), self.steps());
+        tokio::task::spawn_blocking(move || remove_steps(&files, &steps, |id| over.contains(&id)));
     }
 
     /// Removes the oldest logs until the rest is within the bounds.
@@ -143,10 +143,13 @@ impl Agent {
         let store = self.images.store.clone();
         let (notes, ours) = (self.notes.clone(), self.directories());
         let swept = tokio::task::spawn_blocking(move || {
-            remove_steps(&steps, |id| id < next_step && !running.contains(&id));
+            remove_steps(&files, &steps, |id| {
+                id < next_step && !running.contains(&id)
+            });
             copies::remove_left_overs(&files, &copies);
             copies::remove_old(&files, &copies, &known, &kept, since);
-            match collect_images(&store, &kept, &gone, since) {
+            let collected = collect_images(&store, &kept, &gone, since);
+            match collected.map_err(|error| error.shown_in(&files)) {
                 Ok(bytes) => {
                     tracing::info!(image_bytes = bytes, "garbage collection has ended");
                 }
@@ -268,11 +271,11 @@ async fn gone(
 }
 
 /// Removes the directories of steps for which `is_over` returns true, unless their supervisor still runs.
-fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
+fn remove_steps(files: &Root, steps: &Path, is_over: impl Fn(u64) -> bool) {
     for (id, directory) in step_directories(steps) {
         if is_over(id)
             && !is_running(&directory)
-            && let Err(error) = remove_tree(&directory)
+            && let Err(error) = remove_tree(&directory).map_err(|error| error.shown_in(files))
         {
             tracing::warn!(id, error = %chain(&error), "a step's directory cannot be removed");
         }

@@ -30,7 +30,11 @@ impl Host {
         let memory = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
         let temporary = std::env::temp_dir();
         let directory = tempfile::tempdir_in(memory.unwrap_or(&temporary)).unwrap();
-        let (journal, _) = Journal::open(&directory.path().join("state")).unwrap();
+        let (journal, _) = {
+            let state = directory.path().join("state");
+            Journal::open(&state, &state)
+        }
+        .unwrap();
         Self {
             directory,
             journal,
@@ -82,7 +86,8 @@ impl Host {
         let after = world.progress().steps();
         let over: BTreeSet<u64> = &before.unwrap_or_default() - &after;
         if !over.is_empty() {
-            remove_steps(&self.at("state/steps"), |id| over.contains(&id));
+            let files = Root::open("/").unwrap();
+            remove_steps(&files, &self.at("state/steps"), |id| over.contains(&id));
         }
     }
 
