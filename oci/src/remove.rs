@@ -16,8 +16,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::root::Root;
-
 /// Why a directory was not removed, or only partly.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
@@ -40,20 +38,20 @@ impl RemoveError {
         }
     }
 
-    /// The error with paths as `root` shows them in messages.
+    /// The error with other paths in its message. `shown` returns the path to show for a path of this process.
     #[must_use]
-    pub fn shown_in(mut self, root: &Root) -> Self {
-        self.show_in(root);
+    pub fn shown_as(mut self, shown: impl Fn(&Path) -> PathBuf) -> Self {
+        self.show_as(shown);
         self
     }
 
-    fn show_in(&mut self, root: &Root) {
+    fn show_as(&mut self, shown: impl Fn(&Path) -> PathBuf) {
         match self {
             Self::Mounted { path, mount_point } => {
-                *path = root.shown(path);
-                *mount_point = root.shown(mount_point);
+                *path = shown(path);
+                *mount_point = shown(mount_point);
             }
-            Self::Io { path, .. } => *path = root.shown(path),
+            Self::Io { path, .. } => *path = shown(path),
         }
     }
 
@@ -65,11 +63,11 @@ impl RemoveError {
         }
     }
 
-    /// Does the same as [`RemoveError::shown_in`] for an error of [`RemoveError::into_io`].
-    pub(crate) fn show_io_in(error: &mut io::Error, root: &Root) {
+    /// Does the same as [`RemoveError::shown_as`] for an error of [`RemoveError::into_io`].
+    pub(crate) fn show_io_as(error: &mut io::Error, shown: impl Fn(&Path) -> PathBuf) {
         let inner = error.get_mut();
         if let Some(removal) = inner.and_then(|inner| inner.downcast_mut::<Self>()) {
-            removal.show_in(root);
+            removal.show_as(shown);
         }
     }
 }

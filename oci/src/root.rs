@@ -185,7 +185,9 @@ impl Root {
     /// something is mounted at or below a directory, the directory is left unchanged.
     pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<(), RemoveError> {
         match self.entry_itself(path.as_ref()) {
-            Ok(entry) => entry.remove_tree().map_err(|error| error.shown_in(self)),
+            Ok(entry) => entry
+                .remove_tree()
+                .map_err(|error| error.shown_as(|path| self.shown(path))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(RemoveError::Io {
                 path: path.as_ref().to_path_buf(),

@@ -89,7 +89,7 @@ pub(crate) fn unpack(
     if let Err(UnpackError::Io { source, .. }) = &mut result
         && let Some(root) = target.root()
     {
-        RemoveError::show_io_in(source, root);
+        RemoveError::show_io_as(source, |path| root.shown(path));
     }
     result
 }
@@ -352,7 +352,7 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
         };
         // An unpack may have replaced the directory since it was opened. The new one is its own.
         if replace::lock(&scratch, parent, name) == Ok(Lock::Held) {
-            remove_at(parent, name).map_err(|error| error.shown_in(parent))?;
+            remove_at(parent, name).map_err(|error| error.shown_as(|path| parent.shown(path)))?;
         }
     }
     Ok(())

@@ -15,10 +15,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::housekeeping::first_sweep;
 use super::note::{Note, RunFacts};
 use super::steps::last_step;
-use super::time::instant;
+use super::time::{first_sweep, instant};
 use super::writer::Writer;
 use crate::config::Settings;
 use crate::host::exec::Supervisors;

@@ -1,4 +1,5 @@
 //! Tests of the bus with fake managers: old versions of systemd, slow ones, and hosts without logind.
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
