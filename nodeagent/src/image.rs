@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use skyhook_crds::package::Package;
 use skyhook_oci::{
-    Credentials, Digest, PluginConfig, Progress, PullError, Puller, PullerConfig, Reference,
+    Credentials, Digest, PluginConfig, PullError, PullProgress, Puller, PullerConfig, Reference,
     ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
 };
 
 /// Why an image could not be pulled or stored.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
+pub enum PackageImageError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(transparent)]
@@ -21,19 +21,19 @@ pub enum ImageError {
     Store(Box<StoreError>),
 }
 
-impl From<PullError> for ImageError {
+impl From<PullError> for PackageImageError {
     fn from(error: PullError) -> Self {
         Self::Pull(Box::new(error))
     }
 }
 
-impl From<StoreError> for ImageError {
+impl From<StoreError> for PackageImageError {
     fn from(error: StoreError) -> Self {
         Self::Store(Box::new(error))
     }
 }
 
-impl ImageError {
+impl PackageImageError {
     /// A short name of the error, for queries in logs.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -118,7 +118,7 @@ impl Images {
         directory: &Path,
         files: &Root,
         registries: Registries,
-    ) -> Result<Self, ImageError> {
+    ) -> Result<Self, PackageImageError> {
         let store = Store::open(directory, StoreConfig::default())
             .map_err(|error| error.shown_in(files))?;
         let config = registries.puller(files);
@@ -138,7 +138,7 @@ impl Images {
         package: &Package,
         owner: &str,
         credentials: &Credentials,
-    ) -> Result<Digest, ImageError> {
+    ) -> Result<Digest, PackageImageError> {
         let digest = self.pull_and_pin(package, owner, credentials).await;
         digest.map_err(|error| error.shown_in(&self.files))
     }
@@ -148,7 +148,7 @@ impl Images {
         package: &Package,
         owner: &str,
         credentials: &Credentials,
-    ) -> Result<Digest, ImageError> {
+    ) -> Result<Digest, PackageImageError> {
         let reference = Reference::for_package(
             &package.image,
             &package.version,
@@ -181,8 +181,8 @@ impl Images {
         &self,
         reference: &Reference,
         credentials: &Credentials,
-        progress: &Progress,
-    ) -> Result<Digest, ImageError> {
+        progress: &PullProgress,
+    ) -> Result<Digest, PackageImageError> {
         let pulled = self
             .puller
             .pull_with(reference, credentials, progress)
@@ -246,7 +246,7 @@ mod tests {
                 reference: "r/p:1".into(),
                 source: error,
             };
-            let text = chain(&ImageError::from(pull).shown_in(&host.files));
+            let text = chain(&PackageImageError::from(pull).shown_in(&host.files));
             assert!(text.contains("/var/lib/skyhook-agent/images"), "{text}");
             assert!(!text.contains(directory.path().to_str().unwrap()), "{text}");
         }

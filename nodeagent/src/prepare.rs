@@ -13,7 +13,7 @@ use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
 use crate::secret::Secret;
-use crate::supervise::{Limit, LogFile, Spec, StepResult};
+use crate::supervise::{LogFile, ProcessLimit, Spec, StepResult};
 
 pub mod env;
 mod error;
@@ -341,7 +341,7 @@ impl Prepared {
             working_directory: self.copy_dir.clone(),
             log,
             buffer_limit,
-            limits: Vec::<Limit>::new(),
+            limits: Vec::<ProcessLimit>::new(),
             memory_limit: None,
             grace_ms: self.grace_ms(),
             timeout_ms: None,

@@ -65,7 +65,7 @@ pub struct Spec {
     pub log: Option<LogFile>,
     /// Longest line in the log, in bytes. A longer line is split.
     pub buffer_limit: usize,
-    pub limits: Vec<Limit>,
+    pub limits: Vec<ProcessLimit>,
     /// Memory limit of the step's scope as a Kubernetes quantity, for messages. `None` means no limit.
     pub memory_limit: Option<String>,
     /// Milliseconds between SIGTERM and SIGKILL when the step is ended.
@@ -76,7 +76,7 @@ pub struct Spec {
 
 /// One rlimit of the step's processes. `u64::MAX` means infinity.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct ProcessLimit {
     pub resource: Resource,
     pub soft: u64,
     pub hard: u64,

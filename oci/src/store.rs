@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
-use crate::progress::{Event, Progress, size};
+use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
 use crate::replace::{Durability, replace_file};
 use crate::root::Root;
@@ -248,7 +248,7 @@ impl Store {
         target: &Target,
         options: UnpackOptions,
     ) -> Result<Unpacked, StoreError> {
-        self.unpack_with(manifest, target, options, &Progress::none())
+        self.unpack_with(manifest, target, options, &PullProgress::none())
             .await
     }
 
@@ -258,14 +258,14 @@ impl Store {
         manifest: &Digest,
         target: &Target,
         options: UnpackOptions,
-        progress: &Progress,
+        progress: &PullProgress,
     ) -> Result<Unpacked, StoreError> {
-        progress.say(Event::Unpacking {
+        progress.say(PullEvent::Unpacking {
             manifest: *manifest,
         });
         let (store, manifest, target) = (self.clone(), *manifest, target.clone());
         let unpacked = blocking(move || store.unpack_blocking(&manifest, &target, options)).await?;
-        progress.say(Event::Unpacked {
+        progress.say(PullEvent::Unpacked {
             entries: unpacked.entries,
         });
         Ok(unpacked)

@@ -11,7 +11,7 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::InvalidQuantity;
 
 use super::systemd::{Bus, ScopeLimits};
-use crate::supervise::{Limit, Resource};
+use crate::supervise::{ProcessLimit, Resource};
 
 /// Units of container runtimes, or of programs that start a container runtime. Containers inherit the rlimits of the
 /// unit.
@@ -103,7 +103,7 @@ fn weight(milli: u64) -> u64 {
 
 /// The rlimits for the processes of steps: those of the container runtime if it runs as a unit, else systemd's
 /// defaults. Empty if both are unknown.
-pub async fn process(bus: &Bus) -> Vec<Limit> {
+pub async fn process(bus: &Bus) -> Vec<ProcessLimit> {
     let main_pid = async |unit: &'static str| bus.main_pid(unit).await.unwrap_or(0);
     if let Some(limits) = of_runtime(main_pid).await {
         return limits;
@@ -118,7 +118,7 @@ pub async fn process(bus: &Bus) -> Vec<Limit> {
 }
 
 /// The rlimits of the container runtime. `main_pid` is the main process of a unit, or 0 if there is none.
-async fn of_runtime(main_pid: impl AsyncFn(&'static str) -> u32) -> Option<Vec<Limit>> {
+async fn of_runtime(main_pid: impl AsyncFn(&'static str) -> u32) -> Option<Vec<ProcessLimit>> {
     for unit in RUNTIMES {
         let pid = main_pid(unit).await;
         if pid > 0
@@ -130,13 +130,13 @@ async fn of_runtime(main_pid: impl AsyncFn(&'static str) -> u32) -> Option<Vec<L
     None
 }
 
-fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<Limit> {
+fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<ProcessLimit> {
     NAMES
         .iter()
         .filter_map(|(_, name, resource)| {
             let hard = *values.get(&format!("DefaultLimit{name}"))?;
             let soft = values.get(&format!("DefaultLimit{name}Soft"));
-            Some(Limit {
+            Some(ProcessLimit {
                 resource: *resource,
                 soft: soft.copied().unwrap_or(hard),
                 hard,
@@ -146,7 +146,7 @@ fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<Limit> {
 }
 
 /// Reads `/proc/PID/limits`.
-fn parse(text: &str) -> Vec<Limit> {
+fn parse(text: &str) -> Vec<ProcessLimit> {
     let value = |text: &str| match text {
         "unlimited" => Some(u64::MAX),
         number => number.parse().ok(),
@@ -155,7 +155,7 @@ fn parse(text: &str) -> Vec<Limit> {
         .filter_map(|line| {
             let (name, _, resource) = NAMES.iter().find(|(name, _, _)| line.starts_with(name))?;
             let mut fields = line[name.len()..].split_whitespace();
-            Some(Limit {
+            Some(ProcessLimit {
                 resource: *resource,
                 soft: value(fields.next()?)?,
                 hard: value(fields.next()?)?,
@@ -178,7 +178,7 @@ Max cpu time              unlimited            unlimited            seconds
 Max open files            1024                 524288               files
 Max stack size            8388608              unlimited            bytes
 ";
-        let limit = |resource, soft, hard| Limit {
+        let limit = |resource, soft, hard| ProcessLimit {
             resource,
             soft,
             hard,
