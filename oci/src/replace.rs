@@ -209,18 +209,21 @@ fn is_locked(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<
 /// removed too. No symlink is followed.
 fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+    // The lock is held until the file is removed: a writer that has made the file and not locked it yet would take it
+    // otherwise, and lose it.
+    let _lock = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => {
             let ours = rustix::process::geteuid().as_raw();
             if rustix::fs::fstat(&file)?.st_uid == ours && !is_locked(&file, dir, name)? {
                 std::thread::sleep(PAUSE);
                 return Ok(());
             }
+            Some(file)
         }
         Err(Errno::NOENT) => return Ok(()),
         // For example a symlink or a socket, which cannot be opened with these flags.
-        Err(_) => {}
-    }
+        Err(_) => None,
+    };
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
@@ -348,29 +351,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         replace_file(&file, b"", Durability::WhileUp).unwrap();
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let written = std::sync::atomic::AtomicUsize::new(0);
+        let write = |byte: u8| {
+            let bytes = vec![byte; 20_000];
+            let written: io::Result<()> =
+                (0..300).try_for_each(|_| replace_file(&file, &bytes, Durability::WhileUp));
+            written
+        };
         std::thread::scope(|scope| {
             let writers: Vec<_> = (b'a'..=b'c')
                 .map(|byte| {
-                    let (bytes, file) = (vec![byte; 100_000], &file);
+                    let (write, written) = (&write, &written);
                     scope.spawn(move || {
-                        for _ in 0..50 {
-                            replace_file(file, &bytes, Durability::WhileUp).unwrap();
-                        }
+                        let result = write(byte);
+                        written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        result
                     })
                 })
                 .collect();
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let read = fs::read(&file).unwrap();
-                    assert!(read.is_empty() || read.len() == 100_000, "{}", read.len());
-                    assert!(read.windows(2).all(|pair| pair[0] == pair[1]));
-                }
-            });
-            for writer in writers {
-                writer.join().unwrap();
+            // The reader ends with the writers, also when one of them fails.
+            while written.load(std::sync::atomic::Ordering::Relaxed) < writers.len() {
+                let read = fs::read(&file).unwrap();
+                assert!(read.is_empty() || read.len() == 20_000, "{}", read.len());
+                assert!(read.windows(2).all(|pair| pair[0] == pair[1]));
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            for writer in writers {
+                writer.join().unwrap().unwrap();
+            }
         });
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
