@@ -3,6 +3,7 @@
 //! An object that cannot be decoded becomes a fact that says so. It does not keep the value of an earlier version.
 
 mod labels;
+mod report;
 mod stored;
 
 use std::borrow::Cow;
@@ -452,7 +453,7 @@ impl LeaseFact {
             Ok(None)
         } else {
             serde_json::from_value(object.status)
-                .map(Some)
+                .map(|status| Some(report::without_unused_texts(status)))
                 .map_err(|e| format!("status cannot be read: {e}"))
         };
         let force = metadata
