@@ -129,13 +129,12 @@ fn tell(
         .conditions(&skyhook.name, shown.status)
         .annotation(&key, since)
         .reduced(node);
-    // For a node in progress, write a changed reason at most once a second.
-    let told = node.annotations.get(&names::status(&skyhook.name));
-    let moves = shown.standing == Standing::Leased
-        && told.is_some_and(|told| told == shown.status.as_str())
-        && !draft.is_patched(&node.name)
-        && !patch.is_empty();
-    if !(moves && draft.is_too_soon(&Target::Node(node.name.clone()))) {
+    // Another status is written at once. If only the reason is another one, it is written at most once a second.
+    let is_detail = patch.annotations.keys().eq([&key])
+        && patch.labels.is_empty()
+        && patch.conditions.is_empty()
+        && !draft.is_patched(&node.name);
+    if !(is_detail && draft.is_too_soon(&Target::Node(node.name.clone()))) {
         draft.patch(node, patch, Cause::Status);
     }
 }
