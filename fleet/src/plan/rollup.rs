@@ -15,7 +15,7 @@ use super::cause::Cause;
 use super::reason::Reason;
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::status::{reason_on_node, with_since};
+use super::status::{MAX_REASON, cut, reason_on_node, with_since};
 use super::verdict::{self, verdict};
 use super::{Draft, View};
 use crate::effect::{NodePatch, Target};
@@ -56,10 +56,19 @@ pub(super) fn nodes(
             draft.begin_unit();
             let mut shown = show(view, row.skyhook, node, standing, draft);
             shown.rest = draft.end_unit();
+            shorten(&mut shown);
             if let Some(cell) = row.column.cells.get_mut(id.index()) {
                 cell.shown = Some(shown);
             }
         }
+    }
+}
+
+/// Keeps of a reason what the Skyhook's status shows. A failing package may say 2 KiB on each of many nodes.
+fn shorten(shown: &mut ShownCell) {
+    let reason = shown.reason.as_mut();
+    if let Some(reason) = reason.filter(|reason| reason.message.len() > MAX_REASON) {
+        reason.message = cut(&reason.message, MAX_REASON).into();
     }
 }
 

@@ -110,6 +110,31 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     assert_eq!(cache.counted(), one);
 }
 
+/// The Node has the whole message. Between passes, only what the Skyhook's status shows of it is kept.
+#[test]
+fn a_long_reason_is_not_kept_between_passes() {
+    let (mut index, settings, now, revision) = at_work();
+    let long = "x".repeat(2000);
+    let mut failing = lease(7, &revision, "2", "Erroring");
+    failing["status"]["message"] = json!(long);
+    let failing = serde_json::from_value(failing).unwrap();
+    index.apply(Change::Lease(Box::new(failing)), now.mono);
+    let mut cache = Cache::default();
+    let effects = cache.plan(&index.view(&settings, now)).effects;
+    let written = effects.iter().any(|effect| match effect {
+        Effect::PatchNode { patch, .. } => {
+            let mut values = patch.annotations.values().flatten();
+            values.any(|value| value.contains(&long))
+        }
+        _ => false,
+    });
+    assert!(written, "{effects:?}");
+    let cells = cache.columns["s"].cells.iter();
+    let reasons = cells.filter_map(|cell| cell.shown.as_ref()?.reason.as_ref());
+    let longest = reasons.map(|reason| reason.message.len()).max();
+    assert_eq!(longest, Some(256));
+}
+
 /// Which revisions are referred to is known of each node from the last pass, so that one change costs one node.
 #[test]
 fn the_history_is_pruned_without_a_look_at_every_lease() {
