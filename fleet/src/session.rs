@@ -138,6 +138,8 @@ impl<'a> Session<'a> {
         if self.planned == Some(seen) && !is_due {
             return;
         }
+        // Thousands of effects may wait that the plan decides anew. They are not kept beside the new ones.
+        self.queue = Queue::default();
         let plan = self.plan(now);
         self.enqueue(plan.effects);
         self.plan_wakes_at = plan.wake_at;

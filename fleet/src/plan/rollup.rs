@@ -17,9 +17,14 @@ use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::status::{MAX_REASON, cut, reason_on_node, with_since};
 use super::verdict::{self, verdict};
-use super::{Draft, View};
+use super::{COALESCE, Draft, View};
+use crate::clocks::Mono;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
+
+/// How many Nodes of one Skyhook are told something in one pass. The others are told in later passes. In a large fleet
+/// whose nodes all fail, the texts would otherwise need much memory and be rendered anew in each pass.
+const TOLD: usize = 256;
 
 /// Writes status and reason to the Nodes.
 pub(super) fn nodes(
@@ -29,8 +34,10 @@ pub(super) fn nodes(
     cache: &mut Cache,
     draft: &mut Draft<'_>,
 ) {
+    let (last, first) = order.split_at(first_told(view, order.len()));
     for row in rows {
-        for (name, id) in order {
+        let mut room = TOLD;
+        for (name, id) in first.iter().chain(last) {
             let Some(standing) = row.standing(*id) else {
                 continue;
             };
@@ -53,15 +60,24 @@ pub(super) fn nodes(
             };
             let standing = standing.clone();
             cache.counted.shown += 1;
+            let was_patched = draft.is_patched(name);
             draft.begin_unit();
-            let mut shown = show(view, row.skyhook, node, standing, draft);
+            let mut shown = show(view, row.skyhook, node, standing, room > 0, draft);
             shown.rest = draft.end_unit();
             shorten(&mut shown);
+            room -= usize::from(room > 0 && !was_patched && draft.is_patched(name));
             if let Some(cell) = row.column.cells.get_mut(id.index()) {
                 cell.shown = Some(shown);
             }
         }
     }
+}
+
+/// The place of the node that is told something first. It is another one each second, so that every node has its turn.
+fn first_told(view: &View<'_>, nodes: usize) -> usize {
+    let seconds = usize::try_from(view.now.mono.since(Mono::ZERO).as_secs()).unwrap_or_default();
+    let told = seconds.wrapping_mul(TOLD);
+    told.checked_rem(nodes).unwrap_or_default()
 }
 
 /// Keeps of a reason what the Skyhook's status shows. A failing package may say 2 KiB on each of many nodes.
@@ -72,12 +88,13 @@ fn shorten(shown: &mut ShownCell) {
     }
 }
 
-/// Computes what one Node says about one Skyhook, and writes it when it differs.
+/// Computes what one Node says about one Skyhook, and writes it when it differs and there is room in this pass.
 fn show(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,
     standing: Standing,
+    has_room: bool,
     draft: &mut Draft<'_>,
 ) -> ShownCell {
     let lease = view.picture.lease_of(&node.name, &skyhook.uid);
@@ -118,8 +135,11 @@ fn show(
                 .annotation(&names::reason(&skyhook.name), None);
             draft.patch(node, patch, Cause::Result);
         }
-    } else {
+    } else if has_room || draft.is_patched(&node.name) {
         tell(view, skyhook, node, &shown, draft);
+    } else {
+        draft.is_held_back();
+        draft.wake_at(view.now.mono + COALESCE);
     }
     shown
 }
