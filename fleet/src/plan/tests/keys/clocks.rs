@@ -211,7 +211,7 @@ fn what_is_decided_on_the_clocks_of_a_node() {
                     node.annotations.insert(key, stamp.render());
                     let mut record = node.record("s").clone();
                     record.stamp = Some(stamp);
-                    node.records.insert("s".into(), record);
+                    node.records.insert("s".into(), Box::new(record));
                 });
             },
         ),
