@@ -6,6 +6,7 @@
 pub mod agents;
 pub mod apply;
 pub mod config;
+pub mod debounce;
 pub mod leadership;
 pub mod probe;
 pub mod publish;

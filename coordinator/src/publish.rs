@@ -1,12 +1,15 @@
 //! Sends events, without a guarantee. A lost event does no harm, because the status says the same.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use futures::StreamExt as _;
+use futures::stream;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource as _};
 use sha2::{Digest as _, Sha256};
 use skyhook_crds::Skyhook;
+use tokio::sync::mpsc;
 
 use skyhook_fleet::events::{EventFact, Subject};
 
@@ -19,22 +22,44 @@ const MAX_NOTE: usize = 1024;
 /// large fleet these are tens of thousands.
 const REMEMBERED: usize = 256;
 
+/// How many events may wait to be sent. Half of this is reserved for warnings. Further events are lost.
+const WAITING: usize = 256;
+
+/// How many events are sent at once.
+const AT_ONCE: usize = 4;
+
 /// Sends events as the coordinator.
+#[derive(Debug)]
 pub struct Publisher {
-    client: Client,
-    reporter: Reporter,
-    memory: Mutex<Memory>,
+    queue: mpsc::Sender<EventFact>,
 }
 
 /// A recorder, and how many events it was given.
 struct Memory {
+    client: Client,
+    reporter: Reporter,
     recorder: Arc<Recorder>,
     events: usize,
 }
 
-impl std::fmt::Debug for Publisher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Publisher")
+impl Memory {
+    fn new(client: Client, reporter: Reporter) -> Self {
+        let recorder = Arc::new(Recorder::new(client.clone(), reporter.clone()));
+        Self {
+            client,
+            reporter,
+            recorder,
+            events: 0,
+        }
+    }
+
+    /// The recorder for the next event: another one when the current one remembers enough.
+    fn recorder(&mut self) -> Arc<Recorder> {
+        if self.events >= REMEMBERED {
+            *self = Self::new(self.client.clone(), self.reporter.clone());
+        }
+        self.events += 1;
+        Arc::clone(&self.recorder)
     }
 }
 
@@ -46,49 +71,36 @@ impl Publisher {
             controller: "skyhook-controller".to_owned(),
             instance: Some(instance.to_owned()),
         };
-        let recorder = Arc::new(Recorder::new(client.clone(), reporter.clone()));
-        let memory = Mutex::new(Memory {
-            recorder,
-            events: 0,
-        });
-        Self {
-            client,
-            reporter,
-            memory,
-        }
-    }
-
-    /// The recorder that remembers the last events: another one when the current one remembers enough.
-    fn recorder(&self, events: usize) -> Arc<Recorder> {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        if memory.events >= REMEMBERED {
-            let (client, reporter) = (self.client.clone(), self.reporter.clone());
-            *memory = Memory {
-                recorder: Arc::new(Recorder::new(client, reporter)),
-                events: 0,
-            };
-        }
-        memory.events += events;
-        Arc::clone(&memory.recorder)
+        let (queue, events) = mpsc::channel(WAITING);
+        tokio::spawn(send_all(events, Memory::new(client, reporter)));
+        Self { queue }
     }
 
     /// Sends in the background.
     pub fn send(&self, events: Vec<EventFact>) {
-        if events.is_empty() {
-            return;
-        }
-        let recorder = self.recorder(events.len());
-        tokio::spawn(async move {
-            for fact in events {
-                if let Err(error) = recorder
-                    .publish(&event(&fact), &reference(&fact.subject))
-                    .await
-                {
-                    tracing::debug!(%error, reason = fact.reason, "event lost");
-                }
+        for event in events {
+            let reason = event.reason;
+            let has_room = event.warning || self.queue.capacity() > WAITING / 2;
+            if !has_room || self.queue.try_send(event).is_err() {
+                tracing::debug!(reason, "event lost: too many wait to be sent");
             }
-        });
+        }
     }
+}
+
+/// Sends what comes, a few at once.
+async fn send_all(mut events: mpsc::Receiver<EventFact>, mut memory: Memory) {
+    let events = stream::poll_fn(|context| events.poll_recv(context));
+    let sent = events.for_each_concurrent(AT_ONCE, |fact| {
+        let recorder = memory.recorder();
+        async move {
+            let (event, subject) = (event(&fact), reference(&fact.subject));
+            if let Err(error) = recorder.publish(&event, &subject).await {
+                tracing::debug!(%error, reason = fact.reason, "event lost");
+            }
+        }
+    });
+    sent.await;
 }
 
 fn event(fact: &EventFact) -> Event {
@@ -142,29 +154,67 @@ fn reference(subject: &Subject) -> ObjectReference {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
     use http::{Request, Response};
     use kube::client::Body;
 
     use super::*;
 
-    /// A publisher that reaches no API server.
-    fn publisher() -> Publisher {
+    #[tokio::test]
+    async fn what_is_remembered_of_events_does_not_grow_with_the_fleet() {
         let service = tower::service_fn(|_: Request<Body>| async {
             Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
         });
-        Publisher::new(Client::new(service, "default"), "one")
+        let mut memory = Memory::new(Client::new(service, "default"), "one".into());
+        let first = memory.recorder();
+        for _ in 1..REMEMBERED {
+            assert!(Arc::ptr_eq(&first, &memory.recorder()));
+        }
+        let second = memory.recorder();
+        assert!(!Arc::ptr_eq(&first, &second), "it remembers all events");
+        assert!(Arc::ptr_eq(&second, &memory.recorder()));
     }
 
-    #[tokio::test]
-    async fn what_is_remembered_of_events_does_not_grow_with_the_fleet() {
-        let publisher = publisher();
-        let first = publisher.recorder(1);
-        for _ in 1..REMEMBERED {
-            assert!(Arc::ptr_eq(&first, &publisher.recorder(1)));
+    fn told(warning: bool, n: usize) -> EventFact {
+        EventFact {
+            subject: Subject::Skyhook {
+                name: "s".into(),
+                uid: "u".into(),
+            },
+            warning,
+            reason: "State",
+            note: format!("note {n}"),
         }
-        let second = publisher.recorder(1);
-        assert!(!Arc::ptr_eq(&first, &second), "it remembers all events");
-        assert!(Arc::ptr_eq(&second, &publisher.recorder(1)));
+    }
+
+    /// The API server answers nothing.
+    #[tokio::test]
+    async fn events_that_cannot_be_sent_are_lost_and_warnings_last() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
+        let service = tower::service_fn(move |_: Request<Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let publisher = Publisher::new(Client::new(service, "default"), "one");
+        publisher.send((0..10 * WAITING).map(|n| told(false, n)).collect());
+        assert_eq!(publisher.queue.capacity(), WAITING / 2);
+        publisher.send((0..10 * WAITING).map(|n| told(true, n)).collect());
+        assert_eq!(publisher.queue.capacity(), 0);
+        let sent = || requests.load(Ordering::Relaxed);
+        let all_begin = async {
+            while sent() < AT_ONCE {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let all_begin = tokio::time::timeout(Duration::from_secs(60), all_begin);
+        all_begin.await.expect("events are sent");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(sent(), AT_ONCE);
     }
 
     #[test]

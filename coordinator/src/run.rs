@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::agents;
 use crate::apply::Applier;
 use crate::config::Settings;
+use crate::debounce::Debounce;
 use crate::leadership::Leadership;
 use crate::publish::Publisher;
 use crate::report::Report;
@@ -27,16 +28,6 @@ use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::{self, Now};
 use skyhook_fleet::references::References;
 use skyhook_fleet::session::Session;
-
-/// Changes are collected for this long before the next pass, so that a burst of changes costs one pass.
-const DEBOUNCE: Duration = Duration::from_millis(2);
-
-/// Further changes do not delay a pass for longer than this.
-const LONGEST_DEBOUNCE: Duration = Duration::from_millis(50);
-
-/// After a pass, changes are collected for at least this many times as long as the pass took. So passes take at most a
-/// twentieth of the time, also in a large cluster.
-const SHARE: u32 = 20;
 
 /// How long all requests of one effect may take together.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,7 +54,7 @@ pub async fn run(
         report: Report::default(),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
-        last_pass: Duration::ZERO,
+        debounce: Debounce::default(),
     };
     let mut writes = Writes::new();
     // Since when there is something new to decide on.
@@ -72,11 +63,10 @@ pub async fn run(
     loop {
         let now = state.now();
         let pause = match dirty {
-            Some(_) => state.share_of(DEBOUNCE),
+            Some(_) => state.debounce.pause(now.mono),
             None => wake_at.map_or(Duration::from_secs(600), |at| at.since(now.mono)),
         };
-        let overdue =
-            dirty.is_some_and(|since| now.mono.since(since) >= state.share_of(LONGEST_DEBOUNCE));
+        let overdue = dirty.is_some_and(|since| state.debounce.is_overdue(since, now.mono));
         tokio::select! {
             biased;
             _ = stop.changed() => break,
@@ -173,8 +163,7 @@ struct Loop<'a> {
     bound: Bound,
     report: Report,
     started: Instant,
-    /// How long the last pass took.
-    last_pass: Duration,
+    debounce: Debounce,
 }
 
 impl Loop<'_> {
@@ -221,7 +210,7 @@ impl Loop<'_> {
     /// Makes a pass, and starts writes. Returns when the next pass is due.
     fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
         self.session.pass(now);
-        self.last_pass = self.now().mono.since(now.mono);
+        self.debounce.passed(now.mono, self.now().mono);
         self.launch(writes);
         self.report_writes(now.mono);
         let sums = self.bound.sum_up(now.mono);
@@ -240,11 +229,6 @@ impl Loop<'_> {
     fn publish(&mut self, events: Vec<EventFact>) {
         let passed = self.bound.pass(events, self.now().mono);
         self.publisher.send(passed);
-    }
-
-    /// How long changes are collected, `least` or longer.
-    fn share_of(&self, least: Duration) -> Duration {
-        least.max(self.last_pass * SHARE)
     }
 
     /// Starts writes from the queue, as many as may be under way.

@@ -135,7 +135,7 @@ impl CordonRecord {
 /// A `nodeState_<skyhook>` annotation that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or mend it"
+    "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or correct it"
 )]
 pub struct MalformedState {
     pub annotation: String,

@@ -16,48 +16,49 @@ use crate::version;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Package {
-    /// Filled in from the key of `packages`.
+    /// Name of the package. It can be left out: it is the key in `packages`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(regex(pattern = r"^[a-z][-a-z0-9]{0,41}[a-z]$"), length(max = 43))]
     pub name: String,
-    /// Version of the package, a semantic version. It is also the image's tag ("+" is written "_" there).
+    /// Version of the package: a semantic version. It is also the tag of the image, with "_" in place of "+".
     pub version: String,
-    /// Image of the package, without tag.
+    /// Image of the package, without a tag.
     pub image: String,
-    /// Digest that pins the image: `sha256:…`.
+    /// Digest of the image (`sha256:…`). If it is set, only this image is used, whatever the tag points to.
     #[serde(
         rename = "containerSHA",
         default,
         skip_serializing_if = "Option::is_none"
     )]
     pub container_sha: Option<String>,
-    /// Accepted for compatibility: steps are run by the node's agent, whatever image this names.
+    /// Has no effect. It is accepted so that manifests for NVIDIA Skyhook work. The node's agent runs the steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_image_override: Option<String>,
-    /// What the host needs after the package was applied or upgraded.
+    /// The interrupt that the host needs after the package was installed or upgraded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interrupt: Option<Interrupt>,
-    /// What the host needs after a key of `configMap` changed: key or glob to interrupt.
+    /// The interrupts that the host needs after the configuration has changed. The key of each interrupt is a key of
+    /// `configMap`, or a glob that matches such keys.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config_interrupts: BTreeMap<String, Interrupt>,
-    /// Files that the package's steps find in `configmaps/`.
+    /// Configuration of the package. Its steps find the value of each key in a file with that name in `configmaps/`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config_map: BTreeMap<String, String>,
-    /// Packages, with their versions, that must be complete before this one starts.
+    /// Packages that have to be complete before this one starts, with their versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub depends_on: BTreeMap<String, String>,
-    /// Environment of the package's steps.
+    /// Environment variables of the package's steps.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<EnvVar>,
-    /// CPU and memory of the package's steps; all four fields or none.
+    /// CPU and memory for the package's steps. Set all four fields or none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
-    /// How long a step that is told to end may take: 30s when unset.
+    /// How long a step may go on after it was told to end, for example `2m`. The default is 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graceful_shutdown: Option<GoDuration>,
 }
 
-/// CPU and memory of a package's steps.
+/// CPU and memory for a package's steps.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
@@ -74,10 +75,10 @@ pub struct Resources {
 /// What has to happen on the host for a change to take effect.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 pub struct Interrupt {
-    /// Type of the interrupt.
+    /// Type of the interrupt. If several packages ask for interrupts, the strongest one is made.
     #[serde(rename = "type")]
     pub kind: InterruptType,
-    /// Units to restart, for the type `service`.
+    /// The systemd units to restart. Only for the type `service`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<String>,
 }

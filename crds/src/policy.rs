@@ -1,17 +1,17 @@
-//! The DeploymentPolicy: how a roll-out is paced, by groups of nodes.
+//! The DeploymentPolicy: how fast Skyhooks are rolled out, by groups of nodes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Paces the roll-outs that refer to it.
+/// Says how fast the Skyhooks that name it are rolled out.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "skyhook.nvidia.com",
     version = "v1alpha1",
     kind = "DeploymentPolicy",
-    doc = "Paces the roll-outs that refer to it.",
+    doc = "Says how fast the Skyhooks that name it are rolled out.",
     plural = "deploymentpolicies",
     derive = "PartialEq"
 )]
@@ -35,7 +35,7 @@ pub struct DefaultCompartment {
     pub strategy: Strategy,
 }
 
-/// A group of nodes, picked by their labels.
+/// A group of nodes, selected by their labels.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Compartment {
@@ -47,19 +47,21 @@ pub struct Compartment {
     pub strategy: Option<Strategy>,
 }
 
-/// Ceiling of a compartment: exactly one of percent and count.
+/// How many nodes of a compartment may be worked on at the same time. Set either percent or count.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Budget {
+    /// Percentage of the compartment's nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub percent: Option<i32>,
+    /// Number of nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub count: Option<i32>,
 }
 
-/// How batches grow: exactly one of the three.
+/// How large the batches are. Set exactly one of the three fields.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Strategy {
@@ -75,19 +77,19 @@ pub struct Strategy {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct FixedStrategy {
-    /// Nodes of a batch.
+    /// Number of nodes in each batch.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub initial_batch: i32,
-    /// Percent of a batch that must succeed.
+    /// Percentage of a batch that has to succeed. With fewer nodes, the batch has failed.
     #[serde(default = "hundred")]
     #[schemars(range(min = 1, max = 100))]
     pub batch_threshold: i32,
-    /// Failed batches in a row that stop the roll-out; unset never stops it.
+    /// The roll-out stops after so many failed batches, one after the other. If it is unset, failures never stop it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub failure_threshold: Option<i32>,
-    /// Percent of progress above which failures no longer slow or stop.
+    /// Once this percentage of the nodes is complete, failures do not slow the roll-out down or stop it any more.
     #[serde(default = "fifty")]
     #[schemars(range(min = 1, max = 100))]
     pub safety_limit: i32,
@@ -97,23 +99,23 @@ pub struct FixedStrategy {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct LinearStrategy {
-    /// Nodes of the first batch.
+    /// Number of nodes in the first batch.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub initial_batch: i32,
-    /// Nodes added after a batch that succeeded, taken off after one that failed.
+    /// After a batch that succeeded, the next one has so many nodes more. After one that failed, it has so many fewer.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub delta: i32,
-    /// Percent of a batch that must succeed.
+    /// Percentage of a batch that has to succeed. With fewer nodes, the batch has failed.
     #[serde(default = "hundred")]
     #[schemars(range(min = 1, max = 100))]
     pub batch_threshold: i32,
-    /// Failed batches in a row that stop the roll-out; unset never stops it.
+    /// The roll-out stops after so many failed batches, one after the other. If it is unset, failures never stop it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub failure_threshold: Option<i32>,
-    /// Percent of progress above which failures no longer slow or stop.
+    /// Once this percentage of the nodes is complete, failures do not slow the roll-out down or stop it any more.
     #[serde(default = "fifty")]
     #[schemars(range(min = 1, max = 100))]
     pub safety_limit: i32,
@@ -123,23 +125,24 @@ pub struct LinearStrategy {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ExponentialStrategy {
-    /// Nodes of the first batch.
+    /// Number of nodes in the first batch.
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub initial_batch: i32,
-    /// Factor after a batch that succeeded, divisor after one that failed.
+    /// After a batch that succeeded, the size of the next one is multiplied by this. After one that failed, it is divided
+    /// by this.
     #[serde(default = "two")]
     #[schemars(range(min = 2))]
     pub growth_factor: i32,
-    /// Percent of a batch that must succeed.
+    /// Percentage of a batch that has to succeed. With fewer nodes, the batch has failed.
     #[serde(default = "hundred")]
     #[schemars(range(min = 1, max = 100))]
     pub batch_threshold: i32,
-    /// Failed batches in a row that stop the roll-out; unset never stops it.
+    /// The roll-out stops after so many failed batches, one after the other. If it is unset, failures never stop it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub failure_threshold: Option<i32>,
-    /// Percent of progress above which failures no longer slow or stop.
+    /// Once this percentage of the nodes is complete, failures do not slow the roll-out down or stop it any more.
     #[serde(default = "fifty")]
     #[schemars(range(min = 1, max = 100))]
     pub safety_limit: i32,
@@ -161,7 +164,7 @@ const fn hundred() -> i32 {
     100
 }
 
-/// Where a compartment's roll-out stands. Zero fields are left out.
+/// How far the batches of a compartment are. Numbers that are 0 are left out.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BatchState {

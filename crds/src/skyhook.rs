@@ -17,13 +17,13 @@ use crate::package::{InvalidPackage, Package, PackageStatus};
 use crate::policy::BatchState;
 use crate::stage::Status;
 
-/// Packages for the nodes that a selector picks.
+/// Packages, and the nodes that they are for.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "skyhook.nvidia.com",
     version = "v1alpha1",
     kind = "Skyhook",
-    doc = "Packages for the nodes that a selector picks.",
+    doc = "Packages, and the nodes that they are for.",
     plural = "skyhooks",
     status = "SkyhookStatus",
     derive = "PartialEq",
@@ -59,43 +59,46 @@ use crate::stage::Status;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SkyhookSpec {
-    /// One package at a time on a node, in dependency then name order.
+    /// Work on one package at a time on each node, in the order of dependencies, then of names.
     #[serde(default)]
     pub serial: bool,
-    /// Without effect, kept for manifests that set it: the annotation skyhook.nvidia.com/pause pauses.
+    /// Has no effect. It is accepted so that older manifests work. To pause, set the annotation
+    /// skyhook.nvidia.com/pause to "true".
     #[serde(default)]
     pub pause: bool,
-    /// Pods that are waited for before a node is interrupted.
+    /// Selects pods that must not be interrupted. A node is interrupted only after these pods have finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_non_interrupt_labels: Option<LabelSelector>,
-    /// Nodes that the packages are for; empty selects all.
+    /// Selects the nodes that the packages are for. If it is empty, they are for all nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selectors: Option<LabelSelector>,
-    /// Name of the DeploymentPolicy that paces the roll-out.
+    /// Name of the DeploymentPolicy that says how fast the roll-out is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub deployment_policy: String,
-    /// Overrides of the policy for this Skyhook.
+    /// Settings for this Skyhook that replace those of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment_policy_options: Option<DeploymentPolicyOptions>,
-    /// How many nodes may be worked on at once; not together with deploymentPolicy.
+    /// How many nodes may be worked on at the same time. Without it and without deploymentPolicy, all of them may. It
+    /// cannot be set together with deploymentPolicy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interruption_budget: Option<InterruptionBudget>,
     /// The packages, by name.
     #[serde(default)]
     pub packages: BTreeMap<String, Package>,
-    /// Taints that do not keep the packages off a node.
+    /// Tolerations: a node gets the packages although it has taints that match them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional_tolerations: Vec<Toleration>,
-    /// Nodes join with the runtime-required taint, which is taken off when all such Skyhooks are complete there.
+    /// Nodes join the cluster with the taint skyhook.nvidia.com=runtime-required. It is removed from a node when all
+    /// Skyhooks with this field are complete there.
     #[serde(default)]
     pub runtime_required: bool,
-    /// Put the runtime-required taint on nodes that no Skyhook has touched; only with runtimeRequired.
+    /// Put that taint on nodes that no Skyhook has worked on yet. Has an effect only together with runtimeRequired.
     #[serde(default)]
     pub auto_taint_new_nodes: bool,
-    /// How nodes are drained before they are interrupted, in the words of `kubectl drain`.
+    /// How nodes are drained before they are interrupted. The fields have the names of options of `kubectl drain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainOptions>,
-    /// Order among Skyhooks on a node: lower goes first.
+    /// Order of the Skyhooks on each node. The lowest number goes first; if numbers are equal, the first name.
     #[serde(default = "default_priority")]
     #[schemars(range(min = 1))]
     pub priority: i32,
@@ -105,7 +108,7 @@ fn default_priority() -> i32 {
     200
 }
 
-/// Overrides of a DeploymentPolicy.
+/// Settings of one Skyhook that replace those of its DeploymentPolicy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentPolicyOptions {
@@ -114,19 +117,19 @@ pub struct DeploymentPolicyOptions {
     pub reset_batch_state_on_completion: bool,
 }
 
-/// How many nodes may be worked on at once: percent or count, not both.
+/// How many nodes may be worked on at the same time. Set percent or count, not both.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionBudget {
-    /// Percent of the selected nodes, rounded down but at least one; 0 starts nothing.
+    /// Percentage of the selected nodes, rounded down, but at least one node. With 0, no node is started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub percent: Option<i32>,
-    /// Number of nodes; 0 starts nothing.
+    /// Number of nodes. With 0, no node is started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub count: Option<i32>,
-    /// Count selected nodes that are not Ready for other reasons as nodes that are being worked on.
+    /// Selected nodes that are not Ready for other reasons count as nodes that are being worked on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub count_unavailable: bool,
 }
@@ -150,41 +153,42 @@ impl InterruptionBudget {
     }
 }
 
-/// How a node is drained. Unset fields do what NVIDIA Skyhook does: every pod that is not a DaemonSet's,
-/// a mirror pod, finished, in kube-system or tolerant of the unschedulable taint is evicted.
+/// How a node is drained. If no field is set, every pod is evicted, with these exceptions: pods of DaemonSets, mirror pods,
+/// finished pods, pods in kube-system, and pods that tolerate the taint of cordoned nodes.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct DrainOptions {
-    /// How long pods may take to leave, once nothing has to be waited for: 1h when unset, 0s for ever. Then the cordon is
-    /// given back and the node is tried again later.
+    /// How long pods may take to leave, from the time when all pods of podNonInterruptLabels have finished. The default is
+    /// 1h; with 0s there is no limit. After that time, the node is uncordoned and tried again later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<GoDuration>,
-    /// Grace period for evicted pods, in seconds; unset or negative leaves it to each pod.
+    /// Grace period of evicted pods, in seconds. If it is unset or negative, each pod has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period: Option<i64>,
-    /// Evict pods that no controller will replace: true when unset.
+    /// Evict also pods that no controller replaces. The default is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub force: Option<bool>,
-    /// Evict pods that lose an emptyDir: true when unset.
+    /// Evict also pods with an emptyDir volume, whose data is lost then. The default is true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delete_emptydir_data: Option<bool>,
-    /// Delete pods instead of evicting them, which goes past PodDisruptionBudgets: false when unset.
+    /// Delete pods and do not evict them. PodDisruptionBudgets have no effect then. The default is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_eviction: Option<bool>,
-    /// Only pods that match leave; unset means all.
+    /// Only pods that match have to leave. If it is unset, all pods have to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
 }
 
-/// What the coordinator saw of a Skyhook.
+/// How far the roll-out of a Skyhook is.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SkyhookStatus {
     /// Generation of the spec that this status is about.
     #[serde(default)]
     pub observed_generation: i64,
-    /// Package states by node. In a large Skyhook the maps by node hold as many nodes as there is room for, the worst
-    /// first, see nodesOmitted; a node is in all of them or in none. The annotations and labels of the Nodes have the rest.
+    /// Package states by node. The maps by node have a limited size. The worst nodes come first, and nodesOmitted says how
+    /// many nodes are left out. A node is in all of these maps or in none. The Nodes' annotations and labels tell about
+    /// every node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_state: BTreeMap<String, BTreeMap<String, PackageStatus>>,
@@ -192,31 +196,31 @@ pub struct SkyhookStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_status: BTreeMap<String, Status>,
-    /// Why a node does not move, and since when; nodes that are complete have no entry.
+    /// Why a node makes no progress, and since when. Complete nodes have no entry.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_reasons: BTreeMap<String, NodeReason>,
-    /// Selected nodes that the maps by node hold.
+    /// Number of selected nodes that are in the maps by node.
     #[serde(default)]
     pub nodes_listed: i32,
-    /// Selected nodes for which the maps by node have no room.
+    /// Number of selected nodes that are left out of the maps by node.
     #[serde(default)]
     pub nodes_omitted: i32,
-    /// Why nodes do not move: each reason with how many nodes it keeps. All nodes count, listed or not.
+    /// Why nodes make no progress, and how many nodes have each reason. All selected nodes count.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub reasons: BTreeMap<String, ReasonSummary>,
-    /// Packages, and how many nodes carry any version of each, whether they are selected or not.
+    /// How many nodes have any version of a package, by package. All nodes count, whether they are selected or not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub installed: BTreeMap<String, i32>,
-    /// Packages for which there is no room in installed.
+    /// Number of packages that are left out of installed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub installed_omitted: i32,
-    /// Nodes whose package states cannot be read: what they carry is not in installed.
+    /// Number of nodes whose package states cannot be read. They do not count in installed.
     #[serde(default)]
     pub installed_unreadable: i32,
-    /// Kept for objects that have it; no longer written.
+    /// Written by NVIDIA Skyhook only. It is removed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_boot_ids: BTreeMap<String, String>,
@@ -224,28 +228,30 @@ pub struct SkyhookStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_priority: BTreeMap<String, String>,
-    /// Configuration keys that changed, by package; kept until every node has been worked on, no longer written.
+    /// Keys of configMap that changed last, by package. Written by NVIDIA Skyhook only. It is removed when every node has a
+    /// result.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub config_updates: BTreeMap<String, Vec<String>>,
     /// Progress by compartment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub compartment_statuses: BTreeMap<String, CompartmentStatus>,
-    /// Status over all selected nodes.
+    /// Status of all selected nodes together.
     #[serde(default)]
     pub status: Status,
+    /// The condition Ready says how far the roll-out is and what it waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Nodes that are in progress or erroring.
+    /// Number of nodes that are in progress or erroring.
     #[serde(default)]
     pub nodes_in_progress: i32,
-    /// Complete nodes and selected nodes, as "2/3".
+    /// Number of complete nodes, and of selected nodes: "2/3".
     #[serde(default = "default_complete_nodes")]
     pub complete_nodes: String,
-    /// Packages and versions, as "a:1.0.0,b:2.0.0".
+    /// Packages with their versions: "a:1.0.0,b:2.0.0".
     #[serde(default)]
     pub package_list: String,
-    /// The revision that is being rolled out.
+    /// Name of the ControllerRevision that is rolled out.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub revision: String,
 }
@@ -281,7 +287,7 @@ impl Default for SkyhookStatus {
     }
 }
 
-/// Why a node is where it is.
+/// Why a node makes no progress.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeReason {
@@ -294,27 +300,30 @@ pub struct NodeReason {
     pub since: String,
 }
 
-/// Why nodes do not move, over all of them.
+/// The nodes that make no progress for one reason.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ReasonSummary {
-    /// How many nodes it keeps.
+    /// How many nodes have the reason.
     pub nodes: i32,
-    /// Since when it has kept any (RFC 3339).
+    /// Since when any node has it (RFC 3339).
     pub since: String,
-    /// A few of the nodes.
+    /// Names of a few of these nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
 }
 
-/// Progress of one compartment.
+/// Progress in one compartment.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CompartmentStatus {
+    /// Selected nodes in the compartment.
     pub matched: i32,
+    /// How many of them may be worked on at the same time.
     pub ceiling: i32,
     pub in_progress: i32,
     pub completed: i32,
+    /// Completed nodes in percent of all.
     pub progress_percent: i32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_state: Option<BatchState>,
@@ -389,7 +398,7 @@ impl CheckedDrain {
 }
 
 impl SkyhookSpec {
-    /// Checks everything that admission would, so that an object stored without admission is parked, not run.
+    /// Checks all that admission checks. An object that was stored without admission is parked if it is not valid.
     pub fn check(&self, name: &str) -> Result<CheckedSkyhook, InvalidSkyhook> {
         if name.len() > names::MAX_SKYHOOK_NAME {
             return Err(InvalidSkyhook::NameTooLong { length: name.len() });
@@ -423,7 +432,7 @@ impl SkyhookSpec {
         })
     }
 
-    /// The nodes that it is for, whatever else is wrong with it.
+    /// The nodes that it is for. Other mistakes in the spec make no difference.
     pub fn node_selector(&self) -> Result<Selector, InvalidSkyhook> {
         selector(self.node_selectors.as_ref())
             .map_err(|e| InvalidSkyhook::NodeSelectors(e.to_string()))

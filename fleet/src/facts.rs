@@ -3,6 +3,7 @@
 //! An object that cannot be decoded becomes a fact that says so. It does not keep the value of an earlier version.
 
 mod labels;
+mod report;
 mod stored;
 
 use std::borrow::Cow;
@@ -216,8 +217,8 @@ pub struct NodeFact {
     pub ready_since: Option<Timestamp>,
     /// Only the conditions with the prefix `skyhook.nvidia.com/`.
     pub conditions: Vec<WireCondition>,
-    /// By name of the Skyhook.
-    pub records: BTreeMap<String, Record>,
+    /// By name of the Skyhook. Boxed, because a map has room for eleven values at least, and most nodes have one.
+    pub records: BTreeMap<String, Box<Record>>,
     pub cordon: CordonRecord,
 }
 
@@ -241,7 +242,10 @@ impl NodeFact {
                 })
         });
         let records = skyhooks
-            .map(|skyhook| (skyhook.clone(), record(&annotations, &skyhook)))
+            .map(|skyhook| {
+                let record = Box::new(record(&annotations, &skyhook));
+                (skyhook, record)
+            })
             .collect();
         let (ours, others): (Vec<_>, Vec<_>) = node
             .status
@@ -280,7 +284,8 @@ impl NodeFact {
     #[must_use]
     pub fn record(&self, skyhook: &str) -> &Record {
         static NEVER_THERE: LazyLock<Record> = LazyLock::new(|| record(&BTreeMap::new(), ""));
-        self.records.get(skyhook).unwrap_or(&NEVER_THERE)
+        let record = self.records.get(skyhook);
+        record.map_or(&NEVER_THERE, |record| record)
     }
 }
 
@@ -452,7 +457,7 @@ impl LeaseFact {
             Ok(None)
         } else {
             serde_json::from_value(object.status)
-                .map(Some)
+                .map(|status| Some(report::without_unused(status)))
                 .map_err(|e| format!("status cannot be read: {e}"))
         };
         let force = metadata

@@ -211,6 +211,26 @@ impl Inflight {
 
 #[cfg(test)]
 impl Inflight {
+    /// The names of all fields. A new field does not compile before it is named here; then a test asks for its row.
+    pub(crate) fn fields() -> [&'static str; 6] {
+        let Self {
+            busy: _,
+            stale: _,
+            creating: _,
+            removed: _,
+            written: _,
+            lease_list_began: _,
+        } = Self::default();
+        [
+            "busy",
+            "stale",
+            "creating",
+            "removed",
+            "written",
+            "lease_list_began",
+        ]
+    }
+
     /// Notes by hand that a target was written.
     pub(crate) fn set_written(&mut self, target: Target, at: Mono) {
         self.written.insert(target, at);

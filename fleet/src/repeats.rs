@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use skyhook_crds::names;
+use skyhook_crds::skyhook::NodeReason;
 
 use crate::effect::{Effect, NodePatch, Target};
 use crate::index::Mono;
@@ -125,8 +126,12 @@ fn node(patch: &NodePatch, hasher: &mut DefaultHasher) {
     let reason = names::reason("");
     for (key, value) in &patch.annotations {
         key.hash(hasher);
-        // The reason contains a time, which differs in each write.
-        if !key.starts_with(&reason) {
+        if key.starts_with(&reason) {
+            // The time in a reason differs in each write.
+            let said = value.as_deref().map(serde_json::from_str::<NodeReason>);
+            let said = said.and_then(Result::ok);
+            said.map(|said| (said.reason, said.message)).hash(hasher);
+        } else {
             value.hash(hasher);
         }
     }
@@ -141,15 +146,20 @@ mod tests {
     use super::*;
     use crate::effect::AsOf;
 
-    fn patch(node: &str, label: &str, reason: &str) -> Effect {
-        let mut patch = NodePatch::default().annotation(&names::reason("s"), Some(reason.into()));
+    fn patch(node: &str, label: &str, since: &str) -> Effect {
+        saying(node, label, "works", since)
+    }
+
+    fn saying(node: &str, label: &str, message: &str, since: &str) -> Effect {
+        let why = format!(r#"{{"reason":"Code","message":"{message}","since":"{since}"}}"#);
+        let mut patch = NodePatch::default().annotation(&names::reason("s"), Some(why));
         patch.labels.insert("status".into(), Some(label.into()));
         Effect::PatchNode {
             node: node.into(),
             at: AsOf {
                 uid: "u".into(),
                 // Each time over another version.
-                resource_version: reason.into(),
+                resource_version: since.into(),
             },
             patch,
             why: [].into(),
@@ -195,9 +205,14 @@ mod tests {
         let now = Mono::from_secs(60);
         for (name, effect, waits) in [
             (
-                "the same, whatever its reason says",
+                "the same, whenever its reason began",
                 patch("n", "complete", "x"),
                 true,
+            ),
+            (
+                "another reason",
+                saying("n", "complete", "waits", "x"),
+                false,
             ),
             ("another label", patch("n", "erroring", "x"), false),
             ("another node", patch("m", "complete", "x"), false),

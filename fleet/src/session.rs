@@ -46,6 +46,10 @@ pub struct Session<'a> {
     /// What the guard has counted.
     counts: guard::Counts,
     queue: Queue,
+    /// For each target that waits to be written: the number of the queue that had it first.
+    waits: BTreeMap<Target, u64>,
+    /// Queues so far.
+    queues: u64,
     /// True while nothing has changed since the effects in the queue were decided.
     is_fresh: bool,
     /// Writes under way that are not urgent.
@@ -84,6 +88,8 @@ impl<'a> Session<'a> {
             fleet: Arc::default(),
             counts: guard::Counts::default(),
             queue: Queue::default(),
+            waits: BTreeMap::new(),
+            queues: 0,
             is_fresh: true,
             ordinary: 0,
             window: Window::new(settings.max_in_flight),
@@ -132,6 +138,8 @@ impl<'a> Session<'a> {
         if self.planned == Some(seen) && !is_due {
             return;
         }
+        // Thousands of effects may wait that the plan decides anew. They are not kept beside the new ones.
+        self.queue = Queue::default();
         let plan = self.plan(now);
         self.enqueue(plan.effects);
         self.plan_wakes_at = plan.wake_at;
@@ -172,10 +180,20 @@ impl<'a> Session<'a> {
         self.cache.plan(&self.index.view(self.settings, now))
     }
 
-    /// Replaces the queue with other effects. Within a class, the effect goes first whose target was not written for
-    /// the longest time.
+    /// Replaces the queue with other effects. Within a class, the effect goes first whose target waits for the longest
+    /// time. Of targets that wait equally long, the one goes first that was not written for the longest time.
     pub fn enqueue(&mut self, mut effects: Vec<Effect>) {
-        effects.sort_by_cached_key(|effect| self.index.inflight.written(&effect.target()));
+        self.queues += 1;
+        let mut waited = std::mem::take(&mut self.waits);
+        for target in effects.iter().map(Effect::target) {
+            let since = waited.remove(&target).unwrap_or(self.queues);
+            self.waits.insert(target, since);
+        }
+        effects.sort_by_cached_key(|effect| {
+            let target = effect.target();
+            let since = self.waits.get(&target).copied();
+            (since, self.index.inflight.written(&target))
+        });
         self.queue = Queue::new(effects);
         self.is_fresh = true;
         self.planned = None;
@@ -221,6 +239,7 @@ impl<'a> Session<'a> {
         }
         guard::check_counted(&self.index, &mut self.counts, self.settings, effect)?;
         self.retry_at.remove(&target);
+        self.waits.remove(&target);
         self.index.begins(effect);
         self.ordinary += usize::from(!Class::of(effect).is_urgent());
         // The watch may deliver the deletion before the answer comes, and the answer may be lost. Then no lease says any

@@ -64,8 +64,10 @@ pub fn patched(node: &NodeFact, patch: &NodePatch) -> NodeFact {
         .iter()
         .map(|c| json!({ "type": c.type_, "status": c.status, "reason": c.reason, "message": c.message }))
         .collect();
-    conditions
-        .push(json!({ "type": "Ready", "status": if node.ready { "True" } else { "False" } }));
+    conditions.push(json!({
+        "type": "Ready", "status": if node.ready { "True" } else { "False" },
+        "lastTransitionTime": node.ready_since.map(|at| at.to_string()),
+    }));
     NodeFact::new(wire(json!({
         "metadata": {
             "name": node.name, "uid": node.uid, "resourceVersion": (version + 1).to_string(),

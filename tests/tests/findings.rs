@@ -1,20 +1,27 @@
-//! What went wrong once on a real API server: deletions that hung, events that said too little, and writes that nobody needed.
+//! What went wrong once on a real API server: deletions that hung, events that said too little, writes that nobody needed,
+//! grants that came late, and nodes that stayed cordoned.
 
 #![expect(
     clippy::disallowed_methods,
     reason = "how long a deletion takes is what is measured"
 )]
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use k8s_openapi::api::core::v1::Node;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher;
 use serde_json::{Value, json};
 use skyhook_coordinator::config::Settings;
 use skyhook_crds::lease::Phase;
 use skyhook_crds::{InterruptionLease, Skyhook, names};
+use skyhook_integration::controlplane::Options;
 use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::bench::{Fixture, InProcess, status};
 
@@ -222,5 +229,127 @@ async fn a_lower_budget_writes_nothing_to_waiting_nodes() -> anyhow::Result<()> 
     let writes = node_writes(&fixture).await? - before;
     println!("{writes} writes to Nodes while {WORKING} nodes ended");
     ensure!(writes <= most, "{writes} writes to Nodes");
+    Ok(())
+}
+
+/// Without a budget every node gets a lease at once. The first nodes do not wait until the last one has its lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_grant_does_not_wait_for_the_last_reservation() -> anyhow::Result<()> {
+    const NODES: usize = 400;
+    let options = Options {
+        // Nodes are Ready when they are created.
+        apiserver_flags: vec!["--disable-admission-plugins=TaintNodesByCondition".into()],
+        ..Options::default()
+    };
+    let fixture = Fixture::start_with(&options).await?;
+    let _uids: Vec<String> = stream::iter(0..NODES)
+        .map(|n| {
+            let fixture = &fixture;
+            async move { fixture.ready_node(&format!("worker-{n:03}")).await }
+        })
+        .buffered(16)
+        .try_collect()
+        .await?;
+    let leases: Api<InterruptionLease> = Api::all(fixture.client.clone());
+    let watch = watcher::watcher(leases, watcher::Config::default());
+    let mut events = watch.default_backoff().applied_objects().boxed();
+    let _coordinator = InProcess::start(fixture.client.clone(), Settings::default());
+    let mut unlimited = skyhook(NODES);
+    unlimited["spec"]["interruptionBudget"] = Value::Null;
+    fixture.skyhook(unlimited).await?;
+    let started = Instant::now();
+    let (mut reserved, mut granted) = (BTreeSet::new(), BTreeSet::new());
+    let mut first = None;
+    let follow = async {
+        while granted.len() < NODES {
+            let lease = events.try_next().await?.context("the watch has ended")?;
+            reserved.insert(lease.name_any());
+            if lease.spec.granted.is_some() {
+                first.get_or_insert((reserved.len(), started.elapsed()));
+                granted.insert(lease.name_any());
+            }
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(2 * MINUTE, follow)
+        .await
+        .context("not every lease is granted")??;
+    let (reserved, after) = first.context("no lease was granted")?;
+    let all = started.elapsed();
+    println!(
+        "the first grant came after {after:?} and {reserved} reservations, the last one after {all:?}"
+    );
+    ensure!(reserved < NODES, "{reserved} leases were reserved before");
+    Ok(())
+}
+
+/// The edit that an administrator makes when a roll-out goes wrong: another version, and a lower budget.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lower_budget_leaves_no_more_nodes_cordoned_than_it_has_slots() -> anyhow::Result<()> {
+    const NODES: usize = 4;
+    let fixture = Fixture::start().await?;
+    let _agents = fixture.workers(NODES, Duration::ZERO).await?;
+    let pods: Api<Pod> = Api::namespaced(fixture.client.clone(), "default");
+    for n in 0..NODES {
+        let pod = serde_json::from_value(json!({
+            "metadata": { "name": format!("train-{n}"), "labels": { "keep": "me" } },
+            "spec": {
+                "nodeName": format!("worker-{n}"),
+                "containers": [{ "name": "c", "image": "example.com/c" }],
+            },
+        }))?;
+        pods.create(&PostParams::default(), &pod).await?;
+    }
+    let _coordinator = InProcess::start(fixture.client.clone(), Settings::default());
+    let package = |version: &str| {
+        json!({
+            "version": version, "image": "example.com/something", "interrupt": { "type": "reboot" },
+        })
+    };
+    let mut waiting = skyhook(NODES);
+    waiting["spec"]["podNonInterruptLabels"] = json!({ "matchLabels": { "keep": "me" } });
+    waiting["spec"]["packages"] = json!({ "something": package("1.0.0") });
+    fixture.skyhook(waiting).await?;
+    let nodes: Api<Node> = Api::all(fixture.client.clone());
+    let leases: Api<InterruptionLease> = Api::all(fixture.client.clone());
+    let held = async || -> anyhow::Result<(Vec<String>, Vec<String>)> {
+        let is_cordoned = |node: &Node| {
+            let spec = node.spec.as_ref();
+            spec.is_some_and(|spec| spec.unschedulable == Some(true))
+        };
+        let mut cordoned = nodes.list(&ListParams::default()).await?.items;
+        cordoned.retain(is_cordoned);
+        let leased = leases.list(&ListParams::default()).await?.items;
+        let cordoned = cordoned.iter().map(ResourceExt::name_any).collect();
+        Ok((cordoned, leased.iter().map(ResourceExt::name_any).collect()))
+    };
+    eventually(MINUTE, async || {
+        let (cordoned, _) = held().await?;
+        ensure!(cordoned.len() == NODES, "only {cordoned:?} are cordoned");
+        Ok(())
+    })
+    .await?;
+    edit(
+        &fixture,
+        json!({ "spec": {
+            "interruptionBudget": { "count": 1 },
+            "packages": { "something": package("2.0.0") },
+        } }),
+    )
+    .await?;
+    let is_bounded = async || -> anyhow::Result<()> {
+        let (cordoned, leased) = held().await?;
+        ensure!(cordoned.len() == 1, "{cordoned:?} are cordoned");
+        ensure!(
+            cordoned == leased,
+            "{cordoned:?} are cordoned for {leased:?}"
+        );
+        Ok(())
+    };
+    eventually(MINUTE, async || is_bounded().await).await?;
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        is_bounded().await?;
+    }
     Ok(())
 }

@@ -34,7 +34,7 @@ async fn while_pods_are_left_lists_come_from_the_watch_cache() -> anyhow::Result
         "spec": { "nodeName": "worker-0", "containers": [{ "name": "c", "image": "example.com/c" }] },
     }))?;
     pods.create(&PostParams::default(), &pod).await?;
-    let _coordinator = Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator").await?;
+    let coordinator = Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator").await?;
     fixture
         .skyhook(json!({
             "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook", "metadata": { "name": "sample" },
@@ -64,6 +64,15 @@ async fn while_pods_are_left_lists_come_from_the_watch_cache() -> anyhow::Result
     ensure!(
         consistent == 1,
         "{consistent} consistent lists while a pod is left"
+    );
+    let log = coordinator.log();
+    ensure!(
+        log.contains("written"),
+        "no line says what was written: {log}"
+    );
+    ensure!(
+        !log.contains("SurveyPods"),
+        "a line for each list of pods: {log}"
     );
     let force = DeleteParams::default().grace_period(0);
     pods.delete("train", &force).await?;

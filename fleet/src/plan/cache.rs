@@ -215,7 +215,9 @@ pub(super) struct ShownCell {
     /// The standing that this was computed from.
     pub(super) standing: Standing,
     pub(super) status: Status,
+    /// The message may be cut off: it is used for the Skyhook's status only.
     pub(super) reason: Option<Reason>,
+    /// A digest of all of this, with the whole message.
     pub(super) print: u64,
     /// The status is part of the write that stamps the Node for a lease, or that records the lease's result. It needs
     /// no write of its own.

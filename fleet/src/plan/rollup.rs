@@ -15,11 +15,16 @@ use super::cause::Cause;
 use super::reason::Reason;
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::status::{reason_on_node, with_since};
+use super::status::{MAX_REASON, cut, reason_on_node, with_since};
 use super::verdict::{self, verdict};
-use super::{Draft, View};
+use super::{COALESCE, Draft, View};
+use crate::clocks::Mono;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
+
+/// How many Nodes of one Skyhook are told something in one pass. The others are told in later passes. In a large fleet
+/// whose nodes all fail, the texts would otherwise need much memory and be rendered anew in each pass.
+const TOLD: usize = 256;
 
 /// Writes status and reason to the Nodes.
 pub(super) fn nodes(
@@ -29,8 +34,10 @@ pub(super) fn nodes(
     cache: &mut Cache,
     draft: &mut Draft<'_>,
 ) {
+    let (last, first) = order.split_at(first_told(view, order.len()));
     for row in rows {
-        for (name, id) in order {
+        let mut room = TOLD;
+        for (name, id) in first.iter().chain(last) {
             let Some(standing) = row.standing(*id) else {
                 continue;
             };
@@ -53,9 +60,12 @@ pub(super) fn nodes(
             };
             let standing = standing.clone();
             cache.counted.shown += 1;
+            let was_patched = draft.is_patched(name);
             draft.begin_unit();
-            let mut shown = show(view, row.skyhook, node, standing, draft);
+            let mut shown = show(view, row.skyhook, node, standing, room > 0, draft);
             shown.rest = draft.end_unit();
+            shorten(&mut shown);
+            room -= usize::from(room > 0 && !was_patched && draft.is_patched(name));
             if let Some(cell) = row.column.cells.get_mut(id.index()) {
                 cell.shown = Some(shown);
             }
@@ -63,12 +73,28 @@ pub(super) fn nodes(
     }
 }
 
-/// Computes what one Node says about one Skyhook, and writes it when it differs.
+/// The place of the node that is told something first. It is another one each second, so that every node has its turn.
+fn first_told(view: &View<'_>, nodes: usize) -> usize {
+    let seconds = usize::try_from(view.now.mono.since(Mono::ZERO).as_secs()).unwrap_or_default();
+    let told = seconds.wrapping_mul(TOLD);
+    told.checked_rem(nodes).unwrap_or_default()
+}
+
+/// Keeps of a reason what the Skyhook's status shows. A failing package may say 2 KiB on each of many nodes.
+fn shorten(shown: &mut ShownCell) {
+    let reason = shown.reason.as_mut();
+    if let Some(reason) = reason.filter(|reason| reason.message.len() > MAX_REASON) {
+        reason.message = cut(&reason.message, MAX_REASON).into();
+    }
+}
+
+/// Computes what one Node says about one Skyhook, and writes it when it differs and there is room in this pass.
 fn show(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,
     standing: Standing,
+    has_room: bool,
     draft: &mut Draft<'_>,
 ) -> ShownCell {
     let lease = view.picture.lease_of(&node.name, &skyhook.uid);
@@ -109,8 +135,11 @@ fn show(
                 .annotation(&names::reason(&skyhook.name), None);
             draft.patch(node, patch, Cause::Result);
         }
-    } else {
+    } else if has_room || draft.is_patched(&node.name) {
         tell(view, skyhook, node, &shown, draft);
+    } else {
+        draft.is_held_back();
+        draft.wake_at(view.now.mono + COALESCE);
     }
     shown
 }
@@ -129,13 +158,12 @@ fn tell(
         .conditions(&skyhook.name, shown.status)
         .annotation(&key, since)
         .reduced(node);
-    // For a node in progress, write a changed reason at most once a second.
-    let told = node.annotations.get(&names::status(&skyhook.name));
-    let moves = shown.standing == Standing::Leased
-        && told.is_some_and(|told| told == shown.status.as_str())
-        && !draft.is_patched(&node.name)
-        && !patch.is_empty();
-    if !(moves && draft.is_too_soon(&Target::Node(node.name.clone()))) {
+    // Another status is written at once. If only the reason is another one, it is written at most once a second.
+    let is_detail = patch.annotations.keys().eq([&key])
+        && patch.labels.is_empty()
+        && patch.conditions.is_empty()
+        && !draft.is_patched(&node.name);
+    if !(is_detail && draft.is_too_soon(&Target::Node(node.name.clone()))) {
         draft.patch(node, patch, Cause::Status);
     }
 }

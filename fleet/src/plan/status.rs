@@ -30,7 +30,8 @@ use crate::facts::{NodeFact, SkyhookFact};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
-use message::{cut, names_of};
+use message::names_of;
+pub(super) use message::{MAX_REASON, cut};
 
 /// The status of a large Skyhook is written at most once in this time, unless its overall status or its generation
 /// changes.

@@ -17,6 +17,7 @@ mod cache;
 mod cordons;
 mod endings;
 mod host;
+mod keys;
 mod leases;
 mod left;
 mod reapply;

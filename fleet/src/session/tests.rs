@@ -132,6 +132,28 @@ fn whose_last_write_is_longest_ago_goes_first() {
     assert_eq!(first, ["b", "c"].map(|node| Target::Pods(node.into())));
 }
 
+/// The times of writes are forgotten after a minute. Who waits for longer than that goes first all the same.
+#[test]
+fn every_target_has_its_turn_however_many_there_are() {
+    let settings = Settings {
+        max_in_flight: 1,
+        ..Settings::default()
+    };
+    let mut session = Session::new(&settings);
+    let all: Vec<Effect> = (0..100).map(|n| survey(&format!("n{n:02}"))).collect();
+    let mut served = std::collections::BTreeSet::new();
+    for second in 0..100 {
+        let now = Mono::from_secs(second);
+        session.expire(now);
+        session.enqueue(all.clone());
+        let next = session.begin_next(now).expect("a slot is free");
+        let next = next.expect("no rule is broken");
+        session.settle(&next, Outcome::Done(None), now);
+        served.insert(next.target());
+    }
+    assert_eq!(served.len(), 100);
+}
+
 #[test]
 fn what_waited_for_a_slot_is_begun_when_there_is_one_unless_it_is_history() {
     let settings = Settings {

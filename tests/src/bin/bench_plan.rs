@@ -177,7 +177,7 @@ impl Fleet {
 
     /// Writes what is planned until nothing is left to write.
     fn settle(&mut self) -> anyhow::Result<()> {
-        for _ in 0..10 {
+        for _ in 0..100 {
             let (_, plan) = self.timed(&mut Cache::default());
             if plan.effects.is_empty() {
                 return Ok(());

@@ -6,7 +6,7 @@ use skyhook_crds::installed::PackageStates;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
-use super::message::cut;
+use super::message::{MAX_REASON, cut};
 use super::{Shown, Summary, number, reason_on_node, with_since};
 use crate::facts::SkyhookFact;
 use crate::plan::View;
@@ -17,8 +17,6 @@ use crate::plan::reason::ReasonCode;
 pub(super) const LIMIT: usize = 128 * 1024;
 /// Bytes that the names of the maps take.
 const NAMES_OF_MAPS: usize = 128;
-/// Longest reason of a node in the status, in bytes; the Node has all of it.
-const MAX_REASON: usize = 256;
 /// A node that needs more bytes than this and does not fit is skipped, and the list goes on with the next node. A
 /// smaller node that does not fit ends the list.
 const OUTLIER: usize = 16 * 1024;

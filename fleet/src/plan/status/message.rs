@@ -13,11 +13,11 @@ use skyhook_crds::skyhook::SkyhookStatus;
 const MAX_NAMES: usize = 10;
 /// Reasons in one message.
 const MAX_REASONS: usize = 5;
-/// Longest reason in a message about many nodes, in bytes.
-const MAX_REASON: usize = 256;
+/// Longest reason of a node in a status, in bytes; the Node has all of it.
+pub(in crate::plan) const MAX_REASON: usize = 256;
 
 /// At most `longest` bytes of a text, with a sign that something is missing.
-pub(super) fn cut(text: &str, longest: usize) -> String {
+pub(in crate::plan) fn cut(text: &str, longest: usize) -> String {
     const MISSING: &str = "…";
     if text.len() <= longest {
         return text.to_owned();

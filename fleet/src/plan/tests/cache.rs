@@ -50,19 +50,22 @@ fn at_work() -> (crate::index::Index, Settings, Now, String) {
         mono: Mono::from_secs(1000),
         wall: Timestamp::from_second(1_700_000_000).unwrap(),
     };
-    for effect in plan(&index.view(&settings, now)).effects {
-        match effect {
-            Effect::PatchNode { node, patch, .. } => {
-                let node = testkit::patched(&index.picture.nodes()[&node], &patch);
-                index.picture.node(node);
+    // Not all nodes are told in the first pass.
+    for _ in 0..4 {
+        for effect in plan(&index.view(&settings, now)).effects {
+            match effect {
+                Effect::PatchNode { node, patch, .. } => {
+                    let node = testkit::patched(&index.picture.nodes()[&node], &patch);
+                    index.picture.node(node);
+                }
+                Effect::WriteSkyhookStatus { name, status, .. } => {
+                    let mut skyhook = index.picture.skyhooks()[&name].clone();
+                    skyhook.status = Some(*status);
+                    skyhook.resource_version = "2".into();
+                    index.picture.skyhook(skyhook);
+                }
+                other => panic!("{other:?}"),
             }
-            Effect::WriteSkyhookStatus { name, status, .. } => {
-                let mut skyhook = index.picture.skyhooks()[&name].clone();
-                skyhook.status = Some(*status);
-                skyhook.resource_version = "2".into();
-                index.picture.skyhook(skyhook);
-            }
-            other => panic!("{other:?}"),
         }
     }
     (index, settings, now, revision)
@@ -108,6 +111,71 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let seen = cache.plan(&index.view(&settings, now));
     assert_eq!(seen.effects.len(), 1, "{:?}", seen.effects);
     assert_eq!(cache.counted(), one);
+}
+
+/// The Node has the whole message. Between passes, only what the Skyhook's status shows of it is kept.
+#[test]
+fn a_long_reason_is_not_kept_between_passes() {
+    let (mut index, settings, now, revision) = at_work();
+    let long = "x".repeat(2000);
+    let mut failing = lease(7, &revision, "2", "Erroring");
+    failing["status"]["message"] = json!(long);
+    let failing = serde_json::from_value(failing).unwrap();
+    index.apply(Change::Lease(Box::new(failing)), now.mono);
+    let mut cache = Cache::default();
+    let effects = cache.plan(&index.view(&settings, now)).effects;
+    let written = effects.iter().any(|effect| match effect {
+        Effect::PatchNode { patch, .. } => {
+            let mut values = patch.annotations.values().flatten();
+            values.any(|value| value.contains(&long))
+        }
+        _ => false,
+    });
+    assert!(written, "{effects:?}");
+    let cells = cache.columns["s"].cells.iter();
+    let reasons = cells.filter_map(|cell| cell.shown.as_ref()?.reason.as_ref());
+    let longest = reasons.map(|reason| reason.message.len()).max();
+    assert_eq!(longest, Some(256));
+}
+
+/// In one pass, a part of the nodes is told. Every node has its turn, however few writes are made in between.
+#[test]
+fn all_nodes_of_a_large_fleet_are_told_in_several_passes() {
+    let picture = Picture {
+        nodes: (0..1000)
+            .map(|n| testkit::node_object(&format!("worker-{n:03}")))
+            .collect(),
+        ..Picture::new()
+    };
+    let picture = picture.skyhook(&["spec", "interruptionBudget"], json!({ "count": 0 }));
+    let mut index = picture.index();
+    let mut cache = Cache::default();
+    let mut told = BTreeSet::new();
+    let mut passes = 0;
+    while told.len() < 1000 {
+        let now = Now {
+            mono: Mono::from_secs(1000 + passes),
+            wall: Timestamp::from_second(1_700_000_000).unwrap(),
+        };
+        let view = index.view(&picture.settings, now);
+        let (kept, anew) = (cache.plan(&view), plan(&view));
+        assert_eq!(kept, anew);
+        let patches = kept.effects.into_iter().filter_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } => Some((node, patch)),
+            _ => None,
+        });
+        let patches: Vec<_> = patches.collect();
+        assert!(patches.len() <= 256, "{}", patches.len());
+        // Half of the writes fail, always those of the first nodes by name.
+        let made = patches.len().div_ceil(2);
+        for (node, patch) in patches.into_iter().rev().take(made) {
+            let patched = testkit::patched(&index.picture.nodes()[&node], &patch);
+            index.picture.node(patched);
+            told.insert(node);
+        }
+        passes += 1;
+        assert!(passes < 100, "only {} nodes are told", told.len());
+    }
 }
 
 /// Which revisions are referred to is known of each node from the last pass, so that one change costs one node.

@@ -209,6 +209,23 @@ fn what_the_coordinator_waits_for() {
             1,
             "label skyhook.nvidia.com/ignore=true keeps every Skyhook off",
         ),
+        (
+            ReasonCode::NodeStateMalformed,
+            Picture::new().annotated(1, &names::node_state("s"), "{"),
+            1,
+            "annotation skyhook.nvidia.com/nodeState_s cannot be read: EOF while parsing an object at line 1 column 1; \
+             delete it to have every package applied again, or correct it",
+        ),
+        (
+            ReasonCode::PackageErroring,
+            working(
+                json!({}),
+                "Erroring",
+                json!({ "message": "the image cannot be pulled" }),
+            ),
+            1,
+            "the image cannot be pulled",
+        ),
     ] {
         let said = said(&picture.plan().effects, "s", &format!("worker-{node}"));
         assert_eq!(said, (code.to_string(), want.to_owned()));
@@ -233,6 +250,41 @@ fn a_skyhook_that_is_just_taken_in_says_what_is_written_first() {
     assert_eq!((code.as_str(), message.as_str()), want);
     let message = admit_refusal_of(&picture.skyhook(&["metadata", "finalizers"], json!([])));
     assert_eq!(message, "the Skyhook's finalizer is being written");
+}
+
+#[test]
+fn a_node_with_a_result_of_a_revision_that_is_newer_waits_for_the_watch() {
+    let newer = Stamp {
+        lease: "earlier".into(),
+        revision: "s-newer".into(),
+        ..Stamp::default()
+    };
+    let picture = stamp(Picture::new(), newer);
+    let mut index = picture.index();
+    let stored = json!({
+        "metadata": { "name": "s-newer", "uid": "r2", "resourceVersion": "1" },
+        "revision": 2, "data": null,
+    });
+    let stored = serde_json::from_value(stored).unwrap();
+    index.apply(crate::index::Change::Revision(Box::new(stored)), Mono::ZERO);
+    let (code, message) = said(&picture.plan_of(&index).effects, "s", "worker-1");
+    let want = "the node has a result of a newer revision than is known here: the watch of the Skyhook is behind";
+    assert_eq!((code.as_str(), message.as_str()), ("Settling", want));
+}
+
+#[test]
+fn a_lease_that_is_being_created_for_another_skyhook_is_a_reason() {
+    let picture = Picture::new().another(skyhook("t", json!({ "priority": 300 })));
+    let mut index = picture.index();
+    let mut spec = skyhook_crds::lease::InterruptionLeaseSpec::default();
+    spec.skyhook.uid = "uid-of-t".into();
+    index.begins(&Effect::ReserveLease {
+        node: "worker-1".into(),
+        spec: Box::new(spec),
+    });
+    let (code, message) = said(&picture.plan_of(&index).effects, "s", "worker-1");
+    let want = "a lease of the node is being created for another Skyhook";
+    assert_eq!((code.as_str(), message.as_str()), ("NodeLeased", want));
 }
 
 /// What is said while nobody may get a lease of Skyhook `s`; the status is not written in the same pass as the finalizer.

@@ -277,3 +277,56 @@ fn what_is_complete_stays_complete_while_a_skyhook_is_disabled_or_paused() {
         }
     }
 }
+
+/// Another status is written at once. Another reason for the same status waits until a second has passed.
+#[test]
+fn a_node_that_waits_is_written_at_most_once_a_second_for_another_reason() {
+    let mut picture = Picture::new();
+    let mut index = picture.index();
+    let writes = |index: &Index, picture: &Picture| {
+        let plan = picture.plan_of(index);
+        let effects = plan.effects.into_iter();
+        let mut patches = effects.filter_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-3" => Some(patch),
+            _ => None,
+        });
+        (patches.next(), plan.wake_at)
+    };
+    let (first, _) = writes(&index, &picture);
+    let first = first.expect("it is told that it waits");
+    let written = testkit::patched(&index.picture.nodes()["worker-3"], &first);
+    index.picture.node(written);
+    let target = Target::Node("worker-3".into());
+    let just_now = picture.now - Duration::from_millis(400);
+    index.inflight.set_written(target.clone(), just_now);
+    assert_eq!(writes(&index, &picture).0, None, "nothing has changed");
+    picture.settings.max_concurrent_nodes = Some(0);
+    let mut other = index.picture.skyhooks()["s"].clone();
+    other.spec = std::sync::Arc::new(skyhook_crds::skyhook::SkyhookSpec {
+        interruption_budget: None,
+        ..(*other.spec).clone()
+    });
+    other.resource_version = "2".into();
+    index.picture.skyhook(other.clone());
+    let (write, wake_at) = writes(&index, &picture);
+    assert_eq!(write, None, "the reason is another one now");
+    assert_eq!(wake_at, Some(just_now + COALESCE));
+    index
+        .inflight
+        .set_written(target.clone(), just_now - Duration::from_millis(600));
+    let (write, _) = writes(&index, &picture);
+    let said = write.expect("a second has passed").annotations;
+    let said = said["skyhook.nvidia.com/reason_s"]
+        .clone()
+        .unwrap_or_default();
+    assert!(said.contains("ClusterBudgetExhausted"), "{said}");
+    index.inflight.set_written(target, picture.now);
+    let pause = skyhook_crds::names::PAUSE.to_owned();
+    other.annotations.insert(pause, "true".into());
+    other.resource_version = "3".into();
+    index.picture.skyhook(other);
+    let (write, _) = writes(&index, &picture);
+    let labels = write.expect("another status does not wait").labels;
+    let label = labels["skyhook.nvidia.com/status_s"].as_deref();
+    assert_eq!(label, Some("paused"));
+}

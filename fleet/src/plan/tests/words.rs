@@ -317,3 +317,83 @@ fn a_leased_node_with_a_newer_record_says_so() {
         assert!(writes, "{phase}: the Node says it as well");
     }
 }
+
+/// The conditions that name nodes, and the sentence of Ready when agents cannot be created.
+#[test]
+fn what_the_conditions_of_a_skyhook_say() {
+    let picture = Picture::new()
+        .node(
+            1,
+            &["spec", "taints"],
+            json!([{ "key": "gpu", "effect": "NoSchedule" }]),
+        )
+        .node(
+            2,
+            &["metadata", "labels", skyhook_crds::names::IGNORE],
+            json!("true"),
+        )
+        .annotated(3, "skyhook.nvidia.com/nodeState_s", "{");
+    let said = |index: &Index| {
+        let effects = picture.plan_of(index).effects;
+        let status = effects.into_iter().find_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => Some(*status),
+            _ => None,
+        });
+        let status = status.expect("a status is written");
+        let line = |c: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition| {
+            let type_ = c.type_.trim_start_matches("skyhook.nvidia.com/");
+            format!("{type_} {}: {}", c.status, c.message)
+        };
+        let mut lines: Vec<String> = status.conditions.iter().map(line).collect();
+        lines.retain(|line| !line.starts_with("Ready"));
+        lines.sort();
+        (lines, status)
+    };
+    let mut index = picture.index();
+    let (lines, status) = said(&index);
+    assert_eq!(
+        lines,
+        [
+            "NodeStateMalformed True: Node [worker-3] has package states that cannot be read. Skipping.",
+            "NodesIgnored True: Node [worker-2] has ignore label set. Skipping.",
+            "TaintNotTolerable True: Node [worker-1] has taints that are not tolerable. Skipping.",
+        ]
+    );
+    let mut stored = index.picture.skyhooks()["s"].clone();
+    stored.status = Some(status);
+    stored.resource_version = "2".into();
+    index.picture.skyhook(stored);
+    for n in 1..=3 {
+        let name = format!("worker-{n}");
+        let mut node = testkit::node(&name);
+        node.resource_version = "2".into();
+        index.picture.node(node);
+    }
+    let (mut lines, status) = said(&index);
+    lines.retain(|line| !line.starts_with("Transition"));
+    assert_eq!(
+        lines,
+        [
+            "NodeStateMalformed False: The package states of all nodes can be read.",
+            "NodesIgnored False: No nodes have ignore label set.",
+            "TaintNotTolerable False: All nodes have tolerable taints.",
+        ]
+    );
+    let ready = |status: &skyhook_crds::skyhook::SkyhookStatus| {
+        let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
+        let ready = ready.expect("Ready is always there");
+        format!("{}: {}", ready.reason, ready.message)
+    };
+    assert_eq!(
+        ready(&status),
+        "Progressing: 0/3 nodes complete; worker-2: waits for a slot of the interruptionBudget (BudgetExhausted) since \
+         2023-11-14T22:13:20Z, and 1 more; 1 of 1 nodes of the interruptionBudget are in use"
+    );
+    let why = "pods cannot be created: the quota is used up".to_owned();
+    index.apply(crate::index::Change::AgentsRefused(Some(why)), Mono::ZERO);
+    let (_, status) = said(&index);
+    assert_eq!(
+        ready(&status),
+        "AgentsRefused: pods cannot be created: the quota is used up"
+    );
+}
