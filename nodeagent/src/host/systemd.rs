@@ -149,8 +149,9 @@ pub struct Bus {
     patience: Patience,
     /// Properties of scopes that this version of systemd has refused as unknown, in the order of the refusals.
     unknown: Mutex<Vec<String>>,
-    /// Held while the slice of all steps gets its properties and a scope is started.
-    starting: Mutex<()>,
+    /// The `MemoryLow` that the slice of all steps has got, if this process has set it. Held while the slice gets its
+    /// properties and a scope is started.
+    protected: Mutex<Option<u64>>,
 }
 
 impl Bus {
@@ -167,7 +168,7 @@ impl Bus {
             connection: Mutex::new(None),
             patience,
             unknown: Mutex::new(Vec::new()),
-            starting: Mutex::new(()),
+            protected: Mutex::new(None),
         }
     }
 

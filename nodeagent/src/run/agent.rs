@@ -377,7 +377,10 @@ impl Agent {
         self.run_facts = None;
         self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
-        tokio::task::spawn_local(async move { bus.release().await });
+        tokio::task::spawn_local(async move {
+            bus.unprotect_memory().await;
+            bus.release().await;
+        });
         self.prune_at = None;
         self.collect_garbage();
         // A new lease may have waited for the end of this work.
