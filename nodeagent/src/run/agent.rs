@@ -26,7 +26,7 @@ use crate::host::{Host, identity};
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{LeaseApi, LeaseEvent};
-use crate::machine::taking::{self, Taker};
+use crate::machine::taking::{Taker, TakingEvent};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::prepare::Prepared;
 use crate::report::{self, HostFacts};
@@ -225,7 +225,7 @@ impl Agent {
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
             Note::Refreshed(result) => self.finished_refreshed(*result),
-            Note::Node(node) => self.step_taking(taking::Input::NodeFound { uid: &node.uid }),
+            Note::Node(node) => self.step_taking(TakingEvent::NodeFound { uid: &node.uid }),
             Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
@@ -302,7 +302,7 @@ impl Agent {
             state.run = Some(uncommitted.progress);
             if let Err(error) = self.journal.save(state) {
                 if uncommitted.events.contains(&Event::Begun) {
-                    self.step_taking(taking::Input::Hindered);
+                    self.step_taking(TakingEvent::Hindered);
                     self.journal_failed(&error, Vec::new());
                 } else {
                     self.journal_failed(&error, uncommitted.events);
@@ -423,7 +423,7 @@ impl Agent {
             return;
         }
         if let Some(lease) = self.lease.clone() {
-            self.step_taking(taking::Input::Seen(&lease));
+            self.step_taking(TakingEvent::Seen(&lease));
         }
     }
 
@@ -437,7 +437,7 @@ impl Agent {
     }
 
     fn woken(&mut self) {
-        self.step_taking(taking::Input::Ticked);
+        self.step_taking(TakingEvent::Ticked);
         if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.prune_logs();
         }
