@@ -123,7 +123,10 @@ impl Puller {
     pub fn new(store: Store, config: PullerConfig) -> Self {
         Self {
             store,
-            plugins: config.plugins.clone().map(Plugins::new),
+            plugins: config
+                .plugins
+                .clone()
+                .map(|plugins| Plugins::new(plugins, config.files.clone())),
             config: Arc::new(config),
             flights: Flights::default(),
         }

@@ -9,7 +9,7 @@
     reason = "this file is the shell that speaks HTTP"
 )]
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
@@ -82,16 +82,10 @@ impl Session {
         config: &PullerConfig,
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
-        let files = config.files.clone().map_or_else(
-            || {
-                let path = Path::new("/");
-                Root::open(path).map_err(|source| HostsError::Read {
-                    path: path.to_path_buf(),
-                    source,
-                })
-            },
-            Ok,
-        )?;
+        let files = Root::or_own(config.files.as_ref()).map_err(|source| HostsError::Read {
+            path: PathBuf::from("/"),
+            source,
+        })?;
         let settings = match &config.hosts_dir {
             Some(dir) => hosts::load(&files, dir, registry)?,
             None => hosts::RegistrySettings::default(),
