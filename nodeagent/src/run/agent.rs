@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::StopReason;
 use skyhook_crds::package::Interrupt;
@@ -108,27 +109,28 @@ impl Agent {
         unable: Option<String>,
         notes: UnboundedSender<Note>,
     ) -> anyhow::Result<Self> {
-        let state = host.files.locate(&settings.state_dir)?;
+        let state = host.locate(&settings.state_dir)?;
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
-            host_id: identity::host_id(&state)?,
+            host_id: identity::host_id(state.path())
+                .with_context(|| format!("the host ID in {state} cannot be read or written"))?,
             epoch: String::new(),
             disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let (journal, aside) = Journal::open(&state, &settings.state_dir)?;
+        let (journal, aside) = Journal::open(&state)?;
         if let Some(aside) = aside {
-            tracing::error!(kept = %host.files.shown(&aside).display(), "the journal is corrupt: using the Node's record");
+            tracing::error!(kept = %aside, "the journal is corrupt: using the Node's record");
         }
         let images = Images::open(
-            &state.join("images"),
+            state.join("images").path(),
             &host.files,
             settings.registries.clone(),
         )?;
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),
-            state.join("steps"),
+            state.join("steps").path().to_owned(),
             settings.state_dir.join("steps"),
         ));
         let mut agent = Self {
@@ -159,7 +161,7 @@ impl Agent {
             uncommitted: None,
         };
         agent.look_around();
-        agent.resume(&state.join("steps"))?;
+        agent.resume(state.join("steps").path())?;
         Ok(agent)
     }
 

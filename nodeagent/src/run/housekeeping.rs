@@ -58,7 +58,7 @@ impl Agent {
 
     /// Removes the oldest logs until the rest is within the bounds.
     pub(super) fn prune_logs(&self) {
-        let Ok(logs) = self.host.files.locate(&self.settings.layout.log_root) else {
+        let Ok(logs) = self.host.locate(&self.settings.layout.log_root) else {
             return;
         };
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
