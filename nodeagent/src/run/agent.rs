@@ -303,7 +303,7 @@ impl Agent {
             state.next_step = uncommitted.progress.next_step;
             state.run = Some(uncommitted.progress);
             if let Err(error) = self.journal.save(state) {
-                if uncommitted.events.contains(&Event::Begun) {
+                if uncommitted.events.contains(&Event::LeaseAccepted) {
                     self.step_taking(TakingEvent::Hindered);
                     self.journal_failed(&error, Vec::new());
                 } else {

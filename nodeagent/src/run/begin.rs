@@ -214,7 +214,7 @@ impl Agent {
         self.facts.disk_bytes = self.disk_bytes;
         self.compared = None;
         self.writer.begin(&lease);
-        self.step_machine(progress, Event::Begun);
+        self.step_machine(progress, Event::LeaseAccepted);
         self.saw(lease);
         self.look_at_lease();
     }
