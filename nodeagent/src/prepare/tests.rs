@@ -96,7 +96,7 @@ fn modes(more: Value) -> Value {
 }
 
 #[test]
-fn flags_pass_over_what_the_reference_passes_over() {
+fn flags_skip_the_steps_that_nvidia_skyhook_skips() {
     for (stage, idempotence, always, runs) in [
         (Stage::Apply, false, "false", false),
         (Stage::Apply, true, "false", true),

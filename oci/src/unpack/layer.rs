@@ -233,7 +233,7 @@ fn kind(parsed: &ParsedEntry<'_>, has_content: bool) -> Result<Kind, EntryError>
         EntryType::Link => name::link_target(target()).map(Kind::Hardlink),
         EntryType::Char => Err(EntryError::Special("a character device")),
         EntryType::Block => Err(EntryError::Special("a block device")),
-        EntryType::Fifo => Err(EntryError::Special("a FIFO")),
+        EntryType::Fifo => Err(EntryError::Special("a named pipe")),
         other @ (EntryType::GnuLongName
         | EntryType::GnuLongLink
         | EntryType::XHeader
