@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use skyhook_integration::machine::Machine as _;
 use skyhook_integration::rollout::{apply, scripts};
 use skyhook_integration::wait::MINUTE;
 use tokio::time::sleep;
