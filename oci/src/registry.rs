@@ -31,6 +31,7 @@ use crate::reference::Reference;
 use crate::root::Root;
 
 mod error;
+mod redirect;
 mod token;
 mod transport;
 
@@ -359,13 +360,8 @@ impl Server {
             let next = url
                 .join(location)
                 .map_err(|_| refused("to something that is not a URL"))?;
-            if !matches!(next.scheme(), "http" | "https") {
-                return Err(refused("to a URL that is neither http nor https"));
-            }
-            if url.scheme() == "https" && next.scheme() == "http" {
-                return Err(refused(
-                    "from https to http: the registry does not know that its proxy speaks TLS, so set X-Forwarded-Proto there",
-                ));
+            if let Some(reason) = redirect::problem(&url, &next) {
+                return Err(refused(reason));
             }
             url = next;
             let authorization = if url.origin() == origin.origin() {
