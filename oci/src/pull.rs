@@ -132,10 +132,6 @@ impl Puller {
         }
     }
 
-    pub fn store(&self) -> &Store {
-        &self.store
-    }
-
     /// Pulls an image. Blobs that are in the store already are not downloaded again. If the reference has a digest
     /// and the store has the complete image, no registry is contacted.
     pub async fn pull(

@@ -236,12 +236,12 @@ fn fake(manners: Manners) -> Fake {
             connections.push(builder.build().await.unwrap());
         }
     });
-    let patience = Patience {
+    let timeouts = CallTimeouts {
         quick: Duration::from_secs(2),
         slow: Duration::from_secs(10),
     };
     Fake {
-        bus: Bus::at(&Root::open("/").unwrap(), &socket, patience),
+        bus: Bus::at(&Root::open("/").unwrap(), &socket, timeouts),
         manners,
         server,
         directory,
@@ -365,7 +365,7 @@ async fn a_reload_may_take_longer_than_other_calls() {
     let begin = Instant::now();
     fake.bus.reload().await.unwrap();
     assert!(begin.elapsed() >= Duration::from_secs(3));
-    assert!(Patience::default().slow >= Duration::from_secs(180));
+    assert!(CallTimeouts::default().slow >= Duration::from_secs(180));
 }
 
 #[tokio::test]
