@@ -78,14 +78,14 @@ pub struct ReadyArgs {
 /// Flags of `validate`.
 #[derive(Args, Debug, Clone)]
 pub struct ValidateArgs {
-    /// Folder with config.json, skyhook_dir/ and root_dir/.
+    /// Directory with config.json, skyhook_dir/ and root_dir/.
     pub directory: PathBuf,
 }
 
 /// Flags of `local-run`.
 #[derive(Args, Debug, Clone)]
 pub struct LocalRunArgs {
-    /// Folder of a package, or an image reference.
+    /// Directory of a package, or an image reference.
     pub source: String,
     /// Run under this directory instead of /: steps see it as their root directory.
     #[arg(long, default_value = "/")]

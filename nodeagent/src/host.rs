@@ -8,6 +8,8 @@ use std::process::Command;
 use anyhow::Context as _;
 use skyhook_oci::Root;
 
+use crate::located::Located;
+
 pub mod exec;
 pub mod identity;
 pub mod interrupt;
@@ -26,9 +28,26 @@ pub struct Host {
 impl Host {
     /// Opens the host whose root directory is `root`.
     pub fn open(root: &Path) -> io::Result<Self> {
-        let files = Root::open_host(root)
-            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", root.display())))?;
+        let files = Root::open_host(root).map_err(|e| {
+            let root = root.display();
+            io::Error::new(
+                e.kind(),
+                format!("{root}, the host's root directory, cannot be opened: {e}"),
+            )
+        })?;
         Ok(Self { files })
+    }
+
+    /// Finds a path of the host. Its last part need not exist.
+    pub fn locate(&self, path: impl AsRef<Path>) -> io::Result<Located> {
+        let shown = path.as_ref();
+        let path = self.files.locate(shown).map_err(|e| {
+            io::Error::new(
+                e.kind(),
+                format!("{} cannot be found: {e}", shown.display()),
+            )
+        })?;
+        Ok(Located::new(path, shown))
     }
 
     /// The boot ID. It changes with every boot.

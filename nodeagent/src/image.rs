@@ -80,7 +80,7 @@ impl Registries {
     /// Settings of the puller on a host. `files` are the host's files.
     fn puller(self, files: &Root) -> PullerConfig {
         let plugins = self.plugins.map(|(config, bin_dir)| PluginConfig {
-            config: files.locate(&config).unwrap_or(config),
+            config,
             bin_dir,
             // The plugins are programs of the host and need its libraries: run them in the host's root directory.
             prefix: if files.is_own() {

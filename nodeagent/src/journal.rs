@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use skyhook_crds::revision::RevisionData;
 use skyhook_oci::{Durability, replace_file};
 
+use crate::located::Located;
 use crate::machine::{Entries, Progress};
 
 const MAGIC: &str = "skyhook-journal 1";
@@ -26,7 +26,7 @@ const MAGIC: &str = "skyhook-journal 1";
 pub enum JournalError {
     #[error("{path}: {action} failed")]
     Io {
-        path: PathBuf,
+        path: String,
         action: &'static str,
         #[source]
         source: io::Error,
@@ -34,17 +34,17 @@ pub enum JournalError {
     #[error(
         "{path} was written by a newer agent ({form:?}, this one knows {MAGIC:?}): run the newer version again"
     )]
-    Newer { path: PathBuf, form: String },
+    Newer { path: String, form: String },
     #[error("revision {name} is not in the journal at {path}")]
     NoRevision {
         name: String,
-        path: PathBuf,
+        path: String,
         #[source]
         source: io::Error,
     },
     #[error("{path} cannot be written as JSON")]
     Encode {
-        path: PathBuf,
+        path: String,
         #[source]
         source: serde_json::Error,
     },
@@ -133,19 +133,16 @@ const RECORDS: usize = 64;
 /// The journal: its directory, and its content.
 #[derive(Debug)]
 pub struct Journal {
-    directory: PathBuf,
-    /// The directory as messages show it.
-    shown: PathBuf,
+    directory: Located,
     pub state: State,
 }
 
 impl Journal {
-    /// Opens the journal. Messages show `shown` as the path of the directory. A corrupt file is renamed, and the second
-    /// value is its new name.
-    pub fn open(directory: &Path, shown: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+    /// Opens the journal in a directory. A corrupt file is renamed, and the second value is its new name.
+    pub fn open(directory: &Located) -> Result<(Self, Option<Located>), JournalError> {
         let failed = |action| {
             move |source| JournalError::Io {
-                path: shown.to_owned(),
+                path: directory.to_string(),
                 action,
                 source,
             }
@@ -153,19 +150,20 @@ impl Journal {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(directory.join("revisions"))
+            .create(directory.join("revisions").path())
             .map_err(failed("creating the directory"))?;
         let path = directory.join("journal");
-        let (state, aside) = match fs::read(&path) {
+        let (state, aside) = match fs::read(path.path()) {
             Ok(bytes) => match decode(&bytes) {
                 Some(state) => (state, None),
                 None => {
                     if let Some(form) = newer(&bytes) {
-                        let path = shown.join("journal");
+                        let path = path.to_string();
                         return Err(JournalError::Newer { path, form });
                     }
                     let aside = directory.join("journal.corrupt");
-                    fs::rename(&path, &aside).map_err(failed("keeping a corrupt journal aside"))?;
+                    fs::rename(path.path(), aside.path())
+                        .map_err(failed("keeping a corrupt journal aside"))?;
                     (State::default(), Some(aside))
                 }
             },
@@ -173,8 +171,7 @@ impl Journal {
             Err(e) => return Err(failed("reading the journal")(e)),
         };
         let journal = Self {
-            directory: directory.to_owned(),
-            shown: shown.to_owned(),
+            directory: directory.clone(),
             state,
         };
         Ok((journal, aside))
@@ -187,13 +184,15 @@ impl Journal {
         }
         let path = self.directory.join("journal");
         let bytes = encode(&state).map_err(|source| JournalError::Encode {
-            path: self.shown(&path),
+            path: path.to_string(),
             source,
         })?;
-        replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
-            path: self.shown(&path),
-            action: "writing",
-            source,
+        replace_file(path.path(), &bytes, Durability::PowerCut).map_err(|source| {
+            JournalError::Io {
+                path: path.to_string(),
+                action: "writing",
+                source,
+            }
         })?;
         self.state = state;
         Ok(())
@@ -203,15 +202,15 @@ impl Journal {
     /// written again.
     pub fn keep_revision(&self, name: &str, data: &RevisionData) -> Result<(), JournalError> {
         let path = self.revision_path(name);
-        if path.exists() {
+        if path.path().exists() {
             return Ok(());
         }
         let bytes = serde_json::to_vec(data).map_err(|source| JournalError::Encode {
-            path: self.shown(&path),
+            path: path.to_string(),
             source,
         })?;
-        replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
-            path: self.shown(&path),
+        replace_file(path.path(), &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
+            path: path.to_string(),
             action: "writing",
             source,
         })
@@ -222,10 +221,10 @@ impl Journal {
         let path = self.revision_path(name);
         let failed = |source| JournalError::NoRevision {
             name: name.to_owned(),
-            path: self.shown(&path),
+            path: path.to_string(),
             source,
         };
-        let bytes = fs::read(&path).map_err(failed)?;
+        let bytes = fs::read(path.path()).map_err(failed)?;
         serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))
     }
 
@@ -245,11 +244,11 @@ impl Journal {
             .collect();
         let directory = self.directory.join("revisions");
         let failed = |source| JournalError::Io {
-            path: self.shown(&directory),
+            path: directory.to_string(),
             action: "removing old revisions",
             source,
         };
-        for file in fs::read_dir(&directory).map_err(failed)? {
+        for file in fs::read_dir(directory.path()).map_err(failed)? {
             let path = file.map_err(failed)?.path();
             let name = path.file_stem().map(|n| n.to_string_lossy().into_owned());
             if name.is_none_or(|name| !used.contains(&name)) {
@@ -259,13 +258,7 @@ impl Journal {
         Ok(())
     }
 
-    /// A path in the directory, as messages show it.
-    fn shown(&self, path: &Path) -> PathBuf {
-        let inside = path.strip_prefix(&self.directory).unwrap_or(path);
-        self.shown.join(inside)
-    }
-
-    fn revision_path(&self, name: &str) -> PathBuf {
+    fn revision_path(&self, name: &str) -> Located {
         self.directory
             .join("revisions")
             .join(format!("{}.json", name.replace('/', "_")))

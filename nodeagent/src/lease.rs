@@ -161,10 +161,10 @@ impl LeaseApi {
     ) -> Option<()> {
         let mut failures = 0;
         loop {
-            let begun = Instant::now();
+            let started = Instant::now();
             match self.watch_once(events, version).await {
                 // A proxy may close every watch at once.
-                Ok(Ended::Closed) if begun.elapsed() < SHORT_WATCH => {
+                Ok(Ended::Closed) if started.elapsed() < SHORT_WATCH => {
                     failures += 1;
                     sleep(API.delay(failures, &self.node)).await;
                 }

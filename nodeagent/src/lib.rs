@@ -11,6 +11,7 @@ pub mod image;
 pub mod journal;
 pub mod lease;
 pub mod local;
+pub mod located;
 pub mod logs;
 pub mod machine;
 pub mod prepare;

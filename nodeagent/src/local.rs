@@ -225,18 +225,18 @@ impl LocalRun {
         Ok(run)
     }
 
-    /// Fetches the package's files. Those of a folder are copied to the package's copy directory at once.
+    /// Fetches the package's files. Those of a directory are copied to the package's copy directory at once.
     async fn fetch(&mut self, args: &LocalRunArgs) -> anyhow::Result<()> {
-        let folder = Path::new(&args.source);
+        let directory = Path::new(&args.source);
         let staged = self.scratch.join("package");
-        if folder.is_dir() {
+        if directory.is_dir() {
             fs::create_dir(&staged)?;
-            prepare::files::copy_tree(folder, Root::open(&staged)?.as_fd())?;
+            prepare::files::copy_tree(directory, Root::open(&staged)?.as_fd())?;
         } else {
             let reference: Reference = args
                 .source
                 .parse()
-                .with_context(|| format!("{} is neither a folder nor an image", args.source))?;
+                .with_context(|| format!("{} is neither a directory nor an image", args.source))?;
             let registries = Registries {
                 insecure: args.insecure_registries.clone(),
                 ..Registries::default()

@@ -45,7 +45,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
     let now = input.now;
     let mut effects = Vec::new();
     match input.event.bounded() {
-        Event::Begun => plan::begin(&mut p, now),
+        Event::LeaseAccepted => plan::begin(&mut p, now),
         Event::Restarted { boot_id } => restarted(&mut p, boot_id, now, &mut effects),
         Event::LeaseSeen(view) => lease_seen(&mut p, view, now, &mut effects),
         Event::ImageReady { key, digest } => {

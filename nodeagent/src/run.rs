@@ -16,6 +16,7 @@
 //! | `CallOffInterrupt` | `call_off_interrupt` in `interrupt` | none |
 //! | `Interrupt` | `interrupt` in `interrupt` | `Interrupted`, `InterruptWaits`, `InterruptFailed`; after a reboot `Restarted` |
 
+use std::fs::File;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -77,22 +78,26 @@ pub fn main(args: RunArgs) -> anyhow::Result<()> {
     result
 }
 
+/// Waits until this is the only agent on the host. Returns the host, the lock that other agents wait for, and the socket
+/// for probes.
+async fn claim_host(settings: &Settings) -> anyhow::Result<(Host, File, Probes)> {
+    let host = Host::open(&settings.host_root)?;
+    let state = host.locate(&settings.state_dir)?;
+    presence::make_state_directory(&state).with_context(|| format!("{state} cannot be created"))?;
+    let only = presence::only_agent(&state).await?;
+    let probes = Probes::open(state.path())
+        .with_context(|| format!("the socket for probes in {state} cannot be created"))?;
+    Ok((host, only, probes))
+}
+
 async fn run(settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let host = Host::open(&settings.host_root)?;
-    let state = host
-        .files
-        .locate(&settings.state_dir)
-        .with_context(|| format!("{} cannot be found", settings.state_dir.display()))?;
-    presence::make_state_directory(&state)
-        .with_context(|| format!("{} cannot be created", state.display()))?;
-    let _only = tokio::select! {
-        only = presence::only_agent(&state) => only?,
+    let (host, _only, probes) = tokio::select! {
+        claimed = claim_host(&settings) => claimed?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let probes = Probes::open(&state).context("the socket for probes cannot be created")?;
     let mut reached = false;
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
@@ -167,10 +172,13 @@ async fn client() -> anyhow::Result<kube::Client> {
 /// has reached the API. The liveness probe (`--live`) fails only when the loop hangs.
 pub fn ready(args: &ReadyArgs) -> anyhow::Result<()> {
     let host = Host::open(&args.state.host_root)?;
-    let state = host.files.locate(&args.state.state_dir)?;
+    let state = host.locate(&args.state.state_dir)?;
     if args.live {
-        probe::live(&state)
+        probe::live(state.path())
     } else {
         probe::ready(&state)
     }
 }
+
+#[cfg(test)]
+mod tests;

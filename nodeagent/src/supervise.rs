@@ -154,8 +154,8 @@ pub fn main() -> io::Result<()> {
     };
     result.finished_at = jiff::Timestamp::now().as_millisecond();
     let text = serde_json::to_vec(&result)?;
-    let file = directory.join(RESULT);
-    leave(&file, &text).map_err(|e| {
+    write_result(&directory.join(RESULT), &text).map_err(|e| {
+        let file = spec.directory.join(RESULT);
         let (file, how) = (file.display(), result.describe());
         io::Error::other(format!("{file} cannot be written: {e}; the step {how}"))
     })?;
@@ -169,7 +169,7 @@ pub fn main() -> io::Result<()> {
 }
 
 /// Writes the result. Waits while the disk is full, because without a result the step would run again.
-fn leave(file: &Path, text: &[u8]) -> io::Result<()> {
+fn write_result(file: &Path, text: &[u8]) -> io::Result<()> {
     loop {
         match replace_file(file, text, Durability::PowerCut) {
             Err(e)

@@ -16,8 +16,8 @@ pub struct PullerConfig {
     pub deadline: Duration,
     /// How many blobs are downloaded at the same time.
     pub parallel_layers: usize,
-    /// The directory that is `/` for `hosts_dir` and for the paths in its files, such as the root of the host. If it
-    /// is `None`, this is the root of this process.
+    /// The directory that is `/` for `hosts_dir`, for the paths in its files, and for the configuration of `plugins`, such
+    /// as the root of the host. If it is `None`, this is the root of this process.
     pub files: Option<Root>,
     /// containerd's directory with a `<registry>/hosts.toml` per registry. It is read for each pull, and may be
     /// missing.

@@ -28,14 +28,14 @@
 //! - No entry of a layer can make an unpack write a file, make a link or change a mode outside the target directory.
 //! - A credential is sent only to the registry that it is for, and to the token server that this registry names. No
 //!   log line, no error and no `Debug` output contains a credential.
-//! - Errors have a `kind()` for metrics, and tell whether another try can succeed: [`PullError::retry_class`],
+//! - Errors have a `kind()` for queries in logs, and tell whether another try can succeed: [`PullError::retry_class`],
 //!   [`StoreError::is_transient`].
 //!
 //! [`package_config`] reads the `config.json` of a package. [`progress::show`] draws the progress of a pull.
 //!
 //! # What the user of a store must do
-//! - Pin each image that is installed or running ([`Store::pin`]), and unpin it when it is not needed any more
-//!   ([`Store::unpin`]). Call [`Store::collect`] regularly: no other function removes images.
+//! - Pin each image that is installed or running ([`Store::pin`]), and remove the pins of images that are not needed
+//!   any more ([`Store::unpin_others`]). Call [`Store::collect`] regularly: no other function removes images.
 //! - The store is flushed to disk, but unpacked files are not. Either flush their file system after an unpack, or
 //!   unpack again (with `overlay`) when the boot ID of the node has changed.
 //! - When an unpack fails because a blob is damaged ([`StoreError::kind`] is `blob_damaged`), pull the image again

@@ -78,12 +78,6 @@ impl Report {
             .filter(|problem| problem.severity == Severity::Error)
     }
 
-    pub fn warnings(&self) -> impl Iterator<Item = &Problem> {
-        self.problems
-            .iter()
-            .filter(|problem| problem.severity == Severity::Warning)
-    }
-
     /// The configuration with its warnings, or all errors.
     pub fn into_result(self) -> Result<(PackageConfig, Vec<Problem>), ConfigError> {
         let (errors, warnings) = self

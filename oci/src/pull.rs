@@ -123,14 +123,13 @@ impl Puller {
     pub fn new(store: Store, config: PullerConfig) -> Self {
         Self {
             store,
-            plugins: config.plugins.clone().map(Plugins::new),
+            plugins: config
+                .plugins
+                .clone()
+                .map(|plugins| Plugins::new(plugins, config.files.clone())),
             config: Arc::new(config),
             flights: Flights::default(),
         }
-    }
-
-    pub fn store(&self) -> &Store {
-        &self.store
     }
 
     /// Pulls an image. Blobs that are in the store already are not downloaded again. If the reference has a digest

@@ -9,7 +9,7 @@
     reason = "this file is the shell that speaks HTTP"
 )]
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
@@ -31,6 +31,7 @@ use crate::reference::Reference;
 use crate::root::Root;
 
 mod error;
+mod redirect;
 mod token;
 mod transport;
 
@@ -82,16 +83,10 @@ impl Session {
         config: &PullerConfig,
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
-        let files = config.files.clone().map_or_else(
-            || {
-                let path = Path::new("/");
-                Root::open(path).map_err(|source| HostsError::Read {
-                    path: path.to_path_buf(),
-                    source,
-                })
-            },
-            Ok,
-        )?;
+        let files = Root::or_own(config.files.as_ref()).map_err(|source| HostsError::Read {
+            path: PathBuf::from("/"),
+            source,
+        })?;
         let settings = match &config.hosts_dir {
             Some(dir) => hosts::load(&files, dir, registry)?,
             None => hosts::RegistrySettings::default(),
@@ -365,13 +360,8 @@ impl Server {
             let next = url
                 .join(location)
                 .map_err(|_| refused("to something that is not a URL"))?;
-            if !matches!(next.scheme(), "http" | "https") {
-                return Err(refused("to a URL that is neither http nor https"));
-            }
-            if url.scheme() == "https" && next.scheme() == "http" {
-                return Err(refused(
-                    "from https to http: the registry does not know that its proxy speaks TLS, so set X-Forwarded-Proto there",
-                ));
+            if let Some(reason) = redirect::problem(&url, &next) {
+                return Err(refused(reason));
             }
             url = next;
             let authorization = if url.origin() == origin.origin() {

@@ -113,7 +113,7 @@ impl NewFile {
             match rustix::fs::openat(&dir, &temporary, flags, mode) {
                 // The writer of a temporary file holds a lock on it. A file without a lock was left by a process that
                 // was killed.
-                Ok(file) if !is_locked(&file, &dir, &temporary)? => std::thread::sleep(PAUSE),
+                Ok(file) if !take_lock(&file, &dir, &temporary)? => std::thread::sleep(PAUSE),
                 Ok(file) => {
                     return Ok(Self {
                         dir,
@@ -180,7 +180,7 @@ pub(crate) enum Lock {
     Held,
     /// Another holds the lock.
     Busy,
-    /// The name is gone, or belongs to another file now: whoever had the lock before has removed this one.
+    /// The name is gone, or belongs to another file now: the previous holder of the lock has removed this one.
     Gone,
 }
 
@@ -199,9 +199,8 @@ pub(crate) fn lock(file: impl AsFd, dir: impl AsFd, name: &[u8]) -> rustix::io::
     }
 }
 
-/// Whether a temporary file could be locked. If not, another writer has locked it, or has removed it as a left-over
-/// file.
-fn is_locked(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
+/// Locks a temporary file. Returns false if another writer has locked it, or has removed it as left over.
+fn take_lock(file: &OwnedFd, dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<bool> {
     Ok(lock(file, dir, name.as_bytes())? == Lock::Held)
 }
 
@@ -214,7 +213,7 @@ fn remove_left_over(dir: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
     let _lock = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => {
             let ours = rustix::process::geteuid().as_raw();
-            if rustix::fs::fstat(&file)?.st_uid == ours && !is_locked(&file, dir, name)? {
+            if rustix::fs::fstat(&file)?.st_uid == ours && !take_lock(&file, dir, name)? {
                 std::thread::sleep(PAUSE);
                 return Ok(());
             }

@@ -49,6 +49,11 @@ impl Root {
         })
     }
 
+    /// The given root, or else the root directory of this process.
+    pub(crate) fn or_own(root: Option<&Self>) -> io::Result<Self> {
+        root.map_or_else(|| Self::open("/"), |root| Ok(root.clone()))
+    }
+
     /// Opens the root directory of a host. Messages have paths as the host has them: [`Root::shown`] leaves out the path
     /// of this directory.
     pub fn open_host(path: impl AsRef<Path>) -> io::Result<Self> {
@@ -355,13 +360,6 @@ impl Entry {
     pub fn remove_tree(&self) -> Result<(), RemoveError> {
         remove::remove_at(&self.dir, self.name.as_bytes())
     }
-}
-
-/// Opens the file at `path`, which is a path of this process, for reading. Its symlinks are trusted. It must be a regular
-/// file.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    regular(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
 /// The open file, if it is a regular one.

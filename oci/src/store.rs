@@ -368,8 +368,8 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps an image for `owner` until [`Store::unpin_others`] removes the pin. An owner has at most one image. Blocks while another
-    /// process removes images.
+    /// Keeps an image for `owner` until [`Store::unpin_others`] removes the pin. An owner has at most one image. Blocks
+    /// while another process removes images.
     pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
         let _hold = self.hold_blocking()?;
         self.image(manifest)?;

@@ -67,15 +67,18 @@ pub struct UnpackOptions {
 
 impl Default for UnpackOptions {
     fn default() -> Self {
-        // The agent's memory is limited, and each thread has its buffers.
-        const MOST: usize = 4;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = threads.min(MOST);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             overlay: false,
-            threads,
+            threads: threads(cpus),
         }
     }
+}
+
+/// How many layers are decompressed at the same time on a host with so many CPUs. The agent's memory is limited, and
+/// each thread has its buffers.
+fn threads(cpus: usize) -> usize {
+    cpus.min(4)
 }
 
 /// Unpacks `sources` into `target`. The first source is the lowest layer. Blocks this thread.
@@ -158,7 +161,7 @@ fn count(dir: &tree::Dir) -> u64 {
     1 + dir.children.values().map(below).sum::<u64>()
 }
 
-type ReadLayer = (Digest, Vec<entry::Entry>);
+type ReadLayer = (Digest, Vec<entry::LayerEntry>);
 
 /// Reads all layers, `threads` at a time. When several fail, the error of the lowest layer is returned.
 fn read_all(
@@ -363,18 +366,21 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
 pub(crate) mod fuzzing {
     use std::io::Read;
 
-    use super::entry::Entry;
+    use super::entry::LayerEntry;
     use super::layer::filter as filter_window;
     use super::window::Window;
     use super::{LayerError, tree};
     use crate::limits::{Budget, Limits};
 
-    pub(crate) fn filter(bytes: impl Read, budget: &Budget<'_>) -> Result<Vec<Entry>, LayerError> {
+    pub(crate) fn filter(
+        bytes: impl Read,
+        budget: &Budget<'_>,
+    ) -> Result<Vec<LayerEntry>, LayerError> {
         filter_window(0, &mut Window::new(bytes, 1 << 20, budget), None, budget)
     }
 
     pub(crate) fn merge(
-        layers: [Vec<Entry>; 2],
+        layers: [Vec<LayerEntry>; 2],
         limits: &Limits,
     ) -> Result<Option<tree::Dir>, super::EntryError> {
         let mut tree = tree::Tree::new(limits);
@@ -395,6 +401,11 @@ mod tests {
     use rustix::fs::OFlags;
 
     use super::*;
+
+    #[test]
+    fn a_host_with_many_cpus_needs_no_more_memory() {
+        assert_eq!([1, 2, 64].map(threads), [1, 2, 4]);
+    }
 
     /// One thread removes what killed unpacks have left, while another one begins unpacks.
     #[test]

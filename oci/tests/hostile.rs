@@ -231,7 +231,7 @@ async fn devices_and_set_id_bits_are_refused_unless_allowed() {
         ),
         (
             Entry::new(b'6', &at("x")),
-            "a FIFO is not allowed in a package",
+            "a named pipe is not allowed in a package",
         ),
         (
             Entry::file(&at("x"), "").mode(0o4755),

@@ -242,7 +242,7 @@ impl Agent {
         self.reported = serde_json::to_value(&lease.status)?;
         self.last_write = Some(tokio::time::Instant::now());
         self.lease = Some(lease);
-        self.feed(Event::Begun).await?;
+        self.feed(Event::LeaseAccepted).await?;
         Box::pin(self.look()).await
     }
 

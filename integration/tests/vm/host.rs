@@ -99,3 +99,23 @@ pub(crate) async fn label_of_a_replaced_file(bench: &Bench) -> Result<()> {
     ensure!(is == want, "{is:?} instead of {want:?}");
     Ok(())
 }
+
+/// The power is cut when a package is complete, before the kernel writes its files to the disk by itself. They are on
+/// the disk, because the agent has flushed them before its journal says that they are.
+pub(crate) async fn power_cut_after_root_dir(bench: &Bench) -> Result<()> {
+    const LAID: &str = "/srv/data/laid/file";
+    let vm = bench.vm();
+    // A file that replaces another is flushed by the file system itself, so there must be none before.
+    let prepare = "rm -rf /srv/data/laid; sync; \
+                   sysctl -q vm.dirty_writeback_centisecs=0 vm.dirty_expire_centisecs=360000";
+    vm.sh(prepare).await?;
+    let image = bench.cluster.push("root-dir").await?;
+    let manifest = skyhook("durable", "root-dir", &image, 1, &json!({}));
+    bench.complete(&manifest).await?;
+    let before = vm.read_file(LAID).await?;
+    ensure!(!before.is_empty(), "{LAID} is empty before the power cut");
+    vm.reset().await?;
+    let after = vm.read_file(LAID).await.context("after the power cut")?;
+    ensure!(after == before, "{after:?} instead of {before:?}");
+    Ok(())
+}

@@ -23,6 +23,7 @@ const EVERYWHERE: &[Case] = &[
     case!("install and upgrade, a service's restart" => install::install_and_upgrade),
     case!("a step over its memory limit" => steps::over_its_memory_limit),
     case!("power cut in mid-step" => steps::power_cut_in_mid_step),
+    case!("what a step requested of memory" => steps::memory_request),
 ];
 
 /// What the newest one shows besides.
@@ -33,6 +34,7 @@ const NEWEST: &[Case] = &[
     case!("a mount left in a copy directory" => host::mount_in_a_copy),
     case!("a local user holds every lock" => host::locks_held_by_a_user),
     case!("the SELinux label of a file that a package replaces" => host::label_of_a_replaced_file),
+    case!("power cut after root_dir was laid" => host::power_cut_after_root_dir),
 ];
 
 /// What boots it again and again; on a machine of its own, so that two cores have something to do.

@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use skyhook_integration::machine::Machine as _;
 use skyhook_integration::rollout::{apply, scripts};
 use skyhook_integration::wait::MINUTE;
 use tokio::time::sleep;
@@ -45,6 +46,28 @@ pub(crate) async fn over_its_memory_limit(bench: &Bench) -> Result<()> {
         others.is_empty(),
         "more than the script's program was killed: {others}"
     );
+    Ok(())
+}
+
+/// The kernel spares the memory that a step requested, in the step's cgroup and in that of all steps. Nothing is spared
+/// when the steps have ended.
+pub(crate) async fn memory_request(bench: &Bench) -> Result<()> {
+    const ALL: &str = "/sys/fs/cgroup/skyhook.slice/memory.low";
+    let script = format!(
+        "own=/sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup)/memory.low\n\
+         cat $own {ALL} >/memory-low\n"
+    );
+    let limits = json!({"resources": {
+        "cpuRequest": "100m", "cpuLimit": "2", "memoryRequest": "32Mi", "memoryLimit": "64Mi",
+    }});
+    let script = json!({"apply.sh": script});
+    let manifest = scripts("memory-request", &bench.shell, &script, &limits);
+    bench.complete(&manifest).await?;
+    let low = bench.vm().read_file("/memory-low").await?;
+    ensure!(low == "33554432\n33554432\n", "memory.low was {low:?}");
+    let ended = format!("[ ! -e {ALL} ] || grep -qx 0 {ALL}");
+    let ended = bench.until(&ended, SOON).await;
+    ended.context("the memory of steps that have ended is spared")?;
     Ok(())
 }
 

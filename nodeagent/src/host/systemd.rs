@@ -19,14 +19,14 @@ pub use version::too_old;
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
+struct CallTimeouts {
     /// For a call that systemd answers at once.
     quick: Duration,
     /// For a reload of all units, and for calls that may have to wait for a reload: systemd answers no call during it.
     slow: Duration,
 }
 
-impl Default for Patience {
+impl Default for CallTimeouts {
     fn default() -> Self {
         Self {
             quick: Duration::from_secs(25),
@@ -146,28 +146,33 @@ pub struct Bus {
     files: Root,
     socket: PathBuf,
     connection: Mutex<Option<Connection>>,
-    patience: Patience,
+    timeouts: CallTimeouts,
     /// Properties of scopes that this version of systemd has refused as unknown, in the order of the refusals.
     unknown: Mutex<Vec<String>>,
-    /// Held while the slice of all steps gets its properties and a scope is started.
-    starting: Mutex<()>,
+    /// The `MemoryLow` that the slice of all steps has got, if this process has set it. Held while the slice gets its
+    /// properties and a scope is started.
+    protected: Mutex<Option<u64>>,
 }
 
 impl Bus {
     /// The system bus of the host with these files.
     #[must_use]
     pub fn of(files: &Root) -> Self {
-        Self::at(files, "/run/dbus/system_bus_socket", Patience::default())
+        Self::at(
+            files,
+            "/run/dbus/system_bus_socket",
+            CallTimeouts::default(),
+        )
     }
 
-    fn at(files: &Root, socket: impl Into<PathBuf>, patience: Patience) -> Self {
+    fn at(files: &Root, socket: impl Into<PathBuf>, timeouts: CallTimeouts) -> Self {
         Self {
             files: files.clone(),
             socket: socket.into(),
             connection: Mutex::new(None),
-            patience,
+            timeouts,
             unknown: Mutex::new(Vec::new()),
-            starting: Mutex::new(()),
+            protected: Mutex::new(None),
         }
     }
 
@@ -231,7 +236,7 @@ impl Bus {
         name: &str,
         future: impl Future<Output = zbus::Result<T>>,
     ) -> Result<T, SystemdError> {
-        within(name, self.patience.quick, future).await
+        within(name, self.timeouts.quick, future).await
     }
 
     /// Makes a call that may have to wait for the end of a reload.
@@ -240,7 +245,7 @@ impl Bus {
         name: &str,
         future: impl Future<Output = zbus::Result<T>>,
     ) -> Result<T, SystemdError> {
-        within(name, self.patience.slow, future).await
+        within(name, self.timeouts.slow, future).await
     }
 
     /// Number of processes of a unit; 0 when there is no such unit.

@@ -3,6 +3,7 @@
 use super::*;
 use skyhook_oci::{Disk, replace_on};
 
+use crate::host::Host;
 use crate::machine::tests::world::{Spec, World, pkg};
 
 fn state(machine_id: &str) -> State {
@@ -16,9 +17,9 @@ fn state(machine_id: &str) -> State {
 #[test]
 fn what_was_saved_is_read() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut journal, _) = Journal::open(directory.path(), directory.path()).unwrap();
+    let (mut journal, _) = Journal::open(&directory.path().into()).unwrap();
     journal.save(state("a")).unwrap();
-    let (again, aside) = Journal::open(directory.path(), directory.path()).unwrap();
+    let (again, aside) = Journal::open(&directory.path().into()).unwrap();
     assert_eq!((again.state, aside), (state("a"), None));
 }
 
@@ -40,9 +41,12 @@ fn a_cut_or_changed_journal_is_never_believed() {
 fn a_corrupt_journal_is_kept_aside() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("journal"), "rubbish").unwrap();
-    let (journal, aside) = Journal::open(directory.path(), directory.path()).unwrap();
+    let (journal, aside) = Journal::open(&directory.path().into()).unwrap();
     assert_eq!(journal.state, State::default());
-    assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), "rubbish");
+    assert_eq!(
+        fs::read_to_string(aside.unwrap().path()).unwrap(),
+        "rubbish"
+    );
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     for form in [1, 2] {
         newer = format!("skyhook-journal {form} {}\n{body}", digest(body.as_bytes()));
         fs::write(&path, &newer).unwrap();
-        let error = Journal::open(directory.path(), directory.path())
+        let error = Journal::open(&directory.path().into())
             .unwrap_err()
             .to_string();
         assert!(error.contains("written by a newer agent"), "{error}");
@@ -134,7 +138,7 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     }
     // A journal with a newer number and a wrong digest is corrupt.
     fs::write(&path, newer.replace("another", "an other")).unwrap();
-    let (_, aside) = Journal::open(directory.path(), directory.path()).unwrap();
+    let (_, aside) = Journal::open(&directory.path().into()).unwrap();
     assert!(aside.is_some());
 }
 
@@ -269,7 +273,7 @@ fn recovers(found: State) {
 fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     let root = tempfile::tempdir().unwrap();
     let directory = root.path().join("journal");
-    let (mut journal, _) = Journal::open(&directory, &directory).unwrap();
+    let (mut journal, _) = Journal::open(&directory.as_path().into()).unwrap();
     journal.save(state("before")).unwrap();
     let away = root.path().join("away");
     fs::rename(&directory, &away).unwrap();
@@ -280,7 +284,7 @@ fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     fs::rename(&away, &directory).unwrap();
     journal.save(state("after")).unwrap();
     assert_eq!(
-        Journal::open(&directory, &directory).unwrap().0.state,
+        Journal::open(&directory.as_path().into()).unwrap().0.state,
         state("after")
     );
 }
@@ -321,16 +325,18 @@ fn a_host_remembers_so_many_skyhooks() {
 #[test]
 fn errors_have_the_path_of_the_host() {
     let directory = tempfile::tempdir().unwrap();
-    let shown = Path::new("/var/lib/skyhook-agent");
-    let (mut journal, _) = Journal::open(directory.path(), shown).unwrap();
+    let host = Host::open(directory.path()).unwrap();
+    fs::create_dir_all(directory.path().join("var/lib")).unwrap();
+    let state = host.locate("/var/lib/skyhook-agent").unwrap();
+    let (mut journal, _) = Journal::open(&state).unwrap();
     // The journal cannot be written: a directory that is not empty is in its place.
-    fs::create_dir_all(directory.path().join("journal/x")).unwrap();
+    fs::create_dir_all(state.path().join("journal/x")).unwrap();
     let written = State {
         next_step: 7,
         ..State::default()
     };
-    fs::write(directory.path().join("broken"), "").unwrap();
-    let broken = Journal::open(&directory.path().join("broken"), shown).unwrap_err();
+    fs::write(state.path().join("broken"), "").unwrap();
+    let broken = Journal::open(&state.join("broken")).unwrap_err();
     for error in [
         journal.save(written).unwrap_err(),
         journal.revision("s-1").unwrap_err(),

@@ -1,4 +1,5 @@
 //! Shows the progress of `local-run`.
+
 use std::io::{IsTerminal as _, Write as _};
 
 use skyhook_oci::progress;

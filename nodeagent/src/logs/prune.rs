@@ -9,6 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::located::Located;
+
 /// A log that was written within this time may belong to a running step.
 const IN_USE: Duration = Duration::from_secs(600);
 /// Maximum depth of directories below the directory of a version: steps may be in subdirectories.
@@ -48,8 +50,8 @@ struct Log {
 
 /// Removes the oldest logs below `root` (`<root>/<Skyhook>/<package>/<version>/…`) until the rest is within the bounds.
 /// Other files, and logs that a step may still write, stay. Returns the size of the remaining logs in bytes.
-pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
-    let mut logs = logs(root);
+pub fn prune(root: &Located, bounds: Bounds, now: SystemTime) -> u64 {
+    let mut logs = logs(root.path());
     logs.sort_by_key(|log| log.written);
     let is_old = |log: &Log| {
         now.duration_since(log.written)
@@ -70,10 +72,10 @@ pub fn prune(root: &Path, bounds: Bounds, now: SystemTime) -> u64 {
             *package += log.bytes;
             of_host += log.bytes;
         } else if let Err(error) = fs::remove_file(&log.path) {
-            tracing::warn!(log = %log.path.display(), %error, "an old log cannot be removed");
+            tracing::warn!(log = %root.shown(&log.path).display(), %error, "an old log cannot be removed");
         }
     }
-    remove_empty(root, now, 0);
+    remove_empty(root.path(), now, 0);
     of_host
 }
 
@@ -167,7 +169,8 @@ mod tests {
 
         /// Removes old logs at a time of `days` days after 1970-01-01, and returns the names of the remaining files.
         fn left(&self, bounds: Bounds, days: u32) -> Vec<String> {
-            let bytes = prune(self.0.path(), bounds, SystemTime::UNIX_EPOCH + DAY * days);
+            let now = SystemTime::UNIX_EPOCH + DAY * days;
+            let bytes = prune(&self.0.path().into(), bounds, now);
             let mut left = Vec::new();
             let mut open = vec![self.0.path().to_owned()];
             let mut sum = 0;

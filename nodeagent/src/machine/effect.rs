@@ -22,7 +22,7 @@ pub struct Input {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A new lease was accepted. The progress is new, and its entries are reconciled with the Node's record.
-    Begun,
+    LeaseAccepted,
     /// The agent was started, in the boot `boot_id`, and has read this progress from the journal.
     Restarted {
         boot_id: String,
@@ -136,7 +136,7 @@ impl Event {
                 reason: bounded(reason),
                 asked,
             },
-            Self::Begun
+            Self::LeaseAccepted
             | Self::Restarted { .. }
             | Self::LeaseSeen(_)
             | Self::ImageReady { .. }

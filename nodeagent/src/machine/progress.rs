@@ -244,16 +244,20 @@ pub enum ImageState {
 /// What the agent does for a package now.
 ///
 /// ```text
-/// Idle      ── its turn ────────────────────► Preparing
-/// Preparing ── the files are on the host ───► Ready
-/// Preparing ── cannot be prepared ──────────► Retry
-/// Ready     ── a supervisor is started ─────► Step
-/// Step      ── exited, and a step is left ──► Ready
-/// Step      ── exited, and was the last ────► Idle, at the next stage
-/// Step      ── failed ──────────────────────► Retry, or Idle when the lease is stopped
-/// Step      ── lost, with the host ─────────► Ready
-/// Step      ── lost, in the same boot ──────► Retry
-/// Retry     ── its time has come ───────────► Preparing
+/// Idle      ── its turn ────────────────────────────────► Preparing
+/// Preparing ── prepared, and a step has to run ─────────► Ready
+/// Preparing ── prepared, and no step has to run ────────► Idle, at the next stage
+/// Preparing ── cannot be prepared ──────────────────────► Retry, or Idle when the lease is stopped
+/// Preparing ── the agent is restarted ──────────────────► Idle, or Retry at once for the checks
+/// Ready     ── a supervisor is started ─────────────────► Step
+/// Step      ── exited, and a step is left ──────────────► Ready
+/// Step      ── exited, and was the last ────────────────► Idle, at the next stage
+/// Step      ── failed, or could not be started ─────────► Retry, or Idle when the lease is stopped
+/// Step      ── an earlier agent died before its start ──► Ready
+/// Step      ── lost, with the host ─────────────────────► Ready, the third time Retry
+/// Step      ── lost, in the same boot ──────────────────► Retry, or Idle when the lease is stopped
+/// Retry     ── its time has come ───────────────────────► Preparing
+/// any       ── a lease starts another stage ────────────► Idle
 /// ```
 ///
 /// After a failed check the next check runs. The stage fails after the last one.

@@ -16,6 +16,7 @@ use super::retry::{self, API};
 /// RefreshingStatus ── the status is true of this host ──────────────────────────► Idle
 /// Accepting        ── refused, or no answer ────────────────────────────────────► Waiting
 /// RefreshingStatus ── refused, or no answer ────────────────────────────────────► Waiting
+/// any              ── the journal cannot be written ────────────────────────────► Waiting
 /// Waiting          ── its time has come ────────────────────────────────────────► Idle
 /// ```
 ///
@@ -52,9 +53,9 @@ pub struct Taker {
     pub asked_for: Option<String>,
 }
 
-/// What happened.
+/// What happened to the lease that is taken, or to what is read for it.
 #[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
+pub enum TakingEvent<'a> {
     /// The latest version of the lease. The agent works on no lease.
     Seen(&'a InterruptionLease),
     NodeFound {
@@ -80,28 +81,28 @@ pub enum Action {
         accept: bool,
     },
     RefreshStatus,
-    /// Send the lease again as [`Input::Seen`].
+    /// Send the lease again as [`TakingEvent::Seen`].
     Look,
 }
 
 impl Taker {
-    /// Processes one input. `node` is the name of the Node: delays depend on it, so that not all nodes retry at the
+    /// Processes one event. `node` is the name of the Node: delays depend on it, so that not all nodes retry at the
     /// same moment.
-    pub fn step(&mut self, input: Input<'_>, now: i64, node: &str) -> Option<Action> {
-        match input {
-            Input::Seen(lease) => return self.seen(lease, now),
-            Input::NodeFound { uid } => {
+    pub fn step(&mut self, event: TakingEvent<'_>, now: i64, node: &str) -> Option<Action> {
+        match event {
+            TakingEvent::Seen(lease) => return self.seen(lease, now),
+            TakingEvent::NodeFound { uid } => {
                 self.node_uid = Some(uid.to_owned());
                 self.taking = Taking::default();
                 return Some(Action::Look);
             }
-            Input::Taken | Input::Refreshed => self.taking = Taking::default(),
-            Input::Hindered => self.wait(1, self.failures(), now, node),
-            Input::Failed => {
+            TakingEvent::Taken | TakingEvent::Refreshed => self.taking = Taking::default(),
+            TakingEvent::Hindered => self.wait(1, self.failures(), now, node),
+            TakingEvent::Failed => {
                 let failures = self.failures().saturating_add(1);
                 self.wait(failures, failures, now, node);
             }
-            Input::Ticked => {
+            TakingEvent::Ticked => {
                 if let Taking::Waiting { until, failures } = self.taking
                     && retry::is_due(until, now)
                 {
@@ -113,7 +114,7 @@ impl Taker {
         None
     }
 
-    /// When [`Input::Ticked`] is due, in Unix milliseconds.
+    /// When [`TakingEvent::Ticked`] is due, in Unix milliseconds.
     #[must_use]
     pub fn wake_at(&self, now: i64) -> Option<i64> {
         match self.taking {
@@ -309,7 +310,7 @@ mod tests {
             ),
         ] {
             let mut taker = taker(idle());
-            let action = taker.step(Input::Seen(&lease.real()), NOW, "worker-1");
+            let action = taker.step(TakingEvent::Seen(&lease.real()), NOW, "worker-1");
             assert_eq!((action, taker.taking), (want, taking), "{name}");
         }
     }
@@ -319,17 +320,17 @@ mod tests {
         let mut taker = Taker::default();
         let seen = |taker: &mut Taker, node| {
             let lease = Lease { node, ..GRANTED };
-            taker.step(Input::Seen(&lease.real()), NOW, "worker-1")
+            taker.step(TakingEvent::Seen(&lease.real()), NOW, "worker-1")
         };
         assert_eq!(seen(&mut taker, "n"), Some(Action::FindNode));
         assert_eq!(seen(&mut taker, "n"), None, "it is under way");
-        let found = taker.step(Input::NodeFound { uid: "n" }, NOW, "worker-1");
+        let found = taker.step(TakingEvent::NodeFound { uid: "n" }, NOW, "worker-1");
         assert_eq!(found, Some(Action::Look));
         assert_eq!(seen(&mut taker, "n"), Some(Action::Take { accept: true }));
-        taker.step(Input::Taken, NOW, "worker-1");
+        taker.step(TakingEvent::Taken, NOW, "worker-1");
         // A lease for another Node of the same name: the Node is read again, once.
         assert_eq!(seen(&mut taker, "m"), Some(Action::FindNode));
-        taker.step(Input::NodeFound { uid: "n" }, NOW, "worker-1");
+        taker.step(TakingEvent::NodeFound { uid: "n" }, NOW, "worker-1");
         assert_eq!(seen(&mut taker, "m"), None);
         assert_eq!(seen(&mut taker, "n"), Some(Action::Take { accept: true }));
     }
@@ -338,23 +339,23 @@ mod tests {
     fn what_fails_is_tried_ever_less_often() {
         let delay = |failures| API.delay_ms(failures, "worker-1");
         for (name, from, input, wait, failures) in [
-            ("first", accepting(0), Input::Failed, delay(1), 1),
-            ("third", accepting(2), Input::Failed, delay(3), 3),
+            ("first", accepting(0), TakingEvent::Failed, delay(1), 1),
+            ("third", accepting(2), TakingEvent::Failed, delay(3), 3),
             (
                 "changed meanwhile",
                 accepting(2),
-                Input::Hindered,
+                TakingEvent::Hindered,
                 delay(1),
                 2,
             ),
             (
                 "no room for the journal",
                 Taking::default(),
-                Input::Hindered,
+                TakingEvent::Hindered,
                 delay(1),
                 0,
             ),
-            ("finished", refreshing(1), Input::Failed, delay(2), 2),
+            ("finished", refreshing(1), TakingEvent::Failed, delay(2), 2),
         ] {
             let mut taker = taker(from);
             assert_eq!(taker.step(input, NOW, "worker-1"), None, "{name}");
@@ -363,11 +364,14 @@ mod tests {
             assert_eq!(taker.wake_at(NOW), Some(until), "{name}");
             // Until then nothing is done, whatever is seen.
             let lease = GRANTED.real();
-            assert_eq!(taker.step(Input::Seen(&lease), until - 1, "worker-1"), None);
-            assert_eq!(taker.step(Input::Ticked, until - 1, "worker-1"), None);
-            let ticked = taker.step(Input::Ticked, until, "worker-1");
+            assert_eq!(
+                taker.step(TakingEvent::Seen(&lease), until - 1, "worker-1"),
+                None
+            );
+            assert_eq!(taker.step(TakingEvent::Ticked, until - 1, "worker-1"), None);
+            let ticked = taker.step(TakingEvent::Ticked, until, "worker-1");
             assert_eq!(ticked, Some(Action::Look), "{name}");
-            taker.step(Input::Seen(&lease), until, "worker-1");
+            taker.step(TakingEvent::Seen(&lease), until, "worker-1");
             assert_eq!(taker.taking, accepting(failures), "{name}: it remembers");
         }
     }
@@ -380,15 +384,15 @@ mod tests {
         });
         let long_ago = NOW - 86_400_000;
         assert_eq!(taker.wake_at(long_ago), Some(long_ago));
-        let ticked = taker.step(Input::Ticked, long_ago, "worker-1");
+        let ticked = taker.step(TakingEvent::Ticked, long_ago, "worker-1");
         assert_eq!(ticked, Some(Action::Look));
     }
 
     #[test]
     fn what_went_well_is_forgotten() {
         for (from, input) in [
-            (accepting(5), Input::Taken),
-            (refreshing(5), Input::Refreshed),
+            (accepting(5), TakingEvent::Taken),
+            (refreshing(5), TakingEvent::Refreshed),
         ] {
             let mut taker = taker(from);
             assert_eq!(taker.step(input, NOW, "worker-1"), None);

@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interrupts_leave_the_files_of_the_reference() {
+    fn an_interrupt_leaves_the_files_that_nvidia_skyhook_leaves() {
         let root = tempfile::tempdir().unwrap();
         let host = Host::open(root.path()).unwrap();
         let layout = Layout {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_named_as_the_reference_names_them() {
+    fn flags_have_the_names_that_nvidia_skyhook_gives_them() {
         for (text, want) in [
             ("a", "'a'"),
             ("it's", "\"it's\""),

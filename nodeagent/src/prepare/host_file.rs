@@ -16,14 +16,13 @@ const OF_CONTENT: [&[u8]; 3] = [b"security.capability", b"security.ima", b"secur
 /// The kernel's limit in bytes for the list of attribute names, and for one attribute value.
 const LONGEST: usize = 64 << 10;
 
-/// What `write` did with a file.
+/// What came of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
-    /// The content and the mode were right already.
-    Unchanged,
-    Changed,
+pub(super) enum Laid {
+    /// The host has the file now, or had it before.
+    Done,
     /// The file is `/dev/null` and was not changed. A masked systemd unit is a symlink to `/dev/null`.
-    Nothing,
+    Masked,
 }
 
 /// Writes `source` to a file of the host, with its mode and modification time.
@@ -32,20 +31,20 @@ pub(super) enum Written {
 /// be replaced. Other hard links to the old file keep the old content. On an OSTree host, for example, files are hard
 /// links into a repository, and writing to such a file would damage the repository. The old file is written in place if
 /// it cannot be replaced: because something is mounted on it, or because a new file cannot get its attributes.
-pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
+pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Laid> {
     let metadata = source.metadata()?;
     let Some(old) = target.stat()? else {
         replace(target, source, None)?;
-        return Ok(Written::Changed);
+        return Ok(Laid::Done);
     };
     match FileType::from_raw_mode(old.st_mode) {
         FileType::RegularFile => {}
         // `Root` follows trusted symlinks. A symlink that is left here may come from any user: replace it.
         FileType::Symlink => {
             replace(target, source, None)?;
-            return Ok(Written::Changed);
+            return Ok(Laid::Done);
         }
-        FileType::CharacterDevice if is_null(&old) => return Ok(Written::Nothing),
+        FileType::CharacterDevice if is_null(&old) => return Ok(Laid::Masked),
         kind @ (FileType::Directory
         | FileType::Fifo
         | FileType::Socket
@@ -64,14 +63,14 @@ pub(super) fn write(target: &Entry, source: &mut File) -> io::Result<Written> {
         if existing.metadata()?.modified()? != metadata.modified()? {
             existing.set_times(FileTimes::new().set_modified(metadata.modified()?))?;
         }
-        return Ok(Written::Unchanged);
+        return Ok(Laid::Done);
     }
     match replace(target, source, Some(&existing)) {
         Ok(()) => {}
         Err(error) if is_to_write_in_place(&error) => write_in_place(target, source)?,
         Err(error) => return Err(error),
     }
-    Ok(Written::Changed)
+    Ok(Laid::Done)
 }
 
 fn is_null(stat: &Stat) -> bool {

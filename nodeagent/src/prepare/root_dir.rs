@@ -30,7 +30,7 @@ use rustix::io::Errno;
 use skyhook_oci::{Root, kind_of_file, names};
 
 use super::files::PackageDir;
-use super::host_file::{self, Written};
+use super::host_file::{self, Laid};
 use super::{StageError, io_error, laying_error};
 use crate::host::Host;
 
@@ -95,7 +95,7 @@ struct Laying<'a> {
 }
 
 /// What is created on the host for a name in `root_dir/`.
-enum Source {
+enum NewEntry {
     Directory(Stat),
     File,
     Symlink(Vec<u8>),
@@ -139,7 +139,7 @@ impl Laying<'_> {
         let place = self.host.entry_making_parents(&to);
         let failed = || laying_error(&to, "copying from root_dir");
         match source {
-            Source::Directory(stat) => {
+            NewEntry::Directory(stat) => {
                 // A symlink on the host to a directory counts as a directory, and stays.
                 let is_there = self.host.metadata(&to).is_ok_and(|found| found.is_dir());
                 if !is_there {
@@ -149,21 +149,20 @@ impl Laying<'_> {
                 }
                 self.children(inside, &stat)
             }
-            Source::File => {
+            NewEntry::File => {
                 let mut file = self
                     .package
                     .open_file_beneath(&path)
                     .map_err(self.failed(&path, "reading"))?;
                 let laid = place.and_then(|entry| {
-                    let written = host_file::write(&entry, &mut file)?;
-                    if written == Written::Nothing {
+                    if host_file::write(&entry, &mut file)? == Laid::Masked {
                         tracing::warn!(file = %to.display(), "the host has a symlink to /dev/null here: the file from root_dir is not written");
                     }
                     self.written.note(entry.dir())
                 });
                 laid.map_err(failed())
             }
-            Source::Symlink(target) => self
+            NewEntry::Symlink(target) => self
                 .host
                 .entry_itself(&to)
                 .and_then(|entry| self.make_symlink(&entry, &target))
@@ -172,14 +171,14 @@ impl Laying<'_> {
     }
 
     /// Decides what is created on the host for a name in `root_dir/`.
-    fn look(&self, inside: &Path) -> io::Result<Source> {
+    fn look(&self, inside: &Path) -> io::Result<NewEntry> {
         let itself = self.source(inside, OFlags::PATH | OFlags::NOFOLLOW)?;
         let (found, stat) = kind(&itself)?;
         if found != FileType::Symlink {
             return source_of(found, stat);
         }
         let target = rustix::fs::readlinkat(&itself, "", Vec::new())?;
-        let symlink = Source::Symlink(target.into_bytes());
+        let symlink = NewEntry::Symlink(target.into_bytes());
         let (found, stat) = match self.source(inside, OFlags::PATH) {
             Ok(found) => kind(&found)?,
             // The symlink leads out of the package, or its target does not exist.
@@ -225,10 +224,10 @@ fn kind(file: &OwnedFd) -> rustix::io::Result<(FileType, Stat)> {
     Ok((FileType::from_raw_mode(stat.st_mode), stat))
 }
 
-fn source_of(kind: FileType, stat: Stat) -> io::Result<Source> {
+fn source_of(kind: FileType, stat: Stat) -> io::Result<NewEntry> {
     match kind {
-        FileType::Directory => Ok(Source::Directory(stat)),
-        FileType::RegularFile => Ok(Source::File),
+        FileType::Directory => Ok(NewEntry::Directory(stat)),
+        FileType::RegularFile => Ok(NewEntry::File),
         FileType::Symlink
         | FileType::Fifo
         | FileType::Socket

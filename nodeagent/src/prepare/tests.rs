@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
+use skyhook_crds::duration::GoDuration;
 use tempfile::TempDir;
 
 use super::*;
@@ -96,7 +97,7 @@ fn modes(more: Value) -> Value {
 }
 
 #[test]
-fn flags_pass_over_what_the_reference_passes_over() {
+fn flags_skip_the_steps_that_nvidia_skyhook_skips() {
     for (stage, idempotence, always, runs) in [
         (Stage::Apply, false, "false", false),
         (Stage::Apply, true, "false", true),
@@ -170,6 +171,17 @@ fn values_of_the_environment_are_not_shown() {
         shown.contains("PASSWORD") && !shown.contains("hunter2"),
         "{shown}"
     );
+}
+
+#[test]
+fn a_step_may_take_the_graceful_shutdown_of_its_package_to_end() {
+    for (written, want) in [(None, 30_000), (Some("10m"), 600_000), (Some("0s"), 0)] {
+        let host = TestHost::new(modes(json!({})));
+        let mut input = host.input(Stage::Apply);
+        input.package.graceful_shutdown = written.map(|text| GoDuration(text.into()));
+        let spec = prepare(input).unwrap().spec(Half::Main, 0).unwrap();
+        assert_eq!(spec.grace_ms, want, "{written:?}");
+    }
 }
 
 #[test]

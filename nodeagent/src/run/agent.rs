@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::StopReason;
 use skyhook_crds::package::Interrupt;
@@ -26,7 +27,7 @@ use crate::host::{Host, identity};
 use crate::image::Images;
 use crate::journal::{Journal, State};
 use crate::lease::{LeaseApi, LeaseEvent};
-use crate::machine::taking::{self, Taker};
+use crate::machine::taking::{Taker, TakingEvent};
 use crate::machine::{self, Effect, Event, Input, LeaseView, Progress};
 use crate::prepare::Prepared;
 use crate::report::{self, HostFacts};
@@ -108,27 +109,28 @@ impl Agent {
         unable: Option<String>,
         notes: UnboundedSender<Note>,
     ) -> anyhow::Result<Self> {
-        let state = host.files.locate(&settings.state_dir)?;
+        let state = host.locate(&settings.state_dir)?;
         let facts = HostFacts {
             boot_id: host.boot_id()?,
             machine_id: host.machine_id()?,
-            host_id: identity::host_id(&state)?,
+            host_id: identity::host_id(state.path())
+                .with_context(|| format!("the host ID in {state} cannot be read or written"))?,
             epoch: String::new(),
             disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let (journal, aside) = Journal::open(&state, &settings.state_dir)?;
+        let (journal, aside) = Journal::open(&state)?;
         if let Some(aside) = aside {
-            tracing::error!(kept = %host.files.shown(&aside).display(), "the journal is corrupt: using the Node's record");
+            tracing::error!(kept = %aside, "the journal is corrupt: using the Node's record");
         }
         let images = Images::open(
-            &state.join("images"),
+            state.join("images").path(),
             &host.files,
             settings.registries.clone(),
         )?;
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),
-            state.join("steps"),
+            state.join("steps").path().to_owned(),
             settings.state_dir.join("steps"),
         ));
         let mut agent = Self {
@@ -159,7 +161,7 @@ impl Agent {
             uncommitted: None,
         };
         agent.look_around();
-        agent.resume(&state.join("steps"))?;
+        agent.resume(state.join("steps").path())?;
         Ok(agent)
     }
 
@@ -225,7 +227,7 @@ impl Agent {
             Note::StepDone(done) => self.step_done(*done),
             Note::Written(written) => self.written(*written),
             Note::Refreshed(result) => self.finished_refreshed(*result),
-            Note::Node(node) => self.step_taking(taking::Input::NodeFound { uid: &node.uid }),
+            Note::Node(node) => self.step_taking(TakingEvent::NodeFound { uid: &node.uid }),
             Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
@@ -301,8 +303,8 @@ impl Agent {
             state.next_step = uncommitted.progress.next_step;
             state.run = Some(uncommitted.progress);
             if let Err(error) = self.journal.save(state) {
-                if uncommitted.events.contains(&Event::Begun) {
-                    self.step_taking(taking::Input::Hindered);
+                if uncommitted.events.contains(&Event::LeaseAccepted) {
+                    self.step_taking(TakingEvent::Hindered);
                     self.journal_failed(&error, Vec::new());
                 } else {
                     self.journal_failed(&error, uncommitted.events);
@@ -377,7 +379,10 @@ impl Agent {
         self.run_facts = None;
         self.credentials = Rc::default();
         let bus = Rc::clone(&self.bus);
-        tokio::task::spawn_local(async move { bus.release().await });
+        tokio::task::spawn_local(async move {
+            bus.unprotect_memory().await;
+            bus.release().await;
+        });
         self.prune_at = None;
         self.collect_garbage();
         // A new lease may have waited for the end of this work.
@@ -420,7 +425,7 @@ impl Agent {
             return;
         }
         if let Some(lease) = self.lease.clone() {
-            self.step_taking(taking::Input::Seen(&lease));
+            self.step_taking(TakingEvent::Seen(&lease));
         }
     }
 
@@ -434,7 +439,7 @@ impl Agent {
     }
 
     fn woken(&mut self) {
-        self.step_taking(taking::Input::Ticked);
+        self.step_taking(TakingEvent::Ticked);
         if self.prune_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.prune_logs();
         }

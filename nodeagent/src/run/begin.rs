@@ -17,22 +17,23 @@ use crate::host::limits;
 use crate::lease::ApiError;
 use crate::machine::reconcile::{Source, of_lease};
 use crate::machine::retry::API;
-use crate::machine::{Entries, Event, Progress, Wanted, taking};
+use crate::machine::taking::{Action, TakingEvent};
+use crate::machine::{Entries, Event, Progress, Wanted};
 use crate::prepare::metadata::NodeFacts;
 use crate::report;
 
 impl Agent {
-    /// Sends an input to the state machine that takes a lease, and performs its action.
-    pub(super) fn step_taking(&mut self, input: taking::Input<'_>) {
-        match self.taker.step(input, now(), &self.settings.node) {
-            Some(taking::Action::FindNode) => self.find_node(),
-            Some(taking::Action::Look) => self.look_at_lease(),
-            Some(taking::Action::Take { accept }) => {
+    /// Sends an event to the state machine that takes a lease, and performs its action.
+    pub(super) fn step_taking(&mut self, event: TakingEvent<'_>) {
+        match self.taker.step(event, now(), &self.settings.node) {
+            Some(Action::FindNode) => self.find_node(),
+            Some(Action::Look) => self.look_at_lease(),
+            Some(Action::Take { accept }) => {
                 if let Some(lease) = self.lease.clone() {
                     self.take_lease(lease, accept);
                 }
             }
-            Some(taking::Action::RefreshStatus) => self.refresh_finished(),
+            Some(Action::RefreshStatus) => self.refresh_finished(),
             None => {}
         }
     }
@@ -152,17 +153,17 @@ impl Agent {
     pub(super) fn attempted(&mut self, attempt: Attempt) {
         match attempt.result {
             Ok(taken) => {
-                self.step_taking(taking::Input::Taken);
+                self.step_taking(TakingEvent::Taken);
                 self.begin(attempt.entries, attempt.source, taken);
             }
             Err(error @ ApiError::Conflict { .. }) => {
                 // The watch will show the new version of the lease.
                 tracing::info!(lease = %attempt.uid, %error, "the lease has changed: trying again");
-                self.step_taking(taking::Input::Hindered);
+                self.step_taking(TakingEvent::Hindered);
             }
             Err(error) => {
                 tracing::warn!(lease = %attempt.uid, %error, "the lease cannot be taken");
-                self.step_taking(taking::Input::Failed);
+                self.step_taking(TakingEvent::Failed);
             }
         }
     }
@@ -183,7 +184,7 @@ impl Agent {
         if let Err(error) = kept {
             // The lease is accepted: the work starts when the journal can be written.
             self.journal_failed(&error, Vec::new());
-            self.step_taking(taking::Input::Hindered);
+            self.step_taking(TakingEvent::Hindered);
             return;
         }
         // A user edited the Node's record, and the journal was not lost: reset the count of reboots.
@@ -213,7 +214,7 @@ impl Agent {
         self.facts.disk_bytes = self.disk_bytes;
         self.compared = None;
         self.writer.begin(&lease);
-        self.step_machine(progress, Event::Begun);
+        self.step_machine(progress, Event::LeaseAccepted);
         self.saw(lease);
         self.look_at_lease();
     }
@@ -222,10 +223,10 @@ impl Agent {
     fn refresh_finished(&mut self) {
         let lease = self.lease.as_ref();
         let Some((lease, reported)) = lease.and_then(|l| Some((l, l.status.as_ref()?))) else {
-            return self.step_taking(taking::Input::Refreshed);
+            return self.step_taking(TakingEvent::Refreshed);
         };
         let Some(wanted) = report::finished(reported, &self.facts) else {
-            return self.step_taking(taking::Input::Refreshed);
+            return self.step_taking(TakingEvent::Refreshed);
         };
         let before = serde_json::to_value(reported).unwrap_or_default();
         let after = serde_json::to_value(&wanted).unwrap_or_default();
@@ -243,12 +244,12 @@ impl Agent {
     pub(super) fn finished_refreshed(&mut self, result: Result<InterruptionLease, ApiError>) {
         match result {
             Ok(lease) => {
-                self.step_taking(taking::Input::Refreshed);
+                self.step_taking(TakingEvent::Refreshed);
                 self.saw(lease);
             }
             Err(error) => {
                 tracing::warn!(%error, "the status of a finished lease cannot be updated");
-                self.step_taking(taking::Input::Failed);
+                self.step_taking(TakingEvent::Failed);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Removes files on the host that are no longer needed: step directories, logs, copy directories, images and revisions.
+//! Removes files on the host that are no longer needed: step directories, logs, copy directories, records, images and
+//! revisions.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the shell's file handling"
@@ -15,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 mod copies;
+mod records;
 
 use super::agent::Agent;
 use super::note::Note;
@@ -39,6 +41,7 @@ struct Kept {
 
 /// How often logs are pruned while steps run.
 const PRUNE: Duration = Duration::from_secs(3600);
+
 impl Agent {
     /// Removes the directories of steps that have ended. Must be called after the journal says that they have ended.
     /// `before` are the steps that ran according to the journal before that.
@@ -55,7 +58,7 @@ impl Agent {
 
     /// Removes the oldest logs until the rest is within the bounds.
     pub(super) fn prune_logs(&self) {
-        let Ok(logs) = self.host.files.locate(&self.settings.layout.log_root) else {
+        let Ok(logs) = self.host.locate(&self.settings.layout.log_root) else {
             return;
         };
         tokio::task::spawn_blocking(move || prune(&logs, Bounds::default(), SystemTime::now()));
@@ -97,8 +100,8 @@ impl Agent {
         });
     }
 
-    /// Removes step directories, copy directories and images that are no longer needed. The work on the next lease may
-    /// have started already. `gone` are Skyhooks that are no longer in the cluster. They are removed from the journal
+    /// Removes step directories, copy directories, records and images that are no longer needed. The work on the next
+    /// lease may have started already. `gone` are Skyhooks that are no longer in the cluster. They are removed from the journal
     /// if they have no package on the host.
     pub(super) fn sweep(&mut self, mut gone: BTreeSet<String>) {
         // A Skyhook with the same name as a deleted one may have a lease now.
@@ -130,6 +133,7 @@ impl Agent {
             });
             copies::remove_left_overs(&files, &copies);
             copies::remove_old(&files, &copies, &known, &kept, since);
+            records::remove_old(&files, &copies, &known, &kept, &gone, since);
             let collected = collect_images(&store, &kept, &gone, since);
             match collected.map_err(|error| error.shown_in(&files)) {
                 Ok(bytes) => {

@@ -114,3 +114,29 @@ impl From<PackageImageError> for Failed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skyhook_oci::{ReferenceError, StoreError};
+
+    use super::*;
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_keeps_its_class() {
+        let no_tag = ReferenceError::VersionIsNoTag {
+            version: "a b".into(),
+        };
+        let no_room = StoreError::NoRoom {
+            path: "/var/lib/skyhook-agent/images".into(),
+            needed: 2,
+            free: 1,
+        };
+        for (error, want) in [
+            (PackageImageError::from(no_tag), RetryClass::Terminal),
+            (PackageImageError::from(no_room), RetryClass::Transient),
+        ] {
+            let failed = Failed::from(error);
+            assert_eq!(failed.class, want, "{}", failed.reason);
+        }
+    }
+}

@@ -14,6 +14,8 @@ use anyhow::Context as _;
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::{Instant, sleep};
 
+use crate::located::Located;
+
 /// File in the state directory. A running agent holds a lock on it.
 const LOCK: &str = "agent.lock";
 /// Time between two log messages of a waiting agent.
@@ -21,7 +23,8 @@ const REMIND: Duration = Duration::from_secs(60);
 
 /// Creates the state directory with access for root only: another user could otherwise open a file in it and lock it,
 /// and the agent would wait forever.
-pub(super) fn make_state_directory(state: &Path) -> io::Result<()> {
+pub(super) fn make_state_directory(state: &Located) -> io::Result<()> {
+    let state = state.path();
     if let Some(parent) = state.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -35,10 +38,10 @@ pub(super) fn make_state_directory(state: &Path) -> io::Result<()> {
 
 /// Takes the lock that the agent holds until it ends: two agents on one host would run steps twice. Waits while another
 /// agent still runs. This happens, for example, when the other agent's pod was deleted with force.
-pub(super) async fn only_agent(state: &Path) -> anyhow::Result<File> {
-    let path = state.join(LOCK);
-    let problem = || format!("{} cannot be locked", path.display());
-    let file = open(&path).with_context(problem)?;
+pub(super) async fn only_agent(state: &Located) -> anyhow::Result<File> {
+    let lock = state.join(LOCK);
+    let problem = || format!("{lock} cannot be locked");
+    let file = open(lock.path()).with_context(problem)?;
     let mut remind_at = Instant::now();
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -48,7 +51,7 @@ pub(super) async fn only_agent(state: &Path) -> anyhow::Result<File> {
         }
         if Instant::now() >= remind_at {
             tracing::warn!(
-                lock = %path.display(),
+                %lock,
                 "another process holds the agent's lock, most likely another agent; this one waits for its end \
                  (lslocks names the process)"
             );
@@ -109,8 +112,9 @@ mod tests {
                 "{file:?}"
             );
         }
-        make_state_directory(&state).unwrap();
-        let _only = only_agent(&state).await.unwrap();
+        let located = Located::from(&*state);
+        make_state_directory(&located).unwrap();
+        let _only = only_agent(&located).await.unwrap();
         for file in &files {
             for command in ["flock --nonblock \"$1\" true", "cat \"$1\"", "stat \"$1\""] {
                 assert!(!can_as_nobody(command, file), "{command} {file:?}");
@@ -123,7 +127,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_second_agent_waits_for_the_end_of_the_first() {
         let directory = tempfile::tempdir().unwrap();
-        let state = directory.path().join("deep/state");
+        let state = Located::from(&*directory.path().join("deep/state"));
         make_state_directory(&state).unwrap();
         let first = only_agent(&state).await.unwrap();
         let second = tokio::time::timeout(Duration::from_secs(600), only_agent(&state)).await;

@@ -15,6 +15,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::net::UnixListener;
 
+use crate::located::Located;
+
 /// Name of the socket in the state directory.
 const SOCKET: &str = "probe.sock";
 /// How long the loop may take to answer. A write of the journal to a slow disk can delay the answer.
@@ -67,12 +69,12 @@ pub(super) fn answer(stream: tokio::net::UnixStream, reached: bool) {
 }
 
 /// Readiness: the agent runs, its loop does not hang, and its watch has reached the API.
-pub(super) fn ready(state: &Path) -> anyhow::Result<()> {
-    match ask(state, PATIENCE) {
+pub(super) fn ready(state: &Located) -> anyhow::Result<()> {
+    match ask(state.path(), PATIENCE) {
         Ok(true) => Ok(()),
         Ok(false) => bail!("the agent has not reached the API yet"),
         Err(e) if is_timeout(&e) => Err(hangs(e)),
-        Err(e) => Err(e).with_context(|| format!("no agent answers in {}", state.display())),
+        Err(e) => Err(e).with_context(|| format!("no agent answers in {state}")),
     }
 }
 
@@ -156,13 +158,14 @@ mod tests {
     async fn no_agent_is_not_ready_and_does_not_hang() {
         let directory = tempfile::tempdir().unwrap();
         let state = directory.path();
-        let never = ready(state).unwrap_err().to_string();
+        let located = Located::from(state);
+        let never = ready(&located).unwrap_err().to_string();
         assert!(never.starts_with("no agent answers in"), "{never}");
         live(state).unwrap();
         // A killed agent leaves its socket, and an earlier version a file.
         std::mem::forget(Probes::open(state).unwrap().listener_only());
         fs::write(state.join("ready"), "7").unwrap();
-        assert!(ready(state).is_err());
+        assert!(ready(&located).is_err());
         live(state).unwrap();
         drop(Probes::open(state).unwrap());
         assert!(!state.join("ready").exists() && !state.join(SOCKET).exists());

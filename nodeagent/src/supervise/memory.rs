@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::OutOfMemory;
 use super::cgroup;
@@ -51,7 +51,7 @@ fn read() -> Option<Counters> {
 }
 
 fn read_in(directory: &Path) -> Option<Counters> {
-    let text = |name: &str| fs::read_to_string(PathBuf::from(directory).join(name)).ok();
+    let text = |name: &str| fs::read_to_string(directory.join(name)).ok();
     text("memory.events")
         .and_then(|events| parse(&events))
         .or_else(|| text("memory.oom_control").and_then(|control| parse(&control)))

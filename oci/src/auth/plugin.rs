@@ -18,7 +18,7 @@ use tokio::process::Command;
 
 use super::{Credentials, Login, matching};
 use crate::chain;
-use crate::root;
+use crate::root::Root;
 
 const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
 const MAX_ANSWER: u64 = 1 << 20;
@@ -26,7 +26,8 @@ const MAX_ANSWER: u64 = 1 << 20;
 /// Where the kubelet's plugins are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginConfig {
-    /// The kubelet's `--image-credential-provider-config`: a file, or a directory of them.
+    /// The kubelet's `--image-credential-provider-config`: a file, or a directory of them. A path in
+    /// [`PullerConfig::files`](crate::PullerConfig::files).
     pub config: PathBuf,
     /// The kubelet's `--image-credential-provider-bin-dir`. If `prefix` changes the root, this is a path in the new
     /// root.
@@ -109,6 +110,8 @@ struct Auth {
 #[derive(Debug, Clone)]
 pub(crate) struct Plugins {
     config: Arc<PluginConfig>,
+    /// The directory in which the configuration is a path. `None` means the root of this process.
+    files: Option<Root>,
     cache: Arc<Mutex<BTreeMap<(String, String), Cached>>>,
 }
 
@@ -119,18 +122,24 @@ struct Cached {
 }
 
 impl Plugins {
-    pub(crate) fn new(config: PluginConfig) -> Self {
+    pub(crate) fn new(config: PluginConfig, files: Option<Root>) -> Self {
         Self {
             config: Arc::new(config),
+            files,
             cache: Arc::new(Mutex::new(BTreeMap::new())),
         }
     }
 
     /// Reads the kubelet's current configuration of plugins.
     fn providers(&self) -> Result<Vec<Provider>, PluginError> {
+        let path = &self.config.config;
+        let root = Root::or_own(self.files.as_ref()).map_err(|source| PluginError::Read {
+            path: path.clone(),
+            source,
+        })?;
         let mut providers = Vec::new();
-        for path in files(&self.config.config)? {
-            providers.extend(read(&path)?);
+        for path in files(&root, path)? {
+            providers.extend(read(&root, &path)?);
         }
         Ok(providers)
     }
@@ -287,34 +296,26 @@ impl Plugins {
     }
 }
 
-fn files(path: &Path) -> Result<Vec<PathBuf>, PluginError> {
-    if !path.is_dir() {
+fn files(root: &Root, path: &Path) -> Result<Vec<PathBuf>, PluginError> {
+    if !root.metadata(path).is_ok_and(|found| found.is_dir()) {
         return Ok(vec![path.to_path_buf()]);
     }
-    let failed = |source| PluginError::Read {
+    let names = root.list(path).map_err(|source| PluginError::Read {
         path: path.to_path_buf(),
         source,
-    };
-    let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-        .and_then(|entries| {
-            entries
-                .map(|entry| entry.map(|entry| entry.path()))
-                .collect()
-        })
-        .map_err(failed)?;
+    })?;
+    let mut files: Vec<PathBuf> = names.into_iter().map(|name| path.join(name)).collect();
     let known = |file: &PathBuf| {
         file.extension()
             .is_some_and(|it| it == "yaml" || it == "yml" || it == "json")
     };
     files.retain(known);
-    files.sort();
     Ok(files)
 }
 
-fn read(path: &Path) -> Result<Vec<Provider>, PluginError> {
-    let mut text = String::new();
-    root::open_regular(path)
-        .and_then(|mut file| std::io::Read::read_to_string(&mut file, &mut text))
+fn read(root: &Root, path: &Path) -> Result<Vec<Provider>, PluginError> {
+    let text = root
+        .read_to_string(path)
         .map_err(|source| PluginError::Read {
             path: path.to_path_buf(),
             source,

@@ -66,11 +66,12 @@ pub fn bar(done: u64, all: u64) -> String {
 /// The layers that are being downloaded, and how to draw them.
 #[derive(Debug, Default)]
 pub struct Display {
-    layers: BTreeMap<Digest, Layer>,
+    layers: BTreeMap<Digest, Download>,
 }
 
+/// A layer that is being downloaded, since a time of the clock that the caller uses.
 #[derive(Debug)]
-struct Layer {
+struct Download {
     bytes: u64,
     received: u64,
     since: Duration,
@@ -100,7 +101,7 @@ impl Display {
             PullEvent::LayerStarted { digest, bytes } => {
                 self.layers.insert(
                     *digest,
-                    Layer {
+                    Download {
                         bytes: *bytes,
                         received: 0,
                         since: now,
@@ -138,8 +139,8 @@ impl Display {
 
     /// One bar for each layer that is being downloaded.
     pub fn bars(&self, now: Duration) -> Vec<String> {
-        let bar = |(digest, layer): (&Digest, &Layer)| {
-            let Layer {
+        let bar = |(digest, layer): (&Digest, &Download)| {
+            let Download {
                 bytes,
                 received,
                 since,

@@ -33,7 +33,7 @@ impl Meta {
 
 /// One entry of a layer that belongs to the package.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct LayerEntry {
     pub(crate) path: Vec<u8>,
     pub(crate) kind: Kind,
     pub(crate) meta: Meta,

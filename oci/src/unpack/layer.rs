@@ -10,8 +10,8 @@ use rustix::fs::{Mode, OFlags};
 use tar_core::parse::{ParseEvent, ParsedEntry, Parser};
 use tar_core::{EntryType, PaxExtensions, SparseEntry};
 
-use super::entry::{Entry, Kind, Meta};
-use super::name::{self, Place};
+use super::entry::{Kind, LayerEntry, Meta};
+use super::name::{self, Meaning};
 use super::window::{Decoder, Window};
 use super::{EntryError, LayerError};
 use crate::digest::Digest;
@@ -21,7 +21,7 @@ use crate::limits::{Budget, Limit, LimitExceeded};
 /// The header of an entry in the archive.
 struct Header {
     /// None when the entry does not belong to the package.
-    entry: Option<Entry>,
+    entry: Option<LayerEntry>,
     /// Bytes of the entry's content in the archive.
     stored: u64,
     /// Bytes of the file. A sparse file has more of them than are stored.
@@ -39,7 +39,7 @@ pub(super) fn read(
     blob: File,
     scratch: &OwnedFd,
     budget: &Budget<'_>,
-) -> Result<Vec<Entry>, LayerError> {
+) -> Result<Vec<LayerEntry>, LayerError> {
     let decoder = Decoder::new(blob, layer.compression).map_err(LayerError::Decompress)?;
     let mut window = Window::new(decoder, layer.size, budget);
     let entries = filter(position, &mut window, Some(scratch), budget)?;
@@ -59,7 +59,7 @@ pub(super) fn filter(
     window: &mut Window<'_, impl Read>,
     scratch: Option<&OwnedFd>,
     budget: &Budget<'_>,
-) -> Result<Vec<Entry>, LayerError> {
+) -> Result<Vec<LayerEntry>, LayerError> {
     let limits = budget.limits;
     let mut parser = Parser::new(tar_core::parse::Limits {
         max_metadata_size: u32::try_from(limits.metadata_bytes).unwrap_or(u32::MAX),
@@ -71,7 +71,7 @@ pub(super) fn filter(
     while let Some(header) = next(&mut parser, window, budget)? {
         let padding = header.stored.next_multiple_of(512) - header.stored;
         match &header.entry {
-            Some(Entry {
+            Some(LayerEntry {
                 kind: Kind::File(_),
                 path,
                 meta,
@@ -180,20 +180,20 @@ fn header(
     let size = sparse.as_ref().map_or(stored, |(_, real_size)| *real_size);
     let place = name::place(&parsed.path).map_err(|error| error.at(&parsed.path))?;
     let entry = match place {
-        Place::Outside => None,
-        Place::Whiteout(path) => Some(Entry {
+        Meaning::Outside => None,
+        Meaning::Whiteout(path) => Some(LayerEntry {
             path,
             kind: Kind::Whiteout,
             meta: meta(parsed),
         }),
-        Place::Opaque(path) => Some(Entry {
+        Meaning::Opaque(path) => Some(LayerEntry {
             path,
             kind: Kind::Opaque,
             meta: meta(parsed),
         }),
-        Place::Inside(path) => {
+        Meaning::Inside(path) => {
             let kind = kind(parsed, has_content).map_err(|error| error.at(&parsed.path))?;
-            Some(Entry {
+            Some(LayerEntry {
                 path,
                 kind,
                 meta: meta(parsed),
@@ -233,7 +233,7 @@ fn kind(parsed: &ParsedEntry<'_>, has_content: bool) -> Result<Kind, EntryError>
         EntryType::Link => name::link_target(target()).map(Kind::Hardlink),
         EntryType::Char => Err(EntryError::Special("a character device")),
         EntryType::Block => Err(EntryError::Special("a block device")),
-        EntryType::Fifo => Err(EntryError::Special("a FIFO")),
+        EntryType::Fifo => Err(EntryError::Special("a named pipe")),
         other @ (EntryType::GnuLongName
         | EntryType::GnuLongLink
         | EntryType::XHeader

@@ -14,7 +14,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What an entry of a layer means for the package.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Meaning {
     /// The entry does not belong to the package. It is skipped.
     Outside,
     /// The entry has this path below the package's directory, with `/` between the components. The path of the
@@ -27,52 +27,52 @@ pub(crate) enum Place {
 }
 
 /// Reads the name of an entry.
-pub(crate) fn place(name: &[u8]) -> Result<Place, EntryError> {
+pub(crate) fn place(name: &[u8]) -> Result<Meaning, EntryError> {
     let parts = components(name)?;
     let Some((first, rest)) = parts.split_first() else {
-        return Ok(Place::Outside);
+        return Ok(Meaning::Outside);
     };
     if *first != PACKAGE_DIR {
         return Ok(at_image_root(first, rest.is_empty()));
     }
     let Some((last, parents)) = rest.split_last() else {
-        return Ok(Place::Inside(Vec::new()));
+        return Ok(Meaning::Inside(Vec::new()));
     };
     if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
         return Err(EntryError::BelowWhiteout);
     }
     if *last == OPAQUE {
-        return Ok(Place::Opaque(parents.join(&b'/')));
+        return Ok(Meaning::Opaque(parents.join(&b'/')));
     }
     if last.starts_with(WHITEOUT_META) {
-        return Ok(Place::Outside);
+        return Ok(Meaning::Outside);
     }
     match last.strip_prefix(WHITEOUT) {
-        None => Ok(Place::Inside(rest.join(&b'/'))),
+        None => Ok(Meaning::Inside(rest.join(&b'/'))),
         Some(b"" | b"." | b"..") => Err(EntryError::EmptyWhiteout),
         Some(hidden) => {
             let mut parts = parents.to_vec();
             parts.push(hidden);
-            Ok(Place::Whiteout(parts.join(&b'/')))
+            Ok(Meaning::Whiteout(parts.join(&b'/')))
         }
     }
 }
 
 /// An entry in the root of the image. Only two of them concern the package: whiteouts that remove all of it.
-fn at_image_root(first: &[u8], alone: bool) -> Place {
+fn at_image_root(first: &[u8], alone: bool) -> Meaning {
     let hides_all = first == OPAQUE || first.strip_prefix(WHITEOUT) == Some(PACKAGE_DIR);
     if alone && hides_all {
-        Place::Whiteout(Vec::new())
+        Meaning::Whiteout(Vec::new())
     } else {
-        Place::Outside
+        Meaning::Outside
     }
 }
 
 /// The path below the package's directory that a hard link points to.
 pub(crate) fn link_target(name: &[u8]) -> Result<Vec<u8>, EntryError> {
     match place(name)? {
-        Place::Inside(path) if !path.is_empty() => Ok(path),
-        Place::Inside(_) | Place::Outside | Place::Whiteout(_) | Place::Opaque(_) => {
+        Meaning::Inside(path) if !path.is_empty() => Ok(path),
+        Meaning::Inside(_) | Meaning::Outside | Meaning::Whiteout(_) | Meaning::Opaque(_) => {
             Err(EntryError::LinkOutside {
                 target: super::lossy(name),
             })
@@ -105,25 +105,25 @@ mod tests {
 
     #[test]
     fn names_are_placed() {
-        let inside = |path: &str| Ok(Place::Inside(path.into()));
-        let whiteout = |path: &str| Ok(Place::Whiteout(path.into()));
-        let opaque = |path: &str| Ok(Place::Opaque(path.into()));
+        let inside = |path: &str| Ok(Meaning::Inside(path.into()));
+        let whiteout = |path: &str| Ok(Meaning::Whiteout(path.into()));
+        let opaque = |path: &str| Ok(Meaning::Opaque(path.into()));
         let table = [
-            ("", Ok(Place::Outside)),
-            ("./", Ok(Place::Outside)),
-            ("bin/sh", Ok(Place::Outside)),
-            ("skyhook-package-2/x", Ok(Place::Outside)),
+            ("", Ok(Meaning::Outside)),
+            ("./", Ok(Meaning::Outside)),
+            ("bin/sh", Ok(Meaning::Outside)),
+            ("skyhook-package-2/x", Ok(Meaning::Outside)),
             ("skyhook-package", inside("")),
             ("./skyhook-package/", inside("")),
             ("/skyhook-package//a/./b", inside("a/b")),
             ("skyhook-package/a/.wh.b", whiteout("a/b")),
             (".wh.skyhook-package", whiteout("")),
             (".wh..wh..opq", whiteout("")),
-            ("bin/.wh..wh..opq", Ok(Place::Outside)),
-            (".wh.bin", Ok(Place::Outside)),
+            ("bin/.wh..wh..opq", Ok(Meaning::Outside)),
+            (".wh.bin", Ok(Meaning::Outside)),
             ("skyhook-package/.wh..wh..opq", opaque("")),
             ("skyhook-package/a/.wh..wh..opq", opaque("a")),
-            ("skyhook-package/.wh..wh.plnk", Ok(Place::Outside)),
+            ("skyhook-package/.wh..wh.plnk", Ok(Meaning::Outside)),
             ("skyhook-package/.wh.", Err(EntryError::EmptyWhiteout)),
             ("skyhook-package/.wh...", Err(EntryError::EmptyWhiteout)),
             ("skyhook-package/.wh.a/b", Err(EntryError::BelowWhiteout)),
@@ -159,7 +159,7 @@ mod tests {
         fn no_name_leads_outside(name in proptest::collection::vec(any::<u8>(), 0..64)) {
             let mut full = b"skyhook-package/".to_vec();
             full.extend(name);
-            if let Ok(Place::Inside(path) | Place::Whiteout(path) | Place::Opaque(path)) = place(&full) {
+            if let Ok(Meaning::Inside(path) | Meaning::Whiteout(path) | Meaning::Opaque(path)) = place(&full) {
                 prop_assert!(!path.starts_with(b"/") && !path.contains(&0));
                 prop_assert!(path.split(|&b| b == b'/').all(|part| part != b".." && part != b"."));
             }

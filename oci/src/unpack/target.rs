@@ -21,7 +21,7 @@ pub struct Target {
 }
 
 /// The open parent of a target, and the target's name in it.
-pub(super) struct Place {
+pub(super) struct OpenTarget {
     pub(super) parent: OwnedFd,
     pub(super) name: Vec<u8>,
 }
@@ -54,7 +54,7 @@ impl Target {
     }
 
     /// Opens the parent directory, and makes missing directories in its path with mode 0755, less the umask.
-    pub(super) fn open(&self) -> Result<Place, UnpackError> {
+    pub(super) fn open(&self) -> Result<OpenTarget, UnpackError> {
         let failed = |what| {
             let path = self.display_path();
             move |source: io::Error| UnpackError::Io { what, path, source }
@@ -78,7 +78,7 @@ impl Target {
         let place = root
             .place(&path, missing, Last::Keep)
             .map_err(|errno| failed("create the parent of")(errno.into()))?;
-        Ok(Place {
+        Ok(OpenTarget {
             parent: place.dir,
             name: name.as_bytes().to_vec(),
         })

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::EntryError;
-use super::entry::{Entry, FileId, Kind, Meta};
+use super::entry::{FileId, Kind, LayerEntry, Meta};
 use super::name::PACKAGE_DIR;
 use crate::limits::{Limit, Limits};
 
@@ -59,7 +59,7 @@ impl Tree {
 
     /// Adds a layer on top. Its whiteouts are applied before its other entries, so they only remove entries of lower
     /// layers. If several entries have the same path, the last one is used.
-    pub(crate) fn apply(&mut self, entries: Vec<Entry>) -> Result<(), (Vec<u8>, EntryError)> {
+    pub(crate) fn apply(&mut self, entries: Vec<LayerEntry>) -> Result<(), (Vec<u8>, EntryError)> {
         let (hides, adds): (Vec<_>, Vec<_>) = entries
             .into_iter()
             .partition(|entry| matches!(entry.kind, Kind::Whiteout | Kind::Opaque));
@@ -98,7 +98,7 @@ impl Tree {
         Ok(())
     }
 
-    fn add(&mut self, entry: Entry) -> Result<(), EntryError> {
+    fn add(&mut self, entry: LayerEntry) -> Result<(), EntryError> {
         let parts = split(&entry.path);
         let Some((name, parents)) = parts.split_last() else {
             let Kind::Dir = entry.kind else {

@@ -13,6 +13,10 @@ const REMNANT: Duration = Duration::from_secs(2);
 /// The slice of all steps. In system.slice, steps would use the resources that are reserved for system services.
 const SLICE: &str = "skyhook.slice";
 
+/// How often the agent tries to take the memory protection from the slice, and the time between two attempts.
+const UNPROTECT_ATTEMPTS: u32 = 5;
+const UNPROTECT_PAUSE: Duration = Duration::from_secs(1);
+
 /// A unit in systemd's list: name, description, three states, the unit that it follows, path, and its job.
 pub(super) type Listed = (
     String,
@@ -75,13 +79,10 @@ impl Bus {
         pid: u32,
         limits: ScopeLimits,
     ) -> Result<(), SystemdError> {
-        let _only = self.starting.lock().await;
-        if let Some(requested) = limits.memory_low {
-            // The step also runs without this protection.
-            if let Err(error) = self.protect_memory(requested).await {
-                tracing::debug!(%error, "the memory requests of steps have no effect on this host");
-            }
-        }
+        let mut protected = self.protected.lock().await;
+        let requested = limits.memory_low.unwrap_or(0);
+        // The step also runs without this protection.
+        self.protect_memory(requested, &mut protected).await;
         let mut wanted = properties(description, pid, limits);
         for known in self.unknown.lock().await.iter() {
             leave_out(&mut wanted, known);
@@ -120,9 +121,42 @@ impl Bus {
 }
 
 impl Bus {
-    /// Gives the slice of all steps the `MemoryLow` of its running steps and of one that is about to start. In cgroup
-    /// version 2, the memory of a scope is not protected beyond that of its slice.
-    async fn protect_memory(&self, requested: u64) -> Result<(), SystemdError> {
+    /// Takes the memory protection from the slice of all steps, except for what processes that steps have left running
+    /// requested. The slice keeps the page cache of steps that have ended, and the kernel could not reclaim this memory
+    /// when the host is short of it.
+    pub async fn unprotect_memory(&self) {
+        for attempt in 0..UNPROTECT_ATTEMPTS {
+            if attempt > 0 {
+                // systemd notices a little later than the agent that the last scope is empty.
+                sleep(UNPROTECT_PAUSE).await;
+            }
+            let mut protected = self.protected.lock().await;
+            self.protect_memory(0, &mut protected).await;
+            match *protected {
+                Some(0) | None => return,
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Gives the slice of all steps the sum of the `MemoryLow` of its running steps and of one that is about to start.
+    /// In cgroup version 2, the memory of a scope is not protected beyond that of its slice, and what a slice protects
+    /// beyond its scopes is shared by all of them.
+    async fn protect_memory(&self, requested: u64, protected: &mut Option<u64>) {
+        // A running step that requested memory keeps the value above 0.
+        if requested == 0 && *protected == Some(0) {
+            return;
+        }
+        match self.try_to_protect_memory(requested).await {
+            Ok(sum) => *protected = Some(sum),
+            Err(error) => {
+                *protected = None;
+                tracing::debug!(%error, "the memory requests of steps have no effect on this host");
+            }
+        }
+    }
+
+    async fn try_to_protect_memory(&self, requested: u64) -> Result<u64, SystemdError> {
         let manager = self.manager().await?;
         let protect = async {
             let scopes = manager
@@ -138,8 +172,12 @@ impl Bus {
                 // A scope that has ended meanwhile needs nothing.
                 requests.push(scope.memory_low().await.unwrap_or(0));
             }
-            let properties = [("MemoryLow", Variant::from(sum(&requests)))];
-            manager.set_unit_properties(SLICE, true, &properties).await
+            let sum = sum(&requests);
+            let properties = [("MemoryLow", Variant::from(sum))];
+            manager
+                .set_unit_properties(SLICE, true, &properties)
+                .await?;
+            Ok(sum)
         };
         let name = format!("SetUnitProperties({SLICE})");
         let protected = self.slow(&name, protect).await;

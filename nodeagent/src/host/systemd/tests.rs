@@ -23,7 +23,7 @@ struct Manners {
     has_remnants: bool,
     remnant: Mutex<bool>,
     /// Memory requests of the running steps.
-    scopes: Vec<u64>,
+    scopes: Mutex<Vec<u64>>,
     calls: Mutex<Vec<String>>,
 }
 
@@ -104,7 +104,7 @@ impl FakeManager {
             (states, patterns),
             (vec!["active".into()], vec!["skyhook-*.scope".into()])
         );
-        (0..self.0.scopes.len())
+        (0..self.0.scopes.lock().unwrap().len())
             .map(|n| {
                 let text = String::new;
                 let path = object(&format!("/org/freedesktop/systemd1/unit/s{n}"));
@@ -225,7 +225,7 @@ fn fake(manners: Manners) -> Fake {
                     "/org/freedesktop/systemd1",
                     FakeManager(Arc::clone(&served)),
                 );
-            for (n, memory_low) in served.scopes.iter().enumerate() {
+            for (n, memory_low) in served.scopes.lock().unwrap().iter().enumerate() {
                 let path = format!("/org/freedesktop/systemd1/unit/s{n}");
                 builder = builder.serve_at(path, FakeScope(*memory_low));
             }
@@ -236,12 +236,12 @@ fn fake(manners: Manners) -> Fake {
             connections.push(builder.build().await.unwrap());
         }
     });
-    let patience = Patience {
+    let timeouts = CallTimeouts {
         quick: Duration::from_secs(2),
         slow: Duration::from_secs(10),
     };
     Fake {
-        bus: Bus::at(&Root::open("/").unwrap(), &socket, patience),
+        bus: Bus::at(&Root::open("/").unwrap(), &socket, timeouts),
         manners,
         server,
         directory,
@@ -300,7 +300,7 @@ async fn properties_that_a_manager_does_not_know_are_left_out_from_then_on() {
 #[tokio::test]
 async fn the_slice_of_all_steps_protects_the_memory_that_they_requested() {
     let fake = fake(Manners {
-        scopes: vec![100, 0],
+        scopes: vec![100, 0].into(),
         ..Manners::default()
     });
     let start = async |limits| {
@@ -308,9 +308,39 @@ async fn the_slice_of_all_steps_protects_the_memory_that_they_requested() {
         started.unwrap();
         fake.manners.calls()
     };
+    let without = ScopeLimits::default();
     assert_eq!(start(LIMITS).await[0], "skyhook.slice true MemoryLow=103");
-    let without = start(ScopeLimits::default()).await;
-    assert_eq!(without.len(), 1, "{without:?}");
+    // A step without a request gets no part of what a step before it requested.
+    assert_eq!(start(without).await[0], "skyhook.slice true MemoryLow=100");
+    fake.manners.scopes.lock().unwrap().clear();
+    assert_eq!(start(without).await[0], "skyhook.slice true MemoryLow=0");
+    let calls = start(without).await;
+    assert_eq!(calls.len(), 1, "the slice has this value: {calls:?}");
+}
+
+/// The slice keeps the page cache of steps that have ended.
+#[tokio::test]
+async fn the_slice_protects_no_memory_when_its_last_step_has_ended() {
+    let fake = fake(Manners {
+        scopes: vec![100].into(),
+        ..Manners::default()
+    });
+    // systemd still lists the scope for a moment.
+    let end = async {
+        sleep(Duration::from_millis(300)).await;
+        fake.manners.scopes.lock().unwrap().clear();
+    };
+    tokio::join!(fake.bus.unprotect_memory(), end);
+    let calls = fake.manners.calls();
+    assert_eq!(
+        calls,
+        [
+            "skyhook.slice true MemoryLow=100",
+            "skyhook.slice true MemoryLow=0"
+        ]
+    );
+    fake.bus.unprotect_memory().await;
+    assert!(fake.manners.calls().is_empty(), "it has this value");
 }
 
 #[tokio::test]
@@ -335,7 +365,7 @@ async fn a_reload_may_take_longer_than_other_calls() {
     let begin = Instant::now();
     fake.bus.reload().await.unwrap();
     assert!(begin.elapsed() >= Duration::from_secs(3));
-    assert!(Patience::default().slow >= Duration::from_secs(180));
+    assert!(CallTimeouts::default().slow >= Duration::from_secs(180));
 }
 
 #[tokio::test]

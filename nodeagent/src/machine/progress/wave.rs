@@ -10,9 +10,10 @@ use skyhook_crds::package::Interrupt;
 /// `Drained`.
 ///
 /// ```text
-/// None  ── the lease says Drained, and a package waits for that ──► Asked
-/// Asked ── Running is written, or the lease shows that it was ────► Granted
-/// Asked ── the lease has changed, or the agent is restarted ──────► None
+/// None  ── the lease says Drained, and a package waits for that ────────────────► Asked
+/// Asked ── Running is written ──────────────────────────────────────────────────► Granted
+/// Asked ── the lease has changed, or the agent is restarted ────────────────────► None
+/// None  ── the lease says Drained and Running: the answer to the write was lost ► Granted
 /// ```
 ///
 /// `Granted` stays until the end of the lease: after `Running`, the coordinator does not revoke `Drained`.
@@ -59,13 +60,16 @@ pub struct Wave {
 /// Gathering             ── every member has completed config, and no step runs that a reboot would end ──► Looking
 /// Gathering             ── every member has reached the reboot cap ──────────────────────────────────────► Retry
 /// Looking               ── the lease still asks for this work ──────────────────────────► Interrupting, Prepare
+/// Looking               ── the same, and an earlier attempt has found the units ────────► Interrupting, Perform
 /// Looking               ── it does not, or is stopped or paused ─────────────────────────────────────────► Retry
 /// Interrupting, Prepare ── units are found, or no inhibitor is left ────────────────────► Interrupting, Perform
 /// Interrupting, Prepare ── stopped or paused ────────────────────────────────────────────────────────────► Retry
 /// Interrupting          ── failed ───────────────────────────────────────────────────────────────────────► Retry
-/// Interrupting, Perform ── units are restarted, or the boot ID is a new one ────────────────► the wave is over
-/// Looking, Interrupting ── the agent is restarted in the same boot ──────────────────────────────────► Gathering
+/// Interrupting, Perform ── units are restarted ─────────────────────────────────────────────► the wave is over
+/// any                   ── the agent is restarted after the reboot that it asked for ───────► the wave is over
+/// Looking, Interrupting ── the agent is restarted, without such a reboot ────────────────────────────► Gathering
 /// Retry                 ── its time has come ────────────────────────────────────────────────────────► Gathering
+/// Retry                 ── all members have reached the cap, and another package joins them ─────────► Gathering
 /// ```
 ///
 /// Members that have reached the reboot cap stay in `Retry` after the interrupt of the other members.

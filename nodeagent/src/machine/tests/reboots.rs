@@ -66,7 +66,7 @@ fn a_host_that_forgets_everything_at_each_boot_is_rebooted_three_times() {
     let fresh = world.progress().clone();
     for round in 1..=4 {
         if world.queue.is_empty() {
-            world.input_queued(Event::Begun);
+            world.input_queued(Event::LeaseAccepted);
             world.see();
         }
         let before = reboots(&world);
@@ -294,7 +294,7 @@ fn another_version_begins_to_count_anew_and_so_does_the_way_back() {
     if let Some(run) = world.run.as_mut() {
         run.reboots = known;
     }
-    world.input_queued(Event::Begun);
+    world.input_queued(Event::LeaseAccepted);
     world.settle();
     assert_eq!(world.ended(), Some(Phase::Complete));
     assert_eq!(reported(&world), BTreeMap::new());

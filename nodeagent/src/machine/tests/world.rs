@@ -172,7 +172,7 @@ impl World {
             boot_id: self.boot.to_string(),
             ..Progress::default()
         });
-        self.input_queued(Event::Begun);
+        self.input_queued(Event::LeaseAccepted);
         self.see();
     }
 

@@ -61,7 +61,7 @@ printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.ku
 printf '"cacheKeyType":"Registry","cacheDuration":"1h","auth":{"*.cloud.io":{"username":"%s","password":"%s"}}}' "$1-$REGION" "$image"
 "#;
     let (dir, config) = host(script, "0s");
-    let plugins = Plugins::new(config);
+    let plugins = Plugins::new(config, None);
     let found = plugins
         .credentials("a.cloud.io/x")
         .await
@@ -115,7 +115,7 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
         } else {
             5000
         });
-        let plugins = Plugins::new(config);
+        let plugins = Plugins::new(config, None);
         let error = plugins
             .ask(&plugins.providers().unwrap()[0], "a.cloud.io/x")
             .await
@@ -138,7 +138,7 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
 async fn the_configuration_is_read_for_each_image() {
     let answer = r#"printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Image","auth":{"a.cloud.io":{"username":"u","password":"p"}}}'"#;
     let (_dir, config) = host(answer, "0s");
-    let (file, plugins) = (config.config.clone(), Plugins::new(config));
+    let (file, plugins) = (config.config.clone(), Plugins::new(config, None));
     let found = async || {
         plugins
             .credentials("a.cloud.io/x")
@@ -156,6 +156,34 @@ async fn the_configuration_is_read_for_each_image() {
     assert_eq!(found().await, []);
     std::fs::write(&file, whole).unwrap();
     assert_eq!(found().await.len(), 1);
+}
+
+/// In a pod, the files of the host are below a mount point, which users do not know.
+#[test]
+fn the_configuration_of_a_host_is_read_and_named_as_the_host_has_it() {
+    const PATH: &str = "/etc/kubernetes/providers";
+    let (host, config) = host("", "1h");
+    let at = |path: &str| host.path().join(path.trim_start_matches('/'));
+    std::fs::create_dir_all(at(PATH)).unwrap();
+    let plugins = |path: &str| {
+        let config = PluginConfig {
+            config: path.into(),
+            ..config.clone()
+        };
+        Plugins::new(config, Some(Root::open_host(host.path()).unwrap()))
+    };
+    assert_eq!(plugins("/config.yaml").providers().unwrap().len(), 1);
+    std::os::unix::fs::symlink("/config.yaml", at(PATH).join("cloud.yaml")).unwrap();
+    std::fs::write(at(PATH).join("notes.txt"), "{").unwrap();
+    assert_eq!(plugins(PATH).providers().unwrap().len(), 1);
+    std::fs::write(at(PATH).join("wrong.json"), "{}").unwrap();
+    for (path, want) in [
+        (PATH, "/etc/kubernetes/providers/wrong.json: missing field"),
+        ("/nowhere", "cannot read /nowhere: No such file"),
+    ] {
+        let error = chain(&plugins(path).providers().unwrap_err());
+        assert!(error.starts_with(want), "{error}");
+    }
 }
 
 #[test]

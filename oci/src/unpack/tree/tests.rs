@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::entry::{Entry, Kind, Meta};
+use super::super::entry::{Kind, LayerEntry, Meta};
 use super::*;
 
 fn meta() -> Meta {
@@ -10,8 +10,8 @@ fn meta() -> Meta {
     }
 }
 
-fn entry(path: &str, kind: Kind) -> Entry {
-    Entry {
+fn entry(path: &str, kind: Kind) -> LayerEntry {
+    LayerEntry {
         path: path.into(),
         kind,
         meta: meta(),
@@ -77,7 +77,7 @@ fn any_path() -> impl Strategy<Value = String> {
     proptest::collection::vec("[abc]", 1..4).prop_map(|parts| parts.join("/"))
 }
 
-fn any_entry() -> impl Strategy<Value = Entry> {
+fn any_entry() -> impl Strategy<Value = LayerEntry> {
     let kind = prop_oneof![
         Just(Kind::Dir),
         (0u32..4).prop_map(|index| Kind::File((0, index))),
@@ -94,7 +94,7 @@ proptest! {
     /// Applying a layer a second time changes nothing, unless the layer has whiteouts.
     #[test]
     fn applying_a_layer_twice_is_applying_it_once(entries in proptest::collection::vec(any_entry(), 0..12)) {
-        let takes = |entry: &Entry| matches!(entry.kind, Kind::Whiteout | Kind::Opaque);
+        let takes = |entry: &LayerEntry| matches!(entry.kind, Kind::Whiteout | Kind::Opaque);
         let entries: Vec<_> = entries.into_iter().filter(|entry| !takes(entry)).collect();
         // Only layers of directories and files are compared: a link changes where later names lead to.
         let plain = entries.iter().all(|entry| matches!(entry.kind, Kind::Dir | Kind::File(_)));

@@ -138,7 +138,7 @@ impl Core for Machine {
 
 fn told(event: Event) -> machine::Event {
     match event {
-        Event::Begun => machine::Event::Begun,
+        Event::Begun => machine::Event::LeaseAccepted,
         Event::Restarted { boot_id } => machine::Event::Restarted { boot_id },
         Event::LeaseSeen(view) => machine::Event::LeaseSeen(view),
         Event::ImageReady { key } => machine::Event::ImageReady { key, digest: None },

@@ -32,7 +32,7 @@ impl Host {
         let directory = tempfile::tempdir_in(memory.unwrap_or(&temporary)).unwrap();
         let (journal, _) = {
             let state = directory.path().join("state");
-            Journal::open(&state, &state)
+            Journal::open(&state.as_path().into())
         }
         .unwrap();
         Self {
@@ -156,7 +156,7 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
         if world.now >= look {
             look += 12 * 3_600_000;
             let now = simulated(world.now);
-            let bytes = prune(&host.at("logs"), Bounds::default(), now);
+            let bytes = prune(&host.at("logs").as_path().into(), Bounds::default(), now);
             assert!(bytes <= Bounds::default().package, "{bytes} bytes of logs");
             host.measure(&world);
             let entry = world.entry("aa|1.0.0");
