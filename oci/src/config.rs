@@ -8,7 +8,7 @@ use crate::image::Platform;
 use crate::root::Root;
 
 /// How to pull. Proxies are those of the environment variables `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`,
-/// in upper or lower case.
+/// in upper or lower case. The authorities that are trusted are those of this process and those of the host in `files`.
 #[derive(Debug, Clone)]
 pub struct PullerConfig {
     pub platform: Platform,
@@ -19,8 +19,8 @@ pub struct PullerConfig {
     /// The directory that is `/` for `hosts_dir`, for the paths in its files, and for the configuration of `plugins`, such
     /// as the root of the host. If it is `None`, this is the root of this process.
     pub files: Option<Root>,
-    /// containerd's directory with a `<registry>/hosts.toml` per registry. It is read for each pull, and may be
-    /// missing.
+    /// containerd's directory with a `<registry>/hosts.toml` per registry, or several, separated by colons. They are read
+    /// for each pull, and may be missing. If it is `None`, `node` says which files are read.
     pub hosts_dir: Option<PathBuf>,
     /// Registries (`host` or `host:port`) that are accessed over plain HTTP. A registry on a loopback address always
     /// is.
@@ -28,6 +28,19 @@ pub struct PullerConfig {
     /// The kubelet's credential provider plugins.
     pub plugins: Option<PluginConfig>,
     pub timeouts: Timeouts,
+    /// How to use what the host in `files` is configured with.
+    pub node: Option<NodeConfig>,
+}
+
+/// For an agent on a node: whatever the kubelet and the container runtime of the host can pull, it can pull. Their
+/// credentials, credential provider plugins, mirrors and certificates are used. Their proxy is used if the environment of
+/// this process names none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The command that runs a program of the host, such as `chroot /host`. If it is empty, programs are run directly.
+    pub prefix: Vec<String>,
+    /// How long a credential provider plugin may take.
+    pub timeout: Duration,
 }
 
 impl Default for PullerConfig {
@@ -41,6 +54,7 @@ impl Default for PullerConfig {
             insecure: Vec::new(),
             plugins: None,
             timeouts: Timeouts::default(),
+            node: None,
         }
     }
 }

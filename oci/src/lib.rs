@@ -62,6 +62,7 @@
 //! and because zlib-rs needs no cmake. ring is used because the TLS library needs it anyway, and because it is also
 //! fast on CPUs without SHA extensions.
 
+mod access;
 pub mod auth;
 mod beneath;
 mod chain;
@@ -73,8 +74,10 @@ pub mod fuzzing;
 pub mod hosts;
 pub mod image;
 pub mod limits;
+mod node;
 pub mod package_config;
 pub mod progress;
+mod proxy;
 pub mod pull;
 pub mod reference;
 pub mod registry;
@@ -86,7 +89,7 @@ pub mod unpack;
 
 pub use auth::{AuthError, Credentials, PluginConfig};
 pub use chain::chain;
-pub use config::{PullerConfig, RetryClass, Timeouts};
+pub use config::{NodeConfig, PullerConfig, RetryClass, Timeouts};
 pub use digest::{Digest, DigestError};
 pub use hosts::HostsError;
 pub use image::{ImageError, Platform};

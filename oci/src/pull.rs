@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::access::Access;
 use crate::auth::Credentials;
-use crate::auth::plugin::Plugins;
 use crate::chain::chain;
 use crate::config::{PullerConfig, RetryClass};
 use crate::digest::Digest;
@@ -106,7 +106,7 @@ impl PullError {
 pub struct Puller {
     store: Store,
     config: Arc<PullerConfig>,
-    plugins: Option<Plugins>,
+    access: Access,
     flights: Flights,
 }
 
@@ -123,10 +123,7 @@ impl Puller {
     pub fn new(store: Store, config: PullerConfig) -> Self {
         Self {
             store,
-            plugins: config
-                .plugins
-                .clone()
-                .map(|plugins| Plugins::new(plugins, config.files.clone())),
+            access: Access::default(),
             config: Arc::new(config),
             flights: Flights::default(),
         }
@@ -221,11 +218,8 @@ impl Puller {
             });
             return Ok(pulled);
         }
-        let mut credentials = credentials.clone();
-        if let Some(plugins) = &self.plugins {
-            credentials = credentials.merge(plugins.credentials(&reference.name()).await);
-        }
-        let session = Arc::new(Session::open(reference, &credentials, &self.config)?);
+        let session = self.access.session(reference, credentials, &self.config);
+        let session = Arc::new(session.await?);
         let run = Run {
             puller: self,
             reference,

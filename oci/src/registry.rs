@@ -9,8 +9,8 @@
     reason = "this file is the shell that speaks HTTP"
 )]
 
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{
@@ -20,13 +20,14 @@ use reqwest::header::{
 use reqwest::{Client, Response, StatusCode, Url};
 
 use crate::auth::challenge::{self, Challenge};
-use crate::auth::{Credentials, Login};
+use crate::auth::{Credentials, Match};
 use crate::chain;
-use crate::config::PullerConfig;
+use crate::config::Timeouts;
 use crate::digest::Digest;
-use crate::hosts::{self, Endpoint, HostsError};
+use crate::hosts::{self, Endpoint, RegistrySettings};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
+use crate::proxy::Proxies;
 use crate::reference::Reference;
 use crate::root::Root;
 
@@ -34,10 +35,23 @@ mod error;
 mod redirect;
 mod token;
 mod transport;
+mod trust;
+mod verify;
 
 pub use error::RegistryError;
+pub(crate) use trust::TrustStore;
 
 const MAX_REDIRECTS: u32 = 5;
+
+/// What every connection of a session needs.
+#[derive(Debug)]
+pub(crate) struct Net<'a> {
+    /// The directory in which the paths of certificates are paths.
+    pub(crate) files: &'a Root,
+    pub(crate) trust: &'a TrustStore,
+    pub(crate) proxies: &'a Arc<Proxies>,
+    pub(crate) timeouts: &'a Timeouts,
+}
 
 /// Talks to one repository for one pull.
 #[derive(Debug)]
@@ -45,17 +59,28 @@ pub(crate) struct Session {
     registry: String,
     repository: String,
     hosts: Vec<Server>,
+    /// Credentials and settings that could not be used, for messages.
+    problems: Vec<String>,
 }
 
-/// An endpoint with its client, its logins, and the authorization that it accepted last.
+/// An endpoint with its client, its logins, and what is known of its authentication.
 #[derive(Debug)]
 struct Server {
     endpoint: Endpoint,
     client: Client,
-    logins: Vec<Login>,
+    logins: Vec<Match>,
     /// Headers from the configuration. They are sent to this endpoint's own origin only.
     headers: HeaderMap,
-    authorization: Mutex<Option<HeaderValue>>,
+    access: Mutex<Access>,
+}
+
+/// What a server has said about authentication.
+#[derive(Debug, Default, Clone)]
+struct Access {
+    /// The authorization that it accepted last.
+    authorization: Option<HeaderValue>,
+    /// The authentication that it asked for last.
+    challenges: Vec<Challenge>,
 }
 
 /// A manifest or index, as the registry sent it.
@@ -76,46 +101,47 @@ pub(crate) struct BlobBody {
 }
 
 impl Session {
-    /// Reads the configuration of the registry each time, because certificates and mirrors may have changed.
+    /// Sets up a client for each server of the registry.
     pub(crate) fn open(
         reference: &Reference,
         credentials: &Credentials,
-        config: &PullerConfig,
+        settings: &RegistrySettings,
+        insecure: bool,
+        net: &Net<'_>,
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
-        let files = Root::or_own(config.files.as_ref()).map_err(|source| HostsError::Read {
-            path: PathBuf::from("/"),
-            source,
-        })?;
-        let settings = match &config.hosts_dir {
-            Some(dir) => hosts::load(&files, dir, registry)?,
-            None => hosts::RegistrySettings::default(),
-        };
-        let insecure = config.insecure.iter().any(|name| name == registry);
+        let name = reference.name();
         let mut hosts = Vec::new();
-        for endpoint in hosts::endpoints(registry, &settings, insecure)? {
-            let client = transport::client(&endpoint, &files, &config.timeouts)?;
-            let logins = if endpoint.is_origin {
-                credentials.matching(&reference.name())
-            } else {
-                let repository = endpoint.repository(reference.repository());
-                credentials.matching(&format!("{}/{repository}", endpoint.authority))
+        let mut problems = credentials.problems(&name);
+        for endpoint in hosts::endpoints(registry, settings, insecure)? {
+            let client = transport::client(&endpoint, net)?;
+            let repository = endpoint.repository(reference.repository());
+            let there = format!("{}/{repository}", endpoint.authority);
+            let mut logins = match endpoint.is_origin {
+                true => credentials.matching(&name),
+                false => credentials.matching(&there),
             };
+            if endpoint.is_origin && endpoint.settings.repository.is_some() {
+                logins.extend(credentials.matching(&there));
+            }
+            problems.extend(credentials.problems(&there));
             let headers = transport::headers(&endpoint.settings)?;
-            let authorization = Mutex::new(None);
             hosts.push(Server {
                 endpoint,
                 client,
                 logins,
                 headers,
-                authorization,
+                access: Mutex::default(),
             });
         }
-        let (registry, repository) = (registry.to_owned(), reference.repository().to_owned());
+        problems.extend(settings.problems.iter().cloned());
+        problems.extend(net.proxies.problems.iter().cloned());
+        let problems: BTreeSet<String> = problems.into_iter().collect();
         Ok(Self {
-            registry,
-            repository,
+            registry: registry.to_owned(),
+            repository: reference.repository().to_owned(),
             hosts,
+            problems: problems.into_iter().collect(),
         })
     }
 
@@ -230,37 +256,40 @@ impl Session {
             range,
         };
         let mut logins = host.logins.iter().map(Some).chain([None]);
-        let known = host.known_authorization();
-        let mut response = host.send(&ask, &url, known).await?;
-        while response.status() == StatusCode::UNAUTHORIZED {
-            let challenges = challenges(&response);
-            let denied = || RegistryError::Denied {
-                what: what.to_owned(),
-                host: host.endpoint.authority.clone(),
-                reason: match host.logins.len() {
-                    0 => "it requires credentials, and there are none for it: add a pull secret"
-                        .to_owned(),
-                    count => format!("none of the {count} credentials for it is accepted"),
-                },
+        let Access {
+            authorization,
+            mut challenges,
+        } = host.access();
+        let mut response = host.send(&ask, &url, authorization).await?;
+        let mut token_server = None;
+        // Some registries answer 404 to a login that may not see the repository, and 403 to one that has expired.
+        while is_about_access(response.status(), &host.logins) {
+            let asked_for = self::challenges(&response);
+            if !asked_for.is_empty() {
+                challenges = asked_for;
+                host.remember_challenges(&challenges);
+            }
+            let Some(login) = logins.next() else {
+                break;
             };
-            let login = logins.next().ok_or_else(denied)?;
             let answer = token::answer(
                 &host.client,
                 &host.endpoint,
                 &self.repository,
                 &challenges,
-                login,
+                login.map(|found| &found.login),
             );
             match answer.await {
                 Ok(Some(authorization)) => {
-                    response = host.send(&ask, &url, Some(authorization.clone())).await?;
-                    if response.status() != StatusCode::UNAUTHORIZED {
+                    let next = host.send(&ask, &url, Some(authorization.clone())).await?;
+                    if !is_about_access(next.status(), &host.logins) {
                         host.remember(authorization);
                     }
+                    response = most_telling(response, next);
                 }
                 Ok(None) => {}
                 // The token server does not accept this login: try the next one.
-                Err(RegistryError::Denied { .. }) => {}
+                Err(error @ RegistryError::Denied { .. }) => token_server = Some(error.to_string()),
                 Err(error) => return Err(error),
             }
         }
@@ -268,8 +297,66 @@ impl Session {
         match response.status() {
             StatusCode::OK => Ok(response),
             StatusCode::PARTIAL_CONTENT if range.is_some() => Ok(response),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Denied {
+                what: what.to_owned(),
+                host: host.endpoint.authority.clone(),
+                reason: self.refusal(host, response.status(), token_server),
+            }),
+            StatusCode::NOT_FOUND if !host.logins.is_empty() || !self.problems.is_empty() => {
+                Err(RegistryError::NotFound {
+                    what: what.to_owned(),
+                    host: host.endpoint.authority.clone(),
+                    tried: format!(" ({})", self.tried(host)),
+                })
+            }
             _ => Err(status_error(what, &host.endpoint.authority, &response)),
         }
+    }
+
+    /// Why the server refuses, with all that was tried.
+    fn refusal(&self, host: &Server, status: StatusCode, token_server: Option<String>) -> String {
+        let advice = match host.logins.len() {
+            0 => "it requires credentials, and there are none for it: add a pull secret",
+            _ => "no credentials for it are accepted",
+        };
+        let token_server = token_server.map_or_else(String::new, |text| format!("{text}; "));
+        let tried = self.tried(host);
+        format!("{advice} (it answered {status}; {token_server}{tried})")
+    }
+
+    /// What was tried to get access, and what could not be.
+    fn tried(&self, host: &Server) -> String {
+        let mut sources: Vec<&str> = Vec::new();
+        for found in &host.logins {
+            if !sources.contains(&&*found.source) {
+                sources.push(&found.source);
+            }
+        }
+        sources.push("no credentials");
+        let mut text = format!("tried: {}", sources.join(", "));
+        if !self.problems.is_empty() {
+            text.push_str("; cannot be used: ");
+            text.push_str(&self.problems.join("; "));
+        }
+        text
+    }
+}
+
+/// Whether another login may get another answer.
+fn is_about_access(status: StatusCode, logins: &[Match]) -> bool {
+    match status {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => !logins.is_empty(),
+        _ => false,
+    }
+}
+
+/// Which of two answers an error is made from. That something does not exist says more than that a login is missing, but
+/// only the answer to the last login can be a success.
+fn most_telling(before: Response, next: Response) -> Response {
+    match (before.status(), next.status()) {
+        (StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => before,
+        _ => next,
     }
 }
 
@@ -281,18 +368,21 @@ struct Ask<'a> {
 }
 
 impl Server {
-    fn known_authorization(&self) -> Option<HeaderValue> {
-        self.authorization
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .clone()
+    fn access(&self) -> Access {
+        let access = self.access.lock();
+        access.unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
     fn remember(&self, authorization: HeaderValue) {
-        *self
-            .authorization
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner()) = Some(authorization);
+        let access = self.access.lock();
+        let mut access = access.unwrap_or_else(|poison| poison.into_inner());
+        access.authorization = Some(authorization);
+    }
+
+    fn remember_challenges(&self, challenges: &[Challenge]) {
+        let access = self.access.lock();
+        let mut access = access.unwrap_or_else(|poison| poison.into_inner());
+        access.challenges = challenges.to_vec();
     }
 
     async fn send(
@@ -365,7 +455,7 @@ impl Server {
             }
             url = next;
             let authorization = if url.origin() == origin.origin() {
-                self.known_authorization()
+                self.access().authorization
             } else {
                 None
             };
@@ -398,7 +488,11 @@ fn passed_over(host: &Server, error: RegistryError) -> RegistryError {
 fn status_error(what: &str, host: &str, response: &Response) -> RegistryError {
     let (what, host, status) = (what.to_owned(), host.to_owned(), response.status());
     match status {
-        StatusCode::NOT_FOUND => RegistryError::NotFound { what, host },
+        StatusCode::NOT_FOUND => RegistryError::NotFound {
+            what,
+            host,
+            tried: String::new(),
+        },
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied {
             what,
             host,

@@ -25,8 +25,13 @@ pub enum RegistryError {
         host: String,
         source: reqwest::Error,
     },
-    #[error("{host} does not have {what}")]
-    NotFound { what: String, host: String },
+    /// `tried` says which credentials were tried, because some registries hide what a login may not see.
+    #[error("{host} does not have {what}{tried}")]
+    NotFound {
+        what: String,
+        host: String,
+        tried: String,
+    },
     #[error("{host} refuses {what}: {reason}")]
     Denied {
         what: String,

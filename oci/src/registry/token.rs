@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderValue;
-use reqwest::{Client, Url};
+use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 
 use super::{RegistryError, body, status_error};
@@ -141,7 +141,16 @@ impl TokenRequest<'_> {
             host: host.clone(),
             source: source.without_url(),
         })?;
-        if !response.status().is_success() {
+        let status = response.status();
+        if status.is_client_error()
+            && !matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+            )
+        {
+            return Err(denied(&host, &format!("it answered {status}")));
+        }
+        if !status.is_success() {
             return Err(status_error(&what, &host, &response));
         }
         let bytes = body(response, &what, &host, MAX_ANSWER).await?;
