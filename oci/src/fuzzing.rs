@@ -4,11 +4,17 @@
 //! Each function takes any bytes, and panics if a guarantee is broken.
 
 use std::io::Cursor;
+use std::path::Path;
 
-use crate::auth::Credentials;
+use reqwest::Url;
+
+use crate::auth::{Credentials, challenge, plugin};
+use crate::hosts;
 use crate::image;
 use crate::limits::{Budget, Limits};
+use crate::node::containerd;
 use crate::package_config::{self, StepFile};
+use crate::proxy::Proxies;
 use crate::reference::Reference;
 use crate::unpack::fuzzing::{filter, merge};
 
@@ -109,10 +115,99 @@ pub fn reference(bytes: &[u8]) {
 pub fn docker_config(bytes: &[u8]) {
     if let Ok(credentials) = Credentials::from_docker_config(bytes) {
         let debug = format!("{credentials:?}");
-        for login in credentials.matching("registry.example/team/image") {
-            assert!(debug.contains("***") && format!("{login:?}").contains("***"));
+        for found in credentials.matching("registry.example/team/image") {
+            assert!(debug.contains("***") && format!("{:?}", found.login).contains("***"));
         }
     }
+}
+
+/// Reads the bytes as a `hosts.toml`, a `registries.conf` and containerd's `config.toml`. Each server must have a URL of
+/// a registry, and the path of a request must stay below it.
+pub fn registry_files(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let dir = Path::new("/certs.d/registry.example");
+    let (registry, repository) = ("registry.example", "team/image");
+    let name = format!("{registry}/{repository}");
+    let mut found = vec![hosts::parse(text, dir).ok()];
+    if let Ok(conf) = hosts::registries_conf::parse(text, dir) {
+        for by_digest in [false, true] {
+            found.push(conf.settings(&name, by_digest).ok().flatten());
+        }
+    }
+    if let Ok(document) = text.parse() {
+        let containerd = containerd::registry(&document);
+        assert!(
+            containerd
+                .dirs
+                .iter()
+                .all(|dir| !dir.as_os_str().is_empty())
+        );
+        let logins = containerd.credentials();
+        assert!(logins.matching(&name).is_empty() || format!("{containerd:?}").contains("***"));
+        found.push(containerd.settings(registry));
+    }
+    for settings in found.into_iter().flatten() {
+        let Ok(endpoints) = hosts::endpoints(registry, &settings, false) else {
+            continue;
+        };
+        assert!(endpoints.iter().any(|endpoint| endpoint.is_origin));
+        for endpoint in endpoints {
+            let url = endpoint.url(registry, repository, "manifests/1");
+            assert!(matches!(url.scheme(), "http" | "https") && url.has_host());
+            assert_eq!(url.origin(), endpoint.base.origin());
+            assert!(url.username().is_empty() && url.password().is_none());
+        }
+    }
+}
+
+/// Reads the lines as the variables `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. The machine itself must be
+/// reached directly, and no text may show a password.
+pub fn proxy_variables(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+    let lines: Vec<&str> = text.lines().collect();
+    let proxies = Proxies::of(|name| {
+        let index = names.iter().position(|it| *it == name)?;
+        lines.get(index).map(|line| (*line).to_owned())
+    });
+    let Some(proxies) = proxies else {
+        return;
+    };
+    for (url, is_own) in [
+        ("http://localhost:5000/", true),
+        ("https://127.0.0.1/", true),
+        ("http://[::1]:80/", true),
+        ("http://registry.example/", false),
+        ("https://10.1.2.3:5000/", false),
+    ] {
+        let proxy = Url::parse(url).ok().and_then(|url| proxies.for_url(&url));
+        assert!(!(is_own && proxy.is_some()), "{url}");
+        if let Some(password) = proxy.as_ref().and_then(Url::password) {
+            let shown = format!("{proxies:?}{:?}", proxies.problems);
+            assert!(password.len() < 8 || !shown.contains(password));
+        }
+    }
+}
+
+/// Reads the bytes as a configuration of credential providers and as the answer of one.
+pub fn credential_provider(bytes: &[u8]) {
+    plugin::read_anything(bytes);
+}
+
+/// Reads the bytes as a header `WWW-Authenticate`.
+pub fn challenge(bytes: &[u8]) {
+    if let Ok(header) = std::str::from_utf8(bytes) {
+        assert!(challenge::parse(header).len() <= header.len());
+    }
+}
+
+/// Reads the bytes as the files of a trust store.
+pub fn certificates(bytes: &[u8]) {
+    crate::registry::read_certificates(bytes);
 }
 
 /// Decodes the bytes as a manifest or index, and as an image config.

@@ -29,7 +29,7 @@ impl fmt::Debug for Proxies {
         f.debug_struct("Proxies")
             .field("http", &shown(&self.http))
             .field("https", &shown(&self.https))
-            .field("no", &self.no)
+            .field("no", &self.no.rules.len())
             .finish_non_exhaustive()
     }
 }
@@ -272,7 +272,8 @@ mod tests {
     #[test]
     fn the_variable_for_the_scheme_counts_in_either_case() {
         let http = ("HTTP_PROXY", "http://one:1");
-        let table: [(&[(&str, &str)], &str, Option<&str>); 12] = [
+        type Variables<'a> = &'a [(&'a str, &'a str)];
+        let table: [(Variables<'_>, &str, Option<&str>); 12] = [
             (&[http], "http://r.io", Some("http://one:1/")),
             (&[http], "https://r.io", None),
             (

@@ -10,21 +10,17 @@
 )]
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
-};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
 
-use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Match};
 use crate::chain;
 use crate::config::Timeouts;
 use crate::digest::Digest;
-use crate::hosts::{self, Endpoint, RegistrySettings};
+use crate::hosts::{self, RegistrySettings};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
 use crate::proxy::Proxies;
@@ -33,6 +29,7 @@ use crate::root::Root;
 
 mod error;
 mod redirect;
+mod server;
 mod token;
 mod transport;
 mod trust;
@@ -40,8 +37,10 @@ mod verify;
 
 pub use error::RegistryError;
 pub(crate) use trust::TrustStore;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use trust::read_certificates;
 
-const MAX_REDIRECTS: u32 = 5;
+use server::{Access, Ask, Server};
 
 /// What every connection of a session needs.
 #[derive(Debug)]
@@ -61,26 +60,6 @@ pub(crate) struct Session {
     hosts: Vec<Server>,
     /// Credentials and settings that could not be used, for messages.
     problems: Vec<String>,
-}
-
-/// An endpoint with its client, its logins, and what is known of its authentication.
-#[derive(Debug)]
-struct Server {
-    endpoint: Endpoint,
-    client: Client,
-    logins: Vec<Match>,
-    /// Headers from the configuration. They are sent to this endpoint's own origin only.
-    headers: HeaderMap,
-    access: Mutex<Access>,
-}
-
-/// What a server has said about authentication.
-#[derive(Debug, Default, Clone)]
-struct Access {
-    /// The authorization that it accepted last.
-    authorization: Option<HeaderValue>,
-    /// The authentication that it asked for last.
-    challenges: Vec<Challenge>,
 }
 
 /// A manifest or index, as the registry sent it.
@@ -131,7 +110,7 @@ impl Session {
                 client,
                 logins,
                 headers,
-                access: Mutex::default(),
+                access: std::sync::Mutex::default(),
             });
         }
         problems.extend(settings.problems.iter().cloned());
@@ -264,7 +243,7 @@ impl Session {
         let mut token_server = None;
         // Some registries answer 404 to a login that may not see the repository, and 403 to one that has expired.
         while is_about_access(response.status(), &host.logins) {
-            let asked_for = self::challenges(&response);
+            let asked_for = server::challenges(&response);
             if !asked_for.is_empty() {
                 challenges = asked_for;
                 host.remember_challenges(&challenges);
@@ -358,116 +337,6 @@ fn most_telling(before: Response, next: Response) -> Response {
         (StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => before,
         _ => next,
     }
-}
-
-/// A request without its URL.
-struct Ask<'a> {
-    what: &'a str,
-    accept: &'a str,
-    range: Option<&'a str>,
-}
-
-impl Server {
-    fn access(&self) -> Access {
-        let access = self.access.lock();
-        access.unwrap_or_else(|poison| poison.into_inner()).clone()
-    }
-
-    fn remember(&self, authorization: HeaderValue) {
-        let access = self.access.lock();
-        let mut access = access.unwrap_or_else(|poison| poison.into_inner());
-        access.authorization = Some(authorization);
-    }
-
-    fn remember_challenges(&self, challenges: &[Challenge]) {
-        let access = self.access.lock();
-        let mut access = access.unwrap_or_else(|poison| poison.into_inner());
-        access.challenges = challenges.to_vec();
-    }
-
-    async fn send(
-        &self,
-        ask: &Ask<'_>,
-        url: &Url,
-        authorization: Option<HeaderValue>,
-    ) -> Result<Response, RegistryError> {
-        let mut request = self.client.get(url.clone()).header(ACCEPT, ask.accept);
-        if url.origin() == self.endpoint.base.origin() {
-            request = request.headers(self.headers.clone());
-        }
-        if let Some(range) = ask.range {
-            request = request.header(RANGE, range);
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        request.send().await.map_err(|source| RegistryError::Http {
-            what: ask.what.to_owned(),
-            host: url.host_str().unwrap_or_default().to_owned(),
-            source: source.without_url(),
-        })
-    }
-
-    /// Follows redirects. The authorization is sent only to the origin that it is for.
-    async fn follow(
-        &self,
-        ask: &Ask<'_>,
-        repository: &str,
-        origin: Url,
-        mut response: Response,
-    ) -> Result<Response, RegistryError> {
-        let refused = |reason| RegistryError::Redirect {
-            what: ask.what.to_owned(),
-            host: self.endpoint.authority.clone(),
-            reason,
-        };
-        let mut url = origin.clone();
-        let mut redirects = 0;
-        loop {
-            // The other server gets none of our credentials, but it may want a token that anybody can get.
-            if response.status() == StatusCode::UNAUTHORIZED && url.origin() != origin.origin() {
-                let (client, endpoint) = (&self.client, &self.endpoint);
-                let challenges = challenges(&response);
-                let answer = token::answer(client, endpoint, repository, &challenges, None);
-                let Some(authorization) = answer.await? else {
-                    return Ok(response);
-                };
-                return self.send(ask, &url, Some(authorization)).await;
-            }
-            if !response.status().is_redirection() {
-                return Ok(response);
-            }
-            redirects += 1;
-            if redirects > MAX_REDIRECTS {
-                return Err(refused("more than 5 times"));
-            }
-            let location = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|value| value.to_str().ok());
-            let location = location
-                .ok_or_else(|| refused("without saying where to (there is no Location header)"))?;
-            let next = url
-                .join(location)
-                .map_err(|_| refused("to something that is not a URL"))?;
-            if let Some(reason) = redirect::problem(&url, &next) {
-                return Err(refused(reason));
-            }
-            url = next;
-            let authorization = if url.origin() == origin.origin() {
-                self.access().authorization
-            } else {
-                None
-            };
-            response = self.send(ask, &url, authorization).await?;
-        }
-    }
-}
-
-fn challenges(response: &Response) -> Vec<Challenge> {
-    let headers = response.headers().get_all(WWW_AUTHENTICATE);
-    let texts = headers.iter().filter_map(|value| value.to_str().ok());
-    texts.flat_map(challenge::parse).collect()
 }
 
 /// Logs the failure of a mirror. If the pull succeeds with the next host, this log line is the only sign of the

@@ -10,14 +10,17 @@
 
 mod access;
 mod bombs;
+mod certificates;
 mod host;
 mod hostile;
 mod image;
 mod keeping;
 mod liar;
 mod lying;
+mod node;
 mod real;
 mod servers;
 mod support;
+mod tls;
 mod trust;
 mod unpacking;

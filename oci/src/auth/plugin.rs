@@ -386,6 +386,24 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, 
         .collect())
 }
 
+/// For fuzzing: reads the bytes as a configuration and as an answer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_anything(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for provider in parse(&text, Path::new("/p.yaml"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let is_usable = provider.problem().is_none();
+        assert!(!is_usable || !provider.name.contains('/'));
+        provider.is_for("registry.example/team/image");
+    }
+    if let Ok(answer) = serde_json::from_slice::<Response>(bytes) {
+        go_duration(answer.cache_duration.as_deref().unwrap_or_default());
+    }
+}
+
 fn is_known(api_version: &str) -> bool {
     API_VERSIONS.contains(&api_version)
 }

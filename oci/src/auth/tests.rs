@@ -74,9 +74,9 @@ fn secrets_come_before_the_logins_of_the_node_whatever_their_keys_are() {
     let all = secrets.then(node).then(login("r.io", "a", "1"));
     let users: Vec<String> = logins(&all, "r.io/team/x")
         .into_iter()
-        .map(|login| match login {
-            Login::Basic { username, .. } => username,
-            other => panic!("{other:?}"),
+        .map(|login| match &login {
+            Login::Basic { username, .. } => username.clone(),
+            Login::IdentityToken(_) | Login::RegistryToken(_) => panic!("{login:?}"),
         })
         .collect();
     assert_eq!(users, ["a", "b", "d", "c"]);

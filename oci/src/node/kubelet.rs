@@ -55,9 +55,9 @@ impl Kubelet {
         if let Ok(text) = files.read_to_string(MICROK8S) {
             let args: Vec<String> = text
                 .lines()
-                .map(|line| line.trim())
+                .map(str::trim)
                 .filter(|line| line.starts_with('-'))
-                .map(|line| expanded(line))
+                .map(expanded)
                 .collect();
             return Self::told(files, |name| flag(&args, &[name]));
         }

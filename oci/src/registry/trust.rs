@@ -80,8 +80,11 @@ impl Trusted {
 /// Reads trusted authorities, and keeps them until a file changes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TrustStore {
-    kept: Arc<Mutex<Option<(Vec<Stamp>, Trusted)>>>,
+    kept: Arc<Mutex<Option<Kept>>>,
 }
+
+/// The files, and what was in them.
+type Kept = (Vec<Stamp>, Trusted);
 
 /// A file at one time. Another one means that the certificates must be read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,10 +181,21 @@ fn stamp(root: &Root, path: PathBuf, of_host: bool) -> Option<Stamp> {
     })
 }
 
-/// The certificates in a PEM file. As in Go, everything else in it is skipped.
+/// The certificates in a PEM file. As in Go, everything else in it is skipped. Editors of Windows write a byte order
+/// mark before the first line.
 pub(super) fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
+    let pem = pem.strip_prefix("\u{feff}".as_bytes()).unwrap_or(pem);
     CertificateDer::pem_slice_iter(pem).flatten().collect()
 }
 
-#[cfg(test)]
-mod tests;
+/// For fuzzing: reads the bytes as a PEM file, and adds what is in it to a store.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_certificates(bytes: &[u8]) {
+    let found = certificates(bytes);
+    let mut trusted = Trusted::none();
+    let count = found.len();
+    assert!(trusted.add(found.clone()) <= count);
+    assert!(trusted.roots.len() <= count);
+    let known = found.iter().filter(|it| trusted.has(it)).count();
+    assert!(known >= trusted.roots.len());
+}

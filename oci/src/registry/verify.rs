@@ -120,6 +120,10 @@ impl ServerCertVerifier for TrustedServer {
 
 /// Whether only the issuer of the certificate is in doubt: it is unknown, or the certificate is one of an authority. The
 /// period of validity is checked before both.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the enum of the TLS library has many more errors, and more may come"
+)]
 fn is_about_issuer(error: &Error) -> bool {
     match error {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
@@ -132,6 +136,10 @@ fn is_about_issuer(error: &Error) -> bool {
 }
 
 /// The error with advice, if there is any.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the enum of the TLS library has many more errors, and more may come"
+)]
 fn advised(error: Error, server: &str) -> Error {
     let server = server.to_owned();
     let Error::InvalidCertificate(reason) = &error else {
