@@ -110,6 +110,14 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
             &["--set", "agent.imageCredentialProviderBinDir=/opt/plugins"],
             "go together",
         ),
+        (
+            &["--set", "agent.env.HTTPS_PROXY=http://proxy:3128"],
+            "a list of variables",
+        ),
+        (
+            &["--set", "agent.registryHostsDir=/a:b"],
+            "each part has to be an absolute path",
+        ),
         (&["--kube-version", "1.29.0"], "kubeVersion"),
     ] {
         let error = template(args)
@@ -118,6 +126,42 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
             .with_context(|| format!("{args:?} renders"))?;
         ensure!(error.to_string().contains(words), "{args:?}: {error:#}");
     }
+    Ok(())
+}
+
+/// What says where images come from gets to the agents.
+#[tokio::test]
+async fn agents_get_their_environment_and_the_places_of_registries() -> Result<()> {
+    if !chart_can_run("agents_get_their_environment_and_the_places_of_registries").await {
+        return Ok(());
+    }
+    let proxy = r#"agent.env=[{"name":"HTTPS_PROXY","value":"http://proxy:3128"},{"name":"no_proxy","value":"a:5000,10.0.0.0/8"}]"#;
+    let dirs = "agent.registryHostsDir=/etc/a:/etc/b";
+    let objects = render(&["--set-json", proxy, "--set", dirs]).await?;
+    let container =
+        &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"]["containers"][0];
+    let variables = container["env"].as_array().context("env")?;
+    for (name, value) in [
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("no_proxy", "a:5000,10.0.0.0/8"),
+    ] {
+        let want = json!({"name": name, "value": value});
+        ensure!(variables.contains(&want), "{name}: {variables:?}");
+    }
+    let args = container["args"].to_string();
+    ensure!(
+        args.contains("\"--registry-hosts-dir=/etc/a:/etc/b\""),
+        "{args}"
+    );
+    // By default, the host says it.
+    let objects = render(&[]).await?;
+    let container =
+        &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"]["containers"][0];
+    let text = container.to_string();
+    ensure!(
+        !text.contains("PROXY") && !text.contains("registry-hosts-dir"),
+        "{text}"
+    );
     Ok(())
 }
 
