@@ -188,6 +188,11 @@ impl Endpoint {
         self.is_origin || capabilities.is_empty() || capabilities.iter().any(|it| it == wanted)
     }
 
+    /// Whether this is the server over plain HTTP that is also asked over TLS.
+    pub(crate) fn is_plain_fallback(&self) -> bool {
+        self.settings.plain_fallback && self.base.scheme() == "http"
+    }
+
     /// The name of a repository on this server.
     pub(crate) fn repository(&self, repository: &str) -> String {
         if let Some(name) = &self.settings.repository {

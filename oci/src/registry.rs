@@ -143,6 +143,9 @@ impl Session {
             .iter()
             .filter(|host| host.endpoint.serves(want.is_some()))
         {
+            if has_answered(host, failed.as_ref()) {
+                continue;
+            }
             let result = self.manifest_from(host, &what, &path, want, limits).await;
             match result {
                 Ok(manifest) => return Ok(manifest),
@@ -201,7 +204,7 @@ impl Session {
             let range = (from > 0 && step == 0).then(|| format!("bytes={from}-"));
             let host_index = (first + step) % self.hosts.len();
             let host = &self.hosts[host_index];
-            if !host.endpoint.serves(true) {
+            if !host.endpoint.serves(true) || has_answered(host, failed.as_ref()) {
                 continue;
             }
             match self.get(host, &what, &path, "*/*", range.as_deref()).await {
@@ -337,6 +340,13 @@ fn most_telling(before: Response, next: Response) -> Response {
         (StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => before,
         _ => next,
     }
+}
+
+/// Whether this is the plain form of a server that has answered over TLS. Then it is not asked again: it must not get
+/// credentials without TLS, and its first answer says more.
+fn has_answered(host: &Server, failed: Option<&RegistryError>) -> bool {
+    let is_unreachable = |error| matches!(error, &RegistryError::Http { .. });
+    host.endpoint.is_plain_fallback() && failed.is_some_and(|error| !is_unreachable(error))
 }
 
 /// Logs the failure of a mirror. If the pull succeeds with the next host, this log line is the only sign of the

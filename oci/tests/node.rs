@@ -15,6 +15,7 @@ use crate::host::{Host, hasty, login};
 use crate::image::Image;
 use crate::liar::{Answer, Liar, Request};
 use crate::support::file;
+use crate::tls::{Certificate, authority, serve};
 
 /// A host whose files and processes are in a directory.
 struct Node {
@@ -342,6 +343,24 @@ async fn a_registry_of_cri_o_may_be_elsewhere_and_be_blocked() {
     let text = chain(&error);
     let want = "*.test is blocked by /etc/containers/registries.conf";
     assert!(text.ends_with(want), "{text}");
+}
+
+/// Plain HTTP is for servers that cannot be reached over TLS, and not for those that refuse over TLS.
+#[tokio::test]
+async fn an_insecure_registry_that_refuses_over_tls_is_not_asked_without_it() {
+    let liar = Liar::start(|_| Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""));
+    let (certificate, _) = Certificate::own(authority("nobody trusts it"));
+    let port = serve(&liar, &certificate.pem, &certificate.key);
+    let node = Node::new();
+    node.run(9, "crio", "");
+    let registry = format!("127.0.0.1:{port}");
+    let conf = format!("[[registry]]\nlocation = \"{registry}\"\ninsecure = true\n");
+    node.write("etc/containers/registries.conf", &conf);
+    let secret = login(&registry, "user", "hunter2");
+    let image = format!("{registry}/team/p:1");
+    let error = node.pull(&image, &secret).await.unwrap_err();
+    assert_eq!(error.kind(), "denied", "{}", chain(&error));
+    assert_eq!(told(&liar), ["user"]);
 }
 
 /// The test below runs this test in a process with another environment.

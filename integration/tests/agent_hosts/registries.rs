@@ -14,12 +14,13 @@ use kube::Api;
 use kube::api::PostParams;
 use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
+use skyhook_crds::Skyhook;
 use skyhook_integration::cluster::{Cluster, Setup};
 use skyhook_integration::controlplane::free_port;
 use skyhook_integration::install::NAMESPACE;
 use skyhook_integration::network::Network;
 use skyhook_integration::process::{Process, output, sh};
-use skyhook_integration::rollout::{apply, says, wait_complete, wait_for};
+use skyhook_integration::rollout::{apply, wait_complete, wait_for};
 use skyhook_integration::run::Run;
 use skyhook_integration::skip::hosts_can_run;
 use skyhook_integration::source::source;
@@ -200,11 +201,9 @@ async fn images_come_from_where_the_host_is_told_to_get_them() -> Result<()> {
         }},
     });
     apply(cluster.client(), &manifest).await?;
-    let distrusts = |skyhook: &_| {
-        says(
-            skyhook,
-            &["is signed by an authority that this host does not trust"],
-        )
+    let distrusts = |skyhook: &Skyhook| {
+        let status = serde_json::to_string(&skyhook.status).unwrap_or_default();
+        status.contains("is signed by an authority that this host does not trust")
     };
     wait_for(
         cluster.client(),

@@ -1,8 +1,12 @@
-//! Finds the configuration of a registry where CRI-O has it.
+//! Finds the configuration of a registry where CRI-O or Docker has it.
 
 use std::ffi::OsStr;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
 
 use super::load::tls_of;
 use super::registries_conf::{self, RegistriesConf};
@@ -33,14 +37,70 @@ pub(crate) fn load(root: &Root, reference: &Reference) -> Result<RegistrySetting
     Ok(settings)
 }
 
-/// Reads certificates as Docker has them for a registry, and nothing else.
+/// Reads what Docker has for a registry: its `daemon.json` and its certificates. A `daemon.json` that is not valid is passed
+/// over, and is named if the pull fails.
 pub(crate) fn load_docker(root: &Root, registry: &str) -> Result<RegistrySettings, HostsError> {
+    let mut settings = RegistrySettings::default();
+    let daemon = match read_daemon(root) {
+        Ok(daemon) => daemon,
+        Err(problem) => {
+            settings.problems.push(problem);
+            Daemon::default()
+        }
+    };
+    if registry == "docker.io" {
+        let mirrors = daemon.registry_mirrors.into_iter().map(|url| HostSettings {
+            url,
+            ..HostSettings::default()
+        });
+        settings.hosts = mirrors.collect();
+    }
     let mut server = HostSettings::default();
-    certify(root, &mut server, registry)?;
-    Ok(RegistrySettings {
-        server: Some(server),
-        ..RegistrySettings::default()
-    })
+    if daemon
+        .insecure_registries
+        .iter()
+        .any(|it| covers(it, registry))
+    {
+        server.url = format!("https://{registry}");
+        server.skip_verify = true;
+        server.plain_fallback = true;
+    }
+    let server = settings.server.insert(server);
+    for host in settings.hosts.iter_mut().chain([server]) {
+        certify(root, host, registry)?;
+    }
+    Ok(settings)
+}
+
+const DAEMON: &str = "/etc/docker/daemon.json";
+
+/// The settings of Docker that matter for pulls.
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "kebab-case")]
+struct Daemon {
+    /// Mirrors of Docker Hub.
+    registry_mirrors: Vec<String>,
+    /// Names of registries, and networks.
+    insecure_registries: Vec<String>,
+}
+
+fn read_daemon(root: &Root) -> Result<Daemon, String> {
+    match root.read(DAEMON) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| format!("{DAEMON}: {error}")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Daemon::default()),
+        Err(error) => Err(format!("cannot read {DAEMON}: {error}")),
+    }
+}
+
+/// Whether the entry of a list of registries is for this one.
+fn covers(entry: &str, registry: &str) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match (entry.parse::<IpNet>(), host.parse::<IpAddr>()) {
+        (Ok(network), Ok(address)) => network.contains(&address),
+        (Ok(_), Err(_)) => false,
+        (Err(_), _) => entry == registry,
+    }
 }
 
 /// All files, laid over each other.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 
+use super::verify::advice;
 use crate::config::RetryClass;
 use crate::digest::Digest;
 use crate::hosts::HostsError;
@@ -24,6 +25,12 @@ pub enum RegistryError {
         what: String,
         host: String,
         source: reqwest::Error,
+    },
+    #[error("{what} from {host}: {reason}")]
+    Untrusted {
+        what: String,
+        host: String,
+        reason: String,
     },
     /// `tried` says which credentials were tried, because some registries hide what a login may not see.
     #[error("{host} does not have {what}{tried}")]
@@ -82,12 +89,25 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// The error of a request that got no answer. What is wrong with a certificate is told without the layers between.
+    pub(super) fn of_request(what: &str, host: &str, source: reqwest::Error) -> Self {
+        let (what, host) = (what.to_owned(), host.to_owned());
+        match advice(&source) {
+            Some(reason) => Self::Untrusted { what, host, reason },
+            None => Self::Http {
+                what,
+                host,
+                source: source.without_url(),
+            },
+        }
+    }
+
     /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Client(_) => "http_client",
             Self::Hosts(_) | Self::NoHost { .. } => "hosts",
-            Self::Certificate { .. } => "certificate",
+            Self::Certificate { .. } | Self::Untrusted { .. } => "certificate",
             Self::Http { .. } => "http",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "denied",
@@ -112,7 +132,9 @@ impl RegistryError {
                 ..
             } => RetryClass::After(*after),
             Self::Status { status, .. } if is_transient(*status) => RetryClass::Transient,
+            // Somebody may be about to make the host trust it.
             Self::Http { .. }
+            | Self::Untrusted { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
             | Self::Slow { .. } => RetryClass::Transient,

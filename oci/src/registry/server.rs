@@ -75,11 +75,9 @@ impl Server {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.send().await.map_err(|source| RegistryError::Http {
-            what: ask.what.to_owned(),
-            host: url.host_str().unwrap_or_default().to_owned(),
-            source: source.without_url(),
-        })
+        let host = url.host_str().unwrap_or_default();
+        let answer = request.send().await;
+        answer.map_err(|source| RegistryError::of_request(ask.what, host, source))
     }
 
     /// Follows redirects. The authorization is sent only to the origin that it is for.

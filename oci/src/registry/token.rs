@@ -136,11 +136,8 @@ impl TokenRequest<'_> {
                 Some(Login::IdentityToken(_) | Login::RegistryToken(_)) | None => request,
             }
         };
-        let response = request.send().await.map_err(|source| RegistryError::Http {
-            what: what.clone(),
-            host: host.clone(),
-            source: source.without_url(),
-        })?;
+        let answer = request.send().await;
+        let response = answer.map_err(|source| RegistryError::of_request(&what, &host, source))?;
         let status = response.status();
         if status.is_client_error()
             && !matches!(

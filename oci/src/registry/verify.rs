@@ -163,6 +163,17 @@ fn advised(error: Error, server: &str) -> Error {
     Error::Other(OtherError(Arc::new(advice)))
 }
 
+/// The advice in an error of a request, if there is any. Errors of I/O do not tell their inner error as their source.
+pub(super) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    if let Some(Error::Other(OtherError(other))) = error.downcast_ref() {
+        return other.downcast_ref::<Advice>().map(ToString::to_string);
+    }
+    match error.downcast_ref::<std::io::Error>() {
+        Some(error) => advice(error.get_ref()?),
+        None => advice(error.source()?),
+    }
+}
+
 impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(
         &self,

@@ -62,3 +62,50 @@ fn files_and_certificates_of_cri_o_are_found() {
         "{error}"
     );
 }
+
+#[test]
+fn dockers_mirrors_and_insecure_registries_are_used() {
+    let host = tempfile::tempdir().unwrap();
+    fs::create_dir_all(host.path().join("etc/docker")).unwrap();
+    let write = |text: &str| fs::write(host.path().join("etc/docker/daemon.json"), text).unwrap();
+    let root = Root::open(host.path()).unwrap();
+    let urls = |registry: &str| {
+        let settings = load_docker(&root, registry).unwrap();
+        let endpoints = crate::hosts::endpoints(registry, &settings, false).unwrap();
+        let urls = endpoints.iter().map(|it| it.base.to_string());
+        urls.collect::<Vec<_>>()
+    };
+    write(
+        r#"{"registry-mirrors": ["https://m.io", "http://n.io:5000/"],
+        "insecure-registries": ["r.io:5000", "10.0.0.0/8"], "log-level": "warn"}"#,
+    );
+    let hub = [
+        "https://m.io/v2",
+        "http://n.io:5000/v2",
+        "https://registry-1.docker.io/v2",
+    ];
+    let table: [(&str, &[&str]); 6] = [
+        ("docker.io", &hub),
+        (
+            "r.io:5000",
+            &["https://r.io:5000/v2", "http://r.io:5000/v2"],
+        ),
+        ("r.io", &["https://r.io/v2"]),
+        (
+            "10.1.2.3:5000",
+            &["https://10.1.2.3:5000/v2", "http://10.1.2.3:5000/v2"],
+        ),
+        ("11.1.2.3", &["https://11.1.2.3/v2"]),
+        ("other.io", &["https://other.io/v2"]),
+    ];
+    for (registry, want) in table {
+        assert_eq!(urls(registry), want, "{registry}");
+    }
+    write("{");
+    assert_eq!(urls("docker.io"), hub[2..]);
+    let problems = load_docker(&root, "docker.io").unwrap().problems;
+    assert!(
+        problems[0].starts_with("/etc/docker/daemon.json: "),
+        "{problems:?}"
+    );
+}
