@@ -149,6 +149,62 @@ fn runtime(proxy: SocketAddr, direct: Ipv4Addr) -> String {
     )
 }
 
+/// Three packages: from a registry nearby, from a mirror, and from a registry behind the proxy.
+fn manifest(direct: &Secured, far: &Secured) -> Value {
+    let image = |registry: &dyn std::fmt::Display, name: &str| json!({"version": "1.0.0", "image": format!("{registry}/team/{name}")});
+    json!({
+        "apiVersion": "skyhook.nvidia.com/v1alpha1",
+        "kind": "Skyhook",
+        "metadata": {"name": "registries"},
+        "spec": {"interruptionBudget": {"count": 1}, "packages": {
+            "direct": image(&direct.address, "direct"),
+            "mirrored": image(&UPSTREAM, "mirrored"),
+            "proxied": image(&far.address, "proxied"),
+        }},
+    })
+}
+
+/// Gives the host all that its registries need.
+async fn configure(
+    cluster: &Cluster,
+    direct: &Secured,
+    far: &Secured,
+    proxy: SocketAddr,
+    authority: &str,
+) -> Result<()> {
+    let host = &cluster.worker("worker-1")?.host;
+    let plain = cluster.registry.address();
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": "node-init-secret"},
+        "type": "kubernetes.io/dockercfg",
+        "stringData": {".dockercfg": login(&format!("{}/team", direct.address)).to_string()},
+    }))?;
+    Api::<Secret>::namespaced(cluster.client(), NAMESPACE)
+        .create(&PostParams::default(), &secret)
+        .await?;
+    host.write(
+        "/var/lib/kubelet/config.json",
+        &json!({"auths": login(&far.address.to_string())}).to_string(),
+    )?;
+    host.write(
+        &format!("{RKE2}/config.toml"),
+        &format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/nowhere:{RKE2}/certs.d\"\n"),
+    )?;
+    host.write(
+        &format!("{RKE2}/certs.d/{UPSTREAM}/hosts.toml"),
+        &format!("server = \"https://{UPSTREAM}\"\n[host.\"http://{plain}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"),
+    )?;
+    host.write(
+        "/etc/systemd/system/rke2-agent.service",
+        &runtime(proxy, cluster.network.gateway()),
+    )?;
+    host.sh("systemctl daemon-reload; systemctl start rke2-agent")
+        .await?;
+    let bundle = "/etc/ssl/certs/ca-certificates.crt";
+    let known = host.read(bundle).unwrap_or_default();
+    host.write(bundle, &format!("{known}{authority}"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn images_come_from_where_the_host_is_told_to_get_them() -> Result<()> {
     if !hosts_can_run(TEST).await {
@@ -159,7 +215,7 @@ async fn images_come_from_where_the_host_is_told_to_get_them() -> Result<()> {
         return Ok(());
     }
     let cluster = Cluster::start(Setup::hosts(1)).await?;
-    let (run, host) = (&cluster.run, &cluster.worker("worker-1")?.host);
+    let run = &cluster.run;
     let dir = run.scratch().join("registries");
     fs::create_dir_all(&dir)?;
     let mut authority = CertificateParams::default();
@@ -189,17 +245,7 @@ async fn images_come_from_where_the_host_is_told_to_get_them() -> Result<()> {
     direct.copy(plain, "team/direct:1.0.0").await?;
     far.copy(plain, "team/proxied:1.0.0").await?;
 
-    let image = |registry: &dyn std::fmt::Display, name: &str| json!({"version": "1.0.0", "image": format!("{registry}/team/{name}")});
-    let manifest = json!({
-        "apiVersion": "skyhook.nvidia.com/v1alpha1",
-        "kind": "Skyhook",
-        "metadata": {"name": "registries"},
-        "spec": {"interruptionBudget": {"count": 1}, "packages": {
-            "direct": image(&direct.address, "direct"),
-            "mirrored": image(&UPSTREAM, "mirrored"),
-            "proxied": image(&far.address, "proxied"),
-        }},
-    });
+    let manifest = manifest(&direct, &far);
     apply(cluster.client(), &manifest).await?;
     let distrusts = |skyhook: &Skyhook| {
         let status = serde_json::to_string(&skyhook.status).unwrap_or_default();
@@ -215,37 +261,8 @@ async fn images_come_from_where_the_host_is_told_to_get_them() -> Result<()> {
     .await
     .with_context(|| cluster.logs())?;
 
-    // Now the host gets all that its registries need.
-    let secret: Secret = serde_json::from_value(json!({
-        "metadata": {"name": "node-init-secret"},
-        "type": "kubernetes.io/dockercfg",
-        "stringData": {".dockercfg": login(&format!("{}/team", direct.address)).to_string()},
-    }))?;
-    Api::<Secret>::namespaced(cluster.client(), NAMESPACE)
-        .create(&PostParams::default(), &secret)
-        .await?;
-    host.write(
-        "/var/lib/kubelet/config.json",
-        &json!({"auths": login(&far.address.to_string())}).to_string(),
-    )?;
-    host.write(
-        &format!("{RKE2}/config.toml"),
-        &format!("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/nowhere:{RKE2}/certs.d\"\n"),
-    )?;
-    host.write(
-        &format!("{RKE2}/certs.d/{UPSTREAM}/hosts.toml"),
-        &format!("server = \"https://{UPSTREAM}\"\n[host.\"http://{plain}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"),
-    )?;
-    host.write(
-        "/etc/systemd/system/rke2-agent.service",
-        &runtime(proxy, near),
-    )?;
-    host.sh("systemctl daemon-reload; systemctl start rke2-agent")
-        .await?;
-    let bundle = "/etc/ssl/certs/ca-certificates.crt";
-    let known = host.read(bundle).unwrap_or_default();
-    host.write(bundle, &format!("{known}# The company's own\n{company}"))?;
-
+    let authority = format!("# The company's own\n{company}");
+    configure(&cluster, &direct, &far, proxy, &authority).await?;
     wait_complete(cluster.client(), "registries", 2 * MINUTE)
         .await
         .with_context(|| cluster.logs())?;
