@@ -120,13 +120,23 @@ pub fn image_documents(bytes: &[u8]) {
     let limits = limits();
     let host = image::Platform::host();
     match image::decode(bytes, None, &limits) {
-        Ok(image::Document::Index(candidates)) => drop(image::select(&candidates, &host)),
+        Ok(image::Document::Index(candidates)) => {
+            if let Ok(fitting) = image::select(&candidates, &host) {
+                assert!(!fitting.is_empty() && fitting.len() <= candidates.len());
+            }
+        }
         Ok(image::Document::Image(decoded)) => {
             assert!(decoded.layers.len() as u64 <= limits.layers);
-            drop(image::diff_ids(bytes, decoded.layers.len(), Some(&host)));
+            for (digest, content) in &decoded.embedded {
+                assert!(digest.is_of(content));
+            }
+            if let Ok(diff_ids) = decoded.diff_ids(bytes) {
+                assert_eq!(diff_ids.len(), decoded.layers.len());
+            }
         }
-        Err(_) => drop(image::diff_ids(bytes, 0, Some(&host))),
+        Err(_) => {}
     }
+    drop(image::check_platform(bytes, &host));
 }
 
 #[cfg(test)]

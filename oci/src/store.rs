@@ -1,12 +1,13 @@
 //! Content-addressed blobs on disk, and the records of which images are there.
 //!
 //! ```text
-//! blobs/sha256/<hex>   manifests, configs and layers, exactly as the registry sent them
-//! images/<hex>         a complete image, named by its manifest; the mtime is the time of its last use
-//! refs/<hex>           which manifest a reference last resolved to
-//! pins/<hex>           an owner (an installed package) and the manifest it needs
-//! tmp/                 blobs that are being written
-//! lock                 locked shared: the store is in use; locked exclusive: files may be removed
+//! blobs/<algorithm>/<hex>  manifests, configs and layers, exactly as the registry sent them
+//! images/<hex>             a complete image, named by its manifest; the mtime is the time of its last use
+//! refs/<hex>               which manifest a reference last resolved to
+//! pins/<hex>               an owner (an installed package) and the manifest it needs
+//! tmp/                     small blobs that are being written
+//! partial/<digest>         layers that were downloaded in part; the next pull continues them
+//! lock                     locked shared: the store is in use; locked exclusive: files may be removed
 //! ```
 //!
 //! # Guarantees
@@ -28,7 +29,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
 use crate::progress::{PullEvent, PullProgress, size};
@@ -41,6 +42,7 @@ mod blob;
 mod files;
 mod gc;
 mod lock;
+mod partial;
 mod space;
 
 pub(crate) use blob::BlobWriter;
@@ -57,8 +59,14 @@ const COARSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
     pub limits: Limits,
-    /// How many bytes of blobs may stay in the store. Pinned images are counted too, but are never removed.
+    /// How many bytes of blobs may stay in the store, partial ones included. Pinned images are counted too, but are
+    /// never removed.
     pub max_bytes: u64,
+    /// Images that nobody pins are removed when they were not used for longer than this. `None` means that only
+    /// `max_bytes` and `room` remove them.
+    pub max_unused: Option<Duration>,
+    /// Partial blobs are removed when nobody has continued their download for longer than this.
+    pub max_partial: Duration,
     /// How much of the file system must stay free.
     pub room: Room,
     /// How long to wait for the store's lock.
@@ -70,6 +78,8 @@ impl Default for StoreConfig {
         Self {
             limits: Limits::default(),
             max_bytes: 4 << 30,
+            max_unused: None,
+            max_partial: Duration::from_secs(7 * 24 * 3600),
             room: Room::default(),
             lock_patience: Duration::from_secs(60),
         }
@@ -204,7 +214,9 @@ impl Store {
     /// interrupted pull has left are removed.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
-        for part in ["blobs/sha256", "images", "refs", "pins", "tmp"] {
+        let blobs = Algorithm::ALL.map(|algorithm| Path::new("blobs").join(algorithm.name()));
+        let others = ["images", "refs", "pins", "tmp", "partial"].map(PathBuf::from);
+        for part in blobs.iter().chain(&others) {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(|source| failed("create", &path, source))?;
         }
@@ -321,7 +333,7 @@ impl Store {
             .take(limit + 1)
             .read_to_end(&mut bytes);
         read.map_err(|source| failed("read", &self.blob(digest), source))?;
-        if Digest::of(&bytes) != *digest {
+        if !digest.is_of(&bytes) {
             self.remove_damaged(digest);
             return Err(StoreError::Damaged(*digest));
         }
@@ -429,7 +441,7 @@ impl Store {
         }
         let (config, _) = decoded.config;
         let bytes = self.document(&config)?;
-        let diff_ids = image::diff_ids(&bytes, decoded.layers.len(), None).map_err(wrong)?;
+        let diff_ids = decoded.diff_ids(&bytes).map_err(wrong)?;
         Ok(StoredImage {
             manifest: *manifest,
             layers: decoded.layers,
@@ -467,7 +479,11 @@ impl Store {
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs/sha256").join(digest.hex())
+        self.blobs_of(digest.algorithm()).join(digest.hex())
+    }
+
+    fn blobs_of(&self, algorithm: Algorithm) -> PathBuf {
+        self.dir.join("blobs").join(algorithm.name())
     }
 
     fn record(&self, kind: &str, name: &str) -> PathBuf {

@@ -244,7 +244,7 @@ fn read_one(
 
 /// Whether the blob still has its digest.
 fn is_intact(mut blob: &File, layer: &Layer) -> bool {
-    let mut reader = HashingReader::new(blob);
+    let mut reader = HashingReader::new(blob, layer.digest.algorithm());
     let read = blob
         .rewind()
         .and_then(|()| io::copy(&mut reader, &mut io::sink()));
@@ -370,13 +370,15 @@ pub(crate) mod fuzzing {
     use super::layer::filter as filter_window;
     use super::window::Window;
     use super::{LayerError, tree};
+    use crate::digest::Algorithm;
     use crate::limits::{Budget, Limits};
 
     pub(crate) fn filter(
         bytes: impl Read,
         budget: &Budget<'_>,
     ) -> Result<Vec<LayerEntry>, LayerError> {
-        filter_window(0, &mut Window::new(bytes, 1 << 20, budget), None, budget)
+        let mut window = Window::new(bytes, 1 << 20, Algorithm::Sha256, budget);
+        filter_window(0, &mut window, None, budget)
     }
 
     pub(crate) fn merge(

@@ -17,6 +17,7 @@ mod keeping;
 mod liar;
 mod lying;
 mod real;
+mod resuming;
 mod servers;
 mod support;
 mod trust;

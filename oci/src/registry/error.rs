@@ -66,6 +66,12 @@ pub enum RegistryError {
         bytes: u64,
         window: Duration,
     },
+    #[error("{host} did not send {what} within {} s", limit.as_secs())]
+    NoAnswer {
+        what: String,
+        host: String,
+        limit: Duration,
+    },
     #[error("{what} from {host}")]
     Limit {
         what: String,
@@ -93,7 +99,7 @@ impl RegistryError {
             Self::Redirect { .. } => "redirect",
             Self::WrongDigest { .. } => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
-            Self::Slow { .. } => "slow",
+            Self::Slow { .. } | Self::NoAnswer { .. } => "slow",
             Self::Limit { .. } => "limit",
         }
     }
@@ -110,7 +116,8 @@ impl RegistryError {
             Self::Http { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
-            | Self::Slow { .. } => RetryClass::Transient,
+            | Self::Slow { .. }
+            | Self::NoAnswer { .. } => RetryClass::Transient,
             Self::Status { .. }
             | Self::Client(_)
             | Self::Hosts(_)

@@ -40,8 +40,8 @@ pub(super) fn read(
     scratch: &OwnedFd,
     budget: &Budget<'_>,
 ) -> Result<Vec<LayerEntry>, LayerError> {
-    let decoder = Decoder::new(blob, layer.compression).map_err(LayerError::Decompress)?;
-    let mut window = Window::new(decoder, layer.size, budget);
+    let decoder = Decoder::new(blob, layer.digest.algorithm()).map_err(LayerError::Decompress)?;
+    let mut window = Window::new(decoder, layer.size, diff_id.algorithm(), budget);
     let entries = filter(position, &mut window, Some(scratch), budget)?;
     let (blob_digest, got) = window.finish()?;
     if blob_digest != layer.digest {
