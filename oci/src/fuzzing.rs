@@ -38,7 +38,7 @@ pub fn tar(bytes: &[u8]) {
         assert_is_below(&entry.path, &limits);
     }
     // The same layer is applied twice, so that all its names exist the second time.
-    let Ok(Some(root)) = merge([entries.clone(), entries], &limits) else {
+    let Ok(Some(root)) = merge([entries.clone(), entries], &budget) else {
         return;
     };
     let mut pending = vec![(0, &root)];

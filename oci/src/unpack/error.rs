@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::tar::TarError;
 use crate::digest::Digest;
 use crate::limits::{Limit, LimitExceeded};
 
@@ -49,7 +50,7 @@ pub enum LayerError {
     #[error("it cannot be decompressed")]
     Decompress(#[source] io::Error),
     #[error("it is not a tar archive")]
-    Tar(#[source] tar_core::parse::ParseError),
+    Tar(#[source] TarError),
     #[error("its archive ends in the middle of an entry")]
     Truncated,
     #[error("its sparse map does not fit the file")]
@@ -61,8 +62,6 @@ pub enum LayerError {
 /// Why an entry of a layer is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    #[error("'..' in a name")]
-    DotDot,
     #[error("a NUL byte in a name")]
     Nul,
     #[error("a name component of more than 255 bytes")]
@@ -73,20 +72,14 @@ pub enum EntryError {
     BelowWhiteout,
     #[error("{0} is not allowed in a package")]
     Special(&'static str),
-    #[error("setuid and setgid bits are not allowed in a package")]
-    SetId,
     #[error("a symlink with an empty target")]
     EmptyTarget,
     #[error("entry type {0:#04x} is unknown")]
     UnknownType(u8),
-    #[error("a hard link to {target:?}, which is not in /skyhook-package")]
-    LinkOutside { target: String },
     #[error("a hard link to {target:?}, which does not exist")]
     LinkMissing { target: String },
     #[error("a hard link to the directory {target:?}")]
     LinkToDirectory { target: String },
-    #[error("its parent is a symlink that leaves /skyhook-package")]
-    ParentEscapes,
     #[error("its parent is not a directory")]
     ParentNotDirectory,
     #[error("more than 40 symlinks on the way to it")]

@@ -10,7 +10,7 @@ use zstd::stream::raw::{DParameter, Operation as _};
 
 use super::LayerError;
 use crate::digest::{Algorithm, Digest, Hasher, HashingReader};
-use crate::limits::{Budget, Limit, LimitExceeded};
+use crate::limits::{Budget, Limit, LimitExceeded, Limits};
 
 /// Decompressed bytes that every layer may have, whatever its ratio.
 const RATIO_FLOOR: u64 = 64 << 20;
@@ -239,6 +239,10 @@ impl<'a, D: Read> Window<'a, D> {
             allowed,
             budget,
         }
+    }
+
+    pub(super) fn limits(&self) -> &'a Limits {
+        self.budget.limits
     }
 
     pub(super) fn data(&self) -> &[u8] {
