@@ -9,7 +9,7 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::Quantity;
 
 use crate::host::interrupt::Patience;
-use crate::image::Registries;
+use crate::image::{ImageArgs, Registries};
 use crate::machine::progress::RebootCap;
 use crate::prepare::Layout;
 
@@ -193,6 +193,8 @@ pub struct RunArgs {
         requires = "image_credential_provider_config"
     )]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub images: ImageArgs,
 }
 
 /// Requests and limits for the steps of packages without `resources`, when no LimitRange in the namespace has defaults.
@@ -246,6 +248,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     pub layout: Layout,
     pub registries: Registries,
+    pub images: ImageArgs,
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
     /// Requests and limits of steps when neither their package nor the namespace has any.
@@ -305,6 +308,7 @@ impl RunArgs {
                     .image_credential_provider_config
                     .zip(self.image_credential_provider_bin_dir),
             },
+            images: self.images,
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
             step_resources: self.step_defaults.resources(),

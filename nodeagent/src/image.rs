@@ -7,8 +7,12 @@ use std::time::Duration;
 use skyhook_crds::package::Package;
 use skyhook_oci::{
     Credentials, Digest, PluginConfig, PullError, PullProgress, Puller, PullerConfig, Reference,
-    ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
+    ReferenceError, RetryClass, Root, Store, StoreError,
 };
+
+mod limits;
+
+pub use limits::ImageArgs;
 
 /// Why an image could not be pulled or stored.
 #[derive(Debug, thiserror::Error)]
@@ -118,10 +122,11 @@ impl Images {
         directory: &Path,
         files: &Root,
         registries: Registries,
+        limits: &ImageArgs,
     ) -> Result<Self, PackageImageError> {
-        let store = Store::open(directory, StoreConfig::default())
-            .map_err(|error| error.shown_in(files))?;
-        let config = registries.puller(files);
+        let store =
+            Store::open(directory, limits.store()).map_err(|error| error.shown_in(files))?;
+        let config = limits.puller(registries.puller(files));
         let puller = Puller::new(store.clone(), config);
         let puller = Rc::new(puller);
         Ok(Self {
@@ -225,7 +230,8 @@ mod tests {
         assert!(mount.arg(directory.path()).status().unwrap().success());
         let host = Host::open(directory.path()).unwrap();
         let store = host.files.locate("/var/lib/skyhook-agent/images").unwrap();
-        let error = Images::open(&store, &host.files, Registries::default()).unwrap_err();
+        let limits = ImageArgs::default();
+        let error = Images::open(&store, &host.files, Registries::default(), &limits).unwrap_err();
         let text = chain(&error);
         assert!(
             text.starts_with("cannot create /var/lib/skyhook-agent/images/"),
