@@ -10,6 +10,7 @@
 
 mod access;
 mod bombs;
+mod builders;
 mod host;
 mod hostile;
 mod image;
