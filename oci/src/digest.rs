@@ -69,6 +69,13 @@ pub enum DigestError {
     },
 }
 
+/// The digest that content should have, and the one that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mismatch {
+    pub want: Digest,
+    pub got: Digest,
+}
+
 impl Digest {
     /// The SHA-256 digest of these bytes.
     pub fn of(bytes: &[u8]) -> Self {

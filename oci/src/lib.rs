@@ -87,7 +87,7 @@ pub mod unpack;
 pub use auth::{AuthError, Credentials, PluginConfig};
 pub use chain::chain;
 pub use config::{PullerConfig, RetryClass, Timeouts};
-pub use digest::{Digest, DigestError};
+pub use digest::{Digest, DigestError, Mismatch};
 pub use hosts::HostsError;
 pub use image::{ImageError, Platform};
 pub use limits::Limits;

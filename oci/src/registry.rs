@@ -23,7 +23,7 @@ use crate::auth::challenge::{self, Challenge};
 use crate::auth::{Credentials, Login};
 use crate::chain;
 use crate::config::PullerConfig;
-use crate::digest::Digest;
+use crate::digest::{Digest, Mismatch};
 use crate::hosts::{self, Endpoint, HostsError};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
@@ -166,12 +166,9 @@ impl Session {
         let digest = Digest::like(want, &bytes);
         match want {
             Some(want) if want != digest => {
-                let host = authority.clone();
-                Err(RegistryError::WrongDigest {
-                    host,
-                    want,
-                    got: digest,
-                })
+                let (host, got) = (authority.clone(), digest);
+                let digests = Box::new(Mismatch { want, got });
+                Err(RegistryError::WrongDigest { host, digests })
             }
             _ => Ok(RawManifest {
                 bytes,

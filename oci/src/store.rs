@@ -29,12 +29,11 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Algorithm, Digest};
+use crate::digest::{Algorithm, Digest, Mismatch};
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
 use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
-use crate::replace::{Durability, replace_file};
 use crate::root::Root;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
@@ -50,7 +49,7 @@ pub use gc::Collected;
 pub(crate) use space::Leave;
 pub use space::Room;
 
-use files::{failed, list, read_record, remove_if_there};
+use files::{failed, list, read_record, remove_if_there, write_record};
 
 /// The clock of a file system may be behind the clock of the system by this time.
 const COARSE: Duration = Duration::from_millis(100);
@@ -122,8 +121,8 @@ pub enum StoreError {
     NoImage(Digest),
     #[error("blob {0} in the store is damaged or missing: the next pull downloads it again")]
     Damaged(Digest),
-    #[error("the content has the digest {got} instead of {want}")]
-    WrongDigest { want: Digest, got: Digest },
+    #[error("the content has the digest {} instead of {}", .0.got, .0.want)]
+    WrongDigest(Box<Mismatch>),
     #[error("blob {digest} has {got} bytes instead of {want}")]
     WrongSize { digest: Digest, want: u64, got: u64 },
     #[error("image {digest}")]
@@ -150,7 +149,7 @@ impl StoreError {
             Self::NoRoom { .. } => "no_room",
             Self::NoImage(_) => "no_image",
             Self::Damaged(_) => "blob_damaged",
-            Self::WrongDigest { .. } => "wrong_digest",
+            Self::WrongDigest(_) => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
             Self::Image { .. } => "image",
             Self::Unpack(error) => error.kind(),
@@ -166,7 +165,7 @@ impl StoreError {
             }
             Self::NoImage(_)
             | Self::Damaged(_)
-            | Self::WrongDigest { .. }
+            | Self::WrongDigest(_)
             | Self::WrongSize { .. }
             | Self::Image { .. }
             | Self::Unpack(_) => {}
@@ -182,7 +181,7 @@ impl StoreError {
             | Self::NoRoom { .. }
             | Self::NoImage(_)
             | Self::Damaged(_) => true,
-            Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Image { .. } => false,
+            Self::WrongDigest(_) | Self::WrongSize { .. } | Self::Image { .. } => false,
             Self::Unpack(error) => error.is_transient(),
         }
     }
@@ -489,12 +488,6 @@ impl Store {
     fn record(&self, kind: &str, name: &str) -> PathBuf {
         self.dir.join(kind).join(Digest::of(name.as_bytes()).hex())
     }
-}
-
-fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let text =
-        serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
-    replace_file(path, &text, Durability::PowerCut).map_err(|source| failed("write", path, source))
 }
 
 /// Runs work that blocks, on a thread that may block.

@@ -84,6 +84,18 @@ impl Answer {
         Self::new(200).body(Body::Whole(bytes.into()))
     }
 
+    /// The body, if it is sent whole.
+    pub(crate) fn whole(&self) -> Option<Vec<u8>> {
+        match &self.body {
+            Body::Whole(bytes) => Some(bytes.clone()),
+            Body::Cut { .. }
+            | Body::Stuck { .. }
+            | Body::Paced { .. }
+            | Body::Endless(_)
+            | Body::Trickle { .. } => None,
+        }
+    }
+
     pub(crate) fn body(mut self, body: Body) -> Self {
         self.body = body;
         self

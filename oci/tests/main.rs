@@ -17,6 +17,7 @@ mod image;
 mod keeping;
 mod liar;
 mod lying;
+mod published;
 mod real;
 mod resuming;
 mod servers;

@@ -111,13 +111,13 @@ async fn a_pull_that_is_called_off_is_continued() {
     let liar = Liar::start(move |request| {
         let answer = served.answer(request);
         let is_layer = request.path.contains(&layer.to_string());
-        match answer.body.clone() {
-            Body::Whole(mut bytes) if is_layer && slow.load(Ordering::SeqCst) => {
+        match answer.whole() {
+            Some(mut bytes) if is_layer && slow.load(Ordering::SeqCst) => {
                 let announced = bytes.len();
                 bytes.truncate(200_000);
                 answer.body(Body::Stuck { announced, bytes })
             }
-            _ => answer,
+            Some(_) | None => answer,
         }
     });
     let host = Host::new();
@@ -278,15 +278,13 @@ async fn a_slow_pull_that_goes_on_is_never_given_up() {
     let served = image.clone();
     let liar = Liar::start(move |request| {
         let answer = served.answer(request);
-        match answer.body.clone() {
-            Body::Whole(bytes) if request.path.contains(&layer.to_string()) => {
-                answer.body(Body::Paced {
-                    bytes,
-                    piece: 10_000,
-                    pause: Duration::from_millis(100),
-                })
-            }
-            _ => answer,
+        match answer.whole() {
+            Some(bytes) if request.path.contains(&layer.to_string()) => answer.body(Body::Paced {
+                bytes,
+                piece: 10_000,
+                pause: Duration::from_millis(100),
+            }),
+            Some(_) | None => answer,
         }
     });
     let host = Host::new();
@@ -307,8 +305,8 @@ async fn another_mirror_continues_the_blob() {
     let (served, seen) = (image.clone(), Arc::clone(&times));
     let first = Liar::start(move |request| {
         let answer = served.answer(request);
-        match answer.body.clone() {
-            Body::Whole(bytes) if request.path.contains(&layer.to_string()) => {
+        match answer.whole() {
+            Some(bytes) if request.path.contains(&layer.to_string()) => {
                 match seen.fetch_add(1, Ordering::SeqCst) {
                     0 => answer.body(Body::Cut {
                         announced: bytes.len(),
@@ -317,7 +315,7 @@ async fn another_mirror_continues_the_blob() {
                     _ => Answer::new(503),
                 }
             }
-            _ => answer,
+            Some(_) | None => answer,
         }
     });
     let served = image.clone();

@@ -272,6 +272,8 @@ impl Blob {
             sink.restart(&self.store, self.digest, self.size).await?;
         }
         sink.answers += 1;
+        let version = response.version();
+        tracing::debug!(%host, ?version, digest = %self.digest, from = sink.received, "downloading a blob");
         let start = sink.received;
         let resume = |error, sink: &Sink| {
             let got = sink.received - start;
@@ -456,10 +458,9 @@ impl Sink {
         };
         match result {
             Ok(()) => Ok(Ok(())),
-            Err(StoreError::WrongDigest { want, got }) => Ok(Err(RegistryError::WrongDigest {
+            Err(StoreError::WrongDigest(digests)) => Ok(Err(RegistryError::WrongDigest {
                 host: host.to_owned(),
-                want,
-                got,
+                digests,
             })),
             Err(error) => Err(error),
         }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 
+use crate::chain;
 use crate::config::RetryClass;
-use crate::digest::Digest;
+use crate::digest::Mismatch;
 use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
 
@@ -19,7 +20,7 @@ pub enum RegistryError {
     Hosts(#[from] HostsError),
     #[error("{} has no usable certificate or key: {reason}", path.display())]
     Certificate { path: PathBuf, reason: String },
-    #[error("{what} from {host}")]
+    #[error("{what} from {host}{}", hint(source))]
     Http {
         what: String,
         host: String,
@@ -46,11 +47,10 @@ pub enum RegistryError {
         host: String,
         reason: &'static str,
     },
-    #[error("{host} sent content with the digest {got} instead of {want}")]
+    #[error("{host} sent content with the digest {} instead of {}", digests.got, digests.want)]
     WrongDigest {
         host: String,
-        want: Digest,
-        got: Digest,
+        digests: Box<Mismatch>,
     },
     #[error("{host} sent {got} bytes of {what} instead of {want}")]
     WrongSize {
@@ -128,6 +128,17 @@ impl RegistryError {
             | Self::Limit { .. }
             | Self::NoHost { .. } => RetryClass::Terminal,
         }
+    }
+}
+
+/// What an error of the HTTP client may mean, if its text does not tell. In HTTP/2 the reason of a closed connection is
+/// lost.
+fn hint(error: &reqwest::Error) -> &'static str {
+    match chain(error).ends_with("connection closed") {
+        true => {
+            " (it closed the connection: if it wants a client certificate, name one in the registry's hosts.toml)"
+        }
+        false => "",
     }
 }
 

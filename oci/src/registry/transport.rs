@@ -22,6 +22,11 @@ use crate::config::Timeouts;
 use crate::hosts::{Endpoint, HostSettings, HostsError};
 use crate::root::Root;
 
+/// How much a server may send before the client has taken it, of one blob and of all blobs together.
+const HTTP2_STREAM_WINDOW: u32 = 1 << 20;
+const HTTP2_CONNECTION_WINDOW: u32 = 4 << 20;
+const HTTP2_FRAME: u32 = 256 << 10;
+
 /// A client for one endpoint. The paths of its certificates are paths in `files`. A loopback address is never reached
 /// through a proxy from the environment.
 pub(super) fn client(
@@ -39,7 +44,11 @@ pub(super) fn client(
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(timeouts.connect)
         .read_timeout(timeouts.read)
-        .pool_max_idle_per_host(8);
+        .pool_max_idle_per_host(8)
+        // A window of 64 KiB, which is usual in HTTP/2, would slow distant registries down.
+        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_max_frame_size(HTTP2_FRAME);
     if endpoint.is_loopback {
         builder = builder.no_proxy();
     }
@@ -60,7 +69,18 @@ pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> 
     Ok(map)
 }
 
+/// The settings of TLS. The server chooses HTTP/2 if it speaks it.
 fn tls(settings: &HostSettings, files: &Root, used: bool) -> Result<ClientConfig, RegistryError> {
+    let mut config = authenticated_tls(settings, files, used)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn authenticated_tls(
+    settings: &HostSettings,
+    files: &Root,
+    used: bool,
+) -> Result<ClientConfig, RegistryError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::files::{failed, sync_parent};
 use super::partial::Partial;
 use super::{Store, StoreError};
-use crate::digest::{Digest, Hasher};
+use crate::digest::{Digest, Hasher, Mismatch};
 
 /// After so many bytes, a partial blob is flushed. So this is the most that a power cut can make a pull download again.
 const FLUSH: u64 = 32 << 20;
@@ -113,7 +113,7 @@ impl BlobWriter {
         let (want, got) = (self.digest, self.hasher.clone().finish());
         if got != want {
             self.remove();
-            return Err(StoreError::WrongDigest { want, got });
+            return Err(StoreError::WrongDigest(Box::new(Mismatch { want, got })));
         }
         self.flush()?;
         self.file

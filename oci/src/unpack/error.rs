@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::tar::TarError;
-use crate::digest::Digest;
+use crate::digest::{Digest, Mismatch};
 use crate::limits::{Limit, LimitExceeded};
 
 /// Why an image cannot be unpacked.
@@ -43,8 +43,8 @@ pub enum LayerError {
         name: String,
         source: Box<LayerError>,
     },
-    #[error("its content is {got}, the image config says {want}")]
-    DiffId { want: Digest, got: Digest },
+    #[error("its content is {}, the image config says {}", .0.got, .0.want)]
+    DiffId(Box<Mismatch>),
     #[error("its content does not have its digest")]
     Damaged,
     #[error("it cannot be decompressed")]
@@ -146,7 +146,7 @@ impl LayerError {
             } => "limit",
             Self::Entry { .. } => "entry_refused",
             Self::At { source, .. } => source.kind(),
-            Self::DiffId { .. } => "diff_id",
+            Self::DiffId(_) => "diff_id",
             Self::Damaged => "blob_damaged",
             Self::Decompress(_) => "decompress",
             Self::Tar(_) | Self::Truncated | Self::SparseMap => "tar",
@@ -160,7 +160,7 @@ impl LayerError {
             Self::Damaged | Self::Write(_) => true,
             Self::Limit(_)
             | Self::Entry { .. }
-            | Self::DiffId { .. }
+            | Self::DiffId(_)
             | Self::Decompress(_)
             | Self::Tar(_)
             | Self::Truncated

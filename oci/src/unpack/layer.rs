@@ -13,7 +13,7 @@ use super::name::{self, Meaning};
 use super::tar::{self, Member, MemberKind, Region};
 use super::window::{Decoder, Window};
 use super::{EntryError, LayerError};
-use crate::digest::Digest;
+use crate::digest::{Digest, Mismatch};
 use crate::image::Layer;
 use crate::limits::{Budget, Limit};
 
@@ -36,7 +36,8 @@ pub(super) fn read(
         return Err(LayerError::Damaged);
     }
     if got != diff_id {
-        return Err(LayerError::DiffId { want: diff_id, got });
+        let digests = Mismatch { want: diff_id, got };
+        return Err(LayerError::DiffId(Box::new(digests)));
     }
     Ok(entries)
 }

@@ -1,5 +1,7 @@
 //! Headers as programs of several decades write them. What each row wants is what Go's `archive/tar` makes of it.
 
+#![expect(clippy::too_many_lines, reason = "tables of cases")]
+
 use super::*;
 use crate::digest::Algorithm;
 use crate::limits::{Budget, Limits};
@@ -79,7 +81,8 @@ fn content(length: usize) -> Vec<u8> {
 fn names_come_from_all_the_places_where_programs_put_them() {
     let long = "n".repeat(120);
     let with_prefix = |edit: fn(&mut [u8; BLOCK])| header(b'0', b"name", b"0", edit);
-    let table: [(&str, Vec<Vec<u8>>, &[u8]); 13] = [
+    type Row<'a> = (&'a str, Vec<Vec<u8>>, &'a [u8]);
+    let table: [Row<'_>; 13] = [
         ("ustar", vec![plain(b'0', "./a//b")], b"./a//b"),
         (
             "V7",
