@@ -139,5 +139,39 @@ pub fn image_documents(bytes: &[u8]) {
     drop(image::check_platform(bytes, &host));
 }
 
+/// Reads the bytes as the header with which a server says which part of a blob it sends.
+pub fn content_range(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Some(start) = crate::pull::fetch::range_start(text)
+    {
+        assert!(text.to_ascii_lowercase().contains("bytes"));
+        assert_eq!(
+            crate::pull::fetch::range_start(&format!("bytes {start}-/*")),
+            Some(start)
+        );
+    }
+}
+
+/// Reads the bytes as an image config, and as the platforms of an image and a host, one per line.
+pub fn platform(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let platforms: Vec<_> = text
+        .lines()
+        .take(2)
+        .map(|line| {
+            let mut parts = line.splitn(3, '/');
+            let mut part = || parts.next().unwrap_or_default();
+            let (os, architecture, variant) = (part(), part(), part());
+            image::Platform::new(os, architecture, Some(variant))
+        })
+        .collect();
+    if let [host, other] = platforms.as_slice() {
+        assert_eq!(host.fit(host), Some(0), "a host runs its own images");
+        if host.fit(other) == Some(0) {
+            assert_eq!(other.fit(host), Some(0), "they are the same platform");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

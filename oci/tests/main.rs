@@ -15,6 +15,7 @@ mod host;
 mod hostile;
 mod image;
 mod keeping;
+mod layers;
 mod liar;
 mod lying;
 mod published;

@@ -91,8 +91,8 @@ fn names_come_from_all_the_places_where_programs_put_them() {
         ),
         (
             "not UTF-8",
-            vec![header(b'0', b"caf\xe9", b"0", |_| {})],
-            b"caf\xe9",
+            vec![header(b'0', b"na\xefve", b"0", |_| {})],
+            b"na\xefve",
         ),
         (
             "all 100 bytes",
@@ -252,11 +252,11 @@ fn numbers_are_octal_or_binary_and_padded_in_any_way() {
     }
     // The checksum as some old programs compute it: with signed bytes.
     let mut block = [0; BLOCK];
-    block.copy_from_slice(&header(b'0', b"caf\xe9", b"0", |_| {}));
+    block.copy_from_slice(&header(b'0', b"na\xefve", b"0", |_| {}));
     block[148..156].fill(b' ');
     let sum: i64 = block.iter().map(|byte| i64::from(byte.cast_signed())).sum();
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    assert_eq!(one(&[block.to_vec()]).name, b"caf\xe9");
+    assert_eq!(one(&[block.to_vec()]).name, b"na\xefve");
 }
 
 /// Owners that nobody can have, keys in other alphabets, and headers for all files: nothing of them is used.
