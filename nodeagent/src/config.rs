@@ -25,7 +25,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Watch this node's interruption lease and do what it says.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Exit with 0 when an agent runs on this host, does not hang, and has reached the API.
     Ready(ReadyArgs),
     /// Run a package on this machine, or under a directory, without a cluster.
@@ -333,7 +333,7 @@ mod tests {
         let Command::Run(args) = cli.command else {
             panic!("it is run");
         };
-        Ok(args)
+        Ok(*args)
     }
 
     #[test]
