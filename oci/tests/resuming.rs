@@ -482,7 +482,8 @@ async fn all_layers_of_a_broken_pull_are_continued() {
     let sizes: Vec<_> = layers.iter().map(|layer| server.ranges(*layer)).collect();
     for ranges in sizes {
         assert_eq!(ranges.last(), Some(&150_000));
-        assert_eq!(ranges.iter().filter(|from| **from == 0).count(), 1);
+        // A pull may be over before a layer has brought its first byte, but no byte is asked for twice.
+        assert!(ranges.is_sorted(), "{ranges:?}");
     }
     host.assert_intact();
 }
