@@ -165,6 +165,47 @@ async fn agents_get_their_environment_and_the_places_of_registries() -> Result<(
     Ok(())
 }
 
+/// The chart names a limit only when somebody has set it: the agent knows what is usual.
+#[tokio::test]
+async fn limits_of_images_reach_the_agent() -> Result<()> {
+    if !chart_can_run("limits_of_images_reach_the_agent").await {
+        return Ok(());
+    }
+    let args = async |values: &str| -> Result<BTreeSet<String>> {
+        let objects = render(&["--set", values]).await?;
+        let agent = find(&objects, "DaemonSet", AGENT)?;
+        let args = &agent["spec"]["template"]["spec"]["containers"][0]["args"];
+        let args: Vec<String> = serde_json::from_value(args.clone())?;
+        let of_images = |arg: &String| {
+            ["--image-m", "--image-s", "--partial-", "--pull-"]
+                .iter()
+                .any(|start| arg.starts_with(start))
+        };
+        Ok(args.into_iter().filter(of_images).collect())
+    };
+    assert_eq!(args("agent.logLevel=info").await?, BTreeSet::new());
+    assert_eq!(args("agent.images=null").await?, BTreeSet::new());
+    let all = "agent.images.storeMaxSize=1Gi,agent.images.maxUnusedHours=24,\
+               agent.images.minFreePercent=0,agent.images.minFreeSize=5Gi,\
+               agent.images.pullMinFreeSize=1Gi,agent.images.maxSize=2Gi,\
+               agent.images.partialLayerMaxHours=12,agent.images.pullStallSeconds=300,\
+               agent.images.pullStallSize=1Ki,agent.images.pullParallelLayers=1";
+    let want = [
+        "--image-max-size=2Gi",
+        "--image-max-unused-hours=24",
+        "--image-min-free-percent=0",
+        "--image-min-free-size=5Gi",
+        "--image-store-max-size=1Gi",
+        "--partial-layer-max-hours=12",
+        "--pull-min-free-size=1Gi",
+        "--pull-parallel-layers=1",
+        "--pull-stall-seconds=300",
+        "--pull-stall-size=1Ki",
+    ];
+    assert_eq!(args(all).await?, want.map(str::to_owned).into());
+    Ok(())
+}
+
 /// A selector that changes breaks every upgrade; NVIDIA Skyhook's names are what other tools look for.
 #[tokio::test]
 async fn names_and_selectors_stay() -> Result<()> {

@@ -9,7 +9,7 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::Quantity;
 
 use crate::host::interrupt::Patience;
-use crate::image::Registries;
+use crate::image::{ImageArgs, Registries};
 use crate::lease::PULL_SECRET;
 use crate::machine::progress::RebootCap;
 use crate::prepare::Layout;
@@ -26,7 +26,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Watch this node's interruption lease and do what it says.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Exit with 0 when an agent runs on this host, does not hang, and has reached the API.
     Ready(ReadyArgs),
     /// Run a package on this machine, or under a directory, without a cluster.
@@ -192,6 +192,8 @@ pub struct RunArgs {
         requires = "image_credential_provider_config"
     )]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub images: ImageArgs,
 }
 
 /// Requests and limits for the steps of packages without `resources`, when no LimitRange in the namespace has defaults.
@@ -245,6 +247,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     pub layout: Layout,
     pub registries: Registries,
+    pub images: ImageArgs,
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
     /// Requests and limits of steps when neither their package nor the namespace has any.
@@ -307,6 +310,7 @@ impl RunArgs {
                     .zip(self.image_credential_provider_bin_dir),
                 as_node: true,
             },
+            images: self.images,
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
             step_resources: self.step_defaults.resources(),
@@ -331,7 +335,7 @@ mod tests {
         let Command::Run(args) = cli.command else {
             panic!("it is run");
         };
-        Ok(args)
+        Ok(*args)
     }
 
     #[test]

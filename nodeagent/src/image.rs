@@ -10,6 +10,10 @@ use skyhook_oci::{
     Reference, ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
 };
 
+mod limits;
+
+pub use limits::ImageArgs;
+
 /// Why an image could not be pulled or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum PackageImageError {
@@ -126,10 +130,11 @@ impl Images {
         directory: &Path,
         files: &Root,
         registries: Registries,
+        limits: &ImageArgs,
     ) -> Result<Self, PackageImageError> {
-        let store = Store::open(directory, StoreConfig::default())
-            .map_err(|error| error.shown_in(files))?;
-        let config = registries.puller(files);
+        let store =
+            Store::open(directory, limits.store()).map_err(|error| error.shown_in(files))?;
+        let config = limits.puller(registries.puller(files));
         let puller = Puller::new(store.clone(), config);
         let puller = Rc::new(puller);
         Ok(Self {
@@ -233,7 +238,8 @@ mod tests {
         assert!(mount.arg(directory.path()).status().unwrap().success());
         let host = Host::open(directory.path()).unwrap();
         let store = host.files.locate("/var/lib/skyhook-agent/images").unwrap();
-        let error = Images::open(&store, &host.files, Registries::default()).unwrap_err();
+        let limits = ImageArgs::default();
+        let error = Images::open(&store, &host.files, Registries::default(), &limits).unwrap_err();
         let text = chain(&error);
         assert!(
             text.starts_with("cannot create /var/lib/skyhook-agent/images/"),

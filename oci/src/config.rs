@@ -12,8 +12,6 @@ use crate::root::Root;
 #[derive(Debug, Clone)]
 pub struct PullerConfig {
     pub platform: Platform,
-    /// How long a whole pull may take, including its retries.
-    pub deadline: Duration,
     /// How many blobs are downloaded at the same time.
     pub parallel_layers: usize,
     /// The directory that is `/` for `hosts_dir`, for the paths in its files, and for the configuration of `plugins`, such
@@ -47,7 +45,6 @@ impl Default for PullerConfig {
     fn default() -> Self {
         Self {
             platform: Platform::host(),
-            deadline: Duration::from_secs(600),
             parallel_layers: 3,
             files: None,
             hosts_dir: None,
@@ -59,13 +56,16 @@ impl Default for PullerConfig {
     }
 }
 
-/// How long to wait for a registry.
+/// How long to wait for a registry. A pull as a whole may take any time, as long as it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     pub connect: Duration,
     /// The longest time in which a server may send no byte at all.
     pub read: Duration,
-    /// A server must send `slow_bytes` of a body in every `slow_window`.
+    /// The longest time of a request whose answer is small, such as a manifest, with its tokens and redirects.
+    pub answer: Duration,
+    /// A server must send `slow_bytes` of a blob in every `slow_window`. Else the download has stalled, and is continued
+    /// with a new connection.
     pub slow_window: Duration,
     pub slow_bytes: u64,
     /// The longest `Retry-After` that a pull itself waits for. With a longer one it fails, and the caller waits.
@@ -80,9 +80,10 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(10),
-            read: Duration::from_secs(30),
-            slow_window: Duration::from_secs(30),
-            slow_bytes: 32 << 10,
+            read: Duration::from_secs(60),
+            answer: Duration::from_secs(300),
+            slow_window: Duration::from_secs(60),
+            slow_bytes: 16 << 10,
             max_wait: Duration::from_secs(30),
             backoff: Duration::from_millis(250),
             tries: 5,

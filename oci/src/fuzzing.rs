@@ -44,7 +44,7 @@ pub fn tar(bytes: &[u8]) {
         assert_is_below(&entry.path, &limits);
     }
     // The same layer is applied twice, so that all its names exist the second time.
-    let Ok(Some(root)) = merge([entries.clone(), entries], &limits) else {
+    let Ok(Some(root)) = merge([entries.clone(), entries], &budget) else {
         return;
     };
     let mut pending = vec![(0, &root)];
@@ -215,12 +215,56 @@ pub fn image_documents(bytes: &[u8]) {
     let limits = limits();
     let host = image::Platform::host();
     match image::decode(bytes, None, &limits) {
-        Ok(image::Document::Index(candidates)) => drop(image::select(&candidates, &host)),
+        Ok(image::Document::Index(candidates)) => {
+            if let Ok(fitting) = image::select(&candidates, &host) {
+                assert!(!fitting.is_empty() && fitting.len() <= candidates.len());
+            }
+        }
         Ok(image::Document::Image(decoded)) => {
             assert!(decoded.layers.len() as u64 <= limits.layers);
-            drop(image::diff_ids(bytes, decoded.layers.len(), Some(&host)));
+            for (digest, content) in &decoded.embedded {
+                assert!(digest.is_of(content));
+            }
+            if let Ok(diff_ids) = decoded.diff_ids(bytes) {
+                assert_eq!(diff_ids.len(), decoded.layers.len());
+            }
         }
-        Err(_) => drop(image::diff_ids(bytes, 0, Some(&host))),
+        Err(_) => {}
+    }
+    drop(image::check_platform(bytes, &host));
+}
+
+/// Reads the bytes as the header with which a server says which part of a blob it sends.
+pub fn content_range(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Some(start) = crate::pull::fetch::range_start(text)
+    {
+        assert!(text.to_ascii_lowercase().contains("bytes"));
+        assert_eq!(
+            crate::pull::fetch::range_start(&format!("bytes {start}-/*")),
+            Some(start)
+        );
+    }
+}
+
+/// Reads the bytes as an image config, and as the platforms of an image and a host, one per line.
+pub fn platform(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let platforms: Vec<_> = text
+        .lines()
+        .take(2)
+        .map(|line| {
+            let mut parts = line.splitn(3, '/');
+            let mut part = || parts.next().unwrap_or_default();
+            let (os, architecture, variant) = (part(), part(), part());
+            image::Platform::new(os, architecture, Some(variant))
+        })
+        .collect();
+    if let [host, other] = platforms.as_slice() {
+        assert_eq!(host.fit(host), Some(0), "a host runs its own images");
+        if host.fit(other) == Some(0) {
+            assert_eq!(other.fit(host), Some(0), "they are the same platform");
+        }
     }
 }
 

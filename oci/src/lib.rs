@@ -21,6 +21,8 @@
 //! ```
 //!
 //! # Guarantees
+//! - A pull has no deadline. It fails when too few bytes arrive for too long, or when several tries were in vain. What
+//!   was received of a layer stays in the store, and the next pull continues it.
 //! - All content is hashed: manifests, configs and layers must have their digests, and the decompressed content of a
 //!   layer must have its diff ID. A blob in the store gets its name only when it is complete, also if there is a
 //!   power cut. A directory that an image is unpacked to without `overlay` gets its name only when it is complete,
@@ -52,6 +54,9 @@
 //! | gzip | 0.41 | 1.82 | 1.08 | 27 |
 //! | zstd | 0.44 | 1.95 | 0.59 | 27 |
 //! | small | 0.31 | 2.09 | 0.21 | 27 |
+//!
+//! At the end it kills a pull of 200 MB after 90 % and starts it again: `resume_saved_percent` is the part of the
+//! received bytes that are not downloaded again.
 //!
 //! `speedup_gzip` 4.4, `speedup_zstd` 4.5, `speedup_small_files` 6.8, `floor_ratio_gzip` 0.76 (our time, divided by
 //! the time that `gzip -dc | tar x` would take if it used all cores), `peak_mib` 27.
@@ -90,7 +95,7 @@ pub mod unpack;
 pub use auth::{AuthError, Credentials, PluginConfig};
 pub use chain::chain;
 pub use config::{NodeConfig, PullerConfig, RetryClass, Timeouts};
-pub use digest::{Digest, DigestError};
+pub use digest::{Digest, DigestError, Mismatch};
 pub use hosts::HostsError;
 pub use image::{ImageError, Platform};
 pub use limits::Limits;

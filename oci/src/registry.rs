@@ -19,7 +19,7 @@ use reqwest::{Response, StatusCode};
 use crate::auth::{Credentials, Match};
 use crate::chain;
 use crate::config::Timeouts;
-use crate::digest::Digest;
+use crate::digest::{Digest, Mismatch};
 use crate::hosts::{self, RegistrySettings};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
@@ -124,8 +124,9 @@ impl Session {
         })
     }
 
-    pub(crate) fn has_one_host(&self) -> bool {
-        self.hosts.len() == 1
+    /// The registry that the reference names.
+    pub(crate) fn registry(&self) -> &str {
+        &self.registry
     }
 
     /// Requests a manifest or index by tag or by digest. If `want` is given, the document must have this digest.
@@ -170,15 +171,12 @@ impl Session {
             .map(str::to_owned);
         let authority = &host.endpoint.authority;
         let bytes = body(response, what, authority, limits.manifest_bytes).await?;
-        let digest = Digest::of(&bytes);
+        let digest = Digest::like(want, &bytes);
         match want {
             Some(want) if want != digest => {
-                let host = authority.clone();
-                Err(RegistryError::WrongDigest {
-                    host,
-                    want,
-                    got: digest,
-                })
+                let (host, got) = (authority.clone(), digest);
+                let digests = Box::new(Mismatch { want, got });
+                Err(RegistryError::WrongDigest { host, digests })
             }
             _ => Ok(RawManifest {
                 bytes,
@@ -188,9 +186,8 @@ impl Session {
         }
     }
 
-    /// Requests a blob. The host at position `first` is asked first. Only this host is asked for the bytes after
-    /// `from`: the others are asked for the whole blob, because bytes of two hosts must not be mixed. The status of
-    /// the response tells whether it is a part or the whole blob.
+    /// Requests a blob from the byte `from` on. The host at position `first` is asked first. The status of the response
+    /// tells whether it is the rest or the whole blob.
     pub(crate) async fn blob(
         &self,
         digest: &Digest,
@@ -201,7 +198,7 @@ impl Session {
         let path = format!("blobs/{digest}");
         let mut failed = None;
         for step in 0..self.hosts.len() {
-            let range = (from > 0 && step == 0).then(|| format!("bytes={from}-"));
+            let range = (from > 0).then(|| format!("bytes={from}-"));
             let host_index = (first + step) % self.hosts.len();
             let host = &self.hosts[host_index];
             if !host.endpoint.serves(true) || has_answered(host, failed.as_ref()) {

@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 12] = [
     ("tar", super::tar),
     ("config_json", super::config_json),
     ("reference", super::reference),
@@ -21,6 +21,8 @@ const TARGETS: [(&str, Target); 10] = [
     ("credential_provider", super::credential_provider),
     ("challenge", super::challenge),
     ("certificates", super::certificates),
+    ("content_range", super::content_range),
+    ("platform", super::platform),
 ];
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {

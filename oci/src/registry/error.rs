@@ -6,8 +6,9 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::verify::advice;
+use crate::chain;
 use crate::config::RetryClass;
-use crate::digest::Digest;
+use crate::digest::Mismatch;
 use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
 
@@ -20,7 +21,7 @@ pub enum RegistryError {
     Hosts(#[from] HostsError),
     #[error("{} has no usable certificate or key: {reason}", path.display())]
     Certificate { path: PathBuf, reason: String },
-    #[error("{what} from {host}")]
+    #[error("{what} from {host}{}", hint(source))]
     Http {
         what: String,
         host: String,
@@ -58,11 +59,10 @@ pub enum RegistryError {
         host: String,
         reason: &'static str,
     },
-    #[error("{host} sent content with the digest {got} instead of {want}")]
+    #[error("{host} sent content with the digest {} instead of {}", digests.got, digests.want)]
     WrongDigest {
         host: String,
-        want: Digest,
-        got: Digest,
+        digests: Box<Mismatch>,
     },
     #[error("{host} sent {got} bytes of {what} instead of {want}")]
     WrongSize {
@@ -77,6 +77,12 @@ pub enum RegistryError {
         host: String,
         bytes: u64,
         window: Duration,
+    },
+    #[error("{host} did not send {what} within {} s", limit.as_secs())]
+    NoAnswer {
+        what: String,
+        host: String,
+        limit: Duration,
     },
     #[error("{what} from {host}")]
     Limit {
@@ -118,7 +124,7 @@ impl RegistryError {
             Self::Redirect { .. } => "redirect",
             Self::WrongDigest { .. } => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
-            Self::Slow { .. } => "slow",
+            Self::Slow { .. } | Self::NoAnswer { .. } => "slow",
             Self::Limit { .. } => "limit",
         }
     }
@@ -137,7 +143,8 @@ impl RegistryError {
             | Self::Untrusted { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
-            | Self::Slow { .. } => RetryClass::Transient,
+            | Self::Slow { .. }
+            | Self::NoAnswer { .. } => RetryClass::Transient,
             Self::Status { .. }
             | Self::Client(_)
             | Self::Hosts(_)
@@ -148,6 +155,17 @@ impl RegistryError {
             | Self::Limit { .. }
             | Self::NoHost { .. } => RetryClass::Terminal,
         }
+    }
+}
+
+/// What an error of the HTTP client may mean, if its text does not tell. In HTTP/2 the reason of a closed connection is
+/// lost.
+fn hint(error: &reqwest::Error) -> &'static str {
+    match chain(error).ends_with("connection closed") {
+        true => {
+            " (it closed the connection: if it wants a client certificate, name one in the registry's hosts.toml)"
+        }
+        false => "",
     }
 }
 

@@ -19,6 +19,11 @@ use super::{Net, RegistryError};
 use crate::hosts::{Endpoint, HostSettings, HostsError};
 use crate::root::Root;
 
+/// How much a server may send before the client has taken it, of one blob and of all blobs together.
+const HTTP2_STREAM_WINDOW: u32 = 1 << 20;
+const HTTP2_CONNECTION_WINDOW: u32 = 4 << 20;
+const HTTP2_FRAME: u32 = 256 << 10;
+
 /// A client for one endpoint. The paths of its certificates are paths in `files`.
 pub(super) fn client(endpoint: &Endpoint, net: &Net<'_>) -> Result<Client, RegistryError> {
     let uses_tls = endpoint.base.scheme() == "https";
@@ -31,6 +36,10 @@ pub(super) fn client(endpoint: &Endpoint, net: &Net<'_>) -> Result<Client, Regis
         .connect_timeout(net.timeouts.connect)
         .read_timeout(net.timeouts.read)
         .pool_max_idle_per_host(8)
+        // A window of 64 KiB, which is usual in HTTP/2, would slow distant registries down.
+        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_max_frame_size(HTTP2_FRAME)
         .proxy(Proxy::custom(move |url| proxies.for_url(url)))
         .build()
         .map_err(RegistryError::Client)
@@ -50,7 +59,18 @@ pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> 
     Ok(map)
 }
 
+/// The settings of TLS. The server chooses HTTP/2 if it speaks it.
 fn tls(settings: &HostSettings, net: &Net<'_>, used: bool) -> Result<ClientConfig, RegistryError> {
+    let mut config = authenticated_tls(settings, net, used)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn authenticated_tls(
+    settings: &HostSettings,
+    net: &Net<'_>,
+    used: bool,
+) -> Result<ClientConfig, RegistryError> {
     let files = net.files;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
