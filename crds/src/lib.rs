@@ -17,6 +17,7 @@
 
 pub mod conditions;
 pub mod duration;
+pub mod field;
 pub mod glob;
 pub mod graph;
 pub mod image;
@@ -27,6 +28,7 @@ pub mod package;
 pub mod policy;
 pub mod quantity;
 pub mod revision;
+pub mod rollout;
 pub mod skyhook;
 pub mod stage;
 pub mod version;

@@ -300,6 +300,8 @@ fn compartment(skyhook: &SkyhookFact, summary: &Summary<'_>) -> CompartmentStatu
         completed: number(summary.complete),
         progress_percent: number((summary.complete * 100).checked_div(total).unwrap_or(100)),
         batch_state: None,
+        run: None,
+        published: None,
     }
 }
 
