@@ -15,6 +15,10 @@ use crate::installed::Stamp;
 use crate::package::PackageStatus;
 use crate::stage::{Stage, State};
 
+/// The newest form of leases and of revisions that this version writes and understands; 0 is the first. It grows when an
+/// agent of an older version would do something else than what a newer coordinator means.
+pub const FORMAT: i32 = 0;
+
 /// The right to work on one node, given by the coordinator out of the budget.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -52,6 +56,9 @@ use crate::stage::{Stage, State};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseSpec {
+    /// Form of the lease, see [`FORMAT`]. An agent that does not know it does nothing under the lease.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub format: i32,
     /// The Node; an agent whose Node has another UID ignores the lease.
     pub node: NodeRef,
     /// The Skyhook that the node is worked on for.
@@ -155,6 +162,10 @@ pub enum DrainState {
     Draining,
     /// No pod that has to leave is left: the agent may interrupt the host.
     Drained,
+    /// One of a later version. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// A pod that has to leave, and why it is still there.
@@ -194,12 +205,21 @@ pub enum StopReason {
     /// Somebody edited the node's package states.
     Edited,
     DrainTimedOut,
+    /// The lease, or its revision, has a form that the agent does not know: it does nothing under it.
+    AgentTooOld,
+    /// One of a later version: the agent stops. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// What the agent reports.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseStatus {
+    /// The newest form of leases and revisions that the agent knows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub format: i32,
     /// Generation of the lease's spec that this status answers to.
     #[serde(default)]
     pub observed_generation: i64,
@@ -284,6 +304,10 @@ pub enum Phase {
     Complete,
     /// The agent stopped as it was told to; it does nothing more under this lease.
     Stopped,
+    /// One of a later version: the agent still works. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 impl Phase {
@@ -340,3 +364,6 @@ impl PackageReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

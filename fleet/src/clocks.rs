@@ -37,16 +37,30 @@ pub struct LeaseClock {
 /// A back-off: why a node gets no lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
+    /// The Skyhook for which the node gets no lease; `None` for all.
+    pub skyhook: Option<String>,
     pub until: Mono,
     pub word: Word,
     pub message: &'static str,
+}
+
+/// Results of a Skyhook on a node that say that all is done, although work is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mismatch {
+    skyhook: String,
+    /// UID of the last lease with such a result.
+    lease: String,
+    count: u32,
 }
 
 /// The clocks.
 #[derive(Debug, Default)]
 pub struct Clocks {
     leases: BTreeMap<String, LeaseClock>,
-    backoff: BTreeMap<String, Backoff>,
+    /// By node.
+    backoff: BTreeMap<String, Vec<Backoff>>,
+    /// By node: results that left work over, one after the other.
+    mismatches: BTreeMap<String, Mismatch>,
     drains: BTreeMap<String, DrainWatch>,
 }
 
@@ -57,10 +71,17 @@ impl Clocks {
         self.leases.get(node)
     }
 
-    /// The back-off of a node, if any.
+    /// The back-off of a node for a Skyhook, if any: the one that ends last.
     #[must_use]
-    pub fn backoff(&self, node: &str) -> Option<&Backoff> {
-        self.backoff.get(node)
+    pub fn backoff(&self, node: &str, skyhook: &str) -> Option<&Backoff> {
+        let all = self.backoff.get(node)?.iter();
+        all.filter(|backoff| {
+            backoff
+                .skyhook
+                .as_deref()
+                .is_none_or(|for_| for_ == skyhook)
+        })
+        .max_by_key(|backoff| backoff.until)
     }
 
     /// The pods of a node that drains for a lease.
@@ -73,12 +94,40 @@ impl Clocks {
 
     /// The times at which back-offs end.
     pub(crate) fn backoffs_end(&self) -> impl Iterator<Item = Mono> {
-        self.backoff.values().map(|backoff| backoff.until)
+        let all = self.backoff.values().flatten();
+        all.map(|backoff| backoff.until)
     }
 
     /// Begins a back-off: the node gets no lease for a while.
     pub(crate) fn back_off(&mut self, node: String, backoff: Backoff) {
-        self.backoff.insert(node, backoff);
+        let all = self.backoff.entry(node).or_default();
+        all.retain(|other| other.skyhook != backoff.skyhook);
+        all.push(backoff);
+    }
+
+    /// Notes a result that left work over. Returns how many there were one after the other.
+    pub(crate) fn mismatched(&mut self, node: &str, skyhook: &str, lease: &str) -> u32 {
+        let before = self.mismatches.get(node);
+        let count = match before.filter(|before| before.skyhook == skyhook) {
+            Some(before) if before.lease == lease => before.count,
+            Some(before) => before.count.saturating_add(1),
+            None => 1,
+        };
+        let mismatch = Mismatch {
+            skyhook: skyhook.to_owned(),
+            lease: lease.to_owned(),
+            count,
+        };
+        self.mismatches.insert(node.to_owned(), mismatch);
+        count
+    }
+
+    /// Notes a result that left no work over.
+    pub(crate) fn matched(&mut self, node: &str, skyhook: &str) {
+        let is_meant = |before: &Mismatch| before.skyhook == skyhook;
+        if self.mismatches.get(node).is_some_and(is_meant) {
+            self.mismatches.remove(node);
+        }
     }
 
     /// Takes in a list of a node's pods.
@@ -226,12 +275,16 @@ impl Clocks {
     pub(crate) fn expire(&mut self, picture: &Picture, now: Mono) -> Vec<String> {
         let over = |until: Mono| until <= now;
         let mut changed: Vec<String> = Vec::new();
-        self.backoff.retain(|node, backoff| {
-            if over(backoff.until) {
+        self.backoff.retain(|node, all| {
+            let before = all.len();
+            all.retain(|backoff| !over(backoff.until));
+            if all.len() < before {
                 changed.push(node.clone());
             }
-            !over(backoff.until)
+            !all.is_empty()
         });
+        self.mismatches
+            .retain(|node, _| picture.nodes().contains_key(node));
         self.drains.retain(|node, watch| {
             let lease = picture.leases().get(node);
             let drains = lease.is_some_and(|lease| lease.uid == watch.lease_uid);

@@ -16,7 +16,8 @@ use kube::Resource;
 use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::Value;
-use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
+use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StateProblem};
+use skyhook_crds::lease::FORMAT;
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
@@ -180,7 +181,7 @@ impl Resource for WireNode {
 /// What a Node's annotations say about one Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    pub states: Result<PackageStates, MalformedState>,
+    pub states: Result<PackageStates, StateProblem>,
     /// Digest of the current value of the annotation `nodeState_<skyhook>`.
     pub digest: String,
     pub stamp: Option<Stamp>,
@@ -345,6 +346,7 @@ impl SkyhookFact {
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
             let checked = spec.check(&name).map_err(|e| e.to_string())?;
             let data = RevisionData {
+                format: FORMAT,
                 packages: checked.packages.clone(),
                 serial: spec.serial,
             };

@@ -262,6 +262,22 @@ impl Index {
         self.clocks.back_off(node, backoff);
     }
 
+    /// Notes whether the result of a lease left work over. Returns how many results in a row did.
+    pub(crate) fn judged(
+        &mut self,
+        node: &str,
+        skyhook: &str,
+        lease: &str,
+        left_over: bool,
+    ) -> u32 {
+        if left_over {
+            self.clocks.mismatched(node, skyhook, lease)
+        } else {
+            self.clocks.matched(node, skyhook);
+            0
+        }
+    }
+
     /// Forgets entries whose time is over.
     pub fn expire(&mut self, now: Mono) {
         self.inflight.expire(now);

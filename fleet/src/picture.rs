@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::is_older;
+use skyhook_crds::lease::protocol::{self, is_older};
 
 use crate::effect::Target;
 use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireNode, WireSkyhook};
@@ -371,6 +371,14 @@ impl Picture {
             .get(&lease.spec.skyhook.name)
             .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
             .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
+    }
+
+    /// True when the agent that works on the lease is too old for the lease or for its revision.
+    #[must_use]
+    pub fn is_agent_too_old(&self, lease: &InterruptionLease) -> bool {
+        let revision = self.revisions.get(&lease.spec.revision);
+        let data = revision.and_then(|revision| revision.data.as_ref());
+        protocol::is_agent_too_old(lease, data.map_or(0, |data| data.format))
     }
 
     /// True when the picture does not hold the Node that a write returned: the watch has reported its deletion since.

@@ -175,7 +175,9 @@ fn ends_steps(reason: StopReason) -> bool {
         StopReason::NewRevision
         | StopReason::Paused
         | StopReason::Edited
-        | StopReason::DrainTimedOut => false,
+        | StopReason::DrainTimedOut
+        | StopReason::AgentTooOld
+        | StopReason::Unknown => false,
     }
 }
 
@@ -448,7 +450,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
                 plan::plan_package(p, &name, now);
             }
         }
-        Stage::Interrupt => {}
+        Stage::Interrupt | Stage::Unknown => {}
         Stage::PostInterrupt => {
             entry.set(Stage::PostInterrupt, State::Complete, now);
             p.reboots.remove(key);

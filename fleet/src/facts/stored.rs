@@ -36,7 +36,7 @@ impl RevisionFact {
             number: object.revision,
             data: object
                 .data
-                .and_then(|data| serde_json::from_value(data.0).ok())
+                .and_then(|data| RevisionData::read(data.0).ok())
                 .map(Arc::new),
         }
     }

@@ -30,6 +30,7 @@ use std::collections::BTreeSet;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::InterruptionLease;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
+use skyhook_crds::stage::Stage;
 
 use super::cache::{Cache, LeaseBits, LeaseKey, NextWrite};
 use super::ledger::Ledger;
@@ -122,7 +123,7 @@ enum LeaseState {
     /// The agent has ended, and its result may be recorded now.
     Result,
     /// The agent has ended, and its result cannot be recorded now: the node is not back after a reboot, or the Node is
-    /// stamped for another lease, or a newer version of Skyhook wrote its record.
+    /// stamped for another lease, or a newer version of Skyhook wrote its record or the result.
     Stranded,
     /// The result is on the Node, or an administrator releases the lease by force.
     Recorded,
@@ -211,6 +212,13 @@ impl LeaseCase<'_> {
         stamp.is_none_or(|stamp| stamp.granted == self.fact.uid)
     }
 
+    /// True when every stage in the agent's report is known here. A newer agent may report others. They cannot be written
+    /// to the Node.
+    fn is_known(&self) -> bool {
+        let mut packages = self.lease.status.iter().flat_map(|status| &status.packages);
+        packages.all(|(_, report)| report.stage != Stage::Unknown)
+    }
+
     fn state(&self) -> LeaseState {
         if !protocol::is_accepted(self.lease) {
             if let Some(why) = self.reason_to_withdraw() {
@@ -236,7 +244,9 @@ impl LeaseCase<'_> {
         let newer = record.stamp.as_ref().is_some_and(Stamp::is_newer);
         match protocol::result_duty(self.lease, &facts) {
             ResultDuty::NotYet => LeaseState::Working,
-            ResultDuty::Take if self.is_current_on(node) && !newer => LeaseState::Result,
+            ResultDuty::Take if self.is_current_on(node) && !newer && self.is_known() => {
+                LeaseState::Result
+            }
             ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
                 LeaseState::Stranded
             }

@@ -9,6 +9,7 @@ use skyhook_crds::lease::StopReason;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Word {
     AgentNotResponding,
+    AgentTooOld,
     AwaitingAgent,
     AwaitingDrain,
     AwaitingInterrupt,
@@ -33,6 +34,7 @@ pub enum Word {
     Parked,
     Paused,
     Preparing,
+    ResultDoesNotMatch,
     Settling,
     TaintNotTolerable,
 }
@@ -47,6 +49,7 @@ impl Word {
             | Self::ControlPlane
             | Self::Settling => true,
             Self::AgentNotResponding
+            | Self::AgentTooOld
             | Self::AwaitingAgent
             | Self::AwaitingDrain
             | Self::AwaitingInterrupt
@@ -68,6 +71,7 @@ impl Word {
             | Self::Parked
             | Self::Paused
             | Self::Preparing
+            | Self::ResultDoesNotMatch
             | Self::TaintNotTolerable => false,
         }
     }
@@ -127,6 +131,8 @@ impl fmt::Display for Withdrawal {
             }
             Self::Stop(StopReason::Edited) => "the node's package states were edited",
             Self::Stop(StopReason::DrainTimedOut) => "pods did not leave in time",
+            Self::Stop(StopReason::AgentTooOld) => "it needs a newer agent",
+            Self::Stop(StopReason::Unknown) => "a newer version told the agent to stop",
             Self::NewerRecord => "a newer version wrote the node's record",
             Self::RecordChanged => "the node's package states changed",
             Self::OtherRun => "the node's package states are of another run",

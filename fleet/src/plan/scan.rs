@@ -185,7 +185,7 @@ fn cells(
 fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Option<&str>) -> Cell {
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
-    let backoff = view.clocks.backoff(&node.name);
+    let backoff = view.clocks.backoff(&node.name, &skyhook.name);
     Cell {
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
         parked: skyhook.is_parked_over(node),

@@ -20,6 +20,7 @@ mod host;
 mod leases;
 mod reapply;
 mod replaced;
+mod skew;
 mod status;
 mod words;
 

@@ -5,9 +5,9 @@
 //! agent, and the journal is right. Without a journal, the annotations are right, unless they are from another host:
 //! then nothing is installed.
 
-use skyhook_crds::InterruptionLease;
 use skyhook_crds::installed::{PackageStates, Stamp};
 use skyhook_crds::lease::protocol;
+use skyhook_crds::{InterruptionLease, Stage};
 
 use super::progress::{Entries, Entry, states};
 
@@ -35,7 +35,18 @@ pub fn of_lease(
     if protocol::is_of_another_host(lease, machine_id, host_id) {
         return (Entries::new(), Source::Nothing);
     }
+    if has_unknown_stage(lease) {
+        return (journal.cloned().unwrap_or_default(), Source::Journal);
+    }
     reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref())
+}
+
+/// True when the Node's record has a package in a stage that this version does not know: a newer one wrote it, and nothing
+/// may be done with what it lists.
+#[must_use]
+pub fn has_unknown_stage(lease: &InterruptionLease) -> bool {
+    let mut installed = lease.spec.installed.values();
+    installed.any(|status| status.stage == Stage::Unknown)
 }
 
 /// The same for a record that is from this host. `journal` is `None` when the journal does not contain the Skyhook.
@@ -83,9 +94,9 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
 
 #[cfg(test)]
 mod tests {
+    use skyhook_crds::State;
     use skyhook_crds::lease::{InterruptionLeaseSpec, InterruptionLeaseStatus, Phase};
     use skyhook_crds::package::PackageStatus;
-    use skyhook_crds::{Stage, State};
 
     use super::*;
 
@@ -243,6 +254,19 @@ mod tests {
             assert_eq!(source, want, "{name}");
             assert_eq!(states(&entries), states_want, "{name}");
         }
+    }
+
+    #[test]
+    fn a_record_with_a_stage_that_is_not_known_is_left_to_a_newer_agent() {
+        let done = status("1.0.0", Stage::Config, State::Complete);
+        let newer = status("1.0.0", Stage::Unknown, State::InProgress);
+        let lease = lease(&record(&newer), Some(&stamp("uid", "m")), "");
+        assert!(has_unknown_stage(&lease));
+        let known = journal(&done);
+        let (entries, _) = of_lease(Some(&known), &lease, "m", "h");
+        assert_eq!(entries, known);
+        let (entries, _) = of_lease(None, &lease, "m", "h");
+        assert_eq!(entries, Entries::new());
     }
 
     fn lease(

@@ -44,7 +44,7 @@ impl LeaseCase<'_> {
             return Some(Withdrawal::Overtaken);
         }
         let checked = skyhook.checked.as_ref().ok()?;
-        let idle = standing::outstanding(self.view, skyhook, checked, node)
+        let idle = standing::outstanding(self.view.picture, skyhook, checked, node)
             .is_ok_and(|work| work.is_empty());
         idle.then_some(Withdrawal::NothingToDo)
     }
