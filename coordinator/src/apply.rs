@@ -4,6 +4,7 @@
 mod live;
 mod pods;
 mod revisions;
+mod rollouts;
 
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub enum ApplyError {
     },
     #[error("the lease of node {node} is not what the watch showed")]
     OtherLease { node: String },
+    #[error("no open batch has node {node}")]
+    NotInBatch { node: String },
 }
 
 /// What to do about a failed request.
@@ -103,7 +106,7 @@ impl Applier {
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
-            Err(ApplyError::OtherLease { .. }) => Outcome::Stale,
+            Err(ApplyError::OtherLease { .. } | ApplyError::NotInBatch { .. }) => Outcome::Stale,
             Err(ApplyError::Request {
                 verb,
                 object,
@@ -159,7 +162,21 @@ impl Applier {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
-            Effect::GrantLease { node, at } => {
+            Effect::WriteRollout {
+                name,
+                skyhook_uid,
+                at,
+                spec,
+            } => {
+                let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
+                self.write_rollout(name, owner, at.as_ref(), spec).await
+            }
+            Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
+            Effect::LookForLeases { skyhook, looks } => self.look_for_leases(skyhook, looks).await,
+            Effect::GrantLease { node, at, batch } => {
+                if let Some(check) = batch {
+                    self.check_batch(node, check).await?;
+                }
                 let granted = Granted {
                     by: self.identity.clone(),
                     at: wall.to_owned(),

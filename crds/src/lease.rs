@@ -74,6 +74,12 @@ pub struct InterruptionLeaseSpec {
     /// The part of the budget that the lease takes a slot of.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub compartment: String,
+    /// The batch that the node is worked on in, where the compartment has batches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchRef>,
+    /// `SKYHOOK_NODE_ORDER` of the node's steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<i64>,
     /// Set when the slot is granted; before that an agent does nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub granted: Option<Granted>,
@@ -92,6 +98,16 @@ pub struct InterruptionLeaseSpec {
 pub struct NodeRef {
     pub name: String,
     pub uid: String,
+}
+
+/// A batch of a roll-out.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub struct BatchRef {
+    /// UID of the `RolloutState` that opened it.
+    pub state: String,
+    pub number: i64,
 }
 
 /// A Skyhook, by name and UID.

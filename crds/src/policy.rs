@@ -4,7 +4,7 @@ mod check;
 mod compartments;
 
 pub use check::{Ceiling, CheckedCompartment, CheckedPolicy, Growth, MOST_COMPARTMENTS, Pace};
-pub use compartments::{CompartmentId, Compartments};
+pub use compartments::{CompartmentId, Compartments, Matches};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::CustomResource;

@@ -3,12 +3,13 @@
 
 mod drains;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::StopReason;
 
+use crate::batches::Look;
 use crate::effect::Target;
 use crate::picture::{Changed, Kind, Picture};
 use crate::plan::cordon;
@@ -59,6 +60,8 @@ pub struct Clocks {
     leases: BTreeMap<String, LeaseClock>,
     /// By node.
     backoff: BTreeMap<String, Vec<Backoff>>,
+    /// By Skyhook: members of open batches of which a fresh look said that they have no lease.
+    left: BTreeMap<String, BTreeSet<Look>>,
     /// By node: results that left work over, one after the other.
     mismatches: BTreeMap<String, Mismatch>,
     drains: BTreeMap<String, DrainWatch>,
@@ -82,6 +85,16 @@ impl Clocks {
                 .is_none_or(|for_| for_ == skyhook)
         })
         .max_by_key(|backoff| backoff.until)
+    }
+
+    /// The members of a Skyhook's open batches of which a fresh look said that they have no lease.
+    pub fn left(&self, skyhook: &str) -> impl Iterator<Item = &Look> {
+        self.left.get(skyhook).into_iter().flatten()
+    }
+
+    /// Takes in a look.
+    pub(crate) fn looked(&mut self, skyhook: String, looks: Vec<Look>) {
+        self.left.entry(skyhook).or_default().extend(looks);
     }
 
     /// The pods of a node that drains for a lease.
@@ -282,6 +295,15 @@ impl Clocks {
                 changed.push(node.clone());
             }
             !all.is_empty()
+        });
+        self.left.retain(|skyhook, looks| {
+            let spec = picture.rollout_of(skyhook).map(|rollout| &rollout.spec);
+            let open = spec.and_then(|spec| spec.as_ref().ok());
+            looks.retain(|look| {
+                let mut states = open.iter().flat_map(|spec| spec.compartments.values());
+                states.any(|state| state.batch == look.batch)
+            });
+            !looks.is_empty()
         });
         self.mismatches
             .retain(|node, _| picture.nodes().contains_key(node));

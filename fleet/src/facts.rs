@@ -17,12 +17,13 @@ use kube::core::Selector;
 use serde::Deserialize;
 use serde_json::Value;
 use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StateProblem};
-use skyhook_crds::lease::FORMAT;
+use skyhook_crds::lease::{FORMAT, InterruptionLeaseSpec};
 use skyhook_crds::revision::{self, RevisionData};
+use skyhook_crds::rollout::{self, RolloutState};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
-pub use stored::RevisionFact;
+pub use stored::{PolicyFact, RevisionFact, RolloutFact};
 
 /// A Node as the API server sends it, reduced to the fields that decisions need.
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -127,8 +128,10 @@ impl<K> Default for Wire<K> {
 pub type WireSkyhook = Wire<Skyhook>;
 /// An `InterruptionLease` before it is decoded.
 pub type WireLease = Wire<InterruptionLease>;
-/// A `DeploymentPolicy`. Only its name is used.
+/// A `DeploymentPolicy` before it is decoded.
 pub type WirePolicy = Wire<DeploymentPolicy>;
+/// A `RolloutState` before it is decoded.
+pub type WireRollout = Wire<RolloutState>;
 
 impl<K: Resource<DynamicType = ()>> Resource for Wire<K> {
     type DynamicType = ();
@@ -202,6 +205,9 @@ impl Record {
 pub struct NodeFact {
     pub name: String,
     pub uid: String,
+    /// What stands for the Node in a batch.
+    pub member: String,
+    pub created: Option<Timestamp>,
     pub resource_version: String,
     pub labels: BTreeMap<String, String>,
     /// Only the annotations with the prefix `skyhook.nvidia.com/`.
@@ -248,9 +254,12 @@ impl NodeFact {
             .into_iter()
             .partition(|c| c.condition.type_.starts_with(&prefix));
         let ready = others.into_iter().find(|c| c.condition.type_ == "Ready");
+        let uid = node.metadata.uid.unwrap_or_default();
         Self {
             name: node.metadata.name.unwrap_or_default(),
-            uid: node.metadata.uid.unwrap_or_default(),
+            member: rollout::member(&uid),
+            uid,
+            created: node.metadata.creation_timestamp.map(|time| time.0),
             resource_version: node.metadata.resource_version.unwrap_or_default(),
             labels: node.metadata.labels.unwrap_or_default(),
             taints: node.spec.taints.unwrap_or_default(),
@@ -420,6 +429,8 @@ pub struct LeaseFact {
     pub resource_version: String,
     /// Set by the force-release annotation: release without waiting for a result.
     pub forced: bool,
+    /// What stands for its node in a batch; empty if it cannot be decoded.
+    pub member: String,
     pub lease: Result<Box<InterruptionLease>, String>,
 }
 
@@ -428,8 +439,9 @@ impl LeaseFact {
     #[must_use]
     pub fn new(object: WireLease) -> Self {
         let metadata = object.metadata;
-        let spec =
+        let spec: Result<InterruptionLeaseSpec, String> =
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
+        let member = spec.as_ref().map(|spec| rollout::member(&spec.node.uid));
         let status = if object.status.is_null() {
             Ok(None)
         } else {
@@ -443,6 +455,7 @@ impl LeaseFact {
             .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
         Self {
             forced: force.is_some() && force == metadata.uid.as_ref(),
+            member: member.unwrap_or_default(),
             node: metadata.name.clone().unwrap_or_default(),
             uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),

@@ -329,7 +329,9 @@ fn spread(target: &Target, after: Duration) -> Duration {
 const fn is_create(effect: &Effect) -> bool {
     matches!(
         effect,
-        Effect::CreateRevision { .. } | Effect::ReserveLease { .. }
+        Effect::CreateRevision { .. }
+            | Effect::ReserveLease { .. }
+            | Effect::WriteRollout { at: None, .. }
     )
 }
 

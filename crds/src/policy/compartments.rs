@@ -4,11 +4,39 @@ use std::collections::BTreeMap;
 
 use kube::core::SelectorExt as _;
 
-use super::check::{CheckedCompartment, CheckedPolicy, Growth};
+use super::check::{CheckedCompartment, CheckedPolicy, Growth, MOST_COMPARTMENTS};
 
 /// Position of a compartment in its policy; the last one is the default.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CompartmentId(usize);
+
+impl CompartmentId {
+    /// The position.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// Which compartments' selectors match a node. It depends on the node's labels and on the policy alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Matches(u64);
+
+impl Matches {
+    const fn has(self, at: usize) -> bool {
+        at < MOST_COMPARTMENTS && self.0 & (1 << at) != 0
+    }
+}
+
+impl CheckedPolicy {
+    /// Which selectors match these labels.
+    #[must_use]
+    pub fn matches(&self, labels: &BTreeMap<String, String>) -> Matches {
+        let all = self.compartments.iter().take(MOST_COMPARTMENTS).enumerate();
+        let matching = all.filter(|(_, one)| one.selector.matches(labels));
+        Matches(matching.fold(0, |bits, (at, _)| bits | 1 << at))
+    }
+}
 
 /// The compartments of one policy, for one set of nodes.
 #[derive(Clone, Debug)]
@@ -22,19 +50,22 @@ pub struct Compartments<'a> {
 impl<'a> Compartments<'a> {
     /// Sorts nodes into the compartments of `policy`. Where several match a node the most cautious wins: fixed before
     /// linear before exponential before none, then the smaller ceiling over all nodes that the selector matches, then the
-    /// name. The answers are in the order of `nodes`, which are the labels of each.
+    /// name. The answers are in the order of `nodes`.
     #[must_use]
-    pub fn sort<'n>(
+    pub fn sort(
         policy: &'a CheckedPolicy,
-        nodes: impl Iterator<Item = &'n BTreeMap<String, String>> + Clone,
+        nodes: impl Iterator<Item = Matches> + Clone,
     ) -> (Self, Vec<CompartmentId>) {
         let count = policy.compartments.len();
+        // Many nodes have the same labels, as far as selectors tell.
+        let mut alike: BTreeMap<Matches, usize> = BTreeMap::new();
+        for matches in nodes.clone() {
+            *alike.entry(matches).or_default() += 1;
+        }
         let mut selected = vec![0_usize; count];
-        for labels in nodes.clone() {
-            for (at, compartment) in policy.compartments.iter().enumerate() {
-                if compartment.selector.matches(labels) {
-                    selected[at] += 1;
-                }
+        for (matches, nodes) in &alike {
+            for (at, selected) in selected.iter_mut().enumerate() {
+                *selected += if matches.has(at) { *nodes } else { 0 };
             }
         }
         let caution = |at: &usize| {
@@ -50,22 +81,28 @@ impl<'a> Compartments<'a> {
             by_caution,
             matched: vec![0; count + 1],
         };
-        let ids = nodes
-            .map(|labels| {
-                let id = sorted.place(labels);
-                sorted.matched[id.0] += 1;
-                id
-            })
-            .collect();
+        let mut places: BTreeMap<Matches, CompartmentId> = BTreeMap::new();
+        for (matches, nodes) in alike {
+            let id = sorted.place(matches);
+            sorted.matched[id.0] += nodes;
+            places.insert(matches, id);
+        }
+        let ids = nodes.map(|matches| places.get(&matches).copied().unwrap_or_default());
+        let ids = ids.collect();
         (sorted, ids)
     }
 
-    /// The compartment that a node with these labels is in.
+    /// The compartment of a node that these selectors match.
     #[must_use]
-    pub fn place(&self, labels: &BTreeMap<String, String>) -> CompartmentId {
-        let matching = |at: &&usize| self.policy.compartments[**at].selector.matches(labels);
-        let found = self.by_caution.iter().find(matching);
+    pub fn place(&self, matches: Matches) -> CompartmentId {
+        let found = self.by_caution.iter().find(|at| matches.has(**at));
         CompartmentId(found.copied().unwrap_or(self.policy.compartments.len()))
+    }
+
+    /// How many compartments there are, with the default.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.matched.len()
     }
 
     /// Every compartment, the default last.

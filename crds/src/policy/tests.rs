@@ -149,7 +149,8 @@ fn sorted(compartments: &[(&str, Value, Value)], labels: &[&str]) -> Vec<String>
         .check()
         .unwrap();
     let nodes = nodes(labels);
-    let (all, ids) = Compartments::sort(&checked, nodes.iter());
+    let (all, ids) =
+        Compartments::sort(&checked, nodes.iter().map(|labels| checked.matches(labels)));
     ids.iter().map(|id| all.get(*id).name.clone()).collect()
 }
 
@@ -199,7 +200,7 @@ fn ceilings_are_reckoned_from_the_nodes_that_are_in_a_compartment() {
     .check()
     .unwrap();
     let nodes = nodes(&["west", "west", "west,prod", "west,prod", "prod"]);
-    let (all, _) = Compartments::sort(&checked, nodes.iter());
+    let (all, _) = Compartments::sort(&checked, nodes.iter().map(|labels| checked.matches(labels)));
     let counted: Vec<(&str, usize, usize)> = all
         .all()
         .map(|(id, one)| (one.name.as_str(), all.matched(id), all.ceiling(id)))
@@ -208,6 +209,9 @@ fn ceilings_are_reckoned_from_the_nodes_that_are_in_a_compartment() {
         counted,
         [("west", 2, 1), ("both", 2, 1), ("__default__", 1, 1)]
     );
-    assert_eq!(all.named("both"), Some(all.place(&nodes[2])));
+    assert_eq!(
+        all.named("both"),
+        Some(all.place(checked.matches(&nodes[2])))
+    );
     assert_eq!(all.named("gone"), None);
 }

@@ -21,7 +21,7 @@ fn lease(uid: &str) -> Change {
 
 fn synced() -> Index {
     let mut index = Index::default();
-    for kind in Kind::ALL {
+    for kind in Kind::NEEDED {
         index.apply(Change::Synced(kind), Mono::ZERO);
     }
     index

@@ -14,13 +14,14 @@ pub enum Word {
     AwaitingDrain,
     AwaitingInterrupt,
     AwaitingNode,
+    BatchUnderWay,
     BudgetExhausted,
     BudgetZero,
     ClusterBudgetExhausted,
     ControlPlane,
     Deleted,
+    DeploymentPolicyInvalid,
     DeploymentPolicyNotFound,
-    DeploymentPolicyNotSupported,
     Disabled,
     DrainTimedOut,
     Draining,
@@ -35,6 +36,7 @@ pub enum Word {
     Paused,
     Preparing,
     ResultDoesNotMatch,
+    RolloutStopped,
     Settling,
     TaintNotTolerable,
 }
@@ -44,7 +46,8 @@ impl Word {
     #[must_use]
     pub const fn ends_by_itself(self) -> bool {
         match self {
-            Self::BudgetExhausted
+            Self::BatchUnderWay
+            | Self::BudgetExhausted
             | Self::ClusterBudgetExhausted
             | Self::ControlPlane
             | Self::Settling => true,
@@ -56,8 +59,8 @@ impl Word {
             | Self::AwaitingNode
             | Self::BudgetZero
             | Self::Deleted
+            | Self::DeploymentPolicyInvalid
             | Self::DeploymentPolicyNotFound
-            | Self::DeploymentPolicyNotSupported
             | Self::Disabled
             | Self::DrainTimedOut
             | Self::Draining
@@ -72,6 +75,7 @@ impl Word {
             | Self::Paused
             | Self::Preparing
             | Self::ResultDoesNotMatch
+            | Self::RolloutStopped
             | Self::TaintNotTolerable => false,
         }
     }
@@ -114,6 +118,7 @@ pub enum Withdrawal {
     OtherRun,
     Overtaken,
     NothingToDo,
+    NotInBatch,
     AgentNotResponding,
 }
 
@@ -138,6 +143,7 @@ impl fmt::Display for Withdrawal {
             Self::OtherRun => "the node's package states are of another run",
             Self::Overtaken => "the node has a newer revision",
             Self::NothingToDo => "there is nothing to do",
+            Self::NotInBatch => "no open batch has the node",
             Self::AgentNotResponding => "the agent did not accept it in time",
         })
     }

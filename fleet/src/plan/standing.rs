@@ -190,15 +190,14 @@ fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
 }
 
 /// Why the Skyhook cannot start because of the DeploymentPolicy that it names.
-pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     let policy = &skyhook.spec.deployment_policy;
     if policy.is_empty() {
         None
-    } else if view.picture.policies().contains(policy) {
-        let message = format!(
-            "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
-        );
-        Some(Reason::new(Word::DeploymentPolicyNotSupported, message))
+    } else if let Some(fact) = view.picture.policies().get(policy) {
+        let problem = fact.checked.as_ref().err()?;
+        let message = format!("deploymentPolicy {policy:?} is not valid: {problem}");
+        Some(Reason::new(Word::DeploymentPolicyInvalid, message))
     } else {
         Some(Reason::new(
             Word::DeploymentPolicyNotFound,

@@ -131,7 +131,7 @@ impl Picture<'_> {
         let nodes = &seen.nodes[..self.config.nodes];
         let labels = nodes
             .iter()
-            .map(|node| &LABELS[usize::from(node.compartment)]);
+            .map(|node| policy.matches(&LABELS[usize::from(node.compartment)]));
         let (compartments, places) = Compartments::sort(policy, labels);
         let by_name = self.config.mutation == Some(Mutation::CompleteByName);
         let leases: Vec<Option<LeaseView<'_>>> = (0..NODES)
@@ -141,6 +141,7 @@ impl Picture<'_> {
                     node: NODE_NAMES[node],
                     id: member_id(node, lease.generation),
                     compartment: NAMES[usize::from(lease.compartment)],
+                    present: Some(places[node]),
                     batch: Some(BatchRef {
                         state: STATE,
                         number: lease.batch.into(),
@@ -176,7 +177,7 @@ impl Picture<'_> {
                         && !node.complete
                         && lease.is_none()
                         && !seen.creating.has(at),
-                    rank: at as u32,
+                    rank: (0, at as i64),
                 }
             })
             .collect();
@@ -263,9 +264,8 @@ impl Picture<'_> {
 
     fn may_grant(&self, node: usize) -> bool {
         self.config.mutation == Some(Mutation::NoBarrier)
-            || self.with(|rollout, leases| {
-                leases[node].is_some_and(|lease| Batches::may_grant(rollout, &lease))
-            })
+            || self
+                .with(|rollout, leases| leases[node].is_some_and(|lease| rollout.may_grant(&lease)))
     }
 }
 
