@@ -97,6 +97,7 @@ fn a_write_is_settled_when_the_watch_has_moved_on() {
     let grant = Effect::GrantLease {
         node: "n".into(),
         at,
+        batch: None,
     };
     index.is_done(&grant, None, Mono::ZERO);
     assert!(index.is_unsettled(&target));
