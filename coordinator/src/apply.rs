@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
+use skyhook_fleet::effect::{AsOf, BatchCheck, Effect, NodePatch};
 use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
@@ -162,27 +162,11 @@ impl Applier {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
-            Effect::WriteRollout {
-                name,
-                skyhook_uid,
-                at,
-                spec,
-            } => {
-                let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
-                self.write_rollout(name, owner, at.as_ref(), spec).await
-            }
-            Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
-            Effect::LookForLeases { skyhook, looks } => self.look_for_leases(skyhook, looks).await,
+            Effect::WriteRollout { .. }
+            | Effect::DeleteRollout { .. }
+            | Effect::LookForLeases { .. } => self.rollout(effect).await,
             Effect::GrantLease { node, at, batch } => {
-                if let Some(check) = batch {
-                    self.check_batch(node, check).await?;
-                }
-                let granted = Granted {
-                    by: self.identity.clone(),
-                    at: wall.to_owned(),
-                };
-                self.lease_spec(node, at, &json!({ "granted": granted }))
-                    .await
+                self.grant(node, at, batch.as_ref(), wall).await
             }
             Effect::StopLease {
                 node,
@@ -214,6 +198,24 @@ impl Applier {
                 self.release_of_gone_node(node, at, node_uid).await
             }
         }
+    }
+
+    async fn grant(
+        &self,
+        node: &str,
+        at: &AsOf,
+        batch: Option<&BatchCheck>,
+        wall: &str,
+    ) -> Result<Option<Change>, ApplyError> {
+        if let Some(check) = batch {
+            self.check_batch(node, check).await?;
+        }
+        let granted = Granted {
+            by: self.identity.clone(),
+            at: wall.to_owned(),
+        };
+        self.lease_spec(node, at, &json!({ "granted": granted }))
+            .await
     }
 
     async fn skyhook_meta(

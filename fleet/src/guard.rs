@@ -108,30 +108,12 @@ pub fn check_counted(
                 seen(index, node, at).is_some_and(|(_, lease)| !protocol::is_accepted(lease));
             require(open, Broken::WithdrawAccepted)
         }
-        Effect::ReleaseLease { node, at } => {
-            let recorded =
-                seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
-            let forced = index.picture.leases().get(node).is_some_and(|fact| {
-                fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
-            });
-            require(recorded || forced, Broken::ReleaseUnrecorded)?;
-            require(batches::is_kept(index, node), Broken::ReleaseUnkept)
-        }
+        Effect::ReleaseLease { node, at } => release(index, node, at),
         Effect::ReleaseLeaseOfGoneNode { node, .. } => {
             require(batches::is_kept(index, node), Broken::ReleaseUnkept)
         }
         Effect::WriteRollout { name, at, spec, .. } => {
-            let fact = index.picture.rollout_of(name);
-            let readable = fact.is_none_or(|fact| fact.spec.is_ok());
-            require(
-                readable && (at.is_some() || fact.is_none()),
-                Broken::NewerRollout,
-            )?;
-            let before = fact.and_then(|fact| fact.spec.as_deref().ok());
-            require(
-                before.is_none_or(|before| batches::is_lawful(before, spec)),
-                Broken::RolloutLost,
-            )
+            batches::write(index, name, at.is_some(), spec)
         }
         Effect::AbandonLease { node, at } => {
             let given_up =
@@ -172,6 +154,20 @@ pub fn check_counted(
         | Effect::PruneRevision { .. }
         | Effect::DeleteRollout { .. }
         | Effect::LookForLeases { .. } => Ok(()),
+    }
+}
+
+fn release(index: &Index, node: &str, at: &AsOf) -> Result<(), Broken> {
+    let recorded = seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
+    let forced = index.picture.leases().get(node).is_some_and(|fact| {
+        fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
+    });
+    if !recorded && !forced {
+        Err(Broken::ReleaseUnrecorded)
+    } else if batches::is_kept(index, node) {
+        Ok(())
+    } else {
+        Err(Broken::ReleaseUnkept)
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ListParams};
+use skyhook_crds::Skyhook;
 use skyhook_crds::rollout::{RolloutState, RolloutStateSpec};
 
-use super::{Applier, ApplyError, failed, guarded_delete, post};
+use super::{Applier, ApplyError, failed, guarded_delete, owner, post};
 use skyhook_fleet::batches::Look;
-use skyhook_fleet::effect::{AsOf, BatchCheck};
+use skyhook_fleet::effect::{AsOf, BatchCheck, Effect};
 use skyhook_fleet::facts::{LeaseFact, RolloutFact, WireLease, WireRollout};
 use skyhook_fleet::index::Change;
 
@@ -17,8 +18,30 @@ impl Applier {
         Api::all(self.client.clone())
     }
 
+    /// Makes the writes and looks that are about roll-outs.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the caller picks these effects"
+    )]
+    pub(super) async fn rollout(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
+        match effect {
+            Effect::WriteRollout {
+                name,
+                skyhook_uid,
+                at,
+                spec,
+            } => {
+                let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
+                self.write_rollout(name, owner, at.as_ref(), spec).await
+            }
+            Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
+            Effect::LookForLeases { skyhook, looks } => self.look_for_leases(skyhook, looks).await,
+            _ => Ok(None),
+        }
+    }
+
     /// Creates the state, or replaces the whole of it on the version that was decided on.
-    pub(super) async fn write_rollout(
+    async fn write_rollout(
         &self,
         name: &str,
         owner: OwnerReference,
@@ -45,11 +68,7 @@ impl Applier {
         Ok(Some(Change::Rollout(Box::new(written))))
     }
 
-    pub(super) async fn delete_rollout(
-        &self,
-        name: &str,
-        at: &AsOf,
-    ) -> Result<Option<Change>, ApplyError> {
+    async fn delete_rollout(&self, name: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
         let deleted = self.rollouts().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "rolloutstate", name, source))?;
         Ok(None)
@@ -74,7 +93,7 @@ impl Applier {
 
     /// Lists the leases with a consistent read, and says which members have none. A lease that cannot be decoded may be of
     /// any of them.
-    pub(super) async fn look_for_leases(
+    async fn look_for_leases(
         &self,
         skyhook: &str,
         looks: &[Look],

@@ -98,8 +98,25 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
     batch.state != stored.uid || batch.number < spec.next_batch
 }
 
+/// Checks a write of the state of a roll-out.
+pub(super) fn write(
+    index: &Index,
+    name: &str,
+    replaces: bool,
+    spec: &RolloutStateSpec,
+) -> Result<(), Broken> {
+    let fact = index.picture.rollout_of(name);
+    let before = fact.map(|fact| fact.spec.as_deref());
+    match before {
+        Some(Err(_)) => Err(Broken::NewerRollout),
+        Some(Ok(_)) if !replaces => Err(Broken::NewerRollout),
+        Some(Ok(before)) if !is_lawful(before, spec) => Err(Broken::RolloutLost),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
 /// True when no open batch loses a failure, or a member, without being closed.
-pub(super) fn is_lawful(before: &RolloutStateSpec, after: &RolloutStateSpec) -> bool {
+fn is_lawful(before: &RolloutStateSpec, after: &RolloutStateSpec) -> bool {
     let is_kept = |name: &String| {
         let (Some(old), Some(new)) = (before.compartments.get(name), after.compartments.get(name))
         else {

@@ -133,3 +133,37 @@ fn stuck(count: usize, edges: &[(u32, u32)], complete: Vec<u32>) -> Option<u32> 
         .position(|reaches| !reaches)
         .map(|at| at as u32)
 }
+
+/// Walks at random, the same way each time, `walks` times and at most `length` steps far. Says what broke, and how.
+pub(crate) fn walk(
+    config: &Config,
+    walks: usize,
+    length: usize,
+) -> Option<(&'static str, Vec<Action>)> {
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    let mut actions = Vec::new();
+    for _ in 0..walks {
+        let mut state = config.begin();
+        let mut way = Vec::new();
+        while way.len() < length {
+            actions.clear();
+            config.actions(&state, &mut actions);
+            if actions.is_empty() {
+                break;
+            }
+            let action = actions[next(actions.len())];
+            state = config.next(&state, action);
+            way.push(action);
+            if let Some(rule) = state.broken {
+                return Some((rule, way));
+            }
+        }
+    }
+    None
+}
