@@ -4,6 +4,7 @@
 mod live;
 mod pods;
 mod revisions;
+mod rollouts;
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
+use skyhook_fleet::effect::{AsOf, BatchCheck, Effect, NodePatch};
 use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
@@ -32,6 +33,8 @@ pub enum ApplyError {
     },
     #[error("the lease of node {node} is not what the watch showed")]
     OtherLease { node: String },
+    #[error("no open batch has node {node}")]
+    NotInBatch { node: String },
 }
 
 /// What to do about a failed request.
@@ -103,7 +106,7 @@ impl Applier {
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
-            Err(ApplyError::OtherLease { .. }) => Outcome::Stale,
+            Err(ApplyError::OtherLease { .. } | ApplyError::NotInBatch { .. }) => Outcome::Stale,
             Err(ApplyError::Request {
                 verb,
                 object,
@@ -159,13 +162,11 @@ impl Applier {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
-            Effect::GrantLease { node, at } => {
-                let granted = Granted {
-                    by: self.identity.clone(),
-                    at: wall.to_owned(),
-                };
-                self.lease_spec(node, at, &json!({ "granted": granted }))
-                    .await
+            Effect::WriteRollout { .. }
+            | Effect::DeleteRollout { .. }
+            | Effect::LookForLeases { .. } => self.rollout(effect).await,
+            Effect::GrantLease { node, at, batch } => {
+                self.grant(node, at, batch.as_ref(), wall).await
             }
             Effect::StopLease {
                 node,
@@ -199,6 +200,24 @@ impl Applier {
                 self.release_of_gone_node(node, at, node_uid).await
             }
         }
+    }
+
+    async fn grant(
+        &self,
+        node: &str,
+        at: &AsOf,
+        batch: Option<&BatchCheck>,
+        wall: &str,
+    ) -> Result<Option<Change>, ApplyError> {
+        if let Some(check) = batch {
+            self.check_batch(node, check).await?;
+        }
+        let granted = Granted {
+            by: self.identity.clone(),
+            at: wall.to_owned(),
+        };
+        self.lease_spec(node, at, &json!({ "granted": granted }))
+            .await
     }
 
     async fn skyhook_meta(

@@ -16,14 +16,16 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use serde::Deserialize;
 use serde_json::Value;
-use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
+use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StateProblem};
+use skyhook_crds::lease::{FORMAT, InterruptionLeaseSpec};
 use skyhook_crds::revision::{self, RevisionData};
+use skyhook_crds::rollout::{self, RolloutState};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
 pub(crate) use labels::Texts;
 pub use labels::{Labels, Wants};
-pub use stored::RevisionFact;
+pub use stored::{PolicyFact, RevisionFact, RolloutFact};
 
 /// A Node as the API server sends it, reduced to the fields that decisions need.
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -128,8 +130,10 @@ impl<K> Default for Wire<K> {
 pub type WireSkyhook = Wire<Skyhook>;
 /// An `InterruptionLease` before it is decoded.
 pub type WireLease = Wire<InterruptionLease>;
-/// A `DeploymentPolicy`. Only its name is used.
+/// A `DeploymentPolicy` before it is decoded.
 pub type WirePolicy = Wire<DeploymentPolicy>;
+/// A `RolloutState` before it is decoded.
+pub type WireRollout = Wire<RolloutState>;
 
 impl<K: Resource<DynamicType = ()>> Resource for Wire<K> {
     type DynamicType = ();
@@ -182,7 +186,7 @@ impl Resource for WireNode {
 /// What a Node's annotations say about one Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    pub states: Result<PackageStates, MalformedState>,
+    pub states: Result<PackageStates, StateProblem>,
     /// Digest of the current value of the annotation `nodeState_<skyhook>`.
     pub digest: String,
     pub stamp: Option<Stamp>,
@@ -203,6 +207,9 @@ impl Record {
 pub struct NodeFact {
     pub name: String,
     pub uid: String,
+    /// What stands for the Node in a batch.
+    pub member: String,
+    pub created: Option<Timestamp>,
     pub resource_version: String,
     pub labels: Labels,
     /// Only the annotations with the prefix `skyhook.nvidia.com/`.
@@ -249,9 +256,12 @@ impl NodeFact {
             .into_iter()
             .partition(|c| c.condition.type_.starts_with(&prefix));
         let ready = others.into_iter().find(|c| c.condition.type_ == "Ready");
+        let uid = node.metadata.uid.unwrap_or_default();
         Self {
             name: node.metadata.name.unwrap_or_default(),
-            uid: node.metadata.uid.unwrap_or_default(),
+            member: rollout::member(&uid),
+            uid,
+            created: node.metadata.creation_timestamp.map(|time| time.0),
             resource_version: node.metadata.resource_version.unwrap_or_default(),
             labels: node.metadata.labels.unwrap_or_default().into(),
             taints: node.spec.taints.unwrap_or_default(),
@@ -349,6 +359,7 @@ impl SkyhookFact {
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
             let checked = spec.check(&name).map_err(|e| e.to_string())?;
             let data = RevisionData {
+                format: FORMAT,
                 packages: checked.packages.clone(),
                 serial: spec.serial,
             };
@@ -438,6 +449,8 @@ pub struct LeaseFact {
     pub resource_version: String,
     /// Set by the force-release annotation: release without waiting for a result.
     pub forced: bool,
+    /// What stands for its node in a batch; empty if it cannot be decoded.
+    pub member: String,
     pub lease: Result<Box<InterruptionLease>, String>,
 }
 
@@ -446,8 +459,9 @@ impl LeaseFact {
     #[must_use]
     pub fn new(object: WireLease) -> Self {
         let metadata = object.metadata;
-        let spec =
+        let spec: Result<InterruptionLeaseSpec, String> =
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
+        let member = spec.as_ref().map(|spec| rollout::member(&spec.node.uid));
         let status = if object.status.is_null() {
             Ok(None)
         } else {
@@ -461,6 +475,7 @@ impl LeaseFact {
             .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
         Self {
             forced: force.is_some() && force == metadata.uid.as_ref(),
+            member: member.unwrap_or_default(),
             node: metadata.name.clone().unwrap_or_default(),
             uid: metadata.uid.clone().unwrap_or_default(),
             resource_version: metadata.resource_version.clone().unwrap_or_default(),

@@ -18,6 +18,7 @@
 //! | `Status`, `Reason` | a node, and a Skyhook | `plan::verdict`, `plan::status` | `Standing`, lease | people, programs |
 //! | `Outcome` | a write | the coordinator | the API server's answer | `session` |
 
+pub mod batches;
 pub mod clocks;
 pub mod effect;
 pub mod events;

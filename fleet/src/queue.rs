@@ -45,10 +45,12 @@ impl Class {
             | Effect::AdoptSkyhook { .. }
             | Effect::CreateRevision { .. }
             | Effect::RenumberRevision { .. }
+            | Effect::WriteRollout { .. }
+            | Effect::LookForLeases { .. }
             | Effect::WriteSkyhookStatus { .. } => Self::GoOn,
             Effect::SurveyPods { .. } | Effect::EvictPod { .. } => Self::Drain,
             Effect::ReserveLease { .. } => Self::Reserve,
-            Effect::PruneRevision { .. } => Self::Display,
+            Effect::PruneRevision { .. } | Effect::DeleteRollout { .. } => Self::Display,
             Effect::PatchNode { why, .. } => {
                 let classes = why.iter().map(|cause| Self::of_node(*cause));
                 classes.min().unwrap_or(Self::Display)

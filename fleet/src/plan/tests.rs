@@ -19,8 +19,10 @@ mod endings;
 mod host;
 mod leases;
 mod left;
+mod policies;
 mod reapply;
 mod replaced;
+mod skew;
 mod status;
 mod told;
 mod words;
@@ -31,6 +33,8 @@ struct Picture {
     nodes: Vec<Value>,
     skyhooks: Vec<Value>,
     leases: Vec<Value>,
+    policies: Vec<Value>,
+    rollouts: Vec<Value>,
     settings: Settings,
     now: Mono,
 }
@@ -82,6 +86,8 @@ impl Picture {
                 json!({ "interruptionBudget": { "count": 1 } }),
             )],
             leases: Vec::new(),
+            policies: Vec::new(),
+            rollouts: Vec::new(),
             settings: Settings::default(),
             now: Mono::from_secs(1000),
         }
@@ -108,6 +114,14 @@ impl Picture {
 
     fn index(&self) -> Index {
         let mut index = testkit::index(&self.nodes, &self.skyhooks, &self.leases, &[]);
+        for policy in &self.policies {
+            let policy = serde_json::from_value(policy.clone()).unwrap();
+            index.apply(crate::index::Change::Policy(Box::new(policy)), Mono::ZERO);
+        }
+        for rollout in &self.rollouts {
+            let rollout = serde_json::from_value(rollout.clone()).unwrap();
+            index.apply(crate::index::Change::Rollout(Box::new(rollout)), Mono::ZERO);
+        }
         let revisions: Vec<Value> = index
             .picture
             .skyhooks()

@@ -33,9 +33,10 @@ pub const SKYHOOKS: &str = "skyhooks";
 pub const LEASES: &str = "interruptionleases";
 pub const REVISIONS: &str = "controllerrevisions";
 pub const POLICIES: &str = "deploymentpolicies";
+pub const ROLLOUTS: &str = "rolloutstates";
 pub const PODS: &str = "pods";
 /// Everything that a coordinator watches.
-pub const WATCHED: [&str; 5] = [NODES, SKYHOOKS, LEASES, REVISIONS, POLICIES];
+pub const WATCHED: [&str; 6] = [NODES, SKYHOOKS, LEASES, REVISIONS, POLICIES, ROLLOUTS];
 
 /// Something that is due.
 #[derive(Clone, Debug, PartialEq)]

@@ -86,6 +86,12 @@ impl LeaseCase<'_> {
             Some(_) if self.record(node).is_edited() => Some(StopReason::Edited),
             Some(skyhook) => self
                 .reason_to_stop(node, skyhook)
+                .or_else(|| {
+                    self.view
+                        .picture
+                        .is_agent_too_old(self.lease)
+                        .then_some(StopReason::AgentTooOld)
+                })
                 .or_else(|| self.drain_timed_out(skyhook, draft)),
         };
         let revision = self.stored_revision(wanted);

@@ -124,7 +124,7 @@ fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&str, &str)> {
 impl<C: Core> World<'_, C> {
     /// Notes what a coordinator could know when it decided on an effect.
     pub(super) fn decided(&mut self, index: usize, effect: &Effect) {
-        let Effect::GrantLease { node, at } = effect else {
+        let Effect::GrantLease { node, at, .. } = effect else {
             return;
         };
         let Some(running) = self.replicas.get(index).and_then(|r| r.running.as_ref()) else {
