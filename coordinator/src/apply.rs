@@ -6,6 +6,7 @@ mod pods;
 mod revisions;
 mod rollouts;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -42,19 +43,23 @@ pub enum ApplyError {
 pub enum RetryClass {
     /// The precondition did not hold, or the object is gone.
     Stale,
-    /// The server is too busy: wait this long.
+    /// The API server is too busy, or it cannot be reached: all writes have to wait this long.
     After(Duration),
-    /// Forbidden, or not valid.
+    /// Forbidden, not valid, or too large.
     Refused,
-    /// It may work the next time.
+    /// The API server failed with this write. It may work the next time.
     Transient,
 }
+
+/// How long all writes wait when the API server cannot be reached, or when what stands before it says that it is not
+/// there.
+const UNREACHABLE: Duration = Duration::from_secs(2);
 
 /// Classifies an error of the API server, or of the connection to it.
 #[must_use]
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "one class for all that is not an answer"
+    reason = "one class for all other errors"
 )]
 pub fn retry_class(error: &kube::Error) -> RetryClass {
     match error {
@@ -67,10 +72,15 @@ pub fn retry_class(error: &kube::Error) -> RetryClass {
                     .map_or(1, |d| d.retry_after_seconds.max(1));
                 RetryClass::After(Duration::from_secs(u64::from(seconds)))
             }
+            502..=504 => RetryClass::After(UNREACHABLE),
             400 | 403 | 405 | 413 | 415 | 422 => RetryClass::Refused,
+            // etcd's answer to an object above its limit, which the API server passes on with the code 500.
+            500 if status.message.contains("request is too large") => RetryClass::Refused,
             _ => RetryClass::Transient,
         },
-        // With all other errors there was no answer, or no answer that can be decoded.
+        // There was no answer: the connection was refused, or it broke.
+        kube::Error::HyperError(_) | kube::Error::Service(_) => RetryClass::After(UNREACHABLE),
+        // There was no answer that can be decoded, or the request could not be made.
         _ => RetryClass::Transient,
     }
 }
@@ -117,10 +127,7 @@ impl Applier {
                     RetryClass::Stale => Outcome::Stale,
                     RetryClass::After(after) => Outcome::Busy { after, error },
                     RetryClass::Refused => Outcome::Refused { error },
-                    RetryClass::Transient => Outcome::Retry {
-                        after: Duration::from_secs(2),
-                        error,
-                    },
+                    RetryClass::Transient => Outcome::Retry { error },
                 }
             }
         }
@@ -141,9 +148,9 @@ impl Applier {
                 at,
                 finalizers,
             } => self.skyhook_meta(name, at, finalizers, &json!({})).await,
-            Effect::WriteSkyhookStatus { name, at, status } => {
-                self.skyhook_status(name, at, status).await
-            }
+            Effect::WriteSkyhookStatus {
+                name, at, status, ..
+            } => self.skyhook_status(name, at, status).await,
             Effect::CreateRevision {
                 name,
                 skyhook,
@@ -319,6 +326,7 @@ impl Applier {
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<InterruptionLease> = Api::all(self.client.clone());
         let mut lease = InterruptionLease::new(node, spec.clone());
+        lease.metadata.labels = Some(lease_labels(spec));
         lease.metadata.finalizers = Some(vec![names::LEASE_FINALIZER.to_owned()]);
         lease.metadata.owner_references = Some(vec![owner::<Node>(node, &spec.node.uid, None)]);
         let created = api.create(&post(), &lease).await;
@@ -391,6 +399,20 @@ impl Applier {
             .map_err(|source| error("patch", source))?;
         Ok(None)
     }
+}
+
+/// Labels of a new lease, for people who list the leases of one Skyhook or of one compartment. A name that is no valid
+/// value of a label gets no label: it must not prevent the lease.
+fn lease_labels(spec: &InterruptionLeaseSpec) -> BTreeMap<String, String> {
+    let labels = [
+        (names::REVISION_OF, &spec.skyhook.name),
+        (names::COMPARTMENT, &spec.compartment),
+    ];
+    labels
+        .into_iter()
+        .filter(|(_, value)| names::is_label_value(value))
+        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .collect()
 }
 
 /// In a merge patch a missing key keeps its old value, so unset fields are sent as null.
@@ -467,3 +489,6 @@ fn failed(verb: &'static str, kind: &str, name: &str, source: kube::Error) -> Ap
         source,
     }
 }
+
+#[cfg(test)]
+mod tests;

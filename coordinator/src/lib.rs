@@ -9,6 +9,7 @@ pub mod config;
 pub mod leadership;
 pub mod probe;
 pub mod publish;
+pub mod report;
 pub mod role;
 pub mod run;
 pub mod uninstall;

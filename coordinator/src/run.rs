@@ -17,6 +17,7 @@ use crate::apply::Applier;
 use crate::config::Settings;
 use crate::leadership::Leadership;
 use crate::publish::Publisher;
+use crate::report::Report;
 use crate::role;
 use crate::watch;
 use skyhook_fleet::effect::Effect;
@@ -59,6 +60,7 @@ pub async fn run(
         session: Session::new(&deciding),
         publisher: Publisher::new(client.clone(), &settings.identity),
         bound: Bound::default(),
+        report: Report::default(),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
         last_pass: Duration::ZERO,
@@ -169,6 +171,7 @@ struct Loop<'a> {
     applier: Applier,
     publisher: Publisher,
     bound: Bound,
+    report: Report,
     started: Instant,
     /// How long the last pass took.
     last_pass: Duration,
@@ -220,10 +223,18 @@ impl Loop<'_> {
         self.session.pass(now);
         self.last_pass = self.now().mono.since(now.mono);
         self.launch(writes);
+        self.report_writes(now.mono);
         let sums = self.bound.sum_up(now.mono);
         self.publisher.send(sums);
         let wakes = self.session.wake_at(now.mono).into_iter();
-        wakes.chain(self.bound.due()).min()
+        let wakes = wakes.chain(self.bound.due());
+        wakes.chain(self.report.due()).min()
+    }
+
+    fn report_writes(&mut self, now: Mono) {
+        if let Some(writes) = self.report.sum_up(now) {
+            tracing::info!(%writes, "written");
+        }
     }
 
     fn publish(&mut self, events: Vec<EventFact>) {
@@ -265,15 +276,23 @@ impl Loop<'_> {
 
     fn settle(&mut self, effect: &Effect, outcome: Outcome, events: Vec<EventFact>) {
         let target = effect.target();
+        let mono = self.now().mono;
         match &outcome {
-            Outcome::Done(_) => self.publish(events),
+            Outcome::Done(_) => {
+                self.report.wrote(effect, mono);
+                self.publish(events);
+            }
             Outcome::Stale => tracing::info!(
                 effect = effect.kind(),
                 ?target,
                 "decided on an older version; waiting for the watch"
             ),
-            Outcome::Retry { error, .. } | Outcome::Busy { error, .. } => {
-                tracing::warn!(effect = effect.kind(), ?target, %error, "write failed");
+            Outcome::Retry { error } | Outcome::Busy { error, .. } => {
+                if self.report.is_to_be_warned_of(&target, mono) {
+                    tracing::warn!(effect = effect.kind(), ?target, %error, "write failed; it is tried again");
+                } else {
+                    tracing::debug!(effect = effect.kind(), ?target, %error, "write failed again");
+                }
             }
             Outcome::Refused { error } => {
                 tracing::error!(effect = effect.kind(), ?target, %error, "the API server refuses the write");
@@ -281,17 +300,20 @@ impl Loop<'_> {
                 self.publish(refused);
             }
         }
-        let mono = self.now().mono;
         self.session.settle(effect, outcome, mono);
     }
 }
 
-/// Logs the start of a write. Writes that are frequent during a drain or a roll-out are logged at the level debug.
+/// Logs the start of a write. Writes that are frequent during a drain or a roll-out are logged at the level debug; one
+/// line per second says how many there were.
 fn log(effect: &Effect) {
     let (kind, target, why) = (effect.kind(), effect.target(), why(effect));
     if matches!(
         effect,
-        Effect::SurveyPods { .. } | Effect::EvictPod { .. } | Effect::WriteSkyhookStatus { .. }
+        Effect::SurveyPods { .. }
+            | Effect::EvictPod { .. }
+            | Effect::WriteSkyhookStatus { .. }
+            | Effect::PatchNode { .. }
     ) {
         tracing::debug!(effect = kind, ?target, why, "write");
     } else {

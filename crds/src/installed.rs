@@ -54,6 +54,9 @@ pub struct Stamp {
     /// Whether the node was Ready when that lease was granted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub was_ready: bool,
+    /// When the drain for the last result took too long (RFC 3339). The node is left alone for a while after that time.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub drain_timed_out: String,
     /// Digest of the package states that the coordinator wrote last. If the states have another digest, somebody has edited
     /// them.
     #[serde(skip_serializing_if = "String::is_empty")]

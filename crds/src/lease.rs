@@ -189,13 +189,15 @@ pub enum DrainState {
     Unknown,
 }
 
-/// A pod that has to leave the node, and why it is still there.
+/// What keeps a drain from its end: a pod that has to leave the node, or another node.
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
 )]
 pub struct Blocker {
-    /// `namespace/name`.
+    /// The pod, as `namespace/name`. The form `node/NAME` names another control-plane node
+    /// that is not Ready: until it is, no other control-plane node is called drained.
     pub pod: String,
+    /// For people: why the pod is still there, or what is waited for.
     pub reason: String,
 }
 

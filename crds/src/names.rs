@@ -22,8 +22,11 @@ pub const IGNORE: &str = "skyhook.nvidia.com/ignore";
 pub const FORCE_RELEASE: &str = "skyhook.nvidia.com/force-release";
 /// Annotation on a Node: who cordoned it, and what was there before (JSON, [`crate::installed::CordonRecord`]).
 pub const CORDON_OWNERS: &str = "skyhook.nvidia.com/cordon-owners";
-/// Label on ControllerRevisions: the Skyhook's name, which is never too long for a label value ([`MAX_SKYHOOK_NAME`]).
+/// Label on ControllerRevisions and leases: the Skyhook's name, which is never too long for a label value
+/// ([`MAX_SKYHOOK_NAME`]).
 pub const REVISION_OF: &str = "skyhook.nvidia.com/name";
+/// Label on leases: the compartment of a DeploymentPolicy that the lease counts in.
+pub const COMPARTMENT: &str = "skyhook.nvidia.com/compartment";
 
 /// Field manager of every write that the coordinator makes.
 pub const COORDINATOR: &str = "skyhook-coordinator";
@@ -44,6 +47,15 @@ pub const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 
 /// Longest Skyhook name for which every annotation key stays within the 63 characters that a name part may have.
 pub const MAX_SKYHOOK_NAME: usize = 63 - "nodeState_".len();
+
+/// True for a text that Kubernetes takes as the value of a label and that is not empty.
+#[must_use]
+pub fn is_label_value(text: &str) -> bool {
+    let outer = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    let inner = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    bytes.len() <= 63 && outer(bytes.first()) && outer(bytes.last()) && bytes.iter().all(inner)
+}
 
 /// Annotation on a Node: package states, see [`crate::installed`].
 #[must_use]
@@ -99,4 +111,29 @@ pub fn skyhook_of_condition(type_: &str) -> Option<&str> {
 #[must_use]
 pub fn erroring_condition(skyhook: &str) -> String {
     format!("{GROUP}/{skyhook}/Erroring")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_kubernetes_takes_is_a_value_of_a_label() {
+        let longest = "a".repeat(63);
+        for good in ["a", "gpu-a100", "A.b_c", longest.as_str()] {
+            assert!(is_label_value(good), "{good}");
+        }
+        let longer = "a".repeat(64);
+        for bad in [
+            "",
+            "__default__",
+            "-a",
+            "a-",
+            "a b",
+            "\u{e9}",
+            longer.as_str(),
+        ] {
+            assert!(!is_label_value(bad), "{bad}");
+        }
+    }
 }

@@ -49,6 +49,12 @@ use crate::stage::Status;
         json_path = ".spec.deploymentPolicy",
         name = "Policy",
         type_ = "string"
+    ),
+    printcolumn(
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
+        name = "Reason",
+        type_ = "string",
+        priority = 1
     )
 )]
 #[serde(rename_all = "camelCase")]

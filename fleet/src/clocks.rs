@@ -12,6 +12,7 @@ use skyhook_crds::lease::{DrainState, StopReason};
 
 use crate::batches::Look;
 use crate::effect::Target;
+use crate::facts::NodeFact;
 use crate::picture::{Changed, Kind, Picture};
 use crate::plan::cordon;
 use crate::plan::reason::ReasonCode;
@@ -76,6 +77,8 @@ pub struct Clocks {
     drains: BTreeMap<String, DrainWatch>,
     /// Nodes that are not Ready: since when, as the Node says it, and when this was first seen.
     away: BTreeMap<String, (Timestamp, Mono)>,
+    /// Nodes whose last drain took too long: when that was, as the Node's stamp says it, and when this was first seen.
+    undrained: BTreeMap<String, (Timestamp, Mono)>,
 }
 
 impl Clocks {
@@ -89,6 +92,13 @@ impl Clocks {
     #[must_use]
     pub fn away_seen(&self, node: &str) -> Option<Mono> {
         self.away.get(node).map(|(_, seen)| *seen)
+    }
+
+    /// When the last drain of a node was given up because it took too long: as the Node's stamp says it, and when this was
+    /// first seen.
+    #[must_use]
+    pub fn undrained(&self, node: &str) -> Option<(Timestamp, Mono)> {
+        self.undrained.get(node).copied()
     }
 
     /// The back-off of a node for a Skyhook, if any: the one that ends last.
@@ -207,7 +217,7 @@ impl Clocks {
                 target: Target::Node(name),
                 ..
             } => {
-                self.away.remove(name);
+                self.node_went(name);
                 Vec::new()
             }
             Changed::Listed {
@@ -215,7 +225,7 @@ impl Clocks {
                 gone,
             } => {
                 for name in gone {
-                    self.away.remove(name);
+                    self.node_went(name);
                 }
                 Vec::new()
             }
@@ -295,7 +305,17 @@ impl Clocks {
         clock.given_up = since(lease, picture, clock.given_up, now);
     }
 
+    fn node_went(&mut self, name: &str) {
+        self.away.remove(name);
+        self.undrained.remove(name);
+    }
+
     fn node_came(&mut self, name: &str, picture: &Picture, now: Mono) {
+        match picture.nodes().get(name).and_then(drain_timed_out) {
+            None => drop(self.undrained.remove(name)),
+            Some(since) if self.undrained.get(name).is_some_and(|(at, _)| *at == since) => {}
+            Some(since) => drop(self.undrained.insert(name.to_owned(), (since, now))),
+        }
         let node = picture.nodes().get(name).filter(|node| !node.ready);
         match node.and_then(|node| node.ready_since) {
             None => drop(self.away.remove(name)),
@@ -361,6 +381,14 @@ impl Clocks {
         });
         changed
     }
+}
+
+/// When the last drain of a node was given up because it took too long, for any Skyhook.
+fn drain_timed_out(node: &NodeFact) -> Option<Timestamp> {
+    let stamps = node.records.values();
+    let stamps = stamps.filter_map(|record| record.stamp.as_ref());
+    let times = stamps.filter_map(|stamp| stamp.drain_timed_out.parse().ok());
+    times.max()
 }
 
 /// Since when a lease is given up, if it is.

@@ -58,6 +58,9 @@ pub enum Effect {
         name: String,
         at: AsOf,
         status: Box<SkyhookStatus>,
+        /// True when people and programs wait for the difference: another overall status, another generation, or the
+        /// beginning of a deletion. Otherwise only details differ.
+        turning: bool,
     },
     CreateRevision {
         name: String,

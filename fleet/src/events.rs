@@ -41,7 +41,9 @@ pub struct EventFact {
 )]
 pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
     match effect {
-        Effect::WriteSkyhookStatus { name, at, status } => {
+        Effect::WriteSkyhookStatus {
+            name, at, status, ..
+        } => {
             let old = index
                 .picture
                 .skyhooks()

@@ -12,7 +12,7 @@ use skyhook_crds::names;
 use crate::effect::{AsOf, Effect, NodePatch};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
-use crate::plan::{cordon, lease};
+use crate::plan::{cordon, drain, lease};
 use crate::settings::Settings;
 
 /// A safety rule that an effect would break.
@@ -38,6 +38,8 @@ pub enum Broken {
     DrainedUncordoned,
     #[error("Drained was to be set on a control-plane node while another one is not Ready")]
     DrainedControlPlane,
+    #[error("Drained was to be set although the last list of pods shows one that has to leave")]
+    DrainedNotEmpty,
     #[error("a pause was to end with the node said to be drained since before it")]
     ResumedDrained,
     #[error("a pod was to be evicted from a node that is not cordoned for this lease")]
@@ -101,7 +103,7 @@ pub fn check_counted(
         }
         Effect::SetDrain { node, at, drain } => {
             let (fact, lease) = seen(index, node, at).ok_or(Broken::DrainUnseen)?;
-            set_drain(index, fact, lease, drain.state)
+            set_drain(index, settings, fact, lease, drain.state)
         }
         Effect::WithdrawLease { node, at, .. } => {
             let open =
@@ -185,6 +187,7 @@ fn seen<'a>(
 
 fn set_drain(
     index: &Index,
+    settings: &Settings,
     fact: &LeaseFact,
     lease: &InterruptionLease,
     state: DrainState,
@@ -196,9 +199,27 @@ fn set_drain(
         Err(Broken::DrainedUncordoned)
     } else if state == DrainState::Drained && is_control_plane_weakened(index, &fact.node) {
         Err(Broken::DrainedControlPlane)
+    } else if state == DrainState::Drained && shows_a_pod(index, settings, fact, lease) {
+        Err(Broken::DrainedNotEmpty)
     } else {
         Ok(())
     }
+}
+
+/// True when the last list of the node's pods shows one that has to leave. A newer list may have come since the drain
+/// was decided on.
+fn shows_a_pod(
+    index: &Index,
+    settings: &Settings,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> bool {
+    let watch = index.clocks.drain(&fact.node, &fact.uid);
+    let node = index.picture.nodes().get(&fact.node);
+    let skyhook = index.picture.skyhooks().get(&lease.spec.skyhook.name);
+    let checked = skyhook.and_then(|skyhook| skyhook.checked.as_deref().ok());
+    let known = watch.zip(node).zip(checked);
+    known.is_some_and(|((watch, node), checked)| drain::shows_a_pod(watch, checked, settings, node))
 }
 
 /// True when the node is a control-plane node and another control-plane node is not Ready.

@@ -12,9 +12,9 @@ pub enum Outcome {
     Done(Option<Change>),
     /// The object has changed since the decision. The watch will deliver the newer version.
     Stale,
-    /// Try again after this long.
-    Retry { after: Duration, error: String },
-    /// The server is too busy, so writes of any kind have to wait.
+    /// The server failed with this write. The next tries wait longer and longer.
+    Retry { error: String },
+    /// The server is too busy or cannot be reached, so writes of any kind have to wait.
     Busy { after: Duration, error: String },
     /// The server refuses the write. Another try can only succeed after somebody has changed something.
     Refused { error: String },

@@ -103,6 +103,9 @@ impl Cache {
         revisions::keep(view, &skyhooks, &mut draft);
         let order: Vec<_> = view.picture.numbered().collect();
         let mut rows = scan::rows(view, &skyhooks, &order, self);
+        for at in rows.iter().filter_map(|row| row.until) {
+            draft.wake_at(at);
+        }
         let mut ledger = Ledger::new(view, &rows, &order, self);
         rollouts::decide(view, &mut rows, &order, &ledger, &mut draft);
         lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
@@ -112,7 +115,7 @@ impl Cache {
         rollup::nodes(view, &mut rows, &order, self, &mut draft);
         leftovers::sweep(view, &rows, &order, self, &mut draft);
         let fleet = status::skyhooks(view, &mut rows, &order, &ledger, self, &mut draft);
-        revisions::prune(view, &skyhooks, &mut draft);
+        revisions::prune(view, &skyhooks, &order, self, &mut draft);
         let columns = rows
             .into_iter()
             .map(|row| (row.skyhook.name.clone(), row.column));

@@ -17,7 +17,7 @@ pub enum Class {
     Drain,
     /// Leases of further nodes.
     Reserve,
-    /// Status and progress on Nodes, and the removal of old revisions.
+    /// Status and progress on Nodes, details in the status of Skyhooks, and the removal of old revisions.
     Display,
 }
 
@@ -47,10 +47,12 @@ impl Class {
             | Effect::RenumberRevision { .. }
             | Effect::WriteRollout { .. }
             | Effect::LookForLeases { .. }
-            | Effect::WriteSkyhookStatus { .. } => Self::GoOn,
+            | Effect::WriteSkyhookStatus { turning: true, .. } => Self::GoOn,
             Effect::SurveyPods { .. } | Effect::EvictPod { .. } => Self::Drain,
             Effect::ReserveLease { .. } => Self::Reserve,
-            Effect::PruneRevision { .. } | Effect::DeleteRollout { .. } => Self::Display,
+            Effect::PruneRevision { .. }
+            | Effect::DeleteRollout { .. }
+            | Effect::WriteSkyhookStatus { turning: false, .. } => Self::Display,
             Effect::PatchNode { why, .. } => {
                 let classes = why.iter().map(|cause| Self::of_node(*cause));
                 classes.min().unwrap_or(Self::Display)

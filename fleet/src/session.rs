@@ -14,7 +14,7 @@ use crate::outcome::Outcome;
 use crate::picture::Tick;
 use crate::plan::cache::{Cache, Counted};
 use crate::plan::reason::{ReasonCode, Withdrawal};
-use crate::plan::{Fleet, Now, Plan};
+use crate::plan::{Fleet, Now, Plan, standing};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
@@ -22,7 +22,7 @@ use crate::window::Window;
 
 mod cool_down;
 
-/// How long a write waits after its first refusal. The time is doubled with each further refusal, up to
+/// How long a write waits after its first refusal or failure. The time is doubled with each further refusal, up to
 /// [`LONGEST_REFUSAL`].
 const REFUSAL: Duration = Duration::from_secs(2);
 
@@ -58,7 +58,7 @@ pub struct Session<'a> {
     /// Until when repeated writes of a target wait. Writes of another content to the same target do not wait.
     paced: BTreeMap<Target, Mono>,
     retry_at: BTreeMap<Target, Mono>,
-    /// For each target whose write was refused: how long it waits, and when the last refusal was.
+    /// For each target whose write was refused or failed: how long it waits, and when the last refusal was.
     refusals: BTreeMap<Target, (Duration, Mono)>,
 }
 
@@ -254,7 +254,10 @@ impl<'a> Session<'a> {
             // exists already.
             Outcome::Stale if is_create(effect) => self.put_off_longer(effect, now),
             Outcome::Stale => self.index.is_refused(effect, true, now),
-            Outcome::Retry { after, .. } => self.put_off(effect, now, spread(&target, after)),
+            Outcome::Retry { .. } => {
+                let after = self.longer(&target, now);
+                self.put_off(effect, now, spread(&target, after));
+            }
             Outcome::Busy { after, .. } => {
                 self.not_before = self.not_before.max(now + after);
                 self.window.narrow(now);
@@ -266,13 +269,18 @@ impl<'a> Session<'a> {
 
     /// Lets the target's next write wait, each time twice as long as before.
     fn put_off_longer(&mut self, effect: &Effect, now: Mono) {
-        let target = effect.target();
-        let after = match self.refusals.get(&target) {
+        let after = self.longer(&effect.target(), now);
+        self.put_off(effect, now, after);
+    }
+
+    /// How long a target waits that has failed again: twice as long as before.
+    fn longer(&mut self, target: &Target, now: Mono) -> Duration {
+        let after = match self.refusals.get(target) {
             Some((before, _)) => (*before * 2).min(LONGEST_REFUSAL),
             None => REFUSAL,
         };
-        self.refusals.insert(target, (after, now));
-        self.put_off(effect, now, after);
+        self.refusals.insert(target.clone(), (after, now));
+        after
     }
 
     fn put_off(&mut self, effect: &Effect, now: Mono, after: Duration) {

@@ -274,7 +274,8 @@ impl Inner {
     fn qemu(&self) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-machine", "q35", "-display", "none"]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2"]);
+        // Two machines run at a time on two cores: with more processors each would wait for its own threads.
+        command.args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "1"]);
         command.args(["-m", &self.image.memory_mib.to_string()]);
         command.args(["-serial", "stdio", "-device", "virtio-rng-pci"]);
         command.arg("-kernel").arg(self.image.kernel());

@@ -51,6 +51,7 @@ async fn steps_may_do_what_they_like_to_the_host() -> Result<()> {
     find_what_packages_need(&cluster, &image, host).await?;
     limits(&cluster, &image, host).await?;
     secrets(&cluster, &image, host).await?;
+    retry_a_check(&cluster, &image, host).await?;
     ignore_sigterm(&cluster, &image, host).await?;
     Ok(())
 }
@@ -143,7 +144,8 @@ grep -q '"scripts"' node-metadata/packages.json
 
 async fn limits(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
     let script = "scope=$(grep -o 'skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup | head -1)\n\
-                  systemctl show -p MemoryMax,MemoryLow,CPUQuotaPerSecUSec,CPUWeight,Slice,TimeoutStopUSec $scope | sort >/limits";
+                  systemctl show -p MemoryMax,MemoryLow,CPUQuotaPerSecUSec,CPUWeight,Slice,TimeoutStopUSec $scope | sort >/limits\n\
+                  systemctl show -p MemoryLow skyhook.slice >/slice";
     let resources = json!({"cpuRequest": "250m", "cpuLimit": "1500m", "memoryRequest": "64Mi", "memoryLimit": "256Mi"});
     let manifest = scripts(
         "limits",
@@ -157,6 +159,8 @@ async fn limits(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
         "CPUQuotaPerSecUSec=1.500000s\nCPUWeight=10\nMemoryLow=67108864\nMemoryMax=268435456\nSlice=skyhook.slice\n\
          TimeoutStopUSec=3min 30s\n"
     );
+    // A scope is not protected beyond its slice.
+    assert_eq!(host.read("/slice")?, "MemoryLow=67108864\n");
     Ok(())
 }
 
@@ -213,6 +217,33 @@ subjects: [{kind: ServiceAccount, name: skyhook-agent, namespace: skyhook}]
     assert_eq!(host.sh(&search).await?, "", "afterwards");
     let masked = host.sh("grep -rlF '***' /var/log/skyhook/secretive");
     assert_eq!(masked.await?.lines().count(), 2, "output and errors");
+    Ok(())
+}
+
+/// The directory of a step goes when the step has ended, and not only at the end of the lease.
+async fn retry_a_check(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
+    let check = "echo try >>/tries; [ $(wc -l </tries) -gt 3 ]";
+    let steps = [("apply", "true"), ("apply_check", check)];
+    let manifest = scripts("retried", image, &steps, json!({}));
+    apply(cluster.client(), &manifest).await?;
+    let third_try = async || {
+        let tries = host.read("/tries")?;
+        ensure!(tries.lines().count() >= 3, "{tries}");
+        Ok(())
+    };
+    eventually(2 * MINUTE, third_try)
+        .await
+        .with_context(|| cluster.logs())?;
+    // The third try is over, or a fourth one runs.
+    let few = async || {
+        let steps = host.sh("ls /var/lib/skyhook-agent/steps").await?;
+        ensure!(steps.lines().count() <= 1, "{steps}");
+        Ok(())
+    };
+    eventually(Duration::from_secs(5), few).await?;
+    wait_complete(cluster.client(), "retried", 2 * MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! What the chart renders, and what it refuses to render. No cluster.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -8,9 +10,12 @@ use skyhook_integration::skip::chart_can_run;
 
 /// All objects of the chart with these arguments.
 async fn render(args: &[&str]) -> Result<Vec<Value>> {
-    let text = template(args).await?;
+    documents(&template(args).await?)
+}
+
+fn documents(text: &str) -> Result<Vec<Value>> {
     let mut objects = Vec::new();
-    for document in serde_yaml_ng::Deserializer::from_str(&text) {
+    for document in serde_yaml_ng::Deserializer::from_str(text) {
         let object = Value::deserialize(document)?;
         if !object.is_null() {
             objects.push(object);
@@ -231,6 +236,55 @@ async fn no_role_is_wider_than_it_says() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// One right: its namespace (empty for the whole cluster), API group, resource, verb, and whether it is bound to names.
+type Right = (String, String, String, String, bool);
+
+/// All rights in the Roles and ClusterRoles whose name begins with `account`.
+fn rights(objects: &[Value], account: &str) -> BTreeSet<Right> {
+    let texts = |list: &Value| -> Vec<String> {
+        let texts = list.as_array().into_iter().flatten();
+        texts.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let mut rights = BTreeSet::new();
+    for role in objects {
+        let kind = role["kind"].as_str().unwrap_or_default();
+        let name = role["metadata"]["name"].as_str().unwrap_or_default();
+        if !matches!(kind, "Role" | "ClusterRole") || !name.starts_with(account) {
+            continue;
+        }
+        let namespace = role["metadata"]["namespace"].as_str().unwrap_or_default();
+        for rule in role["rules"].as_array().into_iter().flatten() {
+            let named = rule["resourceNames"].is_array();
+            for group in texts(&rule["apiGroups"]) {
+                for resource in texts(&rule["resources"]) {
+                    for verb in texts(&rule["verbs"]) {
+                        let (group, resource) = (group.clone(), resource.clone());
+                        rights.insert((namespace.to_owned(), group, resource, verb, named));
+                    }
+                }
+            }
+        }
+    }
+    rights
+}
+
+/// Tests with a real API server run the coordinator with the rights in a manifest of their own. If these were more than
+/// the chart's, such a test would pass although the coordinator of the chart is refused.
+#[tokio::test]
+async fn tests_run_the_coordinator_with_no_right_that_the_chart_does_not_grant() -> Result<()> {
+    let test = "tests_run_the_coordinator_with_no_right_that_the_chart_does_not_grant";
+    if !chart_can_run(test).await {
+        return Ok(());
+    }
+    let granted = rights(&render(&[]).await?, COORDINATOR);
+    let manifest = documents(include_str!("../manifests/coordinator.yaml"))?;
+    let used = rights(&manifest, "skyhook-coordinator");
+    ensure!(used.len() > 20, "{used:?}");
+    let lacking: Vec<_> = used.difference(&granted).collect();
+    ensure!(lacking.is_empty(), "the chart does not grant {lacking:?}");
     Ok(())
 }
 

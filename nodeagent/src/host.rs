@@ -26,7 +26,7 @@ pub struct Host {
 impl Host {
     /// Opens the host whose root directory is `root`.
     pub fn open(root: &Path) -> io::Result<Self> {
-        let files = Root::open(root)
+        let files = Root::open_host(root)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", root.display())))?;
         Ok(Self { files })
     }

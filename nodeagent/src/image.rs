@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use skyhook_crds::package::Package;
 use skyhook_oci::{
-    Credentials, Digest, PluginConfig, Progress, PullError, Puller, PullerConfig, Reference,
+    Credentials, Digest, PluginConfig, PullError, PullProgress, Puller, PullerConfig, Reference,
     ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
 };
 
 /// Why an image could not be pulled or stored.
 #[derive(Debug, thiserror::Error)]
-pub enum ImageError {
+pub enum PackageImageError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     #[error(transparent)]
@@ -21,19 +21,19 @@ pub enum ImageError {
     Store(Box<StoreError>),
 }
 
-impl From<PullError> for ImageError {
+impl From<PullError> for PackageImageError {
     fn from(error: PullError) -> Self {
         Self::Pull(Box::new(error))
     }
 }
 
-impl From<StoreError> for ImageError {
+impl From<StoreError> for PackageImageError {
     fn from(error: StoreError) -> Self {
         Self::Store(Box::new(error))
     }
 }
 
-impl ImageError {
+impl PackageImageError {
     /// A short name of the error, for queries in logs.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -41,6 +41,15 @@ impl ImageError {
             Self::Reference(error) => error.kind(),
             Self::Pull(error) => error.kind(),
             Self::Store(error) => error.kind(),
+        }
+    }
+
+    /// The error with paths as the host has them. `files` are the host's files.
+    fn shown_in(self, files: &Root) -> Self {
+        match self {
+            Self::Reference(_) => self,
+            Self::Pull(error) => error.shown_in(files).into(),
+            Self::Store(error) => error.shown_in(files).into(),
         }
     }
 
@@ -99,6 +108,7 @@ const PLUGIN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub struct Images {
     pub store: Store,
+    files: Root,
     puller: Rc<Puller>,
 }
 
@@ -108,12 +118,17 @@ impl Images {
         directory: &Path,
         files: &Root,
         registries: Registries,
-    ) -> Result<Self, ImageError> {
-        let store = Store::open(directory, StoreConfig::default())?;
+    ) -> Result<Self, PackageImageError> {
+        let store = Store::open(directory, StoreConfig::default())
+            .map_err(|error| error.shown_in(files))?;
         let config = registries.puller(files);
         let puller = Puller::new(store.clone(), config);
         let puller = Rc::new(puller);
-        Ok(Self { store, puller })
+        Ok(Self {
+            store,
+            files: files.clone(),
+            puller,
+        })
     }
 
     /// Pulls the package's image into the store, and pins it there for `owner`. With a digest, a stored image is used
@@ -123,7 +138,17 @@ impl Images {
         package: &Package,
         owner: &str,
         credentials: &Credentials,
-    ) -> Result<Digest, ImageError> {
+    ) -> Result<Digest, PackageImageError> {
+        let digest = self.pull_and_pin(package, owner, credentials).await;
+        digest.map_err(|error| error.shown_in(&self.files))
+    }
+
+    async fn pull_and_pin(
+        &self,
+        package: &Package,
+        owner: &str,
+        credentials: &Credentials,
+    ) -> Result<Digest, PackageImageError> {
         let reference = Reference::for_package(
             &package.image,
             &package.version,
@@ -156,8 +181,8 @@ impl Images {
         &self,
         reference: &Reference,
         credentials: &Credentials,
-        progress: &Progress,
-    ) -> Result<Digest, ImageError> {
+        progress: &PullProgress,
+    ) -> Result<Digest, PackageImageError> {
         let pulled = self
             .puller
             .pull_with(reference, credentials, progress)
@@ -175,5 +200,55 @@ impl Images {
         )
         .ok()?;
         self.store.lookup(&reference)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use skyhook_oci::chain;
+
+    use super::*;
+    use crate::host::Host;
+
+    #[test]
+    fn errors_of_the_store_have_the_paths_of_the_host() {
+        let test = "image::tests::errors_of_the_store_have_the_paths_of_the_host";
+        if !skyhook_testkit::in_own_mounts(test) {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // A file system without room for the directories of the store.
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "nr_inodes=4", "none"]);
+        assert!(mount.arg(directory.path()).status().unwrap().success());
+        let host = Host::open(directory.path()).unwrap();
+        let store = host.files.locate("/var/lib/skyhook-agent/images").unwrap();
+        let error = Images::open(&store, &host.files, Registries::default()).unwrap_err();
+        let text = chain(&error);
+        assert!(
+            text.starts_with("cannot create /var/lib/skyhook-agent/images/"),
+            "{text}"
+        );
+        for error in [
+            StoreError::NoRoom {
+                path: store.clone(),
+                needed: 2,
+                free: 1,
+            },
+            StoreError::Locked {
+                path: store.join("lock"),
+                seconds: 60,
+            },
+        ] {
+            let pull = PullError::Store {
+                reference: "r/p:1".into(),
+                source: error,
+            };
+            let text = chain(&PackageImageError::from(pull).shown_in(&host.files));
+            assert!(text.contains("/var/lib/skyhook-agent/images"), "{text}");
+            assert!(!text.contains(directory.path().to_str().unwrap()), "{text}");
+        }
     }
 }

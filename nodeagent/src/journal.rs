@@ -134,15 +134,18 @@ const RECORDS: usize = 64;
 #[derive(Debug)]
 pub struct Journal {
     directory: PathBuf,
+    /// The directory as messages show it.
+    shown: PathBuf,
     pub state: State,
 }
 
 impl Journal {
-    /// Opens the journal. A corrupt file is renamed, and the second value is its new name.
-    pub fn open(directory: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
+    /// Opens the journal. Messages show `shown` as the path of the directory. A corrupt file is renamed, and the second
+    /// value is its new name.
+    pub fn open(directory: &Path, shown: &Path) -> Result<(Self, Option<PathBuf>), JournalError> {
         let failed = |action| {
             move |source| JournalError::Io {
-                path: directory.to_owned(),
+                path: shown.to_owned(),
                 action,
                 source,
             }
@@ -158,6 +161,7 @@ impl Journal {
                 Some(state) => (state, None),
                 None => {
                     if let Some(form) = newer(&bytes) {
+                        let path = shown.join("journal");
                         return Err(JournalError::Newer { path, form });
                     }
                     let aside = directory.join("journal.corrupt");
@@ -170,6 +174,7 @@ impl Journal {
         };
         let journal = Self {
             directory: directory.to_owned(),
+            shown: shown.to_owned(),
             state,
         };
         Ok((journal, aside))
@@ -182,11 +187,11 @@ impl Journal {
         }
         let path = self.directory.join("journal");
         let bytes = encode(&state).map_err(|source| JournalError::Encode {
-            path: path.clone(),
+            path: self.shown(&path),
             source,
         })?;
         replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
-            path,
+            path: self.shown(&path),
             action: "writing",
             source,
         })?;
@@ -202,11 +207,11 @@ impl Journal {
             return Ok(());
         }
         let bytes = serde_json::to_vec(data).map_err(|source| JournalError::Encode {
-            path: path.clone(),
+            path: self.shown(&path),
             source,
         })?;
         replace_file(&path, &bytes, Durability::PowerCut).map_err(|source| JournalError::Io {
-            path,
+            path: self.shown(&path),
             action: "writing",
             source,
         })
@@ -217,7 +222,7 @@ impl Journal {
         let path = self.revision_path(name);
         let failed = |source| JournalError::NoRevision {
             name: name.to_owned(),
-            path: path.clone(),
+            path: self.shown(&path),
             source,
         };
         let bytes = fs::read(&path).map_err(failed)?;
@@ -240,7 +245,7 @@ impl Journal {
             .collect();
         let directory = self.directory.join("revisions");
         let failed = |source| JournalError::Io {
-            path: directory.clone(),
+            path: self.shown(&directory),
             action: "removing old revisions",
             source,
         };
@@ -252,6 +257,12 @@ impl Journal {
             }
         }
         Ok(())
+    }
+
+    /// A path in the directory, as messages show it.
+    fn shown(&self, path: &Path) -> PathBuf {
+        let inside = path.strip_prefix(&self.directory).unwrap_or(path);
+        self.shown.join(inside)
     }
 
     fn revision_path(&self, name: &str) -> PathBuf {

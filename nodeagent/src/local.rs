@@ -203,7 +203,7 @@ impl LocalRun {
                 value_from: None,
             });
         }
-        let bus = Rc::new(Bus::of(Path::new("/")));
+        let bus = Rc::new(Bus::of(&Root::open("/")?));
         let has_bus = root == Path::new("/") && bus.is_there().await;
         let mut run = Self {
             host: Host::open(&root)?,

@@ -13,7 +13,7 @@ use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 use crate::host::Host;
 use crate::machine::{Half, StepPlan};
 use crate::secret::Secret;
-use crate::supervise::{Limit, LogFile, Spec, StepResult};
+use crate::supervise::{LogFile, ProcessLimit, Spec, StepResult};
 
 pub mod env;
 mod error;
@@ -25,6 +25,7 @@ mod root_dir;
 
 pub use error::StageError;
 pub(crate) use error::io_error;
+use error::laying_error;
 use files::PackageDir;
 use flags::Records;
 use root_dir::FileSystems;
@@ -154,7 +155,7 @@ fn unpack(input: &StageInput, copy_dir: &str) -> Result<PackageDir, StageError> 
             };
             store
                 .unpack_blocking(digest, &target, options)
-                .map_err(|e| StageError::Unpack(Box::new(e)))?;
+                .map_err(|e| StageError::Unpack(Box::new(e.shown_in(files))))?;
         }
         (None, _) | (_, None) if files.exists(Path::new(copy_dir).join("config.json")) => {}
         (None, _) | (_, None) => return Err(StageError::NothingLeft),
@@ -340,7 +341,7 @@ impl Prepared {
             working_directory: self.copy_dir.clone(),
             log,
             buffer_limit,
-            limits: Vec::<Limit>::new(),
+            limits: Vec::<ProcessLimit>::new(),
             memory_limit: None,
             grace_ms: self.grace_ms(),
             timeout_ms: None,

@@ -97,7 +97,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let client = client().await?;
     let api = LeaseApi::new(client, settings.node.clone(), settings.namespace.clone());
     let (notes, mut inbox) = unbounded_channel();
-    let bus = Rc::new(Bus::of(host.files.path()));
+    let bus = Rc::new(Bus::of(&host.files));
     let unable = problem_of(&bus).await;
     let mut agent = Agent::start(settings, host, api.clone(), bus, unable, notes)?;
     let (seen, mut leases) = unbounded_channel();

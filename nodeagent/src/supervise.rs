@@ -21,7 +21,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
-use skyhook_oci::{Durability, replace_file};
+use skyhook_oci::{Durability, Root, replace_file};
 
 mod cgroup;
 mod diagnosis;
@@ -65,7 +65,7 @@ pub struct Spec {
     pub log: Option<LogFile>,
     /// Longest line in the log, in bytes. A longer line is split.
     pub buffer_limit: usize,
-    pub limits: Vec<Limit>,
+    pub limits: Vec<ProcessLimit>,
     /// Memory limit of the step's scope as a Kubernetes quantity, for messages. `None` means no limit.
     pub memory_limit: Option<String>,
     /// Milliseconds between SIGTERM and SIGKILL when the step is ended.
@@ -76,7 +76,7 @@ pub struct Spec {
 
 /// One rlimit of the step's processes. `u64::MAX` means infinity.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+pub struct ProcessLimit {
     pub resource: Resource,
     pub soft: u64,
     pub hard: u64,
@@ -194,13 +194,10 @@ fn run(spec: &Spec, signals: SigSet) -> (StepResult, Option<Output>) {
     let kills = Kills::now();
     let (mut result, output) = match start(spec) {
         Ok(mut child) => {
-            let mut output = Output::of(
-                &mut child,
-                spec.buffer_limit,
-                log,
-                &Rc::new(Masks::of(&spec.secrets)),
-            );
-            let result = watch(spec, &mut child, &mut output, signals);
+            let masks = Rc::new(Masks::of(&spec.secrets));
+            let mut output = Output::of(&mut child, spec.buffer_limit, log, &masks);
+            let mut result = watch(spec, &mut child, &mut output, signals);
+            result.mask_problem = masks.problem();
             (result, Some(output))
         }
         Err(e) => {
@@ -222,8 +219,7 @@ fn create_log(spec: &Spec) -> io::Result<Option<LogPair>> {
 }
 
 fn start(spec: &Spec) -> io::Result<Child> {
-    let inside = Path::new(&spec.working_directory);
-    let directory = spec.root.join(inside.strip_prefix("/").unwrap_or(inside));
+    let directory = Root::open(&spec.root)?.locate(&spec.working_directory)?;
     let mut command = Command::new(&spec.program);
     command
         .args(spec.arguments.iter().map(Secret::reveal))

@@ -91,7 +91,7 @@ pub use digest::{Digest, DigestError};
 pub use hosts::HostsError;
 pub use image::{ImageError, Platform};
 pub use limits::Limits;
-pub use progress::{Event, Progress};
+pub use progress::{PullEvent, PullProgress};
 pub use pull::{PullError, Pulled, Puller};
 pub use reference::{Reference, ReferenceError};
 pub use registry::RegistryError;

@@ -12,7 +12,7 @@ pub use render::{Display, bar, show};
 
 /// One step of a pull or an unpack.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum PullEvent {
     /// The pull looks for the manifest of the reference.
     Resolving {
         reference: String,
@@ -60,10 +60,10 @@ pub enum Event {
 
 /// A function that receives the events. It must not block.
 #[derive(Clone)]
-pub struct Progress(Arc<dyn Fn(Event) + Send + Sync>);
+pub struct PullProgress(Arc<dyn Fn(PullEvent) + Send + Sync>);
 
-impl Progress {
-    pub fn new(sink: impl Fn(Event) + Send + Sync + 'static) -> Self {
+impl PullProgress {
+    pub fn new(sink: impl Fn(PullEvent) + Send + Sync + 'static) -> Self {
         Self(Arc::new(sink))
     }
 
@@ -72,13 +72,13 @@ impl Progress {
         Self::new(|_| {})
     }
 
-    pub(crate) fn say(&self, event: Event) {
+    pub(crate) fn say(&self, event: PullEvent) {
         (self.0)(event);
     }
 }
 
-impl fmt::Debug for Progress {
+impl fmt::Debug for PullProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Progress")
+        f.write_str("PullProgress")
     }
 }

@@ -9,9 +9,10 @@ use crate::chain::chain;
 use crate::config::{PullerConfig, RetryClass};
 use crate::digest::Digest;
 use crate::image::{self, Document, ImageError, Manifest};
-use crate::progress::{Event, Progress};
+use crate::progress::{PullEvent, PullProgress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
+use crate::root::Root;
 use crate::store::{Leave, Store, StoreError, StoredImage, blocking};
 
 mod fetch;
@@ -71,6 +72,18 @@ impl PullError {
         }
     }
 
+    /// The error with paths as `root` shows them in messages.
+    #[must_use]
+    pub fn shown_in(self, root: &Root) -> Self {
+        match self {
+            Self::Store { reference, source } => Self::Store {
+                reference,
+                source: source.shown_in(root),
+            },
+            Self::Registry { .. } | Self::Image { .. } | Self::Deadline { .. } => self,
+        }
+    }
+
     pub fn retry_class(&self) -> RetryClass {
         let transient = |is| {
             if is {
@@ -102,7 +115,7 @@ struct Run<'a> {
     puller: &'a Puller,
     reference: &'a Reference,
     session: Arc<Session>,
-    progress: &'a Progress,
+    progress: &'a PullProgress,
     leave: Leave,
 }
 
@@ -127,7 +140,7 @@ impl Puller {
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<Pulled, PullError> {
-        self.pull_with(reference, credentials, &Progress::none())
+        self.pull_with(reference, credentials, &PullProgress::none())
             .await
     }
 
@@ -136,7 +149,7 @@ impl Puller {
         &self,
         reference: &Reference,
         credentials: &Credentials,
-        progress: &Progress,
+        progress: &PullProgress,
     ) -> Result<Pulled, PullError> {
         self.pull_leaving(reference, credentials, progress, Leave::Least)
             .await
@@ -149,7 +162,7 @@ impl Puller {
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<Pulled, PullError> {
-        let progress = Progress::none();
+        let progress = PullProgress::none();
         let result = self
             .pull_leaving(reference, credentials, &progress, Leave::Plenty)
             .await;
@@ -177,7 +190,7 @@ impl Puller {
         &self,
         reference: &Reference,
         credentials: &Credentials,
-        progress: &Progress,
+        progress: &PullProgress,
         leave: Leave,
     ) -> Result<Pulled, PullError> {
         let deadline = self.config.deadline;
@@ -196,15 +209,15 @@ impl Puller {
         &self,
         reference: &Reference,
         credentials: &Credentials,
-        progress: &Progress,
+        progress: &PullProgress,
         leave: Leave,
     ) -> Result<Pulled, Failure> {
         let _hold = self.store.hold().await?;
-        progress.say(Event::Resolving {
+        progress.say(PullEvent::Resolving {
             reference: reference.to_string(),
         });
         if let Some(pulled) = self.present(reference) {
-            progress.say(Event::Pulled {
+            progress.say(PullEvent::Pulled {
                 manifest: pulled.manifest_digest,
             });
             return Ok(pulled);
@@ -228,7 +241,7 @@ impl Puller {
         image::diff_ids(&config, manifest.layers.len(), platform)?;
         let (store, of) = (self.store.clone(), reference.clone());
         let image = blocking(move || store.record_image(&of, &manifest_digest)).await?;
-        progress.say(Event::Pulled {
+        progress.say(PullEvent::Pulled {
             manifest: manifest_digest,
         });
         Ok(Pulled {
@@ -276,7 +289,7 @@ impl Run<'_> {
         blocking(move || of.put_document(&digest, &raw.bytes)).await?;
         let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
         let layers = manifest.layers.len() as u64;
-        self.progress.say(Event::Resolved {
+        self.progress.say(PullEvent::Resolved {
             manifest: digest,
             layers,
             bytes,

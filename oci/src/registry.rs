@@ -43,12 +43,12 @@ const MAX_REDIRECTS: u32 = 5;
 pub(crate) struct Session {
     registry: String,
     repository: String,
-    hosts: Vec<Host>,
+    hosts: Vec<Server>,
 }
 
 /// An endpoint with its client, its logins, and the authorization that it accepted last.
 #[derive(Debug)]
-struct Host {
+struct Server {
     endpoint: Endpoint,
     client: Client,
     logins: Vec<Login>,
@@ -108,7 +108,7 @@ impl Session {
             };
             let headers = transport::headers(&endpoint.settings)?;
             let authorization = Mutex::new(None);
-            hosts.push(Host {
+            hosts.push(Server {
                 endpoint,
                 client,
                 logins,
@@ -154,7 +154,7 @@ impl Session {
 
     async fn manifest_from(
         &self,
-        host: &Host,
+        host: &Server,
         what: &str,
         path: &str,
         want: Option<Digest>,
@@ -222,7 +222,7 @@ impl Session {
     /// Sends a request, answers challenges and follows redirects until there is a successful answer.
     async fn get(
         &self,
-        host: &Host,
+        host: &Server,
         what: &str,
         path: &str,
         accept: &str,
@@ -285,7 +285,7 @@ struct Ask<'a> {
     range: Option<&'a str>,
 }
 
-impl Host {
+impl Server {
     fn known_authorization(&self) -> Option<HeaderValue> {
         self.authorization
             .lock()
@@ -392,7 +392,7 @@ fn challenges(response: &Response) -> Vec<Challenge> {
 
 /// Logs the failure of a mirror. If the pull succeeds with the next host, this log line is the only sign of the
 /// failure.
-fn passed_over(host: &Host, error: RegistryError) -> RegistryError {
+fn passed_over(host: &Server, error: RegistryError) -> RegistryError {
     if !host.endpoint.is_origin {
         let reason = chain(&error);
         tracing::warn!(

@@ -38,13 +38,36 @@ impl RemoveError {
         }
     }
 
+    /// The error with other paths in its message. `shown` returns the path to show for a path of this process.
+    #[must_use]
+    pub fn shown_as(mut self, shown: impl Fn(&Path) -> PathBuf) -> Self {
+        self.show_as(shown);
+        self
+    }
+
+    fn show_as(&mut self, shown: impl Fn(&Path) -> PathBuf) {
+        match self {
+            Self::Mounted { path, mount_point } => {
+                *path = shown(path);
+                *mount_point = shown(mount_point);
+            }
+            Self::Io { path, .. } => *path = shown(path),
+        }
+    }
+
     /// Converts the error for callers that only return an [`io::Error`].
     pub(crate) fn into_io(self) -> io::Error {
         match self {
             Self::Io { source, .. } => source,
-            mounted @ Self::Mounted { .. } => {
-                io::Error::new(io::ErrorKind::ResourceBusy, mounted.to_string())
-            }
+            mounted @ Self::Mounted { .. } => io::Error::new(io::ErrorKind::ResourceBusy, mounted),
+        }
+    }
+
+    /// Does the same as [`RemoveError::shown_as`] for an error of [`RemoveError::into_io`].
+    pub(crate) fn show_io_as(error: &mut io::Error, shown: impl Fn(&Path) -> PathBuf) {
+        let inner = error.get_mut();
+        if let Some(removal) = inner.and_then(|inner| inner.downcast_mut::<Self>()) {
+            removal.show_as(shown);
         }
     }
 }

@@ -23,6 +23,8 @@ const DIRECTORY: Mode = Mode::from_raw_mode(0o755);
 #[derive(Clone, Debug)]
 pub struct Root {
     path: PathBuf,
+    /// The part of paths that messages leave out. Empty for a directory that is not the root of a host.
+    hidden: PathBuf,
     dir: Arc<OwnedFd>,
 }
 
@@ -42,8 +44,28 @@ impl Root {
         let dir = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
         Ok(Self {
             path,
+            hidden: PathBuf::new(),
             dir: Arc::new(dir),
         })
+    }
+
+    /// Opens the root directory of a host. Messages have paths as the host has them: [`Root::shown`] leaves out the path
+    /// of this directory.
+    pub fn open_host(path: impl AsRef<Path>) -> io::Result<Self> {
+        let root = Self::open(path)?;
+        Ok(Self {
+            hidden: path_of(root.as_fd())?,
+            ..root
+        })
+    }
+
+    /// A path of this process, as messages show it.
+    #[must_use]
+    pub fn shown(&self, path: &Path) -> PathBuf {
+        match path.strip_prefix(&self.hidden) {
+            Ok(inside) if !self.hidden.as_os_str().is_empty() => Path::new("/").join(inside),
+            Ok(_) | Err(_) => path.to_path_buf(),
+        }
     }
 
     /// The path of the directory in this process.
@@ -61,7 +83,7 @@ impl Root {
     /// The directory at `path`, as a root of its own.
     pub fn directory(&self, path: impl AsRef<Path>) -> io::Result<Self> {
         let dir = self.open_with(path.as_ref(), OFlags::DIRECTORY | OFlags::PATH)?;
-        Self::of(dir)
+        self.inside(dir)
     }
 
     /// Makes the directory at `path` and its parents, if they are missing, and returns the directory as a root of its
@@ -69,17 +91,19 @@ impl Root {
     pub fn create_dirs(&self, path: impl AsRef<Path>) -> io::Result<Self> {
         let place = self.place(path.as_ref(), Missing::Make(DIRECTORY), Last::Follow)?;
         let Some(name) = place.name else {
-            return Self::of(place.dir);
+            return self.inside(place.dir);
         };
         beneath::make(place.dir.as_fd(), &name, DIRECTORY)?;
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(&place.dir, name.as_slice(), flags, Mode::empty())?;
-        Self::of(dir)
+        self.inside(dir)
     }
 
-    fn of(dir: OwnedFd) -> io::Result<Self> {
+    /// An open directory inside this one, as a root of its own.
+    fn inside(&self, dir: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             path: path_of(dir.as_fd())?,
+            hidden: self.hidden.clone(),
             dir: Arc::new(dir),
         })
     }
@@ -161,7 +185,9 @@ impl Root {
     /// something is mounted at or below a directory, the directory is left unchanged.
     pub fn remove_tree(&self, path: impl AsRef<Path>) -> Result<(), RemoveError> {
         match self.entry_itself(path.as_ref()) {
-            Ok(entry) => entry.remove_tree(),
+            Ok(entry) => entry
+                .remove_tree()
+                .map_err(|error| error.shown_as(|path| self.shown(path))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(RemoveError::Io {
                 path: path.as_ref().to_path_buf(),

@@ -31,9 +31,10 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
-use crate::progress::{Event, Progress, size};
+use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
 use crate::replace::{Durability, replace_file};
+use crate::root::Root;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
@@ -92,7 +93,7 @@ pub enum StoreError {
         source: io::Error,
     },
     #[error(
-        "{} has been locked by another process for {seconds} s. The command lslocks shows that process: end it, unless it is an agent that removes old images",
+        "{} has been locked by another process for {seconds} s. The command lslocks shows that process. If it is an agent that removes old images, wait; else end it",
         path.display()
     )]
     Locked { path: PathBuf, seconds: u64 },
@@ -144,6 +145,23 @@ impl StoreError {
             Self::Image { .. } => "image",
             Self::Unpack(error) => error.kind(),
         }
+    }
+
+    /// The error with paths as `root` shows them in messages.
+    #[must_use]
+    pub fn shown_in(mut self, root: &Root) -> Self {
+        match &mut self {
+            Self::Io { path, .. } | Self::Locked { path, .. } | Self::NoRoom { path, .. } => {
+                *path = root.shown(path);
+            }
+            Self::NoImage(_)
+            | Self::Damaged(_)
+            | Self::WrongDigest { .. }
+            | Self::WrongSize { .. }
+            | Self::Image { .. }
+            | Self::Unpack(_) => {}
+        }
+        self
     }
 
     /// Whether another try may succeed, if the image is pulled again before it.
@@ -230,7 +248,7 @@ impl Store {
         target: &Target,
         options: UnpackOptions,
     ) -> Result<Unpacked, StoreError> {
-        self.unpack_with(manifest, target, options, &Progress::none())
+        self.unpack_with(manifest, target, options, &PullProgress::none())
             .await
     }
 
@@ -240,14 +258,14 @@ impl Store {
         manifest: &Digest,
         target: &Target,
         options: UnpackOptions,
-        progress: &Progress,
+        progress: &PullProgress,
     ) -> Result<Unpacked, StoreError> {
-        progress.say(Event::Unpacking {
+        progress.say(PullEvent::Unpacking {
             manifest: *manifest,
         });
         let (store, manifest, target) = (self.clone(), *manifest, target.clone());
         let unpacked = blocking(move || store.unpack_blocking(&manifest, &target, options)).await?;
-        progress.say(Event::Unpacked {
+        progress.say(PullEvent::Unpacked {
             entries: unpacked.entries,
         });
         Ok(unpacked)

@@ -85,6 +85,21 @@ pub(crate) fn unpack(
     options: UnpackOptions,
     limits: &Limits,
 ) -> Result<Unpacked, UnpackError> {
+    let mut result = unpack_into(sources, target, options, limits);
+    if let Err(UnpackError::Io { source, .. }) = &mut result
+        && let Some(root) = target.root()
+    {
+        RemoveError::show_io_as(source, |path| root.shown(path));
+    }
+    result
+}
+
+fn unpack_into(
+    sources: Vec<Source>,
+    target: &Target,
+    options: UnpackOptions,
+    limits: &Limits,
+) -> Result<Unpacked, UnpackError> {
     let place = target.open()?;
     let io = |what| {
         let path = target.display_path();
@@ -324,7 +339,7 @@ impl Drop for Scratch<'_> {
 /// Removes scratch directories in `parent` that were left by killed unpacks. The directory of a running unpack stays.
 pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
     let failed = |source| RemoveError::Io {
-        path: parent.path().to_path_buf(),
+        path: parent.shown(parent.path()),
         source,
     };
     for name in parent.list("").map_err(failed)? {
@@ -337,7 +352,7 @@ pub fn remove_left_over_unpacks(parent: &Root) -> Result<(), RemoveError> {
         };
         // An unpack may have replaced the directory since it was opened. The new one is its own.
         if replace::lock(&scratch, parent, name) == Ok(Lock::Held) {
-            remove_at(parent, name)?;
+            remove_at(parent, name).map_err(|error| error.shown_as(|path| parent.shown(path)))?;
         }
     }
     Ok(())

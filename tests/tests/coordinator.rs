@@ -201,12 +201,14 @@ async fn a_disruption_budget_is_told_from_a_server_that_is_too_busy() -> anyhow:
         by_deletion: false,
     };
     let applier = Applier::new(fixture.client.clone(), "default", "test");
-    match applier.apply(&evict, "2026-01-01T00:00:00Z").await {
-        Outcome::Done(Some(Change::Evicted {
-            problem: Some(problem),
-            ..
-        })) => ensure!(problem.contains("disruption budget web"), "{problem}"),
-        other => bail!("the budget was to refuse the eviction: {other:?}"),
-    }
+    let outcome = applier.apply(&evict, "2026-01-01T00:00:00Z").await;
+    let Outcome::Done(Some(Change::Evicted {
+        problem: Some(problem),
+        ..
+    })) = outcome
+    else {
+        bail!("the budget was to refuse the eviction: {outcome:?}");
+    };
+    ensure!(problem.contains("disruption budget web"), "{problem}");
     Ok(())
 }

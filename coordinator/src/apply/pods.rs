@@ -5,7 +5,7 @@ use kube::Resource as _;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use serde_json::json;
 
-use super::{Applier, ApplyError, failed};
+use super::{Applier, ApplyError, RetryClass, failed, retry_class};
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Change;
 use skyhook_fleet::pods::PodFact;
@@ -98,13 +98,16 @@ impl Applier {
 }
 
 /// Why the pod is not evicted; `None` if it is, or if no such pod exists any more. An error if the API server is too
-/// busy: this says nothing about the pod.
+/// busy or cannot be reached: this says nothing about the pod.
 fn problem(answer: kube::Result<()>) -> kube::Result<Option<String>> {
     match answer {
         Ok(()) => Ok(None),
         // Gone, or another pod under the same name.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
-        Err(kube::Error::Api(status)) if is_overload(&status) => Err(kube::Error::Api(status)),
+        Err(kube::Error::Api(status)) if status.code == 429 && !is_overload(&status) => {
+            Ok(Some(refusal(&status)))
+        }
+        Err(error) if matches!(retry_class(&error), RetryClass::After(_)) => Err(error),
         Err(kube::Error::Api(status)) => Ok(Some(refusal(&status))),
         Err(error) => Ok(Some(error.to_string())),
     }
@@ -178,6 +181,12 @@ mod tests {
                 answer(429, "Too many requests, please try again later.", &none),
                 None,
             ),
+            (
+                "not reached",
+                Err(kube::Error::Service("connection refused".into())),
+                None,
+            ),
+            ("shutting down", answer(503, "shutting down", &none), None),
         ] {
             let said = problem(answer).ok();
             match (&said, want) {

@@ -159,3 +159,17 @@ fn budgets_give_slots() {
         );
     }
 }
+
+#[test]
+fn the_wide_list_shows_why_a_skyhook_is_not_ready() {
+    use kube::CustomResourceExt as _;
+    let crd = Skyhook::crd();
+    let columns = crd.spec.versions[0].additional_printer_columns.iter();
+    let wide: Vec<(&str, &str)> = columns
+        .flatten()
+        .filter(|column| column.priority == Some(1))
+        .map(|column| (column.name.as_str(), column.json_path.as_str()))
+        .collect();
+    let ready = r#".status.conditions[?(@.type=="Ready")].reason"#;
+    assert_eq!(wide, [("Reason", ready)]);
+}

@@ -37,6 +37,8 @@ pub struct Cache {
 /// How many results the last pass computed anew.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
+    /// Nodes with their leases: what the ledger counts, and which revisions they refer to.
+    pub nodes: usize,
     /// Standings of pairs of a node and a Skyhook.
     pub cells: usize,
     /// Next writes of leases.
@@ -107,6 +109,8 @@ pub(super) struct NodeCell {
     pub(super) creating: bool,
     /// Numbers of the names of all Skyhooks that the Node says something about.
     pub(super) told: Vec<u32>,
+    /// Numbers of the names of the revisions that the lease and the records on the Node refer to.
+    pub(super) refers: Vec<u32>,
     pub(super) next: Option<NextWrite>,
 }
 

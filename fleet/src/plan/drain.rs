@@ -15,6 +15,7 @@ use crate::clocks::{DrainWatch, EvictionTry, LeaseClock, Mono};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::pods::{self, PodFact, Rules, Verdict};
+use crate::settings::Settings;
 
 /// How often the pods of a draining node are listed. The node is drained when two lists, at least this far apart, show
 /// no pod that has to leave: the scheduler may still bind a pod while the first list is taken.
@@ -59,12 +60,7 @@ pub(super) fn carry_on(
     }
     let watch = view.clocks.drain(&node.name, &fact.uid);
     let current = &lease.spec.drain;
-    let rules = Rules {
-        wait_for: checked.spec.pods_to_wait_for.as_ref(),
-        options: &checked.spec.drain,
-        namespace: &view.settings.namespace,
-        node_ready: node.ready,
-    };
+    let rules = rules(checked, view.settings, node);
     survey_when_due(view, fact, lease, node, watch, &rules, draft);
     let Some(watch) = watch.filter(|watch| view.now.mono <= watch.last.at + FRESH) else {
         return;
@@ -118,6 +114,26 @@ fn age(view: &View<'_>, lease: &InterruptionLease) -> Option<Duration> {
     let since = lease.spec.drain.since.as_deref()?.parse().ok()?;
     let clock = view.clocks.lease(&lease.spec.node.name);
     Some(view.age(since, clock.and_then(LeaseClock::drain_seen)))
+}
+
+/// The rules about which pods have to leave a node, for one Skyhook.
+fn rules<'a>(checked: &'a Checked, settings: &'a Settings, node: &NodeFact) -> Rules<'a> {
+    Rules {
+        wait_for: checked.spec.pods_to_wait_for.as_ref(),
+        options: &checked.spec.drain,
+        namespace: &settings.namespace,
+        node_ready: node.ready,
+    }
+}
+
+/// True when the last list of a node's pods shows one that has to leave.
+pub(crate) fn shows_a_pod(
+    watch: &DrainWatch,
+    checked: &Checked,
+    settings: &Settings,
+    node: &NodeFact,
+) -> bool {
+    !left(&watch.last.pods, &rules(checked, settings, node)).is_empty()
 }
 
 /// Pods that keep the node from being drained.

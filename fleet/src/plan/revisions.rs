@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use super::cache::Cache;
+use super::scan::Order;
 use super::{Draft, View, version};
 use crate::effect::Effect;
-use crate::facts::{LeaseFact, SkyhookFact};
+use crate::facts::SkyhookFact;
 
 /// How many revisions of a Skyhook are kept: the current one, and the newest of those that nothing refers to. Revisions
 /// that something refers to are kept in addition.
@@ -52,7 +54,14 @@ fn current(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
 }
 
 /// Prunes revisions that nothing refers to, down to the history that is kept.
-pub(super) fn prune(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
+pub(super) fn prune(
+    view: &View<'_>,
+    skyhooks: &[&SkyhookFact],
+    order: &Order<'_>,
+    cache: &Cache,
+    draft: &mut Draft<'_>,
+) {
+    let mut referred = None;
     for skyhook in skyhooks {
         let mut owned: Vec<_> = view
             .picture
@@ -63,8 +72,13 @@ pub(super) fn prune(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draf
         if owned.len() <= HISTORY {
             continue;
         }
-        let used = referred(view, skyhook);
-        owned.retain(|revision| !used.contains(revision.name.as_str()));
+        let used = referred.get_or_insert_with(|| all_referred(order, cache));
+        let checked = skyhook.checked.as_ref().ok();
+        let current = checked.map(|checked| checked.revision.as_str());
+        owned.retain(|revision| {
+            let name = revision.name.as_str();
+            !used.contains(name) && current != Some(name)
+        });
         owned.sort_by_key(|revision| revision.number);
         let surplus = owned.len().saturating_sub(HISTORY.saturating_sub(1));
         for revision in owned.into_iter().take(surplus) {
@@ -76,26 +90,10 @@ pub(super) fn prune(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draf
     }
 }
 
-fn referred<'a>(view: &'a View<'_>, skyhook: &'a SkyhookFact) -> BTreeSet<String> {
-    let leases = view
-        .picture
-        .leases()
-        .values()
-        .filter_map(|lease: &LeaseFact| lease.lease.as_ref().ok());
-    let mut used: BTreeSet<String> = leases.map(|lease| lease.spec.revision.clone()).collect();
-    used.extend(
-        skyhook
-            .checked
-            .as_ref()
-            .ok()
-            .map(|checked| checked.revision.clone()),
-    );
-    used.extend(view.picture.nodes().values().filter_map(|node| {
-        node.records
-            .get(&skyhook.name)?
-            .stamp
-            .as_ref()
-            .map(|stamp| stamp.revision.clone())
-    }));
-    used
+/// Names of the revisions that leases and the records on Nodes refer to.
+fn all_referred<'a>(order: &Order<'_>, cache: &'a Cache) -> BTreeSet<&'a str> {
+    let cells = order.iter().map(|(_, id)| &cache.nodes[id.index()]);
+    let numbers: BTreeSet<u32> = cells.flat_map(|cell| &cell.refers).copied().collect();
+    let names = numbers.into_iter().map(|number| cache.names.text(number));
+    names.collect()
 }

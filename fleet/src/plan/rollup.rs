@@ -79,12 +79,12 @@ fn show(
         draft.wake_at(at);
     }
     let (status, reason) = verdict(view, skyhook, node, &standing);
-    // The write that stamps a Node before a grant and the write that records a result carry the status themselves. If a
-    // result cannot be recorded because its node does not come back, there is no such write.
+    // The write that stamps a Node before a grant and the write that records a result carry the status themselves. While
+    // a result cannot be recorded, for example because its node is not back, there is no such write.
     let in_between = standing == Standing::Leased
         && status != Status::Erroring
         && lease.is_none_or(|lease| {
-            lease.spec.granted.is_none() || protocol::phase(lease).is_some_and(Phase::is_terminal)
+            lease.spec.granted.is_none() || verdict::has_result(skyhook, node, lease)
         });
     let mut hasher = DefaultHasher::new();
     (&node.name, status.as_str(), &reason).hash(&mut hasher);

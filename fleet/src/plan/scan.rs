@@ -10,7 +10,8 @@ use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
 use super::standing::{self, Standing};
 use super::{View, cordon, leftovers, reapply};
-use crate::facts::{Checked, NodeFact, SkyhookFact};
+use crate::clocks::Mono;
+use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
@@ -36,6 +37,8 @@ pub(super) struct Row<'a> {
     pub(super) admitted: BTreeMap<NodeId, Standing>,
     /// Nodes that wait and keep their cordon.
     pub(super) kept: BTreeSet<NodeId>,
+    /// The first time at which a standing may change although nothing else changes.
+    pub(super) until: Option<Mono>,
 }
 
 impl Row<'_> {
@@ -109,6 +112,7 @@ pub(super) fn rows<'a>(
             closed_at: BTreeMap::new(),
             admitted: BTreeMap::new(),
             kept: BTreeSet::new(),
+            until: None,
         };
         cells(view, order, cache, &mut row, &mut open, &names);
         let cells = &row.column.cells;
@@ -132,6 +136,7 @@ fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
         if cell.touched != touched {
             *cell = node(view, name, &mut cache.names);
             cell.touched = touched;
+            cache.counted.nodes += 1;
         }
     }
 }
@@ -166,8 +171,24 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
             let told = leftovers::told(node).into_iter();
             told.map(|skyhook| names.number(skyhook)).collect()
         }),
+        refers: refers(node, lease)
+            .map(|revision| names.number(revision))
+            .collect(),
         ..NodeCell::default()
     }
+}
+
+/// Names of the revisions that a lease and the records on its Node refer to.
+fn refers<'a>(
+    node: Option<&'a NodeFact>,
+    lease: Option<&'a LeaseFact>,
+) -> impl Iterator<Item = &'a str> {
+    let lease = lease.and_then(|fact| fact.lease.as_deref().ok());
+    let lease = lease.map(|lease| lease.spec.revision.as_str());
+    let records = node.into_iter().flat_map(|node| node.records.values());
+    let stamps = records.filter_map(|record| record.stamp.as_ref());
+    let recorded = stamps.map(|stamp| stamp.revision.as_str());
+    lease.into_iter().chain(recorded)
 }
 
 fn cells(
@@ -200,6 +221,7 @@ fn cells(
             cell.key = key;
             cache.counted.cells += 1;
         }
+        row.until = row.until.into_iter().chain(cell.until).min();
         let Some(standing) = &cell.standing else {
             // The spec is not valid, so nobody can tell whether the node is complete. Later Skyhooks wait until the
             // spec is corrected.
@@ -221,6 +243,8 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
     let backoff = view.clocks.backoff(&node.name, &skyhook.name);
+    let backoff = backoff.map(|backoff| backoff.until);
+    let left_alone = standing::left_alone_until(view, node);
     Cell {
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
         parked: skyhook.is_parked_over(node),
@@ -232,7 +256,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
                 policy.matches(|one| node.labels.meet(one))
             })
         }),
-        until: backoff.map(|backoff| backoff.until),
+        until: backoff.into_iter().chain(left_alone).min(),
         print: print(view, skyhook, node),
         ..Cell::default()
     }
@@ -249,10 +273,6 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     }
     let reason = node.annotations.get(&names::reason(&skyhook.name));
     reason.hash(&mut hasher);
-    node.cordon
-        .owners
-        .contains_key(&skyhook.name)
-        .hash(&mut hasher);
     if let Some(fact) = view.picture.lease_of(&node.name, &skyhook.uid)
         && let Ok(lease) = &fact.lease
     {

@@ -9,12 +9,17 @@ use skyhook_crds::revision::{self, RevisionData, Work};
 
 use super::View;
 use super::reason::{Reason, ReasonCode};
+use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::Picture;
 
 /// Taints that say that a node is not Ready.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+
+/// Why a node gets no lease after a drain that took too long.
+pub(crate) const DRAIN_TIMED_OUT: &str =
+    "pods did not leave before the drain's deadline; the node is tried again later";
 
 /// The standing of a node for a Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,20 +50,8 @@ pub(super) fn judge(
     if ours {
         return Standing::Leased;
     }
-    if let Some(stamp) = node
-        .record(&skyhook.name)
-        .stamp
-        .as_ref()
-        .filter(|s| s.is_newer())
-    {
-        let message = format!(
-            "the node's record was written by a newer version (form {}, this one knows {}): upgrade the coordinator, or \
-             delete the node's annotation {} to have its packages applied again",
-            stamp.format,
-            installed::FORMAT,
-            names::stamp(&skyhook.name)
-        );
-        return Standing::Blocked(Reason::new(ReasonCode::NewerVersion, message));
+    if let Some(reason) = newer_record(skyhook, node) {
+        return Standing::Blocked(reason);
     }
     match outstanding(view.picture, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,
@@ -110,7 +103,33 @@ pub(super) fn judge(
     {
         return Standing::Blocked(Reason::new(backoff.code, backoff.message));
     }
+    if left_alone_until(view, node).is_some() {
+        return Standing::Blocked(Reason::new(ReasonCode::DrainTimedOut, DRAIN_TIMED_OUT));
+    }
     Standing::Eligible
+}
+
+/// Until when the node gets no lease because its last drain took too long; `None` if there is no such time, or if it is
+/// over. The time is on the Node, so another replica that begins to lead knows it as well.
+pub(super) fn left_alone_until(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
+    let (since, seen) = view.clocks.undrained(&node.name)?;
+    let passed = view.age(since, Some(seen));
+    let left = view.settings.drain_cool_down.checked_sub(passed)?;
+    (!left.is_zero()).then(|| view.now.mono + left)
+}
+
+/// The reason when a newer version of Skyhook wrote the node's record.
+pub(super) fn newer_record(skyhook: &SkyhookFact, node: &NodeFact) -> Option<Reason> {
+    let stamp = node.record(&skyhook.name).stamp.as_ref();
+    let stamp = stamp.filter(|stamp| stamp.is_newer())?;
+    let message = format!(
+        "the node's record was written by a newer version (form {}, this one knows {}): upgrade the coordinator, or \
+         delete the node's annotation {} to have its packages applied again",
+        stamp.format,
+        installed::FORMAT,
+        names::stamp(&skyhook.name)
+    );
+    Some(Reason::new(ReasonCode::NewerVersion, message))
 }
 
 /// The message about a taint that is not tolerated: what it means, and what an administrator can do.

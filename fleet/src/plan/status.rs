@@ -100,6 +100,7 @@ pub(super) fn skyhooks(
                     name: skyhook.name.clone(),
                     at: version(&skyhook.uid, &skyhook.resource_version),
                     status: Box::new(wanted),
+                    turning,
                 });
             }
         }
@@ -136,6 +137,8 @@ fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
         view.now.wall,
     );
     let same = conditions == current.conditions;
+    let says = |c: &Condition| c.type_ == "Ready" && c.reason == "Deleting";
+    let turning = !current.conditions.iter().any(says);
     if !same && !draft.is_too_soon(&Target::Skyhook(skyhook.name.clone())) {
         draft.push(Effect::WriteSkyhookStatus {
             name: skyhook.name.clone(),
@@ -145,6 +148,7 @@ fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
                 observed_generation: skyhook.generation,
                 ..current
             }),
+            turning,
         });
     }
 }

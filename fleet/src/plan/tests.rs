@@ -21,6 +21,7 @@ mod leases;
 mod left;
 mod policies;
 mod reapply;
+mod reasons;
 mod replaced;
 mod skew;
 mod status;

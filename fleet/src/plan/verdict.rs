@@ -75,21 +75,13 @@ fn leased(
         };
     };
     if phase.is_terminal() {
-        let record = node.record(&skyhook.name);
-        return match protocol::result_duty(lease, &lease::facts(node, record)) {
-            ResultDuty::AwaitBoot => working(
-                ReasonCode::AwaitingNode,
-                "the kubelet has not reported the boot that the agent runs in",
-            ),
-            ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
-            ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
-            ResultDuty::Recorded | ResultDuty::Take | ResultDuty::NotYet => {
-                (Status::InProgress, None)
-            }
-        };
+        return ended(view, skyhook, node, lease);
     }
     if let Some(reason) = away(view, node, lease) {
         return reason;
+    }
+    if let Some(reason) = standing::newer_record(skyhook, node) {
+        return (Status::InProgress, Some(reason));
     }
     // A report from an earlier boot of the host is out of date.
     if !status.boot_id.is_empty() && !node.boot_id.is_empty() && status.boot_id != node.boot_id {
@@ -153,6 +145,27 @@ fn leased(
     }
 }
 
+/// The verdict on a node whose agent has ended: what the recording of its result waits for.
+fn ended(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    lease: &InterruptionLease,
+) -> NodeVerdict {
+    let record = node.record(&skyhook.name);
+    match protocol::result_duty(lease, &lease::facts(node, record)) {
+        ResultDuty::AwaitBoot => away(view, node, lease).unwrap_or_else(|| {
+            let message = "the kubelet has not reported the boot that the agent runs in";
+            let reason = Reason::new(ReasonCode::AwaitingNode, message);
+            (Status::InProgress, Some(reason))
+        }),
+        ResultDuty::AwaitReady => away(view, node, lease).unwrap_or((Status::InProgress, None)),
+        ResultDuty::Recorded if is_complete(view, skyhook, node) => (Status::Complete, None),
+        ResultDuty::Take => (Status::InProgress, standing::newer_record(skyhook, node)),
+        ResultDuty::Recorded | ResultDuty::NotYet => (Status::InProgress, None),
+    }
+}
+
 /// True when the agent reports another host ID than the recorded one: the host was installed anew under the same name.
 fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool {
     let recorded = stamp.map_or("", |stamp| stamp.host_id.as_str());
@@ -184,6 +197,20 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
         let reason = Reason::new(ReasonCode::AwaitingNode, "the node is not Ready");
         (Status::InProgress, Some(reason))
     })
+}
+
+/// True when the result of a lease whose agent has ended may be recorded now, or is recorded already.
+pub(super) fn has_result(
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    lease: &InterruptionLease,
+) -> bool {
+    let record = node.record(&skyhook.name);
+    match protocol::result_duty(lease, &lease::facts(node, record)) {
+        ResultDuty::Take => !record.stamp.as_ref().is_some_and(Stamp::is_newer),
+        ResultDuty::Recorded => true,
+        ResultDuty::NotYet | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => false,
+    }
 }
 
 /// The time from which a node that is not Ready is called parked; `None` for a Ready node.

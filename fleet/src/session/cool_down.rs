@@ -32,7 +32,7 @@ pub(super) fn after(
             skyhook: None,
             until: now + settings.drain_cool_down,
             code: ReasonCode::DrainTimedOut,
-            message: "pods did not leave before the drain's deadline; the node is tried again later",
+            message: standing::DRAIN_TIMED_OUT,
         });
     }
     if stop == Some(StopReason::AgentTooOld) {

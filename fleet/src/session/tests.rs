@@ -12,7 +12,6 @@ fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
             uid: "u".into(),
             resource_version: "1".into(),
         },
-        batch: None,
     };
     let refused = || Outcome::Refused {
         error: "patch interruptionlease/n1: denied".into(),
@@ -214,7 +213,6 @@ fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answere
     };
     let lost = Outcome::Retry {
         error: "the answer did not come".into(),
-        after: Duration::from_secs(2),
     };
     for (what, outcome) in [("answered late", Outcome::Done(None)), ("lost", lost)] {
         let mut session = Session::new(&settings);
@@ -233,6 +231,181 @@ fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answere
         let expected = (ReasonCode::DrainTimedOut, now + settings.drain_cool_down);
         assert_eq!(until, Some(expected), "{what}");
     }
+}
+
+/// The drain was decided on an earlier list than the one that the picture holds when the write is begun.
+#[test]
+fn a_node_is_not_called_drained_once_a_list_shows_a_pod_that_has_to_leave() {
+    let settings = Settings::default();
+    let mut node = crate::testkit::node_object("n1");
+    node["spec"]["unschedulable"] = true.into();
+    node["metadata"]["annotations"] = serde_json::json!({
+        skyhook_crds::names::CORDON_OWNERS: r#"{"wasUnschedulable":false,"owners":{"s":"l1"}}"#,
+    });
+    let skyhook = serde_json::json!({
+        "metadata": { "name": "s", "uid": "s1", "resourceVersion": "1" },
+        "spec": { "packages": { "aa": { "version": "1.0.0", "image": "r/aa" } } },
+    });
+    let lease = serde_json::json!({
+        "metadata": { "name": "n1", "uid": "l1", "resourceVersion": "5" },
+        "spec": {
+            "node": { "name": "n1", "uid": "uid-of-n1" },
+            "skyhook": { "name": "s", "uid": "s1" },
+            "revision": "r",
+            "drain": { "state": "Draining" },
+        },
+        "status": { "phase": "AwaitingDrain", "needsDrain": true },
+    });
+    let drained = Effect::SetDrain {
+        node: "n1".into(),
+        at: AsOf {
+            uid: "l1".into(),
+            resource_version: "5".into(),
+        },
+        drain: skyhook_crds::lease::Drain {
+            state: skyhook_crds::lease::DrainState::Drained,
+            ..skyhook_crds::lease::Drain::default()
+        },
+    };
+    let pod = |finished| crate::pods::PodFact {
+        name: "web".into(),
+        uid: "p1".into(),
+        controller: Some("ReplicaSet".into()),
+        finished,
+        ..crate::pods::PodFact::default()
+    };
+    for (what, pods, begins) in [
+        ("no pod", vec![], true),
+        ("a finished pod", vec![pod(true)], true),
+        ("a pod that runs", vec![pod(false)], false),
+    ] {
+        let mut session = Session::new(&settings);
+        session.index = crate::testkit::index(
+            std::slice::from_ref(&node),
+            std::slice::from_ref(&skyhook),
+            std::slice::from_ref(&lease),
+            &[],
+        );
+        session.enqueue(vec![drained.clone()]);
+        let list = Change::Pods {
+            node: "n1".into(),
+            lease_uid: "l1".into(),
+            pods,
+            consistent: false,
+        };
+        session.take(list, Mono::from_secs(100));
+        let next = session.begin_next(Mono::from_secs(100));
+        let next = next.map(|next| next.expect("the next pass decides again"));
+        let want = begins.then(|| drained.clone());
+        assert_eq!(next, want, "{what}");
+    }
+}
+
+/// While the API server has no room, nothing is written at all.
+#[test]
+fn no_second_write_begins_before_the_time_that_the_first_answer_asked_for() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    session.enqueue((0..40).map(|n| survey(&format!("n{n}"))).collect());
+    let first = session.begin_next(Mono::ZERO).unwrap().unwrap();
+    let busy = |after| Outcome::Busy {
+        after,
+        error: "connection refused".into(),
+    };
+    session.settle(&first, busy(Duration::from_secs(2)), Mono::ZERO);
+    // A shorter wait that is asked for later does not end the longer one.
+    session.settle(&first, busy(Duration::from_secs(1)), Mono::ZERO);
+    for millis in (0..2_000).step_by(100) {
+        let now = Mono::after(Duration::from_millis(millis));
+        assert_eq!(session.begin_next(now), None, "after {millis} ms");
+    }
+    assert!(session.begin_next(Mono::from_secs(2)).is_some());
+}
+
+#[test]
+fn a_write_that_fails_again_and_again_is_tried_less_and_less_often_and_holds_up_no_other() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    let effect = survey("n1");
+    let mut now = Mono::ZERO;
+    for seconds in [2, 4, 8, 16, 32, 64, 64] {
+        let error = "failed calling webhook".to_owned();
+        session.settle(&effect, Outcome::Retry { error }, now);
+        let at = session.retry_at[&effect.target()];
+        let least = Duration::from_secs(seconds);
+        let waits = at.since(now);
+        assert!(
+            waits >= least && waits < least * 5 / 4,
+            "{waits:?} for {seconds} s"
+        );
+        assert_eq!(session.begin(&effect, now), Err(Held::NotYet));
+        assert_eq!(session.begin(&survey("n2"), now), Ok(()), "another object");
+        session.settle(&survey("n2"), Outcome::Done(None), now);
+        now = at;
+        session.expire(now);
+    }
+}
+
+/// However many leases are to be reserved, the first one that can be granted is granted before the last one is reserved.
+#[test]
+fn the_first_grant_does_not_wait_for_the_last_reservation() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    let reservations: Vec<Effect> = (0..1_000)
+        .map(|n| reservation(&format!("n{n:04}")))
+        .collect();
+    session.enqueue(reservations.clone());
+    let mut reserved = 0;
+    while let Some(Ok(effect)) = session.begin_next(Mono::ZERO) {
+        session.settle(&effect, Outcome::Done(None), Mono::ZERO);
+        reserved += 1;
+        if reserved == 10 {
+            break;
+        }
+    }
+    // The next pass: the watch has delivered the first lease, and its Node can be stamped.
+    let mut effects = reservations[10..].to_vec();
+    effects.push(node_write("n0000", Cause::Grant));
+    session.enqueue(effects);
+    let first = session.begin_next(Mono::ZERO).expect("something begins");
+    assert_eq!(
+        first.expect("no rule is broken").target(),
+        Target::Node("n0000".into())
+    );
+    let left = std::iter::from_fn(|| session.begin_next(Mono::ZERO));
+    let left: Vec<Target> = left
+        .map(|next| next.expect("no rule is broken").target())
+        .collect();
+    assert!(!left.is_empty() && left.len() < 20, "{left:?}");
+    assert!(
+        left.iter().all(|target| matches!(target, Target::Lease(_))),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn a_node_whose_agent_does_not_answer_says_why_it_is_left_alone() {
+    let settings = Settings::default();
+    let mut session = Session::new(&settings);
+    let withdrawal = Effect::WithdrawLease {
+        node: "n1".into(),
+        at: AsOf {
+            uid: "l1".into(),
+            resource_version: "1".into(),
+        },
+        why: Withdrawal::AgentNotResponding,
+    };
+    session.settle(&withdrawal, Outcome::Done(None), Mono::ZERO);
+    let backoff = session
+        .index
+        .clocks
+        .backoff("n1", "s")
+        .expect("it is left alone");
+    assert_eq!(backoff.code, ReasonCode::AgentNotResponding);
+    assert_eq!(
+        backoff.message,
+        "the node's agent did not accept the lease in time: is its pod running there?"
+    );
 }
 
 /// A lease whose agent said that it is done, and the node's record.
@@ -290,7 +463,6 @@ fn a_result_that_leaves_work_over_is_not_tried_again_at_once() {
             session.begin(&release(n), now).unwrap();
             let outcome = Outcome::Retry {
                 error: "no answer".into(),
-                after: Duration::ZERO,
             };
             session.settle(&release(n), outcome, now);
         }

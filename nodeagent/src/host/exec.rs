@@ -284,13 +284,13 @@ async fn await_orphans(bus: &Bus, scope: &str, grace: Duration) {
     }
 }
 
-/// The signal to send to the processes of a scope. Its supervisor died `gone` ago; the processes got SIGTERM `told`
-/// ago.
-fn orphan_signal(gone: Duration, told: Option<Duration>, grace: Duration) -> Option<Signal> {
-    match told {
-        None if gone <= ORPHAN_PATIENCE => None,
+/// The signal to send to the processes of a scope. `dead` is the time since the death of its supervisor, and `ending` is
+/// the time since the processes got SIGTERM.
+fn orphan_signal(dead: Duration, ending: Option<Duration>, grace: Duration) -> Option<Signal> {
+    match ending {
+        None if dead <= ORPHAN_PATIENCE => None,
         None => Some(Signal::SIGTERM),
-        Some(told) if told > grace.max(ORPHAN_PATIENCE) => Some(Signal::SIGKILL),
+        Some(ending) if ending > grace.max(ORPHAN_PATIENCE) => Some(Signal::SIGKILL),
         Some(_) => None,
     }
 }

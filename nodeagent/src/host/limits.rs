@@ -11,7 +11,7 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::InvalidQuantity;
 
 use super::systemd::{Bus, ScopeLimits};
-use crate::supervise::{Limit, Resource};
+use crate::supervise::{ProcessLimit, Resource};
 
 /// Units of container runtimes, or of programs that start a container runtime. Containers inherit the rlimits of the
 /// unit.
@@ -103,14 +103,10 @@ fn weight(milli: u64) -> u64 {
 
 /// The rlimits for the processes of steps: those of the container runtime if it runs as a unit, else systemd's
 /// defaults. Empty if both are unknown.
-pub async fn process(bus: &Bus) -> Vec<Limit> {
-    for unit in RUNTIMES {
-        if let Ok(pid) = bus.main_pid(unit).await
-            && pid > 0
-            && let Ok(text) = fs::read_to_string(format!("/proc/{pid}/limits"))
-        {
-            return parse(&text);
-        }
+pub async fn process(bus: &Bus) -> Vec<ProcessLimit> {
+    let main_pid = async |unit: &'static str| bus.main_pid(unit).await.unwrap_or(0);
+    if let Some(limits) = of_runtime(main_pid).await {
+        return limits;
     }
     match bus.default_limits().await {
         Ok(values) => from_defaults(&values),
@@ -121,13 +117,26 @@ pub async fn process(bus: &Bus) -> Vec<Limit> {
     }
 }
 
-fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<Limit> {
+/// The rlimits of the container runtime. `main_pid` is the main process of a unit, or 0 if there is none.
+async fn of_runtime(main_pid: impl AsyncFn(&'static str) -> u32) -> Option<Vec<ProcessLimit>> {
+    for unit in RUNTIMES {
+        let pid = main_pid(unit).await;
+        if pid > 0
+            && let Ok(text) = fs::read_to_string(format!("/proc/{pid}/limits"))
+        {
+            return Some(parse(&text));
+        }
+    }
+    None
+}
+
+fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<ProcessLimit> {
     NAMES
         .iter()
         .filter_map(|(_, name, resource)| {
             let hard = *values.get(&format!("DefaultLimit{name}"))?;
             let soft = values.get(&format!("DefaultLimit{name}Soft"));
-            Some(Limit {
+            Some(ProcessLimit {
                 resource: *resource,
                 soft: soft.copied().unwrap_or(hard),
                 hard,
@@ -137,7 +146,7 @@ fn from_defaults(values: &BTreeMap<String, u64>) -> Vec<Limit> {
 }
 
 /// Reads `/proc/PID/limits`.
-fn parse(text: &str) -> Vec<Limit> {
+fn parse(text: &str) -> Vec<ProcessLimit> {
     let value = |text: &str| match text {
         "unlimited" => Some(u64::MAX),
         number => number.parse().ok(),
@@ -146,7 +155,7 @@ fn parse(text: &str) -> Vec<Limit> {
         .filter_map(|line| {
             let (name, _, resource) = NAMES.iter().find(|(name, _, _)| line.starts_with(name))?;
             let mut fields = line[name.len()..].split_whitespace();
-            Some(Limit {
+            Some(ProcessLimit {
                 resource: *resource,
                 soft: value(fields.next()?)?,
                 hard: value(fields.next()?)?,
@@ -169,7 +178,7 @@ Max cpu time              unlimited            unlimited            seconds
 Max open files            1024                 524288               files
 Max stack size            8388608              unlimited            bytes
 ";
-        let limit = |resource, soft, hard| Limit {
+        let limit = |resource, soft, hard| ProcessLimit {
             resource,
             soft,
             hard,
@@ -182,6 +191,34 @@ Max stack size            8388608              unlimited            bytes
                 limit(Resource::Stack, 8_388_608, u64::MAX),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn each_distribution_of_kubernetes_has_its_own_unit_with_a_container_runtime() {
+        let own = parse(&fs::read_to_string("/proc/self/limits").unwrap());
+        for unit in [
+            "containerd.service",
+            "crio.service",
+            // Docker with cri-dockerd.
+            "docker.service",
+            // k3s: a server, and an agent.
+            "k3s.service",
+            "k3s-agent.service",
+            // RKE2: a server, and an agent.
+            "rke2-server.service",
+            "rke2-agent.service",
+            // k0s: a controller, and a worker.
+            "k0scontroller.service",
+            "k0sworker.service",
+            // MicroK8s.
+            "snap.microk8s.daemon-containerd.service",
+        ] {
+            let main_pid = async |asked: &str| {
+                if asked == unit { std::process::id() } else { 0 }
+            };
+            assert_eq!(of_runtime(main_pid).await.as_ref(), Some(&own), "{unit}");
+        }
+        assert_eq!(of_runtime(async |_| 0).await, None);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Calls to systemd over D-Bus: starts scopes for steps, and restarts units for interrupts. Does not use systemctl.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use skyhook_oci::Root;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use zbus::Connection;
@@ -38,9 +39,9 @@ impl Default for Patience {
 /// Why a call to systemd failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdError {
-    #[error("the system bus at {address} does not answer")]
+    #[error("the system bus at {} does not answer", socket.display())]
     Connect {
-        address: String,
+        socket: PathBuf,
         #[source]
         source: zbus::Error,
     },
@@ -96,6 +97,17 @@ trait Manager {
     fn version(&self) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "false"))]
     fn system_state(&self) -> zbus::Result<String>;
+    fn list_units_by_patterns(
+        &self,
+        states: &[&str],
+        patterns: &[&str],
+    ) -> zbus::Result<Vec<scope::Listed>>;
+    fn set_unit_properties(
+        &self,
+        name: &str,
+        runtime: bool,
+        properties: &[(&str, Variant<'_>)],
+    ) -> zbus::Result<()>;
     fn start_transient_unit(
         &self,
         name: &str,
@@ -130,29 +142,32 @@ trait Unit {
 /// The connection to the system bus. It is made at the first call, and again after it was lost.
 #[derive(Debug)]
 pub struct Bus {
-    address: String,
+    /// The host's files, and the path of the bus's socket in them.
+    files: Root,
+    socket: PathBuf,
     connection: Mutex<Option<Connection>>,
     patience: Patience,
     /// Properties of scopes that this version of systemd has refused as unknown, in the order of the refusals.
     unknown: Mutex<Vec<String>>,
+    /// Held while the slice of all steps gets its properties and a scope is started.
+    starting: Mutex<()>,
 }
 
 impl Bus {
-    /// The system bus of the host whose root directory is `root`.
+    /// The system bus of the host with these files.
     #[must_use]
-    pub fn of(root: &Path) -> Self {
-        Self::at(
-            &root.join("run/dbus/system_bus_socket"),
-            Patience::default(),
-        )
+    pub fn of(files: &Root) -> Self {
+        Self::at(files, "/run/dbus/system_bus_socket", Patience::default())
     }
 
-    fn at(socket: &Path, patience: Patience) -> Self {
+    fn at(files: &Root, socket: impl Into<PathBuf>, patience: Patience) -> Self {
         Self {
-            address: format!("unix:path={}", socket.display()),
+            files: files.clone(),
+            socket: socket.into(),
             connection: Mutex::new(None),
             patience,
             unknown: Mutex::new(Vec::new()),
+            starting: Mutex::new(()),
         }
     }
 
@@ -172,13 +187,16 @@ impl Bus {
             return Ok(connection.clone());
         }
         let connect = async {
-            zbus::connection::Builder::address(self.address.as_str())
+            // The socket or its directory may be a symlink, and may be made later than the agent.
+            let socket = self.files.locate(&self.socket)?;
+            let address = format!("unix:path={}", socket.display());
+            zbus::connection::Builder::address(address.as_str())
                 .build()
                 .await
         };
         let connection = self.quick("connect", connect).await.map_err(|e| match e {
             SystemdError::Call { source, .. } => SystemdError::Connect {
-                address: self.address.clone(),
+                socket: self.socket.clone(),
                 source,
             },
             SystemdError::Connect { .. } | SystemdError::Timeout { .. } => e,

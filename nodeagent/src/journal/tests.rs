@@ -16,9 +16,9 @@ fn state(machine_id: &str) -> State {
 #[test]
 fn what_was_saved_is_read() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut journal, _) = Journal::open(directory.path()).unwrap();
+    let (mut journal, _) = Journal::open(directory.path(), directory.path()).unwrap();
     journal.save(state("a")).unwrap();
-    let (again, aside) = Journal::open(directory.path()).unwrap();
+    let (again, aside) = Journal::open(directory.path(), directory.path()).unwrap();
     assert_eq!((again.state, aside), (state("a"), None));
 }
 
@@ -40,7 +40,7 @@ fn a_cut_or_changed_journal_is_never_believed() {
 fn a_corrupt_journal_is_kept_aside() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("journal"), "rubbish").unwrap();
-    let (journal, aside) = Journal::open(directory.path()).unwrap();
+    let (journal, aside) = Journal::open(directory.path(), directory.path()).unwrap();
     assert_eq!(journal.state, State::default());
     assert_eq!(fs::read_to_string(aside.unwrap()).unwrap(), "rubbish");
 }
@@ -126,7 +126,9 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     for form in [1, 2] {
         newer = format!("skyhook-journal {form} {}\n{body}", digest(body.as_bytes()));
         fs::write(&path, &newer).unwrap();
-        let error = Journal::open(directory.path()).unwrap_err().to_string();
+        let error = Journal::open(directory.path(), directory.path())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("written by a newer agent"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), newer);
     }
@@ -138,7 +140,7 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     assert!(error.contains("written by a newer agent"), "{error}");
     // A journal with a newer number and a wrong digest is corrupt.
     fs::write(&path, newer.replace("another", "an other")).unwrap();
-    let (_, aside) = Journal::open(directory.path()).unwrap();
+    let (_, aside) = Journal::open(directory.path(), directory.path()).unwrap();
     assert!(aside.is_some());
 }
 
@@ -273,7 +275,7 @@ fn recovers(found: State) {
 fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     let root = tempfile::tempdir().unwrap();
     let directory = root.path().join("journal");
-    let (mut journal, _) = Journal::open(&directory).unwrap();
+    let (mut journal, _) = Journal::open(&directory, &directory).unwrap();
     journal.save(state("before")).unwrap();
     let away = root.path().join("away");
     fs::rename(&directory, &away).unwrap();
@@ -283,7 +285,10 @@ fn a_disk_that_takes_nothing_is_an_error_that_recovers() {
     assert_eq!(journal.state, state("before"));
     fs::rename(&away, &directory).unwrap();
     journal.save(state("after")).unwrap();
-    assert_eq!(Journal::open(&directory).unwrap().0.state, state("after"));
+    assert_eq!(
+        Journal::open(&directory, &directory).unwrap().0.state,
+        state("after")
+    );
 }
 
 #[test]
@@ -317,4 +322,28 @@ fn a_host_remembers_so_many_skyhooks() {
     assert!(!state.skyhooks.contains_key("skyhook-135"));
     assert!(state.skyhooks.contains_key("skyhook-136"));
     assert!(!state.forget(&gone));
+}
+
+#[test]
+fn errors_have_the_path_of_the_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let shown = Path::new("/var/lib/skyhook-agent");
+    let (mut journal, _) = Journal::open(directory.path(), shown).unwrap();
+    // The journal cannot be written: a directory that is not empty is in its place.
+    fs::create_dir_all(directory.path().join("journal/x")).unwrap();
+    let written = State {
+        next_step: 7,
+        ..State::default()
+    };
+    fs::write(directory.path().join("broken"), "").unwrap();
+    let broken = Journal::open(&directory.path().join("broken"), shown).unwrap_err();
+    for error in [
+        journal.save(written).unwrap_err(),
+        journal.revision("s-1").unwrap_err(),
+        broken,
+    ] {
+        let text = skyhook_oci::chain(&error);
+        assert!(text.contains("/var/lib/skyhook-agent"), "{text}");
+        assert!(!text.contains(directory.path().to_str().unwrap()), "{text}");
+    }
 }

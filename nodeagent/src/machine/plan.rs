@@ -297,14 +297,8 @@ fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) 
     let restarts = entry.restarts;
     p.reboots.remove(key);
     open(p, key, wanted, stage, interrupt, now);
-    let is_configured = matches!(stage, Stage::Interrupt | Stage::PostInterrupt);
     if let Some(entry) = p.entries.get_mut(key) {
         entry.restarts = restarts;
-        // A package that only has to be interrupted is configured already. Without this, the next change of its
-        // configuration would count as applied.
-        if is_configured && entry.configured.is_none() {
-            entry.configured = Some(wanted.config.clone());
-        }
     }
 }
 

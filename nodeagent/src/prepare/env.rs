@@ -35,8 +35,9 @@ pub enum EnvError {
         key: String,
     },
     #[error(
-        "env {variable}: fieldRef {path} is not supported. These are: metadata.name, metadata.uid, metadata.namespace, \
-         metadata.labels['…'], metadata.annotations['…'], spec.nodeName, status.hostIP and status.podIP are"
+        "env {variable}: fieldRef {path} is not supported. Supported are metadata.name, metadata.uid, \
+         metadata.namespace, metadata.labels['…'], metadata.annotations['…'], spec.nodeName, status.hostIP, \
+         status.hostIPs, status.podIP and status.podIPs"
     )]
     Field { variable: String, path: String },
     #[error("env {variable}: resourceFieldRef {resource}: {problem}")]

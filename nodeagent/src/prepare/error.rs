@@ -17,6 +17,13 @@ pub enum StageError {
         action: &'static str,
         source: io::Error,
     },
+    /// A file could not be put in its place on the host, outside of the package's own directories.
+    #[error("{path}: {action} failed")]
+    Laying {
+        path: PathBuf,
+        action: &'static str,
+        source: io::Error,
+    },
     #[error("the image cannot be unpacked")]
     Unpack(#[source] Box<StoreError>),
     #[error(transparent)]
@@ -51,11 +58,14 @@ impl StageError {
             .filter_map(|error| error.downcast_ref::<io::Error>())
             .last();
         match (self, cause.map(io::Error::kind)) {
-            (Self::Unpack(_), Some(io::ErrorKind::ReadOnlyFilesystem)) => format!(
+            (
+                Self::Unpack(_) | Self::Io { .. } | Self::Remove(_),
+                Some(io::ErrorKind::ReadOnlyFilesystem),
+            ) => format!(
                 "{text}: have packages copied to a file system that can be written (the chart's value copyDirRoot, or \
                  --copy-dir-root)"
             ),
-            (Self::Io { .. }, Some(io::ErrorKind::ReadOnlyFilesystem)) => format!(
+            (Self::Laying { .. }, Some(io::ErrorKind::ReadOnlyFilesystem)) => format!(
                 "{text}: this place is read-only on the host, so the package has to put the file elsewhere"
             ),
             (_, _) => text,
@@ -73,9 +83,11 @@ impl StageError {
             | Self::ExpectedConfig(_)
             | Self::Argument { .. }
             | Self::NoStep { .. } => RetryClass::Terminal,
-            Self::Io { .. } | Self::Env(_) | Self::NothingLeft | Self::Remove(_) => {
-                RetryClass::Transient
-            }
+            Self::Io { .. }
+            | Self::Laying { .. }
+            | Self::Env(_)
+            | Self::NothingLeft
+            | Self::Remove(_) => RetryClass::Transient,
         }
     }
 }
@@ -86,6 +98,18 @@ pub(crate) fn io_error(
 ) -> impl FnOnce(io::Error) -> StageError + use<> {
     let path = path.to_owned();
     move |source| StageError::Io {
+        path,
+        action,
+        source,
+    }
+}
+
+pub(super) fn laying_error(
+    path: &Path,
+    action: &'static str,
+) -> impl FnOnce(io::Error) -> StageError + use<> {
+    let path = path.to_owned();
+    move |source| StageError::Laying {
         path,
         action,
         source,
@@ -107,8 +131,16 @@ mod tests {
         }));
         for (error, want) in [
             (
-                io_error(&path, "copying from root_dir")(read_only()),
+                laying_error(&path, "copying from root_dir")(read_only()),
                 "/usr/lib/x: copying from root_dir failed: Read-only file system (os error 30): this place is read-only on the host, so the package has to put the file elsewhere",
+            ),
+            (
+                io_error(Path::new("/var/lib/skyhook/s/aa/configmaps"), "creating")(read_only()),
+                "/var/lib/skyhook/s/aa/configmaps: creating failed: Read-only file system (os error 30): have packages copied to a file system that can be written (the chart's value copyDirRoot, or --copy-dir-root)",
+            ),
+            (
+                io_error(Path::new("/var/lib/skyhook/s/flags/START"), "writing")(read_only()),
+                "/var/lib/skyhook/s/flags/START: writing failed: Read-only file system (os error 30): have packages copied to a file system that can be written (the chart's value copyDirRoot, or --copy-dir-root)",
             ),
             (
                 io_error(&path, "reading")(io::Error::from_raw_os_error(2)),

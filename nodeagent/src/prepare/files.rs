@@ -64,7 +64,7 @@ impl PackageDir {
                 // Keep the mode: a step may have made the file executable.
                 Some(stat) if is(stat, FileType::RegularFile) => stat.st_mode & 0o7777,
                 Some(stat) if is(stat, FileType::Directory) => {
-                    entry.remove_tree()?;
+                    self.files.remove_tree(Path::new(directory).join(name))?;
                     FILE
                 }
                 Some(_) | None => FILE,

@@ -31,7 +31,7 @@ use skyhook_oci::{Root, kind_of_file, names};
 
 use super::files::PackageDir;
 use super::host_file::{self, Written};
-use super::{StageError, io_error};
+use super::{StageError, io_error, laying_error};
 use crate::host::Host;
 
 /// The file systems that a stage has written to: device number, and an open directory on that file system.
@@ -137,7 +137,7 @@ impl Laying<'_> {
         let to = Path::new("/").join(inside);
         let source = self.look(inside).map_err(self.failed(&path, "reading"))?;
         let place = self.host.entry_making_parents(&to);
-        let failed = || io_error(&to, "copying from root_dir");
+        let failed = || laying_error(&to, "copying from root_dir");
         match source {
             Source::Directory(stat) => {
                 // A symlink on the host to a directory counts as a directory, and stays.
@@ -259,7 +259,7 @@ pub(super) fn copy_resolv(host: &Host, written: &mut FileSystems) -> Result<(), 
         host_file::write(&entry, &mut source)?;
         written.note(entry.dir())
     };
-    copy().map_err(io_error(&path, "copying the agent's file to the host"))
+    copy().map_err(laying_error(&path, "copying the agent's file to the host"))
 }
 
 #[cfg(test)]

@@ -15,10 +15,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::housekeeping::first_sweep;
 use super::note::{Note, RunFacts};
 use super::steps::last_step;
-use super::time::instant;
+use super::time::{first_sweep, instant};
 use super::writer::Writer;
 use crate::config::Settings;
 use crate::host::exec::Supervisors;
@@ -118,9 +117,9 @@ impl Agent {
             disk_bytes: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let (journal, aside) = Journal::open(&state)?;
+        let (journal, aside) = Journal::open(&state, &settings.state_dir)?;
         if let Some(aside) = aside {
-            tracing::error!(kept = %aside.display(), "the journal is corrupt: using the Node's record");
+            tracing::error!(kept = %host.files.shown(&aside).display(), "the journal is corrupt: using the Node's record");
         }
         let images = Images::open(
             &state.join("images"),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Store, StoreError, chain, mounts_below, remove_tree};
+use skyhook_oci::{Root, Store, StoreError, chain, mounts_below, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -19,12 +19,12 @@ mod copies;
 use super::agent::Agent;
 use super::note::Note;
 use super::steps::step_directories;
+use super::time::next_sweep;
 use crate::host::exec::is_running;
 use crate::journal::State;
 use crate::lease::ApiError;
 use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
-use crate::machine::retry::Backoff;
 use crate::prepare::copy_dir;
 
 /// A package in the journal. Its image and its copy directory must not be removed.
@@ -39,23 +39,6 @@ struct Kept {
 
 /// How often logs are pruned while steps run.
 const PRUNE: Duration = Duration::from_secs(3600);
-/// How long after its start an agent collects garbage. The agents of a cluster are started together, and each asks the
-/// API for revisions: a jitter of a fifth spreads the requests.
-const FIRST_SWEEP: Backoff = Backoff {
-    first_ms: 5 * 60_000,
-    longest_ms: 5 * 60_000,
-};
-/// How long after that it collects garbage again, with the same jitter.
-const SWEEP: Backoff = Backoff {
-    first_ms: 24 * 3_600_000,
-    longest_ms: 24 * 3_600_000,
-};
-
-/// When an agent on the node `node` collects garbage for the first time.
-pub(super) fn first_sweep(node: &str) -> Instant {
-    Instant::now() + FIRST_SWEEP.delay(1, node)
-}
-
 impl Agent {
     /// Removes the directories of steps that have ended. Must be called after the journal says that they have ended.
     /// `before` are the steps that ran according to the journal before that.
@@ -66,8 +49,8 @@ impl Agent {
             return;
         }
         self.prune_at.get_or_insert_with(|| Instant::now() + PRUNE);
-        let steps = self.steps();
-        tokio::task::spawn_blocking(move || remove_steps(&steps, |id| over.contains(&id)));
+        let (files, steps) = (self.host.files.clone(), self.steps());
+        tokio::task::spawn_blocking(move || remove_steps(&files, &steps, |id| over.contains(&id)));
     }
 
     /// Removes the oldest logs until the rest is within the bounds.
@@ -81,9 +64,8 @@ impl Agent {
     /// Collects garbage if it is time and there is no lease: at the end of a lease, the agent collects garbage anyway.
     /// Without leases, this is how an agent learns that a Skyhook was deleted.
     pub(super) fn collect_garbage_when_due(&mut self) {
-        let now = Instant::now();
-        if self.sweep_at <= now {
-            self.sweep_at = now + SWEEP.delay(1, &self.settings.node);
+        if self.sweep_at <= Instant::now() {
+            self.sweep_at = next_sweep(&self.settings.node);
             if self.lease.is_none() {
                 self.collect_garbage();
             }
@@ -143,10 +125,13 @@ impl Agent {
         let store = self.images.store.clone();
         let (notes, ours) = (self.notes.clone(), self.directories());
         let swept = tokio::task::spawn_blocking(move || {
-            remove_steps(&steps, |id| id < next_step && !running.contains(&id));
+            remove_steps(&files, &steps, |id| {
+                id < next_step && !running.contains(&id)
+            });
             copies::remove_left_overs(&files, &copies);
             copies::remove_old(&files, &copies, &known, &kept, since);
-            match collect_images(&store, &kept, &gone, since) {
+            let collected = collect_images(&store, &kept, &gone, since);
+            match collected.map_err(|error| error.shown_in(&files)) {
                 Ok(bytes) => {
                     tracing::info!(image_bytes = bytes, "garbage collection has ended");
                 }
@@ -268,11 +253,12 @@ async fn gone(
 }
 
 /// Removes the directories of steps for which `is_over` returns true, unless their supervisor still runs.
-fn remove_steps(steps: &Path, is_over: impl Fn(u64) -> bool) {
+fn remove_steps(files: &Root, steps: &Path, is_over: impl Fn(u64) -> bool) {
     for (id, directory) in step_directories(steps) {
         if is_over(id)
             && !is_running(&directory)
-            && let Err(error) = remove_tree(&directory)
+            && let Err(error) =
+                remove_tree(&directory).map_err(|error| error.shown_as(|path| files.shown(path)))
         {
             tracing::warn!(id, error = %chain(&error), "a step's directory cannot be removed");
         }

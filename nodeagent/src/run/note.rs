@@ -10,13 +10,13 @@ use skyhook_oci::{RetryClass, chain};
 
 use super::writer::Written;
 use crate::host::exec::StepEnd;
-use crate::image::ImageError;
+use crate::image::PackageImageError;
 use crate::lease::{ApiError, LeaseEvent};
 use crate::machine::reconcile::Source;
 use crate::machine::{Entries, Event, Half};
 use crate::prepare::metadata::NodeFacts;
 use crate::prepare::{Prepared, StageError};
-use crate::supervise::Limit;
+use crate::supervise::ProcessLimit;
 
 /// A message from a task or from the watch to the agent's loop.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(super) enum Note {
 pub(super) struct RunFacts {
     pub node: NodeFacts,
     pub default_resources: Option<Resources>,
-    pub limits: Vec<Limit>,
+    pub limits: Vec<ProcessLimit>,
 }
 
 /// The result of an attempt to take a lease.
@@ -108,8 +108,8 @@ impl From<StageError> for Failed {
     }
 }
 
-impl From<ImageError> for Failed {
-    fn from(error: ImageError) -> Self {
+impl From<PackageImageError> for Failed {
+    fn from(error: PackageImageError) -> Self {
         Self {
             reason: chain(&error),
             class: error.retry_class(),

@@ -1,14 +1,39 @@
-//! Converts times in Unix milliseconds, which are in the journal, to instants, until which the event loop sleeps.
+//! Converts times in Unix milliseconds, which are in the journal, to instants, until which the event loop sleeps. Also has
+//! the times of the garbage collection.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::machine::retry::Backoff;
 
 /// Converts `at`, a time in Unix milliseconds, to an instant. A time that is past becomes now. The caller has to recognise
 /// a time that is too far away because the clock was set back: each kind of wait has its own limit.
 pub(super) fn instant(at: i64, now: i64) -> Instant {
     let left = at.saturating_sub(now).max(0);
     Instant::now() + Duration::from_millis(left.unsigned_abs())
+}
+
+/// How long after its start an agent collects garbage. The agents of a cluster are started together, and each asks the
+/// API for revisions: a jitter of a fifth spreads the requests.
+const FIRST_SWEEP: Backoff = Backoff {
+    first_ms: 5 * 60_000,
+    longest_ms: 5 * 60_000,
+};
+/// How long after that it collects garbage again, with the same jitter.
+const SWEEP: Backoff = Backoff {
+    first_ms: 24 * 3_600_000,
+    longest_ms: 24 * 3_600_000,
+};
+
+/// When the agent of the node `node` collects garbage for the first time.
+pub(super) fn first_sweep(node: &str) -> Instant {
+    Instant::now() + FIRST_SWEEP.delay(1, node)
+}
+
+/// When it collects garbage again.
+pub(super) fn next_sweep(node: &str) -> Instant {
+    Instant::now() + SWEEP.delay(1, node)
 }
 
 #[cfg(test)]

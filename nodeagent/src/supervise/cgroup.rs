@@ -2,10 +2,12 @@
 #![expect(clippy::disallowed_methods, reason = "the supervisor is all shell")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use skyhook_oci::Root;
 
 /// A mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,15 +36,16 @@ pub(super) fn leave() {
     } else {
         String::new()
     };
+    let Ok(host) = Root::open("/proc/1/root") else {
+        return;
+    };
     for mount in parse_mounts(&mounts) {
-        if !is_to_leave(&mount, &own) {
-            continue;
+        if is_to_leave(&mount, &own) {
+            let processes = host.entry(mount.point.join("cgroup.procs"));
+            let _left = processes
+                .and_then(|file| file.open_to_write())
+                .and_then(|mut file| file.write_all(b"0"));
         }
-        let point = mount.point.strip_prefix("/").unwrap_or(&mount.point);
-        let _left = fs::write(
-            Path::new("/proc/1/root").join(point).join("cgroup.procs"),
-            "0",
-        );
     }
 }
 

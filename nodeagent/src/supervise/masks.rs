@@ -13,8 +13,8 @@ use crate::secret::Secret;
 
 /// Shorter values are not masked, because they also occur in ordinary words.
 const SHORTEST: usize = 4;
-/// Maximum size of all patterns in bytes, to limit the memory of the supervisor. Further patterns are dropped.
-/// Environment variables are rarely that large.
+/// Maximum size of all patterns in bytes, to limit the memory of the supervisor. Further patterns are dropped, and the
+/// step's result says so. Environment variables are rarely that large.
 const MOST: usize = 256 << 10;
 const MASK: &[u8] = b"***";
 
@@ -23,9 +23,21 @@ const MASK: &[u8] = b"***";
 pub(super) struct Masks {
     searcher: Option<AhoCorasick>,
     longest: usize,
+    /// Not all values are masked: the patterns are larger than [`MOST`].
+    is_partial: bool,
 }
 
 impl Masks {
+    /// Why values of secrets may be in the output.
+    pub(super) fn problem(&self) -> Option<String> {
+        let kib = MOST >> 10;
+        self.is_partial.then(|| {
+            format!(
+                "its secrets have more than {kib} KiB, so not all of them are masked in its output"
+            )
+        })
+    }
+
     /// Builds the patterns: each line of each value, each line as a shell writes it in single quotes, and each value in
     /// base64.
     pub(super) fn of(secrets: &[Secret]) -> Self {
@@ -41,12 +53,15 @@ impl Masks {
                 patterns.extend(encoded.as_bytes().chunks(76).map(<[u8]>::to_vec));
             }
         }
+        patterns.retain(|pattern| pattern.len() >= SHORTEST);
+        let wanted = patterns.len();
         let mut left = MOST;
         patterns.retain(|pattern| {
-            let is_kept = pattern.len() >= SHORTEST && pattern.len() <= left;
+            let is_kept = pattern.len() <= left;
             left -= if is_kept { pattern.len() } else { 0 };
             is_kept
         });
+        let is_partial = patterns.len() < wanted;
         let longest = patterns.iter().map(Vec::len).max().unwrap_or(0);
         // The kind with the least memory. Building fails only for far more patterns than `MOST` allows.
         let kind = Some(AhoCorasickKind::ContiguousNFA);
@@ -55,6 +70,7 @@ impl Masks {
         Self {
             searcher: searcher.flatten(),
             longest,
+            is_partial,
         }
     }
 
@@ -227,7 +243,12 @@ mod tests {
     #[test]
     fn patterns_are_bounded() {
         let many: Vec<String> = (0..100_000).map(|n| format!("value-{n:06}")).collect();
+        assert_eq!(masks(&["hunter2", "abc"]).problem(), None);
         let masks = masks(&[&many.join("\n")]);
+        assert_eq!(
+            masks.problem().unwrap(),
+            "its secrets have more than 256 KiB, so not all of them are masked in its output"
+        );
         assert!(
             masks
                 .searcher

@@ -24,6 +24,8 @@ pub struct StepResult {
     pub out_of_memory: Option<OutOfMemory>,
     /// Why the step's log is missing or not complete.
     pub log_problem: Option<String>,
+    /// Why values of secrets may be in the output and in the log.
+    pub mask_problem: Option<String>,
     /// End of stderr or, if that is empty, of stdout.
     pub tail: String,
     /// Unix milliseconds.
@@ -65,6 +67,9 @@ impl StepResult {
         let mut problem = self.problem();
         if let Some(log) = &self.log_problem {
             problem = format!("{problem} (its log is missing or not complete: {log})");
+        }
+        if let Some(masks) = &self.mask_problem {
+            problem = format!("{problem} ({masks})");
         }
         let lines: Vec<&str> = self.tail.lines().collect();
         let tail = lines[lines.len().saturating_sub(5)..].join("\n");
@@ -154,6 +159,15 @@ mod tests {
                     ..base()
                 },
                 "exited with 1 (its log is missing or not complete: No space left on device): 2\n3\n4\n5\n6",
+            ),
+            (
+                StepResult {
+                    code: Some(1),
+                    mask_problem: Some("not all secrets are masked".into()),
+                    tail: "last words".into(),
+                    ..base()
+                },
+                "exited with 1 (not all secrets are masked): last words",
             ),
         ] {
             assert_eq!(result.describe(), want);

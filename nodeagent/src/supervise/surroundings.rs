@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{self as rlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
-use super::{Limit, Resource};
+use super::{ProcessLimit, Resource};
 
 const NAMESPACES: [(&str, CloneFlags); 6] = [
     ("uts", CloneFlags::CLONE_NEWUTS),
@@ -52,14 +52,14 @@ pub(super) fn close_inherited() {
 }
 
 /// Sets the umask and the rlimits.
-pub(super) fn reset(limits: &[Limit]) {
+pub(super) fn reset(limits: &[ProcessLimit]) {
     umask(Mode::from_bits_truncate(0o022));
     for limit in limits {
         apply(*limit);
     }
 }
 
-fn apply(limit: Limit) {
+fn apply(limit: ProcessLimit) {
     let resource = match limit.resource {
         Resource::As => rlimit::Resource::RLIMIT_AS,
         Resource::Core => rlimit::Resource::RLIMIT_CORE,

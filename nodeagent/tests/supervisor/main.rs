@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skyhook_nodeagent::supervise::{
-    Limit, LogFile, OutOfMemory, RESULT, Resource, Spec, StepResult,
+    LogFile, OutOfMemory, ProcessLimit, RESULT, Resource, Spec, StepResult,
 };
 use skyhook_testkit::{cannot_run, is_root};
 use tempfile::TempDir;
@@ -241,7 +241,7 @@ fn surroundings_are_fresh() {
                   readlink /proc/self/fd/0; tty; ulimit -n; pwd; cat /proc/self/oom_score_adj; \
                   tr '\\0' '\\n' </proc/$$/environ; ls /proc/self/fd | wc -l";
     let mut supervisor = Supervisor::start(script, |spec| {
-        spec.limits = vec![Limit {
+        spec.limits = vec![ProcessLimit {
             resource: Resource::Nofile,
             soft: 77,
             hard: 99,

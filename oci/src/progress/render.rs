@@ -8,7 +8,7 @@ use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::{Event, Progress};
+use super::{PullEvent, PullProgress};
 use crate::digest::Digest;
 
 const BAR: usize = 24;
@@ -16,10 +16,10 @@ const BAR: usize = 24;
 const FRAME: Duration = Duration::from_millis(100);
 
 /// Writes the progress to `out`: as bars if `out` is a terminal, else as lines. Write errors are ignored.
-pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> Progress {
+pub fn show(out: impl Write + Send + 'static, is_terminal: bool) -> PullProgress {
     let started = Instant::now();
     let state = Mutex::new((out, Display::default(), 0usize, None::<Duration>));
-    Progress::new(move |event| {
+    PullProgress::new(move |event| {
         let now = started.elapsed();
         let mut state = state
             .lock()
@@ -78,10 +78,10 @@ struct Layer {
 
 impl Display {
     /// Updates the state with an event. Returns the line to print for the event, if there is one.
-    pub fn take(&mut self, event: &Event, now: Duration) -> Option<String> {
+    pub fn take(&mut self, event: &PullEvent, now: Duration) -> Option<String> {
         match event {
-            Event::Resolving { reference } => Some(format!("resolving {reference}")),
-            Event::Resolved {
+            PullEvent::Resolving { reference } => Some(format!("resolving {reference}")),
+            PullEvent::Resolved {
                 manifest,
                 layers,
                 bytes,
@@ -92,12 +92,12 @@ impl Display {
                     manifest.short()
                 ))
             }
-            Event::LayerPresent { digest, bytes } => Some(format!(
+            PullEvent::LayerPresent { digest, bytes } => Some(format!(
                 "{}  {} is here already",
                 digest.short(),
                 size(*bytes)
             )),
-            Event::LayerStarted { digest, bytes } => {
+            PullEvent::LayerStarted { digest, bytes } => {
                 self.layers.insert(
                     *digest,
                     Layer {
@@ -108,13 +108,13 @@ impl Display {
                 );
                 None
             }
-            Event::LayerProgress { digest, received } => {
+            PullEvent::LayerProgress { digest, received } => {
                 if let Some(layer) = self.layers.get_mut(digest) {
                     layer.received = *received;
                 }
                 None
             }
-            Event::LayerDone { digest } => {
+            PullEvent::LayerDone { digest } => {
                 let layer = self.layers.remove(digest)?;
                 let speed = speed(layer.bytes, now.saturating_sub(layer.since));
                 Some(format!(
@@ -123,14 +123,14 @@ impl Display {
                     size(layer.bytes)
                 ))
             }
-            Event::Retrying {
+            PullEvent::Retrying {
                 what,
                 reason,
                 after_ms,
             } => Some(format!("{what}: {reason}; again in {after_ms} ms")),
-            Event::Pulled { manifest } => Some(format!("pulled {manifest}")),
-            Event::Unpacking { manifest } => Some(format!("unpacking {}", manifest.short())),
-            Event::Unpacked { entries } => {
+            PullEvent::Pulled { manifest } => Some(format!("pulled {manifest}")),
+            PullEvent::Unpacking { manifest } => Some(format!("unpacking {}", manifest.short())),
+            PullEvent::Unpacked { entries } => {
                 Some(format!("unpacked {entries} files and directories"))
             }
         }
@@ -186,16 +186,16 @@ mod tests {
     fn lines_and_bars_say_bytes_speed_and_phase() {
         let mut display = Display::default();
         let (digest, bytes) = (digest(), 2 << 20);
-        let started = Event::LayerStarted { digest, bytes };
+        let started = PullEvent::LayerStarted { digest, bytes };
         let table = [
             (
-                Event::Resolving {
+                PullEvent::Resolving {
                     reference: "r.io/p:1".into(),
                 },
                 Some("resolving r.io/p:1"),
             ),
             (
-                Event::Resolved {
+                PullEvent::Resolved {
                     manifest: digest,
                     layers: 2,
                     bytes,
@@ -203,19 +203,19 @@ mod tests {
                 Some("image b9e84d6d5a40 has 2 layers, 2.0 MiB"),
             ),
             (
-                Event::LayerPresent { digest, bytes: 100 },
+                PullEvent::LayerPresent { digest, bytes: 100 },
                 Some("b9e84d6d5a40  100 B is here already"),
             ),
             (started, None),
             (
-                Event::LayerProgress {
+                PullEvent::LayerProgress {
                     digest,
                     received: 1 << 20,
                 },
                 None,
             ),
             (
-                Event::Retrying {
+                PullEvent::Retrying {
                     what: "blob".into(),
                     reason: "cut".into(),
                     after_ms: 7,
@@ -230,7 +230,7 @@ mod tests {
         }
         let bar = format!("{short}  [############............]  1.0 MiB of 2.0 MiB  512.0 KiB/s");
         assert_eq!(display.bars(3 * SECOND), [bar]);
-        let done = display.take(&Event::LayerDone { digest }, 5 * SECOND);
+        let done = display.take(&PullEvent::LayerDone { digest }, 5 * SECOND);
         assert_eq!(done, Some(format!("{short}  2.0 MiB  512.0 KiB/s  done")));
         assert_eq!(display.bars(5 * SECOND), Vec::<String>::new());
     }
@@ -252,9 +252,9 @@ mod tests {
         let screen = Screen::default();
         let progress = show(screen.clone(), is_terminal);
         let digest = digest();
-        progress.say(Event::LayerStarted { digest, bytes: 10 });
-        progress.say(Event::LayerDone { digest });
-        progress.say(Event::Pulled { manifest: digest });
+        progress.say(PullEvent::LayerStarted { digest, bytes: 10 });
+        progress.say(PullEvent::LayerDone { digest });
+        progress.say(PullEvent::Pulled { manifest: digest });
         let bytes = screen.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }

@@ -17,7 +17,7 @@ use super::{Failure, Run};
 use crate::config::Timeouts;
 use crate::digest::Digest;
 use crate::image::Manifest;
-use crate::progress::{Event, Progress};
+use crate::progress::{PullEvent, PullProgress};
 use crate::registry::{BlobBody, RegistryError, Session};
 use crate::store::{Store, StoreError};
 
@@ -69,7 +69,7 @@ impl Run<'_> {
             tasks.spawn(async move {
                 let _only = flight.lock_owned().await;
                 if blob.is_present() {
-                    blob.progress.say(Event::LayerPresent {
+                    blob.progress.say(PullEvent::LayerPresent {
                         digest,
                         bytes: size,
                     });
@@ -116,7 +116,7 @@ struct Blob {
     store: Store,
     session: Arc<Session>,
     timeouts: Timeouts,
-    progress: Progress,
+    progress: PullProgress,
 }
 
 /// Why a body is not complete, and how to continue.
@@ -136,7 +136,7 @@ impl Blob {
 
     async fn fetch(&self) -> Result<(), Failure> {
         let (digest, size) = (self.digest, self.size);
-        self.progress.say(Event::LayerStarted {
+        self.progress.say(PullEvent::LayerStarted {
             digest,
             bytes: size,
         });
@@ -156,7 +156,7 @@ impl Blob {
                     match self.receive(body, &mut sink).await? {
                         Ok(()) => match sink.commit(&host).await? {
                             Ok(()) => {
-                                self.progress.say(Event::LayerDone { digest });
+                                self.progress.say(PullEvent::LayerDone { digest });
                                 return Ok(());
                             }
                             Err(error) => {
@@ -261,7 +261,7 @@ impl Blob {
                 }));
             }
             sink.push(chunk).await?;
-            self.progress.say(Event::LayerProgress {
+            self.progress.say(PullEvent::LayerProgress {
                 digest: self.digest,
                 received: got,
             });

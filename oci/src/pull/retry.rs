@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::chain;
 use crate::config::{RetryClass, Timeouts};
-use crate::progress::{Event, Progress};
+use crate::progress::{PullEvent, PullProgress};
 use crate::registry::RegistryError;
 
 /// The longest pause between two tries. A registry may ask for a longer one.
@@ -16,12 +16,12 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 pub(super) struct Retry<'a> {
     timeouts: &'a Timeouts,
     what: String,
-    progress: Progress,
+    progress: PullProgress,
     tries: u32,
 }
 
 impl<'a> Retry<'a> {
-    pub(super) fn new(timeouts: &'a Timeouts, what: String, progress: Progress) -> Self {
+    pub(super) fn new(timeouts: &'a Timeouts, what: String, progress: PullProgress) -> Self {
         Self {
             timeouts,
             what,
@@ -44,7 +44,7 @@ impl<'a> Retry<'a> {
                 let after_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 let reason = chain(&error);
                 tracing::debug!(what = self.what, reason, after_ms, "retrying");
-                self.progress.say(Event::Retrying {
+                self.progress.say(PullEvent::Retrying {
                     what: self.what.clone(),
                     reason,
                     after_ms,

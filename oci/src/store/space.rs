@@ -135,7 +135,7 @@ mod tests {
             let needed = space.needed(bytes * MIB, Leave::Least, Room::default());
             assert_eq!(needed, want * MIB);
             let plenty = space.needed(bytes * MIB, Leave::Plenty, Room::default());
-            assert_eq!(plenty, (bytes + size / 5) * MIB);
+            assert_eq!(plenty, bytes * MIB + size * MIB / 100 * 20);
         }
     }
 }

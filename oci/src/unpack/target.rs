@@ -44,6 +44,10 @@ impl Target {
         }
     }
 
+    pub(super) fn root(&self) -> Option<&Root> {
+        self.root.as_ref()
+    }
+
     /// The path of the target in its root.
     pub(super) fn display_path(&self) -> PathBuf {
         self.path.clone()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use skyhook_fleet::effect::{AsOf, Effect};
+use skyhook_fleet::effect::{AsOf, Effect, Target};
 use skyhook_fleet::index::{Change, Kind, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
@@ -89,7 +89,7 @@ fn a_step() -> impl Strategy<Value = Step> {
         5 => prop::sample::select(vec![1, 300, 1_000, 4_000, 15_000, 70_000, 400_000]).prop_map(Step::Time),
         2 => Just(Step::Expire),
         4 => (1..6_usize).prop_map(Step::Begin),
-        4 => (any::<usize>(), 0..5_u8).prop_map(|(at, how)| Step::Settle(at, how)),
+        4 => (any::<usize>(), 0..6_u8).prop_map(|(at, how)| Step::Settle(at, how)),
         2 => (kind, 1..4_usize).prop_map(|(kind, every)| Step::List(kind, every)),
     ]
 }
@@ -329,6 +329,26 @@ impl<'a> Replica<'a> {
         }
     }
 
+    /// The object that a write returns, in a new version; `None` for writes that return none, and when the object is
+    /// gone.
+    fn answered(&mut self, effect: &Effect) -> Option<Change> {
+        let (kind, name) = match effect.target() {
+            Target::Node(name) => (Kind::Node, name),
+            Target::Skyhook(name) => (Kind::Skyhook, name),
+            Target::Revision(name) => (Kind::Revision, name),
+            Target::Lease(_) | Target::Pods(_) | Target::Pod(_) => return None,
+        };
+        let held = self.held.get_mut(&(kind, name))?;
+        self.version += 1;
+        held["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let object = held.clone();
+        Some(match kind {
+            Kind::Node => Change::Node(wire(object)),
+            Kind::Skyhook => Change::Skyhook(wire(object)),
+            Kind::Lease | Kind::Revision | Kind::Policy => Change::Revision(wire(object)),
+        })
+    }
+
     fn settle(&mut self, at: usize, how: u8) {
         if self.under_way.is_empty() {
             return;
@@ -336,9 +356,11 @@ impl<'a> Replica<'a> {
         let effect = self.under_way.remove(at % self.under_way.len());
         let (after, error) = (Duration::from_secs(2), "no".to_owned());
         let outcome = match how {
-            0 | 1 => Outcome::Done(None),
+            0 => Outcome::Done(None),
+            1 => Outcome::Done(self.answered(&effect)),
             2 => Outcome::Stale,
-            3 => Outcome::Retry { after, error },
+            3 => Outcome::Retry { error },
+            4 => Outcome::Busy { after, error },
             _ => Outcome::Refused { error },
         };
         self.session.settle(&effect, outcome, self.mono);

@@ -103,6 +103,10 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
         if matches!(stamped, 2 | 3) {
             stamp.revision = revisions.get(at).cloned().unwrap_or_default();
             "boot".clone_into(&mut stamp.epoch);
+            if edited {
+                // In the middle of the time in which histories happen.
+                "2026-09-21T16:55:00Z".clone_into(&mut stamp.drain_timed_out);
+            }
         }
         if stamped > 0 {
             annotations[names::stamp(skyhook)] = json!(stamp.render());

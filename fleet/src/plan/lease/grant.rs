@@ -74,6 +74,7 @@ impl LeaseCase<'_> {
         let stamp = Stamp {
             granted: self.fact.uid.clone(),
             was_ready: node.ready,
+            drain_timed_out: String::new(),
             states: record.digest.clone(),
             ..record.stamp.clone().unwrap_or_default()
         };

@@ -10,7 +10,7 @@ use super::LeaseCase;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, Record};
 use crate::plan::cause::Cause;
-use crate::plan::{Draft, cordon};
+use crate::plan::{Draft, cordon, seconds};
 
 impl LeaseCase<'_> {
     /// Records the result and the stamp, and gives the cordon back, all in one write.
@@ -31,6 +31,7 @@ impl LeaseCase<'_> {
             node_machine_id: node.machine_id.clone(),
             granted: String::new(),
             was_ready: false,
+            drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
         };
         let skyhook = self.skyhook_name();
@@ -58,6 +59,16 @@ impl LeaseCase<'_> {
         } else {
             let patch = NodePatch::default().states(skyhook, &self.reported(), stamp);
             draft.patch(node, patch, cause);
+        }
+    }
+
+    /// The time for the stamp if the drain took too long. The back-off after it has to hold after a change of the leading
+    /// replica as well.
+    fn drain_timed_out_now(&self) -> String {
+        if self.stop_ordered() == Some(StopReason::DrainTimedOut) {
+            seconds(self.view.now.wall)
+        } else {
+            String::new()
         }
     }
 

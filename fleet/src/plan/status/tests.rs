@@ -207,16 +207,22 @@ fn another_generation_is_written_at_once_and_detail_at_a_pace() {
     };
     fleet.status = status(&fleet.index());
     let target = crate::effect::Target::Skyhook("s".into());
-    let is_written = |index: &Index| {
+    let class = |index: &Index| {
         let effects = planned(index, LATER).effects;
-        effects.iter().any(|e| e.kind() == "WriteSkyhookStatus")
+        let written = effects.iter().find(|e| e.kind() == "WriteSkyhookStatus");
+        written.map(crate::queue::Class::of)
     };
+    let is_written = |index: &Index| class(index).is_some();
     let mut index = fleet.index();
     assert!(!is_written(&index), "it is as it should be");
     let status = fleet.status.as_mut().unwrap();
     status.complete_nodes = "1/500".into();
     index = fleet.index();
-    assert!(is_written(&index), "nobody has written it lately");
+    assert_eq!(
+        class(&index),
+        Some(crate::queue::Class::Display),
+        "nobody has written it lately"
+    );
     index
         .inflight
         .set_written(target.clone(), LATER - Duration::from_secs(2));
@@ -227,7 +233,11 @@ fn another_generation_is_written_at_once_and_detail_at_a_pace() {
     index
         .inflight
         .set_written(target.clone(), LATER - Duration::from_millis(1));
-    assert!(is_written(&index), "people wait for the generation");
+    assert_eq!(
+        class(&index),
+        Some(crate::queue::Class::GoOn),
+        "people wait for the generation"
+    );
     index.inflight.set_busy(target);
     assert!(!is_written(&index));
 }

@@ -75,6 +75,7 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let first = cache.plan(&index.view(&settings, now));
     assert_eq!(first.effects, vec![], "all is told");
     let all = Counted {
+        nodes: NODES,
         cells: 2 * NODES,
         leases: NODES,
         shown: 2 * NODES,
@@ -90,6 +91,7 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let after = cache.plan(&index.view(&settings, now));
     assert_eq!(after.effects, vec![]);
     let one = Counted {
+        nodes: 1,
         cells: 2,
         leases: 1,
         shown: 2,
@@ -106,6 +108,51 @@ fn a_lease_that_changes_costs_as_much_as_one_lease() {
     let seen = cache.plan(&index.view(&settings, now));
     assert_eq!(seen.effects.len(), 1, "{:?}", seen.effects);
     assert_eq!(cache.counted(), one);
+}
+
+/// Which revisions are referred to is known of each node from the last pass, so that one change costs one node.
+#[test]
+fn the_history_is_pruned_without_a_look_at_every_lease() {
+    let (mut index, settings, now, revision) = at_work();
+    let stored = |name: &str, number: i64| {
+        let revision = json!({
+            "metadata": {
+                "name": name, "uid": name, "resourceVersion": "1",
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
+            },
+            "revision": number,
+            "data": null,
+        });
+        Change::Revision(Box::new(serde_json::from_value(revision).unwrap()))
+    };
+    for n in 0..12 {
+        let change = stored(&format!("old-{n:02}"), n - 20);
+        index.apply(change, now.mono);
+    }
+    let referring = serde_json::from_value(lease(7, "old-00", "2", "Preparing")).unwrap();
+    index.apply(Change::Lease(Box::new(referring)), now.mono);
+    let pruned = |plan: &Plan| -> Vec<String> {
+        let effects = plan.effects.iter();
+        let pruned = effects.filter_map(|effect| match effect {
+            Effect::PruneRevision { name, .. } => Some(name.clone()),
+            _ => None,
+        });
+        pruned.collect()
+    };
+    let mut cache = Cache::default();
+    let first = cache.plan(&index.view(&settings, now));
+    assert_eq!(pruned(&first), ["old-01", "old-02"], "old-00 is in use");
+
+    let another = serde_json::from_value(lease(7, &revision, "3", "Preparing")).unwrap();
+    index.apply(Change::Lease(Box::new(another)), now.mono);
+    let second = cache.plan(&index.view(&settings, now));
+    assert_eq!(pruned(&second), ["old-00", "old-01", "old-02"]);
+    assert_eq!(cache.counted().nodes, 1);
+    assert_eq!(
+        pruned(&cache.plan(&index.view(&settings, now))),
+        pruned(&second)
+    );
+    assert_eq!(cache.counted().nodes, 0);
 }
 
 #[test]
@@ -171,4 +218,118 @@ fn a_lease_that_did_not_fit_is_granted_when_another_has_gone() {
     let effects = cache.plan(&index.view(&settings, now)).effects;
     let granted = effects.iter().any(|effect| effect.kind() == "GrantLease");
     assert!(granted, "{effects:?}");
+}
+
+#[test]
+fn the_time_to_stop_follows_the_revision_of_a_lease_whose_skyhook_is_gone() {
+    let slow = json!({ "aa": { "version": "1.0.0", "image": "r/aa", "gracefulShutdown": "10m" } });
+    let picture = Picture {
+        nodes: vec![node(0)],
+        ..Picture::new()
+    };
+    let picture = picture.skyhook(&["spec", "packages"], slow);
+    let mut index = picture.index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let revision = checked.revision.clone();
+    let mut lease = lease(0, &revision, "1", "Running");
+    lease["spec"]["stop"] = json!({ "reason": "Deleted", "since": "t" });
+    let lease = serde_json::from_value(lease).unwrap();
+    index.apply(Change::Lease(Box::new(lease)), Mono::ZERO);
+    let now = Now {
+        mono: picture.now,
+        wall: Timestamp::from_second(1_700_000_000).unwrap(),
+    };
+    index.apply(Change::SkyhookGone("s".into()), now.mono);
+    let mut cache = Cache::default();
+    let first = cache.plan(&index.view(&picture.settings, now));
+    let grace = Duration::from_secs(11 * 60);
+    assert_eq!(first.wake_at, Some(now.mono + grace), "{:?}", first.effects);
+    index.apply(Change::RevisionGone(revision), now.mono);
+    let second = cache.plan(&index.view(&picture.settings, now));
+    let grace = Duration::from_secs(90);
+    assert_eq!(second.wake_at, Some(now.mono + grace));
+}
+
+#[test]
+fn a_status_is_computed_anew_when_what_it_counts_changes() {
+    let paused = || {
+        Picture::new().skyhook(
+            &["metadata", "annotations"],
+            json!({ skyhook_crds::names::PAUSE: "true" }),
+        )
+    };
+    let record = |picture: Picture| {
+        (1..=3).fold(picture, |picture, n| {
+            picture.annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+        })
+    };
+    let index = paused().index();
+    let checked = index.picture.skyhooks()["s"].checked.as_ref().unwrap();
+    let stamp = json!({ "lease": "earlier", "revision": checked.revision }).to_string();
+    let result = |mut picture: Picture| {
+        for n in 1..=3 {
+            let key = "skyhook.nvidia.com/stamp_s";
+            picture = picture.annotated(n, key, &stamp);
+        }
+        picture
+    };
+    let updates = json!({ "status": "paused", "configUpdates": { "aa": ["k"] } });
+    let adopted = || record(paused()).skyhook(&["status"], updates.clone());
+    let leased = |spec: Value| super::leases::leased(paused(), spec, json!(null));
+    let granted = json!({ "granted": { "by": "c", "at": "t" } });
+    let of_old = json!({ "granted": { "by": "c", "at": "t" }, "revision": "s-old" });
+    let away = |nodes| {
+        let budget = json!({ "count": 1, "countUnavailable": true });
+        let picture = Picture::new().skyhook(&["spec", "interruptionBudget"], budget);
+        (1..=nodes).fold(picture, |picture, n| {
+            let ready = json!([{ "type": "Ready", "status": "False" }]);
+            picture.node(n, &["status", "conditions"], ready)
+        })
+    };
+    for (name, mut before, mut after) in [
+        ("a node has a result", adopted(), result(adopted())),
+        ("another node is not Ready", away(1), away(2)),
+        (
+            "a lease is granted",
+            leased(json!({})),
+            leased(granted.clone()),
+        ),
+        (
+            "a lease is for another revision",
+            leased(of_old),
+            leased(granted),
+        ),
+    ] {
+        let written = |plan: &Plan| {
+            plan.effects.iter().find_map(|effect| match effect {
+                Effect::WriteSkyhookStatus { status, .. } => {
+                    Some(serde_json::to_value(status).unwrap())
+                }
+                _ => None,
+            })
+        };
+        let now = Now {
+            mono: before.now,
+            wall: Timestamp::from_second(1_700_000_000).unwrap(),
+        };
+        let stored = written(&before.plan()).expect("a first status is written");
+        before.skyhooks[0]["status"] = stored.clone();
+        after.skyhooks[0]["status"] = stored;
+        let (mut index, later) = (before.index(), after.index());
+        let mut cache = Cache::default();
+        let first = cache.plan(&index.view(&before.settings, now));
+        assert_eq!(written(&first), None, "{name}: it is stored");
+        for node in later.picture.nodes().values() {
+            index.picture.node(node.clone());
+        }
+        for lease in later.picture.leases().values() {
+            let mut lease = lease.clone();
+            lease.resource_version = "6".into();
+            index.picture.lease(lease);
+        }
+        let view = index.view(&before.settings, now);
+        let (kept, anew) = (cache.plan(&view), plan(&view));
+        assert!(written(&anew).is_some(), "{name}");
+        assert_eq!(written(&kept), written(&anew), "{name}");
+    }
 }

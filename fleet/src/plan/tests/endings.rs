@@ -7,6 +7,7 @@
 
 use super::leases::{effects, grant_and, granted, leased, phase, stamp, with_package};
 use super::*;
+use skyhook_crds::installed::Stamp;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -264,4 +265,84 @@ fn one_lease_beyond_the_cap_is_one_that_is_withdrawn() {
         .filter_map(withdrawn)
         .collect();
     assert_eq!(withdrawn, ["worker-3"], "the youngest");
+}
+
+/// The replica that gave the drain up may be gone: the Node says when that was.
+#[test]
+fn a_node_whose_drain_took_too_long_is_left_alone_after_a_change_of_the_leader() {
+    let stop = json!({ "reason": "DrainTimedOut", "since": "2023-11-14T22:13:00Z" });
+    let stopped = leased(
+        stamp(Picture::new(), granted()),
+        grant_and(json!({ "stop": stop })),
+        phase("Stopped"),
+    );
+    let written = stopped.plan().effects.into_iter().find_map(|e| match e {
+        Effect::PatchNode { patch, .. } => {
+            patch.annotations.get("skyhook.nvidia.com/stamp_s").cloned()
+        }
+        _ => None,
+    });
+    let written = written.flatten().expect("the result is recorded");
+    // The time of every plan here is 2023-11-14T22:13:20Z.
+    let recorded = Stamp::parse(Some(&written)).expect("it is a stamp");
+    assert_eq!(recorded.drain_timed_out, "2023-11-14T22:13:20Z");
+
+    let cool_down = Settings::default().drain_cool_down;
+    assert_eq!(cool_down, 10 * MINUTE);
+    let next = |drain_timed_out: &str, seen_for: Duration| {
+        let stamp = Stamp {
+            drain_timed_out: drain_timed_out.to_owned(),
+            ..recorded.clone()
+        };
+        let picture = Picture {
+            // The objects arrive at the time 0.
+            now: Mono::after(seen_for),
+            ..Picture::new().annotated(1, "skyhook.nvidia.com/stamp_s", &stamp.render())
+        };
+        let wakes = picture.plan().wake_at;
+        (picture.reason("s", "worker-1"), picture.reserved(), wakes)
+    };
+    let second = Duration::from_secs(1);
+    let blocked = || "DrainTimedOut".to_owned();
+    let other = || vec!["s/worker-2".to_owned()];
+    let left = |left: Duration, now: Duration| Some(Mono::after(now + left));
+    // Just given up by another replica.
+    let (reason, reserved, wakes) = next("2023-11-14T22:13:20Z", second);
+    assert_eq!((reason, reserved), (blocked(), other()));
+    assert_eq!(wakes, left(cool_down - second, second));
+    // Almost over, by the time on the Node.
+    let (reason, reserved, wakes) = next("2023-11-14T22:03:30Z", second);
+    assert_eq!((reason, reserved), (blocked(), other()));
+    assert_eq!(wakes, left(10 * second, second));
+    // The clock of the other replica was two hours ahead: this is no reason to wait longer than the cool-down.
+    let ahead = "2023-11-15T00:13:20Z";
+    let (reason, reserved, wakes) = next(ahead, cool_down - second);
+    assert_eq!((reason, reserved), (blocked(), other()));
+    assert_eq!(wakes, left(second, cool_down - second));
+    for (since, seen_for) in [
+        ("2023-11-14T22:03:20Z", second),
+        (ahead, cool_down),
+        ("", second),
+    ] {
+        let (_, reserved, _) = next(since, seen_for);
+        assert_eq!(reserved, ["s/worker-1"], "{since} seen for {seen_for:?}");
+    }
+    // The next grant forgets it.
+    let again = Stamp {
+        drain_timed_out: "2023-11-14T22:03:20Z".into(),
+        granted: String::new(),
+        ..granted()
+    };
+    let reserved = leased(stamp(Picture::new(), again), json!({}), json!(null));
+    let stamped = reserved.plan().effects.into_iter().find_map(|e| match e {
+        Effect::PatchNode { patch, .. } => {
+            patch.annotations.get("skyhook.nvidia.com/stamp_s").cloned()
+        }
+        _ => None,
+    });
+    let stamped = Stamp::parse(stamped.flatten().as_deref()).expect("the Node is stamped");
+    assert_eq!(
+        (stamped.granted.as_str(), stamped.drain_timed_out.as_str()),
+        ("lease", "")
+    );
 }

@@ -234,3 +234,46 @@ fn a_missing_policy_is_a_condition_until_it_is_found() {
     picture.skyhooks[0]["status"] = stored;
     assert_eq!(status(&picture, Some("slow")).0, None);
 }
+
+/// A Skyhook is disabled after it was completed on one of its nodes: this node stays complete, and the status counts it.
+#[test]
+fn what_is_complete_stays_complete_while_a_skyhook_is_disabled_or_paused() {
+    for (annotation, overall, others) in [
+        ("disable", Status::Disabled, Status::Disabled),
+        ("pause", Status::Paused, Status::Paused),
+    ] {
+        let key = format!("skyhook.nvidia.com/{annotation}");
+        let picture = Picture::new()
+            .skyhook(&["metadata", "annotations"], json!({ key: "true" }))
+            .annotated(
+                1,
+                "skyhook.nvidia.com/nodeState_s",
+                &super::complete("1.0.0"),
+            );
+        let effects = picture.plan().effects;
+        let status = effects.iter().find_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => Some(status),
+            _ => None,
+        });
+        let status = status.expect("a status is written");
+        assert_eq!(status.status, overall, "{annotation}");
+        assert_eq!(status.complete_nodes, "1/3", "{annotation}");
+        for (node, want) in [("worker-1", Status::Complete), ("worker-2", others)] {
+            let label = effects.iter().find_map(|effect| match effect {
+                Effect::PatchNode {
+                    node: of, patch, ..
+                } if of == node => patch
+                    .labels
+                    .get("skyhook.nvidia.com/status_s")
+                    .cloned()
+                    .flatten(),
+                _ => None,
+            });
+            assert_eq!(
+                label.as_deref(),
+                Some(want.as_str()),
+                "{annotation}: {node}"
+            );
+        }
+    }
+}

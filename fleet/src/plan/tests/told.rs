@@ -124,6 +124,7 @@ fn change(old: Option<SkyhookStatus>, new: SkyhookStatus) -> Vec<String> {
         name: "s".into(),
         at: version("uid-of-s", "1"),
         status: Box::new(new),
+        turning: true,
     };
     let told = events(&picture.index(), &effect);
     told.into_iter().map(line).collect()

@@ -3,6 +3,7 @@
 use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;
 use crate::plan::reason::Withdrawal;
+use skyhook_crds::installed::Stamp;
 
 /// What the Skyhook's status says of worker-1.
 fn told(picture: &Picture) -> String {
@@ -112,18 +113,59 @@ fn why_a_node_does_not_move() {
 
 #[test]
 fn why_a_lease_is_withdrawn() {
-    for (why, want) in [
+    use Withdrawal as W;
+    let all = [
+        (W::Deleting, "it is being deleted"),
+        (W::Orphaned, "its Node or its Skyhook is gone"),
+        (W::OverBudget, "it does not fit the budget"),
+        (W::NotSelected, "the Skyhook no longer selects the node"),
         (
-            Withdrawal::Stop(StopReason::NewRevision),
+            W::Stop(StopReason::NewRevision),
             "the Skyhook has a newer revision",
         ),
+        (W::Stop(StopReason::Paused), "the Skyhook is paused"),
+        (W::Stop(StopReason::Disabled), "the Skyhook is disabled"),
+        (W::Stop(StopReason::Deleted), "the Skyhook is deleted"),
         (
-            Withdrawal::Stop(StopReason::Deleted),
-            "the Skyhook is deleted",
+            W::Stop(StopReason::Edited),
+            "the node's package states were edited",
         ),
-        (Withdrawal::OverBudget, "it does not fit the budget"),
-    ] {
+        (
+            W::Stop(StopReason::DrainTimedOut),
+            "pods did not leave in time",
+        ),
+        (W::Stop(StopReason::Unknown), "it is to stop"),
+        (W::NewerRecord, "a newer version wrote the node's record"),
+        (W::RecordChanged, "the node's package states changed"),
+        (W::OtherRun, "the node's package states are of another run"),
+        (W::Overtaken, "the node has a newer revision"),
+        (W::NothingToDo, "there is nothing to do"),
+        (W::AgentNotResponding, "the agent did not accept it in time"),
+    ];
+    for (why, want) in all {
         assert_eq!(why.to_string(), want);
+        // A new variant does not compile before it has a row above.
+        match why {
+            W::Deleting
+            | W::Orphaned
+            | W::OverBudget
+            | W::NotSelected
+            | W::Stop(
+                StopReason::NewRevision
+                | StopReason::Paused
+                | StopReason::Disabled
+                | StopReason::Deleted
+                | StopReason::Edited
+                | StopReason::DrainTimedOut
+                | StopReason::Unknown,
+            )
+            | W::NewerRecord
+            | W::RecordChanged
+            | W::OtherRun
+            | W::Overtaken
+            | W::NothingToDo
+            | W::AgentNotResponding => {}
+        }
     }
 }
 
@@ -194,19 +236,84 @@ fn an_invalid_skyhook_holds_up_those_that_come_after_it_on_its_nodes() {
     assert_eq!(earlier.reserved().len(), 3, "those before it go on");
 }
 
+/// A finished agent on worker-1. The kubelet has not reported the boot that the agent ran in.
+fn ended_in_another_boot() -> Picture {
+    let mut done = with_package("Complete", "complete");
+    done["bootID"] = json!("another boot");
+    leased(stamp(Picture::new(), granted()), grant_and(json!({})), done)
+}
+
 /// The result is not recorded before the node is back. Until then, only the status says what the lease waits for.
 #[test]
 fn a_node_that_ended_and_went_away_is_told_to_be_erroring() {
-    let done = working(with_package("Complete", "complete"));
-    let erroring = |picture: &Picture| {
-        picture.plan().effects.iter().any(|effect| match effect {
-            Effect::PatchNode { patch, .. } => {
-                let label = patch.labels.get("skyhook.nvidia.com/status_s");
-                label.is_some_and(|label| label.as_deref() == Some("erroring"))
-            }
-            _ => false,
-        })
+    let status = |picture: &Picture| {
+        let label = picture
+            .plan()
+            .effects
+            .into_iter()
+            .find_map(|effect| match effect {
+                Effect::PatchNode { patch, .. } => {
+                    patch.labels.get("skyhook.nvidia.com/status_s").cloned()
+                }
+                _ => None,
+            });
+        label.flatten().unwrap_or_default()
     };
-    assert!(!erroring(&not_ready(done.clone(), "2023-11-14T22:13:00Z")));
-    assert!(erroring(&not_ready(done, "2023-11-14T21:00:00Z")));
+    for (name, done) in [
+        ("not Ready", working(with_package("Complete", "complete"))),
+        ("another boot", ended_in_another_boot()),
+    ] {
+        let young = not_ready(done.clone(), "2023-11-14T22:13:00Z");
+        assert_eq!(status(&young), "in_progress", "{name}");
+        assert_eq!(told(&young), "the node is not Ready", "{name}");
+        assert_eq!(young.reason("s", "worker-1"), "AwaitingNode", "{name}");
+        let old = not_ready(done, "2023-11-14T21:00:00Z");
+        assert_eq!(status(&old), "erroring", "{name}");
+        assert!(
+            told(&old).starts_with("the node went away at 2023-11-14T21:00:00Z"),
+            "{name}"
+        );
+        assert_eq!(old.reason("s", "worker-1"), "Parked", "{name}");
+    }
+    let ready = ended_in_another_boot();
+    assert_eq!(status(&ready), "in_progress");
+    assert_eq!(
+        told(&ready),
+        "the kubelet has not reported the boot that the agent runs in"
+    );
+}
+
+/// The result cannot be recorded over a record that this version does not understand.
+#[test]
+fn a_leased_node_with_a_newer_record_says_so() {
+    let newer = Stamp {
+        format: 7,
+        ..granted()
+    };
+    for phase in ["Running", "Complete"] {
+        let status = json!({ "phase": phase, "bootID": "boot-of-worker-1", "machineID": "m" });
+        let picture = leased(
+            stamp(Picture::new(), newer.clone()),
+            grant_and(json!({})),
+            status,
+        );
+        assert_eq!(picture.reason("s", "worker-1"), "NewerVersion", "{phase}");
+        let want = "the node's record was written by a newer version (form 7, this one knows 0): upgrade the coordinator, \
+                    or delete the node's annotation skyhook.nvidia.com/stamp_s to have its packages applied again";
+        assert_eq!(told(&picture), want, "{phase}");
+        let writes = picture
+            .plan()
+            .effects
+            .into_iter()
+            .any(|effect| match effect {
+                Effect::PatchNode { node, patch, .. } => {
+                    node == "worker-1"
+                        && patch
+                            .annotations
+                            .contains_key("skyhook.nvidia.com/reason_s")
+                }
+                _ => false,
+            });
+        assert!(writes, "{phase}: the Node says it as well");
+    }
 }

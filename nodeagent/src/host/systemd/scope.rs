@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use zbus::Variant;
+use zbus::{OwnedObjectPath, Variant};
 
 use super::{Bus, SystemdError};
 
@@ -12,6 +12,29 @@ const REMNANT: Duration = Duration::from_secs(2);
 
 /// The slice of all steps. In system.slice, steps would use the resources that are reserved for system services.
 const SLICE: &str = "skyhook.slice";
+
+/// A unit in systemd's list: name, description, three states, the unit that it follows, path, and its job.
+pub(super) type Listed = (
+    String,
+    String,
+    String,
+    String,
+    String,
+    String,
+    OwnedObjectPath,
+    u32,
+    String,
+    OwnedObjectPath,
+);
+
+#[zbus::proxy(
+    interface = "org.freedesktop.systemd1.Scope",
+    default_service = "org.freedesktop.systemd1"
+)]
+trait Scope {
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_low(&self) -> zbus::Result<u64>;
+}
 
 /// Limits of CPU and memory of a step's scope, and how long its processes may take to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +75,13 @@ impl Bus {
         pid: u32,
         limits: ScopeLimits,
     ) -> Result<(), SystemdError> {
+        let _only = self.starting.lock().await;
+        if let Some(requested) = limits.memory_low {
+            // The step also runs without this protection.
+            if let Err(error) = self.protect_memory(requested).await {
+                tracing::debug!(%error, "the memory requests of steps have no effect on this host");
+            }
+        }
         let mut wanted = properties(description, pid, limits);
         for known in self.unknown.lock().await.iter() {
             leave_out(&mut wanted, known);
@@ -87,6 +117,42 @@ impl Bus {
             }
         }
     }
+}
+
+impl Bus {
+    /// Gives the slice of all steps the `MemoryLow` of its running steps and of one that is about to start. In cgroup
+    /// version 2, the memory of a scope is not protected beyond that of its slice.
+    async fn protect_memory(&self, requested: u64) -> Result<(), SystemdError> {
+        let manager = self.manager().await?;
+        let protect = async {
+            let scopes = manager
+                .list_units_by_patterns(&["active"], &["skyhook-*.scope"])
+                .await?;
+            let mut requests = vec![requested];
+            for (_, _, _, _, _, _, path, ..) in scopes {
+                let scope = ScopeProxy::builder(manager.inner().connection())
+                    .path(path)
+                    .cache_properties(zbus::proxy::CacheProperties::No)
+                    .build()
+                    .await?;
+                // A scope that has ended meanwhile needs nothing.
+                requests.push(scope.memory_low().await.unwrap_or(0));
+            }
+            let properties = [("MemoryLow", Variant::from(sum(&requests)))];
+            manager.set_unit_properties(SLICE, true, &properties).await
+        };
+        let name = format!("SetUnitProperties({SLICE})");
+        let protected = self.slow(&name, protect).await;
+        self.noting_loss(protected).await
+    }
+}
+
+/// The sum of the memory requests of steps. It is never infinity, which is the largest number.
+fn sum(requests: &[u64]) -> u64 {
+    requests
+        .iter()
+        .fold(0, |sum: u64, request| sum.saturating_add(*request))
+        .min(u64::MAX - 1)
 }
 
 fn properties(description: &str, pid: u32, limits: ScopeLimits) -> Vec<(&'static str, Value)> {
@@ -166,6 +232,17 @@ impl SystemdError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_slice_protects_what_all_steps_requested() {
+        for (requests, want) in [
+            (&[][..], 0),
+            (&[1 << 20, 2 << 20], 3 << 20),
+            (&[u64::MAX, 1], u64::MAX - 1),
+        ] {
+            assert_eq!(sum(requests), want);
+        }
+    }
 
     #[test]
     fn an_older_manager_gets_older_properties() {

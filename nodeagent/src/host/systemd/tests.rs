@@ -1,4 +1,5 @@
 //! Tests of the bus with fake managers: old versions of systemd, slow ones, and hosts without logind.
+#![expect(clippy::disallowed_methods, reason = "tests make files")]
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -8,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use zbus::{Guid, fdo, interface};
 
+use super::scope::Listed;
 use super::*;
 
 /// Behaviour of a fake manager: its version, what it does not know, how slow it is; and the calls that it got.
@@ -20,6 +22,8 @@ struct Manners {
     /// After a refused scope, the next attempt fails with `UnitExists`.
     has_remnants: bool,
     remnant: Mutex<bool>,
+    /// Memory requests of the running steps.
+    scopes: Vec<u64>,
     calls: Mutex<Vec<String>>,
 }
 
@@ -95,6 +99,44 @@ impl FakeManager {
         object("/org/freedesktop/systemd1/job/1")
     }
 
+    fn list_units_by_patterns(&self, states: Vec<String>, patterns: Vec<String>) -> Vec<Listed> {
+        assert_eq!(
+            (states, patterns),
+            (vec!["active".into()], vec!["skyhook-*.scope".into()])
+        );
+        (0..self.0.scopes.len())
+            .map(|n| {
+                let text = String::new;
+                let path = object(&format!("/org/freedesktop/systemd1/unit/s{n}"));
+                let job = object("/");
+                (
+                    text(),
+                    text(),
+                    text(),
+                    text(),
+                    text(),
+                    text(),
+                    path,
+                    0,
+                    text(),
+                    job,
+                )
+            })
+            .collect()
+    }
+
+    fn set_unit_properties(
+        &self,
+        name: &str,
+        runtime: bool,
+        properties: Vec<(String, zbus::OwnedVariant)>,
+    ) {
+        for (property, value) in properties {
+            let value = u64::try_from(value).unwrap();
+            self.0.note(format!("{name} {runtime} {property}={value}"));
+        }
+    }
+
     fn start_transient_unit(
         &self,
         name: &str,
@@ -115,6 +157,17 @@ impl FakeManager {
         let names: Vec<String> = properties.into_iter().map(|(name, _)| name).collect();
         self.0.note(format!("{name}: {}", names.join(" ")));
         Ok(object("/org/freedesktop/systemd1/job/1"))
+    }
+}
+
+/// A running step that has requested this much memory.
+struct FakeScope(u64);
+
+#[interface(name = "org.freedesktop.systemd1.Scope")]
+impl FakeScope {
+    #[zbus(property)]
+    fn memory_low(&self) -> u64 {
+        self.0
     }
 }
 
@@ -146,7 +199,7 @@ struct Fake {
     bus: Bus,
     manners: Arc<Manners>,
     server: JoinHandle<()>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Drop for Fake {
@@ -172,6 +225,10 @@ fn fake(manners: Manners) -> Fake {
                     "/org/freedesktop/systemd1",
                     FakeManager(Arc::clone(&served)),
                 );
+            for (n, memory_low) in served.scopes.iter().enumerate() {
+                let path = format!("/org/freedesktop/systemd1/unit/s{n}");
+                builder = builder.serve_at(path, FakeScope(*memory_low));
+            }
             if served.logind.is_some() {
                 builder =
                     builder.serve_at("/org/freedesktop/login1", FakeLogin(Arc::clone(&served)));
@@ -184,10 +241,10 @@ fn fake(manners: Manners) -> Fake {
         slow: Duration::from_secs(10),
     };
     Fake {
-        bus: Bus::at(&socket, patience),
+        bus: Bus::at(&Root::open("/").unwrap(), &socket, patience),
         manners,
         server,
-        _directory: directory,
+        directory,
     }
 }
 
@@ -233,9 +290,27 @@ async fn properties_that_a_manager_does_not_know_are_left_out_from_then_on() {
                 .start_scope(scope, "Step", 7, LIMITS)
                 .await
                 .unwrap();
-            assert_eq!(fake.manners.calls(), [format!("{scope}: {want}")]);
+            let calls = fake.manners.calls();
+            assert_eq!(calls.last(), Some(&format!("{scope}: {want}")));
         }
     }
+}
+
+/// In cgroup version 2, the memory of a scope is not protected beyond that of its slice.
+#[tokio::test]
+async fn the_slice_of_all_steps_protects_the_memory_that_they_requested() {
+    let fake = fake(Manners {
+        scopes: vec![100, 0],
+        ..Manners::default()
+    });
+    let start = async |limits| {
+        let started = fake.bus.start_scope("a.scope", "Step", 7, limits).await;
+        started.unwrap();
+        fake.manners.calls()
+    };
+    assert_eq!(start(LIMITS).await[0], "skyhook.slice true MemoryLow=103");
+    let without = start(ScopeLimits::default()).await;
+    assert_eq!(without.len(), 1, "{without:?}");
 }
 
 #[tokio::test]
@@ -298,4 +373,24 @@ async fn a_manager_says_what_it_is_and_does() {
     let version = fake.bus.version().await.unwrap();
     assert_eq!(version, "v219");
     assert!(too_old(&version).is_some());
+}
+
+/// On a host, `/run/dbus` may be an absolute symlink.
+#[tokio::test]
+async fn the_bus_is_found_in_the_root_of_the_host() {
+    let fake = fake(Manners {
+        version: "257".to_owned(),
+        ..Manners::default()
+    });
+    let root = fake.directory.path();
+    let bus = Bus::of(&Root::open(root).unwrap());
+    let error = skyhook_oci::chain(&bus.version().await.unwrap_err());
+    assert!(
+        error.starts_with("the system bus at /run/dbus/system_bus_socket does not answer: "),
+        "{error}"
+    );
+    std::fs::create_dir(root.join("run")).unwrap();
+    std::fs::rename(root.join("bus"), root.join("system_bus_socket")).unwrap();
+    std::os::unix::fs::symlink("/", root.join("run/dbus")).unwrap();
+    assert_eq!(bus.version().await.unwrap(), "257");
 }

@@ -62,3 +62,42 @@ fn a_named_pipe_in_the_package_is_an_error_and_is_not_read() {
         );
     }
 }
+
+fn mount(at: &Path) {
+    fs::create_dir_all(at).unwrap();
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "none"]);
+    assert!(mount.arg(at).status().unwrap().success());
+}
+
+#[test]
+fn a_mount_in_the_way_has_the_path_of_the_host() {
+    let test = "prepare::tests::faults::a_mount_in_the_way_has_the_path_of_the_host";
+    if !skyhook_testkit::in_own_mounts(test) {
+        return;
+    }
+    let text = |input: StageInput, at: &str| {
+        let text = prepare(input.clone()).unwrap_err().explained();
+        let path = format!("/var/lib/skyhook/s/aa-1.0.0-uid-4/{at}");
+        assert!(text.contains(&format!("(umount {path})")), "{text}");
+        let root = input.host.files.path().to_str().unwrap();
+        assert!(!text.contains(root), "{text}");
+    };
+    let host = TestHost::new(modes(json!({})));
+    mount(&host.copy().join("configmaps/key"));
+    let mut input = host.input(Stage::Apply);
+    input.package.config_map = [("key".to_owned(), "value".to_owned())].into();
+    text(input, "configmaps/key");
+
+    let host = TestHost::new(modes(json!({})));
+    let config = fs::read_to_string(host.copy().join("config.json")).unwrap();
+    let (store, digest) = store_with(host.directory.path(), 10, &config);
+    fs::remove_file(host.copy().join("skyhook_dir/step.sh")).unwrap();
+    mount(&host.copy().join("skyhook_dir/step.sh/mnt"));
+    let input = StageInput {
+        store: Some(store),
+        digest: Some(digest),
+        ..host.input(Stage::Apply)
+    };
+    text(input, "skyhook_dir/step.sh/mnt");
+}

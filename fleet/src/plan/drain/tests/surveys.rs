@@ -1,6 +1,7 @@
 //! How a draining node's pods are listed, and how long a drain lasts.
 
 use super::*;
+use crate::plan::cache::Cache;
 
 #[test]
 fn lists_are_consistent_only_where_they_are_to_show_that_nothing_is_left() {
@@ -85,4 +86,40 @@ fn a_clock_that_is_set_back_delays_no_deadline_of_a_drain() {
     assert!(case.effects().contains(&timed_out), "{:?}", case.effects());
     case.spec["drain"] = json!({ "timeout": "1001s" });
     assert!(!case.effects().contains(&timed_out), "{:?}", case.effects());
+}
+
+#[test]
+fn a_drained_control_plane_node_is_decided_anew_when_another_one_goes_away() {
+    let case = Case {
+        drain: json!({ "state": "Drained", "since": wall().to_string() }),
+        ..Case::new(vec![
+            (NOW - Duration::from_millis(1500), Vec::new()),
+            (NOW - Duration::from_millis(400), Vec::new()),
+        ])
+    };
+    let mut index = case.index();
+    let control_plane = skyhook_crds::names::CONTROL_PLANE;
+    index
+        .picture
+        .edit_node("worker-1", |node| testkit::label(node, control_plane, ""));
+    let mut other = testkit::node("worker-2");
+    testkit::label(&mut other, control_plane, "");
+    index.picture.node(other.clone());
+    let settings = Settings::default();
+    let now = Now {
+        mono: NOW,
+        wall: wall(),
+    };
+    let is_retracted = |plan: &Plan| {
+        let mut effects = plan.effects.iter();
+        effects.any(|effect| effect.kind() == "SetDrain")
+    };
+    let mut cache = Cache::default();
+    assert!(!is_retracted(&cache.plan(&index.view(&settings, now))));
+    other.ready = false;
+    index.picture.node(other);
+    let view = index.view(&settings, now);
+    let (kept, anew) = (cache.plan(&view), plan(&view));
+    assert!(is_retracted(&kept));
+    assert_eq!(kept, anew);
 }

@@ -9,8 +9,11 @@ use crate::machine::tests::world::{Spec, World, pkg};
 use crate::machine::{Effect, Event, Outcome, StepPlan, wake_at};
 use crate::supervise::LogFile;
 
+const BEGIN: i64 = 1_700_000_000_000;
 const MONTH: i64 = 30 * 86_400_000;
 const CHECKS: usize = 2;
+/// How often the user pushes a new version of the package.
+const VERSION: i64 = 3 * 86_400_000;
 
 /// The files that the agent and its supervisors write to the host of a [`World`].
 struct Host {
@@ -27,7 +30,11 @@ impl Host {
         let memory = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
         let temporary = std::env::temp_dir();
         let directory = tempfile::tempdir_in(memory.unwrap_or(&temporary)).unwrap();
-        let (journal, _) = Journal::open(&directory.path().join("state")).unwrap();
+        let (journal, _) = {
+            let state = directory.path().join("state");
+            Journal::open(&state, &state)
+        }
+        .unwrap();
         Self {
             directory,
             journal,
@@ -49,13 +56,21 @@ impl Host {
             fs::write(step.join(file), "x").unwrap();
         }
         let log = LogFile {
-            directory: self.at("logs/s/aa/1.0.0"),
+            directory: self.at(&format!("logs/s/aa/1.0.{}", (time - BEGIN) / VERSION)),
             step: format!("check-{index}.sh"),
         };
-        let time = jiff::Timestamp::from_millisecond(time).unwrap();
-        let mut pair = LogPair::create(&log, time).unwrap();
+        let timestamp = jiff::Timestamp::from_millisecond(time).unwrap();
+        let mut pair = LogPair::create(&log, timestamp).unwrap();
         pair.line(Stream::Err, &[b'x'; 1000]);
         pair.flush();
+        let name = timestamp.strftime("%Y-%m-%d-%H%M%S").to_string();
+        for entry in fs::read_dir(&log.directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_str().unwrap().contains(&name) {
+                let file = fs::File::options().append(true).open(&path).unwrap();
+                file.set_modified(simulated(time)).unwrap();
+            }
+        }
     }
 
     /// Does what the agent does after each event: saves the journal and removes the directories of steps that have
@@ -71,7 +86,8 @@ impl Host {
         let after = world.progress().steps();
         let over: BTreeSet<u64> = &before.unwrap_or_default() - &after;
         if !over.is_empty() {
-            remove_steps(&self.at("state/steps"), |id| over.contains(&id));
+            let files = Root::open("/").unwrap();
+            remove_steps(&files, &self.at("state/steps"), |id| over.contains(&id));
         }
     }
 
@@ -88,6 +104,10 @@ impl Host {
         let journal = fs::metadata(self.at("state/journal")).unwrap().len();
         self.most_journal = self.most_journal.max(journal);
     }
+}
+
+fn simulated(time: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(time.try_into().unwrap())
 }
 
 fn files(directory: &Path) -> usize {
@@ -107,12 +127,11 @@ fn files(directory: &Path) -> usize {
 fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
     let mut host = Host::new();
     let mut world = World::new();
-    let begin = 1_700_000_000_000;
-    world.now = begin;
+    world.now = BEGIN;
     world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
     let mut runs = 0_usize;
-    let mut look = begin;
-    while world.now < begin + MONTH {
+    let mut look = BEGIN;
+    while world.now < BEGIN + MONTH {
         let Some(effect) = world.queue.pop_front() else {
             world.now = wake_at(world.progress(), world.now).expect("it is tried again");
             world.input_queued(Event::Ticked);
@@ -136,7 +155,7 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
         }
         if world.now >= look {
             look += 12 * 3_600_000;
-            let now = SystemTime::now();
+            let now = simulated(world.now);
             let bytes = prune(&host.at("logs"), Bounds::default(), now);
             assert!(bytes <= Bounds::default().package, "{bytes} bytes of logs");
             host.measure(&world);
@@ -150,8 +169,9 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
         "{} step directories",
         host.most_steps
     );
-    // Two log files for each of five runs of each step, and a few files of the agent and of running steps.
-    let most = CHECKS * 5 * 2 + 4 + 16;
+    // For three versions, two log files for each of five runs of each step; and a few files of the agent and of running
+    // steps.
+    let most = 3 * CHECKS * 5 * 2 + 4 + 16;
     assert!(host.most_files <= most, "{} files", host.most_files);
     assert!(host.most_journal < 64 << 10, "{} bytes", host.most_journal);
 }
