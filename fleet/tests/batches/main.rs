@@ -1,6 +1,6 @@
-//! A model of roll-outs in batches, searched to the end: two coordinators that both believe to lead, each with watches that
-//! lag as they like, writes that arrive late, nodes that are replaced, ignored and moved between compartments, and
-//! packages that fail.
+//! A model of roll-outs in batches: two coordinators that both believe to lead, each with watches that lag as they like,
+//! writes that arrive late, nodes that are replaced, ignored and moved between compartments, and packages that fail. It is
+//! searched to the end with one coordinator, up to a bound with two, and walked at random.
 //!
 //! What is real: [`skyhook_fleet::batches`] decides, on the real stored state and the real sorting into compartments. What is
 //! modelled: the API server, the two watches (leases as one ordered stream, Nodes and the state each by themselves), and an
@@ -85,6 +85,19 @@ pub(crate) enum Action {
 }
 
 impl Action {
+    /// The coordinator whose watches deliver something.
+    pub(crate) const fn sees(self) -> Option<usize> {
+        match self {
+            Self::Deliver(who) | Self::SeeNode(who, _) | Self::SeeState(who) => Some(who),
+            Self::Acts(..)
+            | Self::Begins(_)
+            | Self::Ends(_)
+            | Self::Fault(..)
+            | Self::GivesUp(..)
+            | Self::Arrives => None,
+        }
+    }
+
     pub(crate) const fn is_fault(self) -> bool {
         matches!(self, Self::Fault(..) | Self::GivesUp(..) | Self::Arrives)
     }
@@ -314,8 +327,7 @@ impl State {
 )]
 fn most() -> usize {
     let most = std::env::var("BATCHES_MOST").ok();
-    most.and_then(|most| most.parse().ok())
-        .unwrap_or(20_000_000)
+    most.and_then(|most| most.parse().ok()).unwrap_or(50_000)
 }
 
 /// Searches, and says what was found.
@@ -368,46 +380,47 @@ fn batches_hold() {
     for (name, config) in searches {
         let found = found(name, &config, most());
         assert!(found.broken.is_none(), "{name}");
+        assert!(found.to_the_end || config.coordinators > 1, "{name}");
     }
+}
+
+fn kills(config: Config) -> Config {
+    config.fault(Fault::Fails, 1).fault(Fault::Replaced, 1)
+}
+
+/// Without the rule something breaks.
+fn is_needed(config: &Config, most: usize) {
+    let name = format!("without {:?}", config.mutation);
+    assert!(found(&name, config, most).broken.is_some(), "{name}");
 }
 
 #[test]
-fn each_rule_is_needed() {
-    let one = |mutation| Config::new(2, 1, 1).without(mutation);
-    let two = |mutation| Config::new(2, 2, 1).without(mutation);
-    let kills = |config: Config| config.fault(Fault::Fails, 1).fault(Fault::Replaced, 1);
-    // These get stuck.
-    for config in [
-        Config::new(1, 2, 1)
-            .without(Mutation::StampUnseen)
-            .fault(Fault::Ignored, 2),
-        kills(one(Mutation::CompleteByName)),
-    ] {
-        let name = format!("{:?}", config.mutation);
-        let found = found(&name, &config, most());
-        assert!(found.broken.is_some(), "{name}");
-    }
-    // These break a rule.
-    let mut missed = Vec::new();
-    for config in [
-        kills(one(Mutation::NoLatch)),
-        two(Mutation::GrantUnseen).fault(Fault::Ignored, 2),
-        two(Mutation::LeftUnseen)
-            .fault(Fault::Ignored, 2)
-            .fault(Fault::Fails, 1),
-        kills(two(Mutation::ReleaseOldState)),
-        two(Mutation::NoBarrier).fault(Fault::Ignored, 2),
-    ] {
-        let name = format!("{:?}", config.mutation);
-        match walk(&config, 40_000, 80) {
-            Some((rule, way)) => told(&name, &format!("{rule} after {} steps", way.len())),
-            None => missed.push(name),
-        }
-    }
-    assert!(missed.is_empty(), "{missed:?}");
+fn rules_are_needed() {
+    is_needed(
+        &kills(Config::new(2, 1, 1).without(Mutation::NoLatch)),
+        most(),
+    );
+    is_needed(
+        &kills(Config::new(2, 1, 1).without(Mutation::CompleteByName)),
+        most(),
+    );
+    let stamps = Config::new(1, 2, 1).without(Mutation::StampUnseen);
+    is_needed(&stamps.fault(Fault::Ignored, 2), most().max(300_000));
 }
 
-/// The same walks, with every rule in force.
+/// The shortest ways to these lead through millions of states.
+#[test]
+#[ignore = "a search of many minutes: run it with BATCHES_MOST=20000000"]
+fn rules_are_needed_with_two_coordinators() {
+    let two = |mutation| Config::new(2, 2, 1).without(mutation);
+    let ignored = |config: Config| config.fault(Fault::Ignored, 1);
+    is_needed(&ignored(two(Mutation::GrantUnseen)), most());
+    is_needed(&ignored(two(Mutation::LeftUnseen)), most());
+    is_needed(&ignored(two(Mutation::NoBarrier)), most());
+    is_needed(&kills(two(Mutation::ReleaseOldState)), most());
+}
+
+/// Walks at random, with every rule in force.
 #[test]
 fn no_walk_breaks_a_rule() {
     for config in [
@@ -423,12 +436,7 @@ fn no_walk_breaks_a_rule() {
             .fault(Fault::Moved, 2)
             .fault(Fault::Late, 1),
     ] {
-        let broken = walk(&config, 10_000, 150);
+        let broken = walk(&config, 1_000, 100);
         assert!(broken.is_none(), "{broken:#?}");
     }
-}
-
-#[expect(clippy::print_stdout, reason = "how a search went")]
-fn told(name: &str, what: &str) {
-    println!("{name}: {what}");
 }

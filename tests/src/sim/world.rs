@@ -194,7 +194,7 @@ impl<'a, C: Core> World<'a, C> {
     pub fn run(mut self) -> Run {
         match self.shape {
             Shape::Slow => self.set_up_slow(),
-            Shape::Small | Shape::Fleet | Shape::Forsaken => self.set_up(),
+            Shape::Small | Shape::Paced | Shape::Fleet | Shape::Forsaken => self.set_up(),
         }
         while !self.done && self.failure.is_none() {
             let Some(((at, _), event)) = self.queue.pop_first() else {
@@ -415,7 +415,7 @@ impl<'a, C: Core> World<'a, C> {
 
     /// Looks at everything that was written since the last time: the rules, and who watches it.
     fn notice(&mut self) {
-        for kind in [NODES, SKYHOOKS, LEASES, REVISIONS, PODS] {
+        for kind in WATCHED.into_iter().chain([PODS]) {
             let from = self.looked.get(kind).copied().unwrap_or_default();
             let end = self.api.end(kind);
             if from == end {

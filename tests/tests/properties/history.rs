@@ -274,14 +274,8 @@ impl<'a> Replica<'a> {
                     self.forget(Kind::Revision, name);
                 }
             }
-            Step::Policy(Some(form)) => {
-                self.store(Kind::Policy, "tuned".to_owned(), policy_object(*form));
-            }
-            Step::Policy(None) => self.forget(Kind::Policy, "tuned".to_owned()),
-            Step::Rollout(at, form) => {
-                let object = rollout_object(*at, *form);
-                self.store(Kind::Rollout, NAMES[*at].to_owned(), object);
-            }
+            Step::Policy(form) => self.policy(*form),
+            Step::Rollout(at, form) => self.rollout(*at, *form),
             Step::RolloutGone(at) => self.forget(Kind::Rollout, NAMES[*at].to_owned()),
             Step::AgentsRefused(refused) => {
                 let why = refused.then(|| "the quota is used up".to_owned());
@@ -306,6 +300,19 @@ impl<'a> Replica<'a> {
             Step::Settle(at, how) => self.settle(*at, *how),
             Step::List(kind, every) => self.list(*kind, *every),
         }
+    }
+
+    fn policy(&mut self, form: Option<u8>) {
+        let name = "tuned".to_owned();
+        match form {
+            Some(form) => self.store(Kind::Policy, name, policy_object(form)),
+            None => self.forget(Kind::Policy, name),
+        }
+    }
+
+    fn rollout(&mut self, at: usize, form: u8) {
+        let object = rollout_object(at, form);
+        self.store(Kind::Rollout, NAMES[at].to_owned(), object);
     }
 
     fn leave_alone(&mut self, at: usize) {

@@ -299,6 +299,12 @@ pub(super) fn index(picture: &Picture) -> Index {
             });
         }
     }
+    pace(&mut index, picture);
+    index
+}
+
+/// Adds the policy and the states of roll-outs, and ends all lists.
+fn pace(index: &mut Index, picture: &Picture) {
     if let Some(form) = picture.policy {
         index.apply(Change::Policy(wire(policy_object(form))), MONO);
     }
@@ -317,7 +323,6 @@ pub(super) fn index(picture: &Picture) -> Index {
     ] {
         index.apply(Change::Synced(kind), MONO);
     }
-    index
 }
 
 fn version() -> AsOf {

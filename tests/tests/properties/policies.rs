@@ -84,8 +84,7 @@ pub(in super::super) fn rollout_object(at: usize, form: u8) -> Value {
 /// The compartment and the batch of a lease.
 pub(super) fn into_lease(spec: &mut Value, form: u8) {
     spec["compartment"] = json!(["", "__default__", "a", "b"][usize::from(form % 4)]);
-    if form % 3 != 0 {
-        spec["batch"] =
-            json!({ "state": if form % 5 == 0 { "other" } else { STATE }, "number": 2 + form % 3 });
+    if !form.is_multiple_of(3) {
+        spec["batch"] = json!({ "state": if form.is_multiple_of(5) { "other" } else { STATE }, "number": 2 + form % 3 });
     }
 }
