@@ -14,7 +14,7 @@ use crate::outcome::Outcome;
 use crate::picture::Tick;
 use crate::plan::cache::{Cache, Counted};
 use crate::plan::reason::{ReasonCode, Withdrawal};
-use crate::plan::{Fleet, Now, Plan, standing};
+use crate::plan::{Fleet, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
