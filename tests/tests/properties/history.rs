@@ -343,7 +343,8 @@ impl<'a> Replica<'a> {
             Target::Node(name) => (Kind::Node, name),
             Target::Skyhook(name) => (Kind::Skyhook, name),
             Target::Revision(name) => (Kind::Revision, name),
-            Target::Lease(_) | Target::Pods(_) | Target::Pod(_) => return None,
+            Target::Rollout(name) => (Kind::Rollout, name),
+            Target::Lease(_) | Target::Pods(_) | Target::Pod(_) | Target::Look(_) => return None,
         };
         let held = self.held.get_mut(&(kind, name))?;
         self.version += 1;
@@ -352,6 +353,7 @@ impl<'a> Replica<'a> {
         Some(match kind {
             Kind::Node => Change::Node(wire(object)),
             Kind::Skyhook => Change::Skyhook(wire(object)),
+            Kind::Rollout => Change::Rollout(wire(object)),
             Kind::Lease | Kind::Revision | Kind::Policy => Change::Revision(wire(object)),
         })
     }
