@@ -12,6 +12,7 @@ fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
             uid: "u".into(),
             resource_version: "1".into(),
         },
+        batch: None,
     };
     let refused = || Outcome::Refused {
         error: "patch interruptionlease/n1: denied".into(),
