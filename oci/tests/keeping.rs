@@ -279,6 +279,18 @@ async fn a_pull_that_does_not_fit_says_what_is_needed_and_fetches_nothing() {
     assert_eq!(liar.count("/blobs/"), 0);
 }
 
+/// The disk must be completely free, which is never the case.
+fn never_enough_room() -> StoreConfig {
+    StoreConfig {
+        room: Room {
+            percent: 100,
+            bytes: u64::MAX,
+            after_pull: 0,
+        },
+        ..StoreConfig::default()
+    }
+}
+
 /// The store requires a disk that is completely free, which is never the case. So images that nobody pins are
 /// removed, and pinned images stay.
 #[tokio::test]
@@ -288,15 +300,7 @@ async fn images_that_nobody_pins_go_when_the_disk_is_too_full() {
     let liar = Liar::start(move |request| served.answer(request));
     let host = Host::new();
     let manifest = host.pull(&liar).await.unwrap().manifest_digest;
-    let config = StoreConfig {
-        room: Room {
-            percent: 100,
-            bytes: u64::MAX,
-            after_pull: 0,
-        },
-        ..StoreConfig::default()
-    };
-    let store = Store::open(host.dir.path().join("store"), config).unwrap();
+    let store = Store::open(host.dir.path().join("store"), never_enough_room()).unwrap();
     store.pin("owner", &manifest).unwrap();
     store.collect().unwrap();
     assert!(store.image(&manifest).is_ok());
@@ -348,16 +352,7 @@ impl Host {
 
 #[tokio::test]
 async fn images_that_nobody_pins_go_before_a_pull_that_would_leave_too_little_room() {
-    // The disk must be completely free, which is never the case.
-    let config = StoreConfig {
-        room: Room {
-            percent: 100,
-            bytes: u64::MAX,
-            after_pull: 0,
-        },
-        ..StoreConfig::default()
-    };
-    let host = Host::with_store(hasty(), config);
+    let host = Host::with_store(hasty(), never_enough_room());
     let [unused, pinned, new] = [10_000, 11_000, 12_000].map(Image::sized);
     let mut digests = Vec::new();
     for image in [&unused, &pinned] {

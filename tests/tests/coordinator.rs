@@ -93,15 +93,7 @@ async fn who_refuses_a_write_is_named_and_it_goes_on_once_it_may() -> anyhow::Re
     })
     .await?;
     let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
-    let packages = json!({ "thing": { "version": "1.0.0", "image": "example.com/thing" } });
-    fixture
-        .skyhook(json!({
-            "apiVersion": "skyhook.nvidia.com/v1alpha1",
-            "kind": "Skyhook",
-            "metadata": { "name": "sample" },
-            "spec": { "packages": packages },
-        }))
-        .await?;
+    fixture.skyhook(sample()).await?;
     eventually(MINUTE, async || {
         let selector = "reason=WriteRefused,type=Warning,involvedObject.name=worker-1";
         let args = [
@@ -133,15 +125,7 @@ async fn a_node_says_nothing_of_a_skyhook_that_is_gone() -> anyhow::Result<()> {
     let fixture = Fixture::start().await?;
     let _agents = fixture.workers(1, Duration::ZERO).await?;
     let coordinator = InProcess::start(fixture.client.clone(), Settings::default());
-    let packages = json!({ "thing": { "version": "1.0.0", "image": "example.com/thing" } });
-    fixture
-        .skyhook(json!({
-            "apiVersion": "skyhook.nvidia.com/v1alpha1",
-            "kind": "Skyhook",
-            "metadata": { "name": "sample" },
-            "spec": { "packages": packages },
-        }))
-        .await?;
+    fixture.skyhook(sample()).await?;
     fixture
         .until("sample", MINUTE, |s| status(s) == "complete")
         .await?;
@@ -211,4 +195,14 @@ async fn a_disruption_budget_is_told_from_a_server_that_is_too_busy() -> anyhow:
     };
     ensure!(problem.contains("disruption budget web"), "{problem}");
     Ok(())
+}
+
+/// A Skyhook with one package, for all nodes.
+fn sample() -> serde_json::Value {
+    json!({
+        "apiVersion": "skyhook.nvidia.com/v1alpha1",
+        "kind": "Skyhook",
+        "metadata": { "name": "sample" },
+        "spec": { "packages": { "thing": { "version": "1.0.0", "image": "example.com/thing" } } },
+    })
 }

@@ -75,7 +75,8 @@ async fn stops(bench: &Bench, name: &str) -> Result<()> {
     let capped = |s: &Skyhook| says(s, &["reboot", "at most 1"]) || says(s, &["reboot", "cap"]);
     let client = bench.cluster.client();
     wait_for(client, name, what, 6 * MINUTE, capped).await?;
-    tokio::time::sleep(MINUTE / 12).await;
+    // An agent waits up to ten seconds for its last report before it asks for a reboot.
+    tokio::time::sleep(MINUTE / 6).await;
     Ok(())
 }
 
