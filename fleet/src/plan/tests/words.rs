@@ -134,10 +134,7 @@ fn why_a_lease_is_withdrawn() {
             W::Stop(StopReason::DrainTimedOut),
             "pods did not leave in time",
         ),
-        (
-            W::Stop(StopReason::AgentTooOld),
-            "it needs a newer agent",
-        ),
+        (W::Stop(StopReason::AgentTooOld), "it needs a newer agent"),
         (
             W::Stop(StopReason::Unknown),
             "a newer version told the agent to stop",
