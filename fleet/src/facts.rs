@@ -3,6 +3,7 @@
 //! An object that cannot be decoded becomes a fact that says so. It does not keep the value of an earlier version.
 
 mod labels;
+mod lease;
 mod stored;
 
 use std::borrow::Cow;
@@ -17,7 +18,7 @@ use kube::Resource;
 use serde::Deserialize;
 use serde_json::Value;
 use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StateProblem};
-use skyhook_crds::lease::{FORMAT, InterruptionLeaseSpec};
+use skyhook_crds::lease::FORMAT;
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::rollout::{self, RolloutState};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
@@ -25,6 +26,7 @@ use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
 pub(crate) use labels::Texts;
 pub use labels::{Labels, Wants};
+pub use lease::LeaseFact;
 pub use stored::{PolicyFact, RevisionFact, RolloutFact};
 
 /// A Node as the API server sends it, reduced to the fields that decisions need.
@@ -438,69 +440,5 @@ impl SkyhookFact {
         self.selector
             .as_ref()
             .is_some_and(|selector| node.labels.are_selected(selector))
-    }
-}
-
-/// A lease. A lease that cannot be decoded still takes a slot.
-#[derive(Clone, Debug)]
-pub struct LeaseFact {
-    pub node: String,
-    pub uid: String,
-    pub resource_version: String,
-    /// Set by the force-release annotation: release without waiting for a result.
-    pub forced: bool,
-    /// What stands for its node in a batch; empty if it cannot be decoded.
-    pub member: String,
-    pub lease: Result<Box<InterruptionLease>, String>,
-}
-
-impl LeaseFact {
-    /// The lease as the watch delivered it.
-    #[must_use]
-    pub fn new(object: WireLease) -> Self {
-        let metadata = object.metadata;
-        let spec: Result<InterruptionLeaseSpec, String> =
-            serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
-        let member = spec.as_ref().map(|spec| rollout::member(&spec.node.uid));
-        let status = if object.status.is_null() {
-            Ok(None)
-        } else {
-            serde_json::from_value(object.status)
-                .map(Some)
-                .map_err(|e| format!("status cannot be read: {e}"))
-        };
-        let force = metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
-        Self {
-            forced: force.is_some() && force == metadata.uid.as_ref(),
-            member: member.unwrap_or_default(),
-            node: metadata.name.clone().unwrap_or_default(),
-            uid: metadata.uid.clone().unwrap_or_default(),
-            resource_version: metadata.resource_version.clone().unwrap_or_default(),
-            lease: spec.and_then(|spec| {
-                status.map(|status| {
-                    let metadata = ObjectMeta {
-                        managed_fields: None,
-                        ..metadata
-                    };
-                    Box::new(InterruptionLease {
-                        metadata,
-                        spec,
-                        status,
-                    })
-                })
-            }),
-        }
-    }
-
-    /// UID of the Skyhook that the lease is for; `None` when the lease cannot be decoded.
-    #[must_use]
-    pub fn skyhook_uid(&self) -> Option<&str> {
-        self.lease
-            .as_ref()
-            .ok()
-            .map(|lease| lease.spec.skyhook.uid.as_str())
     }
 }
