@@ -48,11 +48,24 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    fn unknown(problem: Reason) -> Self {
+    /// Nothing is granted. What belongs to no batch may still end.
+    fn unknown(problem: Reason, leases: &[Lease<'_>]) -> Self {
+        let of = |lease: &Lease<'_>| BatchBits {
+            may_release: lease.batch.is_none(),
+            ..BatchBits::default()
+        };
+        let leases = leases.iter().map(|one| (one.node.to_owned(), of(one)));
         Self {
             problem: Some(problem),
+            leases: leases.collect(),
             ..Self::default()
         }
+    }
+
+    /// Why no node at all of the Skyhook is leased: a newer version wrote the state of the roll-out, or it cannot be read.
+    pub(super) fn parks(&self) -> Option<&Reason> {
+        let problem = self.problem.as_ref();
+        problem.filter(|problem| problem.code == ReasonCode::NewerVersion)
     }
 
     /// What is allowed for the lease of a node.
@@ -159,33 +172,36 @@ fn one(
     draft: &mut Draft<'_>,
 ) -> Batches {
     let skyhook = row.skyhook;
+    let leases = ends::leases(view, row, order);
     if !view.picture.knows_rollouts() {
         let message = "the state of the roll-out is not known yet";
-        return Batches::unknown(Reason::new(ReasonCode::Settling, message));
+        return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
     }
     let fact = view.picture.rollout_of(&skyhook.name);
     let state = match fact {
         Some(fact) if fact.owner != skyhook.uid => {
             delete(fact, draft);
             let message = "the state of an earlier Skyhook of this name is being deleted";
-            return Batches::unknown(Reason::new(ReasonCode::Settling, message));
+            return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
         }
         Some(fact) => match &fact.spec {
             Ok(spec) => Arc::clone(spec),
             Err(problem) => {
                 let message = format!("RolloutState {}: {problem}", skyhook.name);
-                return Batches::unknown(Reason::new(ReasonCode::NewerVersion, message));
+                return Batches::unknown(Reason::new(ReasonCode::NewerVersion, message), &leases);
             }
         },
         None => Arc::new(initial::state(view, row)),
     };
     let uid = fact.map_or("", |fact| fact.uid.as_str());
     let stored = Stored { uid, spec: &state };
-    let leases = ends::leases(view, row, order);
     let members = ends::members(view, row, order, &leases);
     let mut decision = Decision::default();
+    // A copy of the Skyhook that is older than what was decided on says nothing about what comes next.
+    let is_behind = skyhook.generation < state.policy_generation;
     if let Pacing::Policy(paced) = &row.pacing
         && admit::inactive(view, skyhook).is_none()
+        && !is_behind
     {
         let used = paced.compartments.all();
         let used = used.map(|(id, _)| (id, ledger.used_at(skyhook, Place(id.index()))));
@@ -277,7 +293,7 @@ fn begun_anew(
 ) -> RolloutStateSpec {
     let skyhook = row.skyhook;
     let mut next = state.clone();
-    next.follow_policy(&skyhook.spec.deployment_policy);
+    next.follow_policy(&skyhook.spec.deployment_policy, skyhook.generation);
     let resets = resets(row);
     if let Some(wanted) = wanted_revision(view, skyhook) {
         next.follow(&wanted, resets);
