@@ -5,6 +5,7 @@ use super::*;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
 use skyhook_crds::skyhook::SkyhookStatus;
 
+mod events;
 mod guard;
 mod kept;
 mod resets;
