@@ -13,7 +13,7 @@ use skyhook_crds::names;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireSkyhook};
+use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireRollout, WireSkyhook};
 use skyhook_fleet::index::{Change, Kind};
 
 /// Watches everything that the picture is made of, and sends changes until the receiver goes.
@@ -60,8 +60,16 @@ pub fn all(client: &Client, namespace: &str, changes: &mpsc::Sender<Change>) -> 
         watcher::Config::default(),
         Kind::Policy,
         sender(),
-        |policy| Change::Policy(policy.name_any()),
+        |policy| Change::Policy(Box::new(policy)),
         Change::PolicyGone,
+    ));
+    tasks.spawn(follow::<WireRollout>(
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        Kind::Rollout,
+        sender(),
+        |rollout| Change::Rollout(Box::new(rollout)),
+        Change::RolloutGone,
     ));
     tasks
 }

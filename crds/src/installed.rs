@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::package::{self, PackageStatus};
+use crate::stage::Stage;
 
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
@@ -132,29 +133,37 @@ impl CordonRecord {
     }
 }
 
-/// A `nodeState_<skyhook>` annotation that cannot be read.
+/// A `nodeState_<skyhook>` annotation that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or correct it"
-)]
-pub struct MalformedState {
-    pub annotation: String,
-    pub problem: String,
+pub enum StateProblem {
+    #[error(
+        "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or correct it"
+    )]
+    Malformed { annotation: String, problem: String },
+    #[error(
+        "annotation {annotation}: {package} is in a stage that this version does not know: a newer one wrote it; upgrade \
+         the coordinator"
+    )]
+    Newer { annotation: String, package: String },
 }
 
 /// Reads a `nodeState_<skyhook>` annotation. Records of early versions of NVIDIA Skyhook have the package's name alone
 /// as key.
-pub fn parse_states(
-    annotation: &str,
-    value: Option<&str>,
-) -> Result<PackageStates, MalformedState> {
+pub fn parse_states(annotation: &str, value: Option<&str>) -> Result<PackageStates, StateProblem> {
     let Some(value) = value.filter(|value| !value.is_empty()) else {
         return Ok(PackageStates::new());
     };
-    let states: PackageStates = serde_json::from_str(value).map_err(|e| MalformedState {
-        annotation: annotation.to_owned(),
-        problem: e.to_string(),
-    })?;
+    let states: PackageStates =
+        serde_json::from_str(value).map_err(|e| StateProblem::Malformed {
+            annotation: annotation.to_owned(),
+            problem: e.to_string(),
+        })?;
+    if let Some((package, _)) = states.iter().find(|(_, one)| one.stage == Stage::Unknown) {
+        return Err(StateProblem::Newer {
+            annotation: annotation.to_owned(),
+            package: package.clone(),
+        });
+    }
     if states.keys().all(|key| key.contains('|')) {
         return Ok(states);
     }
@@ -259,6 +268,19 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("skyhook.nvidia.com/nodeState_s"), "{error}");
+    }
+
+    #[test]
+    fn a_stage_of_a_newer_version_is_said_to_be_one() {
+        let newer = STATE.replace("config", "uninstall-interrupt");
+        let error = parse_states("x", Some(&newer)).unwrap_err();
+        let want = StateProblem::Newer {
+            annotation: "x".into(),
+            package: "a|1.0.0".into(),
+        };
+        assert_eq!(error, want);
+        // Nobody is told to delete what a newer version wrote.
+        assert!(!error.to_string().contains("delete"), "{error}");
     }
 
     #[test]

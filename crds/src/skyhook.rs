@@ -112,9 +112,10 @@ fn default_priority() -> i32 {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentPolicyOptions {
-    /// Start again with the first batch size when a roll-out is complete.
-    #[serde(default)]
-    pub reset_batch_state_on_completion: bool,
+    /// Start again with the first batch size when a roll-out is complete and when a package's version changes. Unset: as
+    /// the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_batch_state_on_completion: Option<bool>,
 }
 
 /// How many nodes may be worked on at the same time. Set percent or count, not both.
@@ -325,8 +326,15 @@ pub struct CompartmentStatus {
     pub completed: i32,
     /// Completed nodes in percent of all.
     pub progress_percent: i32,
+    /// Where its batches stand. Writing `{currentBatch: 1}` here starts the compartment anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_state: Option<BatchState>,
+    /// How often the compartment was started anew, as batchState shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<i32>,
+    /// Digest of batchState as the coordinator wrote it: unlike it, somebody edited batchState.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
 }
 
 /// Why a stored Skyhook cannot be rolled out. Only this Skyhook is parked; the others go on.

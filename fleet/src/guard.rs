@@ -1,6 +1,8 @@
 //! Safety rules: predicates over the picture and one effect. They are checked before every write, and tests check every
 //! plan against them.
 
+mod batches;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::lease::protocol;
@@ -48,6 +50,20 @@ pub enum Broken {
     ReleaseUnrecorded,
     #[error("a record was to be written over that a newer version wrote")]
     NewerRecord,
+    #[error(
+        "a lease was to be granted without the question whether its batch may work on the node"
+    )]
+    GrantUnasked,
+    #[error("a lease was to be granted in a compartment whose batches do not allow it")]
+    GrantOutsideBatch,
+    #[error("a lease was to be granted while an earlier batch of its compartment is worked on")]
+    GrantBeforeBatchEnded,
+    #[error("a lease was to be released before its failure was kept in the state of the roll-out")]
+    ReleaseUnkept,
+    #[error("the state of a roll-out was to be written over that is not understood")]
+    NewerRollout,
+    #[error("the state of a roll-out was to lose members or failures without a judgement")]
+    RolloutLost,
     #[error("a node was to be uncordoned that somebody else cordoned, or that is still owned")]
     UncordonNotOurs,
 }
@@ -81,8 +97,10 @@ pub fn check_counted(
                 || index.inflight.creating(node).is_some();
             require(!taken, Broken::SecondLease)
         }
-        Effect::GrantLease { node, at } => {
+        Effect::GrantLease { node, at, batch } => {
             let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
+            let asked = batch.as_ref().map(|check| &check.batch);
+            require(asked == lease.spec.batch.as_ref(), Broken::GrantUnasked)?;
             grant(index, counts, settings, fact, lease)
         }
         Effect::SetDrain { node, at, drain } => {
@@ -94,18 +112,18 @@ pub fn check_counted(
                 seen(index, node, at).is_some_and(|(_, lease)| !protocol::is_accepted(lease));
             require(open, Broken::WithdrawAccepted)
         }
-        Effect::ReleaseLease { node, at } => {
-            let recorded =
-                seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
-            let forced = index.picture.leases().get(node).is_some_and(|fact| {
-                fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
-            });
-            require(recorded || forced, Broken::ReleaseUnrecorded)
+        Effect::ReleaseLease { node, at } => release(index, node, at),
+        Effect::ReleaseLeaseOfGoneNode { node, .. } => {
+            require(batches::is_kept(index, node), Broken::ReleaseUnkept)
+        }
+        Effect::WriteRollout { name, at, spec, .. } => {
+            batches::write(index, name, at.is_some(), spec)
         }
         Effect::AbandonLease { node, at } => {
             let given_up =
                 seen(index, node, at).is_some_and(|(_, lease)| index.picture.is_given_up(lease));
-            require(given_up, Broken::AbandonWanted)
+            require(given_up, Broken::AbandonWanted)?;
+            require(batches::is_kept(index, node), Broken::ReleaseUnkept)
         }
         Effect::EvictPod {
             node, lease_uid, ..
@@ -139,7 +157,22 @@ pub fn check_counted(
         | Effect::CreateRevision { .. }
         | Effect::RenumberRevision { .. }
         | Effect::PruneRevision { .. }
-        | Effect::ReleaseLeaseOfGoneNode { .. } => Ok(()),
+        | Effect::DeleteRollout { .. }
+        | Effect::LookForLeases { .. } => Ok(()),
+    }
+}
+
+fn release(index: &Index, node: &str, at: &AsOf) -> Result<(), Broken> {
+    let recorded = seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
+    let forced = index.picture.leases().get(node).is_some_and(|fact| {
+        fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
+    });
+    if !recorded && !forced {
+        Err(Broken::ReleaseUnrecorded)
+    } else if batches::is_kept(index, node) {
+        Ok(())
+    } else {
+        Err(Broken::ReleaseUnkept)
     }
 }
 
@@ -237,6 +270,7 @@ fn grant(
     if !counts.fit(index, settings, skyhook, &fact.node) {
         return Err(Broken::GrantBeyondBudget);
     }
+    batches::grant(index, skyhook, fact, lease)?;
     let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
         node.uid == lease.spec.node.uid
             && node
@@ -282,7 +316,7 @@ impl Counts {
         let leases = index.picture.leases();
         let unseen = index.inflight.creates();
         let unseen = unseen.filter(|(node, _)| !leases.contains_key(*node));
-        let unseen: Vec<&str> = unseen.map(|(_, uid)| uid).collect();
+        let unseen: Vec<&str> = unseen.map(|(_, spec)| spec.skyhook.uid.as_str()).collect();
         let ours = unseen.iter().filter(|uid| **uid == skyhook.uid).count();
         let used = index.picture.tally().counting_against(&skyhook.uid) + ours;
         let selected = nodes.selected.get(&skyhook.uid);
@@ -293,7 +327,9 @@ impl Counts {
         let leased = nodes.control_planes.iter();
         let leased = leased.filter(|name| leases.contains_key(*name)).count();
         let alone = !nodes.control_planes.contains(node) || leased == 1;
-        used <= slots && leases.len() + unseen.len() <= cap && alone
+        // A policy's compartments are counted by `batches::grant`.
+        let fits = used <= slots || !skyhook.spec.deployment_policy.is_empty();
+        fits && leases.len() + unseen.len() <= cap && alone
     }
 }
 

@@ -4,10 +4,12 @@
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 
+use crate::batches::Look;
 use crate::clocks::{Backoff, Clocks, PodList};
 use crate::effect::{Effect, Target};
 use crate::facts::{
-    LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
+    LeaseFact, NodeFact, PolicyFact, RevisionFact, RolloutFact, SkyhookFact, WireLease, WireNode,
+    WirePolicy, WireRollout, WireSkyhook,
 };
 use crate::inflight::Inflight;
 use crate::picture::{Changed, Picture};
@@ -33,8 +35,15 @@ pub enum Change {
     LeaseGone(String),
     Revision(Box<ControllerRevision>),
     RevisionGone(String),
-    Policy(String),
+    Policy(Box<WirePolicy>),
     PolicyGone(String),
+    Rollout(Box<WireRollout>),
+    RolloutGone(String),
+    /// Leases were looked for: these members of open batches have none.
+    Left {
+        skyhook: String,
+        looks: Vec<Look>,
+    },
     /// A node's pods, for the lease that it drains under.
     Pods {
         node: String,
@@ -114,8 +123,15 @@ impl Index {
             Change::LeaseGone(node) => picture.lease_gone(&node),
             Change::Revision(revision) => picture.revision(RevisionFact::new(*revision)),
             Change::RevisionGone(name) => picture.revision_gone(&name),
-            Change::Policy(name) => picture.policy(name),
+            Change::Policy(policy) => picture.policy(PolicyFact::new(*policy)),
             Change::PolicyGone(name) => picture.policy_gone(&name),
+            Change::Rollout(rollout) => picture.rollout(RolloutFact::new(*rollout)),
+            Change::RolloutGone(name) => picture.rollout_gone(&name),
+            Change::Left { skyhook, looks } => {
+                picture.tick();
+                self.clocks.looked(skyhook, looks);
+                return true;
+            }
             Change::AgentsRefused(why) => picture.refuse_agents(why),
             Change::ListBegins(kind) => picture.list_begins(kind),
             Change::Synced(kind) => picture.is_listed(kind),
@@ -191,6 +207,11 @@ impl Index {
             self.picture.has_lost_node(node)
         } else if let Change::Skyhook(skyhook) = change {
             self.picture.has_lost_skyhook(skyhook)
+        } else if let Change::Rollout(rollout) = change {
+            let name = rollout.metadata.name.as_deref().unwrap_or_default();
+            let held = self.picture.rollout_of(name).map(|held| &held.uid);
+            // A state that was just created is not in the picture yet.
+            held.is_some() && held != rollout.metadata.uid.as_ref()
         } else {
             false
         }
@@ -211,7 +232,12 @@ impl Index {
                 !self.picture.leases().contains_key(node) && self.inflight.creating(node).is_none()
             }
             Target::Revision(name) => !self.picture.revisions().contains_key(name),
-            Target::Node(_) | Target::Skyhook(_) | Target::Pods(_) | Target::Pod(_) => true,
+            Target::Rollout(name) => self.picture.rollout_of(name).is_none(),
+            Target::Look(_)
+            | Target::Node(_)
+            | Target::Skyhook(_)
+            | Target::Pods(_)
+            | Target::Pod(_) => true,
         }
     }
 
@@ -264,6 +290,22 @@ impl Index {
         self.clocks.back_off(node, backoff);
     }
 
+    /// Notes whether the result of a lease left work over. Returns how many results in a row did.
+    pub(crate) fn judged(
+        &mut self,
+        node: &str,
+        skyhook: &str,
+        lease: &str,
+        left_over: bool,
+    ) -> u32 {
+        if left_over {
+            self.clocks.mismatched(node, skyhook, lease)
+        } else {
+            self.clocks.matched(node, skyhook);
+            0
+        }
+    }
+
     /// Forgets entries whose time is over.
     pub fn expire(&mut self, now: Mono) {
         self.inflight.expire(now);
@@ -277,7 +319,11 @@ impl Index {
             Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {
                 self.picture.touch(&node);
             }
-            Target::Skyhook(_) | Target::Revision(_) | Target::Pod(_) => self.picture.tick(),
+            Target::Skyhook(_)
+            | Target::Revision(_)
+            | Target::Rollout(_)
+            | Target::Look(_)
+            | Target::Pod(_) => self.picture.tick(),
         }
     }
 }

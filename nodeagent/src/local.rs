@@ -45,6 +45,7 @@ const fn exit_code(stage: Stage) -> u8 {
         Stage::Config => 13,
         Stage::Interrupt => 14,
         Stage::PostInterrupt => 15,
+        Stage::Unknown => 1,
     }
 }
 

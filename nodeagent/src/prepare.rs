@@ -431,7 +431,7 @@ impl Prepared {
                 records.note_version("uninstalled")?;
                 records.remove_flags()
             }
-            Stage::Config | Stage::Interrupt | Stage::PostInterrupt => Ok(()),
+            Stage::Config | Stage::Interrupt | Stage::PostInterrupt | Stage::Unknown => Ok(()),
         }
     }
 

@@ -21,7 +21,7 @@ fn lease(uid: &str) -> Change {
 
 fn synced() -> Index {
     let mut index = Index::default();
-    for kind in Kind::ALL {
+    for kind in Kind::NEEDED {
         index.apply(Change::Synced(kind), Mono::ZERO);
     }
     index
@@ -97,6 +97,7 @@ fn a_write_is_settled_when_the_watch_has_moved_on() {
     let grant = Effect::GrantLease {
         node: "n".into(),
         at,
+        batch: None,
     };
     index.is_done(&grant, None, Mono::ZERO);
     assert!(index.is_unsettled(&target));

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use skyhook_crds::policy::Matches;
 use skyhook_crds::stage::Status;
 
 use super::reason::Reason;
@@ -79,6 +80,10 @@ impl Names {
         number
     }
 
+    pub(super) fn find(&self, text: &str) -> Option<u32> {
+        self.numbers.get(text).copied()
+    }
+
     pub(super) fn text(&self, number: u32) -> &str {
         self.texts.get(number as usize).map_or("", String::as_str)
     }
@@ -138,8 +143,27 @@ pub(super) struct LeaseKey {
     pub(super) over_budget: bool,
     /// The existing leases fit the budget of its Skyhook and the cluster-wide budget.
     pub(super) fits: bool,
+    pub(super) batch: BatchBits,
     /// Version of the control plane, for a control-plane node; 0 for any other node.
     pub(super) control_plane: u64,
+}
+
+/// What the batches of its Skyhook allow for a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BatchBits {
+    /// It is of no open batch, and its compartment has batches: an ungranted one is withdrawn.
+    pub(super) is_out: bool,
+    pub(super) may_grant: bool,
+    pub(super) may_release: bool,
+}
+
+impl BatchBits {
+    /// For the leases of a Skyhook without batches.
+    pub(super) const ANY: Self = Self {
+        is_out: false,
+        may_grant: true,
+        may_release: true,
+    };
 }
 
 /// How long a result that asks for no write stays valid.
@@ -191,6 +215,8 @@ pub(super) struct Cell {
     pub(super) lost: bool,
     /// Work on the node has begun for this Skyhook: the Skyhook owns a cordon of the node.
     pub(super) started: bool,
+    /// Which compartments' selectors match the node, if its Skyhook has a policy.
+    pub(super) matches: Matches,
     /// The standing may change at this time although nothing else changes.
     pub(super) until: Option<Mono>,
     /// A digest of the facts about the Node and its lease that the Skyhook's status uses. It is also set for nodes that

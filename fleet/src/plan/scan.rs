@@ -6,6 +6,8 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
 use super::ledger::Selected;
+use super::pacing::{self, Pacing, Place};
+use super::rollouts::Batches;
 use super::standing::{self, Standing};
 use super::{View, cordon, leftovers, reapply};
 use crate::clocks::Mono;
@@ -13,6 +15,7 @@ use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
+use skyhook_crds::policy::Matches;
 
 /// Names of nodes in alphabetical order, each with its number.
 pub(super) type Order<'a> = [(&'a str, NodeId)];
@@ -23,8 +26,13 @@ pub(super) struct Row<'a> {
     pub(super) skyhook: &'a SkyhookFact,
     pub(super) column: Column,
     pub(super) selected: Selected,
+    pub(super) pacing: Pacing<'a>,
+    /// What is decided about its batches, if its policy has any.
+    pub(super) batches: Option<Batches>,
     /// The standing of all eligible nodes that are not in `admitted`, once no further node can get a lease.
     pub(super) closed: Option<Standing>,
+    /// The same, for the nodes of one place.
+    pub(super) closed_at: BTreeMap<Place, Standing>,
     /// Eligible nodes to which the admission pass gave a standing of their own.
     pub(super) admitted: BTreeMap<NodeId, Standing>,
     /// Nodes that wait and keep their cordon.
@@ -45,6 +53,12 @@ impl Row<'_> {
         self.skyhook.checked.is_ok() && !self.skyhook.deleting && !is_selected
     }
 
+    /// True when no place takes another node.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut places = self.pacing.all();
+        places.all(|(place, _)| self.closed_at.contains_key(&place))
+    }
+
     /// The standing of a node. After the admission pass, an eligible node has the standing that the admission pass
     /// decided.
     pub(super) fn standing(&self, id: NodeId) -> Option<&Standing> {
@@ -53,13 +67,14 @@ impl Row<'_> {
             return Some(standing);
         }
         let own = self.admitted.get(&id).or(self.closed.as_ref());
+        let own = own.or_else(|| self.closed_at.get(&self.pacing.place(id)));
         Some(own.unwrap_or(standing))
     }
 }
 
 /// Updates the cells, and returns one row for each Skyhook, in the order in which the Skyhooks run on a node.
 pub(super) fn rows<'a>(
-    view: &View<'_>,
+    view: &View<'a>,
     skyhooks: &[&'a SkyhookFact],
     order: &Order<'_>,
     cache: &mut Cache,
@@ -91,12 +106,21 @@ pub(super) fn rows<'a>(
             skyhook,
             column,
             selected: Selected::default(),
+            pacing: Pacing::Budget,
+            batches: None,
             closed: None,
+            closed_at: BTreeMap::new(),
             admitted: BTreeMap::new(),
             kept: BTreeSet::new(),
             until: None,
         };
         cells(view, order, cache, &mut row, &mut open, &names);
+        let cells = &row.column.cells;
+        let selected = order.iter().filter_map(|(_, id)| {
+            let cell = &cells[id.index()];
+            cell.standing.as_ref().map(|_| (*id, cell.matches))
+        });
+        row.pacing = Pacing::new(view, skyhook, most, selected);
         rows.push(row);
     }
     rows
@@ -218,7 +242,7 @@ fn cells(
 fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Option<&str>) -> Cell {
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
-    let backoff = view.clocks.backoff(&node.name);
+    let backoff = view.clocks.backoff(&node.name, &skyhook.name);
     let backoff = backoff.map(|backoff| backoff.until);
     let left_alone = standing::left_alone_until(view, node);
     Cell {
@@ -226,6 +250,12 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
         started: cordon::is_started(node, &skyhook.name),
+        matches: checked.map_or_else(Matches::default, |_| {
+            let policy = pacing::policy(view, skyhook);
+            policy.map_or_else(Matches::default, |policy| {
+                policy.matches(|one| node.labels.meet(one))
+            })
+        }),
         until: backoff.into_iter().chain(left_alone).min(),
         print: print(view, skyhook, node),
         ..Cell::default()

@@ -59,6 +59,9 @@ pub struct Progress {
     /// Why the agent cannot work on this host. While this is set, no step starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,
+    /// Why the lease needs a newer agent. While this is set, nothing is planned either, and the packages stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub too_old: Option<String>,
     /// When phase, package, stage and state last changed.
     #[serde(default)]
     pub shown: Shown,
@@ -417,6 +420,15 @@ impl Entry {
 }
 
 impl Progress {
+    /// Why nothing runs under the lease: the agent cannot work on this host, or is too old for the lease.
+    #[must_use]
+    pub const fn hindrance(&self) -> Option<&String> {
+        match &self.too_old {
+            Some(why) => Some(why),
+            None => self.unable.as_ref(),
+        }
+    }
+
     /// True while a step, a preparation or an interrupt is running.
     #[must_use]
     pub fn is_busy(&self) -> bool {

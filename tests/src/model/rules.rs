@@ -108,6 +108,7 @@ pub fn revision_data(revision: u8) -> RevisionData {
             .into_iter()
             .collect(),
         serial: false,
+        ..RevisionData::default()
     }
 }
 

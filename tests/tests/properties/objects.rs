@@ -167,6 +167,8 @@ pub(in super::super) fn lease_object(name: &str, lease: &ALease, revisions: &[St
             "since": "2026-01-01T00:00:00Z",
         },
     });
+    let form = 4 * lease.phase + lease.drain + u8::from(lease.needs_drain);
+    super::policies::into_lease(&mut spec, form);
     if lease.granted {
         spec["granted"] = json!({ "by": "x", "at": "2026-01-01T00:00:00Z" });
     }

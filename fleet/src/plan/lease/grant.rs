@@ -7,7 +7,7 @@ use skyhook_crds::stage::Status;
 
 use super::LeaseCase;
 use super::stop::is_left_out;
-use crate::effect::{Effect, NodePatch};
+use crate::effect::{BatchCheck, Effect, NodePatch};
 use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
 use crate::plan::{Draft, admit, standing};
@@ -33,6 +33,9 @@ impl LeaseCase<'_> {
         if let Some(reason) = self.reason_to_stop(node, skyhook) {
             return Some(Withdrawal::Stop(reason));
         }
+        if self.batch.is_out && self.lease.spec.granted.is_none() {
+            return Some(Withdrawal::NotInBatch);
+        }
         let record = node.record(&skyhook.name);
         if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
             return Some(Withdrawal::NewerRecord);
@@ -48,7 +51,7 @@ impl LeaseCase<'_> {
             return Some(Withdrawal::Overtaken);
         }
         let checked = skyhook.checked.as_ref().ok()?;
-        let idle = standing::outstanding(self.view, skyhook, checked, node)
+        let idle = standing::outstanding(self.view.picture, skyhook, checked, node)
             .is_ok_and(|work| work.is_empty());
         idle.then_some(Withdrawal::NothingToDo)
     }
@@ -93,11 +96,18 @@ impl LeaseCase<'_> {
     /// Grants the lease if all leases of the picture fit the budgets. If they do not, some leases have to be withdrawn
     /// first.
     pub(super) fn grant(&self, draft: &mut Draft<'_>) {
-        let fits = |skyhook| self.ledger.fits(skyhook, &self.fact.node);
-        if self.skyhook.is_some_and(fits) {
+        let is_alone = !self.ledger.has_control_planes_too_many(&self.fact.node);
+        if self.skyhook.is_some() && self.fits && is_alone && self.batch.may_grant {
+            let spec = &self.lease.spec;
             draft.push(Effect::GrantLease {
                 node: self.fact.node.clone(),
                 at: self.at(),
+                batch: spec.batch.clone().map(|batch| BatchCheck {
+                    skyhook: spec.skyhook.name.clone(),
+                    compartment: spec.compartment.clone(),
+                    batch,
+                    member: self.fact.member.clone(),
+                }),
             });
         }
     }

@@ -90,7 +90,8 @@ impl LeaseCase<'_> {
         let reconciled = protocol::phase(self.lease) != Some(Phase::Accepted);
         let is_there =
             record.states.as_ref().ok() == Some(&reported) && stamp.reboots == status.reboots;
-        if !reconciled || record.is_edited() || is_there {
+        let is_usable = self.is_known() && !self.view.picture.is_agent_too_old(self.lease);
+        if !reconciled || !is_usable || record.is_edited() || is_there {
             return;
         }
         if !draft.is_too_soon(&Target::Node(node.name.clone())) {

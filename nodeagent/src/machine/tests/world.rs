@@ -176,6 +176,24 @@ impl World {
         self.see();
     }
 
+    /// Takes a new lease whose form this agent does not know.
+    pub(crate) fn lease_beyond(&mut self, why: &str) {
+        self.run = Some(Progress {
+            lease: "lease-beyond".to_owned(),
+            entries: self.entries.clone(),
+            next_step: 1,
+            boot_id: self.boot.to_string(),
+            too_old: Some(why.to_owned()),
+            ..Progress::default()
+        });
+        self.input_queued(Event::Begun);
+        self.see();
+    }
+
+    pub(crate) const fn entries(&self) -> &Entries {
+        &self.entries
+    }
+
     /// The watch shows the lease. With `drained`, the lease says that the node is drained.
     pub(crate) fn see(&mut self) {
         let view = LeaseView {

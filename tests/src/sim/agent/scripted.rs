@@ -331,6 +331,7 @@ impl Core for Scripted {
         let recorded = RevisionData {
             packages: known.content.clone(),
             serial: false,
+            ..RevisionData::default()
         };
         revision::work(&known.states, Some(&recorded), data).is_empty()
     }
@@ -377,6 +378,7 @@ fn tasks(known: &Known, data: &RevisionData) -> Vec<Task> {
     let recorded = RevisionData {
         packages: known.content.clone(),
         serial: false,
+        ..RevisionData::default()
     };
     let work = revision::work(&known.states, Some(&recorded), data);
     let unwanted = known

@@ -1,0 +1,200 @@
+//! The rules about compartments and batches, counted anew from the picture: nothing of the planner's counts is used.
+
+use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::Phase;
+use skyhook_crds::lease::protocol;
+use skyhook_crds::policy::{CompartmentId, Compartments};
+use skyhook_crds::rollout::RolloutStateSpec;
+use skyhook_crds::stage::State;
+
+use super::Broken;
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::index::Index;
+use crate::plan::standing;
+
+/// Checks the grant of a lease of a Skyhook with a policy: the ceilings of the lease's compartment and of its node's hold,
+/// and where that compartment has batches the open batch has the node, and no lease of another one may still be granted.
+pub(super) fn grant(
+    index: &Index,
+    skyhook: &SkyhookFact,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> Result<(), Broken> {
+    let name = &skyhook.spec.deployment_policy;
+    if name.is_empty() {
+        return Ok(());
+    }
+    let policy = index.picture.policies().get(name);
+    let Some(policy) = policy.and_then(|policy| policy.checked.as_deref().ok()) else {
+        return Err(Broken::GrantBeyondBudget);
+    };
+    let nodes = index.picture.nodes().values();
+    let selected: Vec<&NodeFact> = nodes.filter(|node| skyhook.selects(node)).collect();
+    let matches = selected
+        .iter()
+        .map(|node| policy.matches(|one| node.labels.meet(one)));
+    let (compartments, places) = Compartments::sort(policy, matches);
+    let present = |node: &str| -> Option<CompartmentId> {
+        let at = selected.iter().position(|one| one.name == node)?;
+        places.get(at).copied()
+    };
+    let is_in = |node: &str, compartment: &str, of: CompartmentId| {
+        compartments.named(compartment) == Some(of) || present(node) == Some(of)
+    };
+    let leases = index.picture.leases();
+    let own = compartments.named(&lease.spec.compartment);
+    for of in [own, present(&fact.node)].into_iter().flatten() {
+        let used = leases.values().filter(|one| match &one.lease {
+            Err(_) => true,
+            Ok(other) => {
+                other.spec.skyhook.uid == skyhook.uid
+                    && is_in(&one.node, &other.spec.compartment, of)
+            }
+        });
+        let unseen = index.inflight.creates().filter(|(node, spec)| {
+            !leases.contains_key(*node)
+                && spec.skyhook.uid == skyhook.uid
+                && is_in(node, &spec.compartment, of)
+        });
+        if used.count() + unseen.count() > compartments.ceiling(of) {
+            return Err(Broken::GrantBeyondBudget);
+        }
+    }
+    let barrier = own.or_else(|| present(&fact.node));
+    if barrier.is_none_or(|id| compartments.get(id).pace.is_none()) {
+        return Ok(());
+    }
+    let stored = index.picture.rollout_of(&skyhook.name);
+    let spec = stored.and_then(|stored| stored.spec.as_deref().ok());
+    let state = spec.and_then(|spec| spec.compartments.get(&lease.spec.compartment));
+    let is_named = lease.spec.batch.as_ref().is_some_and(|batch| {
+        stored.is_some_and(|stored| stored.uid == batch.state)
+            && state.is_some_and(|state| state.may_lease(batch.number, &fact.member))
+    });
+    if !is_named {
+        return Err(Broken::GrantOutsideBatch);
+    }
+    // Every lease of another batch that is certainly at work in the compartment holds this one up.
+    let barrier_of = |one: &LeaseFact, other: &InterruptionLease| {
+        let named = compartments.named(&other.spec.compartment);
+        named.or_else(|| present(&one.node))
+    };
+    let mut at_work = leases.values().filter_map(|one| {
+        let other = one.lease.as_deref().ok()?;
+        let is_ours = other.spec.skyhook.uid == skyhook.uid && is_at_work(index, one, other);
+        is_ours.then_some((one, other))
+    });
+    let is_held_up = at_work.any(|(one, other)| {
+        other.spec.batch != lease.spec.batch && barrier_of(one, other) == barrier
+    });
+    if is_held_up {
+        Err(Broken::GrantBeforeBatchEnded)
+    } else {
+        Ok(())
+    }
+}
+
+/// True when an agent works under a lease of a node that is there, and nothing of it has failed.
+fn is_at_work(index: &Index, fact: &LeaseFact, lease: &InterruptionLease) -> bool {
+    let node = index.picture.nodes().get(&fact.node);
+    let is_there = node.is_some_and(|node| node.uid == lease.spec.node.uid && node.ready);
+    let packages = lease.status.iter().flat_map(|s| s.packages.values());
+    let mut failing = packages.filter(|one| one.state == State::Erroring);
+    let works = matches!(
+        protocol::phase(lease),
+        Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Running)
+    );
+    works && is_there && !fact.forced && failing.next().is_none() && !is_done(index, lease)
+}
+
+/// True when the Node's record says that all of the Skyhook is there.
+fn is_done(index: &Index, lease: &InterruptionLease) -> bool {
+    let node = index.picture.nodes().get(&lease.spec.node.name);
+    let node = node.filter(|node| node.uid == lease.spec.node.uid);
+    let skyhook = index.picture.skyhooks().get(&lease.spec.skyhook.name);
+    let checked = skyhook.and_then(|skyhook| Some((skyhook, skyhook.checked.as_deref().ok()?)));
+    node.zip(checked).is_some_and(|(node, (skyhook, checked))| {
+        standing::outstanding(&index.picture, skyhook, checked, node)
+            .is_ok_and(|work| work.is_empty())
+    })
+}
+
+/// True when nothing is lost with the lease of a node: its batch is known, and if an agent was at work under it, its failure
+/// is kept, or its batch was judged.
+pub(super) fn is_kept(index: &Index, node: &str) -> bool {
+    let Some(fact) = index.picture.leases().get(node) else {
+        return true;
+    };
+    let Ok(lease) = &fact.lease else {
+        return true;
+    };
+    let skyhook = index.picture.skyhooks().get(&lease.spec.skyhook.name);
+    let skyhook = skyhook.filter(|one| one.uid == lease.spec.skyhook.uid && !one.deleting);
+    let (Some(skyhook), Some(batch)) = (skyhook, &lease.spec.batch) else {
+        return true;
+    };
+    let policy = index
+        .picture
+        .policies()
+        .get(&skyhook.spec.deployment_policy);
+    let policy = policy.and_then(|policy| policy.checked.as_deref().ok());
+    // Without batches the state is of no use any more, and nothing is kept.
+    let has_batches = policy.is_none_or(|policy| {
+        let mut all = policy.compartments.iter().chain([&policy.default]);
+        all.any(|one| one.pace.is_some())
+    });
+    if skyhook.spec.deployment_policy.is_empty() || skyhook.checked.is_err() || !has_batches {
+        return true;
+    }
+    let Some(stored) = index.picture.rollout_of(&skyhook.name) else {
+        return true;
+    };
+    let Ok(spec) = &stored.spec else {
+        return false;
+    };
+    if batch.state != stored.uid {
+        return true;
+    }
+    let mut open = spec.compartments.values();
+    let open = open.find(|state| state.batch == batch.number);
+    let is_lost = open.is_some_and(|state| {
+        let position = state.position(&fact.member);
+        let was_at_work = matches!(
+            protocol::phase(lease),
+            Some(Phase::Running | Phase::Erroring)
+        );
+        position.is_some_and(|at| was_at_work && !state.has_failed(at)) && !is_done(index, lease)
+    });
+    batch.number < spec.next_batch && !is_lost
+}
+
+/// Checks a write of the state of a roll-out.
+pub(super) fn write(
+    index: &Index,
+    name: &str,
+    replaces: bool,
+    spec: &RolloutStateSpec,
+) -> Result<(), Broken> {
+    let fact = index.picture.rollout_of(name);
+    let before = fact.map(|fact| fact.spec.as_deref());
+    match before {
+        Some(Err(_)) => Err(Broken::NewerRollout),
+        Some(Ok(_)) if !replaces => Err(Broken::NewerRollout),
+        Some(Ok(before)) if !is_lawful(before, spec) => Err(Broken::RolloutLost),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+/// True when no open batch loses a failure, or a member, without being closed.
+fn is_lawful(before: &RolloutStateSpec, after: &RolloutStateSpec) -> bool {
+    let is_kept = |name: &String| {
+        let (Some(old), Some(new)) = (before.compartments.get(name), after.compartments.get(name))
+        else {
+            return true;
+        };
+        let same_batch = old.batch == new.batch && old.is_open();
+        let keeps_failures = old.failed.iter().all(|one| new.failed.contains(one));
+        !same_batch || (old.members == new.members && keeps_failures)
+    };
+    after.next_batch >= before.next_batch && before.compartments.keys().all(is_kept)
+}

@@ -1,0 +1,165 @@
+//! What a Skyhook's status says of its compartments.
+
+use std::collections::BTreeMap;
+
+use skyhook_crds::conditions::Wanted;
+use skyhook_crds::rollout::CompartmentState;
+use skyhook_crds::rollout::reset::{Asked, asked, digest};
+use skyhook_crds::skyhook::{CompartmentStatus, SkyhookStatus};
+
+use super::message::names_of;
+use super::{Status, Summary, number};
+use crate::batches::Hold;
+use crate::plan::View;
+use crate::plan::ledger::Ledger;
+use crate::plan::pacing::{Pacing, Place};
+use crate::plan::scan::Row;
+
+/// Progress by compartment.
+pub(super) fn statuses(
+    row: &Row<'_>,
+    summary: &Summary<'_>,
+    ledger: &Ledger<'_>,
+    current: &SkyhookStatus,
+) -> BTreeMap<String, CompartmentStatus> {
+    // Nodes, nodes in progress, and complete ones.
+    let mut counts: BTreeMap<Place, [usize; 3]> = BTreeMap::new();
+    for shown in &summary.nodes {
+        let of = counts.entry(row.pacing.place(shown.id)).or_default();
+        of[0] += 1;
+        of[1] += usize::from(matches!(
+            shown.status,
+            Status::InProgress | Status::Erroring
+        ));
+        of[2] += usize::from(shown.complete);
+    }
+    let all = row.pacing.all().map(|(place, name)| {
+        let [matched, in_progress, complete] = counts.get(&place).copied().unwrap_or_default();
+        let status = CompartmentStatus {
+            matched: number(matched),
+            ceiling: number(ledger.ceiling_at(row.skyhook, place)),
+            in_progress: number(in_progress),
+            completed: number(complete),
+            progress_percent: number((complete * 100).checked_div(matched).unwrap_or(100)),
+            ..CompartmentStatus::default()
+        };
+        let there = current.compartment_statuses.get(name);
+        (name.to_owned(), with_batches(row, place, status, there))
+    });
+    all.collect()
+}
+
+/// Adds where the batches of a compartment stand. While somebody's edit is not obeyed, it stays as it is.
+fn with_batches(
+    row: &Row<'_>,
+    place: Place,
+    status: CompartmentStatus,
+    there: Option<&CompartmentStatus>,
+) -> CompartmentStatus {
+    let kept = || CompartmentStatus {
+        batch_state: there.and_then(|there| there.batch_state.clone()),
+        run: there.and_then(|there| there.run),
+        published: there.and_then(|there| there.published.clone()),
+        ..status.clone()
+    };
+    if row.pacing.pace(place).is_none() && !matches!(row.pacing, Pacing::Unknown) {
+        return status;
+    }
+    let Some(batches) = &row.batches else {
+        return kept();
+    };
+    let Some(state) = &batches.state else {
+        return kept();
+    };
+    let fresh = CompartmentState::new(1);
+    let state = state.compartments.get(row.pacing.name(place));
+    let state = state.unwrap_or(&fresh);
+    match there.map(|there| asked(there, state.run)) {
+        Some(Asked::Reset | Asked::StateIsOld) => kept(),
+        Some(Asked::Nothing | Asked::Publish) | None => {
+            let counts = batches.counts.get(&place).copied().unwrap_or_default();
+            let batch = state.shown(counts.complete, counts.failed);
+            CompartmentStatus {
+                run: Some(state.run),
+                published: Some(digest(&batch)),
+                batch_state: Some(batch),
+                ..status
+            }
+        }
+    }
+}
+
+/// Why compartments open no batch, for people.
+pub(super) fn holds(row: &Row<'_>) -> Vec<String> {
+    let holds = row.batches.iter().flat_map(|batches| &batches.holds);
+    holds
+        .filter_map(|(place, hold)| {
+            let name = row.pacing.name(*place);
+            match hold {
+                Hold::Stopped { since, failures } => Some(format!(
+                    "compartment {name} has stopped after {failures} failed batches in a row, since {since}"
+                )),
+                Hold::Slots { by } if by.is_empty() => None,
+                Hold::Slots { by } => {
+                    let by: Vec<&str> = by.iter().map(String::as_str).collect();
+                    Some(format!(
+                        "compartment {name} has no free slot: held by {}",
+                        names_of(&by)
+                    ))
+                }
+                Hold::EarlierBatch { by } => {
+                    let by: Vec<&str> = by.iter().map(String::as_str).collect();
+                    Some(format!(
+                        "compartment {name} waits for the end of an earlier batch: {}",
+                        names_of(&by)
+                    ))
+                }
+            }
+        })
+        .collect()
+}
+
+const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
+const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
+const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
+/// Conditions that are there only while they are true.
+pub(super) const WHILE_TRUE: [&str; 3] = [NOT_FOUND, INVALID, STOPPED];
+
+/// Conditions about the policy and about compartments that have stopped.
+pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
+    let name = &row.skyhook.spec.deployment_policy;
+    let policy = view.picture.policies().get(name);
+    let is_missing = !name.is_empty() && policy.is_none();
+    let problem = policy.and_then(|policy| policy.checked.as_ref().err());
+    let stopped: Vec<String> = row
+        .batches
+        .iter()
+        .flat_map(|batches| &batches.state)
+        .flat_map(|state| &state.compartments)
+        .filter(|(_, state)| state.stopped.is_some())
+        .map(|(name, _)| name.clone())
+        .collect();
+    let stopped = (!stopped.is_empty()).then(|| {
+        format!(
+            "stopped after batches that failed: {}; to start again: kubectl skyhook deployment-policy reset {}",
+            stopped.join(", "),
+            row.skyhook.name
+        )
+    });
+    let table = [
+        (
+            NOT_FOUND,
+            is_missing.then(|| format!("DeploymentPolicy {name:?} not found")),
+        ),
+        (
+            INVALID,
+            problem.map(|problem| format!("DeploymentPolicy {name:?} is not valid: {problem}")),
+        ),
+        (STOPPED, stopped),
+    ];
+    let said = table.into_iter().filter_map(|(type_, message)| {
+        let reason = type_.trim_start_matches("skyhook.nvidia.com/");
+        Some(Wanted::new(type_, true, reason, message?))
+    });
+    said.collect()
+}

@@ -1,0 +1,154 @@
+//! How compartments start anew, and how states of roll-outs come and go.
+
+use super::*;
+use skyhook_crds::installed::Stamp;
+
+#[test]
+fn a_reset_by_the_command_starts_a_compartment_anew() {
+    let stopped = json!({
+        "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut picture = with_batch(exponential(), &[], &stopped);
+    let mut status = shown(&picture);
+    // The command's copy leaves zero fields out of its merge patch: the others stay as they were.
+    let gpu = status.compartment_statuses.get_mut("gpu").unwrap();
+    gpu.batch_state.as_mut().unwrap().current_batch = 1;
+    picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    let state = written(&picture).unwrap();
+    let gpu = &state.compartments["gpu"];
+    assert_eq!((gpu.run, gpu.shown, gpu.stopped.clone()), (2, 1, None));
+    // The edit stays in the status until it is obeyed.
+    picture.now += Duration::from_secs(60);
+    let published = picture
+        .plan()
+        .effects
+        .into_iter()
+        .find_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => {
+                Some(status.compartment_statuses["gpu"].run)
+            }
+            _ => None,
+        });
+    assert!(published.is_none_or(|run| run == Some(1)));
+    // Obeyed: nothing is asked for twice.
+    picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    let next = written(&picture).unwrap();
+    assert_eq!(next.compartments["gpu"].run, 2);
+    assert_eq!(next.compartments["gpu"].members, [member(1)]);
+}
+
+#[test]
+fn a_new_version_and_another_policy_start_anew() {
+    let judged = json!({ "batch": 0, "members": [], "shown": 5, "lastBatchSize": 4 });
+    let base = || with_batch(exponential(), &[], &judged);
+    let runs = |picture: &Picture| {
+        let state = written(picture).unwrap();
+        (
+            state.compartments["gpu"].run,
+            state.compartments["gpu"].shown,
+        )
+    };
+    let mut newer = base();
+    newer.rollouts[0]["spec"]["revision"] =
+        json!({ "name": "s-old", "number": 0, "versions": "x" });
+    assert_eq!(runs(&newer), (2, 1));
+    let kept = newer.clone().skyhook(
+        &["spec", "deploymentPolicyOptions"],
+        json!({ "resetBatchStateOnCompletion": false }),
+    );
+    assert_eq!(runs(&kept), (1, 5));
+    let mut other = base();
+    other.rollouts[0]["spec"]["policy"] = json!("another");
+    assert_eq!(runs(&other), (2, 1));
+    // The Skyhook was seen in a later generation: this copy of it is old, and nothing follows from it.
+    other.rollouts[0]["spec"]["policyGeneration"] = json!(99);
+    assert_eq!(written(&other), None);
+}
+
+#[test]
+fn a_roll_out_that_is_complete_starts_anew_once_people_have_seen_it() {
+    let judged = json!({ "batch": 3, "shown": 3, "members": [member(1)], "lastBatchSize": 2 });
+    let mut picture = with_batch(exponential(), &[1], &judged);
+    let recorded = Stamp {
+        lease: "earlier".into(),
+        revision: picture.index().picture.skyhooks()["s"]
+            .checked
+            .as_ref()
+            .map(|c| c.revision.clone())
+            .unwrap(),
+        ..Stamp::default()
+    };
+    for n in 1..=3 {
+        picture = picture
+            .annotated(n, "skyhook.nvidia.com/stamp_s", &recorded.render())
+            .annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"));
+    }
+    assert_eq!(written(&picture), None, "the last batch is not judged");
+    let status = shown(&picture);
+    picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    let since = |picture: &mut Picture, seconds: i64| {
+        let at = Timestamp::from_second(1_700_000_000 - seconds).unwrap();
+        for condition in picture.skyhooks[0]["status"]["conditions"]
+            .as_array_mut()
+            .unwrap()
+        {
+            condition["lastTransitionTime"] = json!(at.to_string());
+        }
+    };
+    since(&mut picture, 4);
+    assert_eq!(written(&picture), None);
+    assert_eq!(
+        picture.plan().wake_at,
+        Some(picture.now + Duration::from_secs(1))
+    );
+    since(&mut picture, 5);
+    let state = written(&picture).unwrap();
+    let gpu = &state.compartments["gpu"];
+    assert_eq!((gpu.run, gpu.shown, gpu.batch), (2, 1, 0));
+    picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    assert_eq!(written(&picture), None, "once");
+}
+
+#[test]
+fn a_state_that_is_not_needed_is_deleted_when_no_lease_is_of_a_batch() {
+    let budget = |picture: Picture| {
+        picture.skyhook(
+            &["spec"],
+            json!({ "interruptionBudget": { "count": 1 }, "packages": packages() }),
+        )
+    };
+    let deletes = |picture: &Picture| {
+        let kinds = picture.plan().effects;
+        kinds.iter().any(|effect| effect.kind() == "DeleteRollout")
+    };
+    let open = with_batch(exponential(), &[1], &json!({}));
+    assert!(!deletes(&open));
+    assert!(deletes(&budget(open.clone())));
+    let leased = leased(
+        stamp(open, granted()),
+        in_batch(grant_and(json!({}))),
+        with_package("Running", "in_progress"),
+    );
+    assert!(!deletes(&budget(leased)));
+    let mut earlier = with_batch(exponential(), &[1], &json!({}));
+    earlier.rollouts[0]["metadata"]["ownerReferences"][0]["uid"] = json!("an earlier Skyhook");
+    assert!(deletes(&earlier));
+    assert_eq!(written(&earlier), None);
+}
+
+#[test]
+fn a_state_that_somebody_deleted_is_made_anew_from_the_status() {
+    let stopped = json!({
+        "run": 4, "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut picture = with_batch(exponential(), &[], &stopped);
+    let status = shown(&picture);
+    picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    picture.rollouts.clear();
+    let state = written(&picture).unwrap();
+    let gpu = &state.compartments["gpu"];
+    assert_eq!((gpu.run, gpu.shown, gpu.stopped.is_some()), (4, 2, true));
+    assert_eq!(state.compartments["__default__"].members, [member(3)]);
+}
