@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::Stamp;
-use skyhook_crds::lease::{BatchRef, InterruptionLeaseSpec, NodeRef, SkyhookRef};
+use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
 use skyhook_crds::revision;
 
 use super::ledger::Ledger;
 use super::pacing::Place;
 use super::reason::{Reason, ReasonCode};
+use super::rollouts::Membership;
 use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::{Draft, View};
@@ -134,24 +135,31 @@ fn admit<'a>(
     ledger: &mut Ledger<'a>,
     draft: &mut Draft<'_>,
 ) {
-    let place = row.pacing.place(id);
     let batch = row
         .batches
         .as_ref()
         .and_then(|all| all.batch_of(&node.name));
-    if let Some(reason) = ledger.refusal(row.skyhook, place, 1) {
+    // A member of a batch takes a slot in the compartment of its batch, and in the one that it is in now.
+    let places = match &batch {
+        Some(batch) => row.pacing.places_of(&batch.compartment, id),
+        None => [row.pacing.place(id); 2],
+    };
+    let mut refusals = places
+        .iter()
+        .filter_map(|place| ledger.refusal(row.skyhook, *place, 1));
+    if let Some(reason) = refusals.next() {
         let waits = Standing::Waiting(reason);
         if batch.is_some() {
             row.admitted.insert(id, waits);
         } else {
-            row.closed_at.insert(place, waits);
+            row.closed_at.insert(places[0], waits);
         }
         return;
     }
     let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
         Standing::Waiting(reason)
-    } else if reserve(view, row, node, (place, batch), draft) {
-        ledger.reserve(node, row.skyhook, place);
+    } else if reserve(view, row, node, id, batch, draft) {
+        ledger.reserve(node, row.skyhook, places);
         Standing::Leased
     } else if view
         .inflight
@@ -253,7 +261,8 @@ fn reserve(
     view: &View<'_>,
     row: &Row<'_>,
     node: &NodeFact,
-    (place, batch): (Place, Option<(BatchRef, i64)>),
+    id: NodeId,
+    batch: Option<Membership>,
     draft: &mut Draft<'_>,
 ) -> bool {
     let skyhook = row.skyhook;
@@ -268,6 +277,10 @@ fn reserve(
         return false;
     };
     let generation = skyhook.generation;
+    let compartment = match &batch {
+        Some(batch) => batch.compartment.clone(),
+        None => row.pacing.name(row.pacing.place(id)).to_owned(),
+    };
     let stamp = record.stamp.as_ref();
     let interrupts_left = if stamp.is_some_and(Stamp::has_result) {
         BTreeMap::new()
@@ -290,9 +303,9 @@ fn reserve(
             installed: installed.clone(),
             stamp: record.stamp.clone(),
             interrupts_left,
-            compartment: row.pacing.name(place).to_owned(),
-            order: batch.as_ref().map(|(_, order)| *order),
-            batch: batch.map(|(batch, _)| batch),
+            compartment,
+            order: batch.as_ref().map(|batch| batch.order),
+            batch: batch.map(|batch| batch.batch),
             ..InterruptionLeaseSpec::default()
         }),
     }) && !view.picture.leases().contains_key(&node.name)

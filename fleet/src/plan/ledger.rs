@@ -338,11 +338,16 @@ impl<'a> Ledger<'a> {
         other.filter(|_| node.is_control_plane())
     }
 
-    /// Takes a slot for a node that is reserved in this pass.
-    pub(super) fn reserve(&mut self, node: &'a NodeFact, skyhook: &SkyhookFact, place: Place) {
+    /// Takes a slot for a node that is reserved in this pass, in both places.
+    pub(super) fn reserve(
+        &mut self,
+        node: &'a NodeFact,
+        skyhook: &SkyhookFact,
+        places: [Place; 2],
+    ) {
         self.total += 1;
         if let Some(budget) = self.budgets.get_mut(skyhook.uid.as_str()) {
-            budget.take([place; 2]);
+            budget.take(places);
         }
         if node.is_control_plane() {
             self.control_plane.taken.insert(&node.name);

@@ -47,6 +47,16 @@ pub(super) struct Batches {
     leases: BTreeMap<String, BatchBits>,
 }
 
+/// The batch that a node is leased in.
+#[derive(Clone, Debug)]
+pub(super) struct Membership {
+    /// The compartment that opened the batch. The node's labels may have moved it to another one since.
+    pub(super) compartment: String,
+    pub(super) batch: skyhook_crds::lease::BatchRef,
+    /// `SKYHOOK_NODE_ORDER`.
+    pub(super) order: i64,
+}
+
 impl Batches {
     fn unknown(problem: Reason) -> Self {
         Self {
@@ -60,11 +70,19 @@ impl Batches {
         self.leases.get(node).copied().unwrap_or_default()
     }
 
-    /// The batch that a node is leased in now, and its order.
-    pub(super) fn batch_of(&self, node: &str) -> Option<(skyhook_crds::lease::BatchRef, i64)> {
+    /// The batch that a node is leased in now.
+    pub(super) fn batch_of(&self, node: &str) -> Option<Membership> {
         let (number, order) = *self.reservable.get(node)?;
-        let state = self.uid.clone();
-        Some((skyhook_crds::lease::BatchRef { state, number }, order))
+        let mut all = self.state.as_ref()?.compartments.iter();
+        let (compartment, _) = all.find(|(_, state)| state.batch == number)?;
+        Some(Membership {
+            compartment: compartment.clone(),
+            batch: skyhook_crds::lease::BatchRef {
+                state: self.uid.clone(),
+                number,
+            },
+            order,
+        })
     }
 
     /// True for the members of open batches.
