@@ -171,7 +171,8 @@ impl Applier {
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
             Effect::WriteRollout { .. }
             | Effect::DeleteRollout { .. }
-            | Effect::LookForLeases { .. } => self.rollout(effect).await,
+            | Effect::LookForLeases { .. }
+            | Effect::LookForState { .. } => self.rollout(effect).await,
             Effect::GrantLease { node, at, batch } => {
                 self.grant(node, at, batch.as_ref(), wall).await
             }

@@ -137,10 +137,11 @@ pub struct Batches<'a> {
 }
 
 impl Batches<'_> {
-    /// True when this copy of the state cannot know what became of the lease's batch: it was opened later.
+    /// True when this copy of the state cannot know what became of the lease's batch: it was opened later, or by a state
+    /// with another UID. This copy may be older than that state, or there is no copy yet.
     #[must_use]
     pub fn is_newer(&self, batch: &BatchRef<'_>) -> bool {
-        batch.state == self.stored.uid && batch.number >= self.stored.spec.next_batch
+        batch.state != self.stored.uid || batch.number >= self.stored.spec.next_batch
     }
 
     /// True when a lease with this batch, for a node with this id, may be granted in `compartment`, as far as the state
@@ -166,7 +167,7 @@ impl Batches<'_> {
             .spec
             .compartments
             .values()
-            .find(|state| batch.state == self.stored.uid && state.batch == batch.number);
+            .find(|state| state.batch == batch.number);
         match open {
             Some(state) if lease.end == End::Failed => state
                 .position(lease.id)

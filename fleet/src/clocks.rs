@@ -72,6 +72,8 @@ pub struct Clocks {
     backoff: BTreeMap<String, Vec<Backoff>>,
     /// By Skyhook: members of open batches of which a fresh look said that they have no lease.
     left: BTreeMap<String, BTreeSet<Look>>,
+    /// By Skyhook: UIDs of states of its roll-out that a fresh look did not find.
+    states_gone: BTreeMap<String, BTreeSet<String>>,
     /// By node: results that left work over, one after the other.
     mismatches: BTreeMap<String, Mismatch>,
     drains: BTreeMap<String, DrainWatch>,
@@ -117,6 +119,18 @@ impl Clocks {
     /// The members of a Skyhook's open batches of which a fresh look said that they have no lease.
     pub fn left(&self, skyhook: &str) -> impl Iterator<Item = &Look> {
         self.left.get(skyhook).into_iter().flatten()
+    }
+
+    /// True when a fresh look did not find the state of a roll-out with this UID.
+    #[must_use]
+    pub fn is_state_gone(&self, skyhook: &str, state: &str) -> bool {
+        let gone = self.states_gone.get(skyhook);
+        gone.is_some_and(|gone| gone.contains(state))
+    }
+
+    /// Takes in a look for the state of a roll-out.
+    pub(crate) fn states_gone(&mut self, skyhook: String, states: Vec<String>) {
+        self.states_gone.entry(skyhook).or_default().extend(states);
     }
 
     /// Takes in a look.
@@ -369,6 +383,10 @@ impl Clocks {
             });
             !looks.is_empty()
         });
+        self.states_gone.retain(|skyhook, states| {
+            states.retain(|state| is_named(picture, skyhook, state));
+            !states.is_empty()
+        });
         self.mismatches
             .retain(|node, _| picture.nodes().contains_key(node));
         self.drains.retain(|node, watch| {
@@ -381,6 +399,16 @@ impl Clocks {
         });
         changed
     }
+}
+
+/// True when a lease of the Skyhook belongs to a batch of the state with this UID.
+fn is_named(picture: &Picture, skyhook: &str, state: &str) -> bool {
+    let facts = picture.leases().values();
+    let mut leases = facts.filter_map(|fact| fact.lease.as_deref().ok());
+    leases.any(|lease| {
+        let batch = lease.spec.batch.as_ref();
+        lease.spec.skyhook.name == skyhook && batch.is_some_and(|batch| batch.state == state)
+    })
 }
 
 /// When the last drain of a node was given up because it took too long, for any Skyhook.

@@ -155,7 +155,8 @@ pub fn check_counted(
         | Effect::RenumberRevision { .. }
         | Effect::PruneRevision { .. }
         | Effect::DeleteRollout { .. }
-        | Effect::LookForLeases { .. } => Ok(()),
+        | Effect::LookForLeases { .. }
+        | Effect::LookForState { .. } => Ok(()),
     }
 }
 

@@ -44,6 +44,11 @@ pub enum Change {
         skyhook: String,
         looks: Vec<Look>,
     },
+    /// The state of a roll-out was read: none of these UIDs is the stored one. They never come back.
+    StatesGone {
+        skyhook: String,
+        states: Vec<String>,
+    },
     /// A node's pods, for the lease that it drains under.
     Pods {
         node: String,
@@ -130,6 +135,11 @@ impl Index {
             Change::Left { skyhook, looks } => {
                 picture.tick();
                 self.clocks.looked(skyhook, looks);
+                return true;
+            }
+            Change::StatesGone { skyhook, states } => {
+                picture.tick();
+                self.clocks.states_gone(skyhook, states);
                 return true;
             }
             Change::AgentsRefused(why) => picture.refuse_agents(why),

@@ -36,6 +36,7 @@ impl Applier {
             }
             Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
             Effect::LookForLeases { skyhook, looks } => self.look_for_leases(skyhook, looks).await,
+            Effect::LookForState { skyhook, states } => self.look_for_state(skyhook, states).await,
             _ => Ok(None),
         }
     }
@@ -89,6 +90,29 @@ impl Applier {
         Err(ApplyError::NotInBatch {
             node: node.to_owned(),
         })
+    }
+
+    /// Reads the state of a roll-out. If its UID is one of `states`, the picture was old. If not, none of these exists: a
+    /// UID never comes back.
+    async fn look_for_state(
+        &self,
+        skyhook: &str,
+        states: &[String],
+    ) -> Result<Option<Change>, ApplyError> {
+        let api: Api<WireRollout> = Api::all(self.client.clone());
+        let live = api.get_opt(skyhook).await;
+        let live = live.map_err(|source| failed("get", "rolloutstate", skyhook, source))?;
+        let is_one = |live: &WireRollout| {
+            let uid = live.metadata.uid.as_ref();
+            uid.is_some_and(|uid| states.contains(uid))
+        };
+        Ok(Some(match live {
+            Some(live) if is_one(&live) => Change::Rollout(Box::new(live)),
+            Some(_) | None => Change::StatesGone {
+                skyhook: skyhook.to_owned(),
+                states: states.to_vec(),
+            },
+        }))
     }
 
     /// Lists the leases with a consistent read, and says which members have none. A lease that cannot be decoded may be of

@@ -91,13 +91,16 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
     if skyhook.spec.deployment_policy.is_empty() || skyhook.checked.is_err() {
         return true;
     }
-    let Some(stored) = index.picture.rollout_of(&skyhook.name) else {
+    if index.clocks.is_state_gone(&skyhook.name, &batch.state) {
         return true;
+    }
+    let Some(stored) = index.picture.rollout_of(&skyhook.name) else {
+        return false;
     };
     let Ok(spec) = &stored.spec else {
         return false;
     };
-    batch.state != stored.uid || batch.number < spec.next_batch
+    batch.state == stored.uid && batch.number < spec.next_batch
 }
 
 /// Checks a write of the state of a roll-out.

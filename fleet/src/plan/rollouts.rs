@@ -237,8 +237,9 @@ fn one(
         decision.write = (latched != *state).then_some(latched);
     }
     write(skyhook, fact, decision.write.take(), draft);
+    look_for_states(view, skyhook, &stored, &leases, draft);
     look(skyhook, std::mem::take(&mut decision.looks), draft);
-    let bits = bits(row, &stored, &leases);
+    let bits = bits(view, row, &stored, &leases);
     let counts = counts(row, order, &members);
     let holds = decision.holds.into_iter();
     let holds = holds.filter_map(|(name, hold)| Some((place_named(row, &name)?, hold)));
@@ -275,6 +276,28 @@ fn look(skyhook: &SkyhookFact, looks: Vec<Look>, draft: &mut Draft<'_>) {
         draft.push(Effect::LookForLeases {
             skyhook: skyhook.name.clone(),
             looks,
+        });
+    }
+}
+
+/// Looks for states that leases name and that are not the one in the picture. The picture may be the older one.
+fn look_for_states(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    stored: &Stored<'_>,
+    leases: &[Lease<'_>],
+    draft: &mut Draft<'_>,
+) {
+    let named = leases.iter().filter_map(|lease| lease.batch);
+    let others = named
+        .map(|batch| batch.state)
+        .filter(|state| *state != stored.uid && !view.clocks.is_state_gone(&skyhook.name, state));
+    let states: BTreeSet<&str> = others.collect();
+    let target = Target::Look(skyhook.name.clone());
+    if !states.is_empty() && !draft.is_within(&target, LOOKS) {
+        draft.push(Effect::LookForState {
+            skyhook: skyhook.name.clone(),
+            states: states.into_iter().map(str::to_owned).collect(),
         });
     }
 }
@@ -361,7 +384,12 @@ fn is_shown(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> bo
 }
 
 /// What is allowed for each lease.
-fn bits(row: &Row<'_>, stored: &Stored<'_>, leases: &[Lease<'_>]) -> BTreeMap<String, BatchBits> {
+fn bits(
+    view: &View<'_>,
+    row: &Row<'_>,
+    stored: &Stored<'_>,
+    leases: &[Lease<'_>],
+) -> BTreeMap<String, BatchBits> {
     let core = batches::Batches { stored: *stored };
     let barrier = |lease: &Lease<'_>| match &row.pacing {
         Pacing::Policy(paced) => paced
@@ -382,7 +410,9 @@ fn bits(row: &Row<'_>, stored: &Stored<'_>, leases: &[Lease<'_>]) -> BTreeMap<St
         let own = barrier(lease);
         let pace = own.and_then(|id| row.pacing.pace(Place(id.index())));
         let batch = lease.batch.as_ref();
-        let is_newer = batch.is_some_and(|batch| core.is_newer(batch));
+        let name = &row.skyhook.name;
+        let is_gone = batch.is_some_and(|batch| view.clocks.is_state_gone(name, batch.state));
+        let is_newer = !is_gone && batch.is_some_and(|batch| core.is_newer(batch));
         let is_named = batch.is_some_and(|b| core.names(lease.compartment, b, lease.id));
         let is_alone = unended
             .get(&own)
@@ -390,7 +420,7 @@ fn bits(row: &Row<'_>, stored: &Stored<'_>, leases: &[Lease<'_>]) -> BTreeMap<St
         BatchBits {
             is_out: pace.is_some() && !is_newer && !is_named,
             may_grant: pace.is_none() || (is_named && is_alone),
-            may_release: core.may_release(lease),
+            may_release: is_gone || core.may_release(lease),
         }
     };
     leases

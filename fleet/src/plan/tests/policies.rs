@@ -7,6 +7,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 
 mod moved;
 mod resets;
+mod unknown;
 
 const STATE: &str = "state-uid";
 
@@ -268,14 +269,6 @@ fn a_lease_is_granted_in_the_open_batch_alone() {
             lease(
                 open(),
                 in_batch(json!({ "batch": { "state": STATE, "number": 2 } })),
-            ),
-            withdrawn,
-        ),
-        (
-            "of a batch of another state",
-            lease(
-                open(),
-                in_batch(json!({ "batch": { "state": "other", "number": 3 } })),
             ),
             withdrawn,
         ),

@@ -36,7 +36,11 @@ fn a_member_that_was_moved_needs_a_slot_in_both_compartments() {
     // Worker-3 holds the only slot of the default compartment, where worker-1 is now.
     let open = moved(with_batch(exponential(), &[1], &json!({})));
     let mut taken = leased(open, json!({ "compartment": "__default__" }), json!(null));
-    set(&mut taken.leases[0], &["metadata", "name"], json!("worker-3"));
+    set(
+        &mut taken.leases[0],
+        &["metadata", "name"],
+        json!("worker-3"),
+    );
     let node = json!({ "name": "worker-3", "uid": "uid-of-worker-3" });
     set(&mut taken.leases[0], &["spec", "node"], node);
     assert_eq!(taken.reserved(), Vec::<String>::new());
