@@ -88,7 +88,8 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
     let (Some(skyhook), Some(batch)) = (skyhook, &lease.spec.batch) else {
         return true;
     };
-    if skyhook.spec.deployment_policy.is_empty() || skyhook.checked.is_err() {
+    // While the spec is not valid, it is not known whether the Skyhook has a policy.
+    if skyhook.spec.deployment_policy.is_empty() && skyhook.checked.is_ok() {
         return true;
     }
     if index.clocks.is_state_gone(&skyhook.name, &batch.state) {

@@ -58,9 +58,18 @@ pub(super) struct Membership {
 }
 
 impl Batches {
-    fn unknown(problem: Reason) -> Self {
+    /// While the state is not known. Leases of batches are left alone: nobody knows whether their failures are kept.
+    fn unknown(problem: Reason, leases: &[Lease<'_>]) -> Self {
+        let without = leases.iter().filter(|lease| lease.batch.is_none());
+        let released = BatchBits {
+            may_release: true,
+            ..BatchBits::default()
+        };
         Self {
             problem: Some(problem),
+            leases: without
+                .map(|lease| (lease.node.to_owned(), released))
+                .collect(),
             ..Self::default()
         }
     }
@@ -127,8 +136,9 @@ pub(super) fn decide(
         let skyhook = row.skyhook;
         let fact = view.picture.rollout_of(&skyhook.name);
         let has_batches = row.pacing.has_batches();
-        let is_unknown = matches!(row.pacing, Pacing::Unknown);
-        if skyhook.deleting || skyhook.checked.is_err() {
+        // Nothing is decided meanwhile. What fails is kept all the same.
+        let is_unknown = matches!(row.pacing, Pacing::Unknown) || skyhook.checked.is_err();
+        if skyhook.deleting {
             continue;
         }
         if !has_batches && !is_unknown {
@@ -137,10 +147,19 @@ pub(super) fn decide(
             }
             continue;
         }
-        if has_batches || fact.is_some() {
+        if has_batches || fact.is_some() || has_lease_in_batch(view, skyhook) {
             row.batches = Some(one(view, row, order, ledger, draft));
         }
     }
+}
+
+/// True when a lease of the Skyhook belongs to a batch.
+fn has_lease_in_batch(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+    let mut leases = view.picture.leases().values();
+    leases.any(|fact| {
+        let lease = fact.lease.as_ref();
+        lease.is_ok_and(|lease| lease.spec.skyhook.uid == skyhook.uid && lease.spec.batch.is_some())
+    })
 }
 
 /// Deletes the state of a roll-out without batches, once no lease belongs to a batch any more.
@@ -177,32 +196,33 @@ fn one(
     draft: &mut Draft<'_>,
 ) -> Batches {
     let skyhook = row.skyhook;
+    let leases = ends::leases(view, row, order);
     if !view.picture.knows_rollouts() {
         let message = "the state of the roll-out is not known yet";
-        return Batches::unknown(Reason::new(ReasonCode::Settling, message));
+        return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
     }
     let fact = view.picture.rollout_of(&skyhook.name);
     let state = match fact {
         Some(fact) if fact.owner != skyhook.uid => {
             delete(fact, draft);
             let message = "the state of an earlier Skyhook of this name is being deleted";
-            return Batches::unknown(Reason::new(ReasonCode::Settling, message));
+            return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
         }
         Some(fact) => match &fact.spec {
             Ok(spec) => Arc::clone(spec),
             Err(problem) => {
                 let message = format!("RolloutState {}: {problem}", skyhook.name);
-                return Batches::unknown(Reason::new(ReasonCode::NewerVersion, message));
+                return Batches::unknown(Reason::new(ReasonCode::NewerVersion, message), &leases);
             }
         },
         None => Arc::new(initial::state(view, row)),
     };
     let uid = fact.map_or("", |fact| fact.uid.as_str());
     let stored = Stored { uid, spec: &state };
-    let leases = ends::leases(view, row, order);
     let members = ends::members(view, row, order, &leases);
     let mut decision = Decision::default();
     if let Pacing::Policy(paced) = &row.pacing
+        && skyhook.checked.is_ok()
         && admit::inactive(view, skyhook).is_none()
     {
         let used = paced.compartments.all();

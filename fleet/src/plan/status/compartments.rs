@@ -68,7 +68,9 @@ fn with_batches(
     let Some(batches) = &row.batches else {
         return kept();
     };
-    let Some(state) = &batches.state else {
+    // A Skyhook whose spec is not valid selects no node, so there is nothing to count.
+    let known = batches.state.as_ref();
+    let Some(state) = known.filter(|_| row.skyhook.checked.is_ok()) else {
         return kept();
     };
     let fresh = CompartmentState::new(1);

@@ -78,3 +78,68 @@ fn the_guard_keeps_a_lease_of_a_state_that_is_not_in_the_picture() {
     index.expire(Mono::ZERO);
     assert!(!index.clocks().is_state_gone("s", STATE));
 }
+
+/// The picture while something is wrong with it, so that nothing is decided about batches.
+fn wrong() -> Vec<(&'static str, fn(Picture) -> Picture)> {
+    let invalid = |picture: Picture| {
+        let packages = json!({ "aa": { "version": "x", "image": "r" } });
+        picture.skyhook(&["spec", "packages"], packages)
+    };
+    let unreadable = |picture: Picture| picture.skyhook(&["spec", "packages"], json!("nonsense"));
+    let missing = |mut picture: Picture| {
+        picture.policies.clear();
+        picture
+    };
+    vec![
+        ("the Skyhook is not valid", invalid),
+        ("the Skyhook cannot be read", unreadable),
+        ("the policy is missing", missing),
+    ]
+}
+
+#[test]
+fn a_failure_is_kept_also_while_nothing_is_decided() {
+    for (name, wrong) in wrong() {
+        let failed = replaced(with_batch(exponential(), &[1], &json!({})));
+        let failed = wrong(failed);
+        let state = written(&failed).expect(name);
+        assert_eq!(state.compartments["gpu"].failed, [0], "{name}");
+        assert_eq!(on_leases(&failed), Vec::<String>::new(), "{name}");
+        let mut kept = failed;
+        kept.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+        assert_eq!(written(&kept), None, "{name}");
+        assert_eq!(on_leases(&kept), ["ReleaseLeaseOfGoneNode"], "{name}");
+    }
+}
+
+#[test]
+fn a_failure_waits_for_the_list_of_states_also_while_nothing_is_decided() {
+    let unlisted = |picture: &Picture| {
+        let mut index = picture.index();
+        index.apply(
+            Change::ListBegins(crate::picture::Kind::Rollout),
+            Mono::ZERO,
+        );
+        of(&picture.plan_of(&index))
+    };
+    for (name, wrong) in wrong() {
+        let failed = wrong(replaced(with_batch(exponential(), &[1], &json!({}))));
+        assert_eq!(unlisted(&failed), Vec::<String>::new(), "{name}");
+        // A lease of no batch has nothing to wait for.
+        let mut without = failed;
+        without.leases[0]["spec"]["batch"] = json!(null);
+        assert_eq!(unlisted(&without), ["ReleaseLeaseOfGoneNode"], "{name}");
+    }
+}
+
+#[test]
+fn a_lease_of_an_earlier_skyhook_of_the_name_is_released() {
+    let open = with_batch(exponential(), &[1], &json!({}));
+    let mut earlier = replaced(open);
+    set(
+        &mut earlier.leases[0],
+        &["spec", "skyhook", "uid"],
+        json!("earlier"),
+    );
+    assert_eq!(on_leases(&earlier), ["ReleaseLeaseOfGoneNode"]);
+}
