@@ -140,9 +140,10 @@ pub enum Effect {
         name: String,
         at: AsOf,
     },
-    /// Lists the leases with a consistent read, to see that members of a batch have none.
+    /// Lists the leases with a consistent read, to see that members of a batch have none of this Skyhook.
     LookForLeases {
         skyhook: String,
+        skyhook_uid: String,
         looks: Vec<Look>,
     },
     /// Reads the state of the roll-out, to see that none of these UIDs is the stored one. Leases of batches of such a state

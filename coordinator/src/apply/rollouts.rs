@@ -35,7 +35,11 @@ impl Applier {
                 self.write_rollout(name, owner, at.as_ref(), spec).await
             }
             Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
-            Effect::LookForLeases { skyhook, looks } => self.look_for_leases(skyhook, looks).await,
+            Effect::LookForLeases {
+                skyhook,
+                skyhook_uid,
+                looks,
+            } => self.look_for_leases(skyhook, skyhook_uid, looks).await,
             Effect::LookForState { skyhook, states } => self.look_for_state(skyhook, states).await,
             _ => Ok(None),
         }
@@ -115,18 +119,23 @@ impl Applier {
         }))
     }
 
-    /// Lists the leases with a consistent read, and says which members have none. A lease that cannot be decoded may be of
-    /// any of them.
+    /// Lists the leases with a consistent read, and says which members have none of this Skyhook. A node that another
+    /// Skyhook works on has left the batch. A lease that cannot be decoded may be of this Skyhook, and if the UID of its
+    /// node cannot be read either, it may be of any member.
     async fn look_for_leases(
         &self,
         skyhook: &str,
+        skyhook_uid: &str,
         looks: &[Look],
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
         let list = api.list(&ListParams::default()).await;
         let list = list.map_err(|source| failed("list", "interruptionleases", skyhook, source))?;
         let leases: Vec<LeaseFact> = list.items.into_iter().map(LeaseFact::new).collect();
-        let held: BTreeSet<&str> = leases.iter().map(|fact| fact.member.as_str()).collect();
+        let own = leases
+            .iter()
+            .filter(|fact| fact.skyhook_uid().is_none_or(|uid| uid == skyhook_uid));
+        let held: BTreeSet<&str> = own.map(|fact| fact.member.as_str()).collect();
         let is_left = |look: &&Look| !held.contains("") && !held.contains(look.id.as_str());
         Ok(Some(Change::Left {
             skyhook: skyhook.to_owned(),

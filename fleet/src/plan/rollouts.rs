@@ -20,15 +20,18 @@ use super::pacing::{Pacing, Place};
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::{Draft, View, admit, seconds, version};
+use super::{Draft, REMEMBERED, View, admit, seconds, version};
 use crate::batches::{self, BatchRef, Decision, End, Hold, Lease, Look, Member, Rollout, Stored};
 use crate::effect::{Effect, Target};
 use crate::facts::{RolloutFact, SkyhookFact};
 
 /// How long a completed roll-out is shown with the numbers of its last batch before it starts anew.
 const SHOWN: Duration = Duration::from_secs(5);
-/// The least time between two looks for leases.
+/// The least time between two looks, for each hundred leases that a list has.
 const LOOKS: Duration = Duration::from_secs(1);
+/// The longest time between two looks.
+const LOOKS_AT_MOST: Duration = Duration::from_secs(30);
+const _: () = assert!(LOOKS_AT_MOST.as_secs() < REMEMBERED.as_secs());
 
 /// What is decided about the batches of one Skyhook.
 #[derive(Debug, Default)]
@@ -258,7 +261,7 @@ fn one(
     }
     write(skyhook, fact, decision.write.take(), draft);
     look_for_states(view, skyhook, &stored, &leases, draft);
-    look(skyhook, std::mem::take(&mut decision.looks), draft);
+    look(view, skyhook, std::mem::take(&mut decision.looks), draft);
     let bits = bits(view, row, &stored, &leases);
     let counts = counts(row, order, &members);
     let holds = decision.holds.into_iter();
@@ -290,11 +293,15 @@ fn write(
     }
 }
 
-fn look(skyhook: &SkyhookFact, looks: Vec<Look>, draft: &mut Draft<'_>) {
+fn look(view: &View<'_>, skyhook: &SkyhookFact, looks: Vec<Look>, draft: &mut Draft<'_>) {
     let target = Target::Look(skyhook.name.clone());
-    if !looks.is_empty() && !draft.is_within(&target, LOOKS) {
+    let hundreds = view.picture.leases().len().div_ceil(100).max(1);
+    let hundreds = u32::try_from(hundreds).unwrap_or(u32::MAX);
+    let pace = LOOKS.saturating_mul(hundreds).min(LOOKS_AT_MOST);
+    if !looks.is_empty() && !draft.is_within(&target, pace) {
         draft.push(Effect::LookForLeases {
             skyhook: skyhook.name.clone(),
+            skyhook_uid: skyhook.uid.clone(),
             looks,
         });
     }

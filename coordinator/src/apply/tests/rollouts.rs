@@ -1,0 +1,109 @@
+//! Reads that come before decisions about roll-outs.
+
+use skyhook_crds::rollout;
+use skyhook_fleet::batches::Look;
+
+use super::*;
+
+/// A lease as the API server holds it.
+fn lease(node: &str, skyhook_uid: &str) -> Value {
+    json!({
+        "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "InterruptionLease",
+        "metadata": { "name": node, "uid": "l", "resourceVersion": "1" },
+        "spec": {
+            "node": { "name": node, "uid": format!("uid-of-{node}") },
+            "skyhook": { "name": "x", "uid": skyhook_uid },
+            "revision": "r",
+        },
+    })
+}
+
+fn list(items: &[Value]) -> Value {
+    json!({
+        "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "InterruptionLeaseList",
+        "metadata": { "resourceVersion": "9" }, "items": items,
+    })
+}
+
+#[tokio::test]
+async fn a_member_has_left_unless_this_skyhook_has_leased_its_node() {
+    let undecodable = |node: Value| {
+        let mut lease = lease("n1", "own");
+        lease["spec"]["skyhook"] = json!("nonsense");
+        lease["spec"]["node"] = node;
+        lease
+    };
+    let of = |uid: &str| json!({ "name": "n", "uid": uid });
+    for (name, leases, left) in [
+        ("no lease", vec![], true),
+        ("its own", vec![lease("n1", "own")], false),
+        ("of another Skyhook", vec![lease("n1", "other")], true),
+        ("of another node", vec![lease("n2", "own")], true),
+        (
+            "undecodable, of its node",
+            vec![undecodable(of("uid-of-n1"))],
+            false,
+        ),
+        (
+            "undecodable, of another node",
+            vec![undecodable(of("uid-of-n2"))],
+            true,
+        ),
+        (
+            "undecodable, of an unknown node",
+            vec![undecodable(json!({}))],
+            false,
+        ),
+    ] {
+        let look = Look {
+            batch: 3,
+            id: rollout::member("uid-of-n1"),
+        };
+        let (applier, asked) = answering(vec![(200, list(&leases))]);
+        let effect = Effect::LookForLeases {
+            skyhook: "s".into(),
+            skyhook_uid: "own".into(),
+            looks: vec![look.clone()],
+        };
+        let outcome = applier.apply(&effect, "t").await;
+        let Outcome::Done(Some(Change::Left { looks, .. })) = outcome else {
+            panic!("{name}: {outcome:?}");
+        };
+        assert_eq!(looks.contains(&look), left, "{name}");
+        let path = "GET /apis/skyhook.nvidia.com/v1alpha1/interruptionleases";
+        assert_eq!(lines(&asked), [path]);
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_a_get_does_not_show_is_gone() {
+    let live = |uid: &str| {
+        json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "RolloutState",
+            "metadata": { "name": "s", "uid": uid, "resourceVersion": "1" }, "spec": {},
+        })
+    };
+    for (name, code, answer, gone) in [
+        ("none", 404, status(404, "not found"), true),
+        ("another", 200, live("newer"), true),
+        ("this one", 200, live("old"), false),
+    ] {
+        let (applier, _) = answering(vec![(code, answer)]);
+        let effect = Effect::LookForState {
+            skyhook: "s".into(),
+            states: vec!["old".into()],
+        };
+        let outcome = applier.apply(&effect, "t").await;
+        let is_gone = matches!(&outcome, Outcome::Done(Some(Change::StatesGone { states, .. })) if *states == ["old"]);
+        let is_there = matches!(&outcome, Outcome::Done(Some(Change::Rollout(_))));
+        assert_eq!((is_gone, is_there), (gone, !gone), "{name}: {outcome:?}");
+    }
+    // Another failure says nothing.
+    let (applier, _) = answering(vec![(403, status(403, "no"))]);
+    let effect = Effect::LookForState {
+        skyhook: "s".into(),
+        states: vec!["old".into()],
+    };
+    let outcome = applier.apply(&effect, "t").await;
+    assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+}
