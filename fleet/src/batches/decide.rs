@@ -91,6 +91,8 @@ struct Known<'a> {
     by_compartment: BTreeMap<CompartmentId, Vec<&'a Member<'a>>>,
     /// Members with a lease that has not ended.
     working: BTreeSet<&'a str>,
+    /// Compartments in which a lease has a slot that it will give back: its node has not failed.
+    moving: BTreeSet<CompartmentId>,
 }
 
 impl<'a> Known<'a> {
@@ -101,10 +103,13 @@ impl<'a> Known<'a> {
             there.push(member);
         }
         let working = rollout.leases.iter().filter(|one| one.end == End::Not);
+        let moving = rollout.leases.iter().filter(|one| one.end != End::Failed);
+        let both = |lease: &Lease<'_>| [rollout.barrier_of(lease), lease.present];
         Self {
             by_id: rollout.members.iter().map(|one| (one.id, one)).collect(),
             by_compartment,
             working: working.map(|lease| lease.id).collect(),
+            moving: moving.flat_map(both).flatten().collect(),
         }
     }
 }
@@ -235,7 +240,7 @@ impl<'a> Compartment<'a> {
             } else if self.known.working.contains(id.as_str()) {
                 tally.working += 1;
             } else if !state.is_struck(position) {
-                if node.is_some_and(|node| node.is_eligible) {
+                if node.is_some_and(|node| node.is_eligible && !self.lacks_a_slot(node)) {
                     tally.eligible += 1;
                 } else {
                     tally.stray.push(position);
@@ -248,6 +253,15 @@ impl<'a> Compartment<'a> {
             }
         }
         tally
+    }
+
+    /// True when a member gets no slot as far as anybody can see: nodes that have failed hold them all.
+    fn lacks_a_slot(&self, member: &Member<'_>) -> bool {
+        let is_full = |id: CompartmentId| {
+            let used = self.rollout.used.get(&id).copied().unwrap_or_default();
+            used >= self.rollout.compartments.ceiling(id) && !self.known.moving.contains(&id)
+        };
+        is_full(self.id) || is_full(member.compartment)
     }
 
     /// Members that hold no lease and may have one.

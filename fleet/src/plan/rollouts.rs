@@ -222,7 +222,7 @@ fn one(
     };
     let uid = fact.map_or("", |fact| fact.uid.as_str());
     let stored = Stored { uid, spec: &state };
-    let members = ends::members(view, row, order, &leases);
+    let members = ends::members(view, row, order, ledger, &leases);
     let mut decision = Decision::default();
     if let Pacing::Policy(paced) = &row.pacing
         && skyhook.checked.is_ok()

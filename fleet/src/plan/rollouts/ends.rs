@@ -10,6 +10,7 @@ use skyhook_crds::stage::State;
 use crate::batches::{BatchRef, End, Lease, Member};
 use crate::facts::{LeaseFact, NodeFact};
 use crate::picture::NodeId;
+use crate::plan::ledger::Ledger;
 use crate::plan::pacing::Pacing;
 use crate::plan::scan::{Order, Row};
 use crate::plan::standing::{self, Standing};
@@ -123,11 +124,23 @@ fn has_begun(lease: &InterruptionLease) -> bool {
     }
 }
 
+/// True for a control-plane node that may not be leased for a long time: another one is not Ready, or another one is
+/// leased, and not by a batch of this Skyhook that goes on to its next member when that one has ended.
+fn is_held_back(ledger: &Ledger<'_>, node: &NodeFact, leases: &[Lease<'_>]) -> bool {
+    let goes_on = |other: &str| {
+        let lease = leases.iter().find(|lease| lease.node == other);
+        lease.is_some_and(|lease| lease.end != End::Failed)
+    };
+    let taken = ledger.control_plane_taken(node);
+    ledger.control_plane_not_ready(node).is_some() || taken.is_some_and(|other| !goes_on(other))
+}
+
 /// The selected nodes, in the order of names.
 pub(super) fn members<'a>(
     view: &View<'a>,
     row: &Row<'_>,
     order: &Order<'_>,
+    ledger: &Ledger<'_>,
     leases: &[Lease<'_>],
 ) -> Vec<Member<'a>> {
     let ends: BTreeMap<&str, End> = leases.iter().map(|one| (one.id, one.end)).collect();
@@ -157,7 +170,8 @@ pub(super) fn members<'a>(
             compartment: present(row, *id).unwrap_or_default(),
             end,
             is_eligible: *standing == Standing::Eligible
-                && !admit::is_behind(view, row.skyhook, node),
+                && !admit::is_behind(view, row.skyhook, node)
+                && !is_held_back(ledger, node, leases),
             rank: (class, node.created.map_or(0, |at| at.as_second())),
         });
     }

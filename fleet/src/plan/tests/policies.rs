@@ -6,6 +6,7 @@ use skyhook_crds::rollout::{self, RolloutStateSpec};
 use skyhook_crds::skyhook::SkyhookStatus;
 
 mod moved;
+mod refused;
 mod resets;
 mod unknown;
 

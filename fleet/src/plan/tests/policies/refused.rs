@@ -1,0 +1,86 @@
+//! Members of an open batch that may not be leased for a long time. They must not hold their batch up.
+
+use super::*;
+use skyhook_crds::installed::Stamp;
+
+fn not_ready(picture: Picture, n: usize) -> Picture {
+    let conditions = json!([{ "type": "Ready", "status": "False" }]);
+    picture.node(n, &["status", "conditions"], conditions)
+}
+
+fn control_plane(picture: Picture, n: usize) -> Picture {
+    let label = skyhook_crds::names::CONTROL_PLANE;
+    picture.node(n, &["metadata", "labels", label], json!(""))
+}
+
+fn done(picture: Picture, n: usize) -> Picture {
+    let recorded = Stamp {
+        lease: "earlier".into(),
+        revision: picture.index().picture.skyhooks()["s"]
+            .checked
+            .as_ref()
+            .map(|c| c.revision.clone())
+            .unwrap(),
+        ..Stamp::default()
+    };
+    picture
+        .annotated(n, "skyhook.nvidia.com/stamp_s", &recorded.render())
+        .annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+}
+
+/// Positions of the members of `gpu` that are struck by what is written.
+fn struck(picture: &Picture) -> Vec<i32> {
+    let state = written(picture);
+    state.map_or_else(Vec::new, |state| state.compartments["gpu"].struck.clone())
+}
+
+#[test]
+fn a_control_plane_node_does_not_wait_for_another_one_to_come_back() {
+    let both = |picture| control_plane(control_plane(picture, 1), 3);
+    // Worker-1 may not be leased while worker-3, which is in no batch, is away. Worker-2 is complete.
+    let open = both(done(with_batch(exponential(), &[1, 2], &json!({})), 2));
+    assert_eq!(struck(&open), Vec::<i32>::new());
+    assert_eq!(struck(&not_ready(open, 3)), [0]);
+    // A batch that is opened then begins with another node.
+    let first = not_ready(both(exponential()), 3);
+    let state = written(&first).unwrap();
+    assert_eq!(state.compartments["gpu"].members, [member(2)]);
+}
+
+#[test]
+fn a_control_plane_node_waits_for_the_one_before_it_in_its_batch_alone() {
+    let both = |picture| control_plane(control_plane(picture, 1), 2);
+    let open = both(with_batch(exponential(), &[1, 2], &json!({})));
+    let leased = |status: Value| {
+        let spec = in_batch(grant_and(json!({})));
+        leased(stamp(open.clone(), granted()), spec, status)
+    };
+    // Worker-1 works, or has ended and is about to give its lease back.
+    assert_eq!(
+        struck(&leased(with_package("Running", "in_progress"))),
+        Vec::<i32>::new()
+    );
+    // It has failed for good, and keeps its lease: worker-2 would wait for ever.
+    let mut failed = leased(erroring(3));
+    failed.rollouts[0]["spec"]["compartments"]["gpu"]["failed"] = json!([0]);
+    assert_eq!(struck(&failed), [1]);
+}
+
+#[test]
+fn members_do_not_wait_for_slots_that_failed_nodes_hold() {
+    // The budget was lowered to one slot, and worker-1 has failed for good and holds it.
+    let one = json!({
+        "budget": { "count": 1 }, "strategy": { "exponential": { "failureThreshold": 1, "safetyLimit": 100 } },
+    });
+    let open = with_batch(paced(&one), &[1, 2], &json!({ "failed": [0] }));
+    let leased = |status: Value| {
+        let spec = in_batch(grant_and(json!({})));
+        leased(stamp(open.clone(), granted()), spec, status)
+    };
+    assert_eq!(struck(&leased(erroring(3))), [1]);
+    // It works again: it will end and give its slot back.
+    assert_eq!(
+        struck(&leased(with_package("Running", "in_progress"))),
+        Vec::<i32>::new()
+    );
+}
