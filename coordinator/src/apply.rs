@@ -402,17 +402,19 @@ impl Applier {
     }
 }
 
-/// Labels of a new lease, for people who list the leases of one Skyhook or of one compartment. A name that is no valid
-/// value of a label gets no label: it must not prevent the lease.
+/// Labels of a new lease, for people who list the leases of one Skyhook, of one compartment or of one batch. A name that
+/// is no valid value of a label gets no label: it must not prevent the lease.
 fn lease_labels(spec: &InterruptionLeaseSpec) -> BTreeMap<String, String> {
+    let batch = spec.batch.as_ref().map(|batch| batch.number.to_string());
     let labels = [
-        (names::REVISION_OF, &spec.skyhook.name),
-        (names::COMPARTMENT, &spec.compartment),
+        (names::REVISION_OF, spec.skyhook.name.clone()),
+        (names::COMPARTMENT, spec.compartment.clone()),
+        (names::BATCH, batch.unwrap_or_default()),
     ];
     labels
         .into_iter()
         .filter(|(_, value)| names::is_label_value(value))
-        .map(|(key, value)| (key.to_owned(), value.clone()))
+        .map(|(key, value)| (key.to_owned(), value))
         .collect()
 }
 

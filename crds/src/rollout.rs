@@ -49,6 +49,9 @@ pub struct RolloutStateSpec {
     pub format: i32,
     /// The DeploymentPolicy that the numbers belong to.
     pub policy: String,
+    /// The Skyhook's generation when it was seen to name that policy. An older copy of the Skyhook does not count.
+    #[serde(default)]
+    pub policy_generation: i64,
     /// The revision that is rolled out.
     pub revision: RolloutRevision,
     /// Number of the next batch, over all compartments; none is used twice.

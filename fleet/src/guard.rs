@@ -56,6 +56,8 @@ pub enum Broken {
     GrantUnasked,
     #[error("a lease was to be granted in a compartment whose batches do not allow it")]
     GrantOutsideBatch,
+    #[error("a lease was to be granted while an earlier batch of its compartment is worked on")]
+    GrantBeforeBatchEnded,
     #[error("a lease was to be released before its failure was kept in the state of the roll-out")]
     ReleaseUnkept,
     #[error("the state of a roll-out was to be written over that is not understood")]
@@ -120,7 +122,8 @@ pub fn check_counted(
         Effect::AbandonLease { node, at } => {
             let given_up =
                 seen(index, node, at).is_some_and(|(_, lease)| index.picture.is_given_up(lease));
-            require(given_up, Broken::AbandonWanted)
+            require(given_up, Broken::AbandonWanted)?;
+            require(batches::is_kept(index, node), Broken::ReleaseUnkept)
         }
         Effect::EvictPod {
             node, lease_uid, ..

@@ -109,14 +109,15 @@ impl RolloutStateSpec {
         true
     }
 
-    /// Takes in the policy that the Skyhook names now. The numbers of another one say nothing: every compartment starts
-    /// anew. Says whether anything changed.
-    pub fn follow_policy(&mut self, policy: &str) -> bool {
-        if self.policy == policy {
+    /// Takes in the policy that the Skyhook names at this generation. The numbers of another one say nothing: every
+    /// compartment starts anew. An old copy of the Skyhook changes nothing. Says whether anything changed.
+    pub fn follow_policy(&mut self, policy: &str, generation: i64) -> bool {
+        if self.policy == policy || generation <= self.policy_generation {
             return false;
         }
         self.reset();
         policy.clone_into(&mut self.policy);
+        self.policy_generation = generation;
         true
     }
 }

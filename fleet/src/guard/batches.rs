@@ -1,12 +1,16 @@
 //! The rules about compartments and batches, counted anew from the picture: nothing of the planner's counts is used.
 
 use skyhook_crds::InterruptionLease;
+use skyhook_crds::lease::Phase;
+use skyhook_crds::lease::protocol;
 use skyhook_crds::policy::{CompartmentId, Compartments};
 use skyhook_crds::rollout::RolloutStateSpec;
+use skyhook_crds::stage::State;
 
 use super::Broken;
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
+use crate::plan::standing;
 
 /// Checks the grant of a lease of a Skyhook with a policy: the ceilings of the lease's compartment and of its node's hold,
 /// and where that compartment has batches the open batch has the node, and no lease of another one may still be granted.
@@ -67,11 +71,52 @@ pub(super) fn grant(
         stored.is_some_and(|stored| stored.uid == batch.state)
             && state.is_some_and(|state| state.may_lease(batch.number, &fact.member))
     });
-    if is_named {
-        Ok(())
-    } else {
-        Err(Broken::GrantOutsideBatch)
+    if !is_named {
+        return Err(Broken::GrantOutsideBatch);
     }
+    // Every lease of another batch that is certainly at work in the compartment holds this one up.
+    let barrier_of = |one: &LeaseFact, other: &InterruptionLease| {
+        let named = compartments.named(&other.spec.compartment);
+        named.or_else(|| present(&one.node))
+    };
+    let mut at_work = leases.values().filter_map(|one| {
+        let other = one.lease.as_deref().ok()?;
+        let is_ours = other.spec.skyhook.uid == skyhook.uid && is_at_work(index, one, other);
+        is_ours.then_some((one, other))
+    });
+    let is_held_up = at_work.any(|(one, other)| {
+        other.spec.batch != lease.spec.batch && barrier_of(one, other) == barrier
+    });
+    if is_held_up {
+        Err(Broken::GrantBeforeBatchEnded)
+    } else {
+        Ok(())
+    }
+}
+
+/// True when an agent works under a lease of a node that is there, and nothing of it has failed.
+fn is_at_work(index: &Index, fact: &LeaseFact, lease: &InterruptionLease) -> bool {
+    let node = index.picture.nodes().get(&fact.node);
+    let is_there = node.is_some_and(|node| node.uid == lease.spec.node.uid && node.ready);
+    let packages = lease.status.iter().flat_map(|s| s.packages.values());
+    let mut failing = packages.filter(|one| one.state == State::Erroring);
+    let works = matches!(
+        protocol::phase(lease),
+        Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Running)
+    );
+    works && is_there && !fact.forced && failing.next().is_none() && !is_done(index, lease)
+}
+
+/// True when the Node's record says that all of the Skyhook is there.
+fn is_done(index: &Index, lease: &InterruptionLease) -> bool {
+    let node = index.picture.nodes().get(&lease.spec.node.name);
+    let node = node.filter(|node| node.uid == lease.spec.node.uid);
+    let skyhook = index.picture.skyhooks().get(&lease.spec.skyhook.name);
+    let checked = skyhook.and_then(|skyhook| Some((skyhook, skyhook.checked.as_deref().ok()?)));
+    node.zip(checked).is_some_and(|(node, (skyhook, checked))| {
+        standing::outstanding(&index.picture, skyhook, checked, node)
+            .is_ok_and(|work| work.is_empty())
+    })
 }
 
 /// True when nothing is lost with the lease of a node: its batch is known, and if an agent was at work under it, its failure
@@ -88,8 +133,19 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
     let (Some(skyhook), Some(batch)) = (skyhook, &lease.spec.batch) else {
         return true;
     };
+    let policy = index
+        .picture
+        .policies()
+        .get(&skyhook.spec.deployment_policy);
+    let policy = policy.and_then(|policy| policy.checked.as_deref().ok());
+    // Without batches the state is of no use any more, and nothing is kept.
+    let has_batches = policy.is_none_or(|policy| {
+        let mut all = policy.compartments.iter().chain([&policy.default]);
+        all.any(|one| one.pace.is_some())
+    });
     // While the spec is not valid, it is not known whether the Skyhook has a policy.
-    if skyhook.spec.deployment_policy.is_empty() && skyhook.checked.is_ok() {
+    let is_unpaced = skyhook.spec.deployment_policy.is_empty() || !has_batches;
+    if skyhook.checked.is_ok() && is_unpaced {
         return true;
     }
     if index.clocks.is_state_gone(&skyhook.name, &batch.state) {
@@ -101,7 +157,20 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
     let Ok(spec) = &stored.spec else {
         return false;
     };
-    batch.state == stored.uid && batch.number < spec.next_batch
+    if batch.state != stored.uid {
+        return false;
+    }
+    let mut open = spec.compartments.values();
+    let open = open.find(|state| state.batch == batch.number);
+    let is_lost = open.is_some_and(|state| {
+        let position = state.position(&fact.member);
+        let was_at_work = matches!(
+            protocol::phase(lease),
+            Some(Phase::Running | Phase::Erroring)
+        );
+        position.is_some_and(|at| was_at_work && !state.has_failed(at)) && !is_done(index, lease)
+    });
+    batch.number < spec.next_batch && !is_lost
 }
 
 /// Checks a write of the state of a roll-out.

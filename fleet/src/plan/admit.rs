@@ -39,6 +39,8 @@ pub(super) fn nodes<'a>(
                 .map(|(place, _)| (place, batches.standing(row, place)))
                 .collect();
             row.closed_at.extend(closed);
+            let parked = batches.parks().cloned().map(Standing::Blocked);
+            row.closed = row.closed.take().or(parked);
             row.batches = Some(batches);
         }
         for rank in Rank::ALL {

@@ -42,6 +42,7 @@ use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
 pub use grant::VERSION;
 pub use result::facts;
+pub(super) use stop::abandoned_at;
 
 /// Decides the next write for every lease. This is decided anew when something that it depends on has changed, and in
 /// every pass while a write is outstanding.

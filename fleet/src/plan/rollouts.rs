@@ -61,20 +61,25 @@ pub(super) struct Membership {
 }
 
 impl Batches {
-    /// While the state is not known. Leases of batches are left alone: nobody knows whether their failures are kept.
+    /// While the state is not known, nothing is granted. Nobody knows whether the failures of batches are kept, so only
+    /// leases of no batch may end.
     fn unknown(problem: Reason, leases: &[Lease<'_>]) -> Self {
-        let without = leases.iter().filter(|lease| lease.batch.is_none());
-        let released = BatchBits {
-            may_release: true,
+        let of = |lease: &Lease<'_>| BatchBits {
+            may_release: lease.batch.is_none(),
             ..BatchBits::default()
         };
+        let leases = leases.iter().map(|one| (one.node.to_owned(), of(one)));
         Self {
             problem: Some(problem),
-            leases: without
-                .map(|lease| (lease.node.to_owned(), released))
-                .collect(),
+            leases: leases.collect(),
             ..Self::default()
         }
+    }
+
+    /// Why no node at all of the Skyhook is leased: a newer version wrote the state of the roll-out, or it cannot be read.
+    pub(super) fn parks(&self) -> Option<&Reason> {
+        let problem = self.problem.as_ref();
+        problem.filter(|problem| problem.code == ReasonCode::NewerVersion)
     }
 
     /// What is allowed for the lease of a node.
@@ -224,9 +229,12 @@ fn one(
     let stored = Stored { uid, spec: &state };
     let members = ends::members(view, row, order, ledger, &leases);
     let mut decision = Decision::default();
+    // A copy of the Skyhook that is older than what was decided on says nothing about what comes next.
+    let is_behind = skyhook.generation < state.policy_generation;
     if let Pacing::Policy(paced) = &row.pacing
         && skyhook.checked.is_ok()
         && admit::inactive(view, skyhook).is_none()
+        && !is_behind
     {
         let used = paced.compartments.all();
         let used = used.map(|(id, _)| (id, ledger.used_at(skyhook, Place(id.index()))));
@@ -345,7 +353,7 @@ fn begun_anew(
 ) -> RolloutStateSpec {
     let skyhook = row.skyhook;
     let mut next = state.clone();
-    next.follow_policy(&skyhook.spec.deployment_policy);
+    next.follow_policy(&skyhook.spec.deployment_policy, skyhook.generation);
     let resets = resets(row);
     if let Some(wanted) = wanted_revision(view, skyhook) {
         next.follow(&wanted, resets);

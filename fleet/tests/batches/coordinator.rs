@@ -39,14 +39,15 @@ pub(crate) enum Act {
 const NODE_NAMES: [&str; NODES] = ["a", "b", "c"];
 const STATE: &str = "state";
 
-/// The policy: two compartments by a label, with one ceiling, in batches of 1, 2, 4 and so on; one failure stops.
-fn policy(ceiling: usize) -> CheckedPolicy {
+/// The policy: two compartments by a label, with one ceiling, in batches of 1, 2, 4 and so on; `threshold` failed batches
+/// in a row stop them.
+fn policy(ceiling: usize, threshold: usize) -> CheckedPolicy {
     let compartment = |name: &str| {
         serde_json::json!({
             "name": name,
             "selector": {"matchLabels": {"c": name}},
             "budget": {"count": ceiling},
-            "strategy": {"exponential": {"failureThreshold": 1, "safetyLimit": 100}},
+            "strategy": {"exponential": {"failureThreshold": threshold, "safetyLimit": 100}},
         })
     };
     let spec: DeploymentPolicySpec = serde_json::from_value(serde_json::json!({
@@ -57,7 +58,11 @@ fn policy(ceiling: usize) -> CheckedPolicy {
     spec.check().unwrap()
 }
 
-static POLICIES: LazyLock<Vec<CheckedPolicy>> = LazyLock::new(|| (1..=NODES).map(policy).collect());
+/// By ceiling and threshold.
+static POLICIES: LazyLock<Vec<[CheckedPolicy; 2]>> = LazyLock::new(|| {
+    let with = |ceiling| [1, 2].map(|threshold| policy(ceiling, threshold));
+    (1..=NODES).map(with).collect()
+});
 static LABELS: LazyLock<[Labels; COMPARTMENTS]> =
     LazyLock::new(|| NAMES.map(|name| BTreeMap::from([("c".to_owned(), name.to_owned())]).into()));
 static IDS: LazyLock<Vec<String>> = LazyLock::new(|| {
@@ -128,7 +133,7 @@ impl Picture<'_> {
     fn with<T>(&self, read: impl FnOnce(&Rollout<'_>, &[Option<LeaseView<'_>>]) -> T) -> T {
         let seen = self.coordinator;
         let spec = seen.stored.spec();
-        let policy = &POLICIES[self.config.ceiling - 1];
+        let policy = &POLICIES[self.config.ceiling - 1][self.config.threshold - 1];
         let nodes = &seen.nodes[..self.config.nodes];
         let labels = nodes
             .iter()

@@ -10,11 +10,13 @@
 mod coordinator;
 mod perform;
 mod search;
+mod searches;
 mod state;
 
 use coordinator::{Act, Memo};
-use search::{Found, search, walk};
-use state::{Bits, COMPARTMENTS, Coordinator, Lease, NODES, Node, Phase, State, Stored};
+use state::{
+    Bits, COMPARTMENTS, Compartment, Coordinator, Lease, NODES, Node, Phase, State, Stored,
+};
 
 /// What may go wrong, or be done from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +33,11 @@ pub(crate) enum Fault {
     Moved,
     /// A create is given up, and arrives late.
     Late,
+    /// Somebody resets the compartment of a node.
+    Reset,
 }
 
-pub(crate) const FAULTS: usize = 6;
+pub(crate) const FAULTS: usize = 7;
 
 /// A rule that is switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +64,15 @@ pub(crate) struct Config {
     pub nodes: usize,
     pub coordinators: usize,
     pub ceiling: usize,
+    /// Failed batches in a row that stop a compartment.
+    pub threshold: usize,
     pub faults: [u8; FAULTS],
     pub mutation: Option<Mutation>,
+    /// The last node begins in the other compartment.
+    pub is_split: bool,
+    /// The watches of the first coordinator do not lag. So there are far fewer states, and what is found there can happen
+    /// without that as well.
+    pub is_prompt: bool,
     memo: Memo,
 }
 
@@ -109,8 +120,11 @@ impl Config {
             nodes,
             coordinators,
             ceiling,
+            threshold: 1,
             faults: [0; FAULTS],
             mutation: None,
+            is_split: false,
+            is_prompt: false,
             memo: Memo::default(),
         }
     }
@@ -125,8 +139,26 @@ impl Config {
         self
     }
 
+    fn threshold(mut self, threshold: usize) -> Self {
+        self.threshold = threshold;
+        self
+    }
+
+    fn split(mut self) -> Self {
+        self.is_split = true;
+        self
+    }
+
+    fn prompt(mut self) -> Self {
+        self.is_prompt = true;
+        self
+    }
+
     pub(crate) fn begin(&self) -> State {
-        let nodes = [Node::default(); NODES];
+        let mut nodes = [Node::default(); NODES];
+        if self.is_split {
+            nodes[self.nodes - 1].compartment = 1;
+        }
         let stored = Stored {
             next_batch: 1,
             compartments: Default::default(),
@@ -154,7 +186,8 @@ impl Config {
             late: None,
             faults: self.faults,
             failed_in: [0; COMPARTMENTS],
-            worked: [Bits(0); COMPARTMENTS],
+            begun: [0; COMPARTMENTS],
+            reset_at: [0; COMPARTMENTS],
             broken: None,
         }
     }
@@ -200,8 +233,11 @@ impl Config {
                 }
                 Some(Phase::Failed | Phase::Complete) | None => {}
             }
-            for fault in [Fault::Replaced, Fault::Ignored, Fault::Moved] {
-                if may(fault) {
+            for fault in [Fault::Replaced, Fault::Ignored, Fault::Moved, Fault::Reset] {
+                let of = usize::from(state.nodes[node].compartment);
+                // A reset of what is new already changes nothing.
+                let is_idle = fault == Fault::Reset && state.stored.compartments[of].is_new();
+                if may(fault) && !is_idle {
                     out.push(Action::Fault(fault, node));
                 }
             }
@@ -212,24 +248,8 @@ impl Config {
         let mut next = state.clone();
         match action {
             Action::Deliver(who) => next.coordinators[who].deliver(),
-            Action::SeeNode(who, node) => {
-                next.coordinators[who].nodes[node] = state.nodes[node];
-                next.coordinators[who].fresh.set(node, true);
-            }
-            Action::SeeState(who) => {
-                let seen = &mut next.coordinators[who];
-                for at in 0..COMPARTMENTS {
-                    let (old, new) = (
-                        &seen.stored.compartments[at],
-                        &state.stored.compartments[at],
-                    );
-                    if (old.batch, old.struck) != (new.batch, new.struck) {
-                        seen.left[at] = Bits(0);
-                    }
-                }
-                seen.stored = state.stored;
-                seen.is_fresh = true;
-            }
+            Action::SeeNode(who, node) => next.see_node(who, node),
+            Action::SeeState(who) => next.see_state(who),
             Action::Acts(who, act) => perform::perform(self, &self.memo, &mut next, who, act),
             Action::Begins(node) => next.report(node, Phase::Working),
             Action::Ends(node) => next.report(node, Phase::Complete),
@@ -250,7 +270,14 @@ impl Config {
                 next.happens(fault, node);
             }
         }
-        next.canonical()
+        if self.is_prompt {
+            while !next.coordinators[0].queue.is_empty() {
+                next.coordinators[0].deliver();
+            }
+            (0..self.nodes).for_each(|node| next.see_node(0, node));
+            next.see_state(0);
+        }
+        next.canonical(self.is_prompt)
     }
 
     /// Every node is complete, has failed for good, is ignored, or its compartment has stopped; nothing is under way.
@@ -267,6 +294,27 @@ impl Config {
 }
 
 impl State {
+    fn see_node(&mut self, who: usize, node: usize) {
+        self.coordinators[who].nodes[node] = self.nodes[node];
+        self.coordinators[who].fresh.set(node, true);
+    }
+
+    fn see_state(&mut self, who: usize) {
+        let seen = &mut self.coordinators[who];
+        let both = seen
+            .stored
+            .compartments
+            .iter()
+            .zip(&self.stored.compartments);
+        for ((old, new), left) in both.zip(&mut seen.left) {
+            if (old.batch, old.struck) != (new.batch, new.struck) {
+                *left = Bits(0);
+            }
+        }
+        seen.stored = self.stored;
+        seen.is_fresh = true;
+    }
+
     fn report(&mut self, node: usize, phase: Phase) {
         let lease = self.leases[node].map(|lease| Lease { phase, ..lease });
         self.write_lease(node, lease);
@@ -306,137 +354,28 @@ impl State {
             }
             Fault::Ignored => self.write_node(node, |copy| copy.ignored = !copy.ignored),
             Fault::Moved => self.write_node(node, |copy| copy.compartment = 1 - copy.compartment),
+            Fault::Reset => self.reset(usize::from(self.nodes[node].compartment)),
             Fault::Late => {}
+        }
+    }
+
+    /// A compartment starts anew. What happens in earlier batches from then on counts for nothing.
+    fn reset(&mut self, of: usize) {
+        self.stored.compartments[of] = Compartment::default();
+        self.failed_in[of] = 0;
+        self.reset_at[of] = self.stored.next_batch;
+        for coordinator in &mut self.coordinators {
+            coordinator.is_fresh = false;
         }
     }
 
     fn fails(&mut self, lease: Option<Lease>) {
         if let Some(lease) = lease {
-            let of = &mut self.failed_in[usize::from(lease.compartment)];
-            if *of == 0 || *of > lease.batch {
+            let at = usize::from(lease.compartment);
+            let of = &mut self.failed_in[at];
+            if lease.batch >= self.reset_at[at] && (*of == 0 || *of > lease.batch) {
                 *of = lease.batch;
             }
         }
-    }
-}
-
-/// The bound of a search, in states: `BATCHES_MOST`.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "how long to search comes from the environment"
-)]
-fn most() -> usize {
-    let most = std::env::var("BATCHES_MOST").ok();
-    most.and_then(|most| most.parse().ok()).unwrap_or(50_000)
-}
-
-/// Searches, and says what was found.
-#[expect(
-    clippy::print_stdout,
-    reason = "the number of states is what a search is judged by"
-)]
-fn found(name: &str, config: &Config, most: usize) -> Found {
-    let found = search(config, most);
-    let end = if found.to_the_end {
-        "to the end"
-    } else {
-        "not to the end"
-    };
-    println!("{name}: {} states, {end}", found.states);
-    if let Some((rule, way, state)) = &found.broken {
-        println!("{rule}:");
-        way.iter().for_each(|action| println!("  {action:?}"));
-        println!("{state:?}");
-    }
-    found
-}
-
-#[test]
-fn batches_hold() {
-    let searches = [
-        (
-            "one coordinator, replaced",
-            Config::new(2, 1, 2)
-                .fault(Fault::Fails, 1)
-                .fault(Fault::Replaced, 1),
-        ),
-        (
-            "one coordinator, ignored",
-            Config::new(2, 1, 1)
-                .fault(Fault::Ignored, 2)
-                .fault(Fault::Late, 1),
-        ),
-        (
-            "one coordinator, moved",
-            Config::new(2, 1, 1)
-                .fault(Fault::Moved, 1)
-                .fault(Fault::Fails, 1),
-        ),
-        (
-            "two coordinators",
-            Config::new(2, 2, 1).fault(Fault::Fails, 1),
-        ),
-    ];
-    for (name, config) in searches {
-        let found = found(name, &config, most());
-        assert!(found.broken.is_none(), "{name}");
-        assert!(found.to_the_end || config.coordinators > 1, "{name}");
-    }
-}
-
-fn kills(config: Config) -> Config {
-    config.fault(Fault::Fails, 1).fault(Fault::Replaced, 1)
-}
-
-/// Without the rule something breaks.
-fn is_needed(config: &Config, most: usize) {
-    let name = format!("without {:?}", config.mutation);
-    assert!(found(&name, config, most).broken.is_some(), "{name}");
-}
-
-#[test]
-fn rules_are_needed() {
-    is_needed(
-        &kills(Config::new(2, 1, 1).without(Mutation::NoLatch)),
-        most(),
-    );
-    is_needed(
-        &kills(Config::new(2, 1, 1).without(Mutation::CompleteByName)),
-        most(),
-    );
-    let stamps = Config::new(1, 2, 1).without(Mutation::StampUnseen);
-    is_needed(&stamps.fault(Fault::Ignored, 2), most().max(300_000));
-}
-
-/// The shortest ways to these lead through millions of states.
-#[test]
-#[ignore = "a search of many minutes: run it with BATCHES_MOST=20000000"]
-fn rules_are_needed_with_two_coordinators() {
-    let two = |mutation| Config::new(2, 2, 1).without(mutation);
-    let ignored = |config: Config| config.fault(Fault::Ignored, 1);
-    is_needed(&ignored(two(Mutation::GrantUnseen)), most());
-    is_needed(&ignored(two(Mutation::LeftUnseen)), most());
-    is_needed(&ignored(two(Mutation::NoBarrier)), most());
-    is_needed(&kills(two(Mutation::ReleaseOldState)), most());
-}
-
-/// Walks at random, with every rule in force.
-#[test]
-fn no_walk_breaks_a_rule() {
-    for config in [
-        Config::new(2, 2, 1)
-            .fault(Fault::Fails, 1)
-            .fault(Fault::Replaced, 1)
-            .fault(Fault::Ignored, 2)
-            .fault(Fault::Late, 1),
-        Config::new(3, 2, 2)
-            .fault(Fault::Fails, 2)
-            .fault(Fault::Recovers, 1)
-            .fault(Fault::Replaced, 1)
-            .fault(Fault::Moved, 2)
-            .fault(Fault::Late, 1),
-    ] {
-        let broken = walk(&config, 1_000, 100);
-        assert!(broken.is_none(), "{broken:#?}");
     }
 }

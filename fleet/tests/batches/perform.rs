@@ -83,9 +83,6 @@ fn put(state: &mut State, next: Stored) {
         if judged && failed && after.last_batch_failed && !after.stopped {
             state.failed_in[at] = 0;
         }
-        if after.batch != before.batch {
-            state.worked[at] = Bits(0);
-        }
     }
     state.stored = next;
     for coordinator in &mut state.coordinators {
@@ -115,6 +112,11 @@ fn grant(config: &Config, state: &mut State, node: usize) {
     if granted.iter().any(works) {
         state.broken = Some("two batches of a compartment are worked on at once");
     }
+    // Batches end in the order of their numbers. Leases of before a reset may still be on their way.
+    if lease.batch < state.begun[of] && lease.batch >= state.reset_at[of] {
+        state.broken = Some("a batch goes on after a later one began");
+    }
+    state.begun[of] = state.begun[of].max(lease.batch);
     let failed = state.failed_in[of];
     if failed != 0 && lease.batch > failed {
         state.broken = Some("a batch began after a failure that stops");
@@ -122,9 +124,8 @@ fn grant(config: &Config, state: &mut State, node: usize) {
     let open = state.stored.compartments[of];
     if open.batch == lease.batch {
         let id = node as u8 * 16 + lease.generation;
-        match open.ids().iter().position(|one| *one == id) {
-            Some(position) => state.worked[of].set(position, true),
-            None => state.broken = Some("a node is worked on that its batch does not name"),
+        if !open.ids().contains(&id) {
+            state.broken = Some("a node is worked on that its batch does not name");
         }
     }
     lease.granted = true;

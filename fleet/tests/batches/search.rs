@@ -24,12 +24,13 @@ pub(crate) const STUCK: &str = "it is stuck";
 pub(crate) fn search(config: &Config, most: usize) -> Found {
     let hasher = BuildHasherDefault::<DefaultHasher>::default();
     let mut numbers: HashMap<u64, u32> = HashMap::new();
-    let mut parents: Vec<(u32, Action)> = Vec::new();
+    // The state before, and which of its actions leads here.
+    let mut parents: Vec<(u32, u8)> = Vec::new();
     let mut edges: Vec<(u32, u32)> = Vec::new();
     let mut complete = Vec::new();
     let begin = config.begin();
     numbers.insert(hasher.hash_one(&begin), 0);
-    parents.push((0, Action::SeeState(0)));
+    parents.push((0, 0));
     let mut frontier = vec![(0_u32, begin)];
     let mut actions = Vec::new();
     while !frontier.is_empty() {
@@ -40,16 +41,16 @@ pub(crate) fn search(config: &Config, most: usize) -> Found {
             }
             actions.clear();
             config.actions(&state, &mut actions);
-            for action in &actions {
+            for (at, action) in actions.iter().enumerate() {
                 let to = config.next(&state, *action);
                 let count = parents.len() as u32;
                 let reached = match numbers.entry(hasher.hash_one(&to)) {
                     Entry::Occupied(known) => *known.get(),
                     Entry::Vacant(new) => {
                         new.insert(count);
-                        parents.push((number, *action));
+                        parents.push((number, at as u8));
                         if let Some(rule) = to.broken {
-                            let way = way(&parents, count);
+                            let way = way(config, &parents, count);
                             return Found {
                                 states: parents.len(),
                                 to_the_end: false,
@@ -76,7 +77,7 @@ pub(crate) fn search(config: &Config, most: usize) -> Found {
     }
     let stuck = stuck(parents.len(), &edges, complete);
     let broken = stuck.map(|number| {
-        let way = way(&parents, number);
+        let way = way(config, &parents, number);
         let state = way
             .iter()
             .fold(config.begin(), |state, action| config.next(&state, *action));
@@ -89,15 +90,26 @@ pub(crate) fn search(config: &Config, most: usize) -> Found {
     }
 }
 
-fn way(parents: &[(u32, Action)], mut number: u32) -> Vec<Action> {
-    let mut way = Vec::new();
+/// The actions that lead to a state.
+fn way(config: &Config, parents: &[(u32, u8)], mut number: u32) -> Vec<Action> {
+    let mut choices = Vec::new();
     while number != 0 {
-        let (parent, action) = parents[number as usize];
-        way.push(action);
+        let (parent, choice) = parents[number as usize];
+        choices.push(usize::from(choice));
         number = parent;
     }
-    way.reverse();
-    way
+    let mut state = config.begin();
+    let mut actions = Vec::new();
+    let steps = choices.into_iter().rev();
+    steps
+        .map(|choice| {
+            actions.clear();
+            config.actions(&state, &mut actions);
+            let action = actions[choice];
+            state = config.next(&state, action);
+            action
+        })
+        .collect()
 }
 
 /// The first state from which no complete one can be reached. `edges` lead backwards.

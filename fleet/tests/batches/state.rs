@@ -193,6 +193,11 @@ impl Compartment {
         }
     }
 
+    /// True when nothing has happened to it since the beginning or a reset.
+    pub(crate) fn is_new(&self) -> bool {
+        *self == Self::default()
+    }
+
     pub(crate) fn ids(&self) -> &[u8] {
         &self.members[..usize::from(self.count)]
     }
@@ -233,8 +238,10 @@ pub(crate) struct State {
     pub faults: [u8; super::FAULTS],
     /// By compartment: the number of the earliest batch in which a member has failed for good.
     pub failed_in: [u8; COMPARTMENTS],
-    /// By compartment: members of the open batch that were granted a lease in it, by position.
-    pub worked: [Bits; COMPARTMENTS],
+    /// By compartment: the greatest number of a batch in which a lease was granted.
+    pub begun: [u8; COMPARTMENTS],
+    /// By compartment: the first number of a batch after the last reset.
+    pub reset_at: [u8; COMPARTMENTS],
     pub broken: Option<&'static str>,
 }
 
@@ -257,10 +264,12 @@ impl State {
         }
     }
 
-    /// Gives lease UIDs and batch numbers the smallest values that say the same. Coordinators are all alike: their order says
-    /// nothing.
-    pub(crate) fn canonical(mut self) -> Self {
-        self.coordinators.sort();
+    /// Gives lease UIDs and batch numbers the smallest values that say the same. Where coordinators are all alike their order
+    /// says nothing.
+    pub(crate) fn canonical(mut self, are_told_apart: bool) -> Self {
+        if !are_told_apart {
+            self.coordinators.sort();
+        }
         let mut uids = [0_u8; 64];
         let mut next = 1;
         self.each_uid(&mut |uid| {
@@ -320,10 +329,9 @@ impl State {
                 }
             }
         }
-        for batch in &mut self.failed_in {
-            if *batch != 0 {
-                each(batch);
-            }
+        let kept = [&mut self.failed_in, &mut self.begun, &mut self.reset_at];
+        for batch in kept.into_iter().flatten().filter(|batch| **batch != 0) {
+            each(batch);
         }
     }
 }

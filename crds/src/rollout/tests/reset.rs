@@ -85,8 +85,16 @@ fn versions_reset_and_configurations_do_not() {
         assert_eq!(rollout.revision, expected, "{what}");
     }
     let mut rollout = begun();
-    assert!(rollout.follow_policy("other") && !rollout.follow_policy("other"));
+    assert!(rollout.follow_policy("other", 5) && !rollout.follow_policy("other", 6));
     assert_eq!(rollout.compartments["c"], CompartmentState::new(2));
+    // An old copy of the Skyhook still names the policy of before.
+    assert!(!rollout.follow_policy("", 4) && !rollout.follow_policy("", 5));
+    assert_eq!(
+        (rollout.policy.as_str(), rollout.compartments["c"].run),
+        ("other", 2)
+    );
+    assert!(rollout.follow_policy("", 7));
+    assert_eq!(rollout.compartments["c"].run, 3);
 }
 
 #[test]

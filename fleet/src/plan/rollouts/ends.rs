@@ -14,7 +14,7 @@ use crate::plan::ledger::Ledger;
 use crate::plan::pacing::Pacing;
 use crate::plan::scan::{Order, Row};
 use crate::plan::standing::{self, Standing};
-use crate::plan::{View, admit, verdict};
+use crate::plan::{self, View, admit, verdict};
 
 /// A package that has failed so often has failed for good, as far as batches go. It is tried further.
 const RESTARTS: i32 = 3;
@@ -95,7 +95,9 @@ fn end(view: &View<'_>, row: &Row<'_>, fact: &LeaseFact, lease: &InterruptionLea
     let has_failed = is_wanted && failing.any(|one| one.restarts >= RESTARTS);
     let is_away = protocol::is_accepted(lease)
         && verdict::parked_at(view, node).is_some_and(|at| at <= view.now.mono);
-    failed_if(has_failed || is_away || (fact.forced && has_begun(lease)))
+    let now = view.now.mono;
+    let is_abandoned = plan::lease::abandoned_at(view, fact, lease).is_some_and(|at| at <= now);
+    failed_if(has_failed || is_away || ((fact.forced || is_abandoned) && has_begun(lease)))
 }
 
 const fn failed_if(failed: bool) -> End {

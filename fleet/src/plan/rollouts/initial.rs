@@ -23,6 +23,7 @@ pub(super) fn state(view: &View<'_>, row: &Row<'_>) -> RolloutStateSpec {
     RolloutStateSpec {
         format: rollout::FORMAT,
         policy: skyhook.spec.deployment_policy.clone(),
+        policy_generation: skyhook.generation,
         revision: wanted_revision(view, skyhook).unwrap_or_default(),
         next_batch: 1,
         next_order: 0,

@@ -5,6 +5,8 @@ use super::*;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
 use skyhook_crds::skyhook::SkyhookStatus;
 
+mod guard;
+mod kept;
 mod moved;
 mod refused;
 mod resets;
@@ -303,78 +305,6 @@ fn a_lease_is_granted_in_the_open_batch_alone() {
     // A batch that the own copy of the state does not know: neither granted nor withdrawn.
     let newer = in_batch(json!({ "batch": { "state": STATE, "number": 4 } }));
     assert_eq!(on_leases(&lease(open(), newer)), Vec::<String>::new());
-    // The states of roll-outs are not known: nothing is granted.
-    let mut unknown = lease(open(), in_batch(json!({})));
-    unknown.rollouts[0]["spec"]["format"] = json!(1);
-    assert_eq!(on_leases(&unknown), Vec::<String>::new());
-    assert_eq!(unknown.reason("s", "worker-2"), "NewerVersion");
-}
-
-fn erroring(restarts: i32) -> Value {
-    let mut status = with_package("Erroring", "erroring");
-    status["packages"]["aa|1.0.0"]["restarts"] = json!(restarts);
-    status
-}
-
-#[test]
-fn a_failure_is_kept_before_its_lease_goes() {
-    let lease = |picture: Picture, status: Value, node_uid: &str| {
-        let spec = in_batch(grant_and(
-            json!({ "node": { "name": "worker-1", "uid": node_uid } }),
-        ));
-        leased(stamp(picture, granted()), spec, status)
-    };
-    let own = "uid-of-worker-1";
-    let open = |failed: Value| {
-        let mut picture = with_batch(exponential(), &[1], &json!({ "failed": failed }));
-        // The member that the lease is about, whichever Node has the name now.
-        picture.rollouts[0]["spec"]["compartments"]["gpu"]["members"] =
-            json!([rollout::member(own)]);
-        picture
-    };
-    // Kept in the open batch, or in the judgement of it that the same write makes.
-    let is_kept = |picture: &Picture| {
-        written(picture).is_some_and(|state| {
-            let gpu = &state.compartments["gpu"];
-            gpu.last_batch_failed || !gpu.failed.is_empty()
-        })
-    };
-    let tried = lease(open(json!([])), erroring(2), own);
-    assert!(!is_kept(&tried), "it is tried again");
-    let failing = lease(open(json!([])), erroring(3), own);
-    assert!(is_kept(&failing));
-
-    let replaced = |failed: Value, status: Value| {
-        let mut picture = lease(open(failed), status, own);
-        set(
-            &mut picture.nodes[0],
-            &["metadata", "uid"],
-            json!("another"),
-        );
-        picture
-    };
-    let begun = || with_package("Running", "in_progress");
-    let first = replaced(json!([]), begun());
-    assert!(is_kept(&first));
-    assert_eq!(
-        on_leases(&first),
-        Vec::<String>::new(),
-        "the failure is not kept yet"
-    );
-    let kept = replaced(json!([0]), begun());
-    assert_eq!(on_leases(&kept), ["ReleaseLeaseOfGoneNode"]);
-    let idle = replaced(json!([]), with_package("Accepted", "complete"));
-    assert_eq!(
-        on_leases(&idle),
-        ["ReleaseLeaseOfGoneNode"],
-        "nothing had begun"
-    );
-
-    let mut forced = lease(open(json!([])), begun(), own);
-    let force = json!({ skyhook_crds::names::FORCE_RELEASE: "lease" });
-    set(&mut forced.leases[0], &["metadata", "annotations"], force);
-    assert!(is_kept(&forced));
-    assert_eq!(on_leases(&forced), Vec::<String>::new());
 }
 
 #[test]
@@ -405,57 +335,4 @@ fn a_compartment_that_has_stopped_says_so_and_starts_nothing() {
         ),
         (2, true, 1)
     );
-}
-
-#[test]
-fn the_guard_counts_compartments_and_asks_for_batches_itself() {
-    use crate::guard::{Broken, check};
-    let open = with_batch(exponential(), &[1], &json!({}));
-    let lease = leased(stamp(open, granted()), in_batch(json!({})), json!(null));
-    let mut planned = lease.plan().effects.into_iter();
-    let grant = planned.find(|effect| effect.kind() == "GrantLease");
-    let grant = grant.unwrap();
-    let checked =
-        |picture: &Picture, effect: &Effect| check(&picture.index(), &picture.settings, effect);
-    assert_eq!(checked(&lease, &grant), Ok(()));
-    let mut unasked = grant.clone();
-    if let Effect::GrantLease { batch, .. } = &mut unasked {
-        *batch = None;
-    }
-    assert_eq!(checked(&lease, &unasked), Err(Broken::GrantUnasked));
-    let mut closed = lease.clone();
-    closed.rollouts[0]["spec"]["compartments"]["gpu"]["batch"] = json!(0);
-    assert_eq!(checked(&closed, &grant), Err(Broken::GrantOutsideBatch));
-    let mut lowered = lease.clone();
-    lowered.policies[0]["spec"]["compartments"][0]["budget"] = json!({ "count": 1 });
-    let mut other = lease.leases[0].clone();
-    other["metadata"]["name"] = json!("worker-2");
-    other["metadata"]["uid"] = json!("other");
-    other["spec"]["node"] = json!({ "name": "worker-2", "uid": "uid-of-worker-2" });
-    lowered.leases.push(other);
-    assert_eq!(checked(&lowered, &grant), Err(Broken::GrantBeyondBudget));
-    let mut loses = lease
-        .index()
-        .picture
-        .rollout_of("s")
-        .unwrap()
-        .spec
-        .clone()
-        .unwrap();
-    std::sync::Arc::make_mut(&mut loses)
-        .compartments
-        .get_mut("gpu")
-        .unwrap()
-        .members
-        .clear();
-    let write = Effect::WriteRollout {
-        name: "s".into(),
-        skyhook_uid: "uid-of-s".into(),
-        at: Some(version(STATE, "9")),
-        spec: Box::new((*loses).clone()),
-    };
-    assert_eq!(checked(&lease, &write), Err(Broken::RolloutLost));
-    let mut newer = lease;
-    newer.rollouts[0]["spec"]["format"] = json!(1);
-    assert_eq!(checked(&newer, &write), Err(Broken::NewerRollout));
 }

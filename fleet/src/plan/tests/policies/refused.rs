@@ -1,5 +1,6 @@
 //! Members of an open batch that may not be leased for a long time. They must not hold their batch up.
 
+use super::kept::erroring;
 use super::*;
 use skyhook_crds::installed::Stamp;
 

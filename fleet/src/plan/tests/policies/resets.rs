@@ -61,6 +61,9 @@ fn a_new_version_and_another_policy_start_anew() {
     let mut other = base();
     other.rollouts[0]["spec"]["policy"] = json!("another");
     assert_eq!(runs(&other), (2, 1));
+    // The Skyhook was seen in a later generation: this copy of it is old, and nothing follows from it.
+    other.rollouts[0]["spec"]["policyGeneration"] = json!(99);
+    assert_eq!(written(&other), None);
 }
 
 #[test]
