@@ -252,6 +252,10 @@ pub struct InterruptionLeaseStatus {
     /// How far the agent is. Unset until it has accepted the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
+    /// Whether a step of any package has begun under the lease. If the node is lost from then on, its batch has failed
+    /// there. Unset by agents that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
     /// Whether the node has to be drained for an interrupt. Unset until the agent has read the revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_drain: Option<bool>,

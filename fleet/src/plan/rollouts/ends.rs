@@ -112,7 +112,8 @@ fn is_complete(view: &View<'_>, row: &Row<'_>, node: &NodeFact) -> bool {
     })
 }
 
-/// True when a step may have run under the lease, and the agent has not ended.
+/// True when a step may have run under the lease, and the agent has not ended. Most agents tell it. Of one that does not,
+/// the packages say it: one has begun and is not complete.
 fn has_begun(lease: &InterruptionLease) -> bool {
     let packages = lease
         .status
@@ -121,7 +122,10 @@ fn has_begun(lease: &InterruptionLease) -> bool {
     let mut begun = packages.filter(|one| !one.pending && one.state != State::Complete);
     match protocol::phase(lease) {
         None | Some(Phase::Accepted | Phase::Complete | Phase::Stopped) => false,
-        Some(Phase::Preparing | Phase::AwaitingDrain) => begun.next().is_some(),
+        Some(Phase::Preparing | Phase::AwaitingDrain) => {
+            let told = lease.status.as_ref().and_then(|status| status.begun);
+            told.unwrap_or_else(|| begun.next().is_some())
+        }
         Some(Phase::Running | Phase::Erroring | Phase::Unknown) => true,
     }
 }
