@@ -1,6 +1,7 @@
 //! The batches of each Skyhook whose policy has any: what is written to the state of its roll-out, and what that allows for
 //! its leases and nodes. The rules are in [`crate::batches`]; here they are fed.
 
+mod anew;
 mod ends;
 mod initial;
 
@@ -9,10 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skyhook_crds::policy::CompartmentId;
+use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::rollout::batch::Counts;
-use skyhook_crds::rollout::reset::{Asked, asked};
-use skyhook_crds::rollout::{self, CompartmentState, RolloutRevision, RolloutStateSpec};
-use skyhook_crds::stage::Status;
 
 use super::cache::BatchBits;
 use super::ledger::Ledger;
@@ -25,8 +24,6 @@ use crate::batches::{self, BatchRef, Decision, End, Hold, Lease, Look, Member, R
 use crate::effect::{Effect, Target};
 use crate::facts::{RolloutFact, SkyhookFact};
 
-/// How long a completed roll-out is shown with the numbers of its last batch before it starts anew.
-const SHOWN: Duration = Duration::from_secs(5);
 /// The least time between two looks, for each hundred leases that a list has.
 const LOOKS: Duration = Duration::from_secs(1);
 /// The longest time between two looks.
@@ -253,7 +250,7 @@ fn one(
             left: &left,
             now: &now,
         };
-        let begun = begun_anew(view, row, &state, &members, draft);
+        let begun = anew::begun(view, row, &state, &members, draft);
         decision = if begun == *state {
             batches::decide(&rollout)
         } else {
@@ -340,82 +337,6 @@ fn look_for_states(
 fn place_named(row: &Row<'_>, name: &str) -> Option<Place> {
     let mut all = row.pacing.all();
     all.find(|(_, one)| *one == name).map(|(place, _)| place)
-}
-
-/// The state after everything by which compartments start anew: another policy, a new version of a package, an edit of the
-/// Skyhook's status, a completed roll-out.
-fn begun_anew(
-    view: &View<'_>,
-    row: &Row<'_>,
-    state: &RolloutStateSpec,
-    members: &[Member<'_>],
-    draft: &mut Draft<'_>,
-) -> RolloutStateSpec {
-    let skyhook = row.skyhook;
-    let mut next = state.clone();
-    next.follow_policy(&skyhook.spec.deployment_policy, skyhook.generation);
-    let resets = resets(row);
-    if let Some(wanted) = wanted_revision(view, skyhook) {
-        next.follow(&wanted, resets);
-    }
-    let shown = skyhook.status.iter().flat_map(|s| &s.compartment_statuses);
-    for (name, status) in shown {
-        if let Some(state) = next.compartments.get_mut(name)
-            && asked(status, state.run) == Asked::Reset
-        {
-            state.reset();
-        }
-    }
-    let is_complete = members.iter().all(|member| member.end == End::Complete);
-    let is_new = |state: &CompartmentState| *state == CompartmentState::new(state.run);
-    let is_over = is_complete && !members.is_empty() && !next.compartments.values().all(is_new);
-    if resets && is_over && is_shown(view, skyhook, draft) {
-        next.reset();
-    }
-    next
-}
-
-/// The revision that is rolled out, once it is stored.
-fn wanted_revision(view: &View<'_>, skyhook: &SkyhookFact) -> Option<RolloutRevision> {
-    let checked = skyhook.checked.as_ref().ok()?;
-    let stored = view.picture.revisions().get(&checked.revision)?;
-    Some(RolloutRevision {
-        name: checked.revision.clone(),
-        number: stored.number,
-        versions: rollout::versions(&checked.data.packages),
-    })
-}
-
-/// True when compartments start anew after completion and with a new version.
-fn resets(row: &Row<'_>) -> bool {
-    let options = row.skyhook.spec.deployment_policy_options.as_ref();
-    let own = options.and_then(|options| options.reset_batch_state_on_completion);
-    own.unwrap_or(match &row.pacing {
-        Pacing::Policy(paced) => paced.policy.resets,
-        Pacing::Budget | Pacing::Unknown => true,
-    })
-}
-
-/// True when the stored status has said for a while that the roll-out is complete.
-fn is_shown(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> bool {
-    let Some(status) = skyhook
-        .status
-        .as_ref()
-        .filter(|s| s.status == Status::Complete)
-    else {
-        return false;
-    };
-    let mut conditions = status.conditions.iter();
-    let ready = conditions.find(|one| one.type_ == "Ready" && one.status == "True");
-    let Some(since) = ready.map(|ready| ready.last_transition_time.0) else {
-        return false;
-    };
-    let passed = Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default();
-    if let Some(left) = SHOWN.checked_sub(passed).filter(|left| !left.is_zero()) {
-        draft.wake_at(view.now.mono + left);
-        return false;
-    }
-    true
 }
 
 /// What is allowed for each lease.

@@ -6,7 +6,7 @@ use skyhook_crds::rollout::{self, CompartmentState, RolloutStateSpec};
 use crate::plan::scan::Row;
 use crate::plan::{View, seconds};
 
-use super::wanted_revision;
+use super::anew::wanted_revision;
 
 pub(super) fn state(view: &View<'_>, row: &Row<'_>) -> RolloutStateSpec {
     let skyhook = row.skyhook;
