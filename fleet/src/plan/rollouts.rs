@@ -259,6 +259,9 @@ fn one(
                 ..Decision::default()
             }
         };
+        if fact.is_none() && decision.write.is_none() && !initial::is_new(&state) {
+            decision.write = Some((*state).clone());
+        }
     } else if !uid.is_empty() {
         // No batch is opened or judged now. Failures are kept all the same.
         let latched = batches::latched(&stored, &members, &leases);

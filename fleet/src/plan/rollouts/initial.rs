@@ -30,3 +30,10 @@ pub(super) fn state(view: &View<'_>, row: &Row<'_>) -> RolloutStateSpec {
         compartments: compartments.collect(),
     }
 }
+
+/// True when nothing has happened in any compartment. Otherwise the state is stored at once, also when no batch can be
+/// opened: since when a compartment has stopped would be another time in each pass.
+pub(super) fn is_new(state: &RolloutStateSpec) -> bool {
+    let mut all = state.compartments.values();
+    all.all(|one| *one == CompartmentState::new(1))
+}

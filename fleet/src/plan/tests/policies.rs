@@ -2,6 +2,7 @@
 
 use super::leases::{effects, grant_and, granted, leased, stamp, with_package};
 use super::*;
+use skyhook_crds::installed::Stamp;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
 use skyhook_crds::skyhook::SkyhookStatus;
 
@@ -85,6 +86,22 @@ fn in_batch(more: Value) -> Value {
         spec[key] = value;
     }
     spec
+}
+
+/// The picture with worker `n` complete.
+fn done(picture: Picture, n: usize) -> Picture {
+    let recorded = Stamp {
+        lease: "earlier".into(),
+        revision: picture.index().picture.skyhooks()["s"]
+            .checked
+            .as_ref()
+            .map(|c| c.revision.clone())
+            .unwrap(),
+        ..Stamp::default()
+    };
+    picture
+        .annotated(n, "skyhook.nvidia.com/stamp_s", &recorded.render())
+        .annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
 }
 
 fn written(picture: &Picture) -> Option<RolloutStateSpec> {

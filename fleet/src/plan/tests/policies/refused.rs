@@ -2,7 +2,6 @@
 
 use super::kept::erroring;
 use super::*;
-use skyhook_crds::installed::Stamp;
 
 fn not_ready(picture: Picture, n: usize) -> Picture {
     let conditions = json!([{ "type": "Ready", "status": "False" }]);
@@ -12,21 +11,6 @@ fn not_ready(picture: Picture, n: usize) -> Picture {
 fn control_plane(picture: Picture, n: usize) -> Picture {
     let label = skyhook_crds::names::CONTROL_PLANE;
     picture.node(n, &["metadata", "labels", label], json!(""))
-}
-
-fn done(picture: Picture, n: usize) -> Picture {
-    let recorded = Stamp {
-        lease: "earlier".into(),
-        revision: picture.index().picture.skyhooks()["s"]
-            .checked
-            .as_ref()
-            .map(|c| c.revision.clone())
-            .unwrap(),
-        ..Stamp::default()
-    };
-    picture
-        .annotated(n, "skyhook.nvidia.com/stamp_s", &recorded.render())
-        .annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
 }
 
 /// Positions of the members of `gpu` that are struck by what is written.

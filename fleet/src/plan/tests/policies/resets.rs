@@ -1,7 +1,6 @@
 //! How compartments start anew, and how states of roll-outs come and go.
 
 use super::*;
-use skyhook_crds::installed::Stamp;
 
 #[test]
 fn a_reset_by_the_command_starts_a_compartment_anew() {
@@ -70,19 +69,8 @@ fn a_new_version_and_another_policy_start_anew() {
 fn a_roll_out_that_is_complete_starts_anew_once_people_have_seen_it() {
     let judged = json!({ "batch": 3, "shown": 3, "members": [member(1)], "lastBatchSize": 2 });
     let mut picture = with_batch(exponential(), &[1], &judged);
-    let recorded = Stamp {
-        lease: "earlier".into(),
-        revision: picture.index().picture.skyhooks()["s"]
-            .checked
-            .as_ref()
-            .map(|c| c.revision.clone())
-            .unwrap(),
-        ..Stamp::default()
-    };
     for n in 1..=3 {
-        picture = picture
-            .annotated(n, "skyhook.nvidia.com/stamp_s", &recorded.render())
-            .annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"));
+        picture = done(picture, n);
     }
     assert_eq!(written(&picture), None, "the last batch is not judged");
     let status = shown(&picture);
@@ -151,4 +139,18 @@ fn a_state_that_somebody_deleted_is_made_anew_from_the_status() {
     let gpu = &state.compartments["gpu"];
     assert_eq!((gpu.run, gpu.shown, gpu.stopped.is_some()), (4, 2, true));
     assert_eq!(state.compartments["__default__"].members, [member(3)]);
+}
+
+#[test]
+fn a_stop_that_is_imported_is_stored_also_when_no_batch_can_be_opened() {
+    // NVIDIA Skyhook has stopped `gpu`. Worker-3, the only node of another compartment, is complete.
+    let mut picture = done(exponential(), 3);
+    let stopped = json!({ "currentBatch": 2, "consecutiveFailures": 1, "shouldStop": true, "lastBatchSize": 1 });
+    picture.skyhooks[0]["status"] =
+        json!({ "compartmentStatuses": { "gpu": { "batchState": stopped } } });
+    let state = written(&picture).expect("it is stored");
+    assert!(state.compartments["gpu"].stopped.is_some());
+    picture.rollouts = vec![super::state(&picture, json!({}))];
+    picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    assert_eq!(written(&picture), None, "once");
 }
