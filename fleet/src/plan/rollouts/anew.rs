@@ -28,6 +28,7 @@ pub(super) fn begun(
     let skyhook = row.skyhook;
     let mut next = state.clone();
     next.follow_policy(&skyhook.spec.deployment_policy, skyhook.generation);
+    add_missing(row, &mut next);
     let resets = resets(row);
     if let Some(wanted) = wanted_revision(view, skyhook) {
         next.follow(&wanted, resets);
@@ -47,6 +48,27 @@ pub(super) fn begun(
         next.reset();
     }
     next
+}
+
+/// Adds compartments that the policy paces again. The status still shows the run that they had: a new one comes after it,
+/// or nobody could tell an edit of that status from an old copy of the state.
+fn add_missing(row: &Row<'_>, next: &mut RolloutStateSpec) {
+    let shown = row
+        .skyhook
+        .status
+        .iter()
+        .flat_map(|s| &s.compartment_statuses);
+    for (name, status) in shown {
+        let Some(run) = status.run.filter(|run| *run > 1) else {
+            continue;
+        };
+        let mut places = row.pacing.all().filter(|(_, one)| one == name);
+        let is_paced = places.any(|(place, _)| row.pacing.pace(place).is_some());
+        if is_paced && !next.compartments.contains_key(name) {
+            let state = CompartmentState::new(run.saturating_add(1));
+            next.compartments.insert(name.clone(), state);
+        }
+    }
 }
 
 /// The revision that is rolled out, once it is stored.

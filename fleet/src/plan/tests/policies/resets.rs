@@ -154,3 +154,25 @@ fn a_stop_that_is_imported_is_stored_also_when_no_batch_can_be_opened() {
     picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
     assert_eq!(written(&picture), None, "once");
 }
+
+#[test]
+fn a_compartment_that_comes_back_begins_after_the_run_that_the_status_shows() {
+    let stopped = json!({
+        "run": 3, "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut picture = with_batch(exponential(), &[], &stopped);
+    picture.skyhooks[0]["status"] = serde_json::to_value(shown(&picture)).unwrap();
+    // It was taken out of the policy and put back before the status was written.
+    picture.rollouts[0]["spec"]["compartments"] = json!({});
+    let state = written(&picture).unwrap();
+    assert_eq!(state.compartments["gpu"], rollout::CompartmentState::new(4));
+    picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    let mut status = shown(&picture);
+    assert_eq!(status.compartment_statuses["gpu"].run, Some(4));
+    // An edit is obeyed.
+    let gpu = status.compartment_statuses.get_mut("gpu").unwrap();
+    gpu.batch_state.as_mut().unwrap().last_batch_size = 7;
+    picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    assert_eq!(written(&picture).unwrap().compartments["gpu"].run, 5);
+}
