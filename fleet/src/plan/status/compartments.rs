@@ -15,7 +15,8 @@ use crate::plan::ledger::Ledger;
 use crate::plan::pacing::{Pacing, Place};
 use crate::plan::scan::Row;
 
-/// Progress by compartment.
+/// Progress by compartment. While the policy or the spec is not valid, entries that are not known now stay as they are:
+/// they may be the only copy of where a roll-out stands, or an edit that has not been obeyed.
 pub(super) fn statuses(
     row: &Row<'_>,
     summary: &Summary<'_>,
@@ -46,7 +47,14 @@ pub(super) fn statuses(
         let there = current.compartment_statuses.get(name);
         (name.to_owned(), with_batches(row, place, status, there))
     });
-    all.collect()
+    let is_unknown = matches!(row.pacing, Pacing::Unknown) || row.skyhook.checked.is_err();
+    let mut statuses = if is_unknown {
+        current.compartment_statuses.clone()
+    } else {
+        BTreeMap::new()
+    };
+    statuses.extend(all);
+    statuses
 }
 
 /// Adds where the batches of a compartment stand. While somebody's edit is not obeyed, it stays as it is.
@@ -62,7 +70,8 @@ fn with_batches(
         published: there.and_then(|there| there.published.clone()),
         ..status.clone()
     };
-    if row.pacing.pace(place).is_none() && !matches!(row.pacing, Pacing::Unknown) {
+    let is_known = !matches!(row.pacing, Pacing::Unknown) && row.skyhook.checked.is_ok();
+    if row.pacing.pace(place).is_none() && is_known {
         return status;
     }
     let Some(batches) = &row.batches else {

@@ -143,3 +143,25 @@ fn a_lease_of_an_earlier_skyhook_of_the_name_is_released() {
     );
     assert_eq!(on_leases(&earlier), ["ReleaseLeaseOfGoneNode"]);
 }
+
+#[test]
+fn the_status_keeps_what_it_shows_of_compartments_while_nothing_is_decided() {
+    // NVIDIA Skyhook has stopped `gpu`, and that is shown nowhere else.
+    let stopped = json!({ "currentBatch": 2, "consecutiveFailures": 1, "shouldStop": true });
+    let compartments = json!({
+        "gpu": { "batchState": stopped }, "__default__": { "batchState": { "currentBatch": 3 } },
+    });
+    for (name, wrong) in wrong() {
+        let before =
+            exponential().skyhook(&["status"], json!({ "compartmentStatuses": compartments }));
+        let status = shown(&wrong(before.clone())).compartment_statuses;
+        let state = |name: &str| status[name].batch_state.clone().unwrap();
+        assert!(state("gpu").should_stop, "{name}");
+        assert_eq!(state("__default__").current_batch, 3, "{name}");
+        let mut mended = before;
+        mended.skyhooks[0]["status"]["compartmentStatuses"] =
+            serde_json::to_value(&status).unwrap();
+        let written = written(&mended).unwrap();
+        assert!(written.compartments["gpu"].stopped.is_some(), "{name}");
+    }
+}
