@@ -1,8 +1,10 @@
 //! When the compartments of a roll-out start anew: another policy, a new version of a package, an edit of the Skyhook's
 //! status, a completed roll-out.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use skyhook_crds::rollout::batch::Counts;
 use skyhook_crds::rollout::reset::{Asked, asked};
 use skyhook_crds::rollout::{self, CompartmentState, RolloutRevision, RolloutStateSpec};
 use skyhook_crds::stage::Status;
@@ -11,7 +13,7 @@ use crate::batches::{End, Member};
 use crate::facts::SkyhookFact;
 use crate::plan::pacing::Pacing;
 use crate::plan::scan::Row;
-use crate::plan::{Draft, View};
+use crate::plan::{Draft, View, seconds};
 
 /// How long a completed roll-out is shown with the numbers of its last batch before it starts anew.
 const SHOWN: Duration = Duration::from_secs(5);
@@ -30,8 +32,17 @@ pub(super) fn begun(
     next.follow_policy(&skyhook.spec.deployment_policy, skyhook.generation);
     add_missing(row, &mut next);
     let resets = resets(row);
+    let is_complete =
+        !members.is_empty() && members.iter().all(|member| member.end == End::Complete);
     if let Some(wanted) = wanted_revision(view, skyhook) {
+        // Members of the last batches are no members of the first ones at another revision.
+        if wanted.number > next.revision.number && was_complete(skyhook, &next) {
+            close(view, row, members, &mut next);
+        }
         next.follow(&wanted, resets);
+    }
+    if is_complete && !resets {
+        close(view, row, members, &mut next);
     }
     let shown = skyhook.status.iter().flat_map(|s| &s.compartment_statuses);
     for (name, status) in shown {
@@ -41,13 +52,42 @@ pub(super) fn begun(
             state.reset();
         }
     }
-    let is_complete = members.iter().all(|member| member.end == End::Complete);
     let is_new = |state: &CompartmentState| *state == CompartmentState::new(state.run);
-    let is_over = is_complete && !members.is_empty() && !next.compartments.values().all(is_new);
+    let is_over = is_complete && !next.compartments.values().all(is_new);
     if resets && is_over && is_shown(view, skyhook, draft) {
         next.reset();
     }
     next
+}
+
+/// True when the stored status says that every node was complete at the revision that the state is about.
+fn was_complete(skyhook: &SkyhookFact, state: &RolloutStateSpec) -> bool {
+    let status = skyhook.status.as_ref();
+    status.is_some_and(|status| {
+        status.status == Status::Complete && status.revision == state.revision.name
+    })
+}
+
+/// Judges and closes the open batches of a roll-out in which every node is complete. A failure that was seen counts, also
+/// when the node has recovered since.
+fn close(view: &View<'_>, row: &Row<'_>, members: &[Member<'_>], next: &mut RolloutStateSpec) {
+    let now = seconds(view.now.wall);
+    let counts = Counts {
+        matched: members.len(),
+        complete: members.len(),
+        failed: 0,
+    };
+    let there: BTreeSet<&str> = members.iter().map(|member| member.id).collect();
+    for (place, name) in row.pacing.all() {
+        let state = next.compartments.get_mut(name).filter(|s| s.is_open());
+        let (Some(pace), Some(state)) = (row.pacing.pace(place), state) else {
+            continue;
+        };
+        let all = state.members.iter().enumerate();
+        let ok = all.filter(|(at, id)| !state.has_failed(*at) && there.contains(id.as_str()));
+        let ok = ok.count();
+        state.judge(pace, ok, &counts, &now);
+    }
 }
 
 /// Adds compartments that the policy paces again. The status still shows the run that they had: a new one comes after it,

@@ -176,3 +176,41 @@ fn a_compartment_that_comes_back_begins_after_the_run_that_the_status_shows() {
     picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
     assert_eq!(written(&picture).unwrap().compartments["gpu"].run, 5);
 }
+
+#[test]
+fn a_last_batch_with_a_failure_is_judged_before_the_next_revision() {
+    // Batch 3 has two members. Worker-1 failed, was latched, and has recovered since: all three nodes are complete.
+    let open = || {
+        let open = json!({ "failed": [0], "shown": 4, "base": 1 });
+        let picture = with_batch(exponential(), &[1, 2], &open);
+        (1..=3).fold(picture, done)
+    };
+    let keeps = |picture: Picture| {
+        let option = json!({ "resetBatchStateOnCompletion": false });
+        picture.skyhook(&["spec", "deploymentPolicyOptions"], option)
+    };
+    // One of two succeeded: 50 %, below the 100 % of the policy. No stop: all nodes are complete.
+    let judged = |state: &RolloutStateSpec| {
+        let gpu = &state.compartments["gpu"];
+        let members = (gpu.members.len(), gpu.failed.len(), gpu.stopped.is_some());
+        let numbers = (gpu.shown, gpu.base, gpu.consecutive_failures);
+        (gpu.run, gpu.batch, numbers, gpu.last_batch_failed, members)
+    };
+    let expected = (1, 0, (5, 2, 1), true, (0, 0, false));
+    let state = written(&keeps(open())).expect("no reset follows");
+    assert_eq!(judged(&state), expected);
+    let mut after = keeps(open());
+    after.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    assert_eq!(written(&after), None, "once");
+    // A reset follows: the batch is left to it.
+    assert_eq!(written(&open()), None);
+    // The configuration changes before that: the next revision is not judged by the failure.
+    let mut complete = open();
+    let status = shown(&complete);
+    complete.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    complete.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+    assert_eq!(judged(&written(&complete).unwrap()), expected);
+    // It was not complete: the batch goes on.
+    complete.skyhooks[0]["status"]["status"] = json!("in_progress");
+    assert_eq!(written(&complete).unwrap().compartments["gpu"].batch, 3);
+}
