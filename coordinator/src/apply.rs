@@ -36,6 +36,8 @@ pub enum ApplyError {
     OtherLease { node: String },
     #[error("no open batch has node {node}")]
     NotInBatch { node: String },
+    #[error("the Skyhook that owns rolloutstate {name} is there")]
+    Owned { name: String },
 }
 
 /// What to do about a failed request.
@@ -116,7 +118,11 @@ impl Applier {
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
-            Err(ApplyError::OtherLease { .. } | ApplyError::NotInBatch { .. }) => Outcome::Stale,
+            Err(
+                ApplyError::OtherLease { .. }
+                | ApplyError::NotInBatch { .. }
+                | ApplyError::Owned { .. },
+            ) => Outcome::Stale,
             Err(ApplyError::Request {
                 verb,
                 object,

@@ -139,6 +139,9 @@ pub enum Effect {
     DeleteRollout {
         name: String,
         at: AsOf,
+        /// UID of the Skyhook that owns it, if that is not the one in the picture. A GET right before the write must show
+        /// that it is not the stored one either: the picture may be the older one.
+        not_of: Option<String>,
     },
     /// Lists the leases with a consistent read, to see that members of a batch have none of this Skyhook.
     LookForLeases {

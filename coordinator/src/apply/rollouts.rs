@@ -10,7 +10,7 @@ use skyhook_crds::rollout::{RolloutState, RolloutStateSpec};
 use super::{Applier, ApplyError, failed, guarded_delete, owner, post};
 use skyhook_fleet::batches::Look;
 use skyhook_fleet::effect::{AsOf, BatchCheck, Effect};
-use skyhook_fleet::facts::{LeaseFact, RolloutFact, WireLease, WireRollout};
+use skyhook_fleet::facts::{LeaseFact, RolloutFact, WireLease, WireRollout, WireSkyhook};
 use skyhook_fleet::index::Change;
 
 impl Applier {
@@ -34,7 +34,9 @@ impl Applier {
                 let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
                 self.write_rollout(name, owner, at.as_ref(), spec).await
             }
-            Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
+            Effect::DeleteRollout { name, at, not_of } => {
+                self.delete_rollout(name, at, not_of.as_deref()).await
+            }
             Effect::LookForLeases {
                 skyhook,
                 skyhook_uid,
@@ -73,7 +75,23 @@ impl Applier {
         Ok(Some(Change::Rollout(Box::new(written))))
     }
 
-    async fn delete_rollout(&self, name: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
+    /// Deletes the state, unless a GET shows that the Skyhook that owns it is there.
+    async fn delete_rollout(
+        &self,
+        name: &str,
+        at: &AsOf,
+        not_of: Option<&str>,
+    ) -> Result<Option<Change>, ApplyError> {
+        if let Some(owner) = not_of {
+            let api: Api<WireSkyhook> = Api::all(self.client.clone());
+            let live = api.get_opt(name).await;
+            let live = live.map_err(|source| failed("get", "skyhook", name, source))?;
+            if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(owner)) {
+                return Err(ApplyError::Owned {
+                    name: name.to_owned(),
+                });
+            }
+        }
         let deleted = self.rollouts().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "rolloutstate", name, source))?;
         Ok(None)

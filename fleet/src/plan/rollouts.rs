@@ -182,14 +182,15 @@ fn delete_unused(
         })
     });
     if !is_used && fact.spec.is_ok() {
-        delete(fact, draft);
+        delete(fact, None, draft);
     }
 }
 
-fn delete(fact: &RolloutFact, draft: &mut Draft<'_>) {
+fn delete(fact: &RolloutFact, not_of: Option<&String>, draft: &mut Draft<'_>) {
     draft.push(Effect::DeleteRollout {
         name: fact.name.clone(),
         at: version(&fact.uid, &fact.resource_version),
+        not_of: not_of.cloned(),
     });
 }
 
@@ -209,7 +210,7 @@ fn one(
     let fact = view.picture.rollout_of(&skyhook.name);
     let state = match fact {
         Some(fact) if fact.owner != skyhook.uid => {
-            delete(fact, draft);
+            delete(fact, Some(&fact.owner), draft);
             let message = "the state of an earlier Skyhook of this name is being deleted";
             return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
         }

@@ -107,3 +107,55 @@ async fn a_state_that_a_get_does_not_show_is_gone() {
     let outcome = applier.apply(&effect, "t").await;
     assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
 }
+
+#[tokio::test]
+async fn the_state_of_a_skyhook_that_is_there_is_not_deleted() {
+    let skyhook = |uid: &str| {
+        json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook",
+            "metadata": { "name": "s", "uid": uid, "resourceVersion": "1" }, "spec": {},
+        })
+    };
+    let get = "GET /apis/skyhook.nvidia.com/v1alpha1/skyhooks/s";
+    let delete = "DELETE /apis/skyhook.nvidia.com/v1alpha1/rolloutstates/s";
+    let deleted = || (200, status(200, "deleted"));
+    for (name, not_of, answers, asked_for) in [
+        ("its own", None, vec![deleted()], vec![delete]),
+        (
+            "made anew",
+            Some("owner"),
+            vec![(200, skyhook("another")), deleted()],
+            vec![get, delete],
+        ),
+        (
+            "gone",
+            Some("owner"),
+            vec![(404, status(404, "not found")), deleted()],
+            vec![get, delete],
+        ),
+        (
+            "there",
+            Some("owner"),
+            vec![(200, skyhook("owner"))],
+            vec![get],
+        ),
+    ] {
+        let (applier, asked) = answering(answers);
+        let effect = Effect::DeleteRollout {
+            name: "s".into(),
+            at: AsOf {
+                uid: "u".into(),
+                resource_version: "1".into(),
+            },
+            not_of: not_of.map(str::to_owned),
+        };
+        let outcome = applier.apply(&effect, "t").await;
+        assert_eq!(lines(&asked), asked_for, "{name}");
+        let is_stale = matches!(outcome, Outcome::Stale);
+        assert_eq!(
+            is_stale,
+            asked_for.len() == 1 && not_of.is_some(),
+            "{name}: {outcome:?}"
+        );
+    }
+}
