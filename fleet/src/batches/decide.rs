@@ -269,14 +269,17 @@ impl<'a> Compartment<'a> {
         // What is written now may name others.
         let stored = &self.rollout.stored.spec.compartments;
         let stored = stored.get(&self.compartment.name);
-        if stored.is_none_or(|stored| stored.batch != state.batch || stored.stopped.is_some()) {
+        if stored.is_none_or(|stored| stored.batch != state.batch)
+            || stored.is_some_and(|stored| stored.stopped.is_some())
+            || state.stopped.is_some()
+        {
             return;
         }
         for (position, id) in state.members.iter().enumerate() {
             let Some(member) = self.known.by_id.get(id.as_str()) else {
                 continue;
             };
-            let may_lease = !state.has_failed(position) && state.may_lease(state.batch, id);
+            let may_lease = !state.has_failed(position) && !state.is_struck(position);
             if member.is_eligible && may_lease {
                 let at = (state.batch, state.order(position));
                 decision.reservable.insert(member.node.to_owned(), at);

@@ -90,6 +90,12 @@ fn keep_cordons(view: &View<'_>, row: &mut Row<'_>, order: &Order<'_>, ledger: &
         .map(|(place, _)| (place, ledger.room(row.skyhook, place)))
         .filter(|(_, room)| *room > 0)
         .collect();
+    let state = row.batches.as_ref().and_then(|all| all.state.clone());
+    let states = state.iter().flat_map(|state| state.compartments.values());
+    let open = states.filter(|state| state.is_open());
+    let members: BTreeSet<&str> = open
+        .flat_map(|state| state.members.iter().map(String::as_str))
+        .collect();
     for (name, id) in order {
         if room.is_empty() {
             break;
@@ -106,11 +112,7 @@ fn keep_cordons(view: &View<'_>, row: &mut Row<'_>, order: &Order<'_>, ledger: &
         let place = row.pacing.place(*id);
         if row.pacing.pace(place).is_some() {
             let node = view.picture.nodes().get(*name);
-            let batches = row.batches.as_ref();
-            let is_member = node
-                .zip(batches)
-                .is_some_and(|(n, b)| b.has_member(&n.member));
-            if !is_member {
+            if !node.is_some_and(|node| members.contains(node.member.as_str())) {
                 continue;
             }
         }

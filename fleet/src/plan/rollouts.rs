@@ -99,16 +99,6 @@ impl Batches {
         })
     }
 
-    /// True for the members of open batches.
-    pub(super) fn has_member(&self, member: &str) -> bool {
-        let states = self
-            .state
-            .iter()
-            .flat_map(|state| state.compartments.values());
-        let mut open = states.filter(|state| state.is_open());
-        open.any(|state| state.position(member).is_some())
-    }
-
     /// The standing of eligible nodes that no batch may lease now.
     pub(super) fn standing(&self, row: &Row<'_>, place: Place) -> Standing {
         if let Some(problem) = &self.problem {
@@ -350,7 +340,7 @@ fn bits(
     stored: &Stored<'_>,
     leases: &[Lease<'_>],
 ) -> BTreeMap<String, BatchBits> {
-    let core = batches::Batches { stored: *stored };
+    let core = batches::Batches::new(*stored);
     let barrier = |lease: &Lease<'_>| match &row.pacing {
         Pacing::Policy(paced) => paced
             .compartments

@@ -78,12 +78,10 @@ fn member_id(node: usize, generation: u8) -> &'static str {
 /// True when the state's open batch may lease the node.
 fn names(stored: &Stored, node: usize, lease: &Lease) -> bool {
     let spec = stored.spec();
-    let batches = Batches {
-        stored: StoredView {
-            uid: STATE,
-            spec: &spec,
-        },
-    };
+    let batches = Batches::new(StoredView {
+        uid: STATE,
+        spec: &spec,
+    });
     let batch = BatchRef {
         state: STATE,
         number: lease.batch.into(),
@@ -257,9 +255,7 @@ impl Picture<'_> {
             let Some(lease) = &leases[node] else {
                 return false;
             };
-            let batches = Batches {
-                stored: rollout.stored,
-            };
+            let batches = Batches::new(rollout.stored);
             let newer = lease.batch.is_some_and(|batch| batches.is_newer(&batch));
             match mutation {
                 Some(Mutation::NoLatch) => !newer,

@@ -13,7 +13,7 @@ use crate::picture::NodeId;
 use crate::plan::ledger::Ledger;
 use crate::plan::pacing::Pacing;
 use crate::plan::scan::{Order, Row};
-use crate::plan::standing::{self, Standing};
+use crate::plan::standing::Standing;
 use crate::plan::{self, View, admit, verdict};
 
 /// A package that has failed so often has failed for good, as far as batches go. It is tried further.
@@ -22,10 +22,11 @@ const RESTARTS: i32 = 3;
 /// The leases of a Skyhook, and those that are being created for it.
 pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> Vec<Lease<'a>> {
     let uid = row.skyhook.uid.as_str();
-    let present = |node: &str| {
+    let number = |node: &str| {
         let at = order.binary_search_by(|(name, _)| (*name).cmp(node)).ok()?;
-        present(row, order[at].1)
+        Some(order[at].1)
     };
+    let present = |node: &str| present(row, number(node)?);
     let facts = view.picture.leases().values();
     let facts = facts.filter(|fact| fact.skyhook_uid() == Some(uid));
     let mut all: Vec<Lease<'_>> = facts
@@ -37,7 +38,7 @@ pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> V
                 compartment: &lease.spec.compartment,
                 present: present(&fact.node),
                 batch: batch(&lease.spec),
-                end: end(view, row, fact, lease),
+                end: end(view, row, number(&fact.node), fact, lease),
             })
         })
         .collect();
@@ -76,13 +77,22 @@ fn present(row: &Row<'_>, node: NodeId) -> Option<CompartmentId> {
 }
 
 /// How a lease has ended.
-fn end(view: &View<'_>, row: &Row<'_>, fact: &LeaseFact, lease: &InterruptionLease) -> End {
+fn end(
+    view: &View<'_>,
+    row: &Row<'_>,
+    id: Option<NodeId>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> End {
     let node = view.picture.nodes().get(&fact.node);
     let node = node.filter(|node| node.uid == lease.spec.node.uid);
     let Some(node) = node else {
         return failed_if(has_begun(lease));
     };
-    if is_complete(view, row, node) {
+    if id
+        .and_then(|id| row.cell(id))
+        .is_some_and(|cell| cell.complete)
+    {
         return End::Complete;
     }
     let checked = row.skyhook.checked.as_ref();
@@ -102,14 +112,6 @@ fn end(view: &View<'_>, row: &Row<'_>, fact: &LeaseFact, lease: &InterruptionLea
 
 const fn failed_if(failed: bool) -> End {
     if failed { End::Failed } else { End::Not }
-}
-
-fn is_complete(view: &View<'_>, row: &Row<'_>, node: &NodeFact) -> bool {
-    let checked = row.skyhook.checked.as_ref();
-    checked.is_ok_and(|checked| {
-        let work = standing::outstanding(view.picture, row.skyhook, checked, node);
-        work.is_ok_and(|work| work.is_empty())
-    })
 }
 
 /// True when a step may have run under the lease, and the agent has not ended. Most agents tell it. Of one that does not,

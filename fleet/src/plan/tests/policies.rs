@@ -8,6 +8,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 
 mod guard;
 mod kept;
+mod many;
 mod moved;
 mod refused;
 mod resets;
