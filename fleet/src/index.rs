@@ -219,9 +219,8 @@ impl Index {
             self.picture.has_lost_skyhook(skyhook)
         } else if let Change::Rollout(rollout) = change {
             let name = rollout.metadata.name.as_deref().unwrap_or_default();
-            let held = self.picture.rollout_of(name).map(|held| &held.uid);
-            // A state that was just created is not in the picture yet.
-            held.is_some() && held != rollout.metadata.uid.as_ref()
+            let held = self.picture.held(&Target::Rollout(name.to_owned()));
+            held.map(|(uid, _)| uid) != rollout.metadata.uid.as_ref()
         } else {
             false
         }

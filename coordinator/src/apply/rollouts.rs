@@ -114,8 +114,8 @@ impl Applier {
         })
     }
 
-    /// Reads the state of a roll-out. If its UID is one of `states`, the picture was old. If not, none of these exists: a
-    /// UID never comes back.
+    /// Reads the state of a roll-out, and says which of `states` are gone: a UID never comes back. If one of them is there,
+    /// the picture was old, and the watch will deliver it.
     async fn look_for_state(
         &self,
         skyhook: &str,
@@ -124,16 +124,11 @@ impl Applier {
         let api: Api<WireRollout> = Api::all(self.client.clone());
         let live = api.get_opt(skyhook).await;
         let live = live.map_err(|source| failed("get", "rolloutstate", skyhook, source))?;
-        let is_one = |live: &WireRollout| {
-            let uid = live.metadata.uid.as_ref();
-            uid.is_some_and(|uid| states.contains(uid))
-        };
-        Ok(Some(match live {
-            Some(live) if is_one(&live) => Change::Rollout(Box::new(live)),
-            Some(_) | None => Change::StatesGone {
-                skyhook: skyhook.to_owned(),
-                states: states.to_vec(),
-            },
+        let there = live.and_then(|live| live.metadata.uid);
+        let gone = states.iter().filter(|state| Some(*state) != there.as_ref());
+        Ok(Some(Change::StatesGone {
+            skyhook: skyhook.to_owned(),
+            states: gone.cloned().collect(),
         }))
     }
 

@@ -84,19 +84,29 @@ async fn a_state_that_a_get_does_not_show_is_gone() {
         })
     };
     for (name, code, answer, gone) in [
-        ("none", 404, status(404, "not found"), true),
-        ("another", 200, live("newer"), true),
-        ("this one", 200, live("old"), false),
+        ("none", 404, status(404, "not found"), &["old", "older"][..]),
+        ("another", 200, live("newer"), &["old", "older"]),
+        ("one of them", 200, live("old"), &["older"]),
     ] {
-        let (applier, _) = answering(vec![(code, answer)]);
+        let (applier, asked) = answering(vec![(code, answer)]);
         let effect = Effect::LookForState {
             skyhook: "s".into(),
-            states: vec!["old".into()],
+            states: vec!["old".into(), "older".into()],
         };
         let outcome = applier.apply(&effect, "t").await;
-        let is_gone = matches!(&outcome, Outcome::Done(Some(Change::StatesGone { states, .. })) if *states == ["old"]);
-        let is_there = matches!(&outcome, Outcome::Done(Some(Change::Rollout(_))));
-        assert_eq!((is_gone, is_there), (gone, !gone), "{name}: {outcome:?}");
+        let Outcome::Done(Some(Change::StatesGone { skyhook, states })) = outcome else {
+            panic!("{name}: {outcome:?}");
+        };
+        assert_eq!(
+            (skyhook.as_str(), &states[..]),
+            (
+                "s",
+                &gone.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>()[..]
+            ),
+            "{name}"
+        );
+        let get = "GET /apis/skyhook.nvidia.com/v1alpha1/rolloutstates/s";
+        assert_eq!(lines(&asked), [get]);
     }
     // Another failure says nothing.
     let (applier, _) = answering(vec![(403, status(403, "no"))]);
