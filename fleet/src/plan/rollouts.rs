@@ -39,6 +39,8 @@ pub(super) struct Batches {
     uid: String,
     /// Why nothing is decided.
     pub(super) problem: Option<Reason>,
+    /// The states of roll-outs are being listed. What Nodes and the status say stays as it is meanwhile.
+    pub(super) is_listing: bool,
     /// By node: number of the batch and `SKYHOOK_NODE_ORDER`.
     pub(super) reservable: BTreeMap<String, (i64, i64)>,
     pub(super) holds: BTreeMap<Place, Hold>,
@@ -195,7 +197,10 @@ fn one(
     let leases = ends::leases(view, row, order);
     if !view.picture.knows_rollouts() {
         let message = "the state of the roll-out is not known yet";
-        return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
+        return Batches {
+            is_listing: true,
+            ..Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases)
+        };
     }
     let fact = view.picture.rollout_of(&skyhook.name);
     let state = match fact {
@@ -245,8 +250,13 @@ fn one(
         decision = if begun == *state {
             batches::decide(&rollout)
         } else {
+            // What is held up after that write is held up now: nothing else is shown in between.
+            let spec = &begun;
+            let stored = Stored { uid, spec };
+            let after = batches::decide(&Rollout { stored, ..rollout });
             Decision {
                 write: Some(begun),
+                holds: after.holds,
                 ..Decision::default()
             }
         };

@@ -165,3 +165,41 @@ fn the_status_keeps_what_it_shows_of_compartments_while_nothing_is_decided() {
         assert!(written.compartments["gpu"].stopped.is_some(), "{name}");
     }
 }
+
+#[test]
+fn a_list_of_states_changes_nothing_that_is_shown() {
+    // `gpu` has stopped, worker-3 waits for its batch.
+    let stopped = json!({
+        "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let picture = with_batch(exponential(), &[], &stopped);
+    let writes = |picture: &Picture, index: &Index| -> Vec<&'static str> {
+        let effects = picture.plan_of(index).effects;
+        let shows = |kind: &&str| matches!(*kind, "PatchNode" | "WriteSkyhookStatus");
+        effects.iter().map(Effect::kind).filter(shows).collect()
+    };
+    assert!(!writes(&picture, &picture.index()).is_empty());
+    let mut index = picture.index();
+    index.apply(
+        Change::ListBegins(crate::picture::Kind::Rollout),
+        Mono::ZERO,
+    );
+    assert_eq!(writes(&picture, &index), Vec::<&str>::new());
+}
+
+#[test]
+fn a_new_revision_does_not_hide_that_a_compartment_has_stopped() {
+    let stopped = json!({
+        "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut picture = with_batch(exponential(), &[], &stopped);
+    picture.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+    let state = written(&picture).unwrap();
+    assert!(
+        state.compartments["gpu"].stopped.is_some(),
+        "only the configuration changed"
+    );
+    assert_eq!(picture.reason("s", "worker-1"), "RolloutStopped");
+}
