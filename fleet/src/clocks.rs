@@ -72,6 +72,8 @@ pub struct Clocks {
     backoff: BTreeMap<String, Vec<Backoff>>,
     /// By Skyhook: members of open batches of which a fresh look said that they have no lease.
     left: BTreeMap<String, BTreeSet<Look>>,
+    /// By Skyhook: why the API server refuses to store the state of its roll-out.
+    states_refused: BTreeMap<String, String>,
     /// By Skyhook: UIDs of states of its roll-out that a fresh look did not find.
     states_gone: BTreeMap<String, BTreeSet<String>>,
     /// By node: results that left work over, one after the other.
@@ -126,6 +128,23 @@ impl Clocks {
     pub fn is_state_gone(&self, skyhook: &str, state: &str) -> bool {
         let gone = self.states_gone.get(skyhook);
         gone.is_some_and(|gone| gone.contains(state))
+    }
+
+    /// Why the API server refuses to store the state of a Skyhook's roll-out; `None` unless the last write was refused.
+    #[must_use]
+    pub fn state_refused(&self, skyhook: &str) -> Option<&str> {
+        self.states_refused.get(skyhook).map(String::as_str)
+    }
+
+    /// Notes why a write of the state of a roll-out was refused, or that one was accepted.
+    pub(crate) fn wrote_state(&mut self, skyhook: &str, refused: Option<&str>) {
+        match refused {
+            Some(why) => drop(
+                self.states_refused
+                    .insert(skyhook.to_owned(), why.to_owned()),
+            ),
+            None => drop(self.states_refused.remove(skyhook)),
+        }
     }
 
     /// Takes in a look for the state of a roll-out.

@@ -293,6 +293,14 @@ impl Index {
         self.written(effect);
     }
 
+    /// Notes why a write of the state of a roll-out was refused, or that one was accepted.
+    pub(crate) fn wrote_state(&mut self, skyhook: &str, refused: Option<&str>) {
+        if self.clocks.state_refused(skyhook) != refused {
+            self.picture.tick();
+            self.clocks.wrote_state(skyhook, refused);
+        }
+    }
+
     /// Begins a back-off: the node gets no lease for a while.
     pub fn back_off(&mut self, node: String, backoff: Backoff) {
         self.picture.touch(&node);

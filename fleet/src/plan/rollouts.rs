@@ -277,13 +277,21 @@ fn one(
     let holds = holds.filter_map(|(name, hold)| Some((place_named(row, &name)?, hold)));
     Batches {
         uid: uid.to_owned(),
-        problem: None,
+        problem: refused(view, skyhook),
+        is_listing: false,
         reservable: decision.reservable,
         holds: holds.collect(),
         counts,
         leases: bits,
         state: Some(state),
     }
+}
+
+/// Why no further batch can be opened: the API server refuses to store the state.
+fn refused(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+    let why = view.clocks.state_refused(&skyhook.name)?;
+    let message = format!("the state of the roll-out cannot be stored: {why}");
+    Some(Reason::new(ReasonCode::RolloutStateRefused, message))
 }
 
 fn write(

@@ -79,6 +79,49 @@ fn the_guard_keeps_a_lease_of_a_state_that_is_not_in_the_picture() {
     assert!(!index.clocks().is_state_gone("s", STATE));
 }
 
+#[test]
+fn a_state_that_the_api_server_refuses_is_said_to_be_refused() {
+    use crate::outcome::Outcome;
+    use crate::session::Session;
+    let picture = exponential();
+    let mut session = Session::new(&picture.settings);
+    session.start_from(picture.index());
+    let now = Now {
+        mono: picture.now,
+        wall: Timestamp::from_second(1_700_000_000).unwrap(),
+    };
+    let write = |session: &mut Session<'_>, outcome: Outcome| {
+        let plan = picture.plan_of(session.index());
+        let mut effects = plan.effects.into_iter();
+        let write = effects
+            .find(|effect| effect.kind() == "WriteRollout")
+            .unwrap();
+        session.settle(&write, outcome, now.mono);
+    };
+    let reason = |session: &Session<'_>| {
+        let effects = picture.plan_of(session.index()).effects.into_iter();
+        let mut all = effects.filter_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => {
+                Some(status.node_reasons["worker-2"].clone())
+            }
+            _ => None,
+        });
+        all.next()
+            .map(|reason| (reason.reason, reason.message))
+            .unwrap()
+    };
+    assert_eq!(reason(&session).0, "BatchUnderWay");
+    let error = "create rolloutstate/s: forbidden".to_owned();
+    write(&mut session, Outcome::Refused { error });
+    let message = "the state of the roll-out cannot be stored: create rolloutstate/s: forbidden";
+    assert_eq!(
+        reason(&session),
+        ("RolloutStateRefused".to_owned(), message.to_owned())
+    );
+    write(&mut session, Outcome::Done(None));
+    assert_eq!(session.index().clocks().state_refused("s"), None);
+}
+
 /// The picture while something is wrong with it, so that nothing is decided about batches.
 fn wrong() -> Vec<(&'static str, fn(Picture) -> Picture)> {
     let invalid = |picture: Picture| {
