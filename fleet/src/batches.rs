@@ -113,8 +113,15 @@ pub struct Look {
 pub enum Hold {
     /// It has stopped, since when, after so many failed batches in a row.
     Stopped { since: String, failures: i32 },
-    /// Every slot is taken, by these nodes among others.
-    Slots { by: Vec<String> },
+    /// Every slot of the compartment is taken, by these nodes among others. `failed` of them have failed, and keep their
+    /// slots until they recover.
+    Slots {
+        by: Vec<String>,
+        failed: usize,
+        ceiling: usize,
+    },
+    /// Every slot over all Skyhooks is taken.
+    Cap,
     /// Leases of an earlier batch have not ended.
     EarlierBatch { by: Vec<String> },
 }

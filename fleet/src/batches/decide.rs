@@ -318,7 +318,12 @@ impl<'a> Compartment<'a> {
         };
         let size = state.next_size(self.pace, counts, &room);
         if size.members == 0 {
-            return Err(Some(Hold::Slots { by: self.holders() }));
+            let is_full = used >= ceiling;
+            return Err(Some(if is_full {
+                self.full(ceiling)
+            } else {
+                Hold::Cap
+            }));
         }
         candidates.sort_by_key(|member| (member.rank, member.node));
         let picked = candidates.into_iter().take(size.members);
@@ -337,13 +342,19 @@ impl<'a> Compartment<'a> {
             .collect()
     }
 
-    /// Nodes of leases that take a slot here.
-    fn holders(&self) -> Vec<String> {
+    /// The compartment has no free slot: which leases take them.
+    fn full(&self, ceiling: usize) -> Hold {
         let all = self.rollout.leases.iter();
-        all.filter(|lease| {
-            lease.compartment == self.compartment.name || lease.present == Some(self.id)
-        })
-        .map(|lease| lease.node.to_owned())
-        .collect()
+        let there: Vec<&Lease<'_>> = all
+            .filter(|lease| {
+                lease.compartment == self.compartment.name || lease.present == Some(self.id)
+            })
+            .collect();
+        let failed = there.iter().filter(|lease| lease.end == End::Failed);
+        Hold::Slots {
+            failed: failed.count(),
+            by: there.iter().map(|lease| lease.node.to_owned()).collect(),
+            ceiling,
+        }
     }
 }

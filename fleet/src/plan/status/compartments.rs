@@ -101,33 +101,37 @@ fn with_batches(
 }
 
 /// Why compartments open no batch, for people.
-pub(super) fn holds(row: &Row<'_>) -> Vec<String> {
+pub(super) fn holds(row: &Row<'_>, ledger: &Ledger<'_>) -> Vec<String> {
     let holds = row.batches.iter().flat_map(|batches| &batches.holds);
-    holds
-        .filter_map(|(place, hold)| {
-            let name = row.pacing.name(*place);
-            match hold {
-                Hold::Stopped { since, failures } => Some(format!(
-                    "compartment {name} has stopped after {failures} failed batches in a row, since {since}"
-                )),
-                Hold::Slots { by } if by.is_empty() => None,
-                Hold::Slots { by } => {
-                    let by: Vec<&str> = by.iter().map(String::as_str).collect();
-                    Some(format!(
-                        "compartment {name} has no free slot: held by {}",
-                        names_of(&by)
-                    ))
-                }
-                Hold::EarlierBatch { by } => {
-                    let by: Vec<&str> = by.iter().map(String::as_str).collect();
-                    Some(format!(
-                        "compartment {name} waits for the end of an earlier batch: {}",
-                        names_of(&by)
-                    ))
-                }
+    let said = holds.map(|(place, hold)| {
+        let name = row.pacing.name(*place);
+        match hold {
+            Hold::Stopped { since, failures } => {
+                format!("compartment {name} has stopped after {failures} failed batches in a row, since {since}")
             }
-        })
-        .collect()
+            Hold::Cap => format!("compartment {name} waits for a slot: {}", ledger.use_of_cap()),
+            Hold::Slots { by, .. } if by.is_empty() => format!(
+                "compartment {name} has no free slot: leases that cannot be decoded count in every compartment"
+            ),
+            Hold::Slots { by, failed, ceiling } => {
+                let by: Vec<&str> = by.iter().map(String::as_str).collect();
+                let failed = match failed {
+                    0 => String::new(),
+                    failed => format!(", {failed} of them by nodes that failed"),
+                };
+                format!(
+                    "compartment {name} has no free slot: {} of {ceiling} are held{failed}: {}",
+                    by.len(),
+                    names_of(&by)
+                )
+            }
+            Hold::EarlierBatch { by } => {
+                let by: Vec<&str> = by.iter().map(String::as_str).collect();
+                format!("compartment {name} waits for the end of an earlier batch: {}", names_of(&by))
+            }
+        }
+    });
+    said.collect()
 }
 
 const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";

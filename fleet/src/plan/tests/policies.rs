@@ -12,6 +12,7 @@ mod many;
 mod moved;
 mod refused;
 mod resets;
+mod said;
 mod unknown;
 
 const STATE: &str = "state-uid";
