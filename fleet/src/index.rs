@@ -66,6 +66,11 @@ pub enum Change {
     },
     /// Why the agents' pods cannot be created; `None` when they are all there.
     AgentsRefused(Option<String>),
+    /// One kind cannot be listed, and why: its CustomResourceDefinition is missing, or the right to list it.
+    Unlistable {
+        kind: Kind,
+        why: String,
+    },
     /// A full list of one kind begins. When `Synced` comes, the objects that were not in the list are removed.
     ListBegins(Kind),
     Synced(Kind),
@@ -143,6 +148,7 @@ impl Index {
                 return true;
             }
             Change::AgentsRefused(why) => picture.refuse_agents(why),
+            Change::Unlistable { kind, why } => picture.is_unlistable(kind, why),
             Change::ListBegins(kind) => picture.list_begins(kind),
             Change::Synced(kind) => picture.is_listed(kind),
             Change::Pods {

@@ -23,6 +23,7 @@ use super::{Draft, REMEMBERED, View, admit, seconds, version};
 use crate::batches::{self, BatchRef, Decision, End, Hold, Lease, Look, Member, Rollout, Stored};
 use crate::effect::{Effect, Target};
 use crate::facts::{RolloutFact, SkyhookFact};
+use crate::picture::Kind;
 
 /// The least time between two looks, for each hundred leases that a list has.
 const LOOKS: Duration = Duration::from_secs(1);
@@ -195,6 +196,17 @@ fn one(
 ) -> Batches {
     let skyhook = row.skyhook;
     let leases = ends::leases(view, row, order);
+    if !view.picture.knows_rollouts()
+        && let Some(why) = view.picture.unlistable(Kind::Rollout)
+    {
+        let message = format!(
+            "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: {why}"
+        );
+        return Batches::unknown(
+            Reason::new(ReasonCode::RolloutStateRefused, message),
+            &leases,
+        );
+    }
     if !view.picture.knows_rollouts() {
         let message = "the state of the roll-out is not known yet";
         return Batches {

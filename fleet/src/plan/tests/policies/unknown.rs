@@ -246,3 +246,39 @@ fn a_new_revision_does_not_hide_that_a_compartment_has_stopped() {
     );
     assert_eq!(picture.reason("s", "worker-1"), "RolloutStopped");
 }
+
+#[test]
+fn states_that_cannot_be_listed_are_said_to_be_unreadable() {
+    let picture = with_batch(exponential(), &[1], &json!({}));
+    let kind = crate::picture::Kind::Rollout;
+    let mut index = picture.index();
+    index.apply(Change::ListBegins(kind), Mono::ZERO);
+    let why = "it is not installed".to_owned();
+    index.apply(Change::Unlistable { kind, why }, Mono::ZERO);
+    let reason = |index: &Index| {
+        let effects = picture.plan_of(index).effects.into_iter();
+        let mut all = effects.filter_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => {
+                Some(status.node_reasons["worker-2"].clone())
+            }
+            _ => None,
+        });
+        all.next()
+            .map(|reason| (reason.reason, reason.message))
+            .unwrap()
+    };
+    let message = "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: it is not installed";
+    assert_eq!(
+        reason(&index),
+        ("RolloutStateRefused".to_owned(), message.to_owned())
+    );
+    index.apply(Change::ListBegins(kind), Mono::ZERO);
+    index.apply(
+        Change::Rollout(Box::new(
+            serde_json::from_value(picture.rollouts[0].clone()).unwrap(),
+        )),
+        Mono::ZERO,
+    );
+    index.apply(Change::Synced(kind), Mono::ZERO);
+    assert_eq!(reason(&index).0, "BatchUnderWay");
+}
