@@ -140,6 +140,13 @@ const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
 /// Conditions that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 3] = [NOT_FOUND, INVALID, STOPPED];
 
+/// True unless the policy is known and no longer has the compartment, or no longer paces it.
+fn may_be_paced(row: &Row<'_>, name: &str) -> bool {
+    let is_known = matches!(row.pacing, Pacing::Policy(_)) && row.skyhook.checked.is_ok();
+    let mut places = row.pacing.all().filter(|(_, one)| *one == name);
+    !is_known || places.any(|(place, _)| row.pacing.pace(place).is_some())
+}
+
 /// Conditions about the policy and about compartments that have stopped.
 pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
     let name = &row.skyhook.spec.deployment_policy;
@@ -151,7 +158,7 @@ pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
         .iter()
         .flat_map(|batches| &batches.state)
         .flat_map(|state| &state.compartments)
-        .filter(|(_, state)| state.stopped.is_some())
+        .filter(|(name, state)| state.stopped.is_some() && may_be_paced(row, name))
         .map(|(name, _)| name.clone())
         .collect();
     let stopped = (!stopped.is_empty()).then(|| {

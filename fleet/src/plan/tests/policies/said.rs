@@ -50,3 +50,24 @@ fn a_compartment_that_waits_for_the_cluster_wide_budget_says_so() {
     assert!(ready.contains(message), "{ready}");
     assert!(!ready.contains("has no free slot"), "{ready}");
 }
+
+#[test]
+fn a_stop_in_a_compartment_that_the_policy_no_longer_paces_is_not_told() {
+    // A lease still names `gpu`, so its entry is still in the state.
+    let stopped = json!({
+        "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let picture = failed(with_batch(exponential(), &[], &stopped), 1);
+    let told = |picture: &Picture| condition(&shown(picture), "RolloutStopped").is_some();
+    assert!(told(&picture));
+    let mut window = picture.clone();
+    window.policies[0]["spec"]["compartments"][0]["strategy"] = json!(null);
+    assert!(!told(&window), "it has no strategy");
+    let mut renamed = picture.clone();
+    renamed.policies[0]["spec"]["compartments"][0]["name"] = json!("other");
+    assert!(!told(&renamed), "it has another name");
+    let mut missing = picture;
+    missing.policies.clear();
+    assert!(told(&missing), "nobody knows");
+}
