@@ -43,6 +43,8 @@ pub(super) fn nodes<'a>(
             row.closed = row.closed.take().or(parked);
             row.batches = Some(batches);
         }
+        // Members of open batches come first: a batch that is begun ends before anything else is begun.
+        members(view, row, order, ledger, draft);
         for rank in Rank::ALL {
             for (name, id) in order {
                 if row.closed.is_some() || row.is_closed() {
@@ -55,7 +57,6 @@ pub(super) fn nodes<'a>(
                 }
             }
         }
-        members(view, row, order, ledger, draft);
         keep_cordons(view, row, order, ledger);
     }
 }
@@ -198,7 +199,7 @@ impl Rank {
         let cell = row.cell(id);
         let cell = cell.filter(|cell| cell.standing == Some(Standing::Eligible));
         cell.is_some_and(|cell| {
-            if row.closed_at.contains_key(&row.pacing.place(id)) {
+            if row.admitted.contains_key(&id) || row.closed_at.contains_key(&row.pacing.place(id)) {
                 return false;
             }
             let rank = if view.settings.node_name.as_deref() == Some(name) {

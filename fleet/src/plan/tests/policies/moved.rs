@@ -46,3 +46,23 @@ fn a_member_that_was_moved_needs_a_slot_in_both_compartments() {
     assert_eq!(taken.reserved(), Vec::<String>::new());
     assert_eq!(taken.reason("s", "worker-1"), "BudgetExhausted");
 }
+
+#[test]
+fn members_of_an_open_batch_come_before_nodes_of_a_sliding_window() {
+    // `gpu` has no strategy. Worker-3 is a member of the open batch of the default compartment. One slot for all.
+    let mut picture = with_batch(
+        paced(&json!({ "budget": { "count": 2 } })),
+        &[3],
+        &json!({}),
+    );
+    let compartments = &mut picture.rollouts[0]["spec"]["compartments"];
+    *compartments = json!({ "__default__": compartments["gpu"] });
+    assert_eq!(
+        picture.reserved(),
+        ["s/worker-3", "s/worker-1", "s/worker-2"]
+    );
+    picture.settings.max_concurrent_nodes = Some(1);
+    assert_eq!(picture.reserved(), ["s/worker-3"]);
+    assert_eq!(picture.reason("s", "worker-1"), "ClusterBudgetExhausted");
+    assert_eq!(picture.reason("s", "worker-3"), "");
+}
