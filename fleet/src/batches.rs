@@ -104,6 +104,8 @@ pub struct Rollout<'a> {
 /// A live read of the lease of a member that was struck: none, or one that has another node's UID, means that it has left.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Look {
+    /// UID of the state that has opened the batch. Another state begins with the same numbers.
+    pub state: String,
     pub batch: i64,
     pub id: String,
 }

@@ -394,9 +394,13 @@ impl Clocks {
             !all.is_empty()
         });
         self.left.retain(|skyhook, looks| {
-            let spec = picture.rollout_of(skyhook).map(|rollout| &rollout.spec);
-            let open = spec.and_then(|spec| spec.as_ref().ok());
+            let fact = picture.rollout_of(skyhook);
+            let open = fact.and_then(|fact| fact.spec.as_ref().ok());
+            let uid = fact.map_or("", |fact| fact.uid.as_str());
             looks.retain(|look| {
+                if look.state != uid {
+                    return false;
+                }
                 let mut states = open.iter().flat_map(|spec| spec.compartments.values());
                 states.any(|state| state.batch == look.batch)
             });

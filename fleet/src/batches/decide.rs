@@ -247,6 +247,7 @@ impl<'a> Compartment<'a> {
                 }
             } else if !left(id) {
                 tally.unsure.push(Look {
+                    state: self.rollout.stored.uid.to_owned(),
                     batch: state.batch,
                     id: id.clone(),
                 });

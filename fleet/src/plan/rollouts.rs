@@ -245,6 +245,7 @@ fn one(
         let used = used.map(|(id, _)| (id, ledger.used_at(skyhook, Place(id.index()))));
         let used: BTreeMap<CompartmentId, usize> = used.collect();
         let left = view.clocks.left(&skyhook.name);
+        let left = left.filter(|look| look.state == uid);
         let left: BTreeSet<(i64, String)> =
             left.map(|look| (look.batch, look.id.clone())).collect();
         let now = seconds(view.now.wall);

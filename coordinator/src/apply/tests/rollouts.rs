@@ -56,6 +56,7 @@ async fn a_member_has_left_unless_this_skyhook_has_leased_its_node() {
         ),
     ] {
         let look = Look {
+            state: "state".into(),
             batch: 3,
             id: rollout::member("uid-of-n1"),
         };

@@ -69,3 +69,37 @@ fn members_do_not_wait_for_slots_that_failed_nodes_hold() {
         Vec::<i32>::new()
     );
 }
+
+#[test]
+fn a_look_at_a_batch_says_nothing_of_the_same_number_in_another_state() {
+    use crate::batches::Look;
+    use crate::index::Change;
+    // Worker-1 is ignored, and was struck. Worker-2 is complete.
+    let ignore = skyhook_crds::names::IGNORE;
+    let struck = done(
+        with_batch(exponential(), &[1, 2], &json!({ "struck": [0] })),
+        2,
+    );
+    let struck = struck.node(1, &["metadata", "labels", ignore], json!("true"));
+    let is_judged = |state: &str| {
+        let mut index = struck.index();
+        let looks = vec![Look {
+            state: state.into(),
+            batch: 3,
+            id: member(1),
+        }];
+        let skyhook = "s".to_owned();
+        index.apply(Change::Left { skyhook, looks }, Mono::ZERO);
+        let looked: Vec<&str> = struck
+            .plan_of(&index)
+            .effects
+            .iter()
+            .map(Effect::kind)
+            .collect();
+        let asks = looked.contains(&"LookForLeases");
+        index.expire(Mono::ZERO);
+        (asks, index.clocks().left("s").count())
+    };
+    assert_eq!(is_judged(STATE), (false, 1));
+    assert_eq!(is_judged("an earlier one"), (true, 0));
+}
