@@ -56,7 +56,7 @@ pub const FORMAT: i32 = 0;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseSpec {
-    /// Form of the lease, see [`FORMAT`]. An agent that does not know it does nothing under the lease.
+    /// Form of the lease. An agent that does not know it does nothing under the lease.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub format: i32,
     /// The Node. An agent whose Node has another UID ignores the lease.
