@@ -143,6 +143,12 @@ fn is_held_back(ledger: &Ledger<'_>, node: &NodeFact, leases: &[Lease<'_>]) -> b
     ledger.control_plane_not_ready(node).is_some() || taken.is_some_and(|other| !goes_on(other))
 }
 
+/// True when the record on the Node says that a package was left in the middle.
+fn is_in_mid_run(row: &Row<'_>, node: &NodeFact) -> bool {
+    let states = node.record(&row.skyhook.name).states.as_ref();
+    states.is_ok_and(|states| states.values().any(|one| one.state != State::Complete))
+}
+
 /// The selected nodes, in the order of names.
 pub(super) fn members<'a>(
     view: &View<'a>,
@@ -171,7 +177,8 @@ pub(super) fn members<'a>(
             None => End::Not,
         };
         let is_own = view.settings.node_name.as_deref() == Some(*name);
-        let class = if is_own { 2 } else { u8::from(!started) };
+        let is_begun = started || is_in_mid_run(row, node);
+        let class = if is_own { 2 } else { u8::from(!is_begun) };
         all.push(Member {
             node: &node.name,
             id: &node.member,

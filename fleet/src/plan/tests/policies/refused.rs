@@ -103,3 +103,12 @@ fn a_look_at_a_batch_says_nothing_of_the_same_number_in_another_state() {
     assert_eq!(is_judged(STATE), (false, 1));
     assert_eq!(is_judged("an earlier one"), (true, 0));
 }
+
+#[test]
+fn a_node_in_mid_run_is_picked_before_those_that_are_older() {
+    // NVIDIA Skyhook has left worker-2 in the middle, without a cordon.
+    let state = complete("1.0.0").replace("complete", "in_progress");
+    let picture = exponential().annotated(2, "skyhook.nvidia.com/nodeState_s", &state);
+    let first = written(&picture).unwrap();
+    assert_eq!(first.compartments["gpu"].members, [member(2)]);
+}
