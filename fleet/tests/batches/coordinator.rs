@@ -75,6 +75,11 @@ fn member_id(node: usize, generation: u8) -> &'static str {
     &IDS[node * 16 + usize::from(generation)]
 }
 
+/// UID of the state that a coordinator has in its picture. The first write creates the state: before that there is none.
+const fn uid(stored: &Stored) -> &'static str {
+    if stored.next_batch == 1 { "" } else { STATE }
+}
+
 /// True when the state's open batch may lease the node.
 fn names(stored: &Stored, node: usize, lease: &Lease) -> bool {
     let spec = stored.spec();
@@ -198,7 +203,7 @@ impl Picture<'_> {
         let rollout = Rollout {
             compartments: &compartments,
             stored: StoredView {
-                uid: STATE,
+                uid: uid(&seen.stored),
                 spec: &spec,
             },
             members: &members,

@@ -5,6 +5,13 @@ use skyhook_fleet::batches::Look;
 
 use super::*;
 
+/// The answer to a GET of an object that is not there.
+fn missing() -> Value {
+    let mut answer = status(404, "not found");
+    answer["reason"] = json!("NotFound");
+    answer
+}
+
 /// A lease as the API server holds it.
 fn lease(node: &str, skyhook_uid: &str) -> Value {
     json!({
@@ -85,7 +92,7 @@ async fn a_state_that_a_get_does_not_show_is_gone() {
         })
     };
     for (name, code, answer, gone) in [
-        ("none", 404, status(404, "not found"), &["old", "older"][..]),
+        ("none", 404, missing(), &["old", "older"][..]),
         ("another", 200, live("newer"), &["old", "older"]),
         ("one of them", 200, live("old"), &["older"]),
     ] {
@@ -141,7 +148,7 @@ async fn the_state_of_a_skyhook_that_is_there_is_not_deleted() {
         (
             "gone",
             Some("owner"),
-            vec![(404, status(404, "not found")), deleted()],
+            vec![(404, missing()), deleted()],
             vec![get, delete],
         ),
         (

@@ -3,8 +3,9 @@
 use super::leases::{effects, grant_and, granted, leased, stamp, with_package};
 use super::*;
 use skyhook_crds::installed::Stamp;
+use skyhook_crds::policy::BatchState;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
-use skyhook_crds::skyhook::SkyhookStatus;
+use skyhook_crds::skyhook::{CompartmentStatus, SkyhookStatus};
 
 mod guard;
 mod kept;
@@ -44,6 +45,22 @@ fn exponential() -> Picture {
         "budget": { "count": 2 },
         "strategy": { "exponential": { "failureThreshold": 1, "safetyLimit": 100 } },
     }))
+}
+
+/// A status as NVIDIA Skyhook leaves it: how its batches stood, by compartment.
+fn left_by_nvidia(compartments: &[(&str, BatchState)]) -> Value {
+    let statuses = compartments.iter().map(|(name, batch)| {
+        let status = CompartmentStatus {
+            batch_state: Some(batch.clone()),
+            ..CompartmentStatus::default()
+        };
+        ((*name).to_owned(), status)
+    });
+    let status = SkyhookStatus {
+        compartment_statuses: statuses.collect(),
+        ..SkyhookStatus::default()
+    };
+    serde_json::to_value(status).unwrap()
 }
 
 fn member(n: usize) -> String {

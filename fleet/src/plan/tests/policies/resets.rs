@@ -145,9 +145,14 @@ fn a_state_that_somebody_deleted_is_made_anew_from_the_status() {
 fn a_stop_that_is_imported_is_stored_also_when_no_batch_can_be_opened() {
     // NVIDIA Skyhook has stopped `gpu`. Worker-3, the only node of another compartment, is complete.
     let mut picture = done(exponential(), 3);
-    let stopped = json!({ "currentBatch": 2, "consecutiveFailures": 1, "shouldStop": true, "lastBatchSize": 1 });
-    picture.skyhooks[0]["status"] =
-        json!({ "compartmentStatuses": { "gpu": { "batchState": stopped } } });
+    let stopped = BatchState {
+        current_batch: 2,
+        consecutive_failures: 1,
+        should_stop: true,
+        last_batch_size: 1,
+        ..BatchState::default()
+    };
+    picture.skyhooks[0]["status"] = left_by_nvidia(&[("gpu", stopped)]);
     let state = written(&picture).expect("it is stored");
     assert!(state.compartments["gpu"].stopped.is_some());
     picture.rollouts = vec![super::state(&picture, json!({}))];

@@ -190,13 +190,19 @@ fn a_lease_of_an_earlier_skyhook_of_the_name_is_released() {
 #[test]
 fn the_status_keeps_what_it_shows_of_compartments_while_nothing_is_decided() {
     // NVIDIA Skyhook has stopped `gpu`, and that is shown nowhere else.
-    let stopped = json!({ "currentBatch": 2, "consecutiveFailures": 1, "shouldStop": true });
-    let compartments = json!({
-        "gpu": { "batchState": stopped }, "__default__": { "batchState": { "currentBatch": 3 } },
-    });
+    let stopped = BatchState {
+        current_batch: 2,
+        consecutive_failures: 1,
+        should_stop: true,
+        ..BatchState::default()
+    };
+    let third = BatchState {
+        current_batch: 3,
+        ..BatchState::default()
+    };
+    let left = left_by_nvidia(&[("gpu", stopped), ("__default__", third)]);
     for (name, wrong) in wrong() {
-        let before =
-            exponential().skyhook(&["status"], json!({ "compartmentStatuses": compartments }));
+        let before = exponential().skyhook(&["status"], left.clone());
         let status = shown(&wrong(before.clone())).compartment_statuses;
         let state = |name: &str| status[name].batch_state.clone().unwrap();
         assert!(state("gpu").should_stop, "{name}");
