@@ -82,9 +82,9 @@ impl Batches {
         problem.filter(|problem| problem.code == ReasonCode::NewerVersion)
     }
 
-    /// What is allowed for the lease of a node.
+    /// What is allowed for the lease of a node. A lease of an earlier Skyhook of this name has no part in its batches.
     pub(super) fn bits(&self, node: &str) -> BatchBits {
-        self.leases.get(node).copied().unwrap_or_default()
+        self.leases.get(node).copied().unwrap_or(BatchBits::ANY)
     }
 
     /// The batch that a node is leased in now.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::LazyLock;
 
+use foldhash::quality::FixedState;
 use skyhook_crds::policy::{CheckedPolicy, Compartments, DeploymentPolicySpec};
 use skyhook_fleet::batches::{
     BatchRef, Batches, Decision, End, Lease as LeaseView, Member, Rollout, Stored as StoredView,
@@ -292,7 +293,7 @@ pub(crate) struct Verdict {
 }
 
 /// Verdicts by what was seen: many states share it.
-pub(crate) type Memo = RefCell<HashMap<Coordinator, Rc<Verdict>>>;
+pub(crate) type Memo = RefCell<HashMap<Coordinator, Rc<Verdict>, FixedState>>;
 
 pub(crate) fn verdict(config: &Config, memo: &Memo, seen: &Coordinator) -> Rc<Verdict> {
     if let Some(known) = memo.borrow().get(seen) {

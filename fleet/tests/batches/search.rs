@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::hash::BuildHasher as _;
+
+use foldhash::quality::FixedState;
 
 use super::state::State;
 use super::{Action, Config};
@@ -22,8 +24,8 @@ pub(crate) const STUCK: &str = "it is stuck";
 
 /// Searches up to `most` states. A search that is cut off says nothing about what gets stuck.
 pub(crate) fn search(config: &Config, most: usize) -> Found {
-    let hasher = BuildHasherDefault::<DefaultHasher>::default();
-    let mut numbers: HashMap<u64, u32> = HashMap::new();
+    let hasher = FixedState::default();
+    let mut numbers: HashMap<u64, u32, FixedState> = HashMap::default();
     // The state before, and which of its actions leads here.
     let mut parents: Vec<(u32, u8)> = Vec::new();
     let mut edges: Vec<(u32, u32)> = Vec::new();

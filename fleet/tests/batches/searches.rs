@@ -72,12 +72,12 @@ fn batches_hold() {
                 .fault(Fault::Fails, 1)
                 .fault(Fault::Reset, 1),
         ),
-        (
-            "two coordinators, one of them prompt",
-            Config::new(2, 2, 1).prompt().fault(Fault::Fails, 1),
-        ),
     ];
     hold(bound(10_000_000), searches);
+    // Too many states for CI: the first of them.
+    let two = Config::new(2, 2, 1).fault(Fault::Fails, 1);
+    let found = found("two coordinators", &two, bound(50_000));
+    assert!(found.broken.is_none());
 }
 
 /// Far more than CI has time for.
@@ -86,16 +86,6 @@ fn batches_hold() {
 fn batches_hold_in_all_states() {
     let two = |ceiling| Config::new(2, 2, ceiling).fault(Fault::Fails, 1);
     let searches = [
-        ("two coordinators, one failure", two(2)),
-        ("the same, and one late write", two(2).fault(Fault::Late, 1)),
-        (
-            "ceiling 1, and one Node replaced",
-            two(1).fault(Fault::Replaced, 1),
-        ),
-        (
-            "ceiling 1, and ignored and not any more",
-            two(1).fault(Fault::Ignored, 2),
-        ),
         (
             "one coordinator, all kinds of faults",
             Config::new(2, 1, 2)
@@ -113,6 +103,19 @@ fn batches_hold_in_all_states() {
                 .fault(Fault::Recovers, 1)
                 .fault(Fault::Replaced, 1)
                 .fault(Fault::Ignored, 1),
+        ),
+        ("two coordinators, one failure", two(2)),
+        (
+            "ceiling 1, and one Node replaced",
+            two(1).fault(Fault::Replaced, 1),
+        ),
+        (
+            "ceiling 1, and ignored and not any more",
+            two(1).fault(Fault::Ignored, 2),
+        ),
+        (
+            "two coordinators, one failure, one late write",
+            two(2).fault(Fault::Late, 1),
         ),
     ];
     hold(bound(100_000_000), searches);

@@ -7,6 +7,7 @@ use skyhook_crds::policy::BatchState;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
 use skyhook_crds::skyhook::{CompartmentStatus, SkyhookStatus};
 
+mod events;
 mod guard;
 mod kept;
 mod many;

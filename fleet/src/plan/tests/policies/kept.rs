@@ -126,6 +126,13 @@ fn a_failure_is_kept_before_its_lease_goes() {
     );
     let kept = replaced(json!([0]), begun());
     assert_eq!(on_leases(&kept), ["ReleaseLeaseOfGoneNode"]);
+    let mut earlier = replaced(json!([]), begun());
+    earlier.leases[0]["spec"]["skyhook"]["uid"] = json!("earlier");
+    assert_eq!(
+        on_leases(&earlier),
+        ["ReleaseLeaseOfGoneNode"],
+        "it is of an earlier Skyhook of this name"
+    );
     let idle = replaced(json!([]), with_package("Accepted", "complete"));
     assert_eq!(
         on_leases(&idle),
