@@ -74,16 +74,14 @@ pub(super) fn carry_on(
             Some(LeaseBits::Unreadable) => (0, false, BatchBits::default()),
             Some(LeaseBits::Readable {
                 skyhook,
-                skyhook_uid,
                 compartment,
+                ..
             }) => match known.get(skyhook as usize) {
                 Some(Some((row, fits))) => {
                     let compartment = cache.names.text(compartment);
                     let places = row.pacing.places_of(compartment, *id);
                     let fits = places.iter().all(|place| fits.get(place.0) == Some(&true));
-                    // A lease of an earlier Skyhook of that name belongs to no batch of this one.
-                    let is_own = cache.names.text(skyhook_uid) == row.skyhook.uid;
-                    let batch = row.batches.as_ref().filter(|_| is_own);
+                    let batch = row.batches.as_ref();
                     let batch = batch.map_or(BatchBits::ANY, |batches| batches.bits(name));
                     (row.column.version, fits, batch)
                 }
