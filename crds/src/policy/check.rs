@@ -12,7 +12,7 @@ use crate::field::{FieldErrors, Problems};
 /// Most compartments of a policy.
 pub const MOST_COMPARTMENTS: usize = 64;
 /// Longest name of a compartment, in bytes: that of a label's value. The status of a Skyhook has an entry for each.
-pub const LONGEST_NAME: usize = 63;
+const LONGEST_NAME: usize = 63;
 
 /// A DeploymentPolicy after the checks.
 #[derive(Clone, Debug)]
