@@ -187,6 +187,46 @@ fn delete(fact: &RolloutFact, not_of: Option<&String>, draft: &mut Draft<'_>) {
     });
 }
 
+/// The stored state, or that of a roll-out that has none yet. An error says why it is not known.
+fn stored<'a>(
+    view: &View<'a>,
+    row: &Row<'_>,
+    draft: &mut Draft<'_>,
+) -> Result<(Option<&'a RolloutFact>, Arc<RolloutStateSpec>), Reason> {
+    let skyhook = row.skyhook;
+    if !view.picture.knows_rollouts() {
+        return Err(match view.picture.unlistable(Kind::Rollout) {
+            Some(why) => {
+                let message = format!(
+                    "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: {why}"
+                );
+                Reason::new(ReasonCode::RolloutStateRefused, message)
+            }
+            None => Reason::new(
+                ReasonCode::Settling,
+                "the state of the roll-out is not known yet",
+            ),
+        });
+    }
+    let fact = view.picture.rollout_of(&skyhook.name);
+    let state = match fact {
+        Some(fact) if fact.owner != skyhook.uid => {
+            delete(fact, Some(&fact.owner), draft);
+            let message = "the state of an earlier Skyhook of this name is being deleted";
+            return Err(Reason::new(ReasonCode::Settling, message));
+        }
+        Some(fact) => match &fact.spec {
+            Ok(spec) => Arc::clone(spec),
+            Err(problem) => {
+                let message = format!("RolloutState {}: {problem}", skyhook.name);
+                return Err(Reason::new(ReasonCode::NewerVersion, message));
+            }
+        },
+        None => Arc::new(initial::state(view, row)),
+    };
+    Ok((fact, state))
+}
+
 fn one(
     view: &View<'_>,
     row: &Row<'_>,
@@ -196,39 +236,16 @@ fn one(
 ) -> Batches {
     let skyhook = row.skyhook;
     let leases = ends::leases(view, row, order);
-    if !view.picture.knows_rollouts()
-        && let Some(why) = view.picture.unlistable(Kind::Rollout)
-    {
-        let message = format!(
-            "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: {why}"
-        );
-        return Batches::unknown(
-            Reason::new(ReasonCode::RolloutStateRefused, message),
-            &leases,
-        );
-    }
-    if !view.picture.knows_rollouts() {
-        let message = "the state of the roll-out is not known yet";
-        return Batches {
-            is_listing: true,
-            ..Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases)
-        };
-    }
-    let fact = view.picture.rollout_of(&skyhook.name);
-    let state = match fact {
-        Some(fact) if fact.owner != skyhook.uid => {
-            delete(fact, Some(&fact.owner), draft);
-            let message = "the state of an earlier Skyhook of this name is being deleted";
-            return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
+    let (fact, state) = match stored(view, row, draft) {
+        Ok(stored) => stored,
+        Err(problem) => {
+            let picture = view.picture;
+            let is_told = picture.unlistable(Kind::Rollout).is_some();
+            return Batches {
+                is_listing: !picture.knows_rollouts() && !is_told,
+                ..Batches::unknown(problem, &leases)
+            };
         }
-        Some(fact) => match &fact.spec {
-            Ok(spec) => Arc::clone(spec),
-            Err(problem) => {
-                let message = format!("RolloutState {}: {problem}", skyhook.name);
-                return Batches::unknown(Reason::new(ReasonCode::NewerVersion, message), &leases);
-            }
-        },
-        None => Arc::new(initial::state(view, row)),
     };
     let uid = fact.map_or("", |fact| fact.uid.as_str());
     let stored = Stored { uid, spec: &state };
