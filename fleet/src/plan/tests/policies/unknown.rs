@@ -122,8 +122,11 @@ fn a_state_that_the_api_server_refuses_is_said_to_be_refused() {
     assert_eq!(session.index().clocks().state_refused("s"), None);
 }
 
-/// The picture while something is wrong with it, so that nothing is decided about batches.
-fn wrong() -> Vec<(&'static str, fn(Picture) -> Picture)> {
+/// Makes something wrong with a picture.
+type Wrong = fn(Picture) -> Picture;
+
+/// What can be wrong, so that nothing is decided about batches.
+fn wrong() -> Vec<(&'static str, Wrong)> {
     let invalid = |picture: Picture| {
         let packages = json!({ "aa": { "version": "x", "image": "r" } });
         picture.skyhook(&["spec", "packages"], packages)
