@@ -1,12 +1,12 @@
 //! Turns effects into API calls. A write carries the version that it was decided on. A failure is returned as an
 //! [`Outcome`].
 
+mod labels;
 mod live;
 mod pods;
 mod revisions;
 mod rollouts;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -36,6 +36,8 @@ pub enum ApplyError {
     OtherLease { node: String },
     #[error("no open batch has node {node}")]
     NotInBatch { node: String },
+    #[error("the Skyhook that owns rolloutstate {name} is there")]
+    Owned { name: String },
 }
 
 /// What to do about a failed request.
@@ -116,7 +118,11 @@ impl Applier {
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
-            Err(ApplyError::OtherLease { .. } | ApplyError::NotInBatch { .. }) => Outcome::Stale,
+            Err(
+                ApplyError::OtherLease { .. }
+                | ApplyError::NotInBatch { .. }
+                | ApplyError::Owned { .. },
+            ) => Outcome::Stale,
             Err(ApplyError::Request {
                 verb,
                 object,
@@ -171,7 +177,8 @@ impl Applier {
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
             Effect::WriteRollout { .. }
             | Effect::DeleteRollout { .. }
-            | Effect::LookForLeases { .. } => self.rollout(effect).await,
+            | Effect::LookForLeases { .. }
+            | Effect::LookForState { .. } => self.rollout(effect).await,
             Effect::GrantLease { node, at, batch } => {
                 self.grant(node, at, batch.as_ref(), wall).await
             }
@@ -326,7 +333,7 @@ impl Applier {
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<InterruptionLease> = Api::all(self.client.clone());
         let mut lease = InterruptionLease::new(node, spec.clone());
-        lease.metadata.labels = Some(lease_labels(spec));
+        lease.metadata.labels = Some(labels::of_lease(spec));
         lease.metadata.finalizers = Some(vec![names::LEASE_FINALIZER.to_owned()]);
         lease.metadata.owner_references = Some(vec![owner::<Node>(node, &spec.node.uid, None)]);
         let created = api.create(&post(), &lease).await;
@@ -399,22 +406,6 @@ impl Applier {
             .map_err(|source| error("patch", source))?;
         Ok(None)
     }
-}
-
-/// Labels of a new lease, for people who list the leases of one Skyhook, of one compartment or of one batch. A name that
-/// is no valid value of a label gets no label: it must not prevent the lease.
-fn lease_labels(spec: &InterruptionLeaseSpec) -> BTreeMap<String, String> {
-    let batch = spec.batch.as_ref().map(|batch| batch.number.to_string());
-    let labels = [
-        (names::REVISION_OF, spec.skyhook.name.clone()),
-        (names::COMPARTMENT, spec.compartment.clone()),
-        (names::BATCH, batch.unwrap_or_default()),
-    ];
-    labels
-        .into_iter()
-        .filter(|(_, value)| names::is_label_value(value))
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
 }
 
 /// In a merge patch a missing key keeps its old value, so unset fields are sent as null.

@@ -22,7 +22,7 @@ pub const FORMAT: u32 = 0;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Stamp {
-    /// Form of the record, see [`FORMAT`].
+    /// Form of the record. A version of Skyhook that does not know it does not write over the record.
     #[serde(skip_serializing_if = "is_first")]
     pub format: u32,
     /// UID of the lease whose result is recorded.

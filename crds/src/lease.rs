@@ -56,7 +56,7 @@ pub const FORMAT: i32 = 0;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseSpec {
-    /// Form of the lease, see [`FORMAT`]. An agent that does not know it does nothing under the lease.
+    /// Form of the lease. An agent that does not know it does nothing under the lease.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub format: i32,
     /// The Node. An agent whose Node has another UID ignores the lease.
@@ -252,6 +252,10 @@ pub struct InterruptionLeaseStatus {
     /// How far the agent is. Unset until it has accepted the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
+    /// Whether a step of any package has begun under the lease. If the node is lost from then on, its batch has failed
+    /// there. Unset by agents that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
     /// Whether the node has to be drained for an interrupt. Unset until the agent has read the revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_drain: Option<bool>,

@@ -96,7 +96,8 @@ pub struct CompartmentState {
     /// The size from which that of the next batch follows; 0 before the first judgement.
     #[serde(default)]
     pub base: i32,
-    /// Nodes of the open batch by [`member`], in the order in which they were picked.
+    /// Nodes of the open batch, in the order in which they were picked. Each is the beginning of the SHA-256 of its Node's
+    /// UID.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub members: Vec<String>,

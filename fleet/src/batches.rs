@@ -23,7 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::policy::{CompartmentId, Compartments};
-use skyhook_crds::rollout::RolloutStateSpec;
+use skyhook_crds::rollout::{CompartmentState, RolloutStateSpec};
 
 mod decide;
 
@@ -104,6 +104,8 @@ pub struct Rollout<'a> {
 /// A live read of the lease of a member that was struck: none, or one that has another node's UID, means that it has left.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Look {
+    /// UID of the state that has opened the batch. Another state begins with the same numbers.
+    pub state: String,
     pub batch: i64,
     pub id: String,
 }
@@ -113,8 +115,15 @@ pub struct Look {
 pub enum Hold {
     /// It has stopped, since when, after so many failed batches in a row.
     Stopped { since: String, failures: i32 },
-    /// Every slot is taken, by these nodes among others.
-    Slots { by: Vec<String> },
+    /// Every slot of the compartment is taken, by these nodes among others. `failed` of them have failed, and keep their
+    /// slots until they recover.
+    Slots {
+        by: Vec<String>,
+        failed: usize,
+        ceiling: usize,
+    },
+    /// Every slot over all Skyhooks is taken.
+    Cap,
     /// Leases of an earlier batch have not ended.
     EarlierBatch { by: Vec<String> },
 }
@@ -131,25 +140,61 @@ pub struct Decision {
 }
 
 /// What may be done with leases, by the copy of the state that is held.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Batches<'a> {
-    pub stored: Stored<'a>,
+    stored: Stored<'a>,
+    /// Open batches, by number.
+    open: BTreeMap<i64, Open<'a>>,
 }
 
-impl Batches<'_> {
-    /// True when this copy of the state cannot know what became of the lease's batch: it was opened later.
+/// An open batch. A batch may have 10,000 members, and as many leases are looked up in it.
+#[derive(Clone, Debug)]
+struct Open<'a> {
+    compartment: &'a str,
+    state: &'a CompartmentState,
+    positions: BTreeMap<&'a str, usize>,
+}
+
+impl<'a> Batches<'a> {
+    /// Looks into the stored state.
+    #[must_use]
+    pub fn new(stored: Stored<'a>) -> Self {
+        let open = stored.spec.compartments.iter();
+        let open = open.filter(|(_, state)| state.is_open());
+        let open = open.map(|(compartment, state)| {
+            let positions = state.members.iter().enumerate();
+            let open = Open {
+                compartment,
+                state,
+                positions: positions.map(|(at, id)| (id.as_str(), at)).collect(),
+            };
+            (state.batch, open)
+        });
+        Self {
+            stored,
+            open: open.collect(),
+        }
+    }
+
+    /// True when this copy of the state cannot know what became of the lease's batch: it was opened later, or by a state
+    /// with another UID. This copy may be older than that state, or there is no copy yet.
     #[must_use]
     pub fn is_newer(&self, batch: &BatchRef<'_>) -> bool {
-        batch.state == self.stored.uid && batch.number >= self.stored.spec.next_batch
+        batch.state != self.stored.uid || batch.number >= self.stored.spec.next_batch
     }
 
     /// True when a lease with this batch, for a node with this id, may be granted in `compartment`, as far as the state
     /// says. The stored state has to be asked, not a copy.
     #[must_use]
     pub fn names(&self, compartment: &str, batch: &BatchRef<'_>, id: &str) -> bool {
-        let state = self.stored.spec.compartments.get(compartment);
+        let open = self.open.get(&batch.number);
+        let open = open.filter(|open| open.compartment == compartment);
         batch.state == self.stored.uid
-            && state.is_some_and(|state| state.may_lease(batch.number, id))
+            && open.is_some_and(|open| {
+                let position = open.positions.get(id);
+                open.state.stopped.is_none()
+                    && position.is_some_and(|position| !open.state.is_struck(*position))
+            })
     }
 
     /// True when the lease may be released: a failure in it is kept, or belongs to a batch that was judged.
@@ -161,16 +206,11 @@ impl Batches<'_> {
         if self.is_newer(batch) {
             return false;
         }
-        let open = self
-            .stored
-            .spec
-            .compartments
-            .values()
-            .find(|state| batch.state == self.stored.uid && state.batch == batch.number);
-        match open {
-            Some(state) if lease.end == End::Failed => state
-                .position(lease.id)
-                .is_none_or(|position| state.has_failed(position)),
+        match self.open.get(&batch.number) {
+            Some(open) if lease.end == End::Failed => open
+                .positions
+                .get(lease.id)
+                .is_none_or(|position| open.state.has_failed(*position)),
             Some(_) | None => true,
         }
     }

@@ -72,6 +72,10 @@ pub struct Clocks {
     backoff: BTreeMap<String, Vec<Backoff>>,
     /// By Skyhook: members of open batches of which a fresh look said that they have no lease.
     left: BTreeMap<String, BTreeSet<Look>>,
+    /// By Skyhook: why the API server refuses to store the state of its roll-out.
+    states_refused: BTreeMap<String, String>,
+    /// By Skyhook: UIDs of states of its roll-out that a fresh look did not find.
+    states_gone: BTreeMap<String, BTreeSet<String>>,
     /// By node: results that left work over, one after the other.
     mismatches: BTreeMap<String, Mismatch>,
     drains: BTreeMap<String, DrainWatch>,
@@ -117,6 +121,35 @@ impl Clocks {
     /// The members of a Skyhook's open batches of which a fresh look said that they have no lease.
     pub fn left(&self, skyhook: &str) -> impl Iterator<Item = &Look> {
         self.left.get(skyhook).into_iter().flatten()
+    }
+
+    /// True when a fresh look did not find the state of a roll-out with this UID.
+    #[must_use]
+    pub fn is_state_gone(&self, skyhook: &str, state: &str) -> bool {
+        let gone = self.states_gone.get(skyhook);
+        gone.is_some_and(|gone| gone.contains(state))
+    }
+
+    /// Why the API server refuses to store the state of a Skyhook's roll-out; `None` unless the last write was refused.
+    #[must_use]
+    pub fn state_refused(&self, skyhook: &str) -> Option<&str> {
+        self.states_refused.get(skyhook).map(String::as_str)
+    }
+
+    /// Notes why a write of the state of a roll-out was refused, or that one was accepted.
+    pub(crate) fn wrote_state(&mut self, skyhook: &str, refused: Option<&str>) {
+        match refused {
+            Some(why) => drop(
+                self.states_refused
+                    .insert(skyhook.to_owned(), why.to_owned()),
+            ),
+            None => drop(self.states_refused.remove(skyhook)),
+        }
+    }
+
+    /// Takes in a look for the state of a roll-out.
+    pub(crate) fn states_gone(&mut self, skyhook: String, states: Vec<String>) {
+        self.states_gone.entry(skyhook).or_default().extend(states);
     }
 
     /// Takes in a look.
@@ -361,13 +394,21 @@ impl Clocks {
             !all.is_empty()
         });
         self.left.retain(|skyhook, looks| {
-            let spec = picture.rollout_of(skyhook).map(|rollout| &rollout.spec);
-            let open = spec.and_then(|spec| spec.as_ref().ok());
+            let fact = picture.rollout_of(skyhook);
+            let open = fact.and_then(|fact| fact.spec.as_ref().ok());
+            let uid = fact.map_or("", |fact| fact.uid.as_str());
             looks.retain(|look| {
+                if look.state != uid {
+                    return false;
+                }
                 let mut states = open.iter().flat_map(|spec| spec.compartments.values());
                 states.any(|state| state.batch == look.batch)
             });
             !looks.is_empty()
+        });
+        self.states_gone.retain(|skyhook, states| {
+            states.retain(|state| is_named(picture, skyhook, state));
+            !states.is_empty()
         });
         self.mismatches
             .retain(|node, _| picture.nodes().contains_key(node));
@@ -381,6 +422,16 @@ impl Clocks {
         });
         changed
     }
+}
+
+/// True when a lease of the Skyhook belongs to a batch of the state with this UID.
+fn is_named(picture: &Picture, skyhook: &str, state: &str) -> bool {
+    let facts = picture.leases().values();
+    let mut leases = facts.filter_map(|fact| fact.lease.as_deref().ok());
+    leases.any(|lease| {
+        let batch = lease.spec.batch.as_ref();
+        lease.spec.skyhook.name == skyhook && batch.is_some_and(|batch| batch.state == state)
+    })
 }
 
 /// When the last drain of a node was given up because it took too long, for any Skyhook.

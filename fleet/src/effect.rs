@@ -24,7 +24,7 @@ pub enum Target {
     Revision(String),
     /// The state of a Skyhook's roll-out.
     Rollout(String),
-    /// A look for the leases of members that have left, of a Skyhook.
+    /// A look for the leases of members that have left, or for the state of the roll-out, of a Skyhook.
     Look(String),
     /// The list of a node's pods.
     Pods(String),
@@ -139,11 +139,21 @@ pub enum Effect {
     DeleteRollout {
         name: String,
         at: AsOf,
+        /// UID of the Skyhook that owns it, if that is not the one in the picture. A GET right before the write must show
+        /// that it is not the stored one either: the picture may be the older one.
+        not_of: Option<String>,
     },
-    /// Lists the leases with a consistent read, to see that members of a batch have none.
+    /// Lists the leases with a consistent read, to see that members of a batch have none of this Skyhook.
     LookForLeases {
         skyhook: String,
+        skyhook_uid: String,
         looks: Vec<Look>,
+    },
+    /// Reads the state of the roll-out, to see that none of these UIDs is the stored one. Leases of batches of such a state
+    /// wait for this answer: nobody knows yet whether their failures are kept.
+    LookForState {
+        skyhook: String,
+        states: Vec<String>,
     },
     /// Lists the pods of a node that drains.
     SurveyPods {
@@ -364,7 +374,9 @@ impl Effect {
             Self::WriteRollout { name, .. } | Self::DeleteRollout { name, .. } => {
                 Target::Rollout(name.clone())
             }
-            Self::LookForLeases { skyhook, .. } => Target::Look(skyhook.clone()),
+            Self::LookForLeases { skyhook, .. } | Self::LookForState { skyhook, .. } => {
+                Target::Look(skyhook.clone())
+            }
             Self::ReserveLease { node, .. }
             | Self::GrantLease { node, .. }
             | Self::StopLease { node, .. }
@@ -401,6 +413,7 @@ impl Effect {
             Self::CreateRevision { .. }
             | Self::ReserveLease { .. }
             | Self::LookForLeases { .. }
+            | Self::LookForState { .. }
             | Self::SurveyPods { .. }
             | Self::EvictPod { .. } => None,
         }
@@ -423,6 +436,7 @@ impl Effect {
             | Self::WriteRollout { .. }
             | Self::DeleteRollout { .. }
             | Self::LookForLeases { .. }
+            | Self::LookForState { .. }
             | Self::ReserveLease { .. }
             | Self::GrantLease { .. }
             | Self::StopLease { .. }
@@ -446,6 +460,7 @@ impl Effect {
             Self::WriteRollout { .. } => "WriteRollout",
             Self::DeleteRollout { .. } => "DeleteRollout",
             Self::LookForLeases { .. } => "LookForLeases",
+            Self::LookForState { .. } => "LookForState",
             Self::ReserveLease { .. } => "ReserveLease",
             Self::GrantLease { .. } => "GrantLease",
             Self::StopLease { .. } => "StopLease",

@@ -2,18 +2,21 @@
 //! plan against them.
 
 mod batches;
+pub(crate) mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{DrainState, InterruptionLease};
 use skyhook_crds::names;
+use skyhook_crds::policy::CheckedPolicy;
 
 use crate::effect::{AsOf, Effect, NodePatch};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
 use crate::plan::{cordon, drain, lease};
 use crate::settings::Settings;
+use places::Places;
 
 /// A safety rule that an effect would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +161,8 @@ pub fn check_counted(
         | Effect::RenumberRevision { .. }
         | Effect::PruneRevision { .. }
         | Effect::DeleteRollout { .. }
-        | Effect::LookForLeases { .. } => Ok(()),
+        | Effect::LookForLeases { .. }
+        | Effect::LookForState { .. } => Ok(()),
     }
 }
 
@@ -270,7 +274,7 @@ fn grant(
     if !counts.fit(index, settings, skyhook, &fact.node) {
         return Err(Broken::GrantBeyondBudget);
     }
-    batches::grant(index, skyhook, fact, lease)?;
+    batches::grant(index, counts, skyhook, fact, lease)?;
     let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
         node.uid == lease.spec.node.uid
             && node
@@ -296,9 +300,20 @@ struct Nodes {
     /// Selected nodes, by UID of the Skyhook.
     selected: BTreeMap<String, usize>,
     control_planes: BTreeSet<String>,
+    /// By UID of the Skyhook.
+    places: BTreeMap<String, Places>,
 }
 
 impl Counts {
+    /// The nodes and leases of a Skyhook in the compartments of its policy.
+    fn places(&mut self, index: &Index, skyhook: &SkyhookFact, policy: &CheckedPolicy) -> &Places {
+        let nodes = self.0.get_or_insert_with(|| Nodes::new(index));
+        let all = &mut nodes.places;
+        all.retain(|_, places| places.is_current(index));
+        let new = || Places::new(index, skyhook, policy);
+        all.entry(skyhook.uid.clone()).or_insert_with(new)
+    }
+
     /// A new pass was made: nodes have to be counted again.
     pub fn a_pass_was_made(&mut self) {
         self.0 = None;
@@ -346,6 +361,7 @@ impl Nodes {
         Self {
             selected: selected.collect(),
             control_planes: control_planes.map(|node| node.name.clone()).collect(),
+            places: BTreeMap::new(),
         }
     }
 }

@@ -44,6 +44,11 @@ pub enum Change {
         skyhook: String,
         looks: Vec<Look>,
     },
+    /// The state of a roll-out was read: none of these UIDs is the stored one. They never come back.
+    StatesGone {
+        skyhook: String,
+        states: Vec<String>,
+    },
     /// A node's pods, for the lease that it drains under.
     Pods {
         node: String,
@@ -61,6 +66,11 @@ pub enum Change {
     },
     /// Why the agents' pods cannot be created; `None` when they are all there.
     AgentsRefused(Option<String>),
+    /// One kind cannot be listed, and why: its CustomResourceDefinition is missing, or the right to list it.
+    Unlistable {
+        kind: Kind,
+        why: String,
+    },
     /// A full list of one kind begins. When `Synced` comes, the objects that were not in the list are removed.
     ListBegins(Kind),
     Synced(Kind),
@@ -132,7 +142,13 @@ impl Index {
                 self.clocks.looked(skyhook, looks);
                 return true;
             }
+            Change::StatesGone { skyhook, states } => {
+                picture.tick();
+                self.clocks.states_gone(skyhook, states);
+                return true;
+            }
             Change::AgentsRefused(why) => picture.refuse_agents(why),
+            Change::Unlistable { kind, why } => picture.is_unlistable(kind, why),
             Change::ListBegins(kind) => picture.list_begins(kind),
             Change::Synced(kind) => picture.is_listed(kind),
             Change::Pods {
@@ -209,9 +225,8 @@ impl Index {
             self.picture.has_lost_skyhook(skyhook)
         } else if let Change::Rollout(rollout) = change {
             let name = rollout.metadata.name.as_deref().unwrap_or_default();
-            let held = self.picture.rollout_of(name).map(|held| &held.uid);
-            // A state that was just created is not in the picture yet.
-            held.is_some() && held != rollout.metadata.uid.as_ref()
+            let held = self.picture.held(&Target::Rollout(name.to_owned()));
+            held.map(|(uid, _)| uid) != rollout.metadata.uid.as_ref()
         } else {
             false
         }
@@ -282,6 +297,14 @@ impl Index {
             self.inflight.is_settled(&effect.target());
         }
         self.written(effect);
+    }
+
+    /// Notes why a write of the state of a roll-out was refused, or that one was accepted.
+    pub(crate) fn wrote_state(&mut self, skyhook: &str, refused: Option<&str>) {
+        if self.clocks.state_refused(skyhook) != refused {
+            self.picture.tick();
+            self.clocks.wrote_state(skyhook, refused);
+        }
     }
 
     /// Begins a back-off: the node gets no lease for a while.

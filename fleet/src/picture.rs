@@ -103,6 +103,8 @@ pub struct Picture {
     agents_refused: Option<String>,
     synced: BTreeSet<Kind>,
     listed: BTreeMap<Kind, BTreeSet<String>>,
+    /// Why kinds cannot be listed.
+    unlistable: BTreeMap<Kind, String>,
     ids: Ids,
     /// The texts of the Nodes' labels.
     texts: Texts,
@@ -219,6 +221,16 @@ impl Picture {
         Changed::Other(changed)
     }
 
+    /// A kind cannot be listed now.
+    pub(crate) fn is_unlistable(&mut self, kind: Kind, why: String) -> Changed {
+        let differs = self.unlistable.get(&kind) != Some(&why);
+        if differs {
+            self.ids.tick();
+            self.unlistable.insert(kind, why);
+        }
+        Changed::Other(differs)
+    }
+
     pub(crate) fn list_begins(&mut self, kind: Kind) -> Changed {
         self.synced.remove(&kind);
         self.listed.insert(kind, BTreeSet::new());
@@ -229,6 +241,7 @@ impl Picture {
     /// Ends a full list of one kind. Objects that were not in the list no longer exist, and are removed.
     pub(crate) fn is_listed(&mut self, kind: Kind) -> Changed {
         self.synced.insert(kind);
+        self.unlistable.remove(&kind);
         self.ids.tick();
         let listed = self.listed.remove(&kind);
         let lost = |held: &mut dyn Iterator<Item = &String>| -> Vec<String> {
@@ -290,6 +303,12 @@ impl Picture {
     #[must_use]
     pub fn is_synced(&self) -> bool {
         Kind::NEEDED.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// Why a kind cannot be listed; `None` if it can, or if nobody knows yet.
+    #[must_use]
+    pub fn unlistable(&self, kind: Kind) -> Option<&str> {
+        self.unlistable.get(&kind).map(String::as_str)
     }
 
     /// By name.

@@ -47,6 +47,7 @@ impl Class {
             | Effect::RenumberRevision { .. }
             | Effect::WriteRollout { .. }
             | Effect::LookForLeases { .. }
+            | Effect::LookForState { .. }
             | Effect::WriteSkyhookStatus { turning: true, .. } => Self::GoOn,
             Effect::SurveyPods { .. } | Effect::EvictPod { .. } => Self::Drain,
             Effect::ReserveLease { .. } => Self::Reserve,

@@ -111,6 +111,7 @@ fn content(effect: &Effect) -> Option<u64> {
         | Effect::PruneRevision { .. }
         | Effect::DeleteRollout { .. }
         | Effect::LookForLeases { .. }
+        | Effect::LookForState { .. }
         | Effect::ReserveLease { .. }
         | Effect::GrantLease { .. }
         | Effect::StopLease { .. }

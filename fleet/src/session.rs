@@ -259,6 +259,13 @@ impl<'a> Session<'a> {
         if self.index.ends(effect) && !Class::of(effect).is_urgent() {
             self.ordinary = self.ordinary.saturating_sub(1);
         }
+        if let Target::Rollout(skyhook) = &target {
+            match &outcome {
+                Outcome::Done(_) => self.index.wrote_state(skyhook, None),
+                Outcome::Refused { error } => self.index.wrote_state(skyhook, Some(error)),
+                Outcome::Stale | Outcome::Retry { .. } | Outcome::Busy { .. } => {}
+            }
+        }
         match outcome {
             Outcome::Done(answer) => {
                 self.refusals.remove(&target);

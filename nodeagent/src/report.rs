@@ -36,6 +36,7 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
         format: FORMAT,
         observed_generation: generation,
         phase: Some(phase),
+        begun: p.begun,
         needs_drain: needs_drain(p),
         needs_drain_reason: text::joined(
             &pending
@@ -296,6 +297,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn that_a_step_has_begun_is_reported_unless_nobody_knows() {
+        for begun in [None, Some(false), Some(true)] {
+            let progress = Progress {
+                begun,
+                ..Progress::default()
+            };
+            let status = status(&progress, &HostFacts::default(), 1);
+            assert_eq!(status.begun, begun);
+        }
+    }
 
     #[test]
     fn finished_leases_are_kept_true() {

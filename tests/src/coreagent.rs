@@ -235,6 +235,7 @@ impl Agent {
                 wanted: Wanted::of_revision(&data),
                 entries,
                 next_step: disk.journal.next_step,
+                begun: Some(false),
                 boot_id: facts.boot_id.clone(),
                 ..Progress::default()
             });

@@ -10,7 +10,7 @@ use skyhook_crds::rollout::{RolloutState, RolloutStateSpec};
 use super::{Applier, ApplyError, failed, guarded_delete, owner, post};
 use skyhook_fleet::batches::Look;
 use skyhook_fleet::effect::{AsOf, BatchCheck, Effect};
-use skyhook_fleet::facts::{LeaseFact, RolloutFact, WireLease, WireRollout};
+use skyhook_fleet::facts::{LeaseFact, RolloutFact, WireLease, WireRollout, WireSkyhook};
 use skyhook_fleet::index::Change;
 
 impl Applier {
@@ -34,8 +34,15 @@ impl Applier {
                 let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
                 self.write_rollout(name, owner, at.as_ref(), spec).await
             }
-            Effect::DeleteRollout { name, at } => self.delete_rollout(name, at).await,
-            Effect::LookForLeases { skyhook, looks } => self.look_for_leases(skyhook, looks).await,
+            Effect::DeleteRollout { name, at, not_of } => {
+                self.delete_rollout(name, at, not_of.as_deref()).await
+            }
+            Effect::LookForLeases {
+                skyhook,
+                skyhook_uid,
+                looks,
+            } => self.look_for_leases(skyhook, skyhook_uid, looks).await,
+            Effect::LookForState { skyhook, states } => self.look_for_state(skyhook, states).await,
             _ => Ok(None),
         }
     }
@@ -68,7 +75,23 @@ impl Applier {
         Ok(Some(Change::Rollout(Box::new(written))))
     }
 
-    async fn delete_rollout(&self, name: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
+    /// Deletes the state, unless a GET shows that the Skyhook that owns it is there.
+    async fn delete_rollout(
+        &self,
+        name: &str,
+        at: &AsOf,
+        not_of: Option<&str>,
+    ) -> Result<Option<Change>, ApplyError> {
+        if let Some(owner) = not_of {
+            let api: Api<WireSkyhook> = Api::all(self.client.clone());
+            let live = api.get_opt(name).await;
+            let live = live.map_err(|source| failed("get", "skyhook", name, source))?;
+            if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(owner)) {
+                return Err(ApplyError::Owned {
+                    name: name.to_owned(),
+                });
+            }
+        }
         let deleted = self.rollouts().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "rolloutstate", name, source))?;
         Ok(None)
@@ -91,18 +114,41 @@ impl Applier {
         })
     }
 
-    /// Lists the leases with a consistent read, and says which members have none. A lease that cannot be decoded may be of
-    /// any of them.
+    /// Reads the state of a roll-out, and says which of `states` are gone: a UID never comes back. If one of them is there,
+    /// the picture was old, and the watch will deliver it.
+    async fn look_for_state(
+        &self,
+        skyhook: &str,
+        states: &[String],
+    ) -> Result<Option<Change>, ApplyError> {
+        let api: Api<WireRollout> = Api::all(self.client.clone());
+        let live = api.get_opt(skyhook).await;
+        let live = live.map_err(|source| failed("get", "rolloutstate", skyhook, source))?;
+        let there = live.and_then(|live| live.metadata.uid);
+        let gone = states.iter().filter(|state| Some(*state) != there.as_ref());
+        Ok(Some(Change::StatesGone {
+            skyhook: skyhook.to_owned(),
+            states: gone.cloned().collect(),
+        }))
+    }
+
+    /// Lists the leases with a consistent read, and says which members have none of this Skyhook. A node that another
+    /// Skyhook works on has left the batch. A lease that cannot be decoded may be of this Skyhook, and if the UID of its
+    /// node cannot be read either, it may be of any member.
     async fn look_for_leases(
         &self,
         skyhook: &str,
+        skyhook_uid: &str,
         looks: &[Look],
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<WireLease> = Api::all(self.client.clone());
         let list = api.list(&ListParams::default()).await;
         let list = list.map_err(|source| failed("list", "interruptionleases", skyhook, source))?;
         let leases: Vec<LeaseFact> = list.items.into_iter().map(LeaseFact::new).collect();
-        let held: BTreeSet<&str> = leases.iter().map(|fact| fact.member.as_str()).collect();
+        let own = leases
+            .iter()
+            .filter(|fact| fact.skyhook_uid().is_none_or(|uid| uid == skyhook_uid));
+        let held: BTreeSet<&str> = own.map(|fact| fact.member.as_str()).collect();
         let is_left = |look: &&Look| !held.contains("") && !held.contains(look.id.as_str());
         Ok(Some(Change::Left {
             skyhook: skyhook.to_owned(),

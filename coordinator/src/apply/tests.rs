@@ -10,6 +10,8 @@ use skyhook_fleet::plan::cause::Cause;
 
 use super::*;
 
+mod rollouts;
+
 /// Requests that were made: method and path, and the body.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 

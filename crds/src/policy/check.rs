@@ -11,6 +11,8 @@ use crate::field::{FieldErrors, Problems};
 
 /// Most compartments of a policy.
 pub const MOST_COMPARTMENTS: usize = 64;
+/// Longest name of a compartment, in bytes: that of a label's value. The status of a Skyhook has an entry for each.
+const LONGEST_NAME: usize = 63;
 
 /// A DeploymentPolicy after the checks.
 #[derive(Clone, Debug)]
@@ -136,6 +138,14 @@ fn compartment(given: &Compartment, path: &str, problems: &mut Problems) -> Chec
         problems.add(
             format!("{path}.name"),
             format!("{DEFAULT_COMPARTMENT} is the name of spec.default: choose another one"),
+        );
+    } else if given.name.len() > LONGEST_NAME {
+        problems.add(
+            format!("{path}.name"),
+            format!(
+                "it has {} bytes, and at most {LONGEST_NAME} are allowed: choose a shorter one",
+                given.name.len()
+            ),
         );
     }
     let strategy = given.strategy.as_ref();

@@ -78,6 +78,21 @@ fn more_compartments_than_are_allowed_are_refused() {
 }
 
 #[test]
+fn a_name_is_not_longer_than_the_value_of_a_label() {
+    let named = |bytes: usize| {
+        let one = json!({"name": "x".repeat(bytes), "selector": {"matchLabels": {"c": ""}}, "budget": {"count": 1}});
+        json!({"default": fixed(), "compartments": [one]})
+    };
+    assert!(policy(named(63)).check().is_ok());
+    assert_eq!(
+        problems(named(64)),
+        [
+            "spec.compartments[0].name: it has 64 bytes, and at most 63 are allowed: choose a shorter one"
+        ]
+    );
+}
+
+#[test]
 fn what_is_unset_has_the_defaults_of_the_schema() {
     let checked = policy(json!({
         "default": {"budget": {"percent": 30}, "strategy": {"exponential": {}}},

@@ -91,6 +91,8 @@ struct Known<'a> {
     by_compartment: BTreeMap<CompartmentId, Vec<&'a Member<'a>>>,
     /// Members with a lease that has not ended.
     working: BTreeSet<&'a str>,
+    /// Compartments in which a lease has a slot that it will give back: its node has not failed.
+    moving: BTreeSet<CompartmentId>,
 }
 
 impl<'a> Known<'a> {
@@ -101,10 +103,13 @@ impl<'a> Known<'a> {
             there.push(member);
         }
         let working = rollout.leases.iter().filter(|one| one.end == End::Not);
+        let moving = rollout.leases.iter().filter(|one| one.end != End::Failed);
+        let both = |lease: &Lease<'_>| [rollout.barrier_of(lease), lease.present];
         Self {
             by_id: rollout.members.iter().map(|one| (one.id, one)).collect(),
             by_compartment,
             working: working.map(|lease| lease.id).collect(),
+            moving: moving.flat_map(both).flatten().collect(),
         }
     }
 }
@@ -235,13 +240,14 @@ impl<'a> Compartment<'a> {
             } else if self.known.working.contains(id.as_str()) {
                 tally.working += 1;
             } else if !state.is_struck(position) {
-                if node.is_some_and(|node| node.is_eligible) {
+                if node.is_some_and(|node| node.is_eligible && !self.lacks_a_slot(node)) {
                     tally.eligible += 1;
                 } else {
                     tally.stray.push(position);
                 }
             } else if !left(id) {
                 tally.unsure.push(Look {
+                    state: self.rollout.stored.uid.to_owned(),
                     batch: state.batch,
                     id: id.clone(),
                 });
@@ -250,19 +256,31 @@ impl<'a> Compartment<'a> {
         tally
     }
 
+    /// True when a member gets no slot as far as anybody can see: nodes that have failed hold them all.
+    fn lacks_a_slot(&self, member: &Member<'_>) -> bool {
+        let is_full = |id: CompartmentId| {
+            let used = self.rollout.used.get(&id).copied().unwrap_or_default();
+            used >= self.rollout.compartments.ceiling(id) && !self.known.moving.contains(&id)
+        };
+        is_full(self.id) || is_full(member.compartment)
+    }
+
     /// Members that hold no lease and may have one.
     fn reserve(&self, state: &CompartmentState, decision: &mut Decision) {
         // What is written now may name others.
         let stored = &self.rollout.stored.spec.compartments;
         let stored = stored.get(&self.compartment.name);
-        if stored.is_none_or(|stored| stored.batch != state.batch || stored.stopped.is_some()) {
+        if stored.is_none_or(|stored| stored.batch != state.batch)
+            || stored.is_some_and(|stored| stored.stopped.is_some())
+            || state.stopped.is_some()
+        {
             return;
         }
         for (position, id) in state.members.iter().enumerate() {
             let Some(member) = self.known.by_id.get(id.as_str()) else {
                 continue;
             };
-            let may_lease = !state.has_failed(position) && state.may_lease(state.batch, id);
+            let may_lease = !state.has_failed(position) && !state.is_struck(position);
             if member.is_eligible && may_lease {
                 let at = (state.batch, state.order(position));
                 decision.reservable.insert(member.node.to_owned(), at);
@@ -301,7 +319,12 @@ impl<'a> Compartment<'a> {
         };
         let size = state.next_size(self.pace, counts, &room);
         if size.members == 0 {
-            return Err(Some(Hold::Slots { by: self.holders() }));
+            let is_full = used >= ceiling;
+            return Err(Some(if is_full {
+                self.full(ceiling)
+            } else {
+                Hold::Cap
+            }));
         }
         candidates.sort_by_key(|member| (member.rank, member.node));
         let picked = candidates.into_iter().take(size.members);
@@ -320,13 +343,19 @@ impl<'a> Compartment<'a> {
             .collect()
     }
 
-    /// Nodes of leases that take a slot here.
-    fn holders(&self) -> Vec<String> {
+    /// The compartment has no free slot: which leases take them.
+    fn full(&self, ceiling: usize) -> Hold {
         let all = self.rollout.leases.iter();
-        all.filter(|lease| {
-            lease.compartment == self.compartment.name || lease.present == Some(self.id)
-        })
-        .map(|lease| lease.node.to_owned())
-        .collect()
+        let there: Vec<&Lease<'_>> = all
+            .filter(|lease| {
+                lease.compartment == self.compartment.name || lease.present == Some(self.id)
+            })
+            .collect();
+        let failed = there.iter().filter(|lease| lease.end == End::Failed);
+        Hold::Slots {
+            failed: failed.count(),
+            by: there.iter().map(|lease| lease.node.to_owned()).collect(),
+            ceiling,
+        }
     }
 }

@@ -14,7 +14,8 @@ pub struct LeaseFact {
     pub resource_version: String,
     /// Set by the force-release annotation: release without waiting for a result.
     pub forced: bool,
-    /// What stands for its node in a batch; empty if it cannot be decoded.
+    /// What stands for its node in a batch; empty if the UID of its node cannot be read. That can be read of most leases
+    /// that cannot be decoded.
     pub member: String,
     pub lease: Result<Box<InterruptionLease>, String>,
 }
@@ -24,9 +25,12 @@ impl LeaseFact {
     #[must_use]
     pub fn new(object: WireLease) -> Self {
         let metadata = object.metadata;
+        let node_uid = object.spec.pointer("/node/uid");
+        let member = node_uid
+            .and_then(serde_json::Value::as_str)
+            .map(rollout::member);
         let spec: Result<InterruptionLeaseSpec, String> =
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
-        let member = spec.as_ref().map(|spec| rollout::member(&spec.node.uid));
         let status = if object.status.is_null() {
             Ok(None)
         } else {

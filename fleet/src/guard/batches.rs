@@ -3,12 +3,11 @@
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::Phase;
 use skyhook_crds::lease::protocol;
-use skyhook_crds::policy::{CompartmentId, Compartments};
 use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::stage::State;
 
-use super::Broken;
-use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use super::{Broken, Counts};
+use crate::facts::{LeaseFact, SkyhookFact};
 use crate::index::Index;
 use crate::plan::standing;
 
@@ -16,6 +15,7 @@ use crate::plan::standing;
 /// and where that compartment has batches the open batch has the node, and no lease of another one may still be granted.
 pub(super) fn grant(
     index: &Index,
+    counts: &mut Counts,
     skyhook: &SkyhookFact,
     fact: &LeaseFact,
     lease: &InterruptionLease,
@@ -28,42 +28,19 @@ pub(super) fn grant(
     let Some(policy) = policy.and_then(|policy| policy.checked.as_deref().ok()) else {
         return Err(Broken::GrantBeyondBudget);
     };
-    let nodes = index.picture.nodes().values();
-    let selected: Vec<&NodeFact> = nodes.filter(|node| skyhook.selects(node)).collect();
-    let matches = selected
-        .iter()
-        .map(|node| policy.matches(|one| node.labels.meet(one)));
-    let (compartments, places) = Compartments::sort(policy, matches);
-    let present = |node: &str| -> Option<CompartmentId> {
-        let at = selected.iter().position(|one| one.name == node)?;
-        places.get(at).copied()
-    };
-    let is_in = |node: &str, compartment: &str, of: CompartmentId| {
-        compartments.named(compartment) == Some(of) || present(node) == Some(of)
-    };
-    let leases = index.picture.leases();
-    let own = compartments.named(&lease.spec.compartment);
-    for of in [own, present(&fact.node)].into_iter().flatten() {
-        let used = leases.values().filter(|one| match &one.lease {
-            Err(_) => true,
-            Ok(other) => {
-                other.spec.skyhook.uid == skyhook.uid
-                    && is_in(&one.node, &other.spec.compartment, of)
-            }
-        });
-        let unseen = index.inflight.creates().filter(|(node, spec)| {
-            !leases.contains_key(*node)
-                && spec.skyhook.uid == skyhook.uid
-                && is_in(node, &spec.compartment, of)
-        });
-        if used.count() + unseen.count() > compartments.ceiling(of) {
+    let places = counts.places(index, skyhook, policy);
+    let own = places.named(&lease.spec.compartment);
+    let present = places.present(&fact.node);
+    for of in [own, present].into_iter().flatten() {
+        if places.used(index, skyhook, of) > places.ceiling(of) {
             return Err(Broken::GrantBeyondBudget);
         }
     }
-    let barrier = own.or_else(|| present(&fact.node));
-    if barrier.is_none_or(|id| compartments.get(id).pace.is_none()) {
+    let barrier = own.or(present);
+    let barrier = barrier.filter(|of| places.has_batches(*of));
+    let Some(barrier) = barrier else {
         return Ok(());
-    }
+    };
     let stored = index.picture.rollout_of(&skyhook.name);
     let spec = stored.and_then(|stored| stored.spec.as_deref().ok());
     let state = spec.and_then(|spec| spec.compartments.get(&lease.spec.compartment));
@@ -75,18 +52,7 @@ pub(super) fn grant(
         return Err(Broken::GrantOutsideBatch);
     }
     // Every lease of another batch that is certainly at work in the compartment holds this one up.
-    let barrier_of = |one: &LeaseFact, other: &InterruptionLease| {
-        let named = compartments.named(&other.spec.compartment);
-        named.or_else(|| present(&one.node))
-    };
-    let mut at_work = leases.values().filter_map(|one| {
-        let other = one.lease.as_deref().ok()?;
-        let is_ours = other.spec.skyhook.uid == skyhook.uid && is_at_work(index, one, other);
-        is_ours.then_some((one, other))
-    });
-    let is_held_up = at_work.any(|(one, other)| {
-        other.spec.batch != lease.spec.batch && barrier_of(one, other) == barrier
-    });
+    let is_held_up = places.is_held_up(barrier, lease.spec.batch.as_ref());
     if is_held_up {
         Err(Broken::GrantBeforeBatchEnded)
     } else {
@@ -95,7 +61,7 @@ pub(super) fn grant(
 }
 
 /// True when an agent works under a lease of a node that is there, and nothing of it has failed.
-fn is_at_work(index: &Index, fact: &LeaseFact, lease: &InterruptionLease) -> bool {
+pub(super) fn is_at_work(index: &Index, fact: &LeaseFact, lease: &InterruptionLease) -> bool {
     let node = index.picture.nodes().get(&fact.node);
     let is_there = node.is_some_and(|node| node.uid == lease.spec.node.uid && node.ready);
     let packages = lease.status.iter().flat_map(|s| s.packages.values());
@@ -143,17 +109,22 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
         let mut all = policy.compartments.iter().chain([&policy.default]);
         all.any(|one| one.pace.is_some())
     });
-    if skyhook.spec.deployment_policy.is_empty() || skyhook.checked.is_err() || !has_batches {
+    // While the spec is not valid, it is not known whether the Skyhook has a policy.
+    let is_unpaced = skyhook.spec.deployment_policy.is_empty() || !has_batches;
+    if skyhook.checked.is_ok() && is_unpaced {
+        return true;
+    }
+    if index.clocks.is_state_gone(&skyhook.name, &batch.state) {
         return true;
     }
     let Some(stored) = index.picture.rollout_of(&skyhook.name) else {
-        return true;
+        return false;
     };
     let Ok(spec) = &stored.spec else {
         return false;
     };
     if batch.state != stored.uid {
-        return true;
+        return false;
     }
     let mut open = spec.compartments.values();
     let open = open.find(|state| state.batch == batch.number);

@@ -155,3 +155,18 @@ fn a_lease_stays_whose_node_turns_out_to_be_there() {
     index.is_done(&release, None, Mono::ZERO);
     assert!(index.is_unsettled(&target), "it was deleted");
 }
+
+#[test]
+fn a_state_that_was_deleted_does_not_come_back_with_the_answer_to_a_write() {
+    let state = |version: &str| {
+        let state = serde_json::json!({
+            "metadata": { "name": "s", "uid": "u", "resourceVersion": version }, "spec": {},
+        });
+        Change::Rollout(Box::new(serde_json::from_value(state).unwrap()))
+    };
+    let mut index = synced();
+    index.apply(state("1"), Mono::ZERO);
+    assert!(!index.has_lost(&state("2")));
+    index.apply(Change::RolloutGone("s".into()), Mono::ZERO);
+    assert!(index.has_lost(&state("2")));
+}

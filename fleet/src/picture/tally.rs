@@ -9,6 +9,8 @@ use crate::facts::LeaseFact;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     readable: BTreeMap<String, usize>,
+    /// The same by the compartment in their spec, for those that name one.
+    compartments: BTreeMap<(String, String), usize>,
     /// Leases that cannot be decoded. Their Skyhook is not known, so they count against every Skyhook.
     unreadable: usize,
 }
@@ -21,6 +23,9 @@ impl Tally {
                 Some(leases) => *leases += 1,
                 None => drop(self.readable.insert(uid.to_owned(), 1)),
             },
+        }
+        if let Some(place) = place(lease) {
+            *self.compartments.entry(place).or_default() += 1;
         }
     }
 
@@ -35,6 +40,22 @@ impl Tally {
                 self.readable.remove(uid);
             }
         }
+        if let Some(place) = place(lease)
+            && let Some(leases) = self.compartments.get_mut(&place)
+        {
+            *leases = leases.saturating_sub(1);
+            if *leases == 0 {
+                self.compartments.remove(&place);
+            }
+        }
+    }
+
+    /// Leases of a Skyhook that name a compartment, and those that cannot be decoded.
+    #[must_use]
+    pub fn counting_in(&self, skyhook_uid: &str, compartment: &str) -> usize {
+        let place = (skyhook_uid.to_owned(), compartment.to_owned());
+        let readable = self.compartments.get(&place).copied();
+        readable.unwrap_or_default() + self.unreadable
     }
 
     /// Leases that count against the budget of a Skyhook.
@@ -53,4 +74,11 @@ impl Tally {
         }
         tally
     }
+}
+
+/// UID of the Skyhook and name of the compartment, as the lease names them.
+fn place(lease: &LeaseFact) -> Option<(String, String)> {
+    let spec = &lease.lease.as_ref().ok()?.spec;
+    let is_named = !spec.compartment.is_empty();
+    is_named.then(|| (spec.skyhook.uid.clone(), spec.compartment.clone()))
 }

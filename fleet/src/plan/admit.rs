@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::Stamp;
-use skyhook_crds::lease::{BatchRef, InterruptionLeaseSpec, NodeRef, SkyhookRef};
+use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
 use skyhook_crds::revision;
 
 use super::ledger::Ledger;
 use super::pacing::Place;
 use super::reason::{Reason, ReasonCode};
+use super::rollouts::Membership;
 use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::{Draft, View};
@@ -42,6 +43,8 @@ pub(super) fn nodes<'a>(
             row.closed = row.closed.take().or(parked);
             row.batches = Some(batches);
         }
+        // Members of open batches come first: a batch that is begun ends before anything else is begun.
+        members(view, row, order, ledger, draft);
         for rank in Rank::ALL {
             for (name, id) in order {
                 if row.closed.is_some() || row.is_closed() {
@@ -54,7 +57,6 @@ pub(super) fn nodes<'a>(
                 }
             }
         }
-        members(view, row, order, ledger, draft);
         keep_cordons(view, row, order, ledger);
     }
 }
@@ -89,6 +91,12 @@ fn keep_cordons(view: &View<'_>, row: &mut Row<'_>, order: &Order<'_>, ledger: &
         .map(|(place, _)| (place, ledger.room(row.skyhook, place)))
         .filter(|(_, room)| *room > 0)
         .collect();
+    let state = row.batches.as_ref().and_then(|all| all.state.clone());
+    let states = state.iter().flat_map(|state| state.compartments.values());
+    let open = states.filter(|state| state.is_open());
+    let members: BTreeSet<&str> = open
+        .flat_map(|state| state.members.iter().map(String::as_str))
+        .collect();
     for (name, id) in order {
         if room.is_empty() {
             break;
@@ -105,11 +113,7 @@ fn keep_cordons(view: &View<'_>, row: &mut Row<'_>, order: &Order<'_>, ledger: &
         let place = row.pacing.place(*id);
         if row.pacing.pace(place).is_some() {
             let node = view.picture.nodes().get(*name);
-            let batches = row.batches.as_ref();
-            let is_member = node
-                .zip(batches)
-                .is_some_and(|(n, b)| b.has_member(&n.member));
-            if !is_member {
+            if !node.is_some_and(|node| members.contains(node.member.as_str())) {
                 continue;
             }
         }
@@ -136,24 +140,31 @@ fn admit<'a>(
     ledger: &mut Ledger<'a>,
     draft: &mut Draft<'_>,
 ) {
-    let place = row.pacing.place(id);
     let batch = row
         .batches
         .as_ref()
         .and_then(|all| all.batch_of(&node.name));
-    if let Some(reason) = ledger.refusal(row.skyhook, place, 1) {
+    // A member of a batch takes a slot in the compartment of its batch, and in the one that it is in now.
+    let places = match &batch {
+        Some(batch) => row.pacing.places_of(&batch.compartment, id),
+        None => [row.pacing.place(id); 2],
+    };
+    let mut refusals = places
+        .iter()
+        .filter_map(|place| ledger.refusal(row.skyhook, *place, 1));
+    if let Some(reason) = refusals.next() {
         let waits = Standing::Waiting(reason);
         if batch.is_some() {
             row.admitted.insert(id, waits);
         } else {
-            row.closed_at.insert(place, waits);
+            row.closed_at.insert(places[0], waits);
         }
         return;
     }
     let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
         Standing::Waiting(reason)
-    } else if reserve(view, row, node, (place, batch), draft) {
-        ledger.reserve(node, row.skyhook, place);
+    } else if reserve(view, row, node, id, batch, draft) {
+        ledger.reserve(node, row.skyhook, places);
         Standing::Leased
     } else if view
         .inflight
@@ -188,7 +199,7 @@ impl Rank {
         let cell = row.cell(id);
         let cell = cell.filter(|cell| cell.standing == Some(Standing::Eligible));
         cell.is_some_and(|cell| {
-            if row.closed_at.contains_key(&row.pacing.place(id)) {
+            if row.admitted.contains_key(&id) || row.closed_at.contains_key(&row.pacing.place(id)) {
                 return false;
             }
             let rank = if view.settings.node_name.as_deref() == Some(name) {
@@ -255,7 +266,8 @@ fn reserve(
     view: &View<'_>,
     row: &Row<'_>,
     node: &NodeFact,
-    (place, batch): (Place, Option<(BatchRef, i64)>),
+    id: NodeId,
+    batch: Option<Membership>,
     draft: &mut Draft<'_>,
 ) -> bool {
     let skyhook = row.skyhook;
@@ -270,6 +282,10 @@ fn reserve(
         return false;
     };
     let generation = skyhook.generation;
+    let compartment = match &batch {
+        Some(batch) => batch.compartment.clone(),
+        None => row.pacing.name(row.pacing.place(id)).to_owned(),
+    };
     let stamp = record.stamp.as_ref();
     let interrupts_left = if stamp.is_some_and(Stamp::has_result) {
         BTreeMap::new()
@@ -292,9 +308,9 @@ fn reserve(
             installed: installed.clone(),
             stamp: record.stamp.clone(),
             interrupts_left,
-            compartment: row.pacing.name(place).to_owned(),
-            order: batch.as_ref().map(|(_, order)| *order),
-            batch: batch.map(|(batch, _)| batch),
+            compartment,
+            order: batch.as_ref().map(|batch| batch.order),
+            batch: batch.map(|batch| batch.batch),
             ..InterruptionLeaseSpec::default()
         }),
     }) && !view.picture.leases().contains_key(&node.name)

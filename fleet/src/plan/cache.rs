@@ -213,6 +213,8 @@ pub(super) struct Cell {
     pub(super) parked: bool,
     /// A reboot has undone the recorded result, so the packages have to be applied again.
     pub(super) lost: bool,
+    /// The node has a lease of the Skyhook, and its record says that it is complete all the same.
+    pub(super) complete: bool,
     /// Work on the node has begun for this Skyhook: the Skyhook owns a cordon of the node.
     pub(super) started: bool,
     /// Which compartments' selectors match the node, if its Skyhook has a policy.

@@ -315,11 +315,7 @@ impl<'a> Ledger<'a> {
     /// control-plane node has a lease at a time, and only while all others are Ready.
     #[must_use]
     pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
-        if !node.is_control_plane() {
-            return None;
-        }
-        let mut taken = self.control_plane.taken.iter();
-        if let Some(other) = taken.find(|name| **name != node.name) {
+        if let Some(other) = self.control_plane_taken(node) {
             let message = format!("control-plane node {other} is being worked on: one at a time");
             return Some(Reason::new(ReasonCode::ControlPlane, message));
         }
@@ -327,6 +323,14 @@ impl<'a> Ledger<'a> {
             let message = format!("control-plane node {other} is not Ready");
             Reason::new(ReasonCode::ControlPlane, message)
         })
+    }
+
+    /// The name of another control-plane node that has a lease, or is about to get one. `None` if there is none, or if
+    /// `node` is no control-plane node.
+    pub(super) fn control_plane_taken(&self, node: &NodeFact) -> Option<&'a str> {
+        let mut taken = self.control_plane.taken.iter().copied();
+        let other = taken.find(|name| *name != node.name);
+        other.filter(|_| node.is_control_plane())
     }
 
     /// The name of another control-plane node that is not Ready. `None` if there is none, or if `node` is no
@@ -338,11 +342,16 @@ impl<'a> Ledger<'a> {
         other.filter(|_| node.is_control_plane())
     }
 
-    /// Takes a slot for a node that is reserved in this pass.
-    pub(super) fn reserve(&mut self, node: &'a NodeFact, skyhook: &SkyhookFact, place: Place) {
+    /// Takes a slot for a node that is reserved in this pass, in both places.
+    pub(super) fn reserve(
+        &mut self,
+        node: &'a NodeFact,
+        skyhook: &SkyhookFact,
+        places: [Place; 2],
+    ) {
         self.total += 1;
         if let Some(budget) = self.budgets.get_mut(skyhook.uid.as_str()) {
-            budget.take([place; 2]);
+            budget.take(places);
         }
         if node.is_control_plane() {
             self.control_plane.taken.insert(&node.name);

@@ -36,6 +36,7 @@ pub enum ReasonCode {
     Paused,
     Preparing,
     ResultDoesNotMatch,
+    RolloutStateRefused,
     RolloutStopped,
     Settling,
     TaintNotTolerable,
@@ -75,6 +76,7 @@ impl ReasonCode {
             | Self::Paused
             | Self::Preparing
             | Self::ResultDoesNotMatch
+            | Self::RolloutStateRefused
             | Self::RolloutStopped
             | Self::TaintNotTolerable => false,
         }

@@ -1,6 +1,7 @@
 //! The batches of each Skyhook whose policy has any: what is written to the state of its roll-out, and what that allows for
 //! its leases and nodes. The rules are in [`crate::batches`]; here they are fed.
 
+mod anew;
 mod ends;
 mod initial;
 
@@ -9,10 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skyhook_crds::policy::CompartmentId;
+use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::rollout::batch::Counts;
-use skyhook_crds::rollout::reset::{Asked, asked};
-use skyhook_crds::rollout::{self, CompartmentState, RolloutRevision, RolloutStateSpec};
-use skyhook_crds::stage::Status;
 
 use super::cache::BatchBits;
 use super::ledger::Ledger;
@@ -20,15 +19,17 @@ use super::pacing::{Pacing, Place};
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::{Draft, View, admit, seconds, version};
+use super::{Draft, REMEMBERED, View, admit, seconds, version};
 use crate::batches::{self, BatchRef, Decision, End, Hold, Lease, Look, Member, Rollout, Stored};
 use crate::effect::{Effect, Target};
 use crate::facts::{RolloutFact, SkyhookFact};
+use crate::picture::Kind;
 
-/// How long a completed roll-out is shown with the numbers of its last batch before it starts anew.
-const SHOWN: Duration = Duration::from_secs(5);
-/// The least time between two looks for leases.
+/// The least time between two looks, for each hundred leases that a list has.
 const LOOKS: Duration = Duration::from_secs(1);
+/// The longest time between two looks.
+const LOOKS_AT_MOST: Duration = Duration::from_secs(30);
+const _: () = assert!(LOOKS_AT_MOST.as_secs() < REMEMBERED.as_secs());
 
 /// What is decided about the batches of one Skyhook.
 #[derive(Debug, Default)]
@@ -39,6 +40,8 @@ pub(super) struct Batches {
     uid: String,
     /// Why nothing is decided.
     pub(super) problem: Option<Reason>,
+    /// The states of roll-outs are being listed. What Nodes and the status say stays as it is meanwhile.
+    pub(super) is_listing: bool,
     /// By node: number of the batch and `SKYHOOK_NODE_ORDER`.
     pub(super) reservable: BTreeMap<String, (i64, i64)>,
     pub(super) holds: BTreeMap<Place, Hold>,
@@ -47,8 +50,19 @@ pub(super) struct Batches {
     leases: BTreeMap<String, BatchBits>,
 }
 
+/// The batch that a node is leased in.
+#[derive(Clone, Debug)]
+pub(super) struct Membership {
+    /// The compartment that opened the batch. The node's labels may have moved it to another one since.
+    pub(super) compartment: String,
+    pub(super) batch: skyhook_crds::lease::BatchRef,
+    /// `SKYHOOK_NODE_ORDER`.
+    pub(super) order: i64,
+}
+
 impl Batches {
-    /// Nothing is granted. What belongs to no batch may still end.
+    /// While the state is not known, nothing is granted. Nobody knows whether the failures of batches are kept, so only
+    /// leases of no batch may end.
     fn unknown(problem: Reason, leases: &[Lease<'_>]) -> Self {
         let of = |lease: &Lease<'_>| BatchBits {
             may_release: lease.batch.is_none(),
@@ -73,21 +87,19 @@ impl Batches {
         self.leases.get(node).copied().unwrap_or(BatchBits::ANY)
     }
 
-    /// The batch that a node is leased in now, and its order.
-    pub(super) fn batch_of(&self, node: &str) -> Option<(skyhook_crds::lease::BatchRef, i64)> {
+    /// The batch that a node is leased in now.
+    pub(super) fn batch_of(&self, node: &str) -> Option<Membership> {
         let (number, order) = *self.reservable.get(node)?;
-        let state = self.uid.clone();
-        Some((skyhook_crds::lease::BatchRef { state, number }, order))
-    }
-
-    /// True for the members of open batches.
-    pub(super) fn has_member(&self, member: &str) -> bool {
-        let states = self
-            .state
-            .iter()
-            .flat_map(|state| state.compartments.values());
-        let mut open = states.filter(|state| state.is_open());
-        open.any(|state| state.position(member).is_some())
+        let mut all = self.state.as_ref()?.compartments.iter();
+        let (compartment, _) = all.find(|(_, state)| state.batch == number)?;
+        Some(Membership {
+            compartment: compartment.clone(),
+            batch: skyhook_crds::lease::BatchRef {
+                state: self.uid.clone(),
+                number,
+            },
+            order,
+        })
     }
 
     /// The standing of eligible nodes that no batch may lease now.
@@ -122,8 +134,9 @@ pub(super) fn decide(
         let skyhook = row.skyhook;
         let fact = view.picture.rollout_of(&skyhook.name);
         let has_batches = row.pacing.has_batches();
-        let is_unknown = matches!(row.pacing, Pacing::Unknown);
-        if skyhook.deleting || skyhook.checked.is_err() {
+        // Nothing is decided meanwhile. What fails is kept all the same.
+        let is_unknown = matches!(row.pacing, Pacing::Unknown) || skyhook.checked.is_err();
+        if skyhook.deleting {
             continue;
         }
         if !has_batches && !is_unknown {
@@ -132,10 +145,19 @@ pub(super) fn decide(
             }
             continue;
         }
-        if has_batches || fact.is_some() {
+        if has_batches || fact.is_some() || has_lease_in_batch(view, skyhook) {
             row.batches = Some(one(view, row, order, ledger, draft));
         }
     }
+}
+
+/// True when a lease of the Skyhook belongs to a batch.
+fn has_lease_in_batch(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
+    let mut leases = view.picture.leases().values();
+    leases.any(|fact| {
+        let lease = fact.lease.as_ref();
+        lease.is_ok_and(|lease| lease.spec.skyhook.uid == skyhook.uid && lease.spec.batch.is_some())
+    })
 }
 
 /// Deletes the state of a roll-out without batches, once no lease belongs to a batch any more.
@@ -153,15 +175,56 @@ fn delete_unused(
         })
     });
     if !is_used && fact.spec.is_ok() {
-        delete(fact, draft);
+        delete(fact, None, draft);
     }
 }
 
-fn delete(fact: &RolloutFact, draft: &mut Draft<'_>) {
+fn delete(fact: &RolloutFact, not_of: Option<&String>, draft: &mut Draft<'_>) {
     draft.push(Effect::DeleteRollout {
         name: fact.name.clone(),
         at: version(&fact.uid, &fact.resource_version),
+        not_of: not_of.cloned(),
     });
+}
+
+/// The stored state, or that of a roll-out that has none yet. An error says why it is not known.
+fn stored<'a>(
+    view: &View<'a>,
+    row: &Row<'_>,
+    draft: &mut Draft<'_>,
+) -> Result<(Option<&'a RolloutFact>, Arc<RolloutStateSpec>), Reason> {
+    let skyhook = row.skyhook;
+    if !view.picture.knows_rollouts() {
+        return Err(match view.picture.unlistable(Kind::Rollout) {
+            Some(why) => {
+                let message = format!(
+                    "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: {why}"
+                );
+                Reason::new(ReasonCode::RolloutStateRefused, message)
+            }
+            None => Reason::new(
+                ReasonCode::Settling,
+                "the state of the roll-out is not known yet",
+            ),
+        });
+    }
+    let fact = view.picture.rollout_of(&skyhook.name);
+    let state = match fact {
+        Some(fact) if fact.owner != skyhook.uid => {
+            delete(fact, Some(&fact.owner), draft);
+            let message = "the state of an earlier Skyhook of this name is being deleted";
+            return Err(Reason::new(ReasonCode::Settling, message));
+        }
+        Some(fact) => match &fact.spec {
+            Ok(spec) => Arc::clone(spec),
+            Err(problem) => {
+                let message = format!("RolloutState {}: {problem}", skyhook.name);
+                return Err(Reason::new(ReasonCode::NewerVersion, message));
+            }
+        },
+        None => Arc::new(initial::state(view, row)),
+    };
+    Ok((fact, state))
 }
 
 fn one(
@@ -173,33 +236,25 @@ fn one(
 ) -> Batches {
     let skyhook = row.skyhook;
     let leases = ends::leases(view, row, order);
-    if !view.picture.knows_rollouts() {
-        let message = "the state of the roll-out is not known yet";
-        return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
-    }
-    let fact = view.picture.rollout_of(&skyhook.name);
-    let state = match fact {
-        Some(fact) if fact.owner != skyhook.uid => {
-            delete(fact, draft);
-            let message = "the state of an earlier Skyhook of this name is being deleted";
-            return Batches::unknown(Reason::new(ReasonCode::Settling, message), &leases);
+    let (fact, state) = match stored(view, row, draft) {
+        Ok(stored) => stored,
+        Err(problem) => {
+            let picture = view.picture;
+            let is_told = picture.unlistable(Kind::Rollout).is_some();
+            return Batches {
+                is_listing: !picture.knows_rollouts() && !is_told,
+                ..Batches::unknown(problem, &leases)
+            };
         }
-        Some(fact) => match &fact.spec {
-            Ok(spec) => Arc::clone(spec),
-            Err(problem) => {
-                let message = format!("RolloutState {}: {problem}", skyhook.name);
-                return Batches::unknown(Reason::new(ReasonCode::NewerVersion, message), &leases);
-            }
-        },
-        None => Arc::new(initial::state(view, row)),
     };
     let uid = fact.map_or("", |fact| fact.uid.as_str());
     let stored = Stored { uid, spec: &state };
-    let members = ends::members(view, row, order, &leases);
+    let members = ends::members(view, row, order, ledger, &leases);
     let mut decision = Decision::default();
     // A copy of the Skyhook that is older than what was decided on says nothing about what comes next.
     let is_behind = skyhook.generation < state.policy_generation;
     if let Pacing::Policy(paced) = &row.pacing
+        && skyhook.checked.is_ok()
         && admit::inactive(view, skyhook).is_none()
         && !is_behind
     {
@@ -207,6 +262,7 @@ fn one(
         let used = used.map(|(id, _)| (id, ledger.used_at(skyhook, Place(id.index()))));
         let used: BTreeMap<CompartmentId, usize> = used.collect();
         let left = view.clocks.left(&skyhook.name);
+        let left = left.filter(|look| look.state == uid);
         let left: BTreeSet<(i64, String)> =
             left.map(|look| (look.batch, look.id.clone())).collect();
         let now = seconds(view.now.wall);
@@ -220,35 +276,52 @@ fn one(
             left: &left,
             now: &now,
         };
-        let begun = begun_anew(view, row, &state, &members, draft);
+        let begun = anew::begun(view, row, &state, &members, draft);
         decision = if begun == *state {
             batches::decide(&rollout)
         } else {
+            // What is held up after that write is held up now: nothing else is shown in between.
+            let spec = &begun;
+            let stored = Stored { uid, spec };
+            let after = batches::decide(&Rollout { stored, ..rollout });
             Decision {
                 write: Some(begun),
+                holds: after.holds,
                 ..Decision::default()
             }
         };
+        if fact.is_none() && decision.write.is_none() && !initial::is_new(&state) {
+            decision.write = Some((*state).clone());
+        }
     } else if !uid.is_empty() {
         // No batch is opened or judged now. Failures are kept all the same.
         let latched = batches::latched(&stored, &members, &leases);
         decision.write = (latched != *state).then_some(latched);
     }
     write(skyhook, fact, decision.write.take(), draft);
-    look(skyhook, std::mem::take(&mut decision.looks), draft);
-    let bits = bits(row, &stored, &leases);
+    look_for_states(view, skyhook, &stored, &leases, draft);
+    look(view, skyhook, std::mem::take(&mut decision.looks), draft);
+    let bits = bits(view, row, &stored, &leases);
     let counts = counts(row, order, &members);
     let holds = decision.holds.into_iter();
     let holds = holds.filter_map(|(name, hold)| Some((place_named(row, &name)?, hold)));
     Batches {
         uid: uid.to_owned(),
-        problem: None,
+        problem: refused(view, skyhook),
+        is_listing: false,
         reservable: decision.reservable,
         holds: holds.collect(),
         counts,
         leases: bits,
         state: Some(state),
     }
+}
+
+/// Why no further batch can be opened: the API server refuses to store the state.
+fn refused(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+    let why = view.clocks.state_refused(&skyhook.name)?;
+    let message = format!("the state of the roll-out cannot be stored: {why}");
+    Some(Reason::new(ReasonCode::RolloutStateRefused, message))
 }
 
 fn write(
@@ -267,12 +340,38 @@ fn write(
     }
 }
 
-fn look(skyhook: &SkyhookFact, looks: Vec<Look>, draft: &mut Draft<'_>) {
+fn look(view: &View<'_>, skyhook: &SkyhookFact, looks: Vec<Look>, draft: &mut Draft<'_>) {
     let target = Target::Look(skyhook.name.clone());
-    if !looks.is_empty() && !draft.is_within(&target, LOOKS) {
+    let hundreds = view.picture.leases().len().div_ceil(100).max(1);
+    let hundreds = u32::try_from(hundreds).unwrap_or(u32::MAX);
+    let pace = LOOKS.saturating_mul(hundreds).min(LOOKS_AT_MOST);
+    if !looks.is_empty() && !draft.is_within(&target, pace) {
         draft.push(Effect::LookForLeases {
             skyhook: skyhook.name.clone(),
+            skyhook_uid: skyhook.uid.clone(),
             looks,
+        });
+    }
+}
+
+/// Looks for states that leases name and that are not the one in the picture. The picture may be the older one.
+fn look_for_states(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    stored: &Stored<'_>,
+    leases: &[Lease<'_>],
+    draft: &mut Draft<'_>,
+) {
+    let named = leases.iter().filter_map(|lease| lease.batch);
+    let others = named
+        .map(|batch| batch.state)
+        .filter(|state| *state != stored.uid && !view.clocks.is_state_gone(&skyhook.name, state));
+    let states: BTreeSet<&str> = others.collect();
+    let target = Target::Look(skyhook.name.clone());
+    if !states.is_empty() && !draft.is_within(&target, LOOKS) {
+        draft.push(Effect::LookForState {
+            skyhook: skyhook.name.clone(),
+            states: states.into_iter().map(str::to_owned).collect(),
         });
     }
 }
@@ -282,85 +381,14 @@ fn place_named(row: &Row<'_>, name: &str) -> Option<Place> {
     all.find(|(_, one)| *one == name).map(|(place, _)| place)
 }
 
-/// The state after everything by which compartments start anew: another policy, a new version of a package, an edit of the
-/// Skyhook's status, a completed roll-out.
-fn begun_anew(
+/// What is allowed for each lease.
+fn bits(
     view: &View<'_>,
     row: &Row<'_>,
-    state: &RolloutStateSpec,
-    members: &[Member<'_>],
-    draft: &mut Draft<'_>,
-) -> RolloutStateSpec {
-    let skyhook = row.skyhook;
-    let mut next = state.clone();
-    next.follow_policy(&skyhook.spec.deployment_policy, skyhook.generation);
-    let resets = resets(row);
-    if let Some(wanted) = wanted_revision(view, skyhook) {
-        next.follow(&wanted, resets);
-    }
-    let shown = skyhook.status.iter().flat_map(|s| &s.compartment_statuses);
-    for (name, status) in shown {
-        if let Some(state) = next.compartments.get_mut(name)
-            && asked(status, state.run) == Asked::Reset
-        {
-            state.reset();
-        }
-    }
-    let is_complete = members.iter().all(|member| member.end == End::Complete);
-    let is_new = |state: &CompartmentState| *state == CompartmentState::new(state.run);
-    let is_over = is_complete && !members.is_empty() && !next.compartments.values().all(is_new);
-    if resets && is_over && is_shown(view, skyhook, draft) {
-        next.reset();
-    }
-    next
-}
-
-/// The revision that is rolled out, once it is stored.
-fn wanted_revision(view: &View<'_>, skyhook: &SkyhookFact) -> Option<RolloutRevision> {
-    let checked = skyhook.checked.as_ref().ok()?;
-    let stored = view.picture.revisions().get(&checked.revision)?;
-    Some(RolloutRevision {
-        name: checked.revision.clone(),
-        number: stored.number,
-        versions: rollout::versions(&checked.data.packages),
-    })
-}
-
-/// True when compartments start anew after completion and with a new version.
-fn resets(row: &Row<'_>) -> bool {
-    let options = row.skyhook.spec.deployment_policy_options.as_ref();
-    let own = options.and_then(|options| options.reset_batch_state_on_completion);
-    own.unwrap_or(match &row.pacing {
-        Pacing::Policy(paced) => paced.policy.resets,
-        Pacing::Budget | Pacing::Unknown => true,
-    })
-}
-
-/// True when the stored status has said for a while that the roll-out is complete.
-fn is_shown(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) -> bool {
-    let Some(status) = skyhook
-        .status
-        .as_ref()
-        .filter(|s| s.status == Status::Complete)
-    else {
-        return false;
-    };
-    let mut conditions = status.conditions.iter();
-    let ready = conditions.find(|one| one.type_ == "Ready" && one.status == "True");
-    let Some(since) = ready.map(|ready| ready.last_transition_time.0) else {
-        return false;
-    };
-    let passed = Duration::try_from(view.now.wall.duration_since(since)).unwrap_or_default();
-    if let Some(left) = SHOWN.checked_sub(passed).filter(|left| !left.is_zero()) {
-        draft.wake_at(view.now.mono + left);
-        return false;
-    }
-    true
-}
-
-/// What is allowed for each lease.
-fn bits(row: &Row<'_>, stored: &Stored<'_>, leases: &[Lease<'_>]) -> BTreeMap<String, BatchBits> {
-    let core = batches::Batches { stored: *stored };
+    stored: &Stored<'_>,
+    leases: &[Lease<'_>],
+) -> BTreeMap<String, BatchBits> {
+    let core = batches::Batches::new(*stored);
     let barrier = |lease: &Lease<'_>| match &row.pacing {
         Pacing::Policy(paced) => paced
             .compartments
@@ -380,7 +408,9 @@ fn bits(row: &Row<'_>, stored: &Stored<'_>, leases: &[Lease<'_>]) -> BTreeMap<St
         let own = barrier(lease);
         let pace = own.and_then(|id| row.pacing.pace(Place(id.index())));
         let batch = lease.batch.as_ref();
-        let is_newer = batch.is_some_and(|batch| core.is_newer(batch));
+        let name = &row.skyhook.name;
+        let is_gone = batch.is_some_and(|batch| view.clocks.is_state_gone(name, batch.state));
+        let is_newer = !is_gone && batch.is_some_and(|batch| core.is_newer(batch));
         let is_named = batch.is_some_and(|b| core.names(lease.compartment, b, lease.id));
         let is_alone = unended
             .get(&own)
@@ -388,7 +418,7 @@ fn bits(row: &Row<'_>, stored: &Stored<'_>, leases: &[Lease<'_>]) -> BTreeMap<St
         BatchBits {
             is_out: pace.is_some() && !is_newer && !is_named,
             may_grant: pace.is_none() || (is_named && is_alone),
-            may_release: core.may_release(lease),
+            may_release: is_gone || core.may_release(lease),
         }
     };
     leases

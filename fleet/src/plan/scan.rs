@@ -245,7 +245,15 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     let backoff = view.clocks.backoff(&node.name, &skyhook.name);
     let backoff = backoff.map(|backoff| backoff.until);
     let left_alone = standing::left_alone_until(view, node);
+    // Batches ask this for leased nodes also when the Skyhook no longer selects them.
+    let own = skyhook.checked.as_deref().ok();
+    let own = own.filter(|_| view.picture.lease_of(&node.name, &skyhook.uid).is_some());
+    let complete = own.is_some_and(|checked| {
+        let work = standing::outstanding(view.picture, skyhook, checked, node);
+        work.is_ok_and(|work| work.is_empty())
+    });
     Cell {
+        complete,
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),

@@ -68,7 +68,8 @@ pub(super) fn skyhooks(
         let counts = Counts::new(row, order, under_way);
         let overall = counts.overall;
         let target = Target::Skyhook(skyhook.name.clone());
-        if view.inflight.is_unsettled(&target) {
+        let is_listing = row.batches.as_ref().is_some_and(|all| all.is_listing);
+        if view.inflight.is_unsettled(&target) || is_listing {
             fleet.take(row, counts, ledger);
             continue;
         }

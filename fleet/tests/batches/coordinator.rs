@@ -76,15 +76,18 @@ fn member_id(node: usize, generation: u8) -> &'static str {
     &IDS[node * 16 + usize::from(generation)]
 }
 
+/// UID of the state that a coordinator has in its picture. The first write creates the state: before that there is none.
+const fn uid(stored: &Stored) -> &'static str {
+    if stored.next_batch == 1 { "" } else { STATE }
+}
+
 /// True when the state's open batch may lease the node.
 fn names(stored: &Stored, node: usize, lease: &Lease) -> bool {
     let spec = stored.spec();
-    let batches = Batches {
-        stored: StoredView {
-            uid: STATE,
-            spec: &spec,
-        },
-    };
+    let batches = Batches::new(StoredView {
+        uid: STATE,
+        spec: &spec,
+    });
     let batch = BatchRef {
         state: STATE,
         number: lease.batch.into(),
@@ -201,7 +204,7 @@ impl Picture<'_> {
         let rollout = Rollout {
             compartments: &compartments,
             stored: StoredView {
-                uid: STATE,
+                uid: uid(&seen.stored),
                 spec: &spec,
             },
             members: &members,
@@ -258,9 +261,7 @@ impl Picture<'_> {
             let Some(lease) = &leases[node] else {
                 return false;
             };
-            let batches = Batches {
-                stored: rollout.stored,
-            };
+            let batches = Batches::new(rollout.stored);
             let newer = lease.batch.is_some_and(|batch| batches.is_newer(&batch));
             match mutation {
                 Some(Mutation::NoLatch) => !newer,

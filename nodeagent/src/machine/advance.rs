@@ -180,6 +180,7 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 half: cursor.half,
                 index: cursor.index,
             });
+            p.begun = Some(true);
             entry.started = true;
             entry.doing = Doing::Step(Cursor {
                 id,

@@ -65,6 +65,9 @@ pub struct Progress {
     /// When phase, package, stage and state last changed.
     #[serde(default)]
     pub shown: Shown,
+    /// Whether a step has begun under the lease. `None`: an older agent took the lease, so nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
 }
 
 /// How many reboots one version of a package may ask for.

@@ -233,6 +233,7 @@ impl Agent {
             wanted: Wanted::of_revision(&revision),
             entries,
             next_step: self.journal.state.next_step,
+            begun: Some(false),
             boot_id: self.facts.boot_id.clone(),
             ..Progress::default()
         };

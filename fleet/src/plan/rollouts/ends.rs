@@ -10,9 +10,10 @@ use skyhook_crds::stage::State;
 use crate::batches::{BatchRef, End, Lease, Member};
 use crate::facts::{LeaseFact, NodeFact};
 use crate::picture::NodeId;
+use crate::plan::ledger::Ledger;
 use crate::plan::pacing::Pacing;
 use crate::plan::scan::{Order, Row};
-use crate::plan::standing::{self, Standing};
+use crate::plan::standing::Standing;
 use crate::plan::{self, View, admit, verdict};
 
 /// A package that has failed so often has failed for good, as far as batches go. It is tried further.
@@ -21,10 +22,11 @@ const RESTARTS: i32 = 3;
 /// The leases of a Skyhook, and those that are being created for it.
 pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> Vec<Lease<'a>> {
     let uid = row.skyhook.uid.as_str();
-    let present = |node: &str| {
+    let number = |node: &str| {
         let at = order.binary_search_by(|(name, _)| (*name).cmp(node)).ok()?;
-        present(row, order[at].1)
+        Some(order[at].1)
     };
+    let present = |node: &str| present(row, number(node)?);
     let facts = view.picture.leases().values();
     let facts = facts.filter(|fact| fact.skyhook_uid() == Some(uid));
     let mut all: Vec<Lease<'_>> = facts
@@ -36,7 +38,7 @@ pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> V
                 compartment: &lease.spec.compartment,
                 present: present(&fact.node),
                 batch: batch(&lease.spec),
-                end: end(view, row, fact, lease),
+                end: end(view, row, number(&fact.node), fact, lease),
             })
         })
         .collect();
@@ -75,13 +77,22 @@ fn present(row: &Row<'_>, node: NodeId) -> Option<CompartmentId> {
 }
 
 /// How a lease has ended.
-fn end(view: &View<'_>, row: &Row<'_>, fact: &LeaseFact, lease: &InterruptionLease) -> End {
+fn end(
+    view: &View<'_>,
+    row: &Row<'_>,
+    id: Option<NodeId>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> End {
     let node = view.picture.nodes().get(&fact.node);
     let node = node.filter(|node| node.uid == lease.spec.node.uid);
     let Some(node) = node else {
         return failed_if(has_begun(lease));
     };
-    if is_complete(view, row, node) {
+    if id
+        .and_then(|id| row.cell(id))
+        .is_some_and(|cell| cell.complete)
+    {
         return End::Complete;
     }
     let checked = row.skyhook.checked.as_ref();
@@ -103,15 +114,8 @@ const fn failed_if(failed: bool) -> End {
     if failed { End::Failed } else { End::Not }
 }
 
-fn is_complete(view: &View<'_>, row: &Row<'_>, node: &NodeFact) -> bool {
-    let checked = row.skyhook.checked.as_ref();
-    checked.is_ok_and(|checked| {
-        let work = standing::outstanding(view.picture, row.skyhook, checked, node);
-        work.is_ok_and(|work| work.is_empty())
-    })
-}
-
-/// True when a step may have run under the lease, and the agent has not ended.
+/// True when a step may have run under the lease, and the agent has not ended. Most agents tell it. Of one that does not,
+/// the packages say it: one has begun and is not complete.
 fn has_begun(lease: &InterruptionLease) -> bool {
     let packages = lease
         .status
@@ -120,9 +124,29 @@ fn has_begun(lease: &InterruptionLease) -> bool {
     let mut begun = packages.filter(|one| !one.pending && one.state != State::Complete);
     match protocol::phase(lease) {
         None | Some(Phase::Accepted | Phase::Complete | Phase::Stopped) => false,
-        Some(Phase::Preparing | Phase::AwaitingDrain) => begun.next().is_some(),
+        Some(Phase::Preparing | Phase::AwaitingDrain) => {
+            let told = lease.status.as_ref().and_then(|status| status.begun);
+            told.unwrap_or_else(|| begun.next().is_some())
+        }
         Some(Phase::Running | Phase::Erroring | Phase::Unknown) => true,
     }
+}
+
+/// True for a control-plane node that may not be leased for a long time: another one is not Ready, or another one is
+/// leased, and not by a batch of this Skyhook that goes on to its next member when that one has ended.
+fn is_held_back(ledger: &Ledger<'_>, node: &NodeFact, leases: &[Lease<'_>]) -> bool {
+    let goes_on = |other: &str| {
+        let lease = leases.iter().find(|lease| lease.node == other);
+        lease.is_some_and(|lease| lease.end != End::Failed)
+    };
+    let taken = ledger.control_plane_taken(node);
+    ledger.control_plane_not_ready(node).is_some() || taken.is_some_and(|other| !goes_on(other))
+}
+
+/// True when the record on the Node says that a package was left in the middle.
+fn is_in_mid_run(row: &Row<'_>, node: &NodeFact) -> bool {
+    let states = node.record(&row.skyhook.name).states.as_ref();
+    states.is_ok_and(|states| states.values().any(|one| one.state != State::Complete))
 }
 
 /// The selected nodes, in the order of names.
@@ -130,6 +154,7 @@ pub(super) fn members<'a>(
     view: &View<'a>,
     row: &Row<'_>,
     order: &Order<'_>,
+    ledger: &Ledger<'_>,
     leases: &[Lease<'_>],
 ) -> Vec<Member<'a>> {
     let ends: BTreeMap<&str, End> = leases.iter().map(|one| (one.id, one.end)).collect();
@@ -152,14 +177,16 @@ pub(super) fn members<'a>(
             None => End::Not,
         };
         let is_own = view.settings.node_name.as_deref() == Some(*name);
-        let class = if is_own { 2 } else { u8::from(!started) };
+        let is_begun = started || is_in_mid_run(row, node);
+        let class = if is_own { 2 } else { u8::from(!is_begun) };
         all.push(Member {
             node: &node.name,
             id: &node.member,
             compartment: present(row, *id).unwrap_or_default(),
             end,
             is_eligible: *standing == Standing::Eligible
-                && !admit::is_behind(view, row.skyhook, node),
+                && !admit::is_behind(view, row.skyhook, node)
+                && !is_held_back(ledger, node, leases),
             rank: (class, node.created.map_or(0, |at| at.as_second())),
         });
     }

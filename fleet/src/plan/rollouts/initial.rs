@@ -6,7 +6,7 @@ use skyhook_crds::rollout::{self, CompartmentState, RolloutStateSpec};
 use crate::plan::scan::Row;
 use crate::plan::{View, seconds};
 
-use super::wanted_revision;
+use super::anew::wanted_revision;
 
 pub(super) fn state(view: &View<'_>, row: &Row<'_>) -> RolloutStateSpec {
     let skyhook = row.skyhook;
@@ -29,4 +29,11 @@ pub(super) fn state(view: &View<'_>, row: &Row<'_>) -> RolloutStateSpec {
         next_order: 0,
         compartments: compartments.collect(),
     }
+}
+
+/// True when nothing has happened in any compartment. Otherwise the state is stored at once, also when no batch can be
+/// opened: since when a compartment has stopped would be another time in each pass.
+pub(super) fn is_new(state: &RolloutStateSpec) -> bool {
+    let mut all = state.compartments.values();
+    all.all(|one| *one == CompartmentState::new(1))
 }

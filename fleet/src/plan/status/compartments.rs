@@ -15,7 +15,8 @@ use crate::plan::ledger::Ledger;
 use crate::plan::pacing::{Pacing, Place};
 use crate::plan::scan::Row;
 
-/// Progress by compartment.
+/// Progress by compartment. While the policy or the spec is not valid, entries that are not known now stay as they are:
+/// they may be the only copy of where a roll-out stands, or an edit that has not been obeyed.
 pub(super) fn statuses(
     row: &Row<'_>,
     summary: &Summary<'_>,
@@ -46,7 +47,14 @@ pub(super) fn statuses(
         let there = current.compartment_statuses.get(name);
         (name.to_owned(), with_batches(row, place, status, there))
     });
-    all.collect()
+    let is_unknown = matches!(row.pacing, Pacing::Unknown) || row.skyhook.checked.is_err();
+    let mut statuses = if is_unknown {
+        current.compartment_statuses.clone()
+    } else {
+        BTreeMap::new()
+    };
+    statuses.extend(all);
+    statuses
 }
 
 /// Adds where the batches of a compartment stand. While somebody's edit is not obeyed, it stays as it is.
@@ -62,13 +70,16 @@ fn with_batches(
         published: there.and_then(|there| there.published.clone()),
         ..status.clone()
     };
-    if row.pacing.pace(place).is_none() && !matches!(row.pacing, Pacing::Unknown) {
+    let is_known = !matches!(row.pacing, Pacing::Unknown) && row.skyhook.checked.is_ok();
+    if row.pacing.pace(place).is_none() && is_known {
         return status;
     }
     let Some(batches) = &row.batches else {
         return kept();
     };
-    let Some(state) = &batches.state else {
+    // A Skyhook whose spec is not valid selects no node, so there is nothing to count.
+    let known = batches.state.as_ref();
+    let Some(state) = known.filter(|_| row.skyhook.checked.is_ok()) else {
         return kept();
     };
     let fresh = CompartmentState::new(1);
@@ -90,33 +101,37 @@ fn with_batches(
 }
 
 /// Why compartments open no batch, for people.
-pub(super) fn holds(row: &Row<'_>) -> Vec<String> {
+pub(super) fn holds(row: &Row<'_>, ledger: &Ledger<'_>) -> Vec<String> {
     let holds = row.batches.iter().flat_map(|batches| &batches.holds);
-    holds
-        .filter_map(|(place, hold)| {
-            let name = row.pacing.name(*place);
-            match hold {
-                Hold::Stopped { since, failures } => Some(format!(
-                    "compartment {name} has stopped after {failures} failed batches in a row, since {since}"
-                )),
-                Hold::Slots { by } if by.is_empty() => None,
-                Hold::Slots { by } => {
-                    let by: Vec<&str> = by.iter().map(String::as_str).collect();
-                    Some(format!(
-                        "compartment {name} has no free slot: held by {}",
-                        names_of(&by)
-                    ))
-                }
-                Hold::EarlierBatch { by } => {
-                    let by: Vec<&str> = by.iter().map(String::as_str).collect();
-                    Some(format!(
-                        "compartment {name} waits for the end of an earlier batch: {}",
-                        names_of(&by)
-                    ))
-                }
+    let said = holds.map(|(place, hold)| {
+        let name = row.pacing.name(*place);
+        match hold {
+            Hold::Stopped { since, failures } => {
+                format!("compartment {name} has stopped after {failures} failed batches in a row, since {since}")
             }
-        })
-        .collect()
+            Hold::Cap => format!("compartment {name} waits for a slot: {}", ledger.use_of_cap()),
+            Hold::Slots { by, .. } if by.is_empty() => format!(
+                "compartment {name} has no free slot: leases that cannot be decoded count in every compartment"
+            ),
+            Hold::Slots { by, failed, ceiling } => {
+                let by: Vec<&str> = by.iter().map(String::as_str).collect();
+                let failed = match failed {
+                    0 => String::new(),
+                    failed => format!(", {failed} of them by nodes that failed"),
+                };
+                format!(
+                    "compartment {name} has no free slot: {} of {ceiling} are held{failed}: {}",
+                    by.len(),
+                    names_of(&by)
+                )
+            }
+            Hold::EarlierBatch { by } => {
+                let by: Vec<&str> = by.iter().map(String::as_str).collect();
+                format!("compartment {name} waits for the end of an earlier batch: {}", names_of(&by))
+            }
+        }
+    });
+    said.collect()
 }
 
 const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
@@ -124,6 +139,13 @@ const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
 const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
 /// Conditions that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 3] = [NOT_FOUND, INVALID, STOPPED];
+
+/// True unless the policy is known and no longer has the compartment, or no longer paces it.
+fn may_be_paced(row: &Row<'_>, name: &str) -> bool {
+    let is_known = matches!(row.pacing, Pacing::Policy(_)) && row.skyhook.checked.is_ok();
+    let mut places = row.pacing.all().filter(|(_, one)| *one == name);
+    !is_known || places.any(|(place, _)| row.pacing.pace(place).is_some())
+}
 
 /// Conditions about the policy and about compartments that have stopped.
 pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
@@ -136,7 +158,7 @@ pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
         .iter()
         .flat_map(|batches| &batches.state)
         .flat_map(|state| &state.compartments)
-        .filter(|(_, state)| state.stopped.is_some())
+        .filter(|(name, state)| state.stopped.is_some() && may_be_paced(row, name))
         .map(|(name, _)| name.clone())
         .collect();
     let stopped = (!stopped.is_empty()).then(|| {

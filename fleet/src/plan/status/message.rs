@@ -91,7 +91,7 @@ pub(super) fn stuck(
     if waits(ReasonCode::BudgetExhausted) {
         message.push_str(&format!("; {}", ledger.use_of_budget(row)));
     }
-    for hold in compartments::holds(row) {
+    for hold in compartments::holds(row, ledger) {
         message.push_str(&format!("; {hold}"));
     }
     if waits(ReasonCode::ClusterBudgetExhausted) {

@@ -351,3 +351,22 @@ fn an_agent_that_is_too_old_touches_nothing() {
     assert_eq!(world.ended(), Some(Phase::Stopped));
     assert_eq!(world.progress().entries, before);
 }
+
+#[test]
+fn a_lease_knows_from_its_first_step_on_that_one_has_begun() {
+    let mut world = World::new();
+    world.no_image("aa|1.0.0", u32::MAX);
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle_quiet();
+    assert_eq!(world.progress().begun, Some(false), "only a pull was tried");
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle_until(|effect| matches!(effect, Effect::RunStep { .. }));
+    assert_eq!(world.progress().begun, Some(true));
+    world.settle();
+    assert_eq!(world.progress().begun, Some(true));
+    // Nothing has to be done under the next lease.
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle();
+    assert_eq!(world.progress().begun, Some(false));
+}

@@ -169,6 +169,7 @@ impl World {
                 .collect(),
             entries: self.entries.clone(),
             next_step,
+            begun: Some(false),
             boot_id: self.boot.to_string(),
             ..Progress::default()
         });

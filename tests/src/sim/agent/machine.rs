@@ -74,6 +74,7 @@ impl Core for Machine {
             wanted: Wanted::of_revision(start.data),
             entries,
             next_step: start.next_step,
+            begun: Some(false),
             boot_id: start.boot_id.to_owned(),
             ..Progress::default()
         })

@@ -73,7 +73,7 @@ fn a_state_that_a_newer_version_wrote_or_that_cannot_be_read_parks_the_whole_sky
     assert_eq!(ended(in_batch(json!({}))), Vec::<String>::new());
 }
 
-fn erroring(restarts: i32) -> Value {
+pub(super) fn erroring(restarts: i32) -> Value {
     let mut status = with_package("Erroring", "erroring");
     status["packages"]["aa|1.0.0"]["restarts"] = json!(restarts);
     status
@@ -195,4 +195,45 @@ fn the_failure_of_a_lease_that_is_abandoned_is_kept_first() {
         (failed(&idle), on_leases(&idle)),
         (None, vec!["AbandonLease".to_owned()])
     );
+}
+
+#[test]
+fn a_lost_node_has_failed_if_its_agent_says_that_a_step_had_begun() {
+    let lost = |status: Value| {
+        let open = with_batch(exponential(), &[1], &json!({}));
+        let spec = in_batch(grant_and(json!({})));
+        let picture = leased(open, spec, status);
+        picture.node(1, &["metadata", "uid"], json!("another"))
+    };
+    let is_failed = |status: &Value| {
+        let state = written(&lost(status.clone()));
+        // The batch has one member, so the same write judges it.
+        state.is_some_and(|state| state.compartments["gpu"].last_batch_failed)
+    };
+    // Package aa is complete, and bb waits for the drain: the host may have died of aa.
+    let mut waits = with_package("AwaitingDrain", "complete");
+    let mut pending = waits["packages"]["aa|1.0.0"].clone();
+    pending["name"] = json!("bb");
+    pending["state"] = json!("in_progress");
+    pending["pending"] = json!(true);
+    waits["packages"]["bb|1.0.0"] = pending;
+    // A package whose configuration changed is in progress before its first step, while images are pulled.
+    let pulls = with_package("Preparing", "in_progress");
+    for (name, status, begun, expected) in [
+        ("an old agent cannot tell", &waits, None, false),
+        ("aa has run", &waits, Some(true), true),
+        ("nothing has run", &waits, Some(false), false),
+        ("an old agent counts what is planned", &pulls, None, true),
+        ("nothing but a pull", &pulls, Some(false), false),
+        ("the step has begun", &pulls, Some(true), true),
+    ] {
+        let mut status = status.clone();
+        if let Some(begun) = begun {
+            status["begun"] = json!(begun);
+        }
+        assert_eq!(is_failed(&status), expected, "{name}");
+    }
+    let mut ended = with_package("Complete", "complete");
+    ended["begun"] = json!(true);
+    assert!(!is_failed(&ended), "the agent has ended");
 }

@@ -1,7 +1,6 @@
 //! How compartments start anew, and how states of roll-outs come and go.
 
 use super::*;
-use skyhook_crds::installed::Stamp;
 
 #[test]
 fn a_reset_by_the_command_starts_a_compartment_anew() {
@@ -70,19 +69,8 @@ fn a_new_version_and_another_policy_start_anew() {
 fn a_roll_out_that_is_complete_starts_anew_once_people_have_seen_it() {
     let judged = json!({ "batch": 3, "shown": 3, "members": [member(1)], "lastBatchSize": 2 });
     let mut picture = with_batch(exponential(), &[1], &judged);
-    let recorded = Stamp {
-        lease: "earlier".into(),
-        revision: picture.index().picture.skyhooks()["s"]
-            .checked
-            .as_ref()
-            .map(|c| c.revision.clone())
-            .unwrap(),
-        ..Stamp::default()
-    };
     for n in 1..=3 {
-        picture = picture
-            .annotated(n, "skyhook.nvidia.com/stamp_s", &recorded.render())
-            .annotated(n, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"));
+        picture = done(picture, n);
     }
     assert_eq!(written(&picture), None, "the last batch is not judged");
     let status = shown(&picture);
@@ -151,4 +139,83 @@ fn a_state_that_somebody_deleted_is_made_anew_from_the_status() {
     let gpu = &state.compartments["gpu"];
     assert_eq!((gpu.run, gpu.shown, gpu.stopped.is_some()), (4, 2, true));
     assert_eq!(state.compartments["__default__"].members, [member(3)]);
+}
+
+#[test]
+fn a_stop_that_is_imported_is_stored_also_when_no_batch_can_be_opened() {
+    // NVIDIA Skyhook has stopped `gpu`. Worker-3, the only node of another compartment, is complete.
+    let mut picture = done(exponential(), 3);
+    let stopped = BatchState {
+        current_batch: 2,
+        consecutive_failures: 1,
+        should_stop: true,
+        last_batch_size: 1,
+        ..BatchState::default()
+    };
+    picture.skyhooks[0]["status"] = left_by_nvidia(&[("gpu", stopped)]);
+    let state = written(&picture).expect("it is stored");
+    assert!(state.compartments["gpu"].stopped.is_some());
+    picture.rollouts = vec![super::state(&picture, json!({}))];
+    picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    assert_eq!(written(&picture), None, "once");
+}
+
+#[test]
+fn a_compartment_that_comes_back_begins_after_the_run_that_the_status_shows() {
+    let stopped = json!({
+        "run": 3, "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut picture = with_batch(exponential(), &[], &stopped);
+    picture.skyhooks[0]["status"] = serde_json::to_value(shown(&picture)).unwrap();
+    // It was taken out of the policy and put back before the status was written.
+    picture.rollouts[0]["spec"]["compartments"] = json!({});
+    let state = written(&picture).unwrap();
+    assert_eq!(state.compartments["gpu"], rollout::CompartmentState::new(4));
+    picture.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    let mut status = shown(&picture);
+    assert_eq!(status.compartment_statuses["gpu"].run, Some(4));
+    // An edit is obeyed.
+    let gpu = status.compartment_statuses.get_mut("gpu").unwrap();
+    gpu.batch_state.as_mut().unwrap().last_batch_size = 7;
+    picture.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    assert_eq!(written(&picture).unwrap().compartments["gpu"].run, 5);
+}
+
+#[test]
+fn a_last_batch_with_a_failure_is_judged_before_the_next_revision() {
+    // Batch 3 has two members. Worker-1 failed, was latched, and has recovered since: all three nodes are complete.
+    let open = || {
+        let open = json!({ "failed": [0], "shown": 4, "base": 1 });
+        let picture = with_batch(exponential(), &[1, 2], &open);
+        (1..=3).fold(picture, done)
+    };
+    let keeps = |picture: Picture| {
+        let option = json!({ "resetBatchStateOnCompletion": false });
+        picture.skyhook(&["spec", "deploymentPolicyOptions"], option)
+    };
+    // One of two succeeded: 50 %, below the 100 % of the policy. No stop: all nodes are complete.
+    let judged = |state: &RolloutStateSpec| {
+        let gpu = &state.compartments["gpu"];
+        let members = (gpu.members.len(), gpu.failed.len(), gpu.stopped.is_some());
+        let numbers = (gpu.shown, gpu.base, gpu.consecutive_failures);
+        (gpu.run, gpu.batch, numbers, gpu.last_batch_failed, members)
+    };
+    let expected = (1, 0, (5, 2, 1), true, (0, 0, false));
+    let state = written(&keeps(open())).expect("no reset follows");
+    assert_eq!(judged(&state), expected);
+    let mut after = keeps(open());
+    after.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    assert_eq!(written(&after), None, "once");
+    // A reset follows: the batch is left to it.
+    assert_eq!(written(&open()), None);
+    // The configuration changes before that: the next revision is not judged by the failure.
+    let mut complete = open();
+    let status = shown(&complete);
+    complete.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+    complete.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+    assert_eq!(judged(&written(&complete).unwrap()), expected);
+    // It was not complete: the batch goes on.
+    complete.skyhooks[0]["status"]["status"] = json!("in_progress");
+    assert_eq!(written(&complete).unwrap().compartments["gpu"].batch, 3);
 }
