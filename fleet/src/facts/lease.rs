@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::{InterruptionLease, names, rollout};
 
-use super::WireLease;
+use super::{WireLease, report};
 
 /// A lease. A lease that cannot be decoded still takes a slot.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl LeaseFact {
             Ok(None)
         } else {
             serde_json::from_value(object.status)
-                .map(Some)
+                .map(|status| Some(report::without_unused(status)))
                 .map_err(|e| format!("status cannot be read: {e}"))
         };
         let force = metadata
