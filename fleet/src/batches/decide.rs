@@ -188,7 +188,12 @@ impl<'a> Compartment<'a> {
             Ok(opening) => {
                 *free = free.saturating_sub(opening.members.len());
                 next.compartments.insert(name.clone(), after);
-                next.open(name, opening.members, opening.size, &opening.room);
+                let Opening {
+                    members,
+                    size,
+                    room,
+                } = opening;
+                next.open(name, members, size, &room, self.rollout.least_order);
             }
             // Nobody else could be started: closing the batch would only be opened again.
             Err(_) if state.is_open() && after.shown == state.shown => {}

@@ -11,7 +11,7 @@ use super::pacing::Place;
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::{Draft, View};
+use super::{Draft, View, node_order};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
@@ -148,9 +148,18 @@ fn admit<'a>(
         }
         return;
     }
+    let record = node.record(&row.skyhook.name);
+    let order = node_order::kept(record).or(batch.as_ref().map(|(_, order)| *order));
+    let order = order.unwrap_or(row.next_order);
+    let part = Part {
+        place,
+        batch: batch.map(|(batch, _)| batch),
+        order,
+    };
     let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
         Standing::Waiting(reason)
-    } else if reserve(view, row, node, (place, batch), draft) {
+    } else if reserve(view, row, node, part, draft) {
+        row.next_order = row.next_order.max(order.saturating_add(1));
         ledger.reserve(node, row.skyhook, place);
         Standing::Leased
     } else if view
@@ -191,7 +200,7 @@ impl Rank {
             }
             let rank = if view.settings.node_name.as_deref() == Some(name) {
                 Self::Own
-            } else if cell.started {
+            } else if cell.goes_on() {
                 Self::Started
             } else {
                 Self::Others
@@ -249,11 +258,19 @@ pub(super) fn is_behind(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact)
     checked.is_ok_and(|checked| is_overtaken(view, node, &skyhook.name, &checked.revision))
 }
 
+/// The part of a roll-out that a lease is for.
+struct Part {
+    place: Place,
+    batch: Option<BatchRef>,
+    /// `SKYHOOK_NODE_ORDER`.
+    order: i64,
+}
+
 fn reserve(
     view: &View<'_>,
     row: &Row<'_>,
     node: &NodeFact,
-    (place, batch): (Place, Option<(BatchRef, i64)>),
+    part: Part,
     draft: &mut Draft<'_>,
 ) -> bool {
     let skyhook = row.skyhook;
@@ -290,9 +307,9 @@ fn reserve(
             installed: installed.clone(),
             stamp: record.stamp.clone(),
             interrupts_left,
-            compartment: row.pacing.name(place).to_owned(),
-            order: batch.as_ref().map(|(_, order)| *order),
-            batch: batch.map(|(batch, _)| batch),
+            compartment: row.pacing.name(part.place).to_owned(),
+            order: Some(part.order),
+            batch: part.batch,
             ..InterruptionLeaseSpec::default()
         }),
     }) && !view.picture.leases().contains_key(&node.name)

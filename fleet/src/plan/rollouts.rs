@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use skyhook_crds::policy::CompartmentId;
 use skyhook_crds::rollout::batch::Counts;
-use skyhook_crds::rollout::reset::{Asked, asked};
+use skyhook_crds::rollout::reset::{Asked, asked, asked_of_order};
 use skyhook_crds::rollout::{self, CompartmentState, RolloutRevision, RolloutStateSpec};
 use skyhook_crds::stage::Status;
 
@@ -39,6 +39,8 @@ pub(super) struct Batches {
     uid: String,
     /// Why nothing is decided.
     pub(super) problem: Option<Reason>,
+    /// The next `SKYHOOK_NODE_ORDER`, after what is written now; `None` while the state is not known.
+    pub(super) next_order: Option<i64>,
     /// By node: number of the batch and `SKYHOOK_NODE_ORDER`.
     pub(super) reservable: BTreeMap<String, (i64, i64)>,
     pub(super) holds: BTreeMap<Place, Hold>,
@@ -202,6 +204,7 @@ fn one(
             used: &used,
             free: ledger.room_in_all(),
             left: &left,
+            least_order: row.next_order,
             now: &now,
         };
         let begun = begun_anew(view, row, &state, &members, draft);
@@ -218,6 +221,7 @@ fn one(
         let latched = batches::latched(&stored, &members, &leases);
         decision.write = (latched != *state).then_some(latched);
     }
+    let next_order = decision.write.as_ref().unwrap_or(&state).next_order;
     write(skyhook, fact, decision.write.take(), draft);
     look(skyhook, std::mem::take(&mut decision.looks), draft);
     let bits = bits(row, &stored, &leases);
@@ -227,6 +231,7 @@ fn one(
     Batches {
         uid: uid.to_owned(),
         problem: None,
+        next_order: Some(next_order),
         reservable: decision.reservable,
         holds: holds.collect(),
         counts,
@@ -266,8 +271,8 @@ fn place_named(row: &Row<'_>, name: &str) -> Option<Place> {
     all.find(|(_, one)| *one == name).map(|(place, _)| place)
 }
 
-/// The state after everything by which compartments start anew: another policy, a new version of a package, an edit of the
-/// Skyhook's status, a completed roll-out.
+/// The state after everything by which compartments or the numbers of nodes start anew: another policy, a new version of a
+/// package, an edit of the Skyhook's status, a completed roll-out.
 fn begun_anew(
     view: &View<'_>,
     row: &Row<'_>,
@@ -295,6 +300,10 @@ fn begun_anew(
     let is_over = is_complete && !members.is_empty() && !next.compartments.values().all(is_new);
     if resets && is_over && is_shown(view, skyhook, draft) {
         next.reset();
+    }
+    let status = skyhook.status.as_ref();
+    if status.is_some_and(|status| asked_of_order(status, next.order_run) == Asked::Reset) {
+        next.reset_order(row.next_order);
     }
     next
 }

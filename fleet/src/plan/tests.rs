@@ -19,6 +19,7 @@ mod endings;
 mod host;
 mod leases;
 mod left;
+mod order;
 mod policies;
 mod reapply;
 mod reasons;

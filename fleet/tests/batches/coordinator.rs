@@ -203,6 +203,7 @@ impl Picture<'_> {
             used: &used,
             free: NODES,
             left: &left,
+            least_order: 0,
             now: "",
         };
         read(&rollout, &leases)

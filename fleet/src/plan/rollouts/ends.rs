@@ -138,9 +138,9 @@ pub(super) fn members<'a>(
         let Some((_, node)) = nodes.next_if(|(node, _)| node == name) else {
             continue;
         };
-        let Some((standing, started)) = row
+        let Some((standing, goes_on)) = row
             .cell(*id)
-            .and_then(|cell| Some((cell.standing.as_ref()?, cell.started)))
+            .and_then(|cell| Some((cell.standing.as_ref()?, cell.goes_on())))
         else {
             continue;
         };
@@ -150,7 +150,7 @@ pub(super) fn members<'a>(
             None => End::Not,
         };
         let is_own = view.settings.node_name.as_deref() == Some(*name);
-        let class = if is_own { 2 } else { u8::from(!started) };
+        let class = if is_own { 2 } else { u8::from(!goes_on) };
         all.push(Member {
             node: &node.name,
             id: &node.member,

@@ -5,6 +5,7 @@ use super::*;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
 use skyhook_crds::skyhook::SkyhookStatus;
 
+mod order;
 mod resets;
 
 const STATE: &str = "state-uid";
