@@ -37,6 +37,9 @@ pub(super) enum Claim {
     Taken,
 }
 
+/// A lease with a number: its node, and whether it waits for its grant.
+type Holder<'a> = (&'a str, NodeId, bool);
+
 /// True when somebody has emptied the record of a node.
 pub(super) fn is_given_up(record: &Record) -> bool {
     record.is_edited() && record.states.as_ref().is_ok_and(BTreeMap::is_empty)
@@ -107,7 +110,7 @@ pub(super) fn claims(view: &View<'_>, order: &Order<'_>, cache: &Cache) -> BTree
     if !bits.iter().any(|(_, (_, _, waits))| *waits) {
         return claims;
     }
-    let mut holders: BTreeMap<(u32, i64), Vec<(&str, NodeId, bool)>> = BTreeMap::new();
+    let mut holders: BTreeMap<(u32, i64), Vec<Holder<'_>>> = BTreeMap::new();
     for (number, lease) in bits {
         holders.entry(number).or_default().push(lease);
     }

@@ -39,6 +39,8 @@ pub(super) struct Batches {
     uid: String,
     /// Why nothing is decided.
     pub(super) problem: Option<Reason>,
+    /// A batch is being opened, or the open one has nodes that get their leases now.
+    pub(super) is_under_way: bool,
     /// The next `SKYHOOK_NODE_ORDER`, after what is written now; `None` while the state is not known.
     pub(super) next_order: Option<i64>,
     /// By node: number of the batch and `SKYHOOK_NODE_ORDER`.
@@ -221,7 +223,9 @@ fn one(
         let latched = batches::latched(&stored, &members, &leases);
         decision.write = (latched != *state).then_some(latched);
     }
-    let next_order = decision.write.as_ref().unwrap_or(&state).next_order;
+    let after = decision.write.as_ref().unwrap_or(&state);
+    let next_order = after.next_order;
+    let is_under_way = after.next_batch > state.next_batch || !decision.reservable.is_empty();
     write(skyhook, fact, decision.write.take(), draft);
     look(skyhook, std::mem::take(&mut decision.looks), draft);
     let bits = bits(row, &stored, &leases);
@@ -231,6 +235,7 @@ fn one(
     Batches {
         uid: uid.to_owned(),
         problem: None,
+        is_under_way,
         next_order: Some(next_order),
         reservable: decision.reservable,
         holds: holds.collect(),

@@ -63,7 +63,9 @@ pub(super) fn skyhooks(
     let mut fleet = Fleet::default();
     for row in rows {
         let skyhook = row.skyhook;
-        let under_way = skyhook.checked.is_ok() && ledger.is_under_way(skyhook);
+        let batches = row.batches.as_ref();
+        let goes_on = batches.is_some_and(|batches| batches.is_under_way);
+        let under_way = skyhook.checked.is_ok() && (goes_on || ledger.is_under_way(skyhook));
         let counts = Counts::new(row, order, under_way);
         let overall = counts.overall;
         let target = Target::Skyhook(skyhook.name.clone());

@@ -111,6 +111,47 @@ fn an_offset_of_zero_in_the_status_starts_the_numbers_anew() {
 }
 
 #[test]
+fn the_next_batch_waits_for_slots_that_become_free_in_a_moment() {
+    // Worker-1 is complete, and its lease is still there. The ceiling is one.
+    let picture = paced(&json!({ "budget": { "count": 1 }, "strategy": { "fixed": {} } }));
+    let picture = with_batch(picture, &[1], &json!({}));
+    let states = complete("1.0.0");
+    let revision = picture.index().picture.skyhooks()["s"]
+        .checked
+        .as_ref()
+        .map(|checked| checked.revision.clone())
+        .unwrap();
+    let recorded = Stamp {
+        lease: "lease".into(),
+        revision,
+        states: states_digest(&states),
+        ..Stamp::default()
+    };
+    let picture = picture
+        .annotated(1, "skyhook.nvidia.com/stamp_s", &recorded.render())
+        .annotated(1, "skyhook.nvidia.com/nodeState_s", &states);
+    let ended = leased(
+        picture.clone(),
+        in_batch(grant_and(json!({}))),
+        with_package("Complete", "complete"),
+    );
+    let batch_of = |picture: &Picture| {
+        let state = written(picture).unwrap();
+        let gpu = &state.compartments["gpu"];
+        (gpu.shown, gpu.members.clone())
+    };
+    assert_eq!(
+        batch_of(&ended),
+        (1, vec![member(1)]),
+        "neither judged nor opened"
+    );
+    assert_eq!(on_leases(&ended), ["ReleaseLease"]);
+    assert_eq!(batch_of(&picture), (2, vec![member(2)]));
+    // Between the last lease and the next one, the roll-out goes on all the same.
+    assert_eq!(shown(&picture).status, skyhook_crds::Status::InProgress);
+}
+
+#[test]
 fn a_state_that_is_made_anew_goes_on_with_the_numbers() {
     let mut picture = with_batch(exponential(), &[], &json!({ "batch": 0, "members": [] }));
     let status = shown(&picture);
