@@ -61,9 +61,27 @@ pub struct Stamp {
     /// them.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub states: String,
+    /// `SKYHOOK_NODE_ORDER` of the node's last lease. It stays when the node is complete, so that no other node gets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<i64>,
+    /// When the node was first picked (RFC 3339), until it is complete. That long it keeps its `order`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub picked: String,
 }
 
 impl Stamp {
+    /// The order that the node keeps under its next lease.
+    #[must_use]
+    pub fn kept_order(&self) -> Option<i64> {
+        self.order.filter(|_| !self.picked.is_empty())
+    }
+
+    /// True when the last lease of the node ended before the node was complete, and not because pods did not leave.
+    #[must_use]
+    pub const fn is_in_midst(&self) -> bool {
+        !self.picked.is_empty() && self.granted.is_empty() && self.drain_timed_out.is_empty()
+    }
+
     /// True when the Node carries a result of ours.
     #[must_use]
     pub fn has_result(&self) -> bool {
@@ -281,6 +299,29 @@ mod tests {
         assert_eq!(error, want);
         // Nobody is told to delete what a newer version wrote.
         assert!(!error.to_string().contains("delete"), "{error}");
+    }
+
+    #[test]
+    fn a_node_keeps_its_order_until_it_is_complete() {
+        // (order, picked, granted, drain timed out) and: the order that it keeps, whether it is in the midst.
+        for (what, order, picked, granted, timed_out, kept, in_midst) in [
+            ("never picked", None, "", "", "", None, false),
+            ("under a lease", Some(3), "t", "uid", "", Some(3), false),
+            ("stopped", Some(3), "t", "", "", Some(3), true),
+            ("pods did not leave", Some(3), "t", "", "t", Some(3), false),
+            ("complete", Some(3), "", "", "", None, false),
+        ] {
+            let stamp = Stamp {
+                order,
+                picked: picked.into(),
+                granted: granted.into(),
+                drain_timed_out: timed_out.into(),
+                ..Stamp::default()
+            };
+            let given = (stamp.kept_order(), stamp.is_in_midst());
+            assert_eq!(given, (kept, in_midst), "{what}");
+            assert_eq!(Stamp::parse(Some(&stamp.render())), Some(stamp), "{what}");
+        }
     }
 
     #[test]

@@ -58,6 +58,9 @@ pub struct RolloutStateSpec {
     pub next_batch: i64,
     /// The next `SKYHOOK_NODE_ORDER`.
     pub next_order: i64,
+    /// Grows whenever somebody starts the numbers of `next_order` anew.
+    #[serde(default)]
+    pub order_run: i32,
     /// By the name of the compartment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]

@@ -225,10 +225,17 @@ pub struct SkyhookStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_boot_ids: BTreeMap<String, String>,
-    /// When a node was first picked.
+    /// When a node was first picked (RFC 3339), until it is complete.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_priority: BTreeMap<String, String>,
+    /// The `SKYHOOK_NODE_ORDER` that the next node gets. Writing 0 here starts the numbers anew, as far as no node holds
+    /// one.
+    #[serde(default)]
+    pub node_order_offset: i64,
+    /// What nodeOrderOffset was when the coordinator wrote it, where the roll-out has a RolloutState.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_order_shown: Option<NodeOrderShown>,
     /// Keys of configMap that changed last, by package. Written by NVIDIA Skyhook only. It is removed when every node has a
     /// result.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -276,6 +283,8 @@ impl Default for SkyhookStatus {
             installed_unreadable: 0,
             node_boot_ids: BTreeMap::new(),
             node_priority: BTreeMap::new(),
+            node_order_offset: 0,
+            node_order_shown: None,
             config_updates: BTreeMap::new(),
             compartment_statuses: BTreeMap::new(),
             status: Status::Unknown,
@@ -312,6 +321,15 @@ pub struct ReasonSummary {
     /// Names of a few of these nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
+}
+
+/// What the coordinator wrote into nodeOrderOffset: unlike it, somebody edited nodeOrderOffset.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeOrderShown {
+    /// How often the numbers were started anew.
+    pub run: i32,
+    pub offset: i64,
 }
 
 /// Progress in one compartment.

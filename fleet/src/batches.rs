@@ -97,6 +97,8 @@ pub struct Rollout<'a> {
     pub free: usize,
     /// Members of open batches, by number and id, of which a fresh look said that they have left.
     pub left: &'a BTreeSet<(i64, String)>,
+    /// One more than the greatest `SKYHOOK_NODE_ORDER` that a node has.
+    pub least_order: i64,
     /// The time, for people (RFC 3339).
     pub now: &'a str,
 }

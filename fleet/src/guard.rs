@@ -61,6 +61,8 @@ pub enum Broken {
     GrantOutsideBatch,
     #[error("a lease was to be granted while an earlier batch of its compartment is worked on")]
     GrantBeforeBatchEnded,
+    #[error("a lease was to be granted with the SKYHOOK_NODE_ORDER of another lease")]
+    GrantOrderTaken,
     #[error("a lease was to be released before its failure was kept in the state of the roll-out")]
     ReleaseUnkept,
     #[error("the state of a roll-out was to be written over that is not understood")]
@@ -275,6 +277,11 @@ fn grant(
         return Err(Broken::GrantBeyondBudget);
     }
     batches::grant(index, counts, skyhook, fact, lease)?;
+    let tally = index.picture.tally();
+    let is_shared = |order| tally.with_order(&skyhook.uid, order) > 1;
+    if lease.spec.batch.is_none() && lease.spec.order.is_some_and(is_shared) {
+        return Err(Broken::GrantOrderTaken);
+    }
     let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
         node.uid == lease.spec.node.uid
             && node

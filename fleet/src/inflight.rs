@@ -70,9 +70,13 @@ impl Inflight {
     /// UID of the Skyhook that a node's lease is being created for.
     #[must_use]
     pub fn creating(&self, node: &str) -> Option<&str> {
-        self.creating
-            .get(node)
-            .map(|create| create.lease.skyhook.uid.as_str())
+        self.create(node).map(|spec| spec.skyhook.uid.as_str())
+    }
+
+    /// The lease of a node that is being created.
+    #[must_use]
+    pub fn create(&self, node: &str) -> Option<&InterruptionLeaseSpec> {
+        self.creating.get(node).map(|create| &*create.lease)
     }
 
     /// Every lease that is being created: the name of its node, and its spec.

@@ -13,6 +13,7 @@ pub mod drain;
 pub mod lease;
 pub mod ledger;
 mod leftovers;
+mod node_order;
 pub mod pacing;
 mod reapply;
 pub mod reason;
@@ -108,6 +109,7 @@ impl Cache {
         }
         let mut ledger = Ledger::new(view, &rows, &order, self);
         rollouts::decide(view, &mut rows, &order, &ledger, &mut draft);
+        node_order::settle(&mut rows);
         lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
         reapply::nodes(view, &rows, &order, &mut draft);
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);

@@ -5,6 +5,8 @@
 mod history;
 #[path = "properties/ledger.rs"]
 mod ledger;
+#[path = "properties/orders.rs"]
+mod orders;
 #[path = "properties/picture.rs"]
 mod picture;
 
@@ -83,6 +85,27 @@ proptest! {
         let settings = settings(&picture);
         let index = index(&picture);
         prop_assert_eq!(decide(&index, &settings, 0), decide(&index, &settings, 0));
+    }
+
+    /// A number that a node gets is greater than every one that nodes have, unless it is the node's own, or its batch gives it.
+    #[test]
+    fn no_number_is_given_twice(picture in a_picture()) {
+        let settings = settings(&picture);
+        let index = index(&picture);
+        let mut given = BTreeSet::new();
+        for effect in decide(&index, &settings, 0).effects {
+            let Effect::ReserveLease { node, spec } = effect else {
+                continue;
+            };
+            let skyhook = spec.skyhook.name.clone();
+            let own = orders::kept(&index, &node, &skyhook);
+            prop_assert!(own.is_none() || own == spec.order, "{node}: {own:?}, not {:?}", spec.order);
+            if own.is_none() && spec.batch.is_none() {
+                let greatest = orders::all(&index, &skyhook).into_iter().max();
+                prop_assert!(spec.order > greatest, "{node}: {:?} after {greatest:?}", spec.order);
+                prop_assert!(given.insert((skyhook, spec.order)), "{node}: {:?} is given twice", spec.order);
+            }
+        }
     }
 
     #[test]

@@ -193,15 +193,19 @@ impl CompartmentState {
 
 impl RolloutStateSpec {
     /// Opens a batch of `members` in a compartment that has none open. Says its number.
+    ///
+    /// `least_order` is one more than the greatest `SKYHOOK_NODE_ORDER` that a node has. Compartments without batches give
+    /// orders as well, and those are not counted in the state.
     pub fn open(
         &mut self,
         compartment: &str,
         members: Vec<String>,
         size: Size,
         room: &Room,
+        least_order: i64,
     ) -> i64 {
         let number = self.next_batch;
-        let order = self.next_order;
+        let order = self.next_order.max(least_order);
         let count = i64::try_from(members.len()).unwrap_or(i64::MAX);
         self.next_batch = number.saturating_add(1);
         self.next_order = order.saturating_add(count);

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{CompartmentState, RolloutRevision, RolloutStateSpec};
 use crate::installed::hex;
 use crate::policy::BatchState;
-use crate::skyhook::CompartmentStatus;
+use crate::skyhook::{CompartmentStatus, SkyhookStatus};
 
 /// What a compartment's part of the status asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +43,31 @@ pub fn asked(status: &CompartmentStatus, run: i32) -> Asked {
     };
     let batch = status.batch_state.clone().unwrap_or_default();
     let is_edited = status.published.as_deref() != Some(digest(&batch).as_str());
-    match (shown.cmp(&run), is_edited) {
-        (std::cmp::Ordering::Greater, _) => Asked::StateIsOld,
-        (std::cmp::Ordering::Equal, true) => Asked::Reset,
-        (std::cmp::Ordering::Equal, false) => Asked::Nothing,
-        (std::cmp::Ordering::Less, _) => Asked::Publish,
+    judge(shown, run, is_edited)
+}
+
+/// What the status of a Skyhook asks for about the numbers of its nodes, when its state is at run `run` of them.
+///
+/// Only an offset of 0 asks for a reset. Any other one that was not published is an old copy: a program that resets the
+/// batches writes back the whole status that it read.
+#[must_use]
+pub fn asked_of_order(status: &SkyhookStatus, run: i32) -> Asked {
+    let Some(shown) = status.node_order_shown else {
+        return Asked::Publish;
+    };
+    let is_edited = status.node_order_offset == 0 && shown.offset > 0;
+    judge(shown.run, run, is_edited)
+}
+
+const fn judge(shown: i32, run: i32, is_edited: bool) -> Asked {
+    if shown > run {
+        Asked::StateIsOld
+    } else if shown < run {
+        Asked::Publish
+    } else if is_edited {
+        Asked::Reset
+    } else {
+        Asked::Nothing
     }
 }
 
@@ -93,6 +113,15 @@ impl RolloutStateSpec {
         for state in self.compartments.values_mut() {
             state.reset();
         }
+    }
+
+    /// Starts the numbers of nodes anew, as far as no node holds one: `least` is one more than the greatest that is held.
+    /// Members of open batches hold theirs, also before they have a lease.
+    pub fn reset_order(&mut self, least: i64) {
+        let open = self.compartments.values().filter(|state| state.is_open());
+        let after = open.map(|state| state.order(state.members.len()));
+        self.order_run = self.order_run.saturating_add(1);
+        self.next_order = after.chain([least]).max().unwrap_or_default();
     }
 
     /// Takes in the revision that is wanted now. A new version of a package starts every compartment anew if `resets`; a

@@ -53,7 +53,7 @@ fn sizes(pace: &Pace, nodes: usize, ceiling: usize, bad: &[usize]) -> Vec<usize>
         let members = (0..size.members)
             .map(|at| format!("{batch}-{at}"))
             .collect();
-        rollout.open("c", members, size, &room);
+        rollout.open("c", members, size, &room, 0);
         let state = rollout.compartments.get_mut("c").unwrap();
         let bad = bad
             .get(batch)
@@ -177,7 +177,7 @@ fn slots_that_others_hold_are_no_part_of_the_next_size() {
             members: 1
         }
     );
-    rollout.open("c", vec!["a".into()], first, &room);
+    rollout.open("c", vec!["a".into()], first, &room, 0);
     let state = rollout.compartments.get_mut("c").unwrap();
     assert!(state.cut);
     state.judge(&doubling, 1, &counts(40, 1, 0), NOW);
@@ -365,8 +365,8 @@ fn numbers_and_orders_are_never_given_twice() {
         members: 2,
     };
     let of = |names: [&str; 2]| names.map(str::to_owned).to_vec();
-    assert_eq!(rollout.open("a", of(["x", "y"]), size, &room), 12);
-    assert_eq!(rollout.open("b", of(["v", "w"]), size, &room), 13);
+    assert_eq!(rollout.open("a", of(["x", "y"]), size, &room, 0), 12);
+    assert_eq!(rollout.open("b", of(["v", "w"]), size, &room, 0), 13);
     assert_eq!((rollout.next_batch, rollout.next_order), (14, 24));
     let (a, b) = (&rollout.compartments["a"], &rollout.compartments["b"]);
     assert_eq!((a.order(0), a.order(1), b.order(0)), (20, 21, 22));
@@ -374,6 +374,10 @@ fn numbers_and_orders_are_never_given_twice() {
     // A reset goes on with the numbers.
     rollout.reset();
     assert_eq!((rollout.next_batch, rollout.next_order), (14, 24));
+    // Nodes outside of batches have orders up to 29.
+    rollout.open("a", of(["x", "y"]), size, &room, 30);
+    assert_eq!(rollout.compartments["a"].order(0), 30);
+    assert_eq!(rollout.next_order, 32);
 }
 
 #[test]

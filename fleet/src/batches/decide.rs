@@ -189,11 +189,20 @@ impl<'a> Compartment<'a> {
                 after.close();
             }
         }
+        let is_leaving = self.is_any_leaving();
         match self.open(&after, &counts, *free) {
+            // Slots become free in a moment. Until then the next batch would be smaller than it should be.
+            Ok(opening) if is_leaving && opening.size.is_cut(&opening.room) => {}
+            Err(Some(Hold::Slots { .. })) if is_leaving => {}
             Ok(opening) => {
                 *free = free.saturating_sub(opening.members.len());
                 next.compartments.insert(name.clone(), after);
-                next.open(name, opening.members, opening.size, &opening.room);
+                let Opening {
+                    members,
+                    size,
+                    room,
+                } = opening;
+                next.open(name, members, size, &room, self.rollout.least_order);
             }
             // Nobody else could be started: closing the batch would only be opened again.
             Err(_) if state.is_open() && after.shown == state.shown => {}
@@ -343,14 +352,20 @@ impl<'a> Compartment<'a> {
             .collect()
     }
 
+    /// True when a lease that takes a slot here is of a node that is complete: it is released next.
+    fn is_any_leaving(&self) -> bool {
+        let mut all = self.rollout.leases.iter();
+        all.any(|lease| self.takes_a_slot(lease) && lease.end == End::Complete)
+    }
+
+    fn takes_a_slot(&self, lease: &Lease<'_>) -> bool {
+        lease.compartment == self.compartment.name || lease.present == Some(self.id)
+    }
+
     /// The compartment has no free slot: which leases take them.
     fn full(&self, ceiling: usize) -> Hold {
         let all = self.rollout.leases.iter();
-        let there: Vec<&Lease<'_>> = all
-            .filter(|lease| {
-                lease.compartment == self.compartment.name || lease.present == Some(self.id)
-            })
-            .collect();
+        let there: Vec<&Lease<'_>> = all.filter(|lease| self.takes_a_slot(lease)).collect();
         let failed = there.iter().filter(|lease| lease.end == End::Failed);
         Hold::Slots {
             failed: failed.count(),

@@ -3,16 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::Stamp;
-use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
+use skyhook_crds::lease::{BatchRef, InterruptionLeaseSpec, NodeRef, SkyhookRef};
 use skyhook_crds::revision;
 
 use super::ledger::Ledger;
 use super::pacing::Place;
 use super::reason::{Reason, ReasonCode};
-use super::rollouts::Membership;
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::{Draft, View};
+use super::{Draft, View, node_order};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
@@ -161,9 +160,25 @@ fn admit<'a>(
         }
         return;
     }
+    let record = node.record(&row.skyhook.name);
+    let order = node_order::kept(record).or(batch.as_ref().map(|batch| batch.order));
+    let order = order.unwrap_or(row.next_order);
+    let part = match batch {
+        Some(batch) => Part {
+            compartment: batch.compartment,
+            batch: Some(batch.batch),
+            order,
+        },
+        None => Part {
+            compartment: row.pacing.name(places[0]).to_owned(),
+            batch: None,
+            order,
+        },
+    };
     let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
         Standing::Waiting(reason)
-    } else if reserve(view, row, node, id, batch, draft) {
+    } else if reserve(view, row, node, part, draft) {
+        row.next_order = row.next_order.max(order.saturating_add(1));
         ledger.reserve(node, row.skyhook, places);
         Standing::Leased
     } else if view
@@ -204,7 +219,7 @@ impl Rank {
             }
             let rank = if view.settings.node_name.as_deref() == Some(name) {
                 Self::Own
-            } else if cell.started {
+            } else if cell.goes_on() {
                 Self::Started
             } else {
                 Self::Others
@@ -262,12 +277,20 @@ pub(super) fn is_behind(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact)
     checked.is_ok_and(|checked| is_overtaken(view, node, &skyhook.name, &checked.revision))
 }
 
+/// The part of a roll-out that a lease is for.
+struct Part {
+    /// That of its batch, or the one that its node is in now.
+    compartment: String,
+    batch: Option<BatchRef>,
+    /// `SKYHOOK_NODE_ORDER`.
+    order: i64,
+}
+
 fn reserve(
     view: &View<'_>,
     row: &Row<'_>,
     node: &NodeFact,
-    id: NodeId,
-    batch: Option<Membership>,
+    part: Part,
     draft: &mut Draft<'_>,
 ) -> bool {
     let skyhook = row.skyhook;
@@ -282,10 +305,6 @@ fn reserve(
         return false;
     };
     let generation = skyhook.generation;
-    let compartment = match &batch {
-        Some(batch) => batch.compartment.clone(),
-        None => row.pacing.name(row.pacing.place(id)).to_owned(),
-    };
     let stamp = record.stamp.as_ref();
     let interrupts_left = if stamp.is_some_and(Stamp::has_result) {
         BTreeMap::new()
@@ -308,9 +327,9 @@ fn reserve(
             installed: installed.clone(),
             stamp: record.stamp.clone(),
             interrupts_left,
-            compartment,
-            order: batch.as_ref().map(|batch| batch.order),
-            batch: batch.map(|batch| batch.batch),
+            compartment: part.compartment,
+            order: Some(part.order),
+            batch: part.batch,
             ..InterruptionLeaseSpec::default()
         }),
     }) && !view.picture.leases().contains_key(&node.name)

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use skyhook_crds::policy::Matches;
 use skyhook_crds::stage::Status;
 
+use super::node_order::Claim;
 use super::reason::Reason;
 use super::standing::Standing;
 use super::status::StatusKey;
@@ -122,6 +123,10 @@ pub(super) enum LeaseBits {
         skyhook: u32,
         skyhook_uid: u32,
         compartment: u32,
+        /// `SKYHOOK_NODE_ORDER`.
+        order: Option<i64>,
+        /// It is not granted, and of no batch.
+        waits: bool,
     },
 }
 
@@ -144,6 +149,7 @@ pub(super) struct LeaseKey {
     /// The existing leases fit the budget of its Skyhook and the cluster-wide budget.
     pub(super) fits: bool,
     pub(super) batch: BatchBits,
+    pub(super) claim: Claim,
     /// Version of the control plane, for a control-plane node; 0 for any other node.
     pub(super) control_plane: u64,
 }
@@ -217,6 +223,10 @@ pub(super) struct Cell {
     pub(super) complete: bool,
     /// Work on the node has begun for this Skyhook: the Skyhook owns a cordon of the node.
     pub(super) started: bool,
+    /// The last lease of the node ended before the node was complete.
+    pub(super) in_midst: bool,
+    /// One more than the greatest `SKYHOOK_NODE_ORDER` that the node has. It is also set for nodes that are not selected.
+    pub(super) after_order: i64,
     /// Which compartments' selectors match the node, if its Skyhook has a policy.
     pub(super) matches: Matches,
     /// The standing may change at this time although nothing else changes.
@@ -225,6 +235,13 @@ pub(super) struct Cell {
     /// are not selected.
     pub(super) print: u64,
     pub(super) shown: Option<ShownCell>,
+}
+
+impl Cell {
+    /// True when the node gets a lease before nodes that nothing has been done on.
+    pub(super) const fn goes_on(&self) -> bool {
+        self.started || self.in_midst
+    }
 }
 
 /// What the standing of a node with a Skyhook depends on.

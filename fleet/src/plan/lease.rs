@@ -34,6 +34,7 @@ use skyhook_crds::stage::Stage;
 
 use super::cache::{BatchBits, Cache, LeaseBits, LeaseKey, NextWrite};
 use super::ledger::Ledger;
+use super::node_order::{self, Claim};
 use super::reason::Withdrawal;
 use super::scan::{Order, Row};
 use super::{Draft, View, admit, drain, version};
@@ -57,6 +58,7 @@ pub(super) fn carry_on(
     let excess = admit::excess(view, rows, order, ledger);
     let excess: BTreeSet<&str> = excess.iter().map(|fact| fact.node.as_str()).collect();
     let control_plane = version_of_control_plane(order, cache);
+    let claims = node_order::claims(view, order, cache);
     // For the number of each Skyhook's name: its row, and for each place whether all leases fit.
     let mut known: Vec<Option<(&Row<'_>, Vec<bool>)>> = Vec::new();
     known.resize_with(cache.names.len(), || None);
@@ -95,6 +97,7 @@ pub(super) fn carry_on(
             over_budget: !excess.is_empty() && excess.contains(name),
             fits,
             batch,
+            claim: claims.get(id).copied().unwrap_or_default(),
             control_plane: if cell.control_plane { control_plane } else { 0 },
         };
         let known = cell.next.as_ref().filter(|next| next.key == key);
@@ -158,6 +161,7 @@ struct LeaseCase<'a> {
     /// All leases fit the budgets that the lease falls under.
     fits: bool,
     batch: BatchBits,
+    claim: Claim,
 }
 
 /// Decides the next write for one lease.
@@ -199,6 +203,7 @@ fn next_write(
         over_budget: key.over_budget,
         fits: key.fits,
         batch: key.batch,
+        claim: key.claim,
     };
     case.write_next(draft);
 }

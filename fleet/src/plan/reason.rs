@@ -122,6 +122,8 @@ pub enum Withdrawal {
     Overtaken,
     NothingToDo,
     NotInBatch,
+    OrderTaken,
+    OtherOrder,
     AgentNotResponding,
 }
 
@@ -146,6 +148,8 @@ impl fmt::Display for Withdrawal {
             Self::Overtaken => "the node has a newer revision",
             Self::NothingToDo => "there is nothing to do",
             Self::NotInBatch => "no open batch has the node",
+            Self::OtherOrder => "the node keeps another SKYHOOK_NODE_ORDER",
+            Self::OrderTaken => "another node has its SKYHOOK_NODE_ORDER",
             Self::AgentNotResponding => "the agent did not accept it in time",
         })
     }

@@ -42,6 +42,10 @@ pub(super) struct Batches {
     pub(super) problem: Option<Reason>,
     /// The states of roll-outs are being listed. What Nodes and the status say stays as it is meanwhile.
     pub(super) is_listing: bool,
+    /// A batch is being opened, or the open one has nodes that get their leases now.
+    pub(super) is_under_way: bool,
+    /// The next `SKYHOOK_NODE_ORDER`, after what is written now; `None` while the state is not known.
+    pub(super) next_order: Option<i64>,
     /// By node: number of the batch and `SKYHOOK_NODE_ORDER`.
     pub(super) reservable: BTreeMap<String, (i64, i64)>,
     pub(super) holds: BTreeMap<Place, Hold>,
@@ -251,6 +255,8 @@ fn one(
     let stored = Stored { uid, spec: &state };
     let members = ends::members(view, row, order, ledger, &leases);
     let mut decision = Decision::default();
+    let problem = refused(view, skyhook);
+    let mut is_under_way = false;
     // A copy of the Skyhook that is older than what was decided on says nothing about what comes next.
     let is_behind = skyhook.generation < state.policy_generation;
     if let Pacing::Policy(paced) = &row.pacing
@@ -274,16 +280,21 @@ fn one(
             used: &used,
             free: ledger.room_in_all(),
             left: &left,
+            least_order: row.next_order,
             now: &now,
         };
         let begun = anew::begun(view, row, &state, &members, draft);
         decision = if begun == *state {
-            batches::decide(&rollout)
+            let decision = batches::decide(&rollout);
+            is_under_way = goes_on(&state, &decision, problem.as_ref());
+            decision
         } else {
-            // What is held up after that write is held up now: nothing else is shown in between.
+            // What is held up after that write is held up now, and what goes on then goes on now: nothing else is shown in
+            // between.
             let spec = &begun;
             let stored = Stored { uid, spec };
             let after = batches::decide(&Rollout { stored, ..rollout });
+            is_under_way = goes_on(&begun, &after, problem.as_ref());
             Decision {
                 write: Some(begun),
                 holds: after.holds,
@@ -298,6 +309,7 @@ fn one(
         let latched = batches::latched(&stored, &members, &leases);
         decision.write = (latched != *state).then_some(latched);
     }
+    let next_order = decision.write.as_ref().unwrap_or(&state).next_order;
     write(skyhook, fact, decision.write.take(), draft);
     look_for_states(view, skyhook, &stored, &leases, draft);
     look(view, skyhook, std::mem::take(&mut decision.looks), draft);
@@ -307,14 +319,23 @@ fn one(
     let holds = holds.filter_map(|(name, hold)| Some((place_named(row, &name)?, hold)));
     Batches {
         uid: uid.to_owned(),
-        problem: refused(view, skyhook),
         is_listing: false,
+        problem,
+        is_under_way,
+        next_order: Some(next_order),
         reservable: decision.reservable,
         holds: holds.collect(),
         counts,
         leases: bits,
         state: Some(state),
     }
+}
+
+/// True when a batch is opened from `state`, or nodes of the open one get their leases now.
+fn goes_on(state: &RolloutStateSpec, decision: &Decision, problem: Option<&Reason>) -> bool {
+    let write = decision.write.as_ref().filter(|_| problem.is_none());
+    let opens = write.is_some_and(|write| write.next_batch > state.next_batch);
+    opens || !decision.reservable.is_empty()
 }
 
 /// Why no further batch can be opened: the API server refuses to store the state.

@@ -9,7 +9,7 @@ use super::ledger::Selected;
 use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
 use super::standing::{self, Standing};
-use super::{View, cordon, leftovers, reapply};
+use super::{View, cordon, leftovers, node_order, reapply};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
@@ -39,6 +39,10 @@ pub(super) struct Row<'a> {
     pub(super) kept: BTreeSet<NodeId>,
     /// The first time at which a standing may change although nothing else changes.
     pub(super) until: Option<Mono>,
+    /// `SKYHOOK_NODE_ORDER` of the next node that is picked.
+    pub(super) next_order: i64,
+    /// What it was before this pass picked any: the status shows it, and is a lower bound for the next pass.
+    pub(super) shown_order: i64,
 }
 
 impl Row<'_> {
@@ -113,6 +117,8 @@ pub(super) fn rows<'a>(
             admitted: BTreeMap::new(),
             kept: BTreeSet::new(),
             until: None,
+            next_order: 0,
+            shown_order: 0,
         };
         cells(view, order, cache, &mut row, &mut open, &names);
         let cells = &row.column.cells;
@@ -164,6 +170,8 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
                 skyhook: names.number(&lease.spec.skyhook.name),
                 skyhook_uid: names.number(&lease.spec.skyhook.uid),
                 compartment: names.number(&lease.spec.compartment),
+                order: lease.spec.order,
+                waits: lease.spec.granted.is_none() && lease.spec.batch.is_none(),
             },
         }),
         creating: view.inflight.creating(name).is_some(),
@@ -213,15 +221,14 @@ fn cells(
         };
         if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
             let earlier = names.get(&key.earlier).copied();
-            *cell = view
-                .picture
-                .nodes()
-                .get(*name)
-                .map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            let node = view.picture.nodes().get(*name);
+            *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            cell.after_order = node_order::after(view, &skyhook.name, name, node);
             cell.key = key;
             cache.counted.cells += 1;
         }
         row.until = row.until.into_iter().chain(cell.until).min();
+        row.next_order = row.next_order.max(cell.after_order);
         let Some(standing) = &cell.standing else {
             // The spec is not valid, so nobody can tell whether the node is complete. Later Skyhooks wait until the
             // spec is corrected.
@@ -258,6 +265,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
         started: cordon::is_started(node, &skyhook.name),
+        in_midst: node_order::is_in_midst(node.record(&skyhook.name)),
         matches: checked.map_or_else(Matches::default, |_| {
             let policy = pacing::policy(view, skyhook);
             policy.map_or_else(Matches::default, |policy| {
@@ -278,6 +286,8 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
         record.digest.hash(&mut hasher);
         let stamp = record.stamp.as_ref();
         stamp.is_some_and(Stamp::has_result).hash(&mut hasher);
+        stamp.is_some().hash(&mut hasher);
+        node_order::picked(record).hash(&mut hasher);
     }
     let reason = node.annotations.get(&names::reason(&skyhook.name));
     reason.hash(&mut hasher);
@@ -286,6 +296,7 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     {
         lease.spec.granted.is_some().hash(&mut hasher);
         lease.spec.revision.hash(&mut hasher);
+        node_order::created(fact).hash(&mut hasher);
     }
     hasher.finish()
 }

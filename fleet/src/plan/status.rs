@@ -24,7 +24,7 @@ use super::cache::Cache;
 use super::ledger::Ledger;
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
-use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
+use super::{COALESCE, Draft, REMEMBERED, View, node_order, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::picture::{NodeId, Tick};
@@ -64,7 +64,9 @@ pub(super) fn skyhooks(
     let mut fleet = Fleet::default();
     for row in rows {
         let skyhook = row.skyhook;
-        let under_way = skyhook.checked.is_ok() && ledger.is_under_way(skyhook);
+        let batches = row.batches.as_ref();
+        let goes_on = batches.is_some_and(|batches| batches.is_under_way);
+        let under_way = skyhook.checked.is_ok() && (goes_on || ledger.is_under_way(skyhook));
         let counts = Counts::new(row, order, under_way);
         let overall = counts.overall;
         let target = Target::Skyhook(skyhook.name.clone());
@@ -86,6 +88,7 @@ pub(super) fn skyhooks(
             version: skyhook.resource_version.clone(),
             row: row.column.version,
             print: counts.print,
+            shown_order: row.shown_order,
             agents_refused: view.picture.agents_refused().map(str::to_owned),
             budgets: ledger.uses(skyhook),
             rollouts: view.picture.rollouts_changed(),
@@ -118,6 +121,7 @@ pub(super) struct StatusKey {
     version: String,
     row: u64,
     print: u64,
+    shown_order: i64,
     agents_refused: Option<String>,
     /// See [`Ledger::uses`].
     budgets: (usize, usize, Vec<[usize; 3]>),
@@ -228,9 +232,12 @@ fn status(
     let current = skyhook.status.as_ref().unwrap_or(&empty);
     let total = summary.nodes.len();
     let installed = Installed::of(view, skyhook);
+    let (node_order_offset, node_order_shown) = node_order::shown(row, current);
     let mut wanted = SkyhookStatus {
         observed_generation: skyhook.generation,
         compartment_statuses: compartments::statuses(row, summary, ledger, current),
+        node_order_offset,
+        node_order_shown,
         status: summary.overall,
         nodes_in_progress: number(summary.in_progress),
         complete_nodes: format!("{}/{total}", summary.complete),

@@ -20,6 +20,7 @@ mod host;
 mod keys;
 mod leases;
 mod left;
+mod order;
 mod policies;
 mod reapply;
 mod reasons;

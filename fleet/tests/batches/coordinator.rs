@@ -167,9 +167,8 @@ impl Picture<'_> {
             .map(|(at, node)| {
                 let named = seen.stored.compartments.iter().flat_map(|c| c.ids());
                 let twin = named.copied().find(|id| usize::from(*id / 16) == at);
-                let generation = twin
-                    .filter(|_| by_name)
-                    .map_or(node.generation, |id| id % 16);
+                let twin = twin.filter(|_| by_name);
+                let generation = twin.map_or(node.generation, |id| id % 16);
                 let lease = seen.leases[at];
                 let own = lease.filter(|lease| lease.generation == node.generation);
                 let failed = own.is_some_and(|lease| lease.phase == Phase::Failed);
@@ -212,6 +211,7 @@ impl Picture<'_> {
             used: &used,
             free: NODES,
             left: &left,
+            least_order: 0,
             now: "",
         };
         read(&rollout, &leases)

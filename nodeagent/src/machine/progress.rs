@@ -25,6 +25,9 @@ pub struct Progress {
     pub skyhook: SkyhookRef,
     /// Revision that is installed.
     pub revision: String,
+    /// `SKYHOOK_NODE_ORDER` of the steps, if the lease has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<i64>,
     #[serde(default)]
     pub serial: bool,
     /// Packages of the revision, by name.

@@ -229,6 +229,7 @@ impl Agent {
             lease: lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
             revision: spec.revision.clone(),
+            order: spec.order,
             serial: revision.serial,
             wanted: Wanted::of_revision(&revision),
             entries,

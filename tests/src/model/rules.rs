@@ -182,6 +182,9 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         // The model's drains have no deadline.
         drain_timed_out: String::new(),
         states: mark.states.map(digest).unwrap_or_default(),
+        // The model does not number its nodes.
+        order: None,
+        picked: String::new(),
     }
 }
 

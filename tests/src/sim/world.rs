@@ -7,6 +7,7 @@ pub mod faults;
 pub mod finish;
 pub mod host;
 mod loops;
+mod order;
 mod paced;
 pub mod replica;
 pub mod setup;

@@ -1,6 +1,6 @@
 use super::*;
-use crate::rollout::reset::{Asked, asked, digest};
-use crate::skyhook::CompartmentStatus;
+use crate::rollout::reset::{Asked, asked, asked_of_order, digest};
+use crate::skyhook::{CompartmentStatus, NodeOrderShown, SkyhookStatus};
 
 fn status(shown: &BatchState, run: Option<i32>) -> CompartmentStatus {
     CompartmentStatus {
@@ -53,6 +53,52 @@ fn a_reset_is_seen_in_the_status_and_obeyed_once() {
 
 fn status_of_new() -> CompartmentStatus {
     status(&CompartmentState::new(1).shown(0, 0), Some(1))
+}
+
+#[test]
+fn an_offset_of_zero_starts_the_numbers_anew_once() {
+    // (shown run, shown offset), offset in the status, run of the state.
+    for (what, shown, offset, run, expected) in [
+        ("as published", Some((2, 7)), 7, 2, Asked::Nothing),
+        ("reset", Some((2, 7)), 0, 2, Asked::Reset),
+        ("reset, and obeyed", Some((2, 7)), 0, 3, Asked::Publish),
+        ("the state is old", Some((2, 7)), 0, 1, Asked::StateIsOld),
+        (
+            "written back from an old copy",
+            Some((2, 7)),
+            5,
+            2,
+            Asked::Nothing,
+        ),
+        ("nothing was given yet", Some((0, 0)), 0, 0, Asked::Nothing),
+        ("of another program", None, 4, 0, Asked::Publish),
+    ] {
+        let status = SkyhookStatus {
+            node_order_offset: offset,
+            node_order_shown: shown.map(|(run, offset)| NodeOrderShown { run, offset }),
+            ..SkyhookStatus::default()
+        };
+        assert_eq!(asked_of_order(&status, run), expected, "{what}");
+    }
+    let mut state = RolloutStateSpec {
+        next_order: 9,
+        ..RolloutStateSpec::default()
+    };
+    state.reset_order(3);
+    assert_eq!((state.next_order, state.order_run), (3, 1));
+    // An open batch has given the numbers 7 and 8.
+    let open = CompartmentState {
+        batch: 2,
+        order_base: 7,
+        members: vec!["a".into(), "b".into()],
+        ..CompartmentState::new(1)
+    };
+    state.compartments.insert("c".into(), open);
+    state.reset_order(3);
+    assert_eq!((state.next_order, state.order_run), (9, 2));
+    state.reset();
+    state.reset_order(3);
+    assert_eq!((state.next_order, state.order_run), (3, 3));
 }
 
 #[test]

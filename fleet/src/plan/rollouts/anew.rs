@@ -1,11 +1,11 @@
-//! When the compartments of a roll-out start anew: another policy, a new version of a package, an edit of the Skyhook's
-//! status, a completed roll-out.
+//! When the compartments of a roll-out, or the numbers of its nodes, start anew: another policy, a new version of a
+//! package, an edit of the Skyhook's status, a completed roll-out.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use skyhook_crds::rollout::batch::Counts;
-use skyhook_crds::rollout::reset::{Asked, asked};
+use skyhook_crds::rollout::reset::{Asked, asked, asked_of_order};
 use skyhook_crds::rollout::{self, CompartmentState, RolloutRevision, RolloutStateSpec};
 use skyhook_crds::stage::Status;
 
@@ -18,8 +18,8 @@ use crate::plan::{Draft, View, seconds};
 /// How long a completed roll-out is shown with the numbers of its last batch before it starts anew.
 const SHOWN: Duration = Duration::from_secs(5);
 
-/// The state after everything by which compartments start anew: another policy, a new version of a package, an edit of the
-/// Skyhook's status, a completed roll-out.
+/// The state after everything by which compartments or the numbers of nodes start anew: another policy, a new version of a
+/// package, an edit of the Skyhook's status, a completed roll-out.
 pub(super) fn begun(
     view: &View<'_>,
     row: &Row<'_>,
@@ -56,6 +56,10 @@ pub(super) fn begun(
     let is_over = is_complete && !next.compartments.values().all(is_new);
     if resets && is_over && is_shown(view, skyhook, draft) {
         next.reset();
+    }
+    let status = skyhook.status.as_ref();
+    if status.is_some_and(|status| asked_of_order(status, next.order_run) == Asked::Reset) {
+        next.reset_order(row.next_order);
     }
     next
 }

@@ -143,10 +143,15 @@ fn is_held_back(ledger: &Ledger<'_>, node: &NodeFact, leases: &[Lease<'_>]) -> b
     ledger.control_plane_not_ready(node).is_some() || taken.is_some_and(|other| !goes_on(other))
 }
 
-/// True when the record on the Node says that a package was left in the middle.
+/// True when the record on the Node says that a package was left in the middle. A node whose pods did not leave has no
+/// precedence: they may not leave the next time either.
 fn is_in_mid_run(row: &Row<'_>, node: &NodeFact) -> bool {
-    let states = node.record(&row.skyhook.name).states.as_ref();
-    states.is_ok_and(|states| states.values().any(|one| one.state != State::Complete))
+    let record = node.record(&row.skyhook.name);
+    let stamp = record.stamp.as_ref();
+    let has_timed_out = stamp.is_some_and(|stamp| !stamp.drain_timed_out.is_empty());
+    let states = record.states.as_ref();
+    let is_left = states.is_ok_and(|states| states.values().any(|one| one.state != State::Complete));
+    is_left && !has_timed_out
 }
 
 /// The selected nodes, in the order of names.
@@ -165,9 +170,9 @@ pub(super) fn members<'a>(
         let Some((_, node)) = nodes.next_if(|(node, _)| node == name) else {
             continue;
         };
-        let Some((standing, started)) = row
+        let Some((standing, goes_on)) = row
             .cell(*id)
-            .and_then(|cell| Some((cell.standing.as_ref()?, cell.started)))
+            .and_then(|cell| Some((cell.standing.as_ref()?, cell.goes_on())))
         else {
             continue;
         };
@@ -177,7 +182,7 @@ pub(super) fn members<'a>(
             None => End::Not,
         };
         let is_own = view.settings.node_name.as_deref() == Some(*name);
-        let is_begun = started || is_in_mid_run(row, node);
+        let is_begun = goes_on || is_in_mid_run(row, node);
         let class = if is_own { 2 } else { u8::from(!is_begun) };
         all.push(Member {
             node: &node.name,

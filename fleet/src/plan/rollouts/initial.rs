@@ -20,13 +20,15 @@ pub(super) fn state(view: &View<'_>, row: &Row<'_>) -> RolloutStateSpec {
         };
         Some((name.clone(), state))
     });
+    let order_shown = skyhook.status.as_ref().and_then(|s| s.node_order_shown);
     RolloutStateSpec {
         format: rollout::FORMAT,
         policy: skyhook.spec.deployment_policy.clone(),
         policy_generation: skyhook.generation,
         revision: wanted_revision(view, skyhook).unwrap_or_default(),
         next_batch: 1,
-        next_order: 0,
+        next_order: skyhook.status.as_ref().map_or(0, |s| s.node_order_offset),
+        order_run: order_shown.map_or(0, |shown| shown.run),
         compartments: compartments.collect(),
     }
 }

@@ -12,6 +12,7 @@ mod guard;
 mod kept;
 mod many;
 mod moved;
+mod order;
 mod refused;
 mod resets;
 mod said;

@@ -140,6 +140,8 @@ fn why_a_lease_is_withdrawn() {
             "a newer version told the agent to stop",
         ),
         (W::NotInBatch, "no open batch has the node"),
+        (W::OrderTaken, "another node has its SKYHOOK_NODE_ORDER"),
+        (W::OtherOrder, "the node keeps another SKYHOOK_NODE_ORDER"),
         (W::NewerRecord, "a newer version wrote the node's record"),
         (W::RecordChanged, "the node's package states changed"),
         (W::OtherRun, "the node's package states are of another run"),
@@ -166,6 +168,8 @@ fn why_a_lease_is_withdrawn() {
                 | StopReason::Unknown,
             )
             | W::NotInBatch
+            | W::OrderTaken
+            | W::OtherOrder
             | W::NewerRecord
             | W::RecordChanged
             | W::OtherRun

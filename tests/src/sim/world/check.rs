@@ -239,6 +239,7 @@ impl<C: Core> World<'_, C> {
                 ));
             }
         }
+        self.check_order_of_node(&fact);
         let moved = self
             .checks
             .nodes
@@ -290,6 +291,7 @@ impl<C: Core> World<'_, C> {
         if old["spec"]["granted"].is_null() && !new["spec"]["granted"].is_null() {
             self.stats.grants += 1;
             self.observe_grant(node, uid, after);
+            self.check_order_of_grant(node, after);
         }
         let phase = |lease: &Value| lease["status"]["phase"].as_str().unwrap_or("").to_owned();
         let drain = |lease: &Value| {
