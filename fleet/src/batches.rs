@@ -75,6 +75,8 @@ pub struct Lease<'a> {
     pub present: Option<CompartmentId>,
     pub batch: Option<BatchRef<'a>>,
     pub end: End,
+    /// It is complete, and its agent has ended: it is released next.
+    pub is_leaving: bool,
 }
 
 /// What is known of the stored state.

@@ -475,14 +475,28 @@ impl LeaseClock {
 #[cfg(test)]
 impl Clocks {
     /// The names of all fields, as for a lease's clock.
-    pub(crate) fn fields() -> [&'static str; 5] {
+    pub(crate) fn fields() -> [&'static str; 9] {
         let Self {
             leases: _,
             backoff: _,
+            left: _,
+            states_refused: _,
+            states_gone: _,
+            mismatches: _,
             drains: _,
             away: _,
             undrained: _,
         } = Self::default();
-        ["leases", "backoff", "drains", "away", "undrained"]
+        [
+            "leases",
+            "backoff",
+            "left",
+            "states_refused",
+            "states_gone",
+            "mismatches",
+            "drains",
+            "away",
+            "undrained",
+        ]
     }
 }

@@ -352,10 +352,10 @@ impl<'a> Compartment<'a> {
             .collect()
     }
 
-    /// True when a lease that takes a slot here is of a node that is complete: it is released next.
+    /// True when a lease that takes a slot here is released next.
     fn is_any_leaving(&self) -> bool {
         let mut all = self.rollout.leases.iter();
-        all.any(|lease| self.takes_a_slot(lease) && lease.end == End::Complete)
+        all.any(|lease| lease.is_leaving && self.takes_a_slot(lease))
     }
 
     fn takes_a_slot(&self, lease: &Lease<'_>) -> bool {

@@ -65,6 +65,7 @@ impl World {
                 number: batch,
             }),
             end,
+            is_leaving: end == End::Complete,
         });
         self.used += 1;
         self
@@ -125,6 +126,7 @@ impl World {
             used: &places.iter().map(|place| (*place, self.used)).collect(),
             free: self.free,
             left: &self.left,
+            least_order: 0,
             now: "t",
         })
     }
@@ -235,6 +237,23 @@ fn a_batch_is_as_large_as_slots_allow() {
         let mut world = World::new().node("z").lease(1, End::Failed);
         world = world.node("a").node("b").node("c").node("d");
         (world.used, world.free) = (used, free);
+        assert_eq!(world.told(&policy), want, "{name}");
+    }
+}
+
+#[test]
+fn a_batch_waits_for_slots_that_are_given_back_in_a_moment() {
+    for (name, ceiling, is_leaving, want) in [
+        ("it would be cut", 2, true, ""),
+        ("it would be cut, and the host is away", 2, false, "opens a"),
+        ("there is no slot", 1, true, ""),
+        ("there is no slot, and the host is away", 1, false, "slots of z"),
+        ("there are enough slots", 4, true, "opens abc"),
+    ] {
+        let policy = policy(ceiling, r#"{ "fixed": { "initialBatch": 3 } }"#);
+        let mut world = World::new().node("z").lease(1, End::Complete);
+        world.leases[0].is_leaving = is_leaving;
+        let world = world.node("a").node("b").node("c").node("d");
         assert_eq!(world.told(&policy), want, "{name}");
     }
 }
@@ -357,6 +376,7 @@ fn a_lease_goes_once_its_failure_is_kept() {
         present: None,
         batch: Some(BatchRef { state: uid, number }),
         end,
+        is_leaving: false,
     };
     for (name, failed, lease, want) in [
         ("complete", &[][..], lease(STATE, OPEN, End::Complete), true),

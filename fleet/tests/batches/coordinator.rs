@@ -148,6 +148,7 @@ impl Picture<'_> {
         let leases: Vec<Option<LeaseView<'_>>> = (0..NODES)
             .map(|node| {
                 let lease = seen.leases[node]?;
+                let end = self.end(node, &lease);
                 Some(LeaseView {
                     node: NODE_NAMES[node],
                     id: member_id(node, lease.generation),
@@ -157,7 +158,8 @@ impl Picture<'_> {
                         state: STATE,
                         number: lease.batch.into(),
                     }),
-                    end: self.end(node, &lease),
+                    end,
+                    is_leaving: end == End::Complete,
                 })
             })
             .collect();

@@ -32,13 +32,15 @@ pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> V
     let mut all: Vec<Lease<'_>> = facts
         .filter_map(|fact| {
             let lease = fact.lease.as_deref().ok()?;
+            let end = end(view, row, number(&fact.node), fact, lease);
             Some(Lease {
                 node: &fact.node,
                 id: &fact.member,
                 compartment: &lease.spec.compartment,
                 present: present(&fact.node),
                 batch: batch(&lease.spec),
-                end: end(view, row, number(&fact.node), fact, lease),
+                end,
+                is_leaving: end == End::Complete && has_agent_ended(lease),
             })
         })
         .collect();
@@ -56,6 +58,7 @@ pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> V
             present: present(name),
             batch: batch(spec),
             end: End::Not,
+            is_leaving: false,
         })
     }));
     all
@@ -108,6 +111,12 @@ fn end(
     let now = view.now.mono;
     let is_abandoned = plan::lease::abandoned_at(view, fact, lease).is_some_and(|at| at <= now);
     failed_if(has_failed || is_away || ((fact.forced || is_abandoned) && has_begun(lease)))
+}
+
+/// True when the agent has ended, or has not begun. One that works may be on a host that is away for long.
+fn has_agent_ended(lease: &InterruptionLease) -> bool {
+    let phase = protocol::phase(lease);
+    phase.is_none_or(|phase| matches!(phase, Phase::Complete | Phase::Stopped))
 }
 
 const fn failed_if(failed: bool) -> End {

@@ -18,7 +18,7 @@ mod resets;
 mod said;
 mod unknown;
 
-const STATE: &str = "state-uid";
+pub(super) const STATE: &str = "state-uid";
 
 /// Three workers, of which the first two are in compartment `gpu`.
 fn paced(gpu: &Value) -> Picture {
@@ -42,7 +42,7 @@ fn paced(gpu: &Value) -> Picture {
 }
 
 /// Batches of 1, 2, 4 and so on in compartment `gpu`; one failure stops it.
-fn exponential() -> Picture {
+pub(super) fn exponential() -> Picture {
     paced(&json!({
         "budget": { "count": 2 },
         "strategy": { "exponential": { "failureThreshold": 1, "safetyLimit": 100 } },
@@ -65,12 +65,12 @@ fn left_by_nvidia(compartments: &[(&str, BatchState)]) -> Value {
     serde_json::to_value(status).unwrap()
 }
 
-fn member(n: usize) -> String {
+pub(super) fn member(n: usize) -> String {
     rollout::member(&format!("uid-of-worker-{n}"))
 }
 
 /// The picture with a stored state, in which batch 3 of `gpu` is open.
-fn with_batch(mut picture: Picture, members: &[usize], more: &Value) -> Picture {
+pub(super) fn with_batch(mut picture: Picture, members: &[usize], more: &Value) -> Picture {
     let members: Vec<String> = members.iter().map(|n| member(*n)).collect();
     let mut gpu = json!({
         "run": 1, "batch": 3, "shown": 1, "target": members.len(), "members": members, "orderBase": 7,
@@ -101,7 +101,7 @@ fn state(picture: &Picture, compartments: Value) -> Value {
 }
 
 /// A lease of batch 3.
-fn in_batch(more: Value) -> Value {
+pub(super) fn in_batch(more: Value) -> Value {
     let mut spec = json!({ "compartment": "gpu", "batch": { "state": STATE, "number": 3 } });
     for (key, value) in more.as_object().cloned().unwrap_or_default() {
         spec[key] = value;

@@ -147,8 +147,12 @@ fn the_next_batch_waits_for_slots_that_become_free_in_a_moment() {
     );
     assert_eq!(on_leases(&ended), ["ReleaseLease"]);
     assert_eq!(batch_of(&picture), (2, vec![member(2)]));
-    // Between the last lease and the next one, the roll-out goes on all the same.
+    // Between the last lease and the next one, the roll-out goes on all the same, also while a new revision is taken in.
     assert_eq!(shown(&picture).status, skyhook_crds::Status::InProgress);
+    let mut earlier = picture;
+    earlier.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+    assert_eq!(batch_of(&earlier), (1, vec![member(1)]));
+    assert_eq!(shown(&earlier).status, skyhook_crds::Status::InProgress);
 }
 
 #[test]

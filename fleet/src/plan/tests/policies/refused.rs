@@ -111,4 +111,13 @@ fn a_node_in_mid_run_is_picked_before_those_that_are_older() {
     let picture = exponential().annotated(2, "skyhook.nvidia.com/nodeState_s", &state);
     let first = written(&picture).unwrap();
     assert_eq!(first.compartments["gpu"].members, [member(2)]);
+    // Its pods did not leave in time, a while ago. They may not leave the next time either.
+    let timed_out = Stamp {
+        drain_timed_out: "2023-11-14T20:00:00Z".into(),
+        ..Stamp::default()
+    };
+    let mut picture = picture.annotated(2, "skyhook.nvidia.com/stamp_s", &timed_out.render());
+    picture.now += picture.settings.drain_cool_down;
+    let first = written(&picture).unwrap();
+    assert_eq!(first.compartments["gpu"].members, [member(1)]);
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::index::Change;
+use skyhook_crds::Status;
 
 /// A lease of worker-1 in batch 3, under which an agent works, and whose Node was replaced.
 fn replaced(picture: Picture) -> Picture {
@@ -102,21 +103,26 @@ fn a_state_that_the_api_server_refuses_is_said_to_be_refused() {
         let effects = picture.plan_of(session.index()).effects.into_iter();
         let mut all = effects.filter_map(|effect| match effect {
             Effect::WriteSkyhookStatus { status, .. } => {
-                Some(status.node_reasons["worker-2"].clone())
+                Some((status.status, status.node_reasons["worker-2"].clone()))
             }
             _ => None,
         });
         all.next()
-            .map(|reason| (reason.reason, reason.message))
+            .map(|(status, reason)| (status, reason.reason, reason.message))
             .unwrap()
     };
-    assert_eq!(reason(&session).0, "BatchUnderWay");
+    let (status, code, _) = reason(&session);
+    assert_eq!((status, code.as_str()), (Status::InProgress, "BatchUnderWay"));
     let error = "create rolloutstate/s: forbidden".to_owned();
     write(&mut session, Outcome::Refused { error });
     let message = "the state of the roll-out cannot be stored: create rolloutstate/s: forbidden";
     assert_eq!(
         reason(&session),
-        ("RolloutStateRefused".to_owned(), message.to_owned())
+        (
+            Status::Blocked,
+            "RolloutStateRefused".to_owned(),
+            message.to_owned()
+        )
     );
     write(&mut session, Outcome::Done(None));
     assert_eq!(session.index().clocks().state_refused("s"), None);
@@ -279,7 +285,11 @@ fn states_that_cannot_be_listed_are_said_to_be_unreadable() {
     let message = "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: it is not installed";
     assert_eq!(
         reason(&index),
-        ("RolloutStateRefused".to_owned(), message.to_owned())
+        (
+            Status::Blocked,
+            "RolloutStateRefused".to_owned(),
+            message.to_owned()
+        )
     );
     index.apply(Change::ListBegins(kind), Mono::ZERO);
     index.apply(
