@@ -115,8 +115,7 @@ fn end(
 
 /// True when the agent has ended, or has not begun. One that works may be on a host that is away for long.
 fn has_agent_ended(lease: &InterruptionLease) -> bool {
-    let phase = protocol::phase(lease);
-    phase.is_none_or(|phase| matches!(phase, Phase::Complete | Phase::Stopped))
+    protocol::phase(lease).is_none_or(Phase::is_terminal)
 }
 
 const fn failed_if(failed: bool) -> End {
