@@ -2,6 +2,8 @@
 //! with the process: everything that must outlive it is stored in the API objects.
 
 mod drains;
+#[cfg(test)]
+mod fields;
 mod mono;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -451,52 +453,4 @@ fn since(
 ) -> Option<Mono> {
     let given_up = lease.is_some_and(|lease| picture.is_given_up(lease));
     given_up.then(|| before.unwrap_or(now))
-}
-
-#[cfg(test)]
-impl LeaseClock {
-    /// The names of all fields. A new field does not compile before it is named here; then a test asks for its row.
-    pub(crate) fn fields() -> [&'static str; 7] {
-        let Self {
-            uid: _,
-            granted: _,
-            given_up: _,
-            resumed: _,
-            drain: _,
-            paused: _,
-            skyhook: _,
-        } = Self::default();
-        [
-            "uid", "granted", "given_up", "resumed", "drain", "paused", "skyhook",
-        ]
-    }
-}
-
-#[cfg(test)]
-impl Clocks {
-    /// The names of all fields, as for a lease's clock.
-    pub(crate) fn fields() -> [&'static str; 9] {
-        let Self {
-            leases: _,
-            backoff: _,
-            left: _,
-            states_refused: _,
-            states_gone: _,
-            mismatches: _,
-            drains: _,
-            away: _,
-            undrained: _,
-        } = Self::default();
-        [
-            "leases",
-            "backoff",
-            "left",
-            "states_refused",
-            "states_gone",
-            "mismatches",
-            "drains",
-            "away",
-            "undrained",
-        ]
-    }
 }

@@ -247,7 +247,12 @@ fn a_batch_waits_for_slots_that_are_given_back_in_a_moment() {
         ("it would be cut", 2, true, ""),
         ("it would be cut, and the host is away", 2, false, "opens a"),
         ("there is no slot", 1, true, ""),
-        ("there is no slot, and the host is away", 1, false, "slots of z"),
+        (
+            "there is no slot, and the host is away",
+            1,
+            false,
+            "slots of z",
+        ),
         ("there are enough slots", 4, true, "opens abc"),
     ] {
         let policy = policy(ceiling, r#"{ "fixed": { "initialBatch": 3 } }"#);

@@ -158,7 +158,8 @@ fn is_in_mid_run(row: &Row<'_>, node: &NodeFact) -> bool {
     let stamp = record.stamp.as_ref();
     let has_timed_out = stamp.is_some_and(|stamp| !stamp.drain_timed_out.is_empty());
     let states = record.states.as_ref();
-    let is_left = states.is_ok_and(|states| states.values().any(|one| one.state != State::Complete));
+    let is_left =
+        states.is_ok_and(|states| states.values().any(|one| one.state != State::Complete));
     is_left && !has_timed_out
 }
 

@@ -174,11 +174,7 @@ fn what_a_nodes_status_depends_on() {
 #[test]
 fn a_grant_depends_on_whether_another_lease_has_the_same_number() {
     let budget = Picture::new().skyhook(&["spec", "interruptionBudget"], json!({ "count": 3 }));
-    let mut picture = leased(
-        stamp(budget, granted()),
-        json!({ "order": 4 }),
-        Value::Null,
-    );
+    let mut picture = leased(stamp(budget, granted()), json!({ "order": 4 }), Value::Null);
     let mut younger = picture.leases[0].clone();
     for (key, value) in [("name", "worker-2"), ("uid", "uid-of-worker-2")] {
         younger["spec"]["node"][key] = json!(value);

@@ -112,7 +112,10 @@ fn a_state_that_the_api_server_refuses_is_said_to_be_refused() {
             .unwrap()
     };
     let (status, code, _) = reason(&session);
-    assert_eq!((status, code.as_str()), (Status::InProgress, "BatchUnderWay"));
+    assert_eq!(
+        (status, code.as_str()),
+        (Status::InProgress, "BatchUnderWay")
+    );
     let error = "create rolloutstate/s: forbidden".to_owned();
     write(&mut session, Outcome::Refused { error });
     let message = "the state of the roll-out cannot be stored: create rolloutstate/s: forbidden";
