@@ -288,11 +288,7 @@ fn states_that_cannot_be_listed_are_said_to_be_unreadable() {
     let message = "the states of roll-outs (rolloutstates.skyhook.nvidia.com) cannot be read: it is not installed";
     assert_eq!(
         reason(&index),
-        (
-            Status::Blocked,
-            "RolloutStateRefused".to_owned(),
-            message.to_owned()
-        )
+        ("RolloutStateRefused".to_owned(), message.to_owned())
     );
     index.apply(Change::ListBegins(kind), Mono::ZERO);
     index.apply(
