@@ -137,8 +137,11 @@ fn written(picture: &Picture) -> Option<RolloutStateSpec> {
 }
 
 fn shown(picture: &Picture) -> SkyhookStatus {
-    let effects = picture.plan().effects;
-    let status = effects.into_iter().find_map(|effect| match effect {
+    status_of(picture.plan())
+}
+
+fn status_of(plan: Plan) -> SkyhookStatus {
+    let status = plan.effects.into_iter().find_map(|effect| match effect {
         Effect::WriteSkyhookStatus { status, .. } => Some(*status),
         _ => None,
     });

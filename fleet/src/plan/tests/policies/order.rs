@@ -1,11 +1,16 @@
 //! Numbers of nodes in batches, and beside them.
 
 use super::*;
+use crate::index::Change;
 use skyhook_crds::installed::{Stamp, states_digest};
 use skyhook_crds::skyhook::NodeOrderShown;
 
 fn numbers(picture: &Picture) -> Vec<(String, Option<i64>)> {
-    let effects = picture.plan().effects.into_iter();
+    reserved(picture.plan())
+}
+
+fn reserved(plan: Plan) -> Vec<(String, Option<i64>)> {
+    let effects = plan.effects.into_iter();
     let reserved = effects.filter_map(|effect| match effect {
         Effect::ReserveLease { node, spec } => Some((node, spec.order)),
         _ => None,
@@ -53,20 +58,29 @@ fn a_batch_and_nodes_outside_of_batches_share_the_numbers() {
     let opened = state_of(&done);
     assert_eq!(opened.compartments["__default__"].order_base, 31);
     assert_eq!(numbers(&done), [("worker-1".to_owned(), Some(32))]);
-    // The state is not known: what the status says is the least.
-    let mut unknown = mixed().skyhook(
+    // The states cannot be read: what the status says is the least.
+    let unknown = mixed().skyhook(
         &["status"],
         json!({ "status": "in_progress", "nodeOrderOffset": 9, "nodeOrderShown": { "run": 2, "offset": 9 } }),
     );
-    unknown.rollouts = vec![state(&unknown, json!({}))];
-    unknown.rollouts[0]["spec"]["format"] = json!(1);
-    assert_eq!(numbers(&unknown), [("worker-1".to_owned(), Some(9))]);
-    let status = shown(&unknown);
+    let (kind, why) = (crate::picture::Kind::Rollout, "forbidden".to_owned());
+    let mut index = unknown.index();
+    index.apply(Change::ListBegins(kind), Mono::ZERO);
+    index.apply(Change::Unlistable { kind, why }, Mono::ZERO);
+    let plan = || unknown.plan_of(&index);
+    assert_eq!(reserved(plan()), [("worker-1".to_owned(), Some(9))]);
     let kept = NodeOrderShown { run: 2, offset: 9 };
+    let status = status_of(plan());
     assert_eq!(
         (status.node_order_offset, status.node_order_shown),
         (9, Some(kept))
     );
+    // A newer version wrote the state. It may have given any number.
+    let mut newer = unknown;
+    newer.rollouts = vec![state(&newer, json!({}))];
+    newer.rollouts[0]["spec"]["format"] = json!(1);
+    assert_eq!(numbers(&newer), []);
+    assert_eq!(shown(&newer).node_order_shown, Some(kept));
 }
 
 #[test]
