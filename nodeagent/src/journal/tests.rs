@@ -140,7 +140,7 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
     let body = r#"{"skyhooks":{"s":{"entries":{"a|1":{"name":"a","version":"1","image":"r/a","stage":"uninstall-interrupt","state":"in_progress"}}}}}"#;
     let staged = format!("skyhook-journal 1 {}\n{body}", digest(body.as_bytes()));
     fs::write(&path, &staged).unwrap();
-    let error = Journal::open(directory.path(), directory.path())
+    let error = Journal::open(&directory.path().into())
         .unwrap_err()
         .to_string();
     assert!(error.contains("written by a newer agent"), "{error}");

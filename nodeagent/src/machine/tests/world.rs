@@ -187,7 +187,7 @@ impl World {
             too_old: Some(why.to_owned()),
             ..Progress::default()
         });
-        self.input_queued(Event::Begun);
+        self.input_queued(Event::LeaseAccepted);
         self.see();
     }
 
