@@ -294,6 +294,7 @@ mod tests {
 
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::thread::ScopedJoinHandle;
 
     use super::*;
 
@@ -350,26 +351,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("f");
         replace_file(&file, b"", Durability::WhileUp).unwrap();
-        let written = std::sync::atomic::AtomicUsize::new(0);
         let write = |byte: u8| {
             let bytes = vec![byte; 20_000];
-            let written: io::Result<()> =
-                (0..300).try_for_each(|_| replace_file(&file, &bytes, Durability::WhileUp));
-            written
+            (0..300).try_for_each(|_| replace_file(&file, &bytes, Durability::WhileUp))
         };
         std::thread::scope(|scope| {
-            let writers: Vec<_> = (b'a'..=b'c')
-                .map(|byte| {
-                    let (write, written) = (&write, &written);
-                    scope.spawn(move || {
-                        let result = write(byte);
-                        written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        result
-                    })
-                })
-                .collect();
+            let writers = [b'a', b'b', b'c'].map(|byte| scope.spawn(move || write(byte)));
             // The reader ends with the writers, also when one of them fails.
-            while written.load(std::sync::atomic::Ordering::Relaxed) < writers.len() {
+            while !writers.iter().all(ScopedJoinHandle::is_finished) {
                 let read = fs::read(&file).unwrap();
                 assert!(read.is_empty() || read.len() == 20_000, "{}", read.len());
                 assert!(read.windows(2).all(|pair| pair[0] == pair[1]));
