@@ -14,6 +14,7 @@ use skyhook_tests::coreagent::HostScript;
 use skyhook_tests::pace::PaceRecorder;
 use skyhook_tests::world::World;
 
+mod deletions;
 mod failures;
 mod strategies;
 
