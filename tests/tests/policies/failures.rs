@@ -157,6 +157,7 @@ async fn a_canary_whose_node_is_deleted_is_not_tried_on_the_next_one() -> Result
 async fn a_reset_of_everything_starts_the_numbers_anew() -> Result<()> {
     let (mut world, recorder) = start().await?;
     nodes(&mut world, "again", 1..=3, &[]).await?;
+    hasten(&world, "again", 3)?;
     canaries(&world, "again-policy", 3).await?;
     world
         .apply("again", "again", paced("again-policy", "1.0.0"))
@@ -198,6 +199,7 @@ async fn a_reset_of_everything_starts_the_numbers_anew() -> Result<()> {
 async fn batches_that_outlive_a_roll_out_are_reset_by_the_plugin() -> Result<()> {
     let (mut world, recorder) = start().await?;
     nodes(&mut world, "lasting", 1..=3, &[]).await?;
+    hasten(&world, "lasting", 3)?;
     let spec = json!({
         "default": { "budget": { "count": 2 }, "strategy": { "exponential": {} } },
         "resetBatchStateOnCompletion": false,
