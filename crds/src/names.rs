@@ -27,6 +27,8 @@ pub const CORDON_OWNERS: &str = "skyhook.nvidia.com/cordon-owners";
 pub const REVISION_OF: &str = "skyhook.nvidia.com/name";
 /// Label on leases: the compartment of a DeploymentPolicy that the lease counts in.
 pub const COMPARTMENT: &str = "skyhook.nvidia.com/compartment";
+/// Label on leases: the number of the batch that the lease belongs to.
+pub const BATCH: &str = "skyhook.nvidia.com/batch";
 
 /// Field manager of every write that the coordinator makes.
 pub const COORDINATOR: &str = "skyhook-coordinator";

@@ -125,7 +125,7 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
         Some(Subject::Skyhook { name, uid })
     };
     let subject = match effect.target() {
-        Target::Skyhook(name) => skyhook(&name),
+        Target::Skyhook(name) | Target::Rollout(name) | Target::Look(name) => skyhook(&name),
         Target::Revision(name) => {
             if let Effect::CreateRevision { skyhook: owner, .. } = effect {
                 skyhook(owner)
@@ -184,6 +184,22 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
     };
     if let Some(problem) = invalid(new).filter(|problem| invalid(old).as_ref() != Some(problem)) {
         events.push(event(true, "Invalid", problem));
+    }
+    // States that last until somebody acts, in conditions of their own.
+    for type_ in [
+        "skyhook.nvidia.com/DeploymentPolicyNotFound",
+        "skyhook.nvidia.com/DeploymentPolicyInvalid",
+        "skyhook.nvidia.com/RolloutStopped",
+    ] {
+        let of = |status: &SkyhookStatus| {
+            let mut conditions = status.conditions.iter();
+            let holds = conditions.find(|c| c.type_ == type_ && c.status == "True");
+            holds.map(|condition| condition.message.clone())
+        };
+        if let (Some(message), None) = (of(new), of(old)) {
+            let reason = type_.trim_start_matches("skyhook.nvidia.com/");
+            events.push(event(true, reason, message));
+        }
     }
     // States that last until somebody acts.
     for reason in ["AgentsRefused", "Blocked"] {

@@ -234,7 +234,7 @@ async fn names_and_selectors_stay() -> Result<()> {
     let crds = objects
         .iter()
         .filter(|o| o["kind"] == "CustomResourceDefinition");
-    assert_eq!(crds.count(), 3);
+    assert_eq!(crds.count(), 4);
     let roles = render(&[
         "--set",
         "rbac.createSkyhookViewerRole=true,rbac.createSkyhookEditorRole=true",

@@ -278,7 +278,7 @@ impl LeaseApi {
         let api: Api<ControllerRevision> = Api::namespaced(self.client.clone(), &self.namespace);
         let revision = self.call(&what, api.get(name)).await?;
         let data = revision.data.map(|raw| raw.0).unwrap_or_default();
-        serde_json::from_value(data).map_err(|e| ApiError::Malformed {
+        RevisionData::read(data).map_err(|e| ApiError::Malformed {
             what,
             problem: e.to_string(),
         })

@@ -41,6 +41,11 @@ pub(super) fn nodes(
             let Some(standing) = row.standing(*id) else {
                 continue;
             };
+            let is_listing = row.batches.as_ref().is_some_and(|all| all.is_listing);
+            let own = row.cell(*id).and_then(|cell| cell.standing.as_ref());
+            if is_listing && own == Some(&Standing::Eligible) {
+                continue;
+            }
             let shown = row.cell(*id).and_then(|cell| cell.shown.as_ref());
             // While a write for the lease is outstanding, it is not known whether that write carries the status as
             // well.

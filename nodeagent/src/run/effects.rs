@@ -195,6 +195,7 @@ impl Agent {
             secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: None,
+            order: self.run().and_then(|run| run.order),
             is_laid_out: false,
         };
         // If this process has prepared the stage, it has done so in this boot: no process survives a reboot.
