@@ -7,7 +7,7 @@ use std::time::Duration;
 use skyhook_crds::package::Package;
 use skyhook_oci::{
     Credentials, Digest, NodeConfig, PluginConfig, PullError, PullProgress, Puller, PullerConfig,
-    Reference, ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
+    Reference, ReferenceError, RetryClass, Root, Store, StoreError,
 };
 
 mod limits;
