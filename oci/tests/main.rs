@@ -12,6 +12,7 @@ mod access;
 mod bombs;
 mod builders;
 mod certificates;
+mod ending;
 mod host;
 mod hostile;
 mod image;

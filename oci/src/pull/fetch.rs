@@ -23,7 +23,7 @@ use crate::store::{BlobWriter, Store, StoreError, blocking};
 
 /// How many chunks may wait for the thread that hashes and writes them.
 const QUEUE: usize = 16;
-/// If a connection delivers this many bytes before it breaks, the count of tries starts again.
+/// If a blob has grown by this many bytes before its connection breaks, the count of tries starts again.
 const GOOD_PROGRESS: u64 = 1 << 20;
 
 /// One lock for each blob that is being downloaded.
@@ -193,6 +193,8 @@ impl Blob {
         let mut sink = self.open().await?;
         let mut fetched = 0;
         let mut first_host = 0;
+        // A download that begins anew again and again goes on only if it gets further than before.
+        let mut furthest = sink.received;
         loop {
             if sink.is_resumed() && sink.received == self.size {
                 // An earlier pull has received the last byte, and has not checked the digest.
@@ -206,9 +208,18 @@ impl Blob {
             let answer = self.session.blob(&self.digest, sink.received, first_host);
             let error = match answered(&self.timeouts, &what, host, answer).await {
                 // The server has a shorter blob than the one that was begun, or cannot continue it.
-                Err(error) if sink.received > 0 && is_range_refused(&error) => {
+                Err(RegistryError::Status { status, host, .. })
+                    if sink.received > 0 && status == StatusCode::RANGE_NOT_SATISFIABLE =>
+                {
+                    let (want, got) = (self.size, sink.received);
                     sink.restart(&self.store, self.digest, self.size).await?;
-                    continue;
+                    let what = what.clone();
+                    RegistryError::WrongSize {
+                        what,
+                        host,
+                        want,
+                        got,
+                    }
                 }
                 Err(error) => error,
                 Ok(body) => {
@@ -230,8 +241,9 @@ impl Blob {
                             }
                         }
                         Err(Broken::Resume { error, got }) => {
-                            if got >= GOOD_PROGRESS {
+                            if sink.received >= furthest.saturating_add(GOOD_PROGRESS) {
                                 retry.start_over();
+                                furthest = sink.received;
                             }
                             let is_short = matches!(error, RegistryError::WrongSize { .. });
                             first_host += usize::from(got == 0 || is_short);
@@ -358,11 +370,6 @@ pub(crate) fn range_start(text: &str) -> Option<u64> {
     let (start, _) = range.trim_start().split_once('-')?;
     unit.eq_ignore_ascii_case("bytes")
         .then(|| start.trim().parse().ok())?
-}
-
-/// Whether a server has nothing from the byte on that it was asked for.
-fn is_range_refused(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Status { status, .. } if *status == StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
 /// A blob that is being downloaded. A thread hashes and writes its chunks while the next ones are received.
