@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use serde_json::json;
+use skyhook_oci::Limits;
 
-use crate::host::Host;
+use crate::host::{Host, hasty};
 use crate::image::Image;
 use crate::liar::{Answer, Body, Liar};
 
@@ -51,4 +52,41 @@ async fn a_download_that_begins_anew_again_and_again_is_given_up() {
         assert!((4..=5).contains(&requests), "{name}: {requests}");
         host.assert_nothing_pulled().await;
     }
+}
+
+/// Two images from two registries have a layer in common, and one registry is stuck in the middle of it.
+#[tokio::test]
+async fn a_slow_registry_does_not_keep_pulls_from_another_waiting() {
+    let image = Image::sized(300_000);
+    let layer = image.layer_digest(0);
+    let served = image.clone();
+    let stuck = Liar::start(move |request| {
+        let answer = served.answer(request);
+        match answer.whole() {
+            Some(bytes) if request.path.contains(&layer.to_string()) => answer.body(Body::Stuck {
+                announced: bytes.len(),
+                bytes: bytes[..100_000].to_vec(),
+            }),
+            Some(_) | None => answer,
+        }
+    });
+    let healthy = Liar::start(move |request| image.answer(request));
+    let mut config = hasty();
+    config.timeouts.slow_window = Duration::from_secs(600);
+    config.timeouts.read = Duration::from_secs(600);
+    let host = Host::with(config, Limits::default());
+    let mut waiting = std::pin::pin!(host.pull(&stuck));
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    while stuck.count(&layer.to_string()) == 0 {
+        tokio::select! {
+            result = &mut waiting => panic!("{result:?}"),
+            _ = tick.tick() => {}
+        }
+    }
+    tokio::select! {
+        result = &mut waiting => panic!("{result:?}"),
+        result = soon(host.pull(&healthy)) => drop(result.unwrap()),
+    }
+    host.assert_intact();
+    assert_eq!(healthy.count(&layer.to_string()), 1);
 }

@@ -1,6 +1,6 @@
-//! Downloads blobs into the store. Several blobs are downloaded at the same time. A blob is downloaded only once,
-//! even if several pulls need it at the same time. When a connection breaks, the download continues after the last
-//! byte that was received. A download that is too slow fails.
+//! Downloads blobs into the store. Several blobs are downloaded at the same time. A blob is downloaded only
+//! once from a registry, even if several pulls need it at the same time. When a connection breaks, the download
+//! continues after the last byte that was received. A download that is too slow fails.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -26,19 +26,23 @@ const QUEUE: usize = 16;
 /// If a blob has grown by this many bytes before its connection breaks, the count of tries starts again.
 const GOOD_PROGRESS: u64 = 1 << 20;
 
-/// One lock for each blob that is being downloaded.
+/// One lock for each blob that is being downloaded from a registry. A registry that is slow does not keep pulls from
+/// another one waiting: they download the blob themselves.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>>);
+pub(super) struct Flights(Arc<Mutex<BTreeMap<(Digest, String), Flight>>>);
+
+type Flight = Weak<tokio::sync::Mutex<()>>;
 
 impl Flights {
-    fn of(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+    fn of(&self, digest: Digest, registry: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let key = (digest, registry.to_owned());
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.strong_count() > 0);
-        if let Some(flight) = flights.get(&digest).and_then(Weak::upgrade) {
+        if let Some(flight) = flights.get(&key).and_then(Weak::upgrade) {
             return flight;
         }
         let flight = Arc::new(tokio::sync::Mutex::new(()));
-        flights.insert(digest, Arc::downgrade(&flight));
+        flights.insert(key, Arc::downgrade(&flight));
         flight
     }
 }
@@ -59,7 +63,7 @@ impl Run<'_> {
         let mut tasks = JoinSet::new();
         for (digest, size) in wanted {
             let blob = self.blob(digest, size);
-            let (flight, slots) = (self.puller.flights.of(digest), Arc::clone(&slots));
+            let (flight, slots) = (self.flight(digest), Arc::clone(&slots));
             tasks.spawn(async move {
                 let fetched = blob.fetch_once(&flight, &slots).await;
                 (digest, fetched)
@@ -81,7 +85,7 @@ impl Run<'_> {
     pub(super) async fn fetch_config(&self, manifest: &Manifest) -> Result<(), Failure> {
         self.keep_embedded(manifest).await?;
         let (digest, size) = manifest.config;
-        let flight = self.puller.flights.of(digest);
+        let flight = self.flight(digest);
         let blob = self.blob(digest, size);
         blob.fetch_once(&flight, &Semaphore::new(1)).await?;
         Ok(())
@@ -94,6 +98,10 @@ impl Run<'_> {
             blocking(move || store.put_document(&digest, &bytes)).await?;
         }
         Ok(())
+    }
+
+    fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        self.puller.flights.of(digest, self.session.registry())
     }
 
     fn blob(&self, digest: Digest, size: u64) -> Blob {

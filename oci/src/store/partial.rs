@@ -3,7 +3,7 @@
 //! whole blob is checked before the blob gets its name.
 //!
 //! Whoever writes a partial blob holds a lock on its file. Another process that downloads the same blob at the same time
-//! uses a temporary file instead.
+//! uses a temporary file instead, and so does a pull that downloads it from another registry.
 
 #![expect(
     clippy::disallowed_methods,
@@ -115,7 +115,8 @@ fn bytes_on_disk(metadata: &Metadata) -> u64 {
 }
 
 impl Store {
-    /// Opens the partial blob with this digest, and makes it if it does not exist. `None` if another process writes it.
+    /// Opens the partial blob with this digest, and makes it if it does not exist. `None` if another process or another pull
+    /// writes it.
     pub(super) fn partial(&self, digest: Digest) -> Result<Option<Partial>, StoreError> {
         let directory = self.dir.join("partial");
         let name = name_of(&digest);
