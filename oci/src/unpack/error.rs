@@ -74,6 +74,8 @@ pub enum EntryError {
     Special(&'static str),
     #[error("a symlink with an empty target")]
     EmptyTarget,
+    #[error("a symlink with a target of more than {0} bytes, which Linux does not allow")]
+    TargetTooLong(usize),
     #[error("entry type {0:#04x} is unknown")]
     UnknownType(u8),
     #[error("a hard link to {target:?}, which does not exist")]

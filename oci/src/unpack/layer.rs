@@ -98,7 +98,14 @@ fn entry(member: &Member, budget: &Budget<'_>) -> Result<Option<LayerEntry>, Lay
         }
     };
     budget.take_package_entry()?;
-    budget.limits.check(Limit::PathBytes, path.len() as u64)?;
+    let target = match &kind {
+        Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
+        Kind::Dir | Kind::File(_) | Kind::Whiteout | Kind::Opaque => 0,
+    };
+    for length in [path.len(), target] {
+        budget.limits.check(Limit::PathBytes, length as u64)?;
+        budget.take_names_bytes(length)?;
+    }
     let mut mode = member.mode;
     if matches!(kind, Kind::File(_)) && mode & SET_ID != 0 {
         budget.warn(&member.name, "dropped the setuid and setgid bits of a file");
@@ -115,6 +122,9 @@ fn entry(member: &Member, budget: &Budget<'_>) -> Result<Option<LayerEntry>, Lay
 /// The bits with which a program runs as another user or group.
 const SET_ID: u32 = 0o6000;
 
+/// The longest target of a symlink on Linux.
+const LONGEST_TARGET: usize = 4095;
+
 /// What an entry of the package is. `None` for a hard link to a file of the image that is not in the package.
 fn kind(member: &Member) -> Result<Option<Kind>, EntryError> {
     match member.kind {
@@ -122,6 +132,9 @@ fn kind(member: &Member) -> Result<Option<Kind>, EntryError> {
         MemberKind::File => Ok(Some(Kind::File((0, 0)))),
         MemberKind::Symlink => match member.link.as_slice() {
             b"" => Err(EntryError::EmptyTarget),
+            target if target.len() > LONGEST_TARGET => {
+                Err(EntryError::TargetTooLong(LONGEST_TARGET))
+            }
             target if target.contains(&0) => Err(EntryError::Nul),
             target => Ok(Some(Kind::Symlink(target.to_vec()))),
         },
