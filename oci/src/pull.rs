@@ -320,7 +320,13 @@ impl Run<'_> {
         let fitting = image::select(candidates, &self.puller.config.platform)?;
         let last = fitting.len() - 1;
         for (position, candidate) in fitting.into_iter().take(MAX_CHOICES).enumerate() {
-            let document = self.document(candidate).await?;
+            let document = match self.document(candidate).await {
+                // Another one may be for this platform.
+                Err(Failure::Image(_)) if candidate.platform.is_none() && position != last => {
+                    continue;
+                }
+                document => document?,
+            };
             // The last one is taken in any case: if it is for another platform, the error says for which one.
             if candidate.platform.is_some()
                 || position == last
@@ -351,8 +357,8 @@ impl Run<'_> {
 
     /// The manifest of one image in an index: from the index itself, from the store, or from the registry.
     async fn document(&self, candidate: &Candidate) -> Result<RawManifest, Failure> {
-        let digest = candidate.digest;
-        let embedded = candidate.embedded.clone().map(|bytes| RawManifest {
+        let (digest, embedded) = candidate.manifest(self.puller.store.limits())?;
+        let embedded = embedded.map(|bytes| RawManifest {
             bytes,
             digest,
             content_type: None,
