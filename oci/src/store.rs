@@ -20,12 +20,11 @@
     reason = "this file is the shell that keeps blobs on disk"
 )]
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +41,7 @@ mod files;
 mod gc;
 mod lock;
 mod partial;
+mod pins;
 mod space;
 
 pub(crate) use blob::BlobWriter;
@@ -49,10 +49,7 @@ pub use gc::Collected;
 pub(crate) use space::Leave;
 pub use space::Room;
 
-use files::{failed, list, read_record, remove_if_there, write_record};
-
-/// The clock of a file system may be behind the clock of the system by this time.
-const COARSE: Duration = Duration::from_millis(100);
+use files::{failed, list, read_record, write_record};
 
 /// The settings of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,12 +196,6 @@ pub struct StoredImage {
 #[derive(Serialize, Deserialize)]
 struct RefRecord {
     reference: String,
-    manifest: Digest,
-}
-
-#[derive(Serialize, Deserialize)]
-struct PinRecord {
-    owner: String,
     manifest: Digest,
 }
 
@@ -377,51 +368,6 @@ impl Store {
         )?;
         self.touch(manifest);
         Ok(())
-    }
-
-    /// Keeps an image for `owner` until [`Store::unpin_others`] removes the pin. An owner has at most one image. Blocks
-    /// while another process removes images.
-    pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
-        let _hold = self.hold_blocking()?;
-        self.image(manifest)?;
-        let record = PinRecord {
-            owner: owner.to_owned(),
-            manifest: *manifest,
-        };
-        write_record(&self.record("pins", owner), &record)
-    }
-
-    /// Removes the pins of all owners that are not in `owners`. A pin that was written at the time `since` or later
-    /// stays: its owner may be newer than `owners`. Nothing is removed while the store is in use.
-    pub fn unpin_others(
-        &self,
-        owners: &BTreeSet<String>,
-        since: SystemTime,
-    ) -> Result<(), StoreError> {
-        let Some(_alone) = self.lock_exclusively()? else {
-            return Ok(());
-        };
-        for path in list(&self.dir.join("pins"))? {
-            let record: Option<PinRecord> = read_record(&path);
-            let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            if record.is_some_and(|record| !owners.contains(&record.owner))
-                && written.is_ok_and(|written| written + COARSE < since)
-            {
-                remove_if_there(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Owners and the images they pin.
-    pub fn pins(&self) -> Result<Vec<(String, Digest)>, StoreError> {
-        let mut pins: Vec<_> = list(&self.dir.join("pins"))?
-            .iter()
-            .filter_map(|path| read_record::<PinRecord>(path))
-            .map(|record| (record.owner, record.manifest))
-            .collect();
-        pins.sort();
-        Ok(pins)
     }
 
     fn assemble(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {
