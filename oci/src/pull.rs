@@ -18,7 +18,7 @@ use crate::progress::{PullEvent, PullProgress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
 use crate::root::Root;
-use crate::store::{Leave, Store, StoreError, StoredImage, blocking};
+use crate::store::{Lease, Leave, Store, StoreError, StoredImage, blocking};
 
 pub(crate) mod fetch;
 mod retry;
@@ -120,6 +120,7 @@ struct Run<'a> {
     session: Arc<Session>,
     progress: &'a PullProgress,
     leave: Leave,
+    lease: Lease,
 }
 
 impl Puller {
@@ -203,7 +204,7 @@ impl Puller {
         progress: &PullProgress,
         leave: Leave,
     ) -> Result<Pulled, Failure> {
-        let _hold = self.store.hold().await?;
+        let hold = self.store.hold().await?;
         progress.say(PullEvent::Resolving {
             reference: reference.to_string(),
         });
@@ -213,6 +214,8 @@ impl Puller {
             });
             return Ok(pulled);
         }
+        let lease = self.store.lease(&hold)?;
+        drop(hold);
         let session = self.access.session(reference, credentials, &self.config);
         let session = Arc::new(session.await?);
         let run = Run {
@@ -221,6 +224,7 @@ impl Puller {
             session,
             progress,
             leave,
+            lease,
         };
         let Resolved {
             resolved,
@@ -235,7 +239,13 @@ impl Puller {
         }
         manifest.diff_ids(&config)?;
         let (store, of) = (self.store.clone(), reference.clone());
-        let image = blocking(move || store.record_image(&of, &manifest_digest)).await?;
+        let hold = store.hold().await?;
+        let image = blocking(move || {
+            let image = store.record_image(&of, &manifest_digest);
+            drop(hold);
+            image
+        });
+        let image = image.await?;
         progress.say(PullEvent::Pulled {
             manifest: manifest_digest,
         });
@@ -290,6 +300,7 @@ impl Run<'_> {
                 }
             }
         };
+        self.protect(raw.digest, &manifest).await?;
         let (digest, of) = (raw.digest, store.clone());
         blocking(move || of.put_document(&digest, &raw.bytes)).await?;
         let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
@@ -305,6 +316,14 @@ impl Run<'_> {
             manifest,
             has_platform,
         })
+    }
+
+    /// Keeps everything that belongs to an image in the store until the end of the pull.
+    async fn protect(&self, digest: Digest, manifest: &Manifest) -> Result<(), StoreError> {
+        let hold = self.puller.store.hold().await?;
+        let layers = manifest.layers.iter().map(|layer| layer.digest);
+        let blobs = layers.chain([digest, manifest.config.0]);
+        self.lease.add(&hold, blobs)
     }
 
     fn decode(&self, raw: &RawManifest) -> Result<Document, ImageError> {
@@ -348,6 +367,7 @@ impl Run<'_> {
         match self.decode(raw)? {
             Document::Index(candidates) => Ok(image::select(&candidates, platform).is_ok()),
             Document::Image(manifest) => {
+                self.protect(raw.digest, &manifest).await?;
                 self.fetch_config(&manifest).await?;
                 let config = self.puller.store.document(&manifest.config.0)?;
                 Ok(image::check_platform(&config, platform).is_ok())

@@ -7,6 +7,7 @@
 //! pins/<hex>               an owner (an installed package) and the manifest it needs
 //! tmp/                     small blobs that are being written
 //! partial/<digest>         layers that were downloaded in part; the next pull continues them
+//! leases/                  which blobs the running pulls need
 //! lock                     locked shared: the store is in use; locked exclusive: files may be removed
 //! ```
 //!
@@ -39,6 +40,7 @@ use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 mod blob;
 mod files;
 mod gc;
+mod lease;
 mod lock;
 mod partial;
 mod pins;
@@ -46,6 +48,7 @@ mod space;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
+pub(crate) use lease::Lease;
 pub(crate) use space::Leave;
 pub use space::Room;
 
@@ -205,7 +208,7 @@ impl Store {
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
         let blobs = Algorithm::ALL.map(|algorithm| Path::new("blobs").join(algorithm.name()));
-        let others = ["images", "refs", "pins", "tmp", "partial"].map(PathBuf::from);
+        let others = ["images", "refs", "pins", "tmp", "partial", "leases"].map(PathBuf::from);
         for part in blobs.iter().chain(&others) {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(|source| failed("create", &path, source))?;
@@ -214,7 +217,9 @@ impl Store {
             dir: Arc::new(dir),
             config: Arc::new(config),
         };
-        if let Some(_alone) = store.lock_exclusively()? {
+        if let Some(_alone) = store.lock_exclusively()?
+            && store.leased()?.is_none()
+        {
             let tmp = store.dir.join("tmp");
             for path in list(&tmp)? {
                 fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;

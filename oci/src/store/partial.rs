@@ -161,8 +161,12 @@ impl Store {
         for path in list(&self.dir.join("partial"))? {
             let name = path.file_name().and_then(|name| name.to_str());
             let digest = name.and_then(|name| name.replacen('-', ":", 1).parse().ok());
-            let metadata = fs::symlink_metadata(&path);
-            let metadata = metadata.map_err(|source| failed("read", &path, source))?;
+            let metadata = match fs::symlink_metadata(&path) {
+                Ok(metadata) => metadata,
+                // It has just become a blob.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(failed("read", &path, source)),
+            };
             let written = metadata.modified();
             let written = written.map_err(|source| failed("read", &path, source))?;
             found.push(PartialBlob {
