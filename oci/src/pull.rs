@@ -18,7 +18,8 @@ use crate::progress::{PullEvent, PullProgress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
 use crate::root::Root;
-use crate::store::{Lease, Leave, Store, StoreError, StoredImage, blocking};
+use crate::space::Leave;
+use crate::store::{Lease, Store, StoreError, StoredImage, blocking};
 
 pub(crate) mod fetch;
 mod retry;

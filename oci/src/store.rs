@@ -35,6 +35,7 @@ use crate::limits::Limits;
 use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
 use crate::root::Root;
+use crate::space::Room;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
@@ -49,8 +50,6 @@ mod space;
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
 pub(crate) use lease::Lease;
-pub(crate) use space::Leave;
-pub use space::Room;
 
 use files::{failed, list, read_record, write_record};
 
@@ -297,7 +296,13 @@ impl Store {
                 blob,
             });
         }
-        let result = unpack::unpack(sources, target, options, &self.config.limits);
+        let result = unpack::unpack(
+            sources,
+            target,
+            options,
+            &self.config.limits,
+            self.config.room,
+        );
         if let Err(UnpackError::Damaged(digest)) = &result {
             self.remove_damaged(digest);
         }

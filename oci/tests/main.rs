@@ -24,6 +24,7 @@ mod node;
 mod published;
 mod real;
 mod resuming;
+mod room;
 mod servers;
 mod support;
 mod tls;
