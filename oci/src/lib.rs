@@ -89,6 +89,7 @@ pub mod registry;
 mod remove;
 mod replace;
 mod root;
+mod space;
 pub mod store;
 pub mod unpack;
 
@@ -106,5 +107,6 @@ pub use registry::RegistryError;
 pub use remove::{RemoveError, mounts_below, remove_tree};
 pub use replace::{Disk, Durability, NewFile, replace_file, replace_on};
 pub use root::{Entry, Root, kind_of_file, names};
-pub use store::{Collected, Room, Store, StoreConfig, StoreError, StoredImage};
+pub use space::Room;
+pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
 pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked, remove_left_over_unpacks};
