@@ -47,7 +47,18 @@ impl Node {
     fn run(&self, pid: u32, line: &str, environment: &str) {
         let name = line.split(' ').next().unwrap();
         self.write(&format!("proc/{pid}/comm"), name);
-        self.write(&format!("proc/{pid}/status"), &format!("NSpid:\t{pid}\n"));
+        let status = format!("Uid:\t0\t0\t0\t0\nNSpid:\t{pid}\n");
+        self.write(&format!("proc/{pid}/status"), &status);
+        self.write(
+            &format!("proc/{pid}/cgroup"),
+            "0::/system.slice/x.service\n",
+        );
+        self.write(&format!("proc/{pid}/exe"), "");
+        for pid in [1, pid] {
+            let directory = self.files.path().join(format!("proc/{pid}/ns"));
+            std::fs::create_dir_all(&directory).unwrap();
+            std::os::unix::fs::symlink("user:[4026531837]", directory.join("user")).ok();
+        }
         self.write(&format!("proc/{pid}/cmdline"), &line.replace(' ', "\0"));
         self.write(
             &format!("proc/{pid}/environ"),
