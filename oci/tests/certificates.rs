@@ -237,6 +237,8 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
         "for DnsName(\"other.example\"): issue it with subjectAltName 127.0.0.1",
     ));
 
+    cases.extend(no_authorities());
+
     // An authority with a certificate of version 1, as openssl makes it without extensions.
     let fixture = |name: &str| {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -269,6 +271,55 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
             }
         }
     }
+}
+
+/// Trusted certificates that must not make the certificates that they have signed trusted.
+fn no_authorities() -> Vec<Case> {
+    use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+    let untrusted = "is signed by an authority that this host does not trust";
+    let mut leaf = for_this_machine();
+    leaf.distinguished_name
+        .push(rcgen::DnType::CommonName, "leaf");
+    let mut says_no = leaf.clone();
+    says_no.is_ca = IsCa::ExplicitNoCa;
+    let mut signs_lists = authority("signs lists");
+    signs_lists.key_usages = vec![KeyUsagePurpose::CrlSign];
+    let mut for_mail = authority("for mail");
+    for_mail.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];
+    let mut expired = authority("expired");
+    expired.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let mut signs = authority("signs");
+    signs.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    signs.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    signs.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    [
+        ("the certificate of a server", leaf, untrusted),
+        ("one that says that it is no authority", says_no, untrusted),
+        (
+            "an authority for revocation lists alone",
+            signs_lists,
+            untrusted,
+        ),
+        ("an authority for mail alone", for_mail, untrusted),
+        (
+            "an authority that is too old",
+            expired,
+            "is signed by an authority whose certificate has expired",
+        ),
+        ("an authority that says all that it is", signs, ""),
+    ]
+    .map(|(name, params, want)| {
+        let (trusted, issuer) = Certificate::own(params);
+        let of_it = Certificate::issued(for_this_machine(), &issuer).0;
+        Case {
+            name,
+            trusted: trusted.pem,
+            chain: of_it.pem,
+            key: of_it.key,
+            want,
+        }
+    })
+    .into()
 }
 
 /// The file of an authority that `hosts.toml` names, and files in the form of Docker.

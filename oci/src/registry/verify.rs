@@ -9,6 +9,8 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 use super::trust::Trusted;
 
@@ -27,6 +29,7 @@ pub(super) struct AnyServer(pub(super) Arc<CryptoProvider>);
 #[derive(Debug)]
 enum Advice {
     UnknownAuthority { server: String },
+    OutdatedAuthority { server: String },
     NoSubjectAltName { server: String },
     WrongName { server: String, names: Vec<String> },
     Algorithm,
@@ -42,6 +45,11 @@ impl fmt::Display for Advice {
                 "the certificate of {server} is signed by an authority that this host does not trust: add the \
                  authority's certificate to the host's trusted certificates, or name it as ca in the hosts.toml of \
                  the registry"
+            ),
+            Self::OutdatedAuthority { server } => write!(
+                f,
+                "the certificate of {server} is signed by an authority whose certificate has expired or is not valid \
+                 yet: replace the authority's certificate, or correct the clock of the host"
             ),
             Self::NoSubjectAltName { server } => write!(
                 f,
@@ -85,6 +93,10 @@ impl ServerCertVerifier for TrustedServer {
             Ok(()) => {}
             // People make registries with one certificate that signs itself. Go accepts it if it is trusted itself.
             Err(error) if is_about_issuer(&error) && self.trusted.has(end_entity) => {}
+            Err(error) if is_about_issuer(&error) && self.is_issuer_outdated(end_entity) => {
+                let advice = Advice::OutdatedAuthority { server };
+                return Err(Error::Other(OtherError(Arc::new(advice))));
+            }
             Err(error) => return Err(advised(error)),
         }
         verify_server_name(&certificate, server_name).map_err(advised)?;
@@ -115,6 +127,13 @@ impl ServerCertVerifier for TrustedServer {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+impl TrustedServer {
+    fn is_issuer_outdated(&self, certificate: &CertificateDer<'_>) -> bool {
+        X509Certificate::from_der(certificate)
+            .is_ok_and(|(_, it)| self.trusted.is_outdated(it.issuer().as_raw()))
     }
 }
 
