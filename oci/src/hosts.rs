@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 use reqwest::Url;
 
+use crate::no_values::without_values;
+
 pub(crate) mod containers;
 mod hosts_toml;
 mod load;
@@ -114,7 +116,7 @@ impl HostsError {
         Self::Toml {
             path: path.to_path_buf(),
             line: before.iter().filter(|&&byte| byte == b'\n').count() + 1,
-            reason: error.message().replace('\n', ", "),
+            reason: without_values(error.message()),
         }
     }
 }

@@ -19,6 +19,7 @@ use tokio::process::Command;
 use super::matching::Key;
 use super::{Credentials, Login};
 use crate::chain;
+use crate::no_values::without_values;
 use crate::root::Root;
 
 /// The versions of requests and answers. They are the same in all that matters here.
@@ -368,7 +369,8 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, 
         #[serde(default)]
         providers: Vec<serde_yaml_ng::Value>,
     }
-    let config: Config = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
+    let config: Config =
+        serde_yaml_ng::from_str(text).map_err(|error| without_values(&error.to_string()))?;
     if config.kind != "CredentialProviderConfig" {
         return Err(format!(
             "kind is {:?}, must be CredentialProviderConfig",
@@ -380,7 +382,7 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, 
         .map(|(index, value)| {
             serde_yaml_ng::from_value(value).map_err(|error| PluginError::Config {
                 path: path.to_path_buf(),
-                reason: format!("providers[{index}]: {error}"),
+                reason: format!("providers[{index}]: {}", without_values(&error.to_string())),
             })
         })
         .collect())

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::load::tls_of;
 use super::registries_conf::{self, RegistriesConf};
 use super::{HostSettings, HostsError, RegistrySettings};
+use crate::no_values::without_values;
 use crate::reference::Reference;
 use crate::root::Root;
 
@@ -86,7 +87,8 @@ struct Daemon {
 
 fn read_daemon(root: &Root) -> Result<Daemon, String> {
     match root.read(DAEMON) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| format!("{DAEMON}: {error}")),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| format!("{DAEMON}: {}", without_values(&error.to_string()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Daemon::default()),
         Err(error) => Err(format!("cannot read {DAEMON}: {error}")),
     }

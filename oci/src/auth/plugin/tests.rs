@@ -263,3 +263,31 @@ fn the_configuration_of_a_host_is_read_and_named_as_the_host_has_it() {
         assert!(error.starts_with(want), "{error}");
     }
 }
+
+#[test]
+fn values_of_a_wrong_type_are_not_in_messages() {
+    let head = "kind: CredentialProviderConfig\nproviders:";
+    for (text, want) in [
+        (
+            format!("{head} hunter2"),
+            "expected a sequence at line 2 column 12",
+        ),
+        (
+            format!("{head}\n- hunter2"),
+            "providers[0]: expected struct Provider",
+        ),
+        (
+            format!("{head}\n- name: a\n  env: hunter2"),
+            "/p.yaml: providers[0]: expected a sequence",
+        ),
+    ] {
+        let message = match parse(&text, Path::new("/p.yaml")) {
+            Ok(mut providers) => providers.remove(0).unwrap_err().to_string(),
+            Err(message) => message,
+        };
+        assert!(
+            message.ends_with(want) && !message.contains("hunter2"),
+            "{message}"
+        );
+    }
+}

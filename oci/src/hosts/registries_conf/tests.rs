@@ -194,3 +194,10 @@ fn what_is_wrong_is_named() {
         );
     }
 }
+
+#[test]
+fn values_of_a_wrong_type_are_not_in_messages() {
+    let text = "[[registry]]\nlocation = \"r.io\"\ninsecure = \"hunter2\"\n";
+    let error = urls(text, "r.io/a", false).unwrap_err();
+    assert_eq!(error, "/r.conf, line 3, is not TOML: expected a boolean");
+}
