@@ -28,7 +28,7 @@ const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d
 /// Reads the configuration for an image.
 pub(crate) fn load(root: &Root, reference: &Reference) -> Result<RegistrySettings, HostsError> {
     let by_digest = reference.digest().is_some();
-    let found = conf(root)?.settings(&reference.name(), by_digest)?;
+    let found = conf(root)?.settings(&reference.to_string(), by_digest)?;
     let mut settings = found.unwrap_or_default();
     let registry = reference.registry();
     let server = settings.server.get_or_insert_default();
