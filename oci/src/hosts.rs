@@ -62,6 +62,17 @@ impl fmt::Debug for HostSettings {
     }
 }
 
+impl HostSettings {
+    /// Host and port as they are written in the URL.
+    fn authority(&self) -> &str {
+        let rest = self
+            .url
+            .split_once("://")
+            .map_or(self.url.as_str(), |(_, rest)| rest);
+        rest.split('/').next().unwrap_or(rest)
+    }
+}
+
 /// What is configured for one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RegistrySettings {
@@ -70,6 +81,8 @@ pub(crate) struct RegistrySettings {
     pub(crate) server: Option<HostSettings>,
     /// Mirrors, in the order in which they are asked.
     pub(crate) hosts: Vec<HostSettings>,
+    /// The registry's own server is one of `hosts`, and is not asked once more after them.
+    pub(crate) has_own_server: bool,
     /// What is wrong with the configuration. An error of a pull names it.
     pub(crate) problems: Vec<String>,
 }
@@ -233,7 +246,11 @@ pub(crate) fn endpoints(
 ) -> Result<Vec<Endpoint>, HostsError> {
     let mut endpoints = Vec::new();
     for host in &settings.hosts {
-        add(&mut endpoints, host, false)?;
+        let is_origin = settings.has_own_server && host.authority() == registry;
+        add(&mut endpoints, host, is_origin)?;
+    }
+    if settings.has_own_server {
+        return Ok(endpoints);
     }
     let usual = || {
         let host = if registry == "docker.io" {
