@@ -71,6 +71,17 @@ impl HostSettings {
             .map_or(self.url.as_str(), |(_, rest)| rest);
         rest.split('/').next().unwrap_or(rest)
     }
+
+    /// Whether there is a setting of TLS.
+    fn has_tls(&self) -> bool {
+        !self.ca.is_empty() || !self.client.is_empty() || self.skip_verify
+    }
+}
+
+/// Whether there is a port, and it is not the usual one of plain HTTP.
+fn has_odd_port(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 80))
 }
 
 /// What is configured for one registry.
@@ -274,8 +285,7 @@ pub(crate) fn endpoints(
     let mut server = settings.server.clone().unwrap_or_else(usual);
     if server.url.is_empty() {
         server.url = usual().url;
-        let has_tls = !server.ca.is_empty() || !server.client.is_empty() || server.skip_verify;
-        if let (true, Some(rest)) = (has_tls, server.url.strip_prefix("http://")) {
+        if let (true, Some(rest)) = (server.has_tls(), server.url.strip_prefix("http://")) {
             server.url = format!("https://{rest}");
             server.plain_fallback = true;
         }
@@ -290,6 +300,15 @@ fn add(
     settings: &HostSettings,
     is_origin: bool,
 ) -> Result<(), HostsError> {
+    let mut settings = settings.clone();
+    // As in containerd: if TLS is configured and the port says nothing about the scheme, the scheme may be wrong.
+    if let Some(rest) = settings.url.strip_prefix("http://")
+        && settings.has_tls()
+        && has_odd_port(settings.authority())
+    {
+        settings.url = format!("https://{rest}");
+        settings.plain_fallback = true;
+    }
     endpoints.push(Endpoint::new(settings.clone(), is_origin)?);
     if let (true, Some(rest)) = (
         settings.plain_fallback,
@@ -299,7 +318,8 @@ fn add(
             url: format!("http://{rest}"),
             ca: Vec::new(),
             client: Vec::new(),
-            ..settings.clone()
+            skip_verify: false,
+            ..settings
         };
         endpoints.push(Endpoint::new(plain, is_origin)?);
     }

@@ -47,7 +47,6 @@ ca = "own.crt"
     x-a = ["1", "2"]
     x-b = "3"
 [host."http://plain:81/prefix"]
-  skip_verify = true
 [host."https://over.io/api/registry"]
   override_path = true
   [host."https://over.io/api/registry".rewrite]
@@ -87,6 +86,45 @@ ca = "own.crt"
         .collect();
     assert_eq!(serves[0], (false, true));
     assert!(serves[1..].iter().all(|&it| it == (true, true)));
+}
+
+#[test]
+fn plain_servers_with_settings_of_tls_are_asked_over_tls_first() {
+    let urls = |url: &str, more: &str| {
+        let text = format!("server = \"https://r.io\"\n[host.\"{url}\"]\n{more}\n");
+        let settings = parse(&text, Path::new("/d")).unwrap();
+        let mut found = bases(&endpoints("r.io", &settings, false).unwrap());
+        assert_eq!(found.pop().unwrap(), "https://r.io/v2/team/p/x");
+        let base = |url: &String| url.split("/v2").next().unwrap().to_owned();
+        found.iter().map(base).collect::<Vec<_>>().join(" ")
+    };
+    let both = "https://m.io:5000 http://m.io:5000";
+    for (url, more, want) in [
+        ("http://m.io:5000", "", "http://m.io:5000"),
+        ("http://m.io:5000", "skip_verify = true", both),
+        ("http://m.io:5000", "ca = 'a.crt'", both),
+        ("http://m.io:5000", "client = 'a.pem'", both),
+        (
+            "http://m.io:5000",
+            "skip_verify = false",
+            "http://m.io:5000",
+        ),
+        ("http://m.io:80", "skip_verify = true", "http://m.io"),
+        ("http://m.io", "skip_verify = true", "http://m.io"),
+        ("http://[::1]", "skip_verify = true", "http://[::1]"),
+        (
+            "http://[::1]:1",
+            "skip_verify = true",
+            "https://[::1]:1 http://[::1]:1",
+        ),
+        (
+            "https://m.io:5000",
+            "skip_verify = true",
+            "https://m.io:5000",
+        ),
+    ] {
+        assert_eq!(urls(url, more), want, "{url} {more}");
+    }
 }
 
 #[test]
