@@ -78,6 +78,14 @@ impl HostSettings {
     }
 }
 
+/// The host of a registry's own server.
+fn own_host(registry: &str) -> &str {
+    match registry {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
+    }
+}
+
 /// Whether there is a port, and it is not the usual one of plain HTTP.
 fn has_odd_port(authority: &str) -> bool {
     let port = authority.rsplit_once(':').map(|(_, port)| port);
@@ -230,7 +238,7 @@ impl Endpoint {
             .find(|(pattern, _)| pattern.is_match(repository))
             .map_or_else(
                 || repository.to_owned(),
-                |(pattern, with)| pattern.replace(repository, with).into_owned(),
+                |(pattern, with)| pattern.replace_all(repository, with).into_owned(),
             )
     }
 
@@ -242,7 +250,9 @@ impl Endpoint {
             "{}/{repository}/{path}",
             self.base.path().trim_end_matches('/')
         ));
-        if !self.is_origin && self.settings.repository.is_none() {
+        let is_own = self.is_origin && self.settings.authority() == own_host(registry)
+            || self.settings.authority() == registry;
+        if !is_own && self.settings.repository.is_none() {
             url.query_pairs_mut().append_pair("ns", registry);
         }
         url
@@ -264,11 +274,7 @@ pub(crate) fn endpoints(
         return Ok(endpoints);
     }
     let usual = || {
-        let host = if registry == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            registry
-        };
+        let host = own_host(registry);
         let name = Url::parse(&format!("http://{host}"))
             .ok()
             .and_then(|url| url.host_str().map(is_loopback));

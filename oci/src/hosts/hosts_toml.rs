@@ -76,9 +76,10 @@ impl Reader<'_> {
                 .ok_or_else(|| self.wrong(&name(key), "true or false")),
         };
         let ca = self.texts(&name("ca"), table.get("ca"))?;
+        let capabilities = self.texts(&name("capabilities"), table.get("capabilities"))?;
         Ok(HostSettings {
             url,
-            capabilities: self.texts(&name("capabilities"), table.get("capabilities"))?,
+            capabilities: capabilities.iter().map(|it| it.to_lowercase()).collect(),
             ca: ca.iter().map(|path| self.dir.join(path)).collect(),
             client: self.client(&name("client"), table.get("client"))?,
             skip_verify: boolean("skip_verify")?,
