@@ -142,8 +142,9 @@ struct Cached {
 #[derive(Debug)]
 struct Asked<'a> {
     config: &'a PluginConfig,
-    /// Variables that the plugins get besides their own.
-    environment: &'a BTreeMap<String, String>,
+    /// The variables of the kubelet. The plugins get them and their own, and none of this process, which may be secrets. If
+    /// they are not known, the plugins get those of this process.
+    environment: Option<&'a BTreeMap<String, String>>,
 }
 
 impl Plugins {
@@ -176,7 +177,7 @@ impl Plugins {
     pub(crate) async fn credentials(
         &self,
         config: &PluginConfig,
-        environment: &BTreeMap<String, String>,
+        environment: Option<&BTreeMap<String, String>>,
         image: &str,
     ) -> Credentials {
         let mut credentials = Credentials::anonymous();
@@ -280,11 +281,16 @@ impl Asked<'_> {
                 command
             }
         };
+        if let Some(environment) = self.environment {
+            command.env_clear();
+            // The command before the plugin is one of this process.
+            command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+            command.envs(environment);
+        }
         let variables = provider.env.iter().flatten();
         let variables = variables.map(|variable| (&variable.name, &variable.value));
         let mut child = command
             .args(provider.args.iter().flatten())
-            .envs(self.environment)
             .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -8,7 +8,16 @@ use rustix::fs::{AtFlags, Mode, readlinkat, statat};
 use crate::root::Root;
 
 /// Programs that are, contain or start a kubelet or a container runtime.
-const NAMES: [&str; 4] = ["kubelet", "containerd", "crio", "dockerd"];
+const NAMES: [&str; 7] = [
+    "kubelet",
+    "containerd",
+    "crio",
+    "dockerd",
+    // These contain a kubelet: k3s, and MicroK8s.
+    "k3s-server",
+    "k3s-agent",
+    "kubelite",
+];
 /// No command line and no environment is longer than this in practice.
 const MAX: u64 = 4 << 20;
 
@@ -117,15 +126,14 @@ impl Process {
         flag(&self.args, names)
     }
 
-    /// The environment that the process was started with. Empty if it cannot be read.
-    pub(super) fn environment(&self, files: &Root) -> BTreeMap<String, String> {
-        let bytes = content(files, self.pid, "environ").unwrap_or_default();
-        strings(&bytes)
-            .filter_map(|text| {
-                let (name, value) = text.split_once('=')?;
-                Some((name.to_owned(), value.to_owned()))
-            })
-            .collect()
+    /// The environment that the process was started with. `None` if it cannot be read.
+    pub(super) fn environment(&self, files: &Root) -> Option<BTreeMap<String, String>> {
+        let bytes = content(files, self.pid, "environ")?;
+        let variables = strings(&bytes).filter_map(|text| {
+            let (name, value) = text.split_once('=')?;
+            Some((name.to_owned(), value.to_owned()))
+        });
+        Some(variables.collect())
     }
 }
 

@@ -234,8 +234,17 @@ fn environments_and_plugins_are_those_of_the_running_programs() {
     assert_eq!(node.environment, BTreeMap::from(want));
     assert_eq!(
         node.kubelet.environment,
-        BTreeMap::from([pair("AWS_REGION", "eu")])
+        Some(BTreeMap::from([pair("AWS_REGION", "eu")]))
     );
+    for program in ["k3s-server", "k3s-agent", "kubelite"] {
+        let host = Host::new();
+        assert_eq!(host.look().kubelet.environment, None);
+        host.process(12, program, &["AWS_REGION=us"]);
+        let want = Some(BTreeMap::from([pair("AWS_REGION", "us")]));
+        assert_eq!(host.look().kubelet.environment, want, "{program}");
+        host.write("/proc/12/status", "Uid:\t1000\t1000\t1000\t1000\n");
+        assert_eq!(host.look().kubelet.environment, None, "{program}");
+    }
     assert_eq!(node.kubelet.root_dir, Path::new("/data/kubelet"));
     let plugins = Some(("/etc/p.yaml".into(), "/opt/bin".into()));
     assert_eq!(node.kubelet.plugins, plugins);
