@@ -216,6 +216,27 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
         "certificate expired",
     ));
 
+    let mut authority_too = for_this_machine();
+    authority_too.is_ca = own.is_ca.clone();
+    let authority_too = Certificate::issued(authority_too, &root_issuer).0;
+    cases.push(case(
+        "a server with a certificate of an authority",
+        &root.pem,
+        &[&authority_too.pem],
+        &authority_too.key,
+        "is one of an authority (CA:TRUE): issue one with CA:FALSE",
+    ));
+    let mut for_clients = own.clone();
+    for_clients.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let for_clients = Certificate::own(for_clients).0;
+    cases.push(case(
+        "one for clients alone that signs itself, trusted",
+        &for_clients.pem,
+        &[&for_clients.pem],
+        &for_clients.key,
+        "invalid peer certificate",
+    ));
+
     let mut nameless = for_this_machine();
     nameless.subject_alt_names.clear();
     let nameless = Certificate::issued(nameless, &root_issuer).0;

@@ -12,7 +12,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, Signatu
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 
-use super::trust::Trusted;
+use super::trust::{Trusted, is_for_servers};
 
 /// Checks that the certificate is for the server's name and is signed by a trusted authority, or is trusted itself.
 #[derive(Debug)]
@@ -28,14 +28,33 @@ pub(super) struct AnyServer(pub(super) Arc<CryptoProvider>);
 /// Why a certificate is not accepted, and what to do about it.
 #[derive(Debug)]
 enum Advice {
-    UnknownAuthority { server: String },
-    OutdatedAuthority { server: String },
-    NoSubjectAltName { server: String },
-    WrongName { server: String, names: Vec<String> },
+    UnknownAuthority {
+        server: String,
+    },
+    OutdatedAuthority {
+        server: String,
+    },
+    /// The certificate of the server is one of an authority, and is not trusted itself.
+    Authority {
+        server: String,
+    },
+    NoSubjectAltName {
+        server: String,
+    },
+    WrongName {
+        server: String,
+        names: Vec<String>,
+    },
     Algorithm,
 }
 
 impl std::error::Error for Advice {}
+
+impl From<Advice> for Error {
+    fn from(advice: Advice) -> Self {
+        Self::Other(OtherError(Arc::new(advice)))
+    }
+}
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -50,6 +69,11 @@ impl fmt::Display for Advice {
                 f,
                 "the certificate of {server} is signed by an authority whose certificate has expired or is not valid \
                  yet: replace the authority's certificate, or correct the clock of the host"
+            ),
+            Self::Authority { server } => write!(
+                f,
+                "the certificate of {server} is one of an authority (CA:TRUE): issue one with CA:FALSE, or add this \
+                 very certificate to the host's trusted certificates"
             ),
             Self::NoSubjectAltName { server } => write!(
                 f,
@@ -81,6 +105,9 @@ impl ServerCertVerifier for TrustedServer {
         let server = server_name.to_str().into_owned();
         let advised = |error| advised(error, &server);
         let certificate = ParsedCertificate::try_from(end_entity).map_err(advised)?;
+        let parsed = X509Certificate::from_der(end_entity);
+        let parsed = parsed.map(|(_, it)| it);
+        let parsed = parsed.map_err(|_| Error::from(CertificateError::BadEncoding))?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         let signed = verify_server_cert_signed_by_trust_anchor(
             &certificate,
@@ -92,10 +119,20 @@ impl ServerCertVerifier for TrustedServer {
         match signed {
             Ok(()) => {}
             // People make registries with one certificate that signs itself. Go accepts it if it is trusted itself.
-            Err(error) if is_about_issuer(&error) && self.trusted.has(end_entity) => {}
-            Err(error) if is_about_issuer(&error) && self.is_issuer_outdated(end_entity) => {
-                let advice = Advice::OutdatedAuthority { server };
-                return Err(Error::Other(OtherError(Arc::new(advice))));
+            Err(error) if is_about_issuer(&error) && self.trusted.has(end_entity) => {
+                if !is_for_servers(&parsed) {
+                    return Err(CertificateError::InvalidPurpose.into());
+                }
+            }
+            Err(error)
+                if is_about_issuer(&error)
+                    && self.trusted.is_outdated(parsed.issuer().as_raw()) =>
+            {
+                return Err(Advice::OutdatedAuthority { server }.into());
+            }
+            // One that signs itself is not trusted, and can be.
+            Err(error) if is_authority(&error) && parsed.issuer() != parsed.subject() => {
+                return Err(Advice::Authority { server }.into());
             }
             Err(error) => return Err(advised(error)),
         }
@@ -130,28 +167,24 @@ impl ServerCertVerifier for TrustedServer {
     }
 }
 
-impl TrustedServer {
-    fn is_issuer_outdated(&self, certificate: &CertificateDer<'_>) -> bool {
-        X509Certificate::from_der(certificate)
-            .is_ok_and(|(_, it)| self.trusted.is_outdated(it.issuer().as_raw()))
-    }
-}
-
 /// Whether only the issuer of the certificate is in doubt: it is unknown, or the certificate is one of an authority. The
 /// period of validity is checked before both.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "the enum of the TLS library has many more errors, and more may come"
-)]
 fn is_about_issuer(error: &Error) -> bool {
-    match error {
-        Error::InvalidCertificate(CertificateError::UnknownIssuer) => true,
-        Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => matches!(
-            other.downcast_ref::<webpki::Error>(),
-            Some(webpki::Error::CaUsedAsEndEntity)
-        ),
-        _ => false,
-    }
+    let unknown = CertificateError::UnknownIssuer;
+    matches!(error, Error::InvalidCertificate(reason) if *reason == unknown) || is_authority(error)
+}
+
+/// Whether the certificate of the server is one of an authority.
+fn is_authority(error: &Error) -> bool {
+    matches!(inner(error), Some(webpki::Error::CaUsedAsEndEntity))
+}
+
+/// The error of the library that reads certificates, if the TLS library has no name for it.
+fn inner(error: &Error) -> Option<&webpki::Error> {
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(other))) = error else {
+        return None;
+    };
+    other.downcast_ref()
 }
 
 /// The error with advice, if there is any.
@@ -179,7 +212,7 @@ fn advised(error: Error, server: &str) -> Error {
         }
         _ => return error,
     };
-    Error::Other(OtherError(Arc::new(advice)))
+    advice.into()
 }
 
 /// The advice in an error of a request, if there is any. Errors of I/O do not tell their inner error as their source.
