@@ -67,7 +67,7 @@ impl Access {
         let environment = |node: &Option<Node>| node.as_ref().map(|it| it.environment.clone());
         let proxies = Proxies::of(|name| std::env::var(name).ok()).or_else(|| {
             let environment = environment(&found.node)?;
-            Proxies::of(|name| environment.get(name).cloned())
+            Proxies::of_go(|name| environment.get(name).cloned())
         });
         let name = reference.name();
         let mut credentials = credentials.clone().then(found.kubelet);
