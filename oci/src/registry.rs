@@ -278,8 +278,18 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
+        let origin = url.origin();
         let response = host.follow(&ask, &self.repository, url, response).await?;
         match response.status() {
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+                if response.url().origin() != origin =>
+            {
+                Err(RegistryError::RedirectTarget {
+                    what: what.to_owned(),
+                    host: response.url().host_str().unwrap_or_default().to_owned(),
+                    status,
+                })
+            }
             StatusCode::OK => Ok(response),
             StatusCode::PARTIAL_CONTENT if range.is_some() => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Denied {
