@@ -10,7 +10,7 @@ use crate::host::{Host, hasty};
 use crate::image::Image;
 use crate::liar::Liar;
 use crate::support::file;
-use crate::tls::{Certificate, authority, for_this_machine, serve};
+use crate::tls::{Certificate, authority, for_this_machine, serve, serve_versions};
 
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
@@ -217,7 +217,7 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
     ));
 
     let mut authority_too = for_this_machine();
-    authority_too.is_ca = own.is_ca.clone();
+    authority_too.is_ca = own.is_ca;
     let authority_too = Certificate::issued(authority_too, &root_issuer).0;
     cases.push(case(
         "a server with a certificate of an authority",
@@ -261,12 +261,6 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
     cases.extend(no_authorities());
 
     // An authority with a certificate of version 1, as openssl makes it without extensions.
-    let fixture = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(name);
-        std::fs::read_to_string(path).unwrap()
-    };
     let old = Issuer::new(
         authority("version 1"),
         KeyPair::from_pem(&fixture("v1-root.key")).unwrap(),
@@ -291,6 +285,45 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
                 assert!(is_wanted, "{}: {error}", case.name);
             }
         }
+    }
+}
+
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_with_a_certificate_of_version_1_is_only_taken_without_a_check() {
+    let (liar, certificate, key) = (liar(), fixture("v1-root.crt"), fixture("v1-root.key"));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut node = Node::new(&liar, &certificate, &key);
+        let port = serve_versions(&liar, &certificate, &key, &[version]);
+        node.registry = format!("127.0.0.1:{port}");
+        let hosts = format!("etc/containerd/certs.d/{}/hosts.toml", node.registry);
+        let server = format!("server = \"https://{}\"\n", node.registry);
+        node.write(&hosts, &server);
+        let error = node.pull().await.unwrap_err();
+        let want = "the certificate of 127.0.0.1 has no subjectAltName";
+        assert!(error.contains(want), "{version:?} {error}");
+        node.write(&hosts, &format!("{server}skip_verify = true\n"));
+        assert_eq!(node.pull().await, Ok(()), "{version:?}");
+        // Another key than that of the certificate.
+        let other = Certificate::own(for_this_machine()).0.key;
+        let port = serve_versions(&liar, &certificate, &other, &[version]);
+        let node = Node {
+            registry: format!("127.0.0.1:{port}"),
+            ..node
+        };
+        let hosts = format!("etc/containerd/certs.d/{}/hosts.toml", node.registry);
+        let server = format!(
+            "server = \"https://{}\"\nskip_verify = true\n",
+            node.registry
+        );
+        node.write(&hosts, &server);
+        node.pull().await.unwrap_err();
     }
 }
 

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+    verify_tls13_signature_with_raw_key,
+};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use x509_parser::certificate::X509Certificate;
@@ -104,7 +107,14 @@ impl ServerCertVerifier for TrustedServer {
     ) -> Result<ServerCertVerified, Error> {
         let server = server_name.to_str().into_owned();
         let advised = |error| advised(error, &server);
-        let certificate = ParsedCertificate::try_from(end_entity).map_err(advised)?;
+        let certificate = ParsedCertificate::try_from(end_entity);
+        let certificate = certificate.map_err(|error| match is_old(&error) {
+            true => Advice::NoSubjectAltName {
+                server: server.clone(),
+            }
+            .into(),
+            false => advised(error),
+        })?;
         let parsed = X509Certificate::from_der(end_entity);
         let parsed = parsed.map(|(_, it)| it);
         let parsed = parsed.map_err(|_| Error::from(CertificateError::BadEncoding))?;
@@ -179,6 +189,11 @@ fn is_authority(error: &Error) -> bool {
     matches!(inner(error), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
+/// Whether the certificate has version 1. It has no extensions, and so no subjectAltName.
+fn is_old(error: &Error) -> bool {
+    matches!(inner(error), Some(webpki::Error::UnsupportedCertVersion))
+}
+
 /// The error of the library that reads certificates, if the TLS library has no name for it.
 fn inner(error: &Error) -> Option<&webpki::Error> {
     let Error::InvalidCertificate(CertificateError::Other(OtherError(other))) = error else {
@@ -245,7 +260,12 @@ impl ServerCertVerifier for AnyServer {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signed, algorithms)
+        match verify_tls12_signature(message, certificate, signed, algorithms) {
+            Err(error) if is_old(&error) => {
+                verify_with_key(message, &key_of(certificate)?, signed, algorithms)
+            }
+            result => result,
+        }
     }
 
     fn verify_tls13_signature(
@@ -255,10 +275,45 @@ impl ServerCertVerifier for AnyServer {
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signed, algorithms)
+        match verify_tls13_signature(message, certificate, signed, algorithms) {
+            Err(error) if is_old(&error) => {
+                let key = key_of(certificate)?;
+                verify_tls13_signature_with_raw_key(message, &key, signed, algorithms)
+            }
+            result => result,
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The key of a certificate, also of one that the TLS library does not read.
+fn key_of(certificate: &CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'static>, Error> {
+    let parsed = X509Certificate::from_der(certificate);
+    let (_, parsed) = parsed.map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    Ok(parsed.public_key().raw.to_vec().into())
+}
+
+/// Checks a signature of TLS 1.2 by the key alone.
+fn verify_with_key(
+    message: &[u8],
+    key: &SubjectPublicKeyInfoDer<'_>,
+    signed: &DigitallySignedStruct,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<HandshakeSignatureValid, Error> {
+    let key = webpki::RawPublicKeyEntity::try_from(key);
+    let key = key.map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    let known = algorithms.mapping.iter();
+    let mut known = known.filter(|(scheme, _)| *scheme == signed.scheme);
+    let signature = signed.signature();
+    let is_right = known.any(|(_, algorithms)| {
+        let mut algorithms = algorithms.iter();
+        algorithms.any(|it| key.verify_signature(*it, message, signature).is_ok())
+    });
+    match is_right {
+        true => Ok(HandshakeSignatureValid::assertion()),
+        false => Err(CertificateError::BadSignature.into()),
     }
 }
