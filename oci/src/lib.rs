@@ -79,6 +79,7 @@ pub mod fuzzing;
 pub mod hosts;
 pub mod image;
 pub mod limits;
+mod no_values;
 mod node;
 pub mod package_config;
 pub mod progress;
