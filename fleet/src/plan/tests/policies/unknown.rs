@@ -1,6 +1,7 @@
 //! What waits while the state of a roll-out is not known, or may be another one.
 
 use super::*;
+use crate::effect::AsOf;
 use crate::index::Change;
 use skyhook_crds::Status;
 
@@ -127,7 +128,20 @@ fn a_state_that_the_api_server_refuses_is_said_to_be_refused() {
             message.to_owned()
         )
     );
+    // That the state of an earlier Skyhook was deleted, or may not be deleted, says nothing about that.
+    let delete = Effect::DeleteRollout {
+        name: "s".into(),
+        at: AsOf {
+            uid: "earlier".into(),
+            resource_version: "1".into(),
+        },
+        not_of: None,
+    };
+    session.settle(&delete, Outcome::Done(None), now.mono);
+    assert_eq!(reason(&session).1, "RolloutStateRefused");
     write(&mut session, Outcome::Done(None));
+    let error = "delete rolloutstate/s: forbidden".to_owned();
+    session.settle(&delete, Outcome::Refused { error }, now.mono);
     assert_eq!(session.index().clocks().state_refused("s"), None);
 }
 
