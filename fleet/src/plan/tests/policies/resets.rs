@@ -210,11 +210,24 @@ fn a_last_batch_with_a_failure_is_judged_before_the_next_revision() {
     // A reset follows: the batch is left to it.
     assert_eq!(written(&open()), None);
     // The configuration changes before that: the next revision is not judged by the failure.
-    let mut complete = open();
-    let status = shown(&complete);
-    complete.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
-    complete.rollouts[0]["spec"]["revision"]["number"] = json!(0);
-    assert_eq!(judged(&written(&complete).unwrap()), expected);
+    let changed = |picture: Picture| {
+        let mut complete = picture;
+        let status = shown(&complete);
+        complete.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+        complete.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+        complete
+    };
+    let kept = changed(keeps(open()));
+    assert_eq!(judged(&written(&kept).unwrap()), expected);
+    // The reset that was to follow is not lost, and follows once.
+    let mut complete = changed(open());
+    let state = written(&complete).unwrap();
+    let anew = rollout::CompartmentState::new(2);
+    assert_eq!(state.compartments["gpu"], anew);
+    let mut after = complete.clone();
+    after.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    after.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+    assert_eq!(written(&after).unwrap().compartments["gpu"], anew, "once");
     // It was not complete: the batch goes on.
     complete.skyhooks[0]["status"]["status"] = json!("in_progress");
     assert_eq!(written(&complete).unwrap().compartments["gpu"].batch, 3);
