@@ -65,12 +65,18 @@ pub(super) struct Membership {
 }
 
 impl Batches {
-    /// While the state is not known, nothing is granted. Nobody knows whether the failures of batches are kept, so only
-    /// leases of no batch may end.
-    fn unknown(problem: Reason, leases: &[Lease<'_>]) -> Self {
-        let of = |lease: &Lease<'_>| BatchBits {
-            may_release: lease.batch.is_none(),
-            ..BatchBits::default()
+    /// While the state is not known, nothing is granted in compartments with batches. The others go on, unless a newer
+    /// version wrote the state. Nobody knows whether the failures of batches are kept, so only leases of no batch may end.
+    fn unknown(problem: Reason, row: &Row<'_>, leases: &[Lease<'_>]) -> Self {
+        let goes_on = problem.code != ReasonCode::NewerVersion;
+        let of = |lease: &Lease<'_>| {
+            let barrier = barrier(row, lease);
+            let is_paced = barrier.is_none_or(|id| row.pacing.pace(Place(id.index())).is_some());
+            BatchBits {
+                may_grant: goes_on && lease.batch.is_none() && !is_paced,
+                may_release: lease.batch.is_none(),
+                ..BatchBits::default()
+            }
         };
         let leases = leases.iter().map(|one| (one.node.to_owned(), of(one)));
         Self {
@@ -252,7 +258,7 @@ fn one(
             let is_told = picture.unlistable(Kind::Rollout).is_some();
             return Batches {
                 is_listing: !picture.knows_rollouts() && !is_told,
-                ..Batches::unknown(problem, &leases)
+                ..Batches::unknown(problem, row, &leases)
             };
         }
     };
@@ -420,6 +426,17 @@ fn place_named(row: &Row<'_>, name: &str) -> Option<Place> {
     all.find(|(_, one)| *one == name).map(|(place, _)| place)
 }
 
+/// The compartment whose batches a lease holds up.
+fn barrier(row: &Row<'_>, lease: &Lease<'_>) -> Option<CompartmentId> {
+    match &row.pacing {
+        Pacing::Policy(paced) => paced
+            .compartments
+            .named(lease.compartment)
+            .or(lease.present),
+        Pacing::Budget | Pacing::Unknown => None,
+    }
+}
+
 /// What is allowed for each lease.
 fn bits(
     view: &View<'_>,
@@ -428,23 +445,16 @@ fn bits(
     leases: &[Lease<'_>],
 ) -> BTreeMap<String, BatchBits> {
     let core = batches::Batches::new(*stored);
-    let barrier = |lease: &Lease<'_>| match &row.pacing {
-        Pacing::Policy(paced) => paced
-            .compartments
-            .named(lease.compartment)
-            .or(lease.present),
-        Pacing::Budget | Pacing::Unknown => None,
-    };
     let mut unended: BTreeMap<Option<CompartmentId>, BTreeSet<Option<BatchRef<'_>>>> =
         BTreeMap::new();
     for lease in leases.iter().filter(|lease| lease.end == End::Not) {
         unended
-            .entry(barrier(lease))
+            .entry(barrier(row, lease))
             .or_default()
             .insert(lease.batch);
     }
     let of = |lease: &Lease<'_>| {
-        let own = barrier(lease);
+        let own = barrier(row, lease);
         let pace = own.and_then(|id| row.pacing.pace(Place(id.index())));
         let batch = lease.batch.as_ref();
         let name = &row.skyhook.name;

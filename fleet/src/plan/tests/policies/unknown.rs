@@ -314,3 +314,24 @@ fn states_that_cannot_be_listed_are_said_to_be_unreadable() {
     index.apply(Change::Synced(kind), Mono::ZERO);
     assert_eq!(reason(&index).0, "BatchUnderWay");
 }
+
+#[test]
+fn compartments_without_a_strategy_go_on_while_states_cannot_be_listed() {
+    // `gpu` is a sliding window, and the default compartment has batches.
+    let window = || paced(&json!({ "budget": { "count": 2 } }));
+    let of = |spec: Value| leased(stamp(window(), granted()), spec, json!(null));
+    let kind = crate::picture::Kind::Rollout;
+    let unlistable = |picture: &Picture| {
+        let mut index = picture.index();
+        index.apply(Change::ListBegins(kind), Mono::ZERO);
+        let why = "it is not installed".to_owned();
+        index.apply(Change::Unlistable { kind, why }, Mono::ZERO);
+        super::unknown::of(&picture.plan_of(&index))
+    };
+    let of_no_batch = of(json!({ "compartment": "gpu" }));
+    assert_eq!(unlistable(&of_no_batch), ["GrantLease"]);
+    let none = Vec::<String>::new();
+    assert_eq!(unlistable(&of(in_batch(json!({})))), none);
+    let paced = of(json!({ "compartment": "__default__" }));
+    assert_eq!(unlistable(&paced), none);
+}
