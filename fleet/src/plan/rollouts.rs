@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::policy::CompartmentId;
 use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::rollout::batch::Counts;
@@ -182,13 +183,15 @@ fn delete_unused(
     fact: &RolloutFact,
     draft: &mut Draft<'_>,
 ) {
+    let is_of_batch =
+        |spec: &InterruptionLeaseSpec| spec.skyhook.uid == skyhook.uid && spec.batch.is_some();
     let mut leases = view.picture.leases().values();
     let is_used = leases.any(|lease| {
-        let spec = lease.lease.as_ref().map(|lease| &lease.spec);
-        spec.map_or(true, |spec| {
-            spec.skyhook.uid == skyhook.uid && spec.batch.is_some()
-        })
+        let lease = lease.lease.as_ref();
+        lease.map_or(true, |lease| is_of_batch(&lease.spec))
     });
+    let mut creates = view.inflight.creates();
+    let is_used = is_used || creates.any(|(_, spec)| is_of_batch(spec));
     if !is_used && fact.spec.is_ok() {
         delete(fact, None, draft);
     }
@@ -465,9 +468,10 @@ fn bits(
             .get(&own)
             .is_none_or(|all| all.iter().all(|other| *other == lease.batch));
         BatchBits {
-            is_out: pace.is_some() && !is_newer && !is_named,
+            is_out: (pace.is_some() || batch.is_some()) && !is_newer && !is_named,
             may_grant: pace.is_none() || (is_named && is_alone),
             may_release: is_gone || core.may_release(lease),
+            ..BatchBits::default()
         }
     };
     leases

@@ -344,6 +344,11 @@ fn a_lease_is_granted_in_the_open_batch_alone() {
     ] {
         assert_eq!(on_leases(&picture), [want], "{name}");
     }
+    // Its compartment has no strategy any more, and that batch is not open.
+    let mut window = open();
+    window.policies[0]["spec"]["compartments"][0]["strategy"] = json!(null);
+    let earlier = in_batch(json!({ "batch": { "state": STATE, "number": 2 } }));
+    assert_eq!(on_leases(&lease(window, earlier)), [withdrawn]);
     // A batch that the own copy of the state does not know: neither granted nor withdrawn.
     let newer = in_batch(json!({ "batch": { "state": STATE, "number": 4 } }));
     assert_eq!(on_leases(&lease(open(), newer)), Vec::<String>::new());

@@ -98,6 +98,11 @@ fn a_roll_out_that_is_complete_starts_anew_once_people_have_seen_it() {
     assert_eq!(written(&picture), None, "once");
 }
 
+/// The spec of a lease for worker-1 with these fields.
+fn created(picture: &Picture, spec: Value) -> Value {
+    leased(picture.clone(), spec, json!(null)).leases[0]["spec"].clone()
+}
+
 #[test]
 fn a_state_that_is_not_needed_is_deleted_when_no_lease_is_of_a_batch() {
     let budget = |picture: Picture| {
@@ -113,12 +118,27 @@ fn a_state_that_is_not_needed_is_deleted_when_no_lease_is_of_a_batch() {
     let open = with_batch(exponential(), &[1], &json!({}));
     assert!(!deletes(&open));
     assert!(deletes(&budget(open.clone())));
-    let leased = leased(
-        stamp(open, granted()),
+    let under_way = budget(open.clone());
+    let mut index = under_way.index();
+    index.begins(&Effect::ReserveLease {
+        node: "worker-1".into(),
+        spec: Box::new(serde_json::from_value(created(&open, in_batch(json!({})))).unwrap()),
+    });
+    let plan = under_way.plan_of(&index);
+    let kinds: Vec<&str> = plan.effects.iter().map(Effect::kind).collect();
+    assert!(!kinds.contains(&"DeleteRollout"), "{kinds:?}");
+    let works = leased(
+        stamp(open.clone(), granted()),
         in_batch(grant_and(json!({}))),
         with_package("Running", "in_progress"),
     );
-    assert!(!deletes(&budget(leased)));
+    assert!(!deletes(&budget(works)));
+    // A lease that is not granted goes first: the batch that it names may not be open any more.
+    let reserved = budget(leased(open, in_batch(json!({})), json!(null)));
+    assert_eq!(
+        on_leases(&reserved),
+        ["WithdrawLease no open batch has the node"]
+    );
     let mut earlier = with_batch(exponential(), &[1], &json!({}));
     earlier.rollouts[0]["metadata"]["ownerReferences"][0]["uid"] = json!("an earlier Skyhook");
     assert!(deletes(&earlier));
