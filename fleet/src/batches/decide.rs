@@ -215,12 +215,12 @@ impl<'a> Compartment<'a> {
                 } = opening;
                 next.open(name, members, size, &room, self.rollout.least_order);
             }
-            // Nobody else could be started: closing the batch would only be opened again.
-            Err(_) if state.is_open() && after.shown == state.shown => {}
+            // Nobody else could be started: closing the batch would only be opened again. Why is said all the same.
+            Err(hold) if state.is_open() && after.shown == state.shown => {
+                decision.holds.extend(hold.map(|hold| (name.clone(), hold)));
+            }
             Err(hold) => {
-                if let Some(hold) = hold {
-                    decision.holds.insert(name.clone(), hold);
-                }
+                decision.holds.extend(hold.map(|hold| (name.clone(), hold)));
                 if after != state {
                     next.compartments.insert(name.clone(), after);
                 }
