@@ -134,9 +134,9 @@ pub(super) fn holds(row: &Row<'_>, ledger: &Ledger<'_>) -> Vec<String> {
     said.collect()
 }
 
-const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
-const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
-const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
+pub(crate) const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
+pub(crate) const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
+pub(crate) const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
 /// Conditions that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 3] = [NOT_FOUND, INVALID, STOPPED];
 

@@ -186,6 +186,9 @@ fn a_policy_that_is_missing_or_not_valid_harms_its_own_skyhooks() {
         let status = shown(&picture);
         assert_eq!(condition(&status, word).as_deref(), Some(message), "{name}");
         assert_eq!(picture.reason("s", "worker-1"), word, "{name}");
+        // What is wrong may be a long text. It is not written on each Node.
+        let on_node = status.node_reasons["worker-1"].message.clone();
+        assert!(!on_node.contains("spec.compartments"), "{on_node}");
         let other = skyhook(
             "a",
             json!({ "interruptionBudget": { "count": 1 }, "priority": 1 }),
