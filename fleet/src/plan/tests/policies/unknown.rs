@@ -316,6 +316,32 @@ fn states_that_cannot_be_listed_are_said_to_be_unreadable() {
 }
 
 #[test]
+fn that_a_compartment_has_stopped_is_said_also_while_its_state_is_not_known() {
+    let stopped = json!({
+        "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut before = with_batch(exponential(), &[], &stopped);
+    let message = condition(&shown(&before), "RolloutStopped");
+    assert!(message.is_some());
+    before.skyhooks[0]["status"] = serde_json::to_value(shown(&before)).unwrap();
+    let mut newer = before.clone();
+    newer.rollouts[0]["spec"]["format"] = json!(1);
+    assert_eq!(condition(&shown(&newer), "RolloutStopped"), message);
+    let kind = crate::picture::Kind::Rollout;
+    let mut index = before.index();
+    index.apply(Change::ListBegins(kind), Mono::ZERO);
+    let why = "it is not installed".to_owned();
+    index.apply(Change::Unlistable { kind, why }, Mono::ZERO);
+    let status = status_of(before.plan_of(&index));
+    assert_eq!(condition(&status, "RolloutStopped"), message);
+    // It has no policy any more.
+    let spec = json!({ "interruptionBudget": { "count": 1 }, "packages": packages() });
+    let budget = before.skyhook(&["spec"], spec);
+    assert_eq!(condition(&shown(&budget), "RolloutStopped"), None);
+}
+
+#[test]
 fn compartments_without_a_strategy_go_on_while_states_cannot_be_listed() {
     // `gpu` is a sliding window, and the default compartment has batches.
     let window = || paced(&json!({ "budget": { "count": 2 } }));
