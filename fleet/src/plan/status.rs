@@ -28,6 +28,7 @@ use super::{COALESCE, Draft, REMEMBERED, View, node_order, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::picture::{NodeId, Tick};
+pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
