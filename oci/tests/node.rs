@@ -375,8 +375,8 @@ async fn an_insecure_registry_that_refuses_over_tls_is_not_asked_without_it() {
     assert_eq!(told(&liar), ["user"]);
 }
 
-/// A server that speaks TLS, and that stops to do so once the manifest has been got. Whoever asks it without TLS reaches
-/// `plain`.
+/// A server that speaks TLS, and that stops to do so once the manifest has been got. Whoever asks it without TLS
+/// reaches `plain`.
 fn break_tls_later(behind: &Liar, plain: &Liar) -> String {
     let (certificate, _) = Certificate::own(authority("nobody trusts it"));
     let tls = serve(behind, &certificate.pem, &certificate.key);

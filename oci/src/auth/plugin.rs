@@ -142,8 +142,8 @@ struct Cached {
 #[derive(Debug)]
 struct Asked<'a> {
     config: &'a PluginConfig,
-    /// The variables of the kubelet. The plugins get them and their own, and none of this process, which may be secrets. If
-    /// they are not known, the plugins get those of this process.
+    /// The variables of the kubelet. The plugins get them and their own, and none of this process, which may be
+    /// secrets. If they are not known, the plugins get those of this process.
     environment: Option<&'a BTreeMap<String, String>>,
 }
 

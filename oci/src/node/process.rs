@@ -33,8 +33,8 @@ pub(super) struct Process {
 /// What is in the names of the control groups of containers: of Kubernetes, Docker, Podman and containerd.
 const CONTAINERS: [&str; 4] = ["kubepods", "docker-", "libpod-", "cri-containerd-"];
 
-/// The processes with known names that belong to the host's root user, outside of containers. A name alone says nothing:
-/// every user can give it to a program.
+/// The processes with known names that belong to the host's root user, outside of containers. A name alone says
+/// nothing: every user can give it to a program.
 pub(super) fn find(files: &Root) -> Vec<Process> {
     let Ok(names) = files.list("/proc") else {
         return Vec::new();
@@ -98,8 +98,8 @@ fn changes_user(files: &Root, pid: u32) -> Option<bool> {
     Some(Mode::from_raw_mode(program.st_mode).intersects(Mode::SUID | Mode::SGID))
 }
 
-/// The name of the process's user namespace. In a namespace of its own, every user can be root. The mount namespace says
-/// nothing, because programs from snaps have one of their own.
+/// The name of the process's user namespace. In a namespace of its own, every user can be root. The mount namespace
+/// says nothing, because programs from snaps have one of their own.
 fn user_namespace(files: &Root, pid: u32) -> Option<Vec<u8>> {
     let link = files.entry_itself(format!("/proc/{pid}/ns/user")).ok()?;
     let name = readlinkat(link.dir(), link.name(), Vec::new()).ok()?;

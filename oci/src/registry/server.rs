@@ -90,8 +90,8 @@ impl Server {
         answer
     }
 
-    /// Whether this is the plain form of a server that has answered over TLS. Then it is not asked again: it must not get
-    /// credentials without TLS, and its first answer says more.
+    /// Whether this is the plain form of a server that has answered over TLS. Then it is not asked again: it must not
+    /// get credentials without TLS, and its first answer says more.
     pub(super) fn has_answered(&self) -> bool {
         self.endpoint.is_plain_fallback() && self.speaks_tls.load(Ordering::Relaxed)
     }
