@@ -158,11 +158,17 @@ fn tell(
 ) {
     let key = names::reason(&skyhook.name);
     let since = since_on_node(node, &skyhook.name, shown.reason.as_ref(), view.now.wall);
-    let patch = NodePatch::default()
+    let mut patch = NodePatch::default()
         .status(&skyhook.name, shown.status)
         .conditions(&skyhook.name, shown.status)
         .annotation(&key, since)
         .reduced(node);
+    // The Node names a lease that the lease watch has not delivered, or has delivered the end of. While the watch lags,
+    // another replica may have granted that lease: the status must not go back and forth.
+    let stamp = node.record(&skyhook.name).stamp.as_ref();
+    if shown.standing != Standing::Leased && stamp.is_some_and(|stamp| !stamp.granted.is_empty()) {
+        patch.check.not_for.insert(skyhook.name.clone());
+    }
     // Another status is written at once. If only the reason is another one, it is written at most once a second.
     let is_detail = patch.annotations.keys().eq([&key])
         && patch.labels.is_empty()
