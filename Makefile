@@ -41,7 +41,7 @@ help:
 	@echo "make bench-one    one node, a package that does nothing: time, requests, memory;"
 	@echo "                  also bench-oci, bench-agent, bench-interrupt, bench-scale, bench-plan, bench-cluster"
 	@echo "make sim          the simulated cluster; make soak: 100,000 seeds of it"
-	@echo "make model        the lease protocol, model-checked with larger bounds (minutes)"
+	@echo "make model        the lease and batches, model-checked with larger bounds (minutes to an hour)"
 	@echo "make fuzz         a minute of fuzzing what images and registries say"
 	@echo "make bench-cluster  two real nodes, the chart, the sample: time, memory, image sizes, writes"
 	@echo "make cluster      nodes with real kubelets to try things out on, until Ctrl-C"

@@ -1,11 +1,12 @@
 //! Turns effects into API calls. A write carries the version that it was decided on. A failure is returned as an
 //! [`Outcome`].
 
+mod labels;
 mod live;
 mod pods;
 mod revisions;
+mod rollouts;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use skyhook_fleet::effect::{AsOf, Effect, NodePatch};
+use skyhook_fleet::effect::{AsOf, BatchCheck, Effect, NodePatch};
 use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
@@ -33,6 +34,10 @@ pub enum ApplyError {
     },
     #[error("the lease of node {node} is not what the watch showed")]
     OtherLease { node: String },
+    #[error("no open batch has node {node}")]
+    NotInBatch { node: String },
+    #[error("the Skyhook that owns rolloutstate {name} is there")]
+    Owned { name: String },
 }
 
 /// What to do about a failed request.
@@ -113,7 +118,11 @@ impl Applier {
     pub async fn apply(&self, effect: &Effect, wall: &str) -> Outcome {
         match self.write(effect, wall).await {
             Ok(change) => Outcome::Done(change),
-            Err(ApplyError::OtherLease { .. }) => Outcome::Stale,
+            Err(
+                ApplyError::OtherLease { .. }
+                | ApplyError::NotInBatch { .. }
+                | ApplyError::Owned { .. },
+            ) => Outcome::Stale,
             Err(ApplyError::Request {
                 verb,
                 object,
@@ -166,13 +175,12 @@ impl Applier {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,
             Effect::ReserveLease { node, spec } => self.reserve_lease(node, spec).await,
-            Effect::GrantLease { node, at } => {
-                let granted = Granted {
-                    by: self.identity.clone(),
-                    at: wall.to_owned(),
-                };
-                self.lease_spec(node, at, &json!({ "granted": granted }))
-                    .await
+            Effect::WriteRollout { .. }
+            | Effect::DeleteRollout { .. }
+            | Effect::LookForLeases { .. }
+            | Effect::LookForState { .. } => self.rollout(effect).await,
+            Effect::GrantLease { node, at, batch } => {
+                self.grant(node, at, batch.as_ref(), wall).await
             }
             Effect::StopLease {
                 node,
@@ -206,6 +214,24 @@ impl Applier {
                 self.release_of_gone_node(node, at, node_uid).await
             }
         }
+    }
+
+    async fn grant(
+        &self,
+        node: &str,
+        at: &AsOf,
+        batch: Option<&BatchCheck>,
+        wall: &str,
+    ) -> Result<Option<Change>, ApplyError> {
+        if let Some(check) = batch {
+            self.check_batch(node, check).await?;
+        }
+        let granted = Granted {
+            by: self.identity.clone(),
+            at: wall.to_owned(),
+        };
+        self.lease_spec(node, at, &json!({ "granted": granted }))
+            .await
     }
 
     async fn skyhook_meta(
@@ -307,7 +333,7 @@ impl Applier {
     ) -> Result<Option<Change>, ApplyError> {
         let api: Api<InterruptionLease> = Api::all(self.client.clone());
         let mut lease = InterruptionLease::new(node, spec.clone());
-        lease.metadata.labels = Some(lease_labels(spec));
+        lease.metadata.labels = Some(labels::of_lease(spec));
         lease.metadata.finalizers = Some(vec![names::LEASE_FINALIZER.to_owned()]);
         lease.metadata.owner_references = Some(vec![owner::<Node>(node, &spec.node.uid, None)]);
         let created = api.create(&post(), &lease).await;
@@ -380,20 +406,6 @@ impl Applier {
             .map_err(|source| error("patch", source))?;
         Ok(None)
     }
-}
-
-/// Labels of a new lease, for people who list the leases of one Skyhook or of one compartment. A name that is no valid
-/// value of a label gets no label: it must not prevent the lease.
-fn lease_labels(spec: &InterruptionLeaseSpec) -> BTreeMap<String, String> {
-    let labels = [
-        (names::REVISION_OF, &spec.skyhook.name),
-        (names::COMPARTMENT, &spec.compartment),
-    ];
-    labels
-        .into_iter()
-        .filter(|(_, value)| names::is_label_value(value))
-        .map(|(key, value)| (key.to_owned(), value.clone()))
-        .collect()
 }
 
 /// In a merge patch a missing key keeps its old value, so unset fields are sent as null.

@@ -77,6 +77,7 @@ mod tests {
         Effect::GrantLease {
             node: node.into(),
             at: at(),
+            batch: None,
         }
     }
 

@@ -13,7 +13,7 @@ use skyhook_crds::names;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireSkyhook};
+use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireRollout, WireSkyhook};
 use skyhook_fleet::index::{Change, Kind};
 
 /// Watches everything that the picture is made of, and sends changes until the receiver goes.
@@ -60,8 +60,16 @@ pub fn all(client: &Client, namespace: &str, changes: &mpsc::Sender<Change>) -> 
         watcher::Config::default(),
         Kind::Policy,
         sender(),
-        |policy| Change::Policy(policy.name_any()),
+        |policy| Change::Policy(Box::new(policy)),
         Change::PolicyGone,
+    ));
+    tasks.spawn(follow::<WireRollout>(
+        Api::all(client.clone()),
+        watcher::Config::default(),
+        Kind::Rollout,
+        sender(),
+        |rollout| Change::Rollout(Box::new(rollout)),
+        Change::RolloutGone,
     ));
     tasks
 }
@@ -85,11 +93,62 @@ async fn follow<K>(
             Ok(Event::InitDone) => Change::Synced(kind),
             Err(error) => {
                 tracing::warn!(?kind, %error, "watch broke; it is taken up again");
-                continue;
+                let Some(why) = unlistable(&error) else {
+                    continue;
+                };
+                Change::Unlistable { kind, why }
             }
         };
         if changes.send(change).await.is_err() {
             return;
         }
+    }
+}
+
+/// Why a kind cannot be listed, if the API server says so.
+fn unlistable(error: &watcher::Error) -> Option<String> {
+    let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else {
+        return None;
+    };
+    match status.code {
+        404 => Some(
+            "the CustomResourceDefinition is not installed: install those of the chart".to_owned(),
+        ),
+        403 => Some(format!(
+            "{}: grant the coordinator the chart's rights",
+            status.message
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_without_its_definition_or_its_rights_cannot_be_listed() {
+        let failed = |code: u16, message: &str| {
+            let status: kube::core::Status =
+                serde_json::from_value(serde_json::json!({ "code": code, "message": message }))
+                    .unwrap();
+            watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
+        };
+        for (code, expected) in [
+            (
+                404,
+                Some("the CustomResourceDefinition is not installed: install those of the chart"),
+            ),
+            (403, Some("no: grant the coordinator the chart's rights")),
+            (500, None),
+            (410, None),
+        ] {
+            assert_eq!(
+                unlistable(&failed(code, "no")).as_deref(),
+                expected,
+                "{code}"
+            );
+        }
+        assert_eq!(unlistable(&watcher::Error::NoResourceVersion), None);
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::package::{self, PackageStatus};
+use crate::stage::Stage;
 
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
@@ -21,7 +22,7 @@ pub const FORMAT: u32 = 0;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Stamp {
-    /// Form of the record, see [`FORMAT`].
+    /// Form of the record. A version of Skyhook that does not know it does not write over the record.
     #[serde(skip_serializing_if = "is_first")]
     pub format: u32,
     /// UID of the lease whose result is recorded.
@@ -60,9 +61,27 @@ pub struct Stamp {
     /// them.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub states: String,
+    /// `SKYHOOK_NODE_ORDER` of the node's last lease. It stays when the node is complete, so that no other node gets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<i64>,
+    /// When the node was first picked (RFC 3339), until it is complete. That long it keeps its `order`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub picked: String,
 }
 
 impl Stamp {
+    /// The order that the node keeps under its next lease.
+    #[must_use]
+    pub fn kept_order(&self) -> Option<i64> {
+        self.order.filter(|_| !self.picked.is_empty())
+    }
+
+    /// True when the last lease of the node ended before the node was complete, and not because pods did not leave.
+    #[must_use]
+    pub const fn is_in_midst(&self) -> bool {
+        !self.picked.is_empty() && self.granted.is_empty() && self.drain_timed_out.is_empty()
+    }
+
     /// True when the Node carries a result of ours.
     #[must_use]
     pub fn has_result(&self) -> bool {
@@ -132,29 +151,37 @@ impl CordonRecord {
     }
 }
 
-/// A `nodeState_<skyhook>` annotation that cannot be read.
+/// A `nodeState_<skyhook>` annotation that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or correct it"
-)]
-pub struct MalformedState {
-    pub annotation: String,
-    pub problem: String,
+pub enum StateProblem {
+    #[error(
+        "annotation {annotation} cannot be read: {problem}; delete it to have every package applied again, or correct it"
+    )]
+    Malformed { annotation: String, problem: String },
+    #[error(
+        "annotation {annotation}: {package} is in a stage that this version does not know: a newer one wrote it; upgrade \
+         the coordinator"
+    )]
+    Newer { annotation: String, package: String },
 }
 
 /// Reads a `nodeState_<skyhook>` annotation. Records of early versions of NVIDIA Skyhook have the package's name alone
 /// as key.
-pub fn parse_states(
-    annotation: &str,
-    value: Option<&str>,
-) -> Result<PackageStates, MalformedState> {
+pub fn parse_states(annotation: &str, value: Option<&str>) -> Result<PackageStates, StateProblem> {
     let Some(value) = value.filter(|value| !value.is_empty()) else {
         return Ok(PackageStates::new());
     };
-    let states: PackageStates = serde_json::from_str(value).map_err(|e| MalformedState {
-        annotation: annotation.to_owned(),
-        problem: e.to_string(),
-    })?;
+    let states: PackageStates =
+        serde_json::from_str(value).map_err(|e| StateProblem::Malformed {
+            annotation: annotation.to_owned(),
+            problem: e.to_string(),
+        })?;
+    if let Some((package, _)) = states.iter().find(|(_, one)| one.stage == Stage::Unknown) {
+        return Err(StateProblem::Newer {
+            annotation: annotation.to_owned(),
+            package: package.clone(),
+        });
+    }
     if states.keys().all(|key| key.contains('|')) {
         return Ok(states);
     }
@@ -259,6 +286,42 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("skyhook.nvidia.com/nodeState_s"), "{error}");
+    }
+
+    #[test]
+    fn a_stage_of_a_newer_version_is_said_to_be_one() {
+        let newer = STATE.replace("config", "uninstall-interrupt");
+        let error = parse_states("x", Some(&newer)).unwrap_err();
+        let want = StateProblem::Newer {
+            annotation: "x".into(),
+            package: "a|1.0.0".into(),
+        };
+        assert_eq!(error, want);
+        // Nobody is told to delete what a newer version wrote.
+        assert!(!error.to_string().contains("delete"), "{error}");
+    }
+
+    #[test]
+    fn a_node_keeps_its_order_until_it_is_complete() {
+        // (order, picked, granted, drain timed out) and: the order that it keeps, whether it is in the midst.
+        for (what, order, picked, granted, timed_out, kept, in_midst) in [
+            ("never picked", None, "", "", "", None, false),
+            ("under a lease", Some(3), "t", "uid", "", Some(3), false),
+            ("stopped", Some(3), "t", "", "", Some(3), true),
+            ("pods did not leave", Some(3), "t", "", "t", Some(3), false),
+            ("complete", Some(3), "", "", "", None, false),
+        ] {
+            let stamp = Stamp {
+                order,
+                picked: picked.into(),
+                granted: granted.into(),
+                drain_timed_out: timed_out.into(),
+                ..Stamp::default()
+            };
+            let given = (stamp.kept_order(), stamp.is_in_midst());
+            assert_eq!(given, (kept, in_midst), "{what}");
+            assert_eq!(Stamp::parse(Some(&stamp.render())), Some(stamp), "{what}");
+        }
     }
 
     #[test]

@@ -15,6 +15,10 @@ use crate::installed::Stamp;
 use crate::package::{Interrupt, PackageStatus};
 use crate::stage::{Stage, State};
 
+/// The newest form of leases and of revisions that this version writes and understands; 0 is the first. It grows when an
+/// agent of an older version would do something else than what a newer coordinator means.
+pub const FORMAT: i32 = 0;
+
 /// The right to work on one node, given by the coordinator out of the budget.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -52,6 +56,9 @@ use crate::stage::{Stage, State};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseSpec {
+    /// Form of the lease. An agent that does not know it does nothing under the lease.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub format: i32,
     /// The Node. An agent whose Node has another UID ignores the lease.
     pub node: NodeRef,
     /// The Skyhook that the node is worked on for.
@@ -71,6 +78,12 @@ pub struct InterruptionLeaseSpec {
     /// The part of the budget from which the lease takes a slot.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub compartment: String,
+    /// The batch that the node is worked on in, where the compartment has batches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchRef>,
+    /// `SKYHOOK_NODE_ORDER` of the node's steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<i64>,
     /// Set when the slot is granted. Before that, the agent does nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub granted: Option<Granted>,
@@ -89,6 +102,16 @@ pub struct InterruptionLeaseSpec {
 pub struct NodeRef {
     pub name: String,
     pub uid: String,
+}
+
+/// A batch of a roll-out.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub struct BatchRef {
+    /// UID of the `RolloutState` that opened it.
+    pub state: String,
+    pub number: i64,
 }
 
 /// A Skyhook, by name and UID.
@@ -160,6 +183,10 @@ pub enum DrainState {
     Draining,
     /// Every pod that has to leave has left. The agent may interrupt the host.
     Drained,
+    /// One of a later version. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 /// What keeps a drain from its end: a pod that has to leave the node, or another node.
@@ -204,8 +231,10 @@ pub enum StopReason {
     /// Somebody has edited the package states of the node.
     Edited,
     DrainTimedOut,
-    /// A reason that only a newer version knows. It is read and never written. The agent stops.
-    #[serde(other)]
+    /// The lease, or its revision, has a form that the agent does not know: it does nothing under it.
+    AgentTooOld,
+    /// One of a later version: the agent stops. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
     #[schemars(skip)]
     Unknown,
 }
@@ -214,12 +243,19 @@ pub enum StopReason {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct InterruptionLeaseStatus {
+    /// The newest form of leases and revisions that the agent knows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub format: i32,
     /// The generation of the lease that the agent had seen when it wrote this.
     #[serde(default)]
     pub observed_generation: i64,
     /// How far the agent is. Unset until it has accepted the lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
+    /// Whether a step of any package has begun under the lease. If the node is lost from then on, its batch has failed
+    /// there. Unset by agents that do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
     /// Whether the node has to be drained for an interrupt. Unset until the agent has read the revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs_drain: Option<bool>,
@@ -300,6 +336,10 @@ pub enum Phase {
     Complete,
     /// The agent has stopped, as it was told to. It does nothing more under this lease.
     Stopped,
+    /// One of a later version: the agent still works. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 impl Phase {
@@ -356,3 +396,6 @@ impl PackageReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 //! | [`DeploymentPolicy`] | `spec` | the administrator |
 //! | [`InterruptionLease`] | the object, `spec`, the finalizer | coordinator |
 //! | [`InterruptionLease`] | `status` | the agent of the node that it is named after |
+//! | [`RolloutState`] | everything | coordinator |
 //! | `apps/v1 ControllerRevision` | everything ([`revision`]) | coordinator |
 //! | `v1 Node` | annotations and labels in [`names`], `unschedulable` | coordinator |
 //!
@@ -17,6 +18,7 @@
 
 pub mod conditions;
 pub mod duration;
+pub mod field;
 pub mod glob;
 pub mod graph;
 pub mod image;
@@ -27,6 +29,7 @@ pub mod package;
 pub mod policy;
 pub mod quantity;
 pub mod revision;
+pub mod rollout;
 pub mod skyhook;
 pub mod stage;
 pub mod version;
@@ -34,5 +37,6 @@ pub mod version;
 pub use lease::{InterruptionLease, InterruptionLeaseSpec, InterruptionLeaseStatus};
 pub use package::{Interrupt, InterruptType, Package};
 pub use policy::{DeploymentPolicy, DeploymentPolicySpec};
+pub use rollout::{RolloutState, RolloutStateSpec};
 pub use skyhook::{Skyhook, SkyhookSpec, SkyhookStatus};
 pub use stage::{Stage, State, Status};

@@ -1,5 +1,11 @@
 //! The DeploymentPolicy: how fast Skyhooks are rolled out, by groups of nodes.
 
+mod check;
+mod compartments;
+
+pub use check::{Ceiling, CheckedCompartment, CheckedPolicy, Growth, MOST_COMPARTMENTS, Pace};
+pub use compartments::{CompartmentId, Compartments, Matches};
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -19,13 +25,18 @@ use serde::{Deserialize, Serialize};
 pub struct DeploymentPolicySpec {
     /// For nodes that no compartment matches.
     pub default: DefaultCompartment,
-    /// Groups of nodes with a pace of their own.
+    /// Groups of nodes with a pace of their own. A node that several match is in the most cautious of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub compartments: Vec<Compartment>,
-    /// Start again with the first batch size when a roll-out is complete.
-    #[serde(default)]
-    pub reset_batch_state_on_completion: bool,
+    /// Start again with the first batch size when a roll-out is complete and when a package's version changes: true when
+    /// unset. A Skyhook can say otherwise for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_batch_state_on_completion: Option<bool>,
 }
+
+/// The compartment of nodes that no other one matches, and of a Skyhook without a policy.
+pub const DEFAULT_COMPARTMENT: &str = "__default__";
 
 /// Budget and strategy for nodes that no compartment matches.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +50,7 @@ pub struct DefaultCompartment {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Compartment {
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 63))]
     pub name: String,
     pub selector: LabelSelector,
     pub budget: Budget,
@@ -187,3 +198,6 @@ pub struct BatchState {
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::glob;
 use crate::installed::{PackageStates, hex};
+use crate::lease::FORMAT;
 use crate::package::{Interrupt, Package};
 use crate::stage::{Stage, State};
 
@@ -15,10 +17,42 @@ use crate::stage::{Stage, State};
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RevisionData {
+    /// Form of the revision, see [`FORMAT`].
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub format: i32,
     /// Normalised packages, see [`Package::normalised`].
     pub packages: BTreeMap<String, Package>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serial: bool,
+}
+
+impl RevisionData {
+    /// Reads the content of a revision. One of a newer form keeps nothing but its form: the rest may mean something else
+    /// than it says here.
+    pub fn read(data: Value) -> Result<Self, serde_json::Error> {
+        let format = data.get("format").and_then(Value::as_i64).unwrap_or(0);
+        if format > i64::from(FORMAT) {
+            return Ok(Self {
+                format: i32::try_from(format).unwrap_or(i32::MAX),
+                ..Self::default()
+            });
+        }
+        serde_json::from_value(data)
+    }
+
+    /// True when a newer version wrote it: nothing else in it is known.
+    #[must_use]
+    pub const fn is_newer(&self) -> bool {
+        self.format > FORMAT
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+const fn is_first(format: &i32) -> bool {
+    *format == 0
 }
 
 /// Name of the revision of `data` for the Skyhook `skyhook` with UID `uid`.

@@ -112,9 +112,10 @@ fn default_priority() -> i32 {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DeploymentPolicyOptions {
-    /// Start again with the first batch size when a roll-out is complete.
-    #[serde(default)]
-    pub reset_batch_state_on_completion: bool,
+    /// Start again with the first batch size when a roll-out is complete and when a package's version changes. Unset: as
+    /// the policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_batch_state_on_completion: Option<bool>,
 }
 
 /// How many nodes may be worked on at the same time. Set percent or count, not both.
@@ -224,10 +225,17 @@ pub struct SkyhookStatus {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_boot_ids: BTreeMap<String, String>,
-    /// When a node was first picked.
+    /// When a node was first picked (RFC 3339), until it is complete.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     pub node_priority: BTreeMap<String, String>,
+    /// The `SKYHOOK_NODE_ORDER` that the next node gets. Writing 0 here starts the numbers anew, as far as no node holds
+    /// one.
+    #[serde(default)]
+    pub node_order_offset: i64,
+    /// What nodeOrderOffset was when the coordinator wrote it, where the roll-out has a RolloutState.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_order_shown: Option<NodeOrderShown>,
     /// Keys of configMap that changed last, by package. Written by NVIDIA Skyhook only. It is removed when every node has a
     /// result.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -275,6 +283,8 @@ impl Default for SkyhookStatus {
             installed_unreadable: 0,
             node_boot_ids: BTreeMap::new(),
             node_priority: BTreeMap::new(),
+            node_order_offset: 0,
+            node_order_shown: None,
             config_updates: BTreeMap::new(),
             compartment_statuses: BTreeMap::new(),
             status: Status::Unknown,
@@ -313,6 +323,15 @@ pub struct ReasonSummary {
     pub examples: Vec<String>,
 }
 
+/// What the coordinator wrote into nodeOrderOffset: unlike it, somebody edited nodeOrderOffset.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeOrderShown {
+    /// How often the numbers were started anew.
+    pub run: i32,
+    pub offset: i64,
+}
+
 /// Progress in one compartment.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -325,8 +344,15 @@ pub struct CompartmentStatus {
     pub completed: i32,
     /// Completed nodes in percent of all.
     pub progress_percent: i32,
+    /// Where its batches stand. Writing `{currentBatch: 1}` here starts the compartment anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_state: Option<BatchState>,
+    /// How often the compartment was started anew, as batchState shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<i32>,
+    /// Digest of batchState as the coordinator wrote it: unlike it, somebody edited batchState.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<String>,
 }
 
 /// Why a stored Skyhook cannot be rolled out. Only this Skyhook is parked; the others go on.

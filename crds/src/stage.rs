@@ -24,10 +24,14 @@ pub enum Stage {
     Config,
     Interrupt,
     PostInterrupt,
+    /// One of a later version. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 impl Stage {
-    /// Every stage, in the order in which a package can meet them.
+    /// Every stage that this version knows, in the order in which a package can meet them.
     pub const ALL: [Self; 6] = [
         Self::Uninstall,
         Self::Upgrade,
@@ -47,6 +51,7 @@ impl Stage {
             Self::Config => "config",
             Self::Interrupt => "interrupt",
             Self::PostInterrupt => "post-interrupt",
+            Self::Unknown => "unknown",
         }
     }
 
@@ -59,7 +64,7 @@ impl Stage {
             Self::Apply => Some("apply-check"),
             Self::Config => Some("config-check"),
             Self::PostInterrupt => Some("post-interrupt-check"),
-            Self::Interrupt => None,
+            Self::Interrupt | Self::Unknown => None,
         }
     }
 
@@ -71,7 +76,7 @@ impl Stage {
             (Self::Upgrade | Self::Apply, _) => Some(Self::Config),
             (Self::Config, true) => Some(Self::Interrupt),
             (Self::Interrupt, _) => Some(Self::PostInterrupt),
-            (Self::Config, false) | (Self::PostInterrupt, _) => None,
+            (Self::Config, false) | (Self::PostInterrupt | Self::Unknown, _) => None,
         }
     }
 }
@@ -93,6 +98,8 @@ pub enum State {
     /// The package's interrupt is done by another package of the same wave.
     Skipped,
     Erroring,
+    /// Written by NVIDIA Skyhook. A state of a later version is read as this one.
+    #[serde(other)]
     Unknown,
 }
 

@@ -2,14 +2,17 @@
 //! with the process: everything that must outlive it is stored in the API objects.
 
 mod drains;
+#[cfg(test)]
+mod fields;
 mod mono;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::{DrainState, StopReason};
 
+use crate::batches::Look;
 use crate::effect::Target;
 use crate::facts::NodeFact;
 use crate::picture::{Changed, Kind, Picture};
@@ -47,16 +50,36 @@ impl LeaseClock {
 /// A back-off: why a node gets no lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
+    /// The Skyhook for which the node gets no lease; `None` for all.
+    pub skyhook: Option<String>,
     pub until: Mono,
     pub code: ReasonCode,
     pub message: &'static str,
+}
+
+/// Results of a Skyhook on a node that say that all is done, although work is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mismatch {
+    skyhook: String,
+    /// UID of the last lease with such a result.
+    lease: String,
+    count: u32,
 }
 
 /// The clocks.
 #[derive(Debug, Default)]
 pub struct Clocks {
     leases: BTreeMap<String, LeaseClock>,
-    backoff: BTreeMap<String, Backoff>,
+    /// By node.
+    backoff: BTreeMap<String, Vec<Backoff>>,
+    /// By Skyhook: members of open batches of which a fresh look said that they have no lease.
+    left: BTreeMap<String, BTreeSet<Look>>,
+    /// By Skyhook: why the API server refuses to store the state of its roll-out.
+    states_refused: BTreeMap<String, String>,
+    /// By Skyhook: UIDs of states of its roll-out that a fresh look did not find.
+    states_gone: BTreeMap<String, BTreeSet<String>>,
+    /// By node: results that left work over, one after the other.
+    mismatches: BTreeMap<String, Mismatch>,
     drains: BTreeMap<String, DrainWatch>,
     /// Nodes that are not Ready: since when, as the Node says it, and when this was first seen.
     away: BTreeMap<String, (Timestamp, Mono)>,
@@ -84,10 +107,56 @@ impl Clocks {
         self.undrained.get(node).copied()
     }
 
-    /// The back-off of a node, if any.
+    /// The back-off of a node for a Skyhook, if any: the one that ends last.
     #[must_use]
-    pub fn backoff(&self, node: &str) -> Option<&Backoff> {
-        self.backoff.get(node)
+    pub fn backoff(&self, node: &str, skyhook: &str) -> Option<&Backoff> {
+        let all = self.backoff.get(node)?.iter();
+        all.filter(|backoff| {
+            backoff
+                .skyhook
+                .as_deref()
+                .is_none_or(|for_| for_ == skyhook)
+        })
+        .max_by_key(|backoff| backoff.until)
+    }
+
+    /// The members of a Skyhook's open batches of which a fresh look said that they have no lease.
+    pub fn left(&self, skyhook: &str) -> impl Iterator<Item = &Look> {
+        self.left.get(skyhook).into_iter().flatten()
+    }
+
+    /// True when a fresh look did not find the state of a roll-out with this UID.
+    #[must_use]
+    pub fn is_state_gone(&self, skyhook: &str, state: &str) -> bool {
+        let gone = self.states_gone.get(skyhook);
+        gone.is_some_and(|gone| gone.contains(state))
+    }
+
+    /// Why the API server refuses to store the state of a Skyhook's roll-out; `None` unless the last write was refused.
+    #[must_use]
+    pub fn state_refused(&self, skyhook: &str) -> Option<&str> {
+        self.states_refused.get(skyhook).map(String::as_str)
+    }
+
+    /// Notes why a write of the state of a roll-out was refused, or that one was accepted.
+    pub(crate) fn wrote_state(&mut self, skyhook: &str, refused: Option<&str>) {
+        match refused {
+            Some(why) => drop(
+                self.states_refused
+                    .insert(skyhook.to_owned(), why.to_owned()),
+            ),
+            None => drop(self.states_refused.remove(skyhook)),
+        }
+    }
+
+    /// Takes in a look for the state of a roll-out.
+    pub(crate) fn states_gone(&mut self, skyhook: String, states: Vec<String>) {
+        self.states_gone.entry(skyhook).or_default().extend(states);
+    }
+
+    /// Takes in a look.
+    pub(crate) fn looked(&mut self, skyhook: String, looks: Vec<Look>) {
+        self.left.entry(skyhook).or_default().extend(looks);
     }
 
     /// The pods of a node that drains for a lease.
@@ -100,12 +169,40 @@ impl Clocks {
 
     /// The times at which back-offs end.
     pub(crate) fn backoffs_end(&self) -> impl Iterator<Item = Mono> {
-        self.backoff.values().map(|backoff| backoff.until)
+        let all = self.backoff.values().flatten();
+        all.map(|backoff| backoff.until)
     }
 
     /// Begins a back-off: the node gets no lease for a while.
     pub(crate) fn back_off(&mut self, node: String, backoff: Backoff) {
-        self.backoff.insert(node, backoff);
+        let all = self.backoff.entry(node).or_default();
+        all.retain(|other| other.skyhook != backoff.skyhook);
+        all.push(backoff);
+    }
+
+    /// Notes a result that left work over. Returns how many there were one after the other.
+    pub(crate) fn mismatched(&mut self, node: &str, skyhook: &str, lease: &str) -> u32 {
+        let before = self.mismatches.get(node);
+        let count = match before.filter(|before| before.skyhook == skyhook) {
+            Some(before) if before.lease == lease => before.count,
+            Some(before) => before.count.saturating_add(1),
+            None => 1,
+        };
+        let mismatch = Mismatch {
+            skyhook: skyhook.to_owned(),
+            lease: lease.to_owned(),
+            count,
+        };
+        self.mismatches.insert(node.to_owned(), mismatch);
+        count
+    }
+
+    /// Notes a result that left no work over.
+    pub(crate) fn matched(&mut self, node: &str, skyhook: &str) {
+        let is_meant = |before: &Mismatch| before.skyhook == skyhook;
+        if self.mismatches.get(node).is_some_and(is_meant) {
+            self.mismatches.remove(node);
+        }
     }
 
     /// Takes in a list of a node's pods.
@@ -290,12 +387,33 @@ impl Clocks {
     pub(crate) fn expire(&mut self, picture: &Picture, now: Mono) -> Vec<String> {
         let over = |until: Mono| until <= now;
         let mut changed: Vec<String> = Vec::new();
-        self.backoff.retain(|node, backoff| {
-            if over(backoff.until) {
+        self.backoff.retain(|node, all| {
+            let before = all.len();
+            all.retain(|backoff| !over(backoff.until));
+            if all.len() < before {
                 changed.push(node.clone());
             }
-            !over(backoff.until)
+            !all.is_empty()
         });
+        self.left.retain(|skyhook, looks| {
+            let fact = picture.rollout_of(skyhook);
+            let open = fact.and_then(|fact| fact.spec.as_ref().ok());
+            let uid = fact.map_or("", |fact| fact.uid.as_str());
+            looks.retain(|look| {
+                if look.state != uid {
+                    return false;
+                }
+                let mut states = open.iter().flat_map(|spec| spec.compartments.values());
+                states.any(|state| state.batch == look.batch)
+            });
+            !looks.is_empty()
+        });
+        self.states_gone.retain(|skyhook, states| {
+            states.retain(|state| is_named(picture, skyhook, state));
+            !states.is_empty()
+        });
+        self.mismatches
+            .retain(|node, _| picture.nodes().contains_key(node));
         self.drains.retain(|node, watch| {
             let lease = picture.leases().get(node);
             let drains = lease.is_some_and(|lease| lease.uid == watch.lease_uid);
@@ -306,6 +424,16 @@ impl Clocks {
         });
         changed
     }
+}
+
+/// True when a lease of the Skyhook belongs to a batch of the state with this UID.
+fn is_named(picture: &Picture, skyhook: &str, state: &str) -> bool {
+    let facts = picture.leases().values();
+    let mut leases = facts.filter_map(|fact| fact.lease.as_deref().ok());
+    leases.any(|lease| {
+        let batch = lease.spec.batch.as_ref();
+        lease.spec.skyhook.name == skyhook && batch.is_some_and(|batch| batch.state == state)
+    })
 }
 
 /// When the last drain of a node was given up because it took too long, for any Skyhook.
@@ -325,38 +453,4 @@ fn since(
 ) -> Option<Mono> {
     let given_up = lease.is_some_and(|lease| picture.is_given_up(lease));
     given_up.then(|| before.unwrap_or(now))
-}
-
-#[cfg(test)]
-impl LeaseClock {
-    /// The names of all fields. A new field does not compile before it is named here; then a test asks for its row.
-    pub(crate) fn fields() -> [&'static str; 7] {
-        let Self {
-            uid: _,
-            granted: _,
-            given_up: _,
-            resumed: _,
-            drain: _,
-            paused: _,
-            skyhook: _,
-        } = Self::default();
-        [
-            "uid", "granted", "given_up", "resumed", "drain", "paused", "skyhook",
-        ]
-    }
-}
-
-#[cfg(test)]
-impl Clocks {
-    /// The names of all fields, as for a lease's clock.
-    pub(crate) fn fields() -> [&'static str; 5] {
-        let Self {
-            leases: _,
-            backoff: _,
-            drains: _,
-            away: _,
-            undrained: _,
-        } = Self::default();
-        ["leases", "backoff", "drains", "away", "undrained"]
-    }
 }

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::{CordonRecord, PackageStates, Stamp};
-use skyhook_crds::lease::{Drain, InterruptionLeaseSpec, StopReason};
+use skyhook_crds::lease::{BatchRef, Drain, InterruptionLeaseSpec, StopReason};
 use skyhook_crds::revision::RevisionData;
+use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
-use crate::facts::{NodeFact, WireCondition};
+use crate::batches::Look;
+use crate::facts::{NodeFact, RolloutFact, WireCondition};
 use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
 
@@ -20,6 +22,10 @@ pub enum Target {
     Skyhook(String),
     Lease(String),
     Revision(String),
+    /// The state of a Skyhook's roll-out.
+    Rollout(String),
+    /// A look for the leases of members that have left, or for the state of the roll-out, of a Skyhook.
+    Look(String),
     /// The list of a node's pods.
     Pods(String),
     /// `namespace/name`.
@@ -81,6 +87,8 @@ pub enum Effect {
     GrantLease {
         node: String,
         at: AsOf,
+        /// Where the compartment has batches: what a GET of the roll-out's state must show right before the write.
+        batch: Option<BatchCheck>,
     },
     /// Sets or, with `None`, takes back the order to stop.
     StopLease {
@@ -120,6 +128,33 @@ pub enum Effect {
         node: String,
         at: AsOf,
     },
+    /// Creates the state of a Skyhook's roll-out, or replaces it.
+    WriteRollout {
+        name: String,
+        skyhook_uid: String,
+        /// `None` to create it.
+        at: Option<AsOf>,
+        spec: Box<RolloutStateSpec>,
+    },
+    DeleteRollout {
+        name: String,
+        at: AsOf,
+        /// UID of the Skyhook that owns it, if that is not the one in the picture. A GET right before the write must show
+        /// that it is not the stored one either: the picture may be the older one.
+        not_of: Option<String>,
+    },
+    /// Lists the leases with a consistent read, to see that members of a batch have none of this Skyhook.
+    LookForLeases {
+        skyhook: String,
+        skyhook_uid: String,
+        looks: Vec<Look>,
+    },
+    /// Reads the state of the roll-out, to see that none of these UIDs is the stored one. Leases of batches of such a state
+    /// wait for this answer: nobody knows yet whether their failures are kept.
+    LookForState {
+        skyhook: String,
+        states: Vec<String>,
+    },
     /// Lists the pods of a node that drains.
     SurveyPods {
         node: String,
@@ -146,6 +181,28 @@ pub enum Effect {
         /// The reasons for this write.
         why: BTreeSet<Cause>,
     },
+}
+
+/// What the stored state of a roll-out must say before a lease is granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BatchCheck {
+    /// Name of the state, which is that of its Skyhook.
+    pub skyhook: String,
+    pub compartment: String,
+    pub batch: BatchRef,
+    /// What stands for the node.
+    pub member: String,
+}
+
+impl BatchCheck {
+    /// True when the state, as a fresh GET shows it, allows the grant.
+    #[must_use]
+    pub fn holds(&self, live: &RolloutFact) -> bool {
+        let spec = live.spec.as_ref().ok();
+        let state = spec.and_then(|spec| spec.compartments.get(&self.compartment));
+        live.uid == self.batch.state
+            && state.is_some_and(|state| state.may_lease(self.batch.number, &self.member))
+    }
 }
 
 /// Changes to one Node. [`NodePatch::reduced`] removes values that the Node has already, and an empty patch is not
@@ -314,6 +371,12 @@ impl Effect {
             Self::CreateRevision { name, .. }
             | Self::RenumberRevision { name, .. }
             | Self::PruneRevision { name, .. } => Target::Revision(name.clone()),
+            Self::WriteRollout { name, .. } | Self::DeleteRollout { name, .. } => {
+                Target::Rollout(name.clone())
+            }
+            Self::LookForLeases { skyhook, .. } | Self::LookForState { skyhook, .. } => {
+                Target::Look(skyhook.clone())
+            }
             Self::ReserveLease { node, .. }
             | Self::GrantLease { node, .. }
             | Self::StopLease { node, .. }
@@ -337,6 +400,7 @@ impl Effect {
             | Self::WriteSkyhookStatus { at, .. }
             | Self::RenumberRevision { at, .. }
             | Self::PruneRevision { at, .. }
+            | Self::DeleteRollout { at, .. }
             | Self::GrantLease { at, .. }
             | Self::StopLease { at, .. }
             | Self::SetDrain { at, .. }
@@ -345,8 +409,11 @@ impl Effect {
             | Self::ReleaseLeaseOfGoneNode { at, .. }
             | Self::AbandonLease { at, .. }
             | Self::PatchNode { at, .. } => Some(at),
+            Self::WriteRollout { at, .. } => at.as_ref(),
             Self::CreateRevision { .. }
             | Self::ReserveLease { .. }
+            | Self::LookForLeases { .. }
+            | Self::LookForState { .. }
             | Self::SurveyPods { .. }
             | Self::EvictPod { .. } => None,
         }
@@ -366,6 +433,10 @@ impl Effect {
             | Self::CreateRevision { .. }
             | Self::RenumberRevision { .. }
             | Self::PruneRevision { .. }
+            | Self::WriteRollout { .. }
+            | Self::DeleteRollout { .. }
+            | Self::LookForLeases { .. }
+            | Self::LookForState { .. }
             | Self::ReserveLease { .. }
             | Self::GrantLease { .. }
             | Self::StopLease { .. }
@@ -386,6 +457,10 @@ impl Effect {
             Self::CreateRevision { .. } => "CreateRevision",
             Self::RenumberRevision { .. } => "RenumberRevision",
             Self::PruneRevision { .. } => "PruneRevision",
+            Self::WriteRollout { .. } => "WriteRollout",
+            Self::DeleteRollout { .. } => "DeleteRollout",
+            Self::LookForLeases { .. } => "LookForLeases",
+            Self::LookForState { .. } => "LookForState",
             Self::ReserveLease { .. } => "ReserveLease",
             Self::GrantLease { .. } => "GrantLease",
             Self::StopLease { .. } => "StopLease",

@@ -3,6 +3,7 @@
 //! An object that cannot be decoded becomes a fact that says so. It does not keep the value of an earlier version.
 
 mod labels;
+mod lease;
 mod report;
 mod stored;
 
@@ -17,14 +18,17 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use serde::Deserialize;
 use serde_json::Value;
-use skyhook_crds::installed::{self, CordonRecord, MalformedState, PackageStates, Stamp};
+use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StateProblem};
+use skyhook_crds::lease::FORMAT;
 use skyhook_crds::revision::{self, RevisionData};
+use skyhook_crds::rollout::{self, RolloutState};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook, names};
 
 pub(crate) use labels::Texts;
 pub use labels::{Labels, Wants};
-pub use stored::RevisionFact;
+pub use lease::LeaseFact;
+pub use stored::{PolicyFact, RevisionFact, RolloutFact};
 
 /// A Node as the API server sends it, reduced to the fields that decisions need.
 #[derive(Deserialize, Clone, Debug, Default)]
@@ -129,8 +133,10 @@ impl<K> Default for Wire<K> {
 pub type WireSkyhook = Wire<Skyhook>;
 /// An `InterruptionLease` before it is decoded.
 pub type WireLease = Wire<InterruptionLease>;
-/// A `DeploymentPolicy`. Only its name is used.
+/// A `DeploymentPolicy` before it is decoded.
 pub type WirePolicy = Wire<DeploymentPolicy>;
+/// A `RolloutState` before it is decoded.
+pub type WireRollout = Wire<RolloutState>;
 
 impl<K: Resource<DynamicType = ()>> Resource for Wire<K> {
     type DynamicType = ();
@@ -183,7 +189,7 @@ impl Resource for WireNode {
 /// What a Node's annotations say about one Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    pub states: Result<PackageStates, MalformedState>,
+    pub states: Result<PackageStates, StateProblem>,
     /// Digest of the current value of the annotation `nodeState_<skyhook>`.
     pub digest: String,
     pub stamp: Option<Stamp>,
@@ -204,6 +210,9 @@ impl Record {
 pub struct NodeFact {
     pub name: String,
     pub uid: String,
+    /// What stands for the Node in a batch.
+    pub member: String,
+    pub created: Option<Timestamp>,
     pub resource_version: String,
     pub labels: Labels,
     /// Only the annotations with the prefix `skyhook.nvidia.com/`.
@@ -253,9 +262,12 @@ impl NodeFact {
             .into_iter()
             .partition(|c| c.condition.type_.starts_with(&prefix));
         let ready = others.into_iter().find(|c| c.condition.type_ == "Ready");
+        let uid = node.metadata.uid.unwrap_or_default();
         Self {
             name: node.metadata.name.unwrap_or_default(),
-            uid: node.metadata.uid.unwrap_or_default(),
+            member: rollout::member(&uid),
+            uid,
+            created: node.metadata.creation_timestamp.map(|time| time.0),
             resource_version: node.metadata.resource_version.unwrap_or_default(),
             labels: node.metadata.labels.unwrap_or_default().into(),
             taints: node.spec.taints.unwrap_or_default(),
@@ -354,6 +366,7 @@ impl SkyhookFact {
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
             let checked = spec.check(&name).map_err(|e| e.to_string())?;
             let data = RevisionData {
+                format: FORMAT,
                 packages: checked.packages.clone(),
                 serial: spec.serial,
             };
@@ -432,65 +445,5 @@ impl SkyhookFact {
         self.selector
             .as_ref()
             .is_some_and(|selector| node.labels.are_selected(selector))
-    }
-}
-
-/// A lease. A lease that cannot be decoded still takes a slot.
-#[derive(Clone, Debug)]
-pub struct LeaseFact {
-    pub node: String,
-    pub uid: String,
-    pub resource_version: String,
-    /// Set by the force-release annotation: release without waiting for a result.
-    pub forced: bool,
-    pub lease: Result<Box<InterruptionLease>, String>,
-}
-
-impl LeaseFact {
-    /// The lease as the watch delivered it.
-    #[must_use]
-    pub fn new(object: WireLease) -> Self {
-        let metadata = object.metadata;
-        let spec =
-            serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
-        let status = if object.status.is_null() {
-            Ok(None)
-        } else {
-            serde_json::from_value(object.status)
-                .map(|status| Some(report::without_unused(status)))
-                .map_err(|e| format!("status cannot be read: {e}"))
-        };
-        let force = metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(names::FORCE_RELEASE));
-        Self {
-            forced: force.is_some() && force == metadata.uid.as_ref(),
-            node: metadata.name.clone().unwrap_or_default(),
-            uid: metadata.uid.clone().unwrap_or_default(),
-            resource_version: metadata.resource_version.clone().unwrap_or_default(),
-            lease: spec.and_then(|spec| {
-                status.map(|status| {
-                    let metadata = ObjectMeta {
-                        managed_fields: None,
-                        ..metadata
-                    };
-                    Box::new(InterruptionLease {
-                        metadata,
-                        spec,
-                        status,
-                    })
-                })
-            }),
-        }
-    }
-
-    /// UID of the Skyhook that the lease is for; `None` when the lease cannot be decoded.
-    #[must_use]
-    pub fn skyhook_uid(&self) -> Option<&str> {
-        self.lease
-            .as_ref()
-            .ok()
-            .map(|lease| lease.spec.skyhook.uid.as_str())
     }
 }

@@ -1,17 +1,22 @@
 //! Safety rules: predicates over the picture and one effect. They are checked before every write, and tests check every
 //! plan against them.
 
+mod batches;
+pub(crate) mod places;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{DrainState, InterruptionLease};
 use skyhook_crds::names;
+use skyhook_crds::policy::CheckedPolicy;
 
 use crate::effect::{AsOf, Effect, NodePatch};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::index::Index;
 use crate::plan::{cordon, drain, lease};
 use crate::settings::Settings;
+use places::Places;
 
 /// A safety rule that an effect would break.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +53,22 @@ pub enum Broken {
     ReleaseUnrecorded,
     #[error("a record was to be written over that a newer version wrote")]
     NewerRecord,
+    #[error(
+        "a lease was to be granted without the question whether its batch may work on the node"
+    )]
+    GrantUnasked,
+    #[error("a lease was to be granted in a compartment whose batches do not allow it")]
+    GrantOutsideBatch,
+    #[error("a lease was to be granted while an earlier batch of its compartment is worked on")]
+    GrantBeforeBatchEnded,
+    #[error("a lease was to be granted with the SKYHOOK_NODE_ORDER of another lease")]
+    GrantOrderTaken,
+    #[error("a lease was to be released before its failure was kept in the state of the roll-out")]
+    ReleaseUnkept,
+    #[error("the state of a roll-out was to be written over that is not understood")]
+    NewerRollout,
+    #[error("the state of a roll-out was to lose members or failures without a judgement")]
+    RolloutLost,
     #[error("a node was to be uncordoned that somebody else cordoned, or that is still owned")]
     UncordonNotOurs,
 }
@@ -81,8 +102,10 @@ pub fn check_counted(
                 || index.inflight.creating(node).is_some();
             require(!taken, Broken::SecondLease)
         }
-        Effect::GrantLease { node, at } => {
+        Effect::GrantLease { node, at, batch } => {
             let (fact, lease) = seen(index, node, at).ok_or(Broken::GrantUnseen)?;
+            let asked = batch.as_ref().map(|check| &check.batch);
+            require(asked == lease.spec.batch.as_ref(), Broken::GrantUnasked)?;
             grant(index, counts, settings, fact, lease)
         }
         Effect::SetDrain { node, at, drain } => {
@@ -94,18 +117,18 @@ pub fn check_counted(
                 seen(index, node, at).is_some_and(|(_, lease)| !protocol::is_accepted(lease));
             require(open, Broken::WithdrawAccepted)
         }
-        Effect::ReleaseLease { node, at } => {
-            let recorded =
-                seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
-            let forced = index.picture.leases().get(node).is_some_and(|fact| {
-                fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
-            });
-            require(recorded || forced, Broken::ReleaseUnrecorded)
+        Effect::ReleaseLease { node, at } => release(index, node, at),
+        Effect::ReleaseLeaseOfGoneNode { node, .. } => {
+            require(batches::is_kept(index, node), Broken::ReleaseUnkept)
+        }
+        Effect::WriteRollout { name, at, spec, .. } => {
+            batches::write(index, name, at.is_some(), spec)
         }
         Effect::AbandonLease { node, at } => {
             let given_up =
                 seen(index, node, at).is_some_and(|(_, lease)| index.picture.is_given_up(lease));
-            require(given_up, Broken::AbandonWanted)
+            require(given_up, Broken::AbandonWanted)?;
+            require(batches::is_kept(index, node), Broken::ReleaseUnkept)
         }
         Effect::EvictPod {
             node, lease_uid, ..
@@ -139,7 +162,23 @@ pub fn check_counted(
         | Effect::CreateRevision { .. }
         | Effect::RenumberRevision { .. }
         | Effect::PruneRevision { .. }
-        | Effect::ReleaseLeaseOfGoneNode { .. } => Ok(()),
+        | Effect::DeleteRollout { .. }
+        | Effect::LookForLeases { .. }
+        | Effect::LookForState { .. } => Ok(()),
+    }
+}
+
+fn release(index: &Index, node: &str, at: &AsOf) -> Result<(), Broken> {
+    let recorded = seen(index, node, at).is_some_and(|(_, lease)| is_recorded(index, node, lease));
+    let forced = index.picture.leases().get(node).is_some_and(|fact| {
+        fact.uid == at.uid && fact.resource_version == at.resource_version && fact.forced
+    });
+    if !recorded && !forced {
+        Err(Broken::ReleaseUnrecorded)
+    } else if batches::is_kept(index, node) {
+        Ok(())
+    } else {
+        Err(Broken::ReleaseUnkept)
     }
 }
 
@@ -237,6 +276,12 @@ fn grant(
     if !counts.fit(index, settings, skyhook, &fact.node) {
         return Err(Broken::GrantBeyondBudget);
     }
+    batches::grant(index, counts, skyhook, fact, lease)?;
+    let tally = index.picture.tally();
+    let is_shared = |order| tally.with_order(&skyhook.uid, order) > 1;
+    if lease.spec.batch.is_none() && lease.spec.order.is_some_and(is_shared) {
+        return Err(Broken::GrantOrderTaken);
+    }
     let stamped = index.picture.nodes().get(&fact.node).is_some_and(|node| {
         node.uid == lease.spec.node.uid
             && node
@@ -262,9 +307,20 @@ struct Nodes {
     /// Selected nodes, by UID of the Skyhook.
     selected: BTreeMap<String, usize>,
     control_planes: BTreeSet<String>,
+    /// By UID of the Skyhook.
+    places: BTreeMap<String, Places>,
 }
 
 impl Counts {
+    /// The nodes and leases of a Skyhook in the compartments of its policy.
+    fn places(&mut self, index: &Index, skyhook: &SkyhookFact, policy: &CheckedPolicy) -> &Places {
+        let nodes = self.0.get_or_insert_with(|| Nodes::new(index));
+        let all = &mut nodes.places;
+        all.retain(|_, places| places.is_current(index));
+        let new = || Places::new(index, skyhook, policy);
+        all.entry(skyhook.uid.clone()).or_insert_with(new)
+    }
+
     /// A new pass was made: nodes have to be counted again.
     pub fn a_pass_was_made(&mut self) {
         self.0 = None;
@@ -282,7 +338,7 @@ impl Counts {
         let leases = index.picture.leases();
         let unseen = index.inflight.creates();
         let unseen = unseen.filter(|(node, _)| !leases.contains_key(*node));
-        let unseen: Vec<&str> = unseen.map(|(_, uid)| uid).collect();
+        let unseen: Vec<&str> = unseen.map(|(_, spec)| spec.skyhook.uid.as_str()).collect();
         let ours = unseen.iter().filter(|uid| **uid == skyhook.uid).count();
         let used = index.picture.tally().counting_against(&skyhook.uid) + ours;
         let selected = nodes.selected.get(&skyhook.uid);
@@ -293,7 +349,9 @@ impl Counts {
         let leased = nodes.control_planes.iter();
         let leased = leased.filter(|name| leases.contains_key(*name)).count();
         let alone = !nodes.control_planes.contains(node) || leased == 1;
-        used <= slots && leases.len() + unseen.len() <= cap && alone
+        // A policy's compartments are counted by `batches::grant`.
+        let fits = used <= slots || !skyhook.spec.deployment_policy.is_empty();
+        fits && leases.len() + unseen.len() <= cap && alone
     }
 }
 
@@ -310,6 +368,7 @@ impl Nodes {
         Self {
             selected: selected.collect(),
             control_planes: control_planes.map(|node| node.name.clone()).collect(),
+            places: BTreeMap::new(),
         }
     }
 }

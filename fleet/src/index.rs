@@ -4,10 +4,12 @@
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 
+use crate::batches::Look;
 use crate::clocks::{Backoff, Clocks, PodList};
 use crate::effect::{Effect, Target};
 use crate::facts::{
-    LeaseFact, NodeFact, RevisionFact, SkyhookFact, WireLease, WireNode, WireSkyhook,
+    LeaseFact, NodeFact, PolicyFact, RevisionFact, RolloutFact, SkyhookFact, WireLease, WireNode,
+    WirePolicy, WireRollout, WireSkyhook,
 };
 use crate::inflight::Inflight;
 use crate::picture::{Changed, Picture};
@@ -33,8 +35,20 @@ pub enum Change {
     LeaseGone(String),
     Revision(Box<ControllerRevision>),
     RevisionGone(String),
-    Policy(String),
+    Policy(Box<WirePolicy>),
     PolicyGone(String),
+    Rollout(Box<WireRollout>),
+    RolloutGone(String),
+    /// Leases were looked for: these members of open batches have none.
+    Left {
+        skyhook: String,
+        looks: Vec<Look>,
+    },
+    /// The state of a roll-out was read: none of these UIDs is the stored one. They never come back.
+    StatesGone {
+        skyhook: String,
+        states: Vec<String>,
+    },
     /// A node's pods, for the lease that it drains under.
     Pods {
         node: String,
@@ -52,6 +66,11 @@ pub enum Change {
     },
     /// Why the agents' pods cannot be created; `None` when they are all there.
     AgentsRefused(Option<String>),
+    /// One kind cannot be listed, and why: its CustomResourceDefinition is missing, or the right to list it.
+    Unlistable {
+        kind: Kind,
+        why: String,
+    },
     /// A full list of one kind begins. When `Synced` comes, the objects that were not in the list are removed.
     ListBegins(Kind),
     Synced(Kind),
@@ -114,9 +133,22 @@ impl Index {
             Change::LeaseGone(node) => picture.lease_gone(&node),
             Change::Revision(revision) => picture.revision(RevisionFact::new(*revision)),
             Change::RevisionGone(name) => picture.revision_gone(&name),
-            Change::Policy(name) => picture.policy(name),
+            Change::Policy(policy) => picture.policy(PolicyFact::new(*policy)),
             Change::PolicyGone(name) => picture.policy_gone(&name),
+            Change::Rollout(rollout) => picture.rollout(RolloutFact::new(*rollout)),
+            Change::RolloutGone(name) => picture.rollout_gone(&name),
+            Change::Left { skyhook, looks } => {
+                picture.tick();
+                self.clocks.looked(skyhook, looks);
+                return true;
+            }
+            Change::StatesGone { skyhook, states } => {
+                picture.tick();
+                self.clocks.states_gone(skyhook, states);
+                return true;
+            }
             Change::AgentsRefused(why) => picture.refuse_agents(why),
+            Change::Unlistable { kind, why } => picture.is_unlistable(kind, why),
             Change::ListBegins(kind) => picture.list_begins(kind),
             Change::Synced(kind) => picture.is_listed(kind),
             Change::Pods {
@@ -191,6 +223,10 @@ impl Index {
             self.picture.has_lost_node(node)
         } else if let Change::Skyhook(skyhook) = change {
             self.picture.has_lost_skyhook(skyhook)
+        } else if let Change::Rollout(rollout) = change {
+            let name = rollout.metadata.name.as_deref().unwrap_or_default();
+            let held = self.picture.held(&Target::Rollout(name.to_owned()));
+            held.map(|(uid, _)| uid) != rollout.metadata.uid.as_ref()
         } else {
             false
         }
@@ -211,7 +247,12 @@ impl Index {
                 !self.picture.leases().contains_key(node) && self.inflight.creating(node).is_none()
             }
             Target::Revision(name) => !self.picture.revisions().contains_key(name),
-            Target::Node(_) | Target::Skyhook(_) | Target::Pods(_) | Target::Pod(_) => true,
+            Target::Rollout(name) => self.picture.rollout_of(name).is_none(),
+            Target::Look(_)
+            | Target::Node(_)
+            | Target::Skyhook(_)
+            | Target::Pods(_)
+            | Target::Pod(_) => true,
         }
     }
 
@@ -258,10 +299,34 @@ impl Index {
         self.written(effect);
     }
 
+    /// Notes why a write of the state of a roll-out was refused, or that one was accepted.
+    pub(crate) fn wrote_state(&mut self, skyhook: &str, refused: Option<&str>) {
+        if self.clocks.state_refused(skyhook) != refused {
+            self.picture.tick();
+            self.clocks.wrote_state(skyhook, refused);
+        }
+    }
+
     /// Begins a back-off: the node gets no lease for a while.
     pub fn back_off(&mut self, node: String, backoff: Backoff) {
         self.picture.touch(&node);
         self.clocks.back_off(node, backoff);
+    }
+
+    /// Notes whether the result of a lease left work over. Returns how many results in a row did.
+    pub(crate) fn judged(
+        &mut self,
+        node: &str,
+        skyhook: &str,
+        lease: &str,
+        left_over: bool,
+    ) -> u32 {
+        if left_over {
+            self.clocks.mismatched(node, skyhook, lease)
+        } else {
+            self.clocks.matched(node, skyhook);
+            0
+        }
     }
 
     /// Forgets entries whose time is over.
@@ -277,7 +342,11 @@ impl Index {
             Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {
                 self.picture.touch(&node);
             }
-            Target::Skyhook(_) | Target::Revision(_) | Target::Pod(_) => self.picture.tick(),
+            Target::Skyhook(_)
+            | Target::Revision(_)
+            | Target::Rollout(_)
+            | Target::Look(_)
+            | Target::Pod(_) => self.picture.tick(),
         }
     }
 }

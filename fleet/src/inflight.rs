@@ -11,6 +11,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use skyhook_crds::lease::InterruptionLeaseSpec;
+
 use crate::clocks::Mono;
 use crate::effect::{Effect, Target};
 use crate::picture::{Changed, Kind, Picture};
@@ -23,7 +25,7 @@ pub(crate) const REMEMBERED: Duration = Duration::from_secs(60);
 /// A lease that is being created.
 #[derive(Debug)]
 struct Create {
-    skyhook_uid: String,
+    lease: Box<InterruptionLeaseSpec>,
     /// When the API server confirmed the creation; `None` while there is no answer.
     answered: Option<Mono>,
 }
@@ -68,16 +70,20 @@ impl Inflight {
     /// UID of the Skyhook that a node's lease is being created for.
     #[must_use]
     pub fn creating(&self, node: &str) -> Option<&str> {
-        self.creating
-            .get(node)
-            .map(|create| create.skyhook_uid.as_str())
+        self.create(node).map(|spec| spec.skyhook.uid.as_str())
     }
 
-    /// Every lease that is being created: the name of its node, and the UID of its Skyhook.
-    pub fn creates(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// The lease of a node that is being created.
+    #[must_use]
+    pub fn create(&self, node: &str) -> Option<&InterruptionLeaseSpec> {
+        self.creating.get(node).map(|create| &*create.lease)
+    }
+
+    /// Every lease that is being created: the name of its node, and its spec.
+    pub fn creates(&self) -> impl Iterator<Item = (&str, &InterruptionLeaseSpec)> {
         self.creating
             .iter()
-            .map(|(node, create)| (node.as_str(), create.skyhook_uid.as_str()))
+            .map(|(node, create)| (node.as_str(), &*create.lease))
     }
 
     /// When a target was last written, if that is not long ago.
@@ -97,7 +103,7 @@ impl Inflight {
         self.busy.insert(effect.target());
         if let Effect::ReserveLease { node, spec } = effect {
             let create = Create {
-                skyhook_uid: spec.skyhook.uid.clone(),
+                lease: spec.clone(),
                 answered: None,
             };
             self.creating.insert(node.clone(), create);
@@ -120,6 +126,12 @@ impl Inflight {
             && let Some(create) = self.creating.get_mut(node)
         {
             create.answered = Some(now);
+        }
+        let target = effect.target();
+        let is_new = matches!(effect, Effect::WriteRollout { at: None, .. });
+        if is_new && picture.held(&target).is_none() {
+            self.stale.insert(target, (String::new(), now));
+            return;
         }
         self.await_watch(effect, picture, now);
     }

@@ -16,8 +16,10 @@
 //! | `Standing` | a node with a Skyhook | `plan::standing`, then `plan::admit` | Node, lease, earlier Skyhooks, slots | all later passes |
 //! | `Verdict` | a pod on a node that drains | `pods` | the pod, the drain's options | `plan::drain` |
 //! | `Status`, `Reason` | a node, and a Skyhook | `plan::verdict`, `plan::status` | `Standing`, lease | people, programs |
+//! | `RolloutStateSpec` | a roll-out in batches | `batches` | Nodes, leases, the stored state | `plan::rollouts`: who may be leased |
 //! | `Outcome` | a write | the coordinator | the API server's answer | `session` |
 
+pub mod batches;
 pub mod clocks;
 pub mod effect;
 pub mod events;

@@ -8,16 +8,20 @@
 
 mod ids;
 mod read;
+mod stored;
 mod tally;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use skyhook_crds::InterruptionLease;
-use skyhook_crds::lease::protocol::is_older;
+use skyhook_crds::lease::protocol::{self, is_older};
 
 use crate::effect::Target;
-use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact, Texts, WireNode, WireSkyhook};
+use crate::facts::{
+    LeaseFact, NodeFact, PolicyFact, RevisionFact, RolloutFact, SkyhookFact, Texts, WireNode,
+    WireSkyhook,
+};
 
 use ids::Ids;
 pub use ids::{NodeId, Tick};
@@ -31,10 +35,13 @@ pub enum Kind {
     Lease,
     Revision,
     Policy,
+    /// Needed only for Skyhooks whose policy has batches.
+    Rollout,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [
+    /// The kinds without which nothing is decided.
+    pub(crate) const NEEDED: [Self; 5] = [
         Self::Node,
         Self::Skyhook,
         Self::Lease,
@@ -90,10 +97,14 @@ pub struct Picture {
     leases: BTreeMap<String, LeaseFact>,
     tally: Tally,
     revisions: BTreeMap<String, RevisionFact>,
-    policies: BTreeSet<String>,
+    policies: BTreeMap<String, PolicyFact>,
+    /// By the name of their Skyhook.
+    rollouts: BTreeMap<String, RolloutFact>,
     agents_refused: Option<String>,
     synced: BTreeSet<Kind>,
     listed: BTreeMap<Kind, BTreeSet<String>>,
+    /// Why kinds cannot be listed.
+    unlistable: BTreeMap<Kind, String>,
     ids: Ids,
     /// The texts of the Nodes' labels.
     texts: Texts,
@@ -101,6 +112,7 @@ pub struct Picture {
     skyhooks_changed: BTreeMap<String, Tick>,
     revisions_changed: Tick,
     policies_changed: Tick,
+    rollouts_changed: Tick,
 }
 
 impl Picture {
@@ -202,49 +214,21 @@ impl Picture {
         }
     }
 
-    pub(crate) fn revision(&mut self, revision: RevisionFact) -> Changed {
-        self.note(Kind::Revision, &revision.name);
-        let (name, uid) = (revision.name.clone(), revision.uid.clone());
-        let version = revision.resource_version.clone();
-        let key = name.clone();
-        let held = self.revisions.get(&key);
-        let differs = held.is_none_or(|held| read::revision_differs(held, &revision));
-        let decides = keep_newer(&mut self.revisions, key, revision, |r| &r.resource_version);
-        if decides && differs {
-            self.revisions_changed = self.ids.tick();
-        }
-        Changed::Came {
-            target: Target::Revision(name),
-            uid,
-            version,
-            decides,
-        }
-    }
-
-    pub(crate) fn revision_gone(&mut self, name: &str) -> Changed {
-        self.revisions_changed = self.ids.tick();
-        Changed::Gone {
-            target: Target::Revision(name.to_owned()),
-            was_there: self.revisions.remove(name).is_some(),
-        }
-    }
-
-    pub(crate) fn policy(&mut self, name: String) -> Changed {
-        self.note(Kind::Policy, &name);
-        self.policies_changed = self.ids.tick();
-        Changed::Other(self.policies.insert(name))
-    }
-
-    pub(crate) fn policy_gone(&mut self, name: &str) -> Changed {
-        self.policies_changed = self.ids.tick();
-        Changed::Other(self.policies.remove(name))
-    }
-
     pub(crate) fn refuse_agents(&mut self, why: Option<String>) -> Changed {
         let changed = self.agents_refused != why;
         self.agents_refused = why;
         self.ids.tick();
         Changed::Other(changed)
+    }
+
+    /// A kind cannot be listed now.
+    pub(crate) fn is_unlistable(&mut self, kind: Kind, why: String) -> Changed {
+        let differs = self.unlistable.get(&kind) != Some(&why);
+        if differs {
+            self.ids.tick();
+            self.unlistable.insert(kind, why);
+        }
+        Changed::Other(differs)
     }
 
     pub(crate) fn list_begins(&mut self, kind: Kind) -> Changed {
@@ -257,6 +241,7 @@ impl Picture {
     /// Ends a full list of one kind. Objects that were not in the list no longer exist, and are removed.
     pub(crate) fn is_listed(&mut self, kind: Kind) -> Changed {
         self.synced.insert(kind);
+        self.unlistable.remove(&kind);
         self.ids.tick();
         let listed = self.listed.remove(&kind);
         let lost = |held: &mut dyn Iterator<Item = &String>| -> Vec<String> {
@@ -271,7 +256,8 @@ impl Picture {
             Kind::Skyhook => lost(&mut self.skyhooks.keys()),
             Kind::Lease => lost(&mut self.leases.keys()),
             Kind::Revision => lost(&mut self.revisions.keys()),
-            Kind::Policy => lost(&mut self.policies.iter()),
+            Kind::Policy => lost(&mut self.policies.keys()),
+            Kind::Rollout => lost(&mut self.rollouts.keys()),
         };
         for name in &gone {
             match kind {
@@ -280,6 +266,7 @@ impl Picture {
                 Kind::Lease => drop(self.lease_gone(name)),
                 Kind::Revision => drop(self.revision_gone(name)),
                 Kind::Policy => drop(self.policy_gone(name)),
+                Kind::Rollout => drop(self.rollout_gone(name)),
             }
         }
         Changed::Listed { kind, gone }
@@ -312,10 +299,16 @@ impl Picture {
 
 /// Read access.
 impl Picture {
-    /// True once every kind was listed completely.
+    /// True once every kind was listed completely that every decision needs.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        Kind::ALL.iter().all(|kind| self.synced.contains(kind))
+        Kind::NEEDED.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    /// Why a kind cannot be listed; `None` if it can, or if nobody knows yet.
+    #[must_use]
+    pub fn unlistable(&self, kind: Kind) -> Option<&str> {
+        self.unlistable.get(&kind).map(String::as_str)
     }
 
     /// By name.
@@ -342,18 +335,6 @@ impl Picture {
         &self.tally
     }
 
-    /// By name.
-    #[must_use]
-    pub const fn revisions(&self) -> &BTreeMap<String, RevisionFact> {
-        &self.revisions
-    }
-
-    /// Names of the DeploymentPolicies.
-    #[must_use]
-    pub const fn policies(&self) -> &BTreeSet<String> {
-        &self.policies
-    }
-
     /// Why the agents' pods cannot be created.
     #[must_use]
     pub fn agents_refused(&self) -> Option<&str> {
@@ -375,6 +356,14 @@ impl Picture {
             .get(&lease.spec.skyhook.name)
             .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
             .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
+    }
+
+    /// True when the agent that works on the lease is too old for the lease or for its revision.
+    #[must_use]
+    pub fn is_agent_too_old(&self, lease: &InterruptionLease) -> bool {
+        let revision = self.revisions.get(&lease.spec.revision);
+        let data = revision.and_then(|revision| revision.data.as_ref());
+        protocol::is_agent_too_old(lease, data.map_or(0, |data| data.format))
     }
 
     /// True when the picture does not hold the Node that a write returned: the watch has reported its deletion since.
@@ -411,7 +400,11 @@ impl Picture {
                 let held = self.revisions.get(name)?;
                 Some((&held.uid, &held.resource_version))
             }
-            Target::Pods(_) | Target::Pod(_) => None,
+            Target::Rollout(name) => {
+                let held = self.rollouts.get(name)?;
+                Some((&held.uid, &held.resource_version))
+            }
+            Target::Look(_) | Target::Pods(_) | Target::Pod(_) => None,
         }
     }
 
@@ -429,16 +422,6 @@ impl Picture {
     /// The tick of the last change of a Skyhook that a decision may depend on; `None` while no Skyhook has that name.
     pub(crate) fn skyhook_changed(&self, name: &str) -> Option<Tick> {
         self.skyhooks_changed.get(name).copied()
-    }
-
-    /// The tick of the last change of any revision.
-    pub(crate) const fn revisions_changed(&self) -> Tick {
-        self.revisions_changed
-    }
-
-    /// The tick of the last time that a DeploymentPolicy was delivered or removed.
-    pub(crate) const fn policies_changed(&self) -> Tick {
-        self.policies_changed
     }
 
     /// The tick of the last change of any kind.

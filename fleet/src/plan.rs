@@ -13,9 +13,12 @@ pub mod drain;
 pub mod lease;
 pub mod ledger;
 mod leftovers;
+mod node_order;
+pub mod pacing;
 mod reapply;
 pub mod reason;
 mod revisions;
+mod rollouts;
 pub mod rollup;
 mod scan;
 pub mod standing;
@@ -37,6 +40,7 @@ use cache::{Cache, Counted, Rest};
 use cause::Cause;
 use ledger::Ledger;
 pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
+pub(crate) use status::{INVALID, NOT_FOUND, STOPPED};
 
 /// The time, as data.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +109,8 @@ impl Cache {
             draft.wake_at(at);
         }
         let mut ledger = Ledger::new(view, &rows, &order, self);
+        rollouts::decide(view, &mut rows, &order, &ledger, &mut draft);
+        node_order::settle(&mut rows);
         lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
         reapply::nodes(view, &rows, &order, &mut draft);
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);

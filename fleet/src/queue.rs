@@ -45,12 +45,15 @@ impl Class {
             | Effect::AdoptSkyhook { .. }
             | Effect::CreateRevision { .. }
             | Effect::RenumberRevision { .. }
+            | Effect::WriteRollout { .. }
+            | Effect::LookForLeases { .. }
+            | Effect::LookForState { .. }
             | Effect::WriteSkyhookStatus { turning: true, .. } => Self::GoOn,
             Effect::SurveyPods { .. } | Effect::EvictPod { .. } => Self::Drain,
             Effect::ReserveLease { .. } => Self::Reserve,
-            Effect::PruneRevision { .. } | Effect::WriteSkyhookStatus { turning: false, .. } => {
-                Self::Display
-            }
+            Effect::PruneRevision { .. }
+            | Effect::DeleteRollout { .. }
+            | Effect::WriteSkyhookStatus { turning: false, .. } => Self::Display,
             Effect::PatchNode { why, .. } => {
                 let classes = why.iter().map(|cause| Self::of_node(*cause));
                 classes.min().unwrap_or(Self::Display)

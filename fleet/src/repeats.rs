@@ -102,10 +102,16 @@ fn content(effect: &Effect) -> Option<u64> {
         Effect::WriteSkyhookStatus { status, .. } => {
             serde_json::to_string(status).ok()?.hash(&mut hasher);
         }
+        Effect::WriteRollout { spec, .. } => {
+            serde_json::to_string(spec).ok()?.hash(&mut hasher);
+        }
         Effect::CreateRevision { .. } => {}
         Effect::ReleaseSkyhook { .. }
         | Effect::RenumberRevision { .. }
         | Effect::PruneRevision { .. }
+        | Effect::DeleteRollout { .. }
+        | Effect::LookForLeases { .. }
+        | Effect::LookForState { .. }
         | Effect::ReserveLease { .. }
         | Effect::GrantLease { .. }
         | Effect::StopLease { .. }

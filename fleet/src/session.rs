@@ -6,8 +6,6 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use skyhook_crds::lease::StopReason;
-
 use crate::clocks::{Backoff, Mono};
 use crate::effect::{Effect, Target};
 use crate::guard::{self, Broken};
@@ -16,11 +14,13 @@ use crate::outcome::Outcome;
 use crate::picture::Tick;
 use crate::plan::cache::{Cache, Counted};
 use crate::plan::reason::{ReasonCode, Withdrawal};
-use crate::plan::{Fleet, Now, Plan, standing};
+use crate::plan::{Fleet, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
 use crate::settings::Settings;
 use crate::window::Window;
+
+mod cool_down;
 
 /// How long a write waits after its first refusal or failure. The time is doubled with each further refusal, up to
 /// [`LONGEST_REFUSAL`].
@@ -259,6 +259,13 @@ impl<'a> Session<'a> {
         if self.index.ends(effect) && !Class::of(effect).is_urgent() {
             self.ordinary = self.ordinary.saturating_sub(1);
         }
+        if let Effect::WriteRollout { name: skyhook, .. } = effect {
+            match &outcome {
+                Outcome::Done(_) => self.index.wrote_state(skyhook, None),
+                Outcome::Refused { error } => self.index.wrote_state(skyhook, Some(error)),
+                Outcome::Stale | Outcome::Retry { .. } | Outcome::Busy { .. } => {}
+            }
+        }
         match outcome {
             Outcome::Done(answer) => {
                 self.refusals.remove(&target);
@@ -308,16 +315,17 @@ impl<'a> Session<'a> {
         self.retry_at.insert(target, now + after);
     }
 
-    /// The back-off for a node whose agent did not accept its lease, or whose drain took too long. Other nodes get
-    /// their turn meanwhile.
+    /// The back-off for a node that is left alone for a while after its lease has gone. Other nodes get their turn
+    /// meanwhile.
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "only two kinds leave a node alone"
     )]
-    fn cool_down(&self, effect: &Effect, now: Mono) -> Option<(String, Backoff)> {
+    fn cool_down(&mut self, effect: &Effect, now: Mono) -> Option<(String, Backoff)> {
         match effect {
             Effect::WithdrawLease { node, why, .. } if *why == Withdrawal::AgentNotResponding => {
                 let backoff = Backoff {
+                    skyhook: None,
                     until: now + self.settings.agent_backoff,
                     code: ReasonCode::AgentNotResponding,
                     message: "the node's agent did not accept the lease in time: is its pod running there?",
@@ -325,14 +333,8 @@ impl<'a> Session<'a> {
                 Some((node.clone(), backoff))
             }
             Effect::ReleaseLease { node, .. } => {
-                let lease = self.index.picture.leases().get(node)?.lease.as_ref().ok()?;
-                let timed_out = lease.spec.stop.as_ref()?.reason == StopReason::DrainTimedOut;
-                let backoff = Backoff {
-                    until: now + self.settings.drain_cool_down,
-                    code: ReasonCode::DrainTimedOut,
-                    message: standing::DRAIN_TIMED_OUT,
-                };
-                timed_out.then(|| (node.clone(), backoff))
+                let backoff = cool_down::after(&mut self.index, self.settings, node, now)?;
+                Some((node.clone(), backoff))
             }
             _ => None,
         }
@@ -361,7 +363,9 @@ fn spread(target: &Target, after: Duration) -> Duration {
 const fn is_create(effect: &Effect) -> bool {
     matches!(
         effect,
-        Effect::CreateRevision { .. } | Effect::ReserveLease { .. }
+        Effect::CreateRevision { .. }
+            | Effect::ReserveLease { .. }
+            | Effect::WriteRollout { at: None, .. }
     )
 }
 

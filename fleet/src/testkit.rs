@@ -106,6 +106,7 @@ pub fn index(nodes: &[Value], skyhooks: &[Value], leases: &[Value], revisions: &
         Kind::Lease,
         Kind::Revision,
         Kind::Policy,
+        Kind::Rollout,
     ] {
         index.apply(Change::Synced(kind), now);
     }

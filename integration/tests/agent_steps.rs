@@ -107,6 +107,7 @@ IFS=_ read -r id package version <<<"$SKYHOOK_RESOURCE_ID"
 [ "$package" = scripts ] && [ -n "$version" ] && [[ $id == needs-* ]]
 [ "$SKYHOOK_ROOT_DIR" = /var/lib/skyhook/needs ] && [ "$SKYHOOK_LOG_DIR" = /var/log/skyhook/needs ]
 [ "$MULTI" = $'one\ntwo' ]
+[ "$SKYHOOK_NODE_ORDER" = 0 ]
 command -v sysctl >/dev/null
 # 5: surroundings.
 [ "$(id -u)" = 0 ] && [ "$PWD" = "$SKYHOOK_DIR" ]

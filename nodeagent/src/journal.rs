@@ -281,7 +281,9 @@ fn decode(bytes: &[u8]) -> Option<State> {
     }
     let mut state: serde_json::Value = serde_json::from_slice(body).ok()?;
     complete(&mut state);
-    serde_json::from_value(state).ok()
+    let state: State = serde_json::from_value(state).ok()?;
+    // What a newer version calls by a name that this one does not know is read, and cannot be written again.
+    encode(&state).is_ok().then_some(state)
 }
 
 /// Adds the field `begun` to entries that an earlier version of the agent wrote. It is true unless the version is

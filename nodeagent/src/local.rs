@@ -27,7 +27,7 @@ use crate::host::Host;
 use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
-use crate::image::{Images, Registries};
+use crate::image::{ImageArgs, Images, Registries};
 use crate::machine::Half;
 use crate::prepare::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
@@ -45,6 +45,7 @@ const fn exit_code(stage: Stage) -> u8 {
         Stage::Config => 13,
         Stage::Interrupt => 14,
         Stage::PostInterrupt => 15,
+        Stage::Unknown => 1,
     }
 }
 
@@ -241,7 +242,9 @@ impl LocalRun {
                 insecure: args.insecure_registries.clone(),
                 ..Registries::default()
             };
-            let images = Images::open(&self.scratch.join("images"), &Root::open("/")?, registries)?;
+            let store = self.scratch.join("images");
+            let limits = ImageArgs::default();
+            let images = Images::open(&store, &Root::open("/")?, registries, &limits)?;
             let credentials = match &args.docker_config {
                 Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
                 None => Credentials::anonymous(),
@@ -395,6 +398,8 @@ impl LocalRun {
     async fn stage(&mut self, stage: Stage, bar: &mut Bar) -> Result<(), String> {
         let sources = prepare::env::Sources::default();
         let env = prepare::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
+        // One machine alone is the first, unless somebody says otherwise.
+        let names_order = env.iter().any(|(name, _)| name == "SKYHOOK_NODE_ORDER");
         let env = env.into_iter().map(|(name, value)| (name, value.into()));
         let input = StageInput {
             host: self.host.clone(),
@@ -408,6 +413,7 @@ impl LocalRun {
             secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: self.previous.clone(),
+            order: (!names_order).then_some(0),
             is_laid_out: false,
         };
         let prepared = prepare::prepare(input).map_err(|e| e.explained())?;

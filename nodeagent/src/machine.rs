@@ -177,6 +177,7 @@ fn ends_steps(reason: StopReason) -> bool {
         | StopReason::Paused
         | StopReason::Edited
         | StopReason::DrainTimedOut
+        | StopReason::AgentTooOld
         | StopReason::Unknown => false,
     }
 }
@@ -451,7 +452,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
                 plan::plan_package(p, &name, now);
             }
         }
-        Stage::Interrupt => {}
+        Stage::Interrupt | Stage::Unknown => {}
         Stage::PostInterrupt => {
             entry.set(Stage::PostInterrupt, State::Complete, now);
             p.reboots.remove(key);

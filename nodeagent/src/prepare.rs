@@ -57,6 +57,8 @@ pub struct StageInput {
     pub metadata: BTreeMap<String, String>,
     /// The version before the upgrade. `None` means the current version in the history.
     pub previous: Option<String>,
+    /// `SKYHOOK_NODE_ORDER`; `None` when it is not known.
+    pub order: Option<i64>,
     /// True when the files of this stage were put on the host after its last boot: see [`Prepared::has_files_for`].
     pub is_laid_out: bool,
 }
@@ -262,11 +264,13 @@ fn base_env(input: &StageInput, copy_dir: &str) -> BTreeMap<String, Secret> {
         ("STEP_ROOT", format!("{copy_dir}/skyhook_dir")),
         ("SKYHOOK_DIR", copy_dir.to_owned()),
     ];
+    let order = input.order.map(|order| order.to_string().into());
     defaults
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.into()))
         .chain(input.env.iter().cloned())
         .chain(ours.into_iter().map(|(k, v)| (k.to_owned(), v.into())))
+        .chain(order.map(|order| ("SKYHOOK_NODE_ORDER".to_owned(), order)))
         .collect()
 }
 
@@ -431,7 +435,7 @@ impl Prepared {
                 records.note_version("uninstalled")?;
                 records.remove_flags()
             }
-            Stage::Config | Stage::Interrupt | Stage::PostInterrupt => Ok(()),
+            Stage::Config | Stage::Interrupt | Stage::PostInterrupt | Stage::Unknown => Ok(()),
         }
     }
 

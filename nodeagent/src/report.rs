@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
-use skyhook_crds::lease::{InterruptionLeaseStatus, PackageReport, Phase, StopReason, protocol};
+use skyhook_crds::lease::{
+    FORMAT, InterruptionLeaseStatus, PackageReport, Phase, StopReason, protocol,
+};
 use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
@@ -31,8 +33,10 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
     let phase = phase(p);
     let shown = shown(p);
     InterruptionLeaseStatus {
+        format: FORMAT,
         observed_generation: generation,
         phase: Some(phase),
+        begun: p.begun,
         needs_drain: needs_drain(p),
         needs_drain_reason: text::joined(
             &pending
@@ -71,6 +75,7 @@ pub fn finished(
     );
     let wanted = if foreign {
         InterruptionLeaseStatus {
+            format: FORMAT,
             observed_generation: reported.observed_generation,
             phase: Some(Phase::Stopped),
             boot_id: host.boot_id.clone(),
@@ -140,6 +145,9 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
 /// Whether the node must be drained. `None` until the images of all packages with an interrupt are pulled: a node is
 /// not drained for a package whose image cannot be pulled.
 fn needs_drain(p: &Progress) -> Option<bool> {
+    if p.too_old.is_some() {
+        return None;
+    }
     let pending = plan::pending_interrupts(p);
     let at_hand = p
         .entries
@@ -162,7 +170,7 @@ fn phase(p: &Progress) -> Phase {
     if p.permit == Permit::Granted {
         return Phase::Running;
     }
-    if p.unable.is_some() {
+    if p.hindrance().is_some() {
         return Phase::Erroring;
     }
     if p.entries.values().any(|e| e.state == State::Erroring) {
@@ -213,14 +221,15 @@ fn message(p: &Progress, phase: Phase, shown: Option<&Entry>) -> String {
         | Phase::Preparing
         | Phase::AwaitingDrain
         | Phase::Running
-        | Phase::Erroring => {
+        | Phase::Erroring
+        | Phase::Unknown => {
             if let Some(stop) = stop {
                 return format!("{stop}. Waiting for the running step to end");
             }
             if p.held {
                 return "paused".to_owned();
             }
-            if let Some(problem) = &p.unable {
+            if let Some(problem) = p.hindrance() {
                 return problem.clone();
             }
             if let Some(waits) = wave::waits_for(p) {
@@ -257,7 +266,8 @@ const fn why_stopped(reason: StopReason) -> &'static str {
         }
         StopReason::Edited => "the record of the Node was edited",
         StopReason::DrainTimedOut => "the node could not be drained in time",
-        StopReason::Unknown => "for a reason that this version does not know",
+        StopReason::AgentTooOld => "it needs a newer agent",
+        StopReason::Unknown => "for a reason that this agent does not know",
     }
 }
 
@@ -287,6 +297,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn that_a_step_has_begun_is_reported_unless_nobody_knows() {
+        for begun in [None, Some(false), Some(true)] {
+            let progress = Progress {
+                begun,
+                ..Progress::default()
+            };
+            let status = status(&progress, &HostFacts::default(), 1);
+            assert_eq!(status.begun, begun);
+        }
+    }
 
     #[test]
     fn finished_leases_are_kept_true() {

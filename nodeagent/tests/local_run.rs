@@ -154,7 +154,7 @@ fn an_install_and_an_upgrade_under_a_root() {
         return;
     }
     let package = package(
-        "#!/bin/bash\necho \"$* $FROM_STEP $PREVIOUS_VERSION $CURRENT_VERSION $(</etc/a/file) $(<configmaps/key)\" >>/log\n\
+        "#!/bin/bash\necho \"$* $FROM_STEP $PREVIOUS_VERSION $CURRENT_VERSION $(</etc/a/file) $(<configmaps/key) $SKYHOOK_NODE_ORDER\" >>/log\n\
          [[ $1 == apply ]] && exit 3\n[[ $FAIL != \"$1\" ]]\n",
     );
     let root = root();
@@ -178,7 +178,7 @@ fn an_install_and_an_upgrade_under_a_root() {
     let output = run(&[]);
     assert!(output.status.success(), "{}", text(&output));
     let want = ["apply", "apply-check", "config", "config-check"]
-        .map(|mode| format!("{mode} me yes   laid over value\n"))
+        .map(|mode| format!("{mode} me yes   laid over value 0\n"))
         .concat();
     assert_eq!(log(), want);
     let history = root
@@ -190,10 +190,15 @@ fn an_install_and_an_upgrade_under_a_root() {
     let output = run(&["--upgrade-from", "1.0.0"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(
-        log().starts_with("1.0.0 1.2.3  1.0.0 1.2.3 laid over value\n"),
+        log().starts_with("1.0.0 1.2.3  1.0.0 1.2.3 laid over value 0\n"),
         "{}",
         log()
     );
+
+    fs::remove_file(root.path().join("log")).unwrap();
+    let output = run(&["--env", "SKYHOOK_NODE_ORDER=7", "--stages", "config"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(log().ends_with(" value 7\n"), "{}", log());
 
     let output = run(&["--env", "FAIL=config"]);
     assert_eq!(output.status.code(), Some(13), "{}", text(&output));

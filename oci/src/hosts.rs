@@ -1,5 +1,6 @@
 //! The servers that have the images of a registry: its own server and its mirrors. They are configured in
-//! containerd's `hosts.toml`. There is no I/O in this file; `load` reads the files.
+//! containerd's `hosts.toml`, or in the `registries.conf` of CRI-O. There is no I/O in this file; `load` and `containers`
+//! read the files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,10 +8,15 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 use reqwest::Url;
-use toml::{Table, Value};
 
+use crate::no_values::without_values;
+
+pub(crate) mod containers;
+mod hosts_toml;
 mod load;
+pub(crate) mod registries_conf;
 
+pub(crate) use hosts_toml::parse;
 pub(crate) use load::load;
 
 /// One server of a registry, with the fields of a `[host."…"]` table in `hosts.toml`.
@@ -31,6 +37,11 @@ pub(crate) struct HostSettings {
     pub(crate) header: BTreeMap<String, Vec<String>>,
     /// Regular expressions for the repository. The value replaces the text that matches.
     pub(crate) rewrite: BTreeMap<String, String>,
+    /// The name of the repository on this server, if it has another name there. Then the server is no mirror of
+    /// containerd's kind, and is not told which registry it is asked for.
+    pub(crate) repository: Option<String>,
+    /// The server is asked over plain HTTP if it cannot be reached over TLS.
+    pub(crate) plain_fallback: bool,
 }
 
 /// Leaves out the values of headers, because they may be secrets.
@@ -45,8 +56,40 @@ impl fmt::Debug for HostSettings {
             .field("override_path", &self.override_path)
             .field("header", &self.header.keys())
             .field("rewrite", &self.rewrite)
+            .field("repository", &self.repository)
+            .field("plain_fallback", &self.plain_fallback)
             .finish()
     }
+}
+
+impl HostSettings {
+    /// Host and port as they are written in the URL.
+    fn authority(&self) -> &str {
+        let rest = self
+            .url
+            .split_once("://")
+            .map_or(self.url.as_str(), |(_, rest)| rest);
+        rest.split('/').next().unwrap_or(rest)
+    }
+
+    /// Whether there is a setting of TLS.
+    fn has_tls(&self) -> bool {
+        !self.ca.is_empty() || !self.client.is_empty() || self.skip_verify
+    }
+}
+
+/// The host of a registry's own server.
+fn own_host(registry: &str) -> &str {
+    match registry {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
+    }
+}
+
+/// Whether there is a port, and it is not the usual one of plain HTTP.
+fn has_odd_port(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 80))
 }
 
 /// What is configured for one registry.
@@ -57,6 +100,10 @@ pub(crate) struct RegistrySettings {
     pub(crate) server: Option<HostSettings>,
     /// Mirrors, in the order in which they are asked.
     pub(crate) hosts: Vec<HostSettings>,
+    /// The registry's own server is one of `hosts`, and is not asked once more after them.
+    pub(crate) has_own_server: bool,
+    /// What is wrong with the configuration. An error of a pull names it.
+    pub(crate) problems: Vec<String>,
 }
 
 /// Why a registry's configuration cannot be used.
@@ -67,10 +114,12 @@ pub enum HostsError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{} is not TOML", path.display())]
+    /// The error does not show the line, because it may have a secret in it.
+    #[error("{}, line {line}, is not TOML: {reason}", path.display())]
     Toml {
         path: PathBuf,
-        source: toml::de::Error,
+        line: usize,
+        reason: String,
     },
     #[error("{}: {field} must be {want}", path.display())]
     Field {
@@ -87,6 +136,21 @@ pub enum HostsError {
     },
     #[error("header {name:?} is not an HTTP header")]
     Header { name: String },
+    #[error("{registry} is blocked by {}", path.display())]
+    Blocked { registry: String, path: PathBuf },
+}
+
+impl HostsError {
+    /// The error of a text that is not TOML.
+    pub(crate) fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.as_bytes().get(..start).unwrap_or_default();
+        Self::Toml {
+            path: path.to_path_buf(),
+            line: before.iter().filter(|&&byte| byte == b'\n').count() + 1,
+            reason: without_values(error.message()),
+        }
+    }
 }
 
 /// A server with checked settings.
@@ -99,7 +163,6 @@ pub(crate) struct Endpoint {
     pub(crate) settings: HostSettings,
     pub(crate) rewrites: Vec<(Regex, String)>,
     pub(crate) is_origin: bool,
-    pub(crate) is_loopback: bool,
 }
 
 impl Endpoint {
@@ -143,14 +206,12 @@ impl Endpoint {
                 }),
             })
             .collect::<Result<_, _>>()?;
-        let is_loopback = is_loopback(&host);
         Ok(Self {
             base,
             authority,
             settings,
             rewrites,
             is_origin,
-            is_loopback,
         })
     }
 
@@ -162,14 +223,22 @@ impl Endpoint {
         self.is_origin || capabilities.is_empty() || capabilities.iter().any(|it| it == wanted)
     }
 
+    /// Whether this is the server over plain HTTP that is also asked over TLS.
+    pub(crate) fn is_plain_fallback(&self) -> bool {
+        self.settings.plain_fallback && self.base.scheme() == "http"
+    }
+
     /// The name of a repository on this server.
     pub(crate) fn repository(&self, repository: &str) -> String {
+        if let Some(name) = &self.settings.repository {
+            return name.clone();
+        }
         self.rewrites
             .iter()
             .find(|(pattern, _)| pattern.is_match(repository))
             .map_or_else(
                 || repository.to_owned(),
-                |(pattern, with)| pattern.replace(repository, with).into_owned(),
+                |(pattern, with)| pattern.replace_all(repository, with).into_owned(),
             )
     }
 
@@ -181,7 +250,9 @@ impl Endpoint {
             "{}/{repository}/{path}",
             self.base.path().trim_end_matches('/')
         ));
-        if !self.is_origin {
+        let is_own = self.is_origin && self.settings.authority() == own_host(registry)
+            || self.settings.authority() == registry;
+        if !is_own && self.settings.repository.is_none() {
             url.query_pairs_mut().append_pair("ns", registry);
         }
         url
@@ -196,14 +267,14 @@ pub(crate) fn endpoints(
 ) -> Result<Vec<Endpoint>, HostsError> {
     let mut endpoints = Vec::new();
     for host in &settings.hosts {
-        endpoints.push(Endpoint::new(host.clone(), false)?);
+        let is_origin = settings.has_own_server && host.authority() == registry;
+        add(&mut endpoints, host, is_origin)?;
+    }
+    if settings.has_own_server {
+        return Ok(endpoints);
     }
     let usual = || {
-        let host = if registry == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            registry
-        };
+        let host = own_host(registry);
         let name = Url::parse(&format!("http://{host}"))
             .ok()
             .and_then(|url| url.host_str().map(is_loopback));
@@ -220,9 +291,45 @@ pub(crate) fn endpoints(
     let mut server = settings.server.clone().unwrap_or_else(usual);
     if server.url.is_empty() {
         server.url = usual().url;
+        if let (true, Some(rest)) = (server.has_tls(), server.url.strip_prefix("http://")) {
+            server.url = format!("https://{rest}");
+            server.plain_fallback = true;
+        }
     }
-    endpoints.push(Endpoint::new(server, true)?);
+    add(&mut endpoints, &server, true)?;
     Ok(endpoints)
+}
+
+/// Adds the endpoint of a server, and the one for plain HTTP if the server may be asked so.
+fn add(
+    endpoints: &mut Vec<Endpoint>,
+    settings: &HostSettings,
+    is_origin: bool,
+) -> Result<(), HostsError> {
+    let mut settings = settings.clone();
+    // As in containerd: if TLS is configured and the port says nothing about the scheme, the scheme may be wrong.
+    if let Some(rest) = settings.url.strip_prefix("http://")
+        && settings.has_tls()
+        && has_odd_port(settings.authority())
+    {
+        settings.url = format!("https://{rest}");
+        settings.plain_fallback = true;
+    }
+    endpoints.push(Endpoint::new(settings.clone(), is_origin)?);
+    if let (true, Some(rest)) = (
+        settings.plain_fallback,
+        settings.url.strip_prefix("https://"),
+    ) {
+        let plain = HostSettings {
+            url: format!("http://{rest}"),
+            ca: Vec::new(),
+            client: Vec::new(),
+            skip_verify: false,
+            ..settings
+        };
+        endpoints.push(Endpoint::new(plain, is_origin)?);
+    }
+    Ok(())
 }
 
 /// A URL for an error message. The user name and the password before an `@` are left out.
@@ -240,165 +347,6 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         || name
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback())
-}
-
-/// Reads a `hosts.toml`. Paths in it are relative to `dir`.
-pub(crate) fn parse(text: &str, dir: &Path) -> Result<RegistrySettings, HostsError> {
-    let path = dir.join("hosts.toml");
-    let table: Table = text.parse().map_err(|source| HostsError::Toml {
-        path: path.clone(),
-        source,
-    })?;
-    let reader = Reader { dir, path };
-    let mut settings = RegistrySettings::default();
-    if let Some(hosts) = table.get("host") {
-        let hosts = hosts
-            .as_table()
-            .ok_or_else(|| reader.wrong("host", "a table"))?;
-        for (url, host) in hosts {
-            let field = format!("host.{url:?}");
-            let host = host
-                .as_table()
-                .ok_or_else(|| reader.wrong(&field, "a table"))?;
-            settings.hosts.push(reader.host(url.clone(), &field, host)?);
-        }
-    }
-    let server = match table.get("server") {
-        None => String::new(),
-        Some(Value::String(url)) => url.clone(),
-        Some(_) => return Err(reader.wrong("server", "a string")),
-    };
-    let own = [
-        "server",
-        "ca",
-        "client",
-        "skip_verify",
-        "override_path",
-        "header",
-        "rewrite",
-    ];
-    if own.iter().any(|key| table.contains_key(*key)) {
-        settings.server = Some(reader.host(server, "", &table)?);
-    }
-    Ok(settings)
-}
-
-struct Reader<'a> {
-    dir: &'a Path,
-    path: PathBuf,
-}
-
-impl Reader<'_> {
-    fn wrong(&self, field: &str, want: &'static str) -> HostsError {
-        HostsError::Field {
-            path: self.path.clone(),
-            field: field.to_owned(),
-            want,
-        }
-    }
-
-    fn host(&self, url: String, field: &str, table: &Table) -> Result<HostSettings, HostsError> {
-        let name = |key: &str| {
-            if field.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{field}.{key}")
-            }
-        };
-        let boolean = |key| match table.get(key) {
-            None => Ok(false),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(&name(key), "true or false")),
-        };
-        let ca = self.texts(&name("ca"), table.get("ca"))?;
-        Ok(HostSettings {
-            url,
-            capabilities: self.texts(&name("capabilities"), table.get("capabilities"))?,
-            ca: ca.iter().map(|path| self.dir.join(path)).collect(),
-            client: self.client(&name("client"), table.get("client"))?,
-            skip_verify: boolean("skip_verify")?,
-            override_path: boolean("override_path")?,
-            header: self.map(&name("header"), table.get("header"))?,
-            rewrite: self
-                .map(&name("rewrite"), table.get("rewrite"))?
-                .into_iter()
-                .map(|(key, values)| (key, values.concat()))
-                .collect(),
-        })
-    }
-
-    /// Reads a string or an array of strings.
-    fn texts(&self, field: &str, value: Option<&Value>) -> Result<Vec<String>, HostsError> {
-        let wrong = || self.wrong(field, "a string or an array of strings");
-        match value {
-            None => Ok(Vec::new()),
-            Some(Value::String(text)) => Ok(vec![text.clone()]),
-            Some(Value::Array(values)) => {
-                let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
-                texts.collect::<Option<_>>().ok_or_else(wrong)
-            }
-            Some(_) => Err(wrong()),
-        }
-    }
-
-    /// Reads a file, an array of files, or an array of pairs of files.
-    fn client(
-        &self,
-        field: &str,
-        value: Option<&Value>,
-    ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, HostsError> {
-        let wrong = || {
-            self.wrong(
-                field,
-                "a file, files, or pairs of certificate and key files",
-            )
-        };
-        let Some(Value::Array(values)) = value else {
-            let files = self.texts(field, value).map_err(|_| wrong())?;
-            return Ok(files
-                .iter()
-                .map(|file| (self.dir.join(file), None))
-                .collect());
-        };
-        let mut pairs = Vec::new();
-        for value in values {
-            match self
-                .texts(field, Some(value))
-                .map_err(|_| wrong())?
-                .as_slice()
-            {
-                [both] => pairs.push((self.dir.join(both), None)),
-                [certificate, key] => {
-                    pairs.push((self.dir.join(certificate), Some(self.dir.join(key))));
-                }
-                _ => return Err(wrong()),
-            }
-        }
-        Ok(pairs)
-    }
-
-    fn map(
-        &self,
-        field: &str,
-        value: Option<&Value>,
-    ) -> Result<BTreeMap<String, Vec<String>>, HostsError> {
-        let Some(value) = value else {
-            return Ok(BTreeMap::new());
-        };
-        let table = value
-            .as_table()
-            .ok_or_else(|| self.wrong(field, "a table"))?;
-        table
-            .iter()
-            .map(|(key, value)| {
-                Ok((
-                    key.clone(),
-                    self.texts(&format!("{field}.{key}"), Some(value))?,
-                ))
-            })
-            .collect()
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Content-addressed blobs on disk, and the records of which images are there.
 //!
 //! ```text
-//! blobs/sha256/<hex>   manifests, configs and layers, exactly as the registry sent them
-//! images/<hex>         a complete image, named by its manifest; the mtime is the time of its last use
-//! refs/<hex>           which manifest a reference last resolved to
-//! pins/<hex>           an owner (an installed package) and the manifest it needs
-//! tmp/                 blobs that are being written
-//! lock                 locked shared: the store is in use; locked exclusive: files may be removed
+//! blobs/<algorithm>/<hex>  manifests, configs and layers, exactly as the registry sent them
+//! images/<hex>             a complete image, named by its manifest; the mtime is the time of its last use
+//! refs/<hex>               which manifest a reference last resolved to
+//! pins/<hex>               an owner (an installed package) and the manifest it needs
+//! tmp/                     small blobs that are being written
+//! partial/<digest>         layers that were downloaded in part; the next pull continues them
+//! leases/                  which blobs the running pulls need
+//! lock                     locked shared: the store is in use; locked exclusive: files may be removed
 //! ```
 //!
 //! # Guarantees
@@ -19,46 +21,50 @@
     reason = "this file is the shell that keeps blobs on disk"
 )]
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Mismatch};
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
 use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
-use crate::replace::{Durability, replace_file};
 use crate::root::Root;
+use crate::space::Room;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
 mod files;
 mod gc;
+mod lease;
 mod lock;
+mod partial;
+mod pins;
 mod space;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
-pub(crate) use space::Leave;
-pub use space::Room;
+pub(crate) use lease::Lease;
 
-use files::{failed, list, read_record, remove_if_there};
-
-/// The clock of a file system may be behind the clock of the system by this time.
-const COARSE: Duration = Duration::from_millis(100);
+use files::{failed, list, read_record, write_record};
 
 /// The settings of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
     pub limits: Limits,
-    /// How many bytes of blobs may stay in the store. Pinned images are counted too, but are never removed.
+    /// How many bytes of blobs may stay in the store, partial ones included. Pinned images are counted too, but are
+    /// never removed.
     pub max_bytes: u64,
+    /// Images that nobody pins are removed when they were not used for longer than this. `None` means that only
+    /// `max_bytes` and `room` remove them.
+    pub max_unused: Option<Duration>,
+    /// Partial blobs are removed when nobody has continued their download for longer than this.
+    pub max_partial: Duration,
     /// How much of the file system must stay free.
     pub room: Room,
     /// How long to wait for the store's lock.
@@ -70,6 +76,8 @@ impl Default for StoreConfig {
         Self {
             limits: Limits::default(),
             max_bytes: 4 << 30,
+            max_unused: None,
+            max_partial: Duration::from_secs(7 * 24 * 3600),
             room: Room::default(),
             lock_patience: Duration::from_secs(60),
         }
@@ -112,8 +120,8 @@ pub enum StoreError {
     NoImage(Digest),
     #[error("blob {0} in the store is damaged or missing: the next pull downloads it again")]
     Damaged(Digest),
-    #[error("the content has the digest {got} instead of {want}")]
-    WrongDigest { want: Digest, got: Digest },
+    #[error("the content has the digest {} instead of {}", .0.got, .0.want)]
+    WrongDigest(Box<Mismatch>),
     #[error("blob {digest} has {got} bytes instead of {want}")]
     WrongSize { digest: Digest, want: u64, got: u64 },
     #[error("image {digest}")]
@@ -140,7 +148,7 @@ impl StoreError {
             Self::NoRoom { .. } => "no_room",
             Self::NoImage(_) => "no_image",
             Self::Damaged(_) => "blob_damaged",
-            Self::WrongDigest { .. } => "wrong_digest",
+            Self::WrongDigest(_) => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
             Self::Image { .. } => "image",
             Self::Unpack(error) => error.kind(),
@@ -156,7 +164,7 @@ impl StoreError {
             }
             Self::NoImage(_)
             | Self::Damaged(_)
-            | Self::WrongDigest { .. }
+            | Self::WrongDigest(_)
             | Self::WrongSize { .. }
             | Self::Image { .. }
             | Self::Unpack(_) => {}
@@ -172,7 +180,7 @@ impl StoreError {
             | Self::NoRoom { .. }
             | Self::NoImage(_)
             | Self::Damaged(_) => true,
-            Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Image { .. } => false,
+            Self::WrongDigest(_) | Self::WrongSize { .. } | Self::Image { .. } => false,
             Self::Unpack(error) => error.is_transient(),
         }
     }
@@ -193,18 +201,14 @@ struct RefRecord {
     manifest: Digest,
 }
 
-#[derive(Serialize, Deserialize)]
-struct PinRecord {
-    owner: String,
-    manifest: Digest,
-}
-
 impl Store {
     /// Opens the store in `dir`, and makes it if it does not exist. If nobody uses the store, files that an
     /// interrupted pull has left are removed.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
-        for part in ["blobs/sha256", "images", "refs", "pins", "tmp"] {
+        let blobs = Algorithm::ALL.map(|algorithm| Path::new("blobs").join(algorithm.name()));
+        let others = ["images", "refs", "pins", "tmp", "partial", "leases"].map(PathBuf::from);
+        for part in blobs.iter().chain(&others) {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(|source| failed("create", &path, source))?;
         }
@@ -212,7 +216,9 @@ impl Store {
             dir: Arc::new(dir),
             config: Arc::new(config),
         };
-        if let Some(_alone) = store.lock_exclusively()? {
+        if let Some(_alone) = store.lock_exclusively()?
+            && store.leased()?.is_none()
+        {
             let tmp = store.dir.join("tmp");
             for path in list(&tmp)? {
                 fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
@@ -290,7 +296,13 @@ impl Store {
                 blob,
             });
         }
-        let result = unpack::unpack(sources, target, options, &self.config.limits);
+        let result = unpack::unpack(
+            sources,
+            target,
+            options,
+            &self.config.limits,
+            self.config.room,
+        );
         if let Err(UnpackError::Damaged(digest)) = &result {
             self.remove_damaged(digest);
         }
@@ -321,7 +333,7 @@ impl Store {
             .take(limit + 1)
             .read_to_end(&mut bytes);
         read.map_err(|source| failed("read", &self.blob(digest), source))?;
-        if Digest::of(&bytes) != *digest {
+        if !digest.is_of(&bytes) {
             self.remove_damaged(digest);
             return Err(StoreError::Damaged(*digest));
         }
@@ -368,51 +380,6 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps an image for `owner` until [`Store::unpin_others`] removes the pin. An owner has at most one image. Blocks
-    /// while another process removes images.
-    pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
-        let _hold = self.hold_blocking()?;
-        self.image(manifest)?;
-        let record = PinRecord {
-            owner: owner.to_owned(),
-            manifest: *manifest,
-        };
-        write_record(&self.record("pins", owner), &record)
-    }
-
-    /// Removes the pins of all owners that are not in `owners`. A pin that was written at the time `since` or later
-    /// stays: its owner may be newer than `owners`. Nothing is removed while the store is in use.
-    pub fn unpin_others(
-        &self,
-        owners: &BTreeSet<String>,
-        since: SystemTime,
-    ) -> Result<(), StoreError> {
-        let Some(_alone) = self.lock_exclusively()? else {
-            return Ok(());
-        };
-        for path in list(&self.dir.join("pins"))? {
-            let record: Option<PinRecord> = read_record(&path);
-            let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            if record.is_some_and(|record| !owners.contains(&record.owner))
-                && written.is_ok_and(|written| written + COARSE < since)
-            {
-                remove_if_there(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Owners and the images they pin.
-    pub fn pins(&self) -> Result<Vec<(String, Digest)>, StoreError> {
-        let mut pins: Vec<_> = list(&self.dir.join("pins"))?
-            .iter()
-            .filter_map(|path| read_record::<PinRecord>(path))
-            .map(|record| (record.owner, record.manifest))
-            .collect();
-        pins.sort();
-        Ok(pins)
-    }
-
     fn assemble(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {
         let wrong = |error| StoreError::Image {
             digest: *manifest,
@@ -429,7 +396,7 @@ impl Store {
         }
         let (config, _) = decoded.config;
         let bytes = self.document(&config)?;
-        let diff_ids = image::diff_ids(&bytes, decoded.layers.len(), None).map_err(wrong)?;
+        let diff_ids = decoded.diff_ids(&bytes).map_err(wrong)?;
         Ok(StoredImage {
             manifest: *manifest,
             layers: decoded.layers,
@@ -467,18 +434,16 @@ impl Store {
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs/sha256").join(digest.hex())
+        self.blobs_of(digest.algorithm()).join(digest.hex())
+    }
+
+    fn blobs_of(&self, algorithm: Algorithm) -> PathBuf {
+        self.dir.join("blobs").join(algorithm.name())
     }
 
     fn record(&self, kind: &str, name: &str) -> PathBuf {
         self.dir.join(kind).join(Digest::of(name.as_bytes()).hex())
     }
-}
-
-fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let text =
-        serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
-    replace_file(path, &text, Durability::PowerCut).map_err(|source| failed("write", path, source))
 }
 
 /// Runs work that blocks, on a thread that may block.

@@ -70,10 +70,11 @@ impl Fixture {
     }
 
     /// Registers a Node that is Ready from the first on, in one request: the API server must not taint new Nodes.
-    pub async fn ready_node(&self, name: &str) -> anyhow::Result<String> {
+    pub async fn ready_node(&self, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<String> {
         let nodes: Api<Node> = Api::all(self.client.clone());
+        let labels: std::collections::BTreeMap<&str, &str> = labels.iter().copied().collect();
         let node: Node = serde_json::from_value(json!({
-            "metadata": { "name": name },
+            "metadata": { "name": name, "labels": labels },
             "status": {
                 "nodeInfo": node_info(name),
                 "conditions": [{ "type": "Ready", "status": "True", "reason": "KubeletReady" }],

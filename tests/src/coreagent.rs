@@ -111,11 +111,12 @@ fn seen(event: watcher::Result<Watched<InterruptionLease>>) -> Option<Option<Int
     }
 }
 
-fn now() -> i64 {
-    Timestamp::now().as_millisecond()
-}
-
 impl Agent {
+    /// The host's clock, in Unix milliseconds.
+    fn now(&self) -> i64 {
+        self.host.with(|disk| disk.clock(Timestamp::now()))
+    }
+
     async fn run(
         mut self,
         mut leases: BoxStream<'static, Option<InterruptionLease>>,
@@ -127,7 +128,8 @@ impl Agent {
         }
         loop {
             let run = self.progress();
-            let wake = run.as_ref().and_then(|p| machine::wake_at(p, now()));
+            let wake = run.as_ref();
+            let wake = wake.and_then(|p| machine::wake_at(p, self.now()));
             // Without a lease there is nothing to report.
             let pace = if run.is_some_and(|run| run.ended.is_none()) || self.lease.is_some() {
                 PACE
@@ -135,7 +137,8 @@ impl Agent {
                 IDLE
             };
             let wait = wake.map_or(pace, |at| {
-                Duration::from_millis(u64::try_from(at - now()).unwrap_or(0)).min(pace)
+                let left = (at - self.now()) / self.host.with(|disk| disk.script.haste);
+                Duration::from_millis(u64::try_from(left).unwrap_or(0)).min(pace)
             });
             tokio::select! {
                 Some(seen) = leases.next() => {
@@ -149,7 +152,7 @@ impl Agent {
                 },
                 Some(event) = inbox.recv() => self.feed(event).await?,
                 () = tokio::time::sleep(wait) => {
-                    if wake.is_some_and(|at| at <= now()) {
+                    if wake.is_some_and(|at| at <= self.now()) {
                         self.feed(Event::Ticked).await?;
                     }
                     self.report().await?;
@@ -204,7 +207,8 @@ impl Agent {
         let skyhook = lease.spec.skyhook.clone();
         let uid = lease.metadata.uid.clone().unwrap_or_default();
         let (facts, journal) = self.host.with(|disk| {
-            disk.journal.archive_run(&uid, now());
+            let now = disk.clock(Timestamp::now());
+            disk.journal.archive_run(&uid, now);
             (disk.facts.clone(), disk.journal.clone())
         });
         let entries = journal
@@ -231,10 +235,12 @@ impl Agent {
                 lease: lease.uid().unwrap_or_default(),
                 skyhook,
                 revision: lease.spec.revision.clone(),
+                order: lease.spec.order,
                 serial: data.serial,
                 wanted: Wanted::of_revision(&data),
                 entries,
                 next_step: disk.journal.next_step,
+                begun: Some(false),
                 boot_id: facts.boot_id.clone(),
                 ..Progress::default()
             });
@@ -250,8 +256,14 @@ impl Agent {
         let Some(before) = self.progress() else {
             return Ok(());
         };
-        let (mut after, effects) = machine::step(before, Input { now: now(), event });
-        report::mark_since(&mut after, now());
+        let (mut after, effects) = machine::step(
+            before,
+            Input {
+                now: self.now(),
+                event,
+            },
+        );
+        report::mark_since(&mut after, self.now());
         self.host.with(|disk| {
             disk.journal.next_step = after.next_step;
             disk.journal.run = Some(after);

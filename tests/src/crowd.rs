@@ -24,6 +24,11 @@ use tokio::task::JoinHandle;
 use crate::bench::Fixture;
 use crate::coreagent::{CoreAgent, FakeHost, HostScript};
 
+/// The label that says in which of the [`ZONES`] a node is.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+/// Values of that label.
+pub const ZONES: [&str; 4] = ["zone-a", "zone-b", "zone-c", "zone-d"];
+
 /// Nodes that are registered at once.
 const AT_ONCE: usize = 32;
 
@@ -52,11 +57,12 @@ impl Drop for Crowd {
 }
 
 impl Crowd {
-    /// Registers so many nodes, with names as a cloud gives them, and starts their agents.
+    /// Registers so many nodes, with names as a cloud gives them, in the [`ZONES`] by turns, and starts their agents.
     pub async fn start(fixture: &Fixture, nodes: usize) -> anyhow::Result<Self> {
-        let registered: Vec<(String, String)> = stream::iter((0..nodes).map(name))
-            .map(|name| async move {
-                let uid = fixture.ready_node(&name).await?;
+        let registered: Vec<(String, String)> = stream::iter(0..nodes)
+            .map(|n| async move {
+                let (name, zone) = (name(n), ZONES[n % ZONES.len()]);
+                let uid = fixture.ready_node(&name, &[(ZONE, zone)]).await?;
                 anyhow::Ok((name, uid))
             })
             .buffered(AT_ONCE)

@@ -5,5 +5,7 @@ pub mod coreagent;
 pub mod crash;
 pub mod crowd;
 pub mod model;
+pub mod pace;
+pub mod plugin;
 pub mod sim;
 pub mod world;

@@ -22,6 +22,8 @@ pub enum Shape {
     Fleet,
     /// One to six nodes, of which some never get well again.
     Forsaken,
+    /// A few nodes, and Skyhooks that a policy paces. The policy changes, goes and comes back.
+    Paced,
     /// A hundred nodes that drain for ever, thirty that finish, and an API server that takes 200 ms for each answer.
     Slow,
 }

@@ -53,11 +53,28 @@ impl World {
         label: &str,
         script: HostScript,
     ) -> anyhow::Result<FakeHost> {
-        let uid = self.fixture.node(name, &[("test", label)]).await?;
+        self.labelled_node(name, &[("test", label)], script).await
+    }
+
+    /// Adds a node with these labels, with its agent.
+    pub async fn labelled_node(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        script: HostScript,
+    ) -> anyhow::Result<FakeHost> {
+        let uid = self.fixture.node(name, labels).await?;
         let host = FakeHost::new(name, script);
         let agent = CoreAgent::start(self.client.clone(), name, &uid, &host);
         self.hosts.insert(name.to_owned(), (host.clone(), agent));
         Ok(host)
+    }
+
+    /// Starts the agent of a host anew, for a Node that was registered under the same name.
+    pub fn adopt(&mut self, name: &str, uid: &str) {
+        if let Some((host, agent)) = self.hosts.get_mut(name) {
+            *agent = CoreAgent::start(self.client.clone(), name, uid, host);
+        }
     }
 
     /// The host of a node.

@@ -2,13 +2,16 @@
 //! Whatever was under way, the next one brings the roll-out to its end, and nothing runs twice on a host.
 
 use anyhow::{Context as _, ensure};
+use kube::api::{Api, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use skyhook_coordinator::config::Settings;
+use skyhook_crds::DeploymentPolicy;
 use skyhook_integration::rollout::LeaseRecorder;
 use skyhook_tests::bench::InProcess;
 use skyhook_tests::coreagent::HostScript;
 use skyhook_tests::crash::{Crash, Moment, client};
+use skyhook_tests::pace::PaceRecorder;
 use skyhook_tests::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,6 +37,7 @@ async fn a_coordinator_killed_at_every_write_loses_nothing() -> anyhow::Result<(
                 moment,
                 label: "plain",
                 nodes: &["plain-1", "plain-2"],
+                pace: Pace::Budget,
                 interrupt: false,
             },
         )
@@ -44,15 +48,66 @@ async fn a_coordinator_killed_at_every_write_loses_nothing() -> anyhow::Result<(
         moment: Moment::After,
         label: "drained",
         nodes: &["drained-1"],
+        pace: Pace::Budget,
         interrupt: true,
     };
     every_write(&world, &drained).await
+}
+
+// Most of the time is spent waiting, so the two run side by side.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_before_every_write_of_three_batches_loses_nothing()
+-> anyhow::Result<()> {
+    three_batches(Moment::Before).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_killed_after_every_write_of_three_batches_loses_nothing()
+-> anyhow::Result<()> {
+    three_batches(Moment::After).await
+}
+
+/// Batches of one, two and one node.
+async fn three_batches(moment: Moment) -> anyhow::Result<()> {
+    let mut world = World::start(Settings::default()).await?;
+    std::mem::replace(&mut world.coordinator, InProcess::none())
+        .stop()
+        .await?;
+    let nodes = &["batches-1", "batches-2", "batches-3", "batches-4"];
+    for node in nodes {
+        world.node(node, "batches", HostScript::default()).await?;
+    }
+    let policies: Api<DeploymentPolicy> = Api::all(world.client.clone());
+    let policy = serde_json::from_value(json!({
+        "metadata": { "name": "batches" },
+        "spec": { "default": { "budget": { "count": 2 }, "strategy": { "exponential": {} } } },
+    }))?;
+    policies.create(&PostParams::default(), &policy).await?;
+    let case = Case {
+        moment,
+        label: "batches",
+        nodes,
+        pace: Pace::Policy,
+        interrupt: false,
+    };
+    every_write(&world, &case).await
+}
+
+/// What bounds a roll-out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// One node at a time.
+    Budget,
+    /// Two nodes at a time, in batches that double.
+    Policy,
 }
 
 struct Case {
     moment: Moment,
     label: &'static str,
     nodes: &'static [&'static str],
+    pace: Pace,
     interrupt: bool,
 }
 
@@ -63,7 +118,8 @@ async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
     let config =
         kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let recorder = LeaseRecorder::start(world.client.clone()).await?;
-    let mut writes = 0;
+    let pace = PaceRecorder::start(world.client.clone()).await?;
+    let (mut writes, mut batches) = (0, Vec::new());
     loop {
         writes += 1;
         let version = format!("1.{}.{writes}", *moment as u8);
@@ -74,7 +130,11 @@ async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
         if case.interrupt {
             package["interrupt"] = json!({ "type": "service", "services": ["cron"] });
         }
-        let spec = json!({ "interruptionBudget": { "count": 1 }, "packages": { "pkg": package } });
+        let mut spec = json!({ "packages": { "pkg": package } });
+        match case.pace {
+            Pace::Budget => spec["interruptionBudget"] = json!({ "count": 1 }),
+            Pace::Policy => spec["deploymentPolicy"] = json!("batches"),
+        }
         world.apply(label, label, spec).await?;
         let died = tokio::select! {
             () = crash.died() => true,
@@ -99,12 +159,21 @@ async fn every_write(world: &World, case: &Case) -> anyhow::Result<()> {
         if let Some(next) = next {
             next.stop().await.with_context(what)?;
         }
+        let most = match case.pace {
+            Pace::Budget => 1,
+            Pace::Policy => 2,
+        };
         ensure!(
-            recorder.most_granted()? <= 1,
+            recorder.most_granted()? <= most,
             "{}: {:#?}",
             what(),
             recorder.changes()
         );
+        let granted = pace.batches(label, "__default__").with_context(what)?;
+        if case.pace == Pace::Policy {
+            batches.extend([1, 2, 1]);
+        }
+        ensure!(granted == batches, "{}: batches of {granted:?}", what());
         if !died {
             println!(
                 "{label}: killed {moment:?} each of {} writes of a roll-out",

@@ -245,7 +245,7 @@ async fn the_first_grant_does_not_wait_for_the_last_reservation() -> anyhow::Res
     let _uids: Vec<String> = stream::iter(0..NODES)
         .map(|n| {
             let fixture = &fixture;
-            async move { fixture.ready_node(&format!("worker-{n:03}")).await }
+            async move { fixture.ready_node(&format!("worker-{n:03}"), &[]).await }
         })
         .buffered(16)
         .try_collect()

@@ -5,6 +5,8 @@
 mod history;
 #[path = "properties/ledger.rs"]
 mod ledger;
+#[path = "properties/orders.rs"]
+mod orders;
 #[path = "properties/picture.rs"]
 mod picture;
 
@@ -18,6 +20,7 @@ use skyhook_fleet::index::{Index, Mono};
 use skyhook_fleet::picture::Tally;
 use skyhook_fleet::plan::cache::Cache;
 use skyhook_fleet::plan::ledger::Ledger;
+use skyhook_fleet::plan::pacing::Place;
 use skyhook_fleet::plan::{Now, Plan, plan};
 use skyhook_fleet::session::{Held, Session};
 use skyhook_fleet::settings::Settings;
@@ -59,8 +62,9 @@ proptest! {
         prop_assert_eq!(counted.used_in_all(), ledger::used_in_all(&index));
         for skyhook in index.picture().skyhooks().values() {
             prop_assert_eq!(counted.used(skyhook), ledger::used(&index, skyhook));
-            for extra in [0, 1] {
-                let code = counted.refusal(skyhook, extra).map(|reason| reason.code);
+            // Compartments of policies are counted by the guard.
+            for extra in [0, 1].into_iter().filter(|_| skyhook.spec.deployment_policy.is_empty()) {
+                let code = counted.refusal(skyhook, Place::default(), extra).map(|reason| reason.code);
                 prop_assert_eq!(code, ledger::refusal(&index, cap, skyhook, extra));
             }
         }
@@ -81,6 +85,27 @@ proptest! {
         let settings = settings(&picture);
         let index = index(&picture);
         prop_assert_eq!(decide(&index, &settings, 0), decide(&index, &settings, 0));
+    }
+
+    /// A number that a node gets is greater than every one that nodes have, unless it is the node's own, or its batch gives it.
+    #[test]
+    fn no_number_is_given_twice(picture in a_picture()) {
+        let settings = settings(&picture);
+        let index = index(&picture);
+        let mut given = BTreeSet::new();
+        for effect in decide(&index, &settings, 0).effects {
+            let Effect::ReserveLease { node, spec } = effect else {
+                continue;
+            };
+            let skyhook = spec.skyhook.name.clone();
+            let own = orders::kept(&index, &node, &skyhook);
+            prop_assert!(own.is_none() || own == spec.order, "{node}: {own:?}, not {:?}", spec.order);
+            if own.is_none() && spec.batch.is_none() {
+                let greatest = orders::all(&index, &skyhook).into_iter().max();
+                prop_assert!(spec.order > greatest, "{node}: {:?} after {greatest:?}", spec.order);
+                prop_assert!(given.insert((skyhook, spec.order)), "{node}: {:?} is given twice", spec.order);
+            }
+        }
     }
 
     #[test]

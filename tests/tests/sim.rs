@@ -32,6 +32,7 @@ const AT_LEAST: u64 = 2000;
 /// Seeds of fleets, and of small clusters in which some things never get well, that are played each time.
 const FLEETS: u64 = 2;
 const FORSAKEN: u64 = 40;
+const PACED: u64 = 60;
 /// Lines of the trace of a seed that fails; `SIM_SEED` shows all.
 const LINES: usize = 400;
 
@@ -151,6 +152,7 @@ fn seeds() {
             Ok("Fleet") => Shape::Fleet,
             Ok("Forsaken") => Shape::Forsaken,
             Ok("Slow") => Shape::Slow,
+            Ok("Paced") => Shape::Paced,
             Ok(_) | Err(_) => Shape::Small,
         };
         let runtime = sim::runtime().expect("a runtime without I/O can be built");
@@ -169,6 +171,13 @@ fn fleets() {
     let started = Instant::now();
     let sums = sums(Shape::Fleet, FLEETS, FLEETS, Duration::ZERO);
     report(Shape::Fleet, &sums, started.elapsed().as_secs_f64());
+}
+
+#[test]
+fn policies_that_come_and_go() {
+    let started = Instant::now();
+    let sums = sums(Shape::Paced, PACED, PACED, Duration::ZERO);
+    report(Shape::Paced, &sums, started.elapsed().as_secs_f64());
 }
 
 #[test]

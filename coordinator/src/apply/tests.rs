@@ -4,11 +4,13 @@ use std::sync::{Arc, Mutex};
 
 use http::{Request, Response};
 use kube::client::Body;
-use skyhook_crds::lease::SkyhookRef;
+use skyhook_crds::lease::{BatchRef, SkyhookRef};
 use skyhook_crds::stage::Status;
 use skyhook_fleet::plan::cause::Cause;
 
 use super::*;
+
+mod rollouts;
 
 /// Requests that were made: method and path, and the body.
 type Asked = Arc<Mutex<Vec<(String, Value)>>>;
@@ -143,14 +145,27 @@ async fn the_first_of_two_writes_to_a_node_counts_if_the_second_one_fails() {
 }
 
 #[tokio::test]
-async fn a_lease_is_labelled_with_its_skyhook_and_its_compartment() {
-    for (compartment, want) in [
+async fn a_lease_is_labelled_with_its_skyhook_its_compartment_and_its_batch() {
+    for (compartment, batch, want) in [
         (
             "gpu",
+            None,
             json!({ "skyhook.nvidia.com/name": "s", "skyhook.nvidia.com/compartment": "gpu" }),
         ),
+        (
+            "gpu",
+            Some(12),
+            json!({
+                "skyhook.nvidia.com/name": "s", "skyhook.nvidia.com/compartment": "gpu",
+                "skyhook.nvidia.com/batch": "12",
+            }),
+        ),
         // Not a valid value of a label.
-        ("__default__", json!({ "skyhook.nvidia.com/name": "s" })),
+        (
+            "__default__",
+            None,
+            json!({ "skyhook.nvidia.com/name": "s" }),
+        ),
     ] {
         let spec = InterruptionLeaseSpec {
             skyhook: SkyhookRef {
@@ -159,6 +174,10 @@ async fn a_lease_is_labelled_with_its_skyhook_and_its_compartment() {
                 generation: 1,
             },
             compartment: compartment.into(),
+            batch: batch.map(|number| BatchRef {
+                state: "state".into(),
+                number,
+            }),
             ..InterruptionLeaseSpec::default()
         };
         let (applier, asked) = answering(Vec::new());

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use kube::CustomResourceExt as _;
-use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook};
+use skyhook_crds::{DeploymentPolicy, InterruptionLease, RolloutState, Skyhook};
 
 fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Skyhook::crd(),
         DeploymentPolicy::crd(),
         InterruptionLease::crd(),
+        RolloutState::crd(),
     ] {
         let plural = &crd.spec.names.plural;
         let path = PathBuf::from(folder).join(format!("{}_{plural}.yaml", crd.spec.group));

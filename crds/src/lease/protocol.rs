@@ -57,6 +57,7 @@ pub fn agent_duty(lease: &InterruptionLease, node_uid: &str) -> AgentDuty {
                 | StopReason::Deleted
                 | StopReason::Edited
                 | StopReason::DrainTimedOut
+                | StopReason::AgentTooOld
                 | StopReason::Unknown),
             ) => AgentDuty::Stop(reason),
         },
@@ -67,6 +68,19 @@ pub fn agent_duty(lease: &InterruptionLease, node_uid: &str) -> AgentDuty {
 #[must_use]
 pub fn phase(lease: &InterruptionLease) -> Option<Phase> {
     lease.status.as_ref().and_then(|status| status.phase)
+}
+
+/// The form that an agent has to know for this lease, with a revision of the form `revision`.
+#[must_use]
+pub fn form(lease: &InterruptionLease, revision: i32) -> i32 {
+    lease.spec.format.max(revision)
+}
+
+/// True when the agent that works on the lease knows less than the lease needs: it does nothing under it.
+#[must_use]
+pub fn is_agent_too_old(lease: &InterruptionLease, revision: i32) -> bool {
+    let status = lease.status.as_ref();
+    status.is_some_and(|status| status.phase.is_some() && status.format < form(lease, revision))
 }
 
 /// True once an agent has taken the lease.
@@ -138,7 +152,8 @@ pub fn may_retract_drained(lease: &InterruptionLease) -> bool {
     match phase(lease) {
         None
         | Some(Phase::Accepted | Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => true,
-        Some(Phase::Running | Phase::Complete | Phase::Stopped) => false,
+        // An agent of a later version may be at anything.
+        Some(Phase::Running | Phase::Complete | Phase::Stopped | Phase::Unknown) => false,
     }
 }
 
@@ -158,7 +173,7 @@ pub fn wants_drain(lease: &InterruptionLease) -> bool {
         .unwrap_or(false);
     let open = match phase(lease) {
         Some(Phase::Accepted | Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => true,
-        None | Some(Phase::Running | Phase::Complete | Phase::Stopped) => false,
+        None | Some(Phase::Running | Phase::Complete | Phase::Stopped | Phase::Unknown) => false,
     };
     asked && open && lease.spec.stop.is_none() && lease.metadata.deletion_timestamp.is_none()
 }
@@ -220,6 +235,8 @@ pub enum ReleaseReason {
     /// A live GET showed that the Node with that UID is gone.
     NodeGone,
     Forced,
+    /// The agent was too old for the lease and did nothing under it.
+    NothingDone,
 }
 
 /// Whether the finalizer of `lease` may be removed. `node` is `None` only when a live GET showed that no Node with
@@ -242,6 +259,10 @@ pub fn release_reason(
         == Some(uid)
     {
         return Some(ReleaseReason::Forced);
+    }
+    let stop = lease.spec.stop.as_ref().map(|stop| stop.reason);
+    if phase(lease) == Some(Phase::Stopped) && stop == Some(StopReason::AgentTooOld) {
+        return Some(ReleaseReason::NothingDone);
     }
     match node {
         None => Some(ReleaseReason::NodeGone),

@@ -14,6 +14,7 @@ fn package(name: &str, version: &str) -> Package {
 
 fn data<const N: usize>(packages: [&Package; N]) -> RevisionData {
     RevisionData {
+        format: 0,
         packages: packages
             .into_iter()
             .map(|p| (p.name.clone(), p.clone()))
@@ -249,4 +250,24 @@ fn interrupts_that_nvidia_skyhook_left_undone() {
         assert_eq!(left.get("aa"), want, "{name}");
         assert_eq!(left.len(), usize::from(want.is_some()), "{name}");
     }
+}
+
+#[test]
+fn a_revision_of_a_newer_form_keeps_its_form_alone() {
+    let package = package("a", "1");
+    let known = data([&package]);
+    let mut later = serde_json::to_value(&known).unwrap();
+    assert_eq!(later.get("format"), None, "names of revisions stay");
+    assert_eq!(RevisionData::read(later.clone()).unwrap(), known);
+    later["format"] = 2.into();
+    later["packages"] = serde_json::json!([{ "another": "form" }]);
+    let read = RevisionData::read(later).unwrap();
+    assert!(read.is_newer());
+    let want = RevisionData {
+        format: 2,
+        ..RevisionData::default()
+    };
+    assert_eq!(read, want);
+    let broken = serde_json::json!({ "packages": 1 });
+    assert!(RevisionData::read(broken).is_err());
 }

@@ -47,7 +47,9 @@ impl Labels {
         selector.0.iter().all(|wanted| self.meet(wanted))
     }
 
-    fn meet(&self, wanted: &Expression) -> bool {
+    /// True when the labels meet an expression of a selector.
+    #[must_use]
+    pub fn meet(&self, wanted: &Expression) -> bool {
         match wanted {
             Expression::In(key, values) => self.get(key).is_some_and(|v| values.contains(v)),
             Expression::NotIn(key, values) => self.get(key).is_none_or(|v| !values.contains(v)),

@@ -1,9 +1,14 @@
-//! What decisions need of a revision.
+//! What decisions need of revisions, policies and the states of roll-outs.
 
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use skyhook_crds::DeploymentPolicySpec;
+use skyhook_crds::policy::CheckedPolicy;
 use skyhook_crds::revision::RevisionData;
+use skyhook_crds::rollout::{self, RolloutStateSpec};
+
+use super::{WirePolicy, WireRollout};
 
 /// A revision.
 #[derive(Clone, Debug)]
@@ -36,8 +41,77 @@ impl RevisionFact {
             number: object.revision,
             data: object
                 .data
-                .and_then(|data| serde_json::from_value(data.0).ok())
+                .and_then(|data| RevisionData::read(data.0).ok())
                 .map(Arc::new),
+        }
+    }
+}
+
+/// A DeploymentPolicy.
+#[derive(Clone, Debug)]
+pub struct PolicyFact {
+    pub name: String,
+    pub spec: Result<DeploymentPolicySpec, String>,
+    /// The checked spec, or everything that is wrong with it.
+    pub checked: Result<Arc<CheckedPolicy>, String>,
+}
+
+impl PolicyFact {
+    /// The slim copy of a DeploymentPolicy.
+    #[must_use]
+    pub fn new(object: WirePolicy) -> Self {
+        let spec: Result<DeploymentPolicySpec, String> =
+            serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
+        let checked = spec.as_ref().map_err(Clone::clone).and_then(|spec| {
+            let checked = spec.check().map_err(|errors| errors.to_string())?;
+            Ok(Arc::new(checked))
+        });
+        Self {
+            name: object.metadata.name.unwrap_or_default(),
+            spec,
+            checked,
+        }
+    }
+}
+
+/// Where a roll-out in batches stands.
+#[derive(Clone, Debug)]
+pub struct RolloutFact {
+    /// Name of the Skyhook that it is about.
+    pub name: String,
+    pub uid: String,
+    pub resource_version: String,
+    /// UID of the Skyhook that owns it.
+    pub owner: String,
+    /// The state, or why it cannot be used: a newer version wrote it, or it cannot be read. It is not written over then.
+    pub spec: Result<Arc<RolloutStateSpec>, String>,
+}
+
+impl RolloutFact {
+    /// The slim copy of a `RolloutState`.
+    #[must_use]
+    pub fn new(object: WireRollout) -> Self {
+        let owners = object.metadata.owner_references.unwrap_or_default();
+        let owner = owners.into_iter().find(|owner| owner.kind == "Skyhook");
+        let format = object
+            .spec
+            .get("format")
+            .and_then(serde_json::Value::as_i64);
+        let spec = match format {
+            Some(format) if format > i64::from(rollout::FORMAT) => Err(format!(
+                "a newer version wrote it (form {format}, this one knows {}): upgrade the coordinator",
+                rollout::FORMAT
+            )),
+            Some(_) | None => serde_json::from_value(object.spec)
+                .map(Arc::new)
+                .map_err(|e| format!("spec cannot be read: {e}")),
+        };
+        Self {
+            name: object.metadata.name.unwrap_or_default(),
+            uid: object.metadata.uid.unwrap_or_default(),
+            resource_version: object.metadata.resource_version.unwrap_or_default(),
+            owner: owner.map(|owner| owner.uid).unwrap_or_default(),
+            spec,
         }
     }
 }

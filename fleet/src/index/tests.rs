@@ -21,7 +21,7 @@ fn lease(uid: &str) -> Change {
 
 fn synced() -> Index {
     let mut index = Index::default();
-    for kind in Kind::ALL {
+    for kind in Kind::NEEDED {
         index.apply(Change::Synced(kind), Mono::ZERO);
     }
     index
@@ -97,6 +97,7 @@ fn a_write_is_settled_when_the_watch_has_moved_on() {
     let grant = Effect::GrantLease {
         node: "n".into(),
         at,
+        batch: None,
     };
     index.is_done(&grant, None, Mono::ZERO);
     assert!(index.is_unsettled(&target));
@@ -153,4 +154,19 @@ fn a_lease_stays_whose_node_turns_out_to_be_there() {
     assert!(!index.is_unsettled(&target), "it was not deleted");
     index.is_done(&release, None, Mono::ZERO);
     assert!(index.is_unsettled(&target), "it was deleted");
+}
+
+#[test]
+fn a_state_that_was_deleted_does_not_come_back_with_the_answer_to_a_write() {
+    let state = |version: &str| {
+        let state = serde_json::json!({
+            "metadata": { "name": "s", "uid": "u", "resourceVersion": version }, "spec": {},
+        });
+        Change::Rollout(Box::new(serde_json::from_value(state).unwrap()))
+    };
+    let mut index = synced();
+    index.apply(state("1"), Mono::ZERO);
+    assert!(!index.has_lost(&state("2")));
+    index.apply(Change::RolloutGone("s".into()), Mono::ZERO);
+    assert!(index.has_lost(&state("2")));
 }

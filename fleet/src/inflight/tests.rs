@@ -46,6 +46,7 @@ fn grant(uid: &str, version: &str) -> Effect {
     Effect::GrantLease {
         node: "n".into(),
         at: as_of(uid, version),
+        batch: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Says for every field of every fact whether a decision may depend on it. The functions name every field: the code
 //! does not compile before a new field is decided on as well.
 
-use crate::facts::{LeaseFact, NodeFact, RevisionFact, SkyhookFact};
+use crate::facts::{LeaseFact, NodeFact, PolicyFact, RevisionFact, RolloutFact, SkyhookFact};
 
 /// True when a decision may depend on the difference between the two Nodes. A heartbeat of the kubelet changes only the
 /// resource version. The resource version does not count: it is read only to guard a write, and every write is decided
@@ -10,6 +10,10 @@ pub(super) fn node_differs(held: &NodeFact, new: &NodeFact) -> bool {
     let NodeFact {
         name: _,
         uid,
+        // Computed from the UID.
+        member: _,
+        // It never changes while the UID stays.
+        created: _,
         resource_version: _,
         labels,
         annotations,
@@ -73,6 +77,7 @@ pub(super) fn lease_differs(held: &LeaseFact, new: &LeaseFact) -> bool {
         resource_version,
         // Objects with the same UID and resource version are equal.
         forced: _,
+        member: _,
         lease: _,
     } = new;
     held.uid != *uid || held.resource_version != *resource_version
@@ -88,6 +93,30 @@ pub(super) fn revision_differs(held: &RevisionFact, new: &RevisionFact) -> bool 
         owner: _,
         number: _,
         data: _,
+    } = new;
+    held.uid != *uid || held.resource_version != *resource_version
+}
+
+/// True when a decision may depend on the difference between the two policies.
+pub(super) fn policy_differs(held: &PolicyFact, new: &PolicyFact) -> bool {
+    let PolicyFact {
+        name: _,
+        spec,
+        // Computed from the spec.
+        checked: _,
+    } = new;
+    held.spec != *spec
+}
+
+/// True unless it is the same version of the same object.
+pub(super) fn rollout_differs(held: &RolloutFact, new: &RolloutFact) -> bool {
+    let RolloutFact {
+        name: _,
+        uid,
+        resource_version,
+        // Objects with the same UID and resource version are equal.
+        owner: _,
+        spec: _,
     } = new;
     held.uid != *uid || held.resource_version != *resource_version
 }

@@ -8,19 +8,38 @@ use crate::facts::LeaseFact;
 /// Leases by the UID of their Skyhook.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    readable: BTreeMap<String, usize>,
+    readable: BTreeMap<String, OfSkyhook>,
     /// Leases that cannot be decoded. Their Skyhook is not known, so they count against every Skyhook.
     unreadable: usize,
 }
 
+/// Leases of one Skyhook.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct OfSkyhook {
+    leases: usize,
+    /// How many leases have each `SKYHOOK_NODE_ORDER`.
+    orders: BTreeMap<i64, usize>,
+    /// How many leases name each compartment.
+    compartments: BTreeMap<String, usize>,
+}
+
 impl Tally {
     pub(super) fn comes(&mut self, lease: &LeaseFact) {
-        match lease.skyhook_uid() {
-            None => self.unreadable += 1,
-            Some(uid) => match self.readable.get_mut(uid) {
-                Some(leases) => *leases += 1,
-                None => drop(self.readable.insert(uid.to_owned(), 1)),
-            },
+        let Some(uid) = lease.skyhook_uid() else {
+            self.unreadable += 1;
+            return;
+        };
+        if !self.readable.contains_key(uid) {
+            self.readable.insert(uid.to_owned(), OfSkyhook::default());
+        }
+        if let Some(of) = self.readable.get_mut(uid) {
+            of.leases += 1;
+            if let Some(order) = order(lease) {
+                *of.orders.entry(order).or_default() += 1;
+            }
+            if let Some(compartment) = compartment(lease) {
+                *of.compartments.entry(compartment.to_owned()).or_default() += 1;
+            }
         }
     }
 
@@ -29,19 +48,52 @@ impl Tally {
             self.unreadable = self.unreadable.saturating_sub(1);
             return;
         };
-        if let Some(leases) = self.readable.get_mut(uid) {
+        let Some(of) = self.readable.get_mut(uid) else {
+            return;
+        };
+        of.leases = of.leases.saturating_sub(1);
+        if let Some(order) = order(lease)
+            && let Some(leases) = of.orders.get_mut(&order)
+        {
             *leases = leases.saturating_sub(1);
             if *leases == 0 {
-                self.readable.remove(uid);
+                of.orders.remove(&order);
             }
         }
+        if let Some(compartment) = compartment(lease)
+            && let Some(leases) = of.compartments.get_mut(compartment)
+        {
+            *leases = leases.saturating_sub(1);
+            if *leases == 0 {
+                of.compartments.remove(compartment);
+            }
+        }
+        if of.leases == 0 {
+            self.readable.remove(uid);
+        }
+    }
+
+    /// Leases of a Skyhook that name a compartment, and those that cannot be decoded.
+    #[must_use]
+    pub fn counting_in(&self, skyhook_uid: &str, compartment: &str) -> usize {
+        let of = self.readable.get(skyhook_uid);
+        let readable = of.and_then(|of| of.compartments.get(compartment).copied());
+        readable.unwrap_or_default() + self.unreadable
     }
 
     /// Leases that count against the budget of a Skyhook.
     #[must_use]
     pub fn counting_against(&self, skyhook_uid: &str) -> usize {
-        let readable = self.readable.get(skyhook_uid).copied();
+        let readable = self.readable.get(skyhook_uid).map(|of| of.leases);
         readable.unwrap_or_default() + self.unreadable
+    }
+
+    /// Leases of a Skyhook with this `SKYHOOK_NODE_ORDER`.
+    #[must_use]
+    pub fn with_order(&self, skyhook_uid: &str, order: i64) -> usize {
+        let of = self.readable.get(skyhook_uid);
+        of.and_then(|of| of.orders.get(&order).copied())
+            .unwrap_or_default()
     }
 
     /// Counts leases anew.
@@ -53,4 +105,14 @@ impl Tally {
         }
         tally
     }
+}
+
+/// The compartment that the lease names.
+fn compartment(lease: &LeaseFact) -> Option<&str> {
+    let compartment = lease.lease.as_ref().ok()?.spec.compartment.as_str();
+    (!compartment.is_empty()).then_some(compartment)
+}
+
+fn order(lease: &LeaseFact) -> Option<i64> {
+    lease.lease.as_ref().ok()?.spec.order
 }

@@ -1,32 +1,20 @@
 //! Decides which nodes get a lease now, by the budgets and by the order of the nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::Stamp;
-use skyhook_crds::lease::{InterruptionLeaseSpec, NodeRef, SkyhookRef};
+use skyhook_crds::lease::{BatchRef, InterruptionLeaseSpec, NodeRef, SkyhookRef};
 use skyhook_crds::revision;
 
 use super::ledger::Ledger;
+use super::pacing::Place;
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::{Draft, View};
+use super::{Draft, View, node_order};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
-
-/// The compartment of a Skyhook without a DeploymentPolicy.
-pub const DEFAULT_COMPARTMENT: &str = "__default__";
-
-/// Slots that a Skyhook's own budget gives for its selected nodes.
-#[must_use]
-pub fn slots(skyhook: &SkyhookFact, selected: usize) -> usize {
-    skyhook
-        .spec
-        .interruption_budget
-        .as_ref()
-        .map_or(selected, |budget| budget.slots(selected))
-}
 
 /// Reserves leases for eligible nodes, and notes why the others wait. Nodes are visited only while there are free
 /// slots.
@@ -42,9 +30,23 @@ pub(super) fn nodes<'a>(
             continue;
         }
         row.closed = inactive(view, row.skyhook).map(Standing::Waiting);
+        if let Some(batches) = row.batches.take() {
+            // Nodes of compartments with batches are leased by the state of the roll-out alone.
+            let paced = row.pacing.all();
+            let paced = paced.filter(|(place, _)| row.pacing.pace(*place).is_some());
+            let closed: BTreeMap<Place, Standing> = paced
+                .map(|(place, _)| (place, batches.standing(row, place)))
+                .collect();
+            row.closed_at.extend(closed);
+            let parked = batches.parks().cloned().map(Standing::Blocked);
+            row.closed = row.closed.take().or(parked);
+            row.batches = Some(batches);
+        }
+        // Members of open batches come first: a batch that is begun ends before anything else is begun.
+        members(view, row, order, ledger, draft);
         for rank in Rank::ALL {
             for (name, id) in order {
-                if row.closed.is_some() {
+                if row.closed.is_some() || row.is_closed() {
                     break;
                 }
                 if rank.holds(view, row, name, *id)
@@ -54,17 +56,51 @@ pub(super) fn nodes<'a>(
                 }
             }
         }
-        keep_cordons(row, order, ledger);
+        keep_cordons(view, row, order, ledger);
     }
 }
 
-/// Decides which waiting nodes keep their cordon, of those on which work has begun. As many as the budget has free
-/// slots keep it, the first by name. The others are uncordoned until their turn comes. There are such others when the
-/// budget is lowered during a roll-out.
-fn keep_cordons(row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
-    let mut room = ledger.room(row.skyhook);
-    for (_, id) in order {
-        if room == 0 {
+/// Reserves leases for the members of open batches.
+fn members<'a>(
+    view: &View<'a>,
+    row: &mut Row<'a>,
+    order: &Order<'_>,
+    ledger: &mut Ledger<'a>,
+    draft: &mut Draft<'_>,
+) {
+    let reservable = match &row.batches {
+        Some(batches) if row.closed.is_none() => &batches.reservable,
+        Some(_) | None => return,
+    };
+    // In the order in which they were picked.
+    let picked = reservable.iter().map(|(name, at)| (*at, name.clone()));
+    let picked: BTreeSet<((i64, i64), String)> = picked.collect();
+    for (_, name) in picked {
+        let at = order.binary_search_by(|(one, _)| (*one).cmp(&name));
+        let id = at.ok().map(|at| order[at].1);
+        if let (Some(id), Some(node)) = (id, view.picture.nodes().get(&name)) {
+            admit(view, row, node, id, ledger, draft);
+        }
+    }
+}
+
+/// Decides which waiting nodes keep their cordon, of those on which work has begun. In a compartment with batches these are
+/// the members of the open batch. In any other, as many as the budget has free slots keep it, the first by name. The
+/// others are uncordoned until their turn comes. There are such others when the budget is lowered during a roll-out.
+fn keep_cordons(view: &View<'_>, row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
+    let places = row.pacing.all();
+    let mut room: BTreeMap<Place, usize> = places
+        .map(|(place, _)| (place, ledger.room(row.skyhook, place)))
+        .filter(|(_, room)| *room > 0)
+        .collect();
+    let state = row.batches.as_ref().and_then(|all| all.state.clone());
+    let states = state.iter().flat_map(|state| state.compartments.values());
+    let open = states.filter(|state| state.is_open());
+    let members: BTreeSet<&str> = open
+        .flat_map(|state| state.members.iter().map(String::as_str))
+        .collect();
+    for (name, id) in order {
+        if room.is_empty() {
             break;
         }
         if !row.cell(*id).is_some_and(|cell| cell.started) {
@@ -76,11 +112,24 @@ fn keep_cordons(row: &mut Row<'_>, order: &Order<'_>, ledger: &Ledger<'_>) {
         if !reason.code.ends_by_itself() {
             continue;
         }
+        let place = row.pacing.place(*id);
+        if row.pacing.pace(place).is_some() {
+            let node = view.picture.nodes().get(*name);
+            if !node.is_some_and(|node| members.contains(node.member.as_str())) {
+                continue;
+            }
+        }
         let message = format!("{} (stays cordoned)", reason.message);
         let kept = Standing::Waiting(Reason::new(reason.code, message));
+        let Some(left) = room.get_mut(&place) else {
+            continue;
+        };
+        *left -= 1;
+        if *left == 0 {
+            room.remove(&place);
+        }
         row.admitted.insert(*id, kept);
         row.kept.insert(*id);
-        room -= 1;
     }
 }
 
@@ -93,14 +142,47 @@ fn admit<'a>(
     ledger: &mut Ledger<'a>,
     draft: &mut Draft<'_>,
 ) {
-    if let Some(reason) = ledger.refusal(row.skyhook, 1) {
-        row.closed = Some(Standing::Waiting(reason));
+    let batch = row
+        .batches
+        .as_ref()
+        .and_then(|all| all.batch_of(&node.name));
+    // A member of a batch takes a slot in the compartment of its batch, and in the one that it is in now.
+    let places = match &batch {
+        Some(batch) => row.pacing.places_of(&batch.compartment, id),
+        None => [row.pacing.place(id); 2],
+    };
+    let mut refusals = places
+        .iter()
+        .filter_map(|place| ledger.refusal(row.skyhook, *place, 1));
+    if let Some(reason) = refusals.next() {
+        let waits = Standing::Waiting(reason);
+        if batch.is_some() {
+            row.admitted.insert(id, waits);
+        } else {
+            row.closed_at.insert(places[0], waits);
+        }
         return;
     }
+    let record = node.record(&row.skyhook.name);
+    let order = node_order::kept(record).or(batch.as_ref().map(|batch| batch.order));
+    let order = order.unwrap_or(row.next_order);
+    let part = match batch {
+        Some(batch) => Part {
+            compartment: batch.compartment,
+            batch: Some(batch.batch),
+            order,
+        },
+        None => Part {
+            compartment: row.pacing.name(places[0]).to_owned(),
+            batch: None,
+            order,
+        },
+    };
     let standing = if let Some(reason) = ledger.control_plane_refusal(node) {
         Standing::Waiting(reason)
-    } else if reserve(view, row.skyhook, node, draft) {
-        ledger.reserve(node, row.skyhook);
+    } else if reserve(view, row, node, part, draft) {
+        row.next_order = row.next_order.max(order.saturating_add(1));
+        ledger.reserve(node, row.skyhook, places);
         Standing::Leased
     } else if view
         .inflight
@@ -135,9 +217,12 @@ impl Rank {
         let cell = row.cell(id);
         let cell = cell.filter(|cell| cell.standing == Some(Standing::Eligible));
         cell.is_some_and(|cell| {
+            if row.admitted.contains_key(&id) || row.closed_at.contains_key(&row.pacing.place(id)) {
+                return false;
+            }
             let rank = if view.settings.node_name.as_deref() == Some(name) {
                 Self::Own
-            } else if cell.started {
+            } else if cell.goes_on() {
                 Self::Started
             } else {
                 Self::Others
@@ -148,7 +233,7 @@ impl Rank {
 }
 
 /// Why no node at all gets a lease for the Skyhook now; `None` if nodes may get one.
-fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+pub(super) fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     if skyhook.is_paused() {
         return Some(Reason::new(ReasonCode::Paused, "the Skyhook is paused"));
     }
@@ -190,12 +275,28 @@ pub fn is_overtaken(view: &View<'_>, node: &NodeFact, skyhook: &str, revision: &
         .is_some_and(|(recorded, wanted)| recorded > wanted)
 }
 
-fn is_behind(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+pub(super) fn is_behind(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
     let checked = skyhook.checked.as_ref();
     checked.is_ok_and(|checked| is_overtaken(view, node, &skyhook.name, &checked.revision))
 }
 
-fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut Draft<'_>) -> bool {
+/// The part of a roll-out that a lease is for.
+struct Part {
+    /// That of its batch, or the one that its node is in now.
+    compartment: String,
+    batch: Option<BatchRef>,
+    /// `SKYHOOK_NODE_ORDER`.
+    order: i64,
+}
+
+fn reserve(
+    view: &View<'_>,
+    row: &Row<'_>,
+    node: &NodeFact,
+    part: Part,
+    draft: &mut Draft<'_>,
+) -> bool {
+    let skyhook = row.skyhook;
     let Ok(checked) = &skyhook.checked else {
         return false;
     };
@@ -229,7 +330,9 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
             installed: installed.clone(),
             stamp: record.stamp.clone(),
             interrupts_left,
-            compartment: DEFAULT_COMPARTMENT.to_owned(),
+            compartment: part.compartment,
+            order: Some(part.order),
+            batch: part.batch,
             ..InterruptionLeaseSpec::default()
         }),
     }) && !view.picture.leases().contains_key(&node.name)
@@ -240,13 +343,15 @@ fn reserve(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, draft: &mut 
 pub(super) fn excess<'a>(
     view: &View<'a>,
     rows: &[Row<'_>],
+    order: &Order<'_>,
     ledger: &Ledger<'_>,
 ) -> Vec<&'a LeaseFact> {
     let mut excess = control_plane_excess(view, ledger);
-    let mut over: BTreeMap<&str, usize> = rows
+    let mut over: BTreeMap<&str, (&Row<'_>, Vec<usize>)> = rows
         .iter()
-        .map(|row| (row.skyhook.uid.as_str(), ledger.over_budget(row.skyhook)))
-        .filter(|(_, over)| *over > 0)
+        .map(|row| (row, ledger.over_budget(row.skyhook)))
+        .filter(|(_, over)| over.iter().any(|over| *over > 0))
+        .map(|(row, over)| (row.skyhook.uid.as_str(), (row, over)))
         .collect();
     if over.is_empty() && ledger.over_cap() == 0 {
         return excess;
@@ -255,19 +360,44 @@ pub(super) fn excess<'a>(
     let all = view.picture.leases().values().filter(is_meant);
     let mut others = Vec::new();
     for fact in youngest_reserved(all) {
-        let left = fact.skyhook_uid().and_then(|uid| over.get_mut(uid));
-        match left.filter(|left| **left > 0) {
-            Some(left) => {
-                *left -= 1;
-                excess.push(fact);
+        let row = fact.skyhook_uid().and_then(|uid| over.get_mut(uid));
+        let is_too_many = row.is_some_and(|(row, over)| {
+            let places = places_of(row, order, fact);
+            let is_over = places.iter().any(|place| over.get(place.0) > Some(&0));
+            for place in places
+                .into_iter()
+                .filter(|_| is_over)
+                .collect::<BTreeSet<_>>()
+            {
+                if let Some(over) = over.get_mut(place.0) {
+                    *over = over.saturating_sub(1);
+                }
             }
-            None => others.push(fact),
+            is_over
+        });
+        if is_too_many {
+            excess.push(fact);
+        } else {
+            others.push(fact);
         }
     }
     // Leases that are withdrawn for a Skyhook's own budget make room in the cluster-wide budget as well.
     let more = ledger.over_cap().saturating_sub(excess.len());
     excess.extend(others.into_iter().take(more));
     excess
+}
+
+/// The places in which a lease takes a slot.
+fn places_of(row: &Row<'_>, order: &Order<'_>, fact: &LeaseFact) -> [Place; 2] {
+    let compartment = fact
+        .lease
+        .as_ref()
+        .map(|lease| lease.spec.compartment.as_str());
+    let compartment = compartment.unwrap_or_default();
+    match order.binary_search_by(|(name, _)| (*name).cmp(&fact.node)) {
+        Ok(at) => row.pacing.places_of(compartment, order[at].1),
+        Err(_) => row.pacing.places_without_node(compartment),
+    }
 }
 
 /// Reserved leases of control-plane nodes that have to be withdrawn, when several of these nodes have leases: all of

@@ -39,7 +39,10 @@ pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut D
 fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
     let mut leases = view.picture.leases().values();
     let lease = leases.any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
-    let creating = view.inflight.creates().any(|(_, uid)| uid == skyhook.uid);
+    let creating = view
+        .inflight
+        .creates()
+        .any(|(_, spec)| spec.skyhook.uid == skyhook.uid);
     let mut nodes = view.picture.nodes().values();
     let cordon = nodes.any(|node| node.cordon.owners.contains_key(&skyhook.name));
     !lease && !creating && !cordon

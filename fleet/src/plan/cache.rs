@@ -11,8 +11,10 @@
 
 use std::collections::BTreeMap;
 
+use skyhook_crds::policy::Matches;
 use skyhook_crds::stage::Status;
 
+use super::node_order::Claim;
 use super::reason::Reason;
 use super::standing::Standing;
 use super::status::StatusKey;
@@ -79,6 +81,10 @@ impl Names {
         number
     }
 
+    pub(super) fn find(&self, text: &str) -> Option<u32> {
+        self.numbers.get(text).copied()
+    }
+
     pub(super) fn text(&self, number: u32) -> &str {
         self.texts.get(number as usize).map_or("", String::as_str)
     }
@@ -117,6 +123,10 @@ pub(super) enum LeaseBits {
         skyhook: u32,
         skyhook_uid: u32,
         compartment: u32,
+        /// `SKYHOOK_NODE_ORDER`.
+        order: Option<i64>,
+        /// It is not granted, and of no batch.
+        waits: bool,
     },
 }
 
@@ -138,8 +148,36 @@ pub(super) struct LeaseKey {
     pub(super) over_budget: bool,
     /// The existing leases fit the budget of its Skyhook and the cluster-wide budget.
     pub(super) fits: bool,
+    pub(super) batch: BatchBits,
+    pub(super) claim: Claim,
     /// Version of the control plane, for a control-plane node; 0 for any other node.
     pub(super) control_plane: u64,
+}
+
+/// What the batches of its Skyhook allow for a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BatchBits {
+    /// It is of no open batch, and it names one or its compartment has batches: an ungranted one is withdrawn.
+    pub(super) is_out: bool,
+    /// Its Skyhook has no batches: an ungranted one that names a batch is withdrawn.
+    pub(super) has_none: bool,
+    pub(super) may_grant: bool,
+    pub(super) may_release: bool,
+}
+
+impl BatchBits {
+    /// For leases that have no part in the batches of a Skyhook.
+    pub(super) const ANY: Self = Self {
+        is_out: false,
+        has_none: false,
+        may_grant: true,
+        may_release: true,
+    };
+    /// For the leases of a Skyhook without batches.
+    pub(super) const NONE: Self = Self {
+        has_none: true,
+        ..Self::ANY
+    };
 }
 
 /// How long a result that asks for no write stays valid.
@@ -189,14 +227,29 @@ pub(super) struct Cell {
     pub(super) parked: bool,
     /// A reboot has undone the recorded result, so the packages have to be applied again.
     pub(super) lost: bool,
+    /// The node has a lease of the Skyhook, and its record says that it is complete all the same.
+    pub(super) complete: bool,
     /// Work on the node has begun for this Skyhook: the Skyhook owns a cordon of the node.
     pub(super) started: bool,
+    /// The last lease of the node ended before the node was complete.
+    pub(super) in_midst: bool,
+    /// One more than the greatest `SKYHOOK_NODE_ORDER` that the node has. It is also set for nodes that are not selected.
+    pub(super) after_order: i64,
+    /// Which compartments' selectors match the node, if its Skyhook has a policy.
+    pub(super) matches: Matches,
     /// The standing may change at this time although nothing else changes.
     pub(super) until: Option<Mono>,
     /// A digest of the facts about the Node and its lease that the Skyhook's status uses. It is also set for nodes that
     /// are not selected.
     pub(super) print: u64,
     pub(super) shown: Option<ShownCell>,
+}
+
+impl Cell {
+    /// True when the node gets a lease before nodes that nothing has been done on.
+    pub(super) const fn goes_on(&self) -> bool {
+        self.started || self.in_midst
+    }
 }
 
 /// What the standing of a node with a Skyhook depends on.

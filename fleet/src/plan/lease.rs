@@ -30,9 +30,11 @@ use std::collections::BTreeSet;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::InterruptionLease;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
+use skyhook_crds::stage::Stage;
 
-use super::cache::{Cache, LeaseBits, LeaseKey, NextWrite};
+use super::cache::{BatchBits, Cache, LeaseBits, LeaseKey, NextWrite};
 use super::ledger::Ledger;
+use super::node_order::{self, Claim};
 use super::reason::Withdrawal;
 use super::scan::{Order, Row};
 use super::{Draft, View, admit, drain, version};
@@ -41,6 +43,7 @@ use crate::facts::{LeaseFact, NodeFact, Record, SkyhookFact};
 
 pub use grant::VERSION;
 pub use result::facts;
+pub(super) use stop::abandoned_at;
 
 /// Decides the next write for every lease. This is decided anew when something that it depends on has changed, and in
 /// every pass while a write is outstanding.
@@ -52,26 +55,40 @@ pub(super) fn carry_on(
     cache: &mut Cache,
     draft: &mut Draft<'_>,
 ) {
-    let excess = admit::excess(view, rows, ledger);
+    let excess = admit::excess(view, rows, order, ledger);
     let excess: BTreeSet<&str> = excess.iter().map(|fact| fact.node.as_str()).collect();
     let control_plane = version_of_control_plane(order, cache);
-    // For the number of each Skyhook's name: the version of its column, and whether all leases fit its budgets.
-    let mut known: Vec<(u64, bool)> = vec![(0, false); cache.names.len()];
+    let claims = node_order::claims(view, order, cache);
+    // For the number of each Skyhook's name: its row, and for each place whether all leases fit.
+    let mut known: Vec<Option<(&Row<'_>, Vec<bool>)>> = Vec::new();
+    known.resize_with(cache.names.len(), || None);
     for row in rows {
-        let number = cache.names.number(&row.skyhook.name) as usize;
-        let fits = ledger.refusal(row.skyhook, 0).is_none();
-        if let Some(known) = known.get_mut(number) {
-            *known = (row.column.version, fits);
+        let places = row.pacing.all();
+        let fits = places.map(|(place, _)| ledger.refusal(row.skyhook, place, 0).is_none());
+        if let Some(number) = cache.names.find(&row.skyhook.name) {
+            known[number as usize] = Some((row, fits.collect()));
         }
     }
     for (name, id) in order {
         let cell = &mut cache.nodes[id.index()];
-        let (row, fits) = match cell.lease {
+        let (row, fits, batch) = match cell.lease {
             None => continue,
-            Some(LeaseBits::Unreadable) => (0, false),
-            Some(LeaseBits::Readable { skyhook, .. }) => {
-                known.get(skyhook as usize).copied().unwrap_or_default()
-            }
+            Some(LeaseBits::Unreadable) => (0, false, BatchBits::default()),
+            Some(LeaseBits::Readable {
+                skyhook,
+                compartment,
+                ..
+            }) => match known.get(skyhook as usize) {
+                Some(Some((row, fits))) => {
+                    let compartment = cache.names.text(compartment);
+                    let places = row.pacing.places_of(compartment, *id);
+                    let fits = places.iter().all(|place| fits.get(place.0) == Some(&true));
+                    let batch = row.batches.as_ref();
+                    let batch = batch.map_or(BatchBits::NONE, |batches| batches.bits(name));
+                    (row.column.version, fits, batch)
+                }
+                Some(None) | None => (0, false, BatchBits::ANY),
+            },
         };
         let key = LeaseKey {
             touched: cell.touched,
@@ -79,6 +96,8 @@ pub(super) fn carry_on(
             revisions: view.picture.revisions_changed(),
             over_budget: !excess.is_empty() && excess.contains(name),
             fits,
+            batch,
+            claim: claims.get(id).copied().unwrap_or_default(),
             control_plane: if cell.control_plane { control_plane } else { 0 },
         };
         let known = cell.next.as_ref().filter(|next| next.key == key);
@@ -88,7 +107,7 @@ pub(super) fn carry_on(
         }
         cache.counted.leases += 1;
         draft.begin_unit();
-        next_write(view, ledger, name, key.over_budget, draft);
+        next_write(view, ledger, name, &key, draft);
         cell.next = draft.end_unit().map(|rest| NextWrite { key, rest });
     }
 }
@@ -122,7 +141,7 @@ enum LeaseState {
     /// The agent has ended, and its result may be recorded now.
     Result,
     /// The agent has ended, and its result cannot be recorded now: the node is not back after a reboot, or the Node is
-    /// stamped for another lease, or a newer version of Skyhook wrote its record.
+    /// stamped for another lease, or a newer version of Skyhook wrote its record or the result.
     Stranded,
     /// The result is on the Node, or an administrator releases the lease by force.
     Recorded,
@@ -139,6 +158,10 @@ struct LeaseCase<'a> {
     node: Option<&'a NodeFact>,
     skyhook: Option<&'a SkyhookFact>,
     over_budget: bool,
+    /// All leases fit the budgets that the lease falls under.
+    fits: bool,
+    batch: BatchBits,
+    claim: Claim,
 }
 
 /// Decides the next write for one lease.
@@ -146,7 +169,7 @@ fn next_write(
     view: &View<'_>,
     ledger: &Ledger<'_>,
     node: &str,
-    over_budget: bool,
+    key: &LeaseKey,
     draft: &mut Draft<'_>,
 ) {
     let Some(fact) = view.picture.leases().get(node) else {
@@ -177,7 +200,10 @@ fn next_write(
         skyhook: skyhooks
             .get(&lease.spec.skyhook.name)
             .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid),
-        over_budget,
+        over_budget: key.over_budget,
+        fits: key.fits,
+        batch: key.batch,
+        claim: key.claim,
     };
     case.write_next(draft);
 }
@@ -209,6 +235,13 @@ impl LeaseCase<'_> {
         stamp.is_none_or(|stamp| stamp.granted == self.fact.uid)
     }
 
+    /// True when every stage in the agent's report is known here. A newer agent may report others. They cannot be written
+    /// to the Node.
+    fn is_known(&self) -> bool {
+        let mut packages = self.lease.status.iter().flat_map(|status| &status.packages);
+        packages.all(|(_, report)| report.stage != Stage::Unknown)
+    }
+
     fn state(&self) -> LeaseState {
         if !protocol::is_accepted(self.lease) {
             if let Some(why) = self.reason_to_withdraw() {
@@ -234,7 +267,9 @@ impl LeaseCase<'_> {
         let newer = record.stamp.as_ref().is_some_and(Stamp::is_newer);
         match protocol::result_duty(self.lease, &facts) {
             ResultDuty::NotYet => LeaseState::Working,
-            ResultDuty::Take if self.is_current_on(node) && !newer => LeaseState::Result,
+            ResultDuty::Take if self.is_current_on(node) && !newer && self.is_known() => {
+                LeaseState::Result
+            }
             ResultDuty::Take | ResultDuty::AwaitBoot | ResultDuty::AwaitReady => {
                 LeaseState::Stranded
             }
@@ -260,10 +295,12 @@ impl LeaseCase<'_> {
             }
             LeaseState::Result => self.take_result(draft),
             LeaseState::Stranded => {
-                if self.view.picture.is_given_up(self.lease) {
+                if self.view.picture.is_given_up(self.lease) && self.batch.may_release {
                     self.abandon(draft);
                 }
             }
+            // A failure must be kept in the state of the roll-out before the lease goes.
+            LeaseState::Recorded | LeaseState::NodeGone if !self.batch.may_release => {}
             LeaseState::Recorded => release(self.fact, draft),
             LeaseState::NodeGone => {
                 draft.push(Effect::ReleaseLeaseOfGoneNode {

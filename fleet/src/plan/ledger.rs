@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::admit::{DEFAULT_COMPARTMENT, slots};
 use super::cache::{Cache, LeaseBits};
+use super::pacing::{Pacing, Place};
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::{View, in_order, scan};
 use crate::facts::{NodeFact, SkyhookFact};
+use crate::picture::NodeId;
 
 /// The slots in use. Every lease counts, granted or not. A lease that this process is creating counts until the watch
 /// delivers it.
@@ -17,14 +18,32 @@ use crate::facts::{NodeFact, SkyhookFact};
 pub struct Ledger<'a> {
     /// How many nodes may be worked on at the same time over all Skyhooks; `None` for no limit.
     cap: Option<usize>,
-    /// Leases that exist or are being created, by the UID of their Skyhook, then by compartment.
-    rows: BTreeMap<String, BTreeMap<String, usize>>,
-    /// Leases that cannot be decoded: they count against every Skyhook.
+    /// By UID of the Skyhook.
+    budgets: BTreeMap<&'a str, Budget>,
+    /// Leases that cannot be decoded: they count against every compartment of every Skyhook.
     unreadable: usize,
     total: usize,
-    /// By UID of the Skyhook.
-    selected: BTreeMap<&'a str, Selected>,
     control_plane: ControlPlane<'a>,
+}
+
+/// The slots of one Skyhook.
+#[derive(Debug, Default)]
+struct Budget {
+    selected: Selected,
+    is_paced: bool,
+    /// Leases that exist or are being created.
+    leases: usize,
+    /// By place, see [`Place`].
+    parts: Vec<Part>,
+}
+
+/// The slots of one compartment.
+#[derive(Debug, Default, Clone, Copy)]
+struct Part {
+    ceiling: usize,
+    /// Nodes in the compartment.
+    matched: usize,
+    used: usize,
 }
 
 /// The nodes that a Skyhook selects.
@@ -60,18 +79,19 @@ impl<'a> Ledger<'a> {
         counted::count();
         let mut ledger = Self {
             cap: view.settings.max_concurrent_nodes,
-            rows: BTreeMap::new(),
+            budgets: BTreeMap::new(),
             unreadable: 0,
             total: 0,
-            selected: rows
-                .iter()
-                .map(|row| (row.skyhook.uid.as_str(), row.selected))
-                .collect(),
             control_plane: ControlPlane::default(),
         };
-        // By UID of the Skyhook and compartment, as numbers.
-        let mut counts: BTreeMap<(u32, u32), usize> = BTreeMap::new();
-        let mut last = ((0, 0), 0);
+        let mut budgets: Vec<Budget> = rows.iter().map(Budget::of).collect();
+        // For the number of each Skyhook's UID: the place of its row.
+        let mut places: Vec<Option<usize>> = vec![None; cache.names.len()];
+        for (at, row) in rows.iter().enumerate() {
+            if let Some(number) = cache.names.find(&row.skyhook.uid) {
+                places[number as usize] = Some(at);
+            }
+        }
         for (name, id) in order {
             let node = &cache.nodes[id.index()];
             match node.lease {
@@ -81,13 +101,13 @@ impl<'a> Ledger<'a> {
                     compartment,
                     ..
                 }) => {
-                    // Neighbours mostly belong to the same Skyhook. They are summed up first, which saves look-ups in
-                    // the map.
-                    if last.0 == (skyhook_uid, compartment) {
-                        last.1 += 1;
-                    } else {
-                        *counts.entry(last.0).or_default() += last.1;
-                        last = ((skyhook_uid, compartment), 1);
+                    ledger.total += 1;
+                    let at = places.get(skyhook_uid as usize).copied().flatten();
+                    if let Some(at) = at {
+                        let places = rows[at]
+                            .pacing
+                            .places_of(cache.names.text(compartment), *id);
+                        budgets[at].take(places);
                     }
                 }
                 None => {}
@@ -101,37 +121,58 @@ impl<'a> Ledger<'a> {
                 }
             }
         }
-        *counts.entry(last.0).or_default() += last.1;
-        for ((uid, compartment), used) in counts.into_iter().filter(|(_, used)| *used > 0) {
-            ledger.take(cache.names.text(uid), cache.names.text(compartment), used);
-        }
         // Leases that are being created, also for nodes that no longer exist.
-        for (node, uid) in view.inflight.creates() {
-            if !view.picture.leases().contains_key(node) {
-                ledger.take(uid, DEFAULT_COMPARTMENT, 1);
+        let ids: BTreeMap<&str, NodeId> = match view.inflight.creates().next() {
+            Some(_) => order.iter().copied().collect(),
+            None => BTreeMap::new(),
+        };
+        for (node, spec) in view.inflight.creates() {
+            if view.picture.leases().contains_key(node) {
+                continue;
+            }
+            ledger.total += 1;
+            let mut rows = rows.iter().zip(&mut budgets);
+            if let Some((row, budget)) = rows.find(|(row, _)| row.skyhook.uid == spec.skyhook.uid) {
+                let places = match ids.get(node) {
+                    Some(id) => row.pacing.places_of(&spec.compartment, *id),
+                    None => row.pacing.places_without_node(&spec.compartment),
+                };
+                budget.take(places);
             }
         }
         ledger.total += ledger.unreadable;
+        let uids = rows.iter().map(|row| row.skyhook.uid.as_str());
+        ledger.budgets = uids.zip(budgets).collect();
         ledger
     }
 
-    fn take(&mut self, skyhook_uid: &str, compartment: &str, slots: usize) {
-        let row = self.rows.entry(skyhook_uid.to_owned()).or_default();
-        *row.entry(compartment.to_owned()).or_default() += slots;
-        self.total += slots;
+    fn budget(&self, skyhook: &SkyhookFact) -> Option<&Budget> {
+        self.budgets.get(skyhook.uid.as_str())
     }
 
-    /// Leases of a Skyhook that exist or are being created, in all compartments.
-    fn rows_of(&self, skyhook: &SkyhookFact) -> usize {
-        self.rows
-            .get(&skyhook.uid)
-            .map_or(0, |row| row.values().sum())
+    fn part(&self, skyhook: &SkyhookFact, place: Place) -> Part {
+        let part = self.budget(skyhook).and_then(|all| all.parts.get(place.0));
+        part.copied().unwrap_or_default()
+    }
+
+    fn leases_of(&self, skyhook: &SkyhookFact) -> usize {
+        self.budget(skyhook).map_or(0, |budget| budget.leases)
     }
 
     /// Slots in use for a Skyhook. A lease that cannot be decoded counts against all of them.
     #[must_use]
     pub fn used(&self, skyhook: &SkyhookFact) -> usize {
-        self.rows_of(skyhook) + self.unreadable
+        self.leases_of(skyhook) + self.unreadable
+    }
+
+    /// Slots in use in one compartment of a Skyhook.
+    pub(super) fn used_at(&self, skyhook: &SkyhookFact, place: Place) -> usize {
+        self.part(skyhook, place).used + self.unreadable
+    }
+
+    /// Slots of one compartment of a Skyhook.
+    pub(super) fn ceiling_at(&self, skyhook: &SkyhookFact, place: Place) -> usize {
+        self.part(skyhook, place).ceiling
     }
 
     /// Slots in use over all Skyhooks.
@@ -143,52 +184,62 @@ impl<'a> Ledger<'a> {
     /// True while a lease of the Skyhook exists, or is being created.
     #[must_use]
     pub fn is_under_way(&self, skyhook: &SkyhookFact) -> bool {
-        self.rows_of(skyhook) > 0
+        self.leases_of(skyhook) > 0
     }
 
     fn selected(&self, skyhook: &SkyhookFact) -> Selected {
-        let uid = skyhook.uid.as_str();
-        self.selected.get(uid).copied().unwrap_or_default()
+        let budget = self.budget(skyhook);
+        budget.map(|budget| budget.selected).unwrap_or_default()
     }
 
-    /// How many leases of a Skyhook are too many for its own budget.
-    #[must_use]
-    pub fn over_budget(&self, skyhook: &SkyhookFact) -> usize {
-        let slots = slots(skyhook, self.selected(skyhook).nodes);
-        self.used(skyhook).saturating_sub(slots)
+    /// How many leases are too many in each compartment of a Skyhook.
+    pub(super) fn over_budget(&self, skyhook: &SkyhookFact) -> Vec<usize> {
+        let parts = self.budget(skyhook).map_or(&[][..], |budget| &budget.parts);
+        let over = |part: &Part| (part.used + self.unreadable).saturating_sub(part.ceiling);
+        parts.iter().map(over).collect()
     }
 
-    /// How many slots of a Skyhook's own budget are free.
-    pub(super) fn room(&self, skyhook: &SkyhookFact) -> usize {
-        let slots = slots(skyhook, self.selected(skyhook).nodes);
-        slots.saturating_sub(self.used(skyhook))
+    /// How many slots of one compartment are free.
+    pub(super) fn room(&self, skyhook: &SkyhookFact, place: Place) -> usize {
+        let part = self.part(skyhook, place);
+        part.ceiling.saturating_sub(part.used + self.unreadable)
     }
 
-    /// How many leases are too many for the cap over all Skyhooks.
+    /// How many leases are too many over all Skyhooks.
     #[must_use]
     pub fn over_cap(&self) -> usize {
         let cap = self.cap.unwrap_or(usize::MAX);
         self.used_in_all().saturating_sub(cap)
     }
 
-    /// Why the Skyhook cannot have `extra` slots in addition to those in use; `None` if it can. `extra` is 1 to reserve
-    /// a slot, and 0 to ask whether the existing leases fit the budgets.
+    /// How many slots are free over all Skyhooks.
+    pub(super) fn room_in_all(&self) -> usize {
+        let cap = self.cap.unwrap_or(usize::MAX);
+        cap.saturating_sub(self.used_in_all())
+    }
+
+    /// Why a compartment of a Skyhook cannot have `extra` slots in addition to those in use; `None` if it can. `extra` is
+    /// 1 to reserve a slot, and 0 to ask whether the existing leases fit the budgets.
     #[must_use]
-    pub fn refusal(&self, skyhook: &SkyhookFact, extra: usize) -> Option<Reason> {
+    pub fn refusal(&self, skyhook: &SkyhookFact, place: Place, extra: usize) -> Option<Reason> {
         let selected = self.selected(skyhook);
-        let slots = slots(skyhook, selected.nodes);
-        if slots == 0 && selected.nodes > 0 {
+        let part = self.part(skyhook, place);
+        if part.ceiling == 0 && part.matched > 0 && !self.is_paced(skyhook) {
             return Some(Reason::new(
                 ReasonCode::BudgetZero,
                 "interruptionBudget is 0: no node is started until it is raised",
             ));
         }
-        let used = self.used(skyhook);
+        let used = self.used_at(skyhook, place);
         let unavailable = if extra > 0 { selected.unavailable } else { 0 };
-        if used + unavailable + extra > slots {
+        if used + unavailable + extra > part.ceiling {
             // The message has no numbers. It is written on each Node that waits, and numbers would change each time
             // that a slot is taken or given back.
-            let message = "waits for a slot of the interruptionBudget";
+            let message = if self.is_paced(skyhook) {
+                "waits for a slot of its compartment"
+            } else {
+                "waits for a slot of the interruptionBudget"
+            };
             return Some(Reason::new(ReasonCode::BudgetExhausted, message));
         }
         let cap = self.cap?;
@@ -198,19 +249,41 @@ impl<'a> Ledger<'a> {
         })
     }
 
-    /// Four numbers: slots in use for the Skyhook, slots of its budget, nodes that are not Ready and count, and slots
-    /// in use over all Skyhooks.
-    pub(super) fn uses(&self, skyhook: &SkyhookFact) -> [usize; 4] {
-        let selected = self.selected(skyhook);
-        let slots = slots(skyhook, selected.nodes);
-        let all = self.used_in_all();
-        [self.used(skyhook), slots, selected.unavailable, all]
+    /// True when the Skyhook names a DeploymentPolicy.
+    fn is_paced(&self, skyhook: &SkyhookFact) -> bool {
+        self.budget(skyhook).is_some_and(|budget| budget.is_paced)
+    }
+
+    /// Slots in use over all Skyhooks, nodes of the Skyhook that are not Ready and count, and for each of its compartments
+    /// the slots in use, the ceiling and the number of nodes.
+    pub(super) fn uses(&self, skyhook: &SkyhookFact) -> (usize, usize, Vec<[usize; 3]>) {
+        let parts = self.budget(skyhook).map_or(&[][..], |budget| &budget.parts);
+        let uses = |part: &Part| [part.used + self.unreadable, part.ceiling, part.matched];
+        let unavailable = self.selected(skyhook).unavailable;
+        let parts = parts.iter().map(uses).collect();
+        (self.used_in_all(), unavailable, parts)
     }
 
     /// How much of a Skyhook's budget is in use.
-    pub(super) fn use_of_budget(&self, skyhook: &SkyhookFact) -> String {
+    pub(super) fn use_of_budget(&self, row: &Row<'_>) -> String {
+        let skyhook = row.skyhook;
+        if self.is_paced(skyhook) {
+            let used = row.pacing.all().map(|(place, name)| {
+                let (used, of) = (
+                    self.used_at(skyhook, place),
+                    self.ceiling_at(skyhook, place),
+                );
+                format!("{used} of {of} in {name}")
+            });
+            let used: Vec<String> = used.collect();
+            return format!("slots in use: {}", used.join(", "));
+        }
         let selected = self.selected(skyhook);
-        let (used, slots) = (self.used(skyhook), slots(skyhook, selected.nodes));
+        let place = Place::default();
+        let (used, slots) = (
+            self.used_at(skyhook, place),
+            self.ceiling_at(skyhook, place),
+        );
         let and = match selected.unavailable {
             0 => String::new(),
             n => format!(", and {n} more are not Ready (countUnavailable)"),
@@ -225,12 +298,6 @@ impl<'a> Ledger<'a> {
             .map_or_else(|| "unlimited".to_owned(), |cap| cap.to_string());
         let used = self.used_in_all();
         format!("{used} of {cap} nodes of the cluster-wide budget are in use")
-    }
-
-    /// True when all leases of the picture fit the budgets that a Skyhook's lease on `node` falls under.
-    #[must_use]
-    pub fn fits(&self, skyhook: &SkyhookFact, node: &str) -> bool {
-        self.refusal(skyhook, 0).is_none() && !self.has_control_planes_too_many(node)
     }
 
     /// True when the node is a control-plane node with a lease, and another control-plane node has a lease as well.
@@ -248,11 +315,7 @@ impl<'a> Ledger<'a> {
     /// control-plane node has a lease at a time, and only while all others are Ready.
     #[must_use]
     pub fn control_plane_refusal(&self, node: &NodeFact) -> Option<Reason> {
-        if !node.is_control_plane() {
-            return None;
-        }
-        let mut taken = self.control_plane.taken.iter();
-        if let Some(other) = taken.find(|name| **name != node.name) {
+        if let Some(other) = self.control_plane_taken(node) {
             let message = format!("control-plane node {other} is being worked on: one at a time");
             return Some(Reason::new(ReasonCode::ControlPlane, message));
         }
@@ -260,6 +323,14 @@ impl<'a> Ledger<'a> {
             let message = format!("control-plane node {other} is not Ready");
             Reason::new(ReasonCode::ControlPlane, message)
         })
+    }
+
+    /// The name of another control-plane node that has a lease, or is about to get one. `None` if there is none, or if
+    /// `node` is no control-plane node.
+    pub(super) fn control_plane_taken(&self, node: &NodeFact) -> Option<&'a str> {
+        let mut taken = self.control_plane.taken.iter().copied();
+        let other = taken.find(|name| *name != node.name);
+        other.filter(|_| node.is_control_plane())
     }
 
     /// The name of another control-plane node that is not Ready. `None` if there is none, or if `node` is no
@@ -271,11 +342,49 @@ impl<'a> Ledger<'a> {
         other.filter(|_| node.is_control_plane())
     }
 
-    /// Takes a slot for a node that is reserved in this pass.
-    pub(super) fn reserve(&mut self, node: &'a NodeFact, skyhook: &SkyhookFact) {
-        self.take(&skyhook.uid, DEFAULT_COMPARTMENT, 1);
+    /// Takes a slot for a node that is reserved in this pass, in both places.
+    pub(super) fn reserve(
+        &mut self,
+        node: &'a NodeFact,
+        skyhook: &SkyhookFact,
+        places: [Place; 2],
+    ) {
+        self.total += 1;
+        if let Some(budget) = self.budgets.get_mut(skyhook.uid.as_str()) {
+            budget.take(places);
+        }
         if node.is_control_plane() {
             self.control_plane.taken.insert(&node.name);
+        }
+    }
+}
+
+impl Budget {
+    fn of(row: &Row<'_>) -> Self {
+        let parts = row.pacing.all().map(|(place, _)| {
+            let (ceiling, matched) = row.pacing.size(row.skyhook, row.selected.nodes, place);
+            Part {
+                ceiling,
+                matched,
+                used: 0,
+            }
+        });
+        Self {
+            selected: row.selected,
+            is_paced: !matches!(row.pacing, Pacing::Budget),
+            leases: 0,
+            parts: parts.collect(),
+        }
+    }
+
+    /// Takes a slot in both places, and one if they are the same.
+    fn take(&mut self, places: [Place; 2]) {
+        self.leases += 1;
+        let twice = places[0] != places[1];
+        for place in places.into_iter().take(if twice { 2 } else { 1 }) {
+            if let Some(part) = self.parts.get_mut(place.0) {
+                part.used += 1;
+            }
         }
     }
 }

@@ -9,17 +9,19 @@ use skyhook_crds::lease::StopReason;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ReasonCode {
     AgentNotResponding,
+    AgentTooOld,
     AwaitingAgent,
     AwaitingDrain,
     AwaitingInterrupt,
     AwaitingNode,
+    BatchUnderWay,
     BudgetExhausted,
     BudgetZero,
     ClusterBudgetExhausted,
     ControlPlane,
     Deleted,
+    DeploymentPolicyInvalid,
     DeploymentPolicyNotFound,
-    DeploymentPolicyNotSupported,
     Disabled,
     DrainTimedOut,
     Draining,
@@ -33,6 +35,9 @@ pub enum ReasonCode {
     Parked,
     Paused,
     Preparing,
+    ResultDoesNotMatch,
+    RolloutStateRefused,
+    RolloutStopped,
     Settling,
     TaintNotTolerable,
 }
@@ -42,19 +47,21 @@ impl ReasonCode {
     #[must_use]
     pub const fn ends_by_itself(self) -> bool {
         match self {
-            Self::BudgetExhausted
+            Self::BatchUnderWay
+            | Self::BudgetExhausted
             | Self::ClusterBudgetExhausted
             | Self::ControlPlane
             | Self::Settling => true,
             Self::AgentNotResponding
+            | Self::AgentTooOld
             | Self::AwaitingAgent
             | Self::AwaitingDrain
             | Self::AwaitingInterrupt
             | Self::AwaitingNode
             | Self::BudgetZero
             | Self::Deleted
+            | Self::DeploymentPolicyInvalid
             | Self::DeploymentPolicyNotFound
-            | Self::DeploymentPolicyNotSupported
             | Self::Disabled
             | Self::DrainTimedOut
             | Self::Draining
@@ -68,6 +75,9 @@ impl ReasonCode {
             | Self::Parked
             | Self::Paused
             | Self::Preparing
+            | Self::ResultDoesNotMatch
+            | Self::RolloutStateRefused
+            | Self::RolloutStopped
             | Self::TaintNotTolerable => false,
         }
     }
@@ -111,6 +121,9 @@ pub enum Withdrawal {
     OtherRun,
     Overtaken,
     NothingToDo,
+    NotInBatch,
+    OrderTaken,
+    OtherOrder,
     AgentNotResponding,
 }
 
@@ -125,14 +138,18 @@ impl fmt::Display for Withdrawal {
             Self::Stop(StopReason::Disabled) => "the Skyhook is disabled",
             Self::NotSelected => "the Skyhook no longer selects the node",
             Self::Stop(StopReason::Deleted) => "the Skyhook is deleted",
-            Self::Stop(StopReason::Unknown) => "it is to stop",
             Self::Stop(StopReason::Edited) => "the node's package states were edited",
             Self::Stop(StopReason::DrainTimedOut) => "pods did not leave in time",
+            Self::Stop(StopReason::AgentTooOld) => "it needs a newer agent",
+            Self::Stop(StopReason::Unknown) => "a newer version told the agent to stop",
             Self::NewerRecord => "a newer version wrote the node's record",
             Self::RecordChanged => "the node's package states changed",
             Self::OtherRun => "the node's package states are of another run",
             Self::Overtaken => "the node has a newer revision",
             Self::NothingToDo => "there is nothing to do",
+            Self::NotInBatch => "no open batch has the node",
+            Self::OtherOrder => "the node keeps another SKYHOOK_NODE_ORDER",
+            Self::OrderTaken => "another node has its SKYHOOK_NODE_ORDER",
             Self::AgentNotResponding => "the agent did not accept it in time",
         })
     }

@@ -41,6 +41,11 @@ pub(super) fn nodes(
             let Some(standing) = row.standing(*id) else {
                 continue;
             };
+            let is_listing = row.batches.as_ref().is_some_and(|all| all.is_listing);
+            let own = row.cell(*id).and_then(|cell| cell.standing.as_ref());
+            if is_listing && own == Some(&Standing::Eligible) {
+                continue;
+            }
             let shown = row.cell(*id).and_then(|cell| cell.shown.as_ref());
             // While a write for the lease is outstanding, it is not known whether that write carries the status as
             // well.
@@ -153,11 +158,17 @@ fn tell(
 ) {
     let key = names::reason(&skyhook.name);
     let since = since_on_node(node, &skyhook.name, shown.reason.as_ref(), view.now.wall);
-    let patch = NodePatch::default()
+    let mut patch = NodePatch::default()
         .status(&skyhook.name, shown.status)
         .conditions(&skyhook.name, shown.status)
         .annotation(&key, since)
         .reduced(node);
+    // The Node names a lease that the lease watch has not delivered, or has delivered the end of. While the watch lags,
+    // another replica may have granted that lease: the status must not go back and forth.
+    let stamp = node.record(&skyhook.name).stamp.as_ref();
+    if shown.standing != Standing::Leased && stamp.is_some_and(|stamp| !stamp.granted.is_empty()) {
+        patch.check.not_for.insert(skyhook.name.clone());
+    }
     // Another status is written at once. If only the reason is another one, it is written at most once a second.
     let is_detail = patch.annotations.keys().eq([&key])
         && patch.labels.is_empty()

@@ -6,13 +6,16 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
 use super::ledger::Selected;
+use super::pacing::{self, Pacing, Place};
+use super::rollouts::Batches;
 use super::standing::{self, Standing};
-use super::{View, cordon, leftovers, reapply};
+use super::{View, cordon, leftovers, node_order, reapply};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
+use skyhook_crds::policy::Matches;
 
 /// Names of nodes in alphabetical order, each with its number.
 pub(super) type Order<'a> = [(&'a str, NodeId)];
@@ -23,14 +26,23 @@ pub(super) struct Row<'a> {
     pub(super) skyhook: &'a SkyhookFact,
     pub(super) column: Column,
     pub(super) selected: Selected,
+    pub(super) pacing: Pacing<'a>,
+    /// What is decided about its batches, if its policy has any.
+    pub(super) batches: Option<Batches>,
     /// The standing of all eligible nodes that are not in `admitted`, once no further node can get a lease.
     pub(super) closed: Option<Standing>,
+    /// The same, for the nodes of one place.
+    pub(super) closed_at: BTreeMap<Place, Standing>,
     /// Eligible nodes to which the admission pass gave a standing of their own.
     pub(super) admitted: BTreeMap<NodeId, Standing>,
     /// Nodes that wait and keep their cordon.
     pub(super) kept: BTreeSet<NodeId>,
     /// The first time at which a standing may change although nothing else changes.
     pub(super) until: Option<Mono>,
+    /// `SKYHOOK_NODE_ORDER` of the next node that is picked.
+    pub(super) next_order: i64,
+    /// What it was before this pass picked any: the status shows it, and is a lower bound for the next pass.
+    pub(super) shown_order: i64,
 }
 
 impl Row<'_> {
@@ -45,6 +57,12 @@ impl Row<'_> {
         self.skyhook.checked.is_ok() && !self.skyhook.deleting && !is_selected
     }
 
+    /// True when no place takes another node.
+    pub(super) fn is_closed(&self) -> bool {
+        let mut places = self.pacing.all();
+        places.all(|(place, _)| self.closed_at.contains_key(&place))
+    }
+
     /// The standing of a node. After the admission pass, an eligible node has the standing that the admission pass
     /// decided.
     pub(super) fn standing(&self, id: NodeId) -> Option<&Standing> {
@@ -53,13 +71,14 @@ impl Row<'_> {
             return Some(standing);
         }
         let own = self.admitted.get(&id).or(self.closed.as_ref());
+        let own = own.or_else(|| self.closed_at.get(&self.pacing.place(id)));
         Some(own.unwrap_or(standing))
     }
 }
 
 /// Updates the cells, and returns one row for each Skyhook, in the order in which the Skyhooks run on a node.
 pub(super) fn rows<'a>(
-    view: &View<'_>,
+    view: &View<'a>,
     skyhooks: &[&'a SkyhookFact],
     order: &Order<'_>,
     cache: &mut Cache,
@@ -91,12 +110,23 @@ pub(super) fn rows<'a>(
             skyhook,
             column,
             selected: Selected::default(),
+            pacing: Pacing::Budget,
+            batches: None,
             closed: None,
+            closed_at: BTreeMap::new(),
             admitted: BTreeMap::new(),
             kept: BTreeSet::new(),
             until: None,
+            next_order: 0,
+            shown_order: 0,
         };
         cells(view, order, cache, &mut row, &mut open, &names);
+        let cells = &row.column.cells;
+        let selected = order.iter().filter_map(|(_, id)| {
+            let cell = &cells[id.index()];
+            cell.standing.as_ref().map(|_| (*id, cell.matches))
+        });
+        row.pacing = Pacing::new(view, skyhook, most, selected);
         rows.push(row);
     }
     rows
@@ -140,6 +170,8 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
                 skyhook: names.number(&lease.spec.skyhook.name),
                 skyhook_uid: names.number(&lease.spec.skyhook.uid),
                 compartment: names.number(&lease.spec.compartment),
+                order: lease.spec.order,
+                waits: lease.spec.granted.is_none() && lease.spec.batch.is_none(),
             },
         }),
         creating: view.inflight.creating(name).is_some(),
@@ -177,7 +209,9 @@ fn cells(
 ) {
     let skyhook = row.skyhook;
     let budget = skyhook.spec.interruption_budget.as_ref();
-    let counts_unavailable = budget.is_some_and(|budget| budget.count_unavailable);
+    // The compartments of a policy have no such option: a node that is not Ready would take a slot in each of them.
+    let is_paced = !skyhook.spec.deployment_policy.is_empty();
+    let counts_unavailable = !is_paced && budget.is_some_and(|budget| budget.count_unavailable);
     let holds_up = !skyhook.is_disabled() && !skyhook.deleting;
     let column = &mut row.column;
     for (name, id) in order {
@@ -189,15 +223,14 @@ fn cells(
         };
         if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
             let earlier = names.get(&key.earlier).copied();
-            *cell = view
-                .picture
-                .nodes()
-                .get(*name)
-                .map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            let node = view.picture.nodes().get(*name);
+            *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            cell.after_order = node_order::after(view, &skyhook.name, name, node);
             cell.key = key;
             cache.counted.cells += 1;
         }
         row.until = row.until.into_iter().chain(cell.until).min();
+        row.next_order = row.next_order.max(cell.after_order);
         let Some(standing) = &cell.standing else {
             // The spec is not valid, so nobody can tell whether the node is complete. Later Skyhooks wait until the
             // spec is corrected.
@@ -218,14 +251,29 @@ fn cells(
 fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Option<&str>) -> Cell {
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
-    let backoff = view.clocks.backoff(&node.name);
+    let backoff = view.clocks.backoff(&node.name, &skyhook.name);
     let backoff = backoff.map(|backoff| backoff.until);
     let left_alone = standing::left_alone_until(view, node);
+    // Batches ask this for leased nodes also when the Skyhook no longer selects them.
+    let own = skyhook.checked.as_deref().ok();
+    let own = own.filter(|_| view.picture.lease_of(&node.name, &skyhook.uid).is_some());
+    let complete = own.is_some_and(|checked| {
+        let work = standing::outstanding(view.picture, skyhook, checked, node);
+        work.is_ok_and(|work| work.is_empty())
+    });
     Cell {
+        complete,
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
         started: cordon::is_started(node, &skyhook.name),
+        in_midst: node_order::is_in_midst(node.record(&skyhook.name)),
+        matches: checked.map_or_else(Matches::default, |_| {
+            let policy = pacing::policy(view, skyhook);
+            policy.map_or_else(Matches::default, |policy| {
+                policy.matches(|one| node.labels.meet(one))
+            })
+        }),
         until: backoff.into_iter().chain(left_alone).min(),
         print: print(view, skyhook, node),
         ..Cell::default()
@@ -240,6 +288,8 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
         record.digest.hash(&mut hasher);
         let stamp = record.stamp.as_ref();
         stamp.is_some_and(Stamp::has_result).hash(&mut hasher);
+        stamp.is_some().hash(&mut hasher);
+        node_order::picked(record).hash(&mut hasher);
     }
     let reason = node.annotations.get(&names::reason(&skyhook.name));
     reason.hash(&mut hasher);
@@ -248,6 +298,7 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     {
         lease.spec.granted.is_some().hash(&mut hasher);
         lease.spec.revision.hash(&mut hasher);
+        node_order::created(fact).hash(&mut hasher);
     }
     hasher.finish()
 }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Taint, Toleration};
-use skyhook_crds::installed::{self, PackageStates, Stamp};
+use skyhook_crds::installed::{self, PackageStates, Stamp, StateProblem};
 use skyhook_crds::names;
-use skyhook_crds::revision::{self, Work};
+use skyhook_crds::revision::{self, RevisionData, Work};
 
 use super::View;
 use super::reason::{Reason, ReasonCode};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
+use crate::picture::Picture;
 
 /// Taints that say that a node is not Ready.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
@@ -52,7 +53,7 @@ pub(super) fn judge(
     if let Some(reason) = newer_record(skyhook, node) {
         return Standing::Blocked(reason);
     }
-    match outstanding(view, skyhook, checked, node) {
+    match outstanding(view.picture, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,
         Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
@@ -97,7 +98,7 @@ pub(super) fn judge(
     }
     if let Some(backoff) = view
         .clocks
-        .backoff(&node.name)
+        .backoff(&node.name, &skyhook.name)
         .filter(|backoff| backoff.until > view.now.mono)
     {
         return Standing::Blocked(Reason::new(backoff.code, backoff.message));
@@ -153,17 +154,20 @@ pub(super) fn force_release(node: &str, lease_uid: &str) -> String {
 }
 
 /// The work that is left on the node until it is complete at the Skyhook's revision, by package.
-pub(super) fn outstanding(
-    view: &View<'_>,
+pub(crate) fn outstanding(
+    picture: &Picture,
     skyhook: &SkyhookFact,
     checked: &Checked,
     node: &NodeFact,
 ) -> Result<BTreeMap<String, Work>, Reason> {
     let record = node.record(&skyhook.name);
-    let states = record
-        .states
-        .as_ref()
-        .map_err(|e| Reason::new(ReasonCode::NodeStateMalformed, e.to_string()))?;
+    let states = record.states.as_ref().map_err(|problem| {
+        let word = match problem {
+            StateProblem::Malformed { .. } => ReasonCode::NodeStateMalformed,
+            StateProblem::Newer { .. } => ReasonCode::NewerVersion,
+        };
+        Reason::new(word, problem.to_string())
+    })?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
     if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
         return Ok(revision::work(&PackageStates::new(), None, &checked.data));
@@ -171,12 +175,15 @@ pub(super) fn outstanding(
     let recorded = match stamp {
         None => None,
         Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
-        Some(stamp) => view
-            .picture
+        Some(stamp) => picture
             .revisions()
             .get(&stamp.revision)
             .and_then(|r| r.data.as_deref()),
     };
+    if recorded.is_some_and(RevisionData::is_newer) {
+        let message = "the node was brought to a revision that a newer version wrote: upgrade the coordinator";
+        return Err(Reason::new(ReasonCode::NewerVersion, message));
+    }
     if stamp.is_some() && recorded.is_none() {
         // The revision that the node was brought to no longer exists, so nobody can tell how the packages were
         // configured. Under a lease, the agent finds out from its journal.
@@ -205,18 +212,18 @@ fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
 }
 
 /// Why the Skyhook cannot start because of the DeploymentPolicy that it names.
-pub(super) fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
+fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     let policy = &skyhook.spec.deployment_policy;
     if policy.is_empty() {
         None
-    } else if view.picture.policies().contains(policy) {
+    } else if let Some(fact) = view.picture.policies().get(policy) {
+        fact.checked.as_ref().err()?;
+        // The message is written on each Node. What is wrong may be a long text, and is written on the Skyhook alone.
         let message = format!(
-            "deploymentPolicy {policy:?}: this version cannot pace by policies; use interruptionBudget"
+            "deploymentPolicy {policy:?} is not valid: see the condition {} of the Skyhook",
+            super::INVALID
         );
-        Some(Reason::new(
-            ReasonCode::DeploymentPolicyNotSupported,
-            message,
-        ))
+        Some(Reason::new(ReasonCode::DeploymentPolicyInvalid, message))
     } else {
         Some(Reason::new(
             ReasonCode::DeploymentPolicyNotFound,

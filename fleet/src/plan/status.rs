@@ -1,6 +1,7 @@
 //! The status of a Skyhook: a pure function of the picture, of at most 128 KiB for any number of nodes. Counts and
 //! reasons are exact. The maps by node and `installed` list as much as there is room for, and count the rest.
 
+mod compartments;
 mod counts;
 mod detail;
 mod installed;
@@ -16,17 +17,18 @@ use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::conditions::{self, Wanted};
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
-use skyhook_crds::skyhook::{CompartmentStatus, NodeReason, ReasonSummary, SkyhookStatus};
+use skyhook_crds::skyhook::{NodeReason, ReasonSummary, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
-use super::admit::{self, DEFAULT_COMPARTMENT};
 use super::cache::Cache;
 use super::ledger::Ledger;
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
-use super::{COALESCE, Draft, REMEMBERED, View, seconds, version};
+use super::{COALESCE, Draft, REMEMBERED, View, node_order, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
+use crate::picture::{NodeId, Tick};
+pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
@@ -48,8 +50,6 @@ const MAX_PACKAGE_LIST: usize = 4096;
 const MAX_READY: usize = 4096;
 /// Longest message of any other condition, in bytes.
 const MAX_MESSAGE: usize = 1024;
-/// Type of the condition that a DeploymentPolicy does not exist.
-const POLICY_NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
 
 /// Writes the statuses of the Skyhooks. It takes long to compute a status, so this is done only when the status may be
 /// written now and when something in it may have changed. A new generation or overall status is written at once,
@@ -65,17 +65,20 @@ pub(super) fn skyhooks(
     let mut fleet = Fleet::default();
     for row in rows {
         let skyhook = row.skyhook;
-        let under_way = skyhook.checked.is_ok() && ledger.is_under_way(skyhook);
+        let batches = row.batches.as_ref();
+        let goes_on = batches.is_some_and(|batches| batches.is_under_way);
+        let under_way = skyhook.checked.is_ok() && (goes_on || ledger.is_under_way(skyhook));
         let counts = Counts::new(row, order, under_way);
         let overall = counts.overall;
         let target = Target::Skyhook(skyhook.name.clone());
-        if view.inflight.is_unsettled(&target) {
-            fleet.take(skyhook, counts, ledger);
+        let is_listing = row.batches.as_ref().is_some_and(|all| all.is_listing);
+        if view.inflight.is_unsettled(&target) || is_listing {
+            fleet.take(row, counts, ledger);
             continue;
         }
         if skyhook.deleting {
             deleting(view, skyhook, draft);
-            fleet.take(skyhook, counts, ledger);
+            fleet.take(row, counts, ledger);
             continue;
         }
         let turning = skyhook.status.as_ref().is_none_or(|current| {
@@ -86,14 +89,16 @@ pub(super) fn skyhooks(
             version: skyhook.resource_version.clone(),
             row: row.column.version,
             print: counts.print,
+            shown_order: row.shown_order,
             agents_refused: view.picture.agents_refused().map(str::to_owned),
             budgets: ledger.uses(skyhook),
+            rollouts: view.picture.rollouts_changed(),
             under_way,
         };
         if !paced && row.column.status.as_ref() != Some(&key) {
             cache.counted.statuses += 1;
             let summary = Summary::new(view, row, order, &counts);
-            let wanted = status(view, skyhook, &summary, ledger);
+            let wanted = status(view, row, &summary, ledger);
             if skyhook.status.as_ref() == Some(&wanted) {
                 row.column.status = Some(key);
             } else {
@@ -105,7 +110,7 @@ pub(super) fn skyhooks(
                 });
             }
         }
-        fleet.take(skyhook, counts, ledger);
+        fleet.take(row, counts, ledger);
     }
     fleet
 }
@@ -117,9 +122,11 @@ pub(super) struct StatusKey {
     version: String,
     row: u64,
     print: u64,
+    shown_order: i64,
     agents_refused: Option<String>,
-    /// Slots in use, slots of the budget, nodes that are not Ready, and slots in use over all Skyhooks.
-    budgets: [usize; 4],
+    /// See [`Ledger::uses`].
+    budgets: (usize, usize, Vec<[usize; 3]>),
+    rollouts: Tick,
     under_way: bool,
 }
 
@@ -161,6 +168,7 @@ fn pace(nodes: usize) -> Duration {
 
 /// A selected node in a Skyhook's status.
 struct Shown<'a> {
+    id: NodeId,
     node: &'a NodeFact,
     status: Status,
     reason: Option<&'a Reason>,
@@ -188,6 +196,7 @@ impl<'a> Summary<'a> {
             let shown = row.cell(*id).filter(|cell| cell.standing.is_some());
             if let Some(shown) = shown.and_then(|cell| cell.shown.as_ref()) {
                 all.push(Shown {
+                    id: *id,
                     node,
                     status: shown.status,
                     reason: shown.reason.as_ref(),
@@ -215,18 +224,21 @@ fn number(count: usize) -> i32 {
 
 fn status(
     view: &View<'_>,
-    skyhook: &SkyhookFact,
+    row: &Row<'_>,
     summary: &Summary<'_>,
     ledger: &Ledger<'_>,
 ) -> SkyhookStatus {
+    let skyhook = row.skyhook;
     let empty = SkyhookStatus::default();
     let current = skyhook.status.as_ref().unwrap_or(&empty);
     let total = summary.nodes.len();
-    let compartment = compartment(skyhook, summary);
     let installed = Installed::of(view, skyhook);
+    let (node_order_offset, node_order_shown) = node_order::shown(row, current);
     let mut wanted = SkyhookStatus {
         observed_generation: skyhook.generation,
-        compartment_statuses: [(DEFAULT_COMPARTMENT.to_owned(), compartment)].into(),
+        compartment_statuses: compartments::statuses(row, summary, ledger, current),
+        node_order_offset,
+        node_order_shown,
         status: summary.overall,
         nodes_in_progress: number(summary.in_progress),
         complete_nodes: format!("{}/{total}", summary.complete),
@@ -246,7 +258,7 @@ fn status(
         nodes_omitted: number(total),
         ..SkyhookStatus::default()
     };
-    wanted.conditions = all_conditions(view, skyhook, summary, ledger, &wanted, current);
+    wanted.conditions = all_conditions(view, row, summary, ledger, &wanted, current);
     detail::list(view, skyhook, summary, current, &mut wanted);
     wanted
 }
@@ -295,40 +307,29 @@ fn config_updates(
     }
 }
 
-fn compartment(skyhook: &SkyhookFact, summary: &Summary<'_>) -> CompartmentStatus {
-    let total = summary.nodes.len();
-    CompartmentStatus {
-        matched: number(total),
-        ceiling: number(admit::slots(skyhook, total)),
-        in_progress: number(summary.in_progress),
-        completed: number(summary.complete),
-        progress_percent: number((summary.complete * 100).checked_div(total).unwrap_or(100)),
-        batch_state: None,
-    }
-}
-
 fn all_conditions(
     view: &View<'_>,
-    skyhook: &SkyhookFact,
+    row: &Row<'_>,
     summary: &Summary<'_>,
     ledger: &Ledger<'_>,
     wanted: &SkyhookStatus,
     current: &SkyhookStatus,
 ) -> Vec<Condition> {
-    let mut ours = vec![ready(view, skyhook, summary, ledger, wanted)];
+    let skyhook = row.skyhook;
+    let mut ours = vec![ready(view, row, summary, ledger, wanted)];
     ours.extend(transition(skyhook, wanted, current));
     ours.extend(of_nodes(summary, current));
-    let policy = policy_not_found(view, skyhook);
-    let is_found = policy.is_none();
-    ours.extend(policy);
+    ours.extend(compartments::conditions(view, row));
     let mut merged = conditions::merge(
         &current.conditions,
         &ours,
         skyhook.generation,
         view.now.wall,
     );
-    // This condition is there only while it is true.
-    merged.retain(|condition| condition.type_ != POLICY_NOT_FOUND || !is_found);
+    merged.retain(|condition| {
+        let is_wanted = || ours.iter().any(|our| our.type_ == condition.type_);
+        !compartments::WHILE_TRUE.contains(&condition.type_.as_str()) || is_wanted()
+    });
     if merged.len() > MAX_CONDITIONS {
         merged.sort_by_key(|condition| !ours.iter().any(|our| our.type_ == condition.type_));
         merged.truncate(MAX_CONDITIONS);
@@ -346,11 +347,12 @@ fn all_conditions(
 
 fn ready(
     view: &View<'_>,
-    skyhook: &SkyhookFact,
+    row: &Row<'_>,
     summary: &Summary<'_>,
     ledger: &Ledger<'_>,
     wanted: &SkyhookStatus,
 ) -> Wanted {
+    let skyhook = row.skyhook;
     let refused = view.picture.agents_refused();
     let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
         (Err(problem), _, _) => ("Invalid", problem.clone()),
@@ -361,7 +363,7 @@ fn ready(
         (Ok(_), _, Some(why)) => ("AgentsRefused", why.to_owned()),
         (Ok(_), status, None) => (
             ready_reason(status),
-            message::stuck(skyhook, summary, ledger, wanted),
+            message::stuck(row, summary, ledger, wanted),
         ),
     };
     Wanted::new("Ready", wanted.status == Status::Complete, reason, message)
@@ -382,16 +384,6 @@ fn transition(
             wanted.status.as_str(),
             format!("Transitioned [{}] -> [{}]", current.status, wanted.status),
         )
-    })
-}
-
-/// The condition that the DeploymentPolicy, which the Skyhook names, does not exist.
-fn policy_not_found(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Wanted> {
-    let policy = &skyhook.spec.deployment_policy;
-    let is_missing = !policy.is_empty() && !view.picture.policies().contains(policy);
-    is_missing.then(|| {
-        let message = format!("DeploymentPolicy {policy:?} not found");
-        Wanted::new(POLICY_NOT_FOUND, true, "DeploymentPolicyNotFound", message)
     })
 }
 

@@ -20,9 +20,12 @@ mod host;
 mod keys;
 mod leases;
 mod left;
+mod order;
+mod policies;
 mod reapply;
 mod reasons;
 mod replaced;
+mod skew;
 mod status;
 mod told;
 mod words;
@@ -33,6 +36,8 @@ struct Picture {
     nodes: Vec<Value>,
     skyhooks: Vec<Value>,
     leases: Vec<Value>,
+    policies: Vec<Value>,
+    rollouts: Vec<Value>,
     settings: Settings,
     now: Mono,
 }
@@ -84,6 +89,8 @@ impl Picture {
                 json!({ "interruptionBudget": { "count": 1 } }),
             )],
             leases: Vec::new(),
+            policies: Vec::new(),
+            rollouts: Vec::new(),
             settings: Settings::default(),
             now: Mono::from_secs(1000),
         }
@@ -110,6 +117,14 @@ impl Picture {
 
     fn index(&self) -> Index {
         let mut index = testkit::index(&self.nodes, &self.skyhooks, &self.leases, &[]);
+        for policy in &self.policies {
+            let policy = serde_json::from_value(policy.clone()).unwrap();
+            index.apply(crate::index::Change::Policy(Box::new(policy)), Mono::ZERO);
+        }
+        for rollout in &self.rollouts {
+            let rollout = serde_json::from_value(rollout.clone()).unwrap();
+            index.apply(crate::index::Change::Rollout(Box::new(rollout)), Mono::ZERO);
+        }
         let revisions: Vec<Value> = index
             .picture
             .skyhooks()

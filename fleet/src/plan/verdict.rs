@@ -107,6 +107,10 @@ fn leased(
         );
     }
     match phase {
+        Phase::Erroring if view.picture.is_agent_too_old(lease) => (
+            Status::Erroring,
+            Some(Reason::new(ReasonCode::AgentTooOld, status.message.clone())),
+        ),
         Phase::Erroring => (
             Status::Erroring,
             Some(Reason::new(
@@ -135,7 +139,9 @@ fn leased(
         Phase::AwaitingDrain => {
             working(ReasonCode::AwaitingDrain, status.needs_drain_reason.clone())
         }
-        Phase::Running | Phase::Complete | Phase::Stopped => (Status::InProgress, None),
+        Phase::Running | Phase::Complete | Phase::Stopped | Phase::Unknown => {
+            (Status::InProgress, None)
+        }
     }
 }
 
@@ -236,6 +242,7 @@ fn more_blockers(more: i32) -> Option<String> {
 
 fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
     skyhook.checked.as_ref().is_ok_and(|checked| {
-        standing::outstanding(view, skyhook, checked, node).is_ok_and(|work| work.is_empty())
+        standing::outstanding(view.picture, skyhook, checked, node)
+            .is_ok_and(|work| work.is_empty())
     })
 }

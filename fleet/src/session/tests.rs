@@ -1,3 +1,5 @@
+mod cool_down;
+
 use super::*;
 use crate::effect::AsOf;
 use crate::plan::cause::Cause;
@@ -12,6 +14,7 @@ fn a_write_that_is_refused_again_and_again_is_tried_less_and_less_often() {
             uid: "u".into(),
             resource_version: "1".into(),
         },
+        batch: None,
     };
     let refused = || Outcome::Refused {
         error: "patch interruptionlease/n1: denied".into(),
@@ -211,52 +214,6 @@ fn a_server_that_asks_for_patience_is_left_alone_and_not_asked_by_all_at_once() 
 
 /// The watch may deliver the deletion of a lease before the answer to its release comes, and the answer may be lost.
 #[test]
-fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answered() {
-    let settings = Settings::default();
-    let lease = serde_json::json!({
-        "metadata": {
-            "name": "n1", "uid": "l1", "resourceVersion": "5",
-            "annotations": { skyhook_crds::names::FORCE_RELEASE: "l1" },
-        },
-        "spec": {
-            "node": { "name": "n1", "uid": "uid-n1" },
-            "skyhook": { "name": "s", "uid": "s1" },
-            "revision": "r",
-            "stop": { "reason": "DrainTimedOut", "since": "2026-11-26T12:00:00Z" },
-        },
-        "status": { "phase": "Stopped" },
-    });
-    let release = Effect::ReleaseLease {
-        node: "n1".into(),
-        at: AsOf {
-            uid: "l1".into(),
-            resource_version: "5".into(),
-        },
-    };
-    let lost = Outcome::Retry {
-        error: "the answer did not come".into(),
-    };
-    for (what, outcome) in [("answered late", Outcome::Done(None)), ("lost", lost)] {
-        let mut session = Session::new(&settings);
-        session.index = crate::testkit::index(
-            &[crate::testkit::node_object("n1")],
-            &[],
-            std::slice::from_ref(&lease),
-            &[],
-        );
-        let now = Mono::from_secs(100);
-        assert_eq!(session.begin(&release, now), Ok(()), "{what}");
-        session.take(Change::LeaseGone("n1".into()), now);
-        session.settle(&release, outcome, now);
-        let backoff = session.index.clocks.backoff("n1");
-        let until = backoff.map(|backoff| (backoff.code, backoff.until));
-        let expected = (ReasonCode::DrainTimedOut, now + settings.drain_cool_down);
-        assert_eq!(until, Some(expected), "{what}");
-    }
-}
-
-/// The drain was decided on an earlier list than the one that the picture holds when the write is begun.
-#[test]
 fn a_node_is_not_called_drained_once_a_list_shows_a_pod_that_has_to_leave() {
     let settings = Settings::default();
     let mut node = crate::testkit::node_object("n1");
@@ -402,30 +359,5 @@ fn the_first_grant_does_not_wait_for_the_last_reservation() {
     assert!(
         left.iter().all(|target| matches!(target, Target::Lease(_))),
         "{left:?}"
-    );
-}
-
-#[test]
-fn a_node_whose_agent_does_not_answer_says_why_it_is_left_alone() {
-    let settings = Settings::default();
-    let mut session = Session::new(&settings);
-    let withdrawal = Effect::WithdrawLease {
-        node: "n1".into(),
-        at: AsOf {
-            uid: "l1".into(),
-            resource_version: "1".into(),
-        },
-        why: Withdrawal::AgentNotResponding,
-    };
-    session.settle(&withdrawal, Outcome::Done(None), Mono::ZERO);
-    let backoff = session
-        .index
-        .clocks
-        .backoff("n1")
-        .expect("it is left alone");
-    assert_eq!(backoff.code, ReasonCode::AgentNotResponding);
-    assert_eq!(
-        backoff.message,
-        "the node's agent did not accept the lease in time: is its pod running there?"
     );
 }

@@ -24,7 +24,7 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
         stop(p, now, &mut effects);
         return effects;
     }
-    if p.held || p.unable.is_some() {
+    if p.held || p.hindrance().is_some() {
         return effects;
     }
     if !p.is_busy() && is_complete(p) {
@@ -52,7 +52,7 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
 /// When [`advance`] has something to do without an event. Ignores the times of packages that also wait for something
 /// else: such a time may be past, and the agent would wake up again and again.
 pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
-    if p.unable.is_some() {
+    if p.hindrance().is_some() {
         return None;
     }
     let has_slot = slots(p) > 0 && !wave::is_due(p);
@@ -180,6 +180,7 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 half: cursor.half,
                 index: cursor.index,
             });
+            p.begun = Some(true);
             entry.started = true;
             entry.doing = Doing::Step(Cursor {
                 id,

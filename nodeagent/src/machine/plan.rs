@@ -11,6 +11,9 @@ use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 
 /// Sets every package to the first stage that it has to run.
 pub(super) fn begin(p: &mut Progress, now: i64) {
+    if p.too_old.is_some() {
+        return;
+    }
     // Pulls for an earlier lease ended with that lease, and its images may have been removed from the store.
     for entry in p.entries.values_mut() {
         entry.image_state = ImageState::Unknown;

@@ -25,6 +25,9 @@ pub struct Progress {
     pub skyhook: SkyhookRef,
     /// Revision that is installed.
     pub revision: String,
+    /// `SKYHOOK_NODE_ORDER` of the steps, if the lease has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<i64>,
     #[serde(default)]
     pub serial: bool,
     /// Packages of the revision, by name.
@@ -59,9 +62,15 @@ pub struct Progress {
     /// Why the agent cannot work on this host. While this is set, no step starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,
+    /// Why the lease needs a newer agent. While this is set, nothing is planned either, and the packages stay as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub too_old: Option<String>,
     /// When phase, package, stage and state last changed.
     #[serde(default)]
     pub shown: Shown,
+    /// Whether a step has begun under the lease. `None`: an older agent took the lease, so nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
 }
 
 /// How many reboots one version of a package may ask for.
@@ -417,6 +426,15 @@ impl Entry {
 }
 
 impl Progress {
+    /// Why nothing runs under the lease: the agent cannot work on this host, or is too old for the lease.
+    #[must_use]
+    pub const fn hindrance(&self) -> Option<&String> {
+        match &self.too_old {
+            Some(why) => Some(why),
+            None => self.unable.as_ref(),
+        }
+    }
+
     /// True while a step, a preparation or an interrupt is running.
     #[must_use]
     pub fn is_busy(&self) -> bool {

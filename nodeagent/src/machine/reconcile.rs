@@ -38,6 +38,9 @@ pub fn of_lease(
     if protocol::is_of_another_host(lease, machine_id, host_id) {
         return (Entries::new(), Source::Nothing);
     }
+    if has_unknown_stage(lease) {
+        return (journal.cloned().unwrap_or_default(), Source::Journal);
+    }
     let (mut entries, source) =
         reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref());
     if source == Source::Node {
@@ -65,6 +68,14 @@ fn wait_for_interrupts(entries: &mut Entries, lease: &InterruptionLease) {
             interrupt: Some(interrupt.clone()),
         });
     }
+}
+
+/// True when the Node's record has a package in a stage that this version does not know: a newer one wrote it, and nothing
+/// may be done with what it lists.
+#[must_use]
+pub fn has_unknown_stage(lease: &InterruptionLease) -> bool {
+    let mut installed = lease.spec.installed.values();
+    installed.any(|status| status.stage == Stage::Unknown)
 }
 
 /// The same for a record that is from this host. `journal` is `None` when the journal does not contain the Skyhook.
@@ -112,6 +123,7 @@ fn merged(journal: &Entries, installed: &PackageStates) -> Entries {
 
 #[cfg(test)]
 mod tests {
+    use skyhook_crds::State;
     use skyhook_crds::lease::{InterruptionLeaseSpec, InterruptionLeaseStatus, Phase};
     use skyhook_crds::package::{Interrupt, InterruptType, PackageStatus};
 
@@ -271,6 +283,19 @@ mod tests {
             assert_eq!(source, want, "{name}");
             assert_eq!(states(&entries), states_want, "{name}");
         }
+    }
+
+    #[test]
+    fn a_record_with_a_stage_that_is_not_known_is_left_to_a_newer_agent() {
+        let done = status("1.0.0", Stage::Config, State::Complete);
+        let newer = status("1.0.0", Stage::Unknown, State::InProgress);
+        let lease = lease(&record(&newer), Some(&stamp("uid", "m")), "");
+        assert!(has_unknown_stage(&lease));
+        let known = journal(&done);
+        let (entries, _) = of_lease(Some(&known), &lease, "m", "h");
+        assert_eq!(entries, known);
+        let (entries, _) = of_lease(None, &lease, "m", "h");
+        assert_eq!(entries, Entries::new());
     }
 
     fn lease(

@@ -73,7 +73,11 @@ impl Records {
     pub(super) fn is_flagged(&self, stage: Stage, step: &Step) -> bool {
         let heeds = match stage {
             Stage::Apply | Stage::PostInterrupt => !step.idempotence,
-            Stage::Config | Stage::Uninstall | Stage::Upgrade | Stage::Interrupt => false,
+            Stage::Config
+            | Stage::Uninstall
+            | Stage::Upgrade
+            | Stage::Interrupt
+            | Stage::Unknown => false,
         };
         heeds && self.files.exists(self.flag(step))
     }

@@ -76,6 +76,7 @@ impl TestHost {
             secrets: Vec::new(),
             metadata: BTreeMap::new(),
             previous: None,
+            order: Some(3),
             is_laid_out: false,
         }
     }
@@ -194,6 +195,7 @@ fn environment_and_arguments() {
         ("WHO".into(), "me".into()),
         ("FROM".into(), "package".into()),
         ("SKYHOOK_RESOURCE_ID".into(), "not this".into()),
+        ("SKYHOOK_NODE_ORDER".into(), "not this".into()),
         ("SKYHOOK_AGENT_BUFFER_LIMIT".into(), "100".into()),
     ];
     let spec = prepare(input).unwrap().spec(Half::Main, 0).unwrap();
@@ -210,6 +212,7 @@ fn environment_and_arguments() {
         ("SKYHOOK_RESOURCE_ID", "s-uid-4_aa_1.0.0"),
         ("SKYHOOK_ROOT_DIR", "/var/lib/skyhook/s"),
         ("SKYHOOK_LOG_DIR", "/var/log/skyhook/s"),
+        ("SKYHOOK_NODE_ORDER", "3"),
     ] {
         assert_eq!(env[name], value, "{name}");
     }
@@ -222,6 +225,35 @@ fn environment_and_arguments() {
         missing.to_string(),
         "step step: argument env:WHO names a variable that is not set"
     );
+}
+
+#[test]
+fn every_stage_knows_the_order_of_its_node() {
+    let stages = [
+        Stage::Apply,
+        Stage::Config,
+        Stage::PostInterrupt,
+        Stage::Upgrade,
+        Stage::Uninstall,
+    ];
+    for (order, want) in [(Some(0), Some("0")), (Some(41), Some("41")), (None, None)] {
+        for stage in stages {
+            let host = TestHost::new(modes(json!({})));
+            let mut input = host.input(stage);
+            input.order = order;
+            let prepared = prepare(input).unwrap();
+            for half in [Half::Main, Half::Check] {
+                let env: BTreeMap<_, _> = prepared
+                    .spec(half, 0)
+                    .unwrap()
+                    .environment
+                    .into_iter()
+                    .collect();
+                let given = env.get("SKYHOOK_NODE_ORDER").map(Secret::reveal);
+                assert_eq!(given, want, "{stage} {half:?}");
+            }
+        }
+    }
 }
 
 #[test]

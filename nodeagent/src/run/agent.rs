@@ -127,6 +127,7 @@ impl Agent {
             state.join("images").path(),
             &host.files,
             settings.registries.clone(),
+            &settings.images,
         )?;
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),
@@ -176,6 +177,14 @@ impl Agent {
             };
         }
         self.note_boot(&mut state);
+        // This agent may be the newer one that the lease needs: it takes the lease again.
+        if state
+            .run
+            .as_ref()
+            .is_some_and(|run| run.too_old.is_some() && run.ended.is_none())
+        {
+            state.archive_run("", now());
+        }
         let last = last_step(steps);
         state.next_step = state.next_step.max(last + 1);
         if let Some(run) = &mut state.run {

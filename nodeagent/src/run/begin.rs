@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::protocol;
-use skyhook_crds::lease::{InterruptionLeaseStatus, Phase};
+use skyhook_crds::lease::{FORMAT, InterruptionLeaseStatus, Phase};
 use skyhook_crds::package::Resources;
 use skyhook_crds::revision::RevisionData;
 use tokio::time::sleep;
@@ -15,12 +15,28 @@ use super::note::{Attempt, Note, RunFacts, Taken};
 use super::steps::{await_steps, running_steps};
 use crate::host::limits;
 use crate::lease::ApiError;
-use crate::machine::reconcile::{Source, of_lease};
+use crate::machine::reconcile::{Source, has_unknown_stage, of_lease};
 use crate::machine::retry::API;
 use crate::machine::taking::{Action, TakingEvent};
 use crate::machine::{Entries, Event, Progress, Wanted};
 use crate::prepare::metadata::NodeFacts;
 use crate::report;
+
+/// Why the lease needs a newer agent than this one, if it does.
+fn too_old(lease: &InterruptionLease, revision: &RevisionData) -> Option<String> {
+    let form = protocol::form(lease, revision.format);
+    let what = if form > FORMAT {
+        format!("the lease and its revision have form {form}, and this agent knows form {FORMAT}")
+    } else if has_unknown_stage(lease) {
+        "the Node's record has a stage that this agent does not know".to_owned()
+    } else {
+        return None;
+    };
+    Some(format!(
+        "needs an agent of at least the coordinator's version: {what} (it is version {}): upgrade the agents",
+        env!("CARGO_PKG_VERSION")
+    ))
+}
 
 impl Agent {
     /// Sends an event to the state machine that takes a lease, and performs its action.
@@ -85,7 +101,11 @@ impl Agent {
                     limits::process(&bus)
                 );
                 let revision = revision?;
-                let recovered = super::recover::recover(&api, &lease, &mut entries).await?;
+                let too_old = too_old(&lease, &revision);
+                let recovered = match &too_old {
+                    Some(_) => None,
+                    None => super::recover::recover(&api, &lease, &mut entries).await?,
+                };
                 let facts = RunFacts {
                     node: node?,
                     default_resources: default_resources(&api, &revision, fallback).await?,
@@ -96,6 +116,7 @@ impl Agent {
                     revision,
                     facts,
                     recovered,
+                    too_old,
                 })
             };
             let result = taken.await;
@@ -134,6 +155,7 @@ impl Agent {
             ..Progress::default()
         };
         InterruptionLeaseStatus {
+            format: FORMAT,
             observed_generation: lease.metadata.generation.unwrap_or(0),
             phase: Some(Phase::Accepted),
             boot_id: self.facts.boot_id.clone(),
@@ -174,13 +196,18 @@ impl Agent {
             revision,
             facts,
             recovered,
+            too_old,
         } = taken;
         let spec = &lease.spec;
         let kept = match &recovered {
             Some((name, data)) => self.journal.keep_revision(name, data),
             None => Ok(()),
         };
-        let kept = kept.and_then(|()| self.journal.keep_revision(&spec.revision, &revision));
+        let kept = match &too_old {
+            // Its content is not known.
+            Some(_) => kept,
+            None => kept.and_then(|()| self.journal.keep_revision(&spec.revision, &revision)),
+        };
         if let Err(error) = kept {
             // The lease is accepted: the work starts when the journal can be written.
             self.journal_failed(&error, Vec::new());
@@ -198,13 +225,16 @@ impl Agent {
             reboots,
             reboot_cap: self.settings.reboot_cap,
             unable: self.unable.clone(),
+            too_old,
             lease: lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),
             revision: spec.revision.clone(),
+            order: spec.order,
             serial: revision.serial,
             wanted: Wanted::of_revision(&revision),
             entries,
             next_step: self.journal.state.next_step,
+            begun: Some(false),
             boot_id: self.facts.boot_id.clone(),
             ..Progress::default()
         };
@@ -311,4 +341,71 @@ async fn default_resources(
     // A LimitRange may have minimum and maximum values, but no defaults.
     let given = given.filter(|resources| *resources != Resources::default());
     Ok(given.or(fallback))
+}
+
+#[cfg(test)]
+mod tests {
+    use skyhook_crds::installed::PackageStates;
+    use skyhook_crds::lease::InterruptionLeaseSpec;
+    use skyhook_crds::package::PackageStatus;
+    use skyhook_crds::{Stage, State};
+
+    use super::*;
+
+    #[test]
+    fn a_lease_beyond_what_the_agent_knows_is_recognised() {
+        let installed = |stage| -> PackageStates {
+            let status = PackageStatus {
+                name: "a".into(),
+                version: "1".into(),
+                image: "r/a".into(),
+                container_sha: None,
+                stage,
+                state: State::Complete,
+                restarts: 0,
+            };
+            [("a|1".to_owned(), status)].into()
+        };
+        for (name, lease_form, revision_form, stage, want) in [
+            ("all is known", FORMAT, FORMAT, Stage::Config, None),
+            (
+                "the lease is newer",
+                FORMAT + 1,
+                FORMAT,
+                Stage::Config,
+                Some("form 1"),
+            ),
+            (
+                "the revision is newer",
+                FORMAT,
+                FORMAT + 2,
+                Stage::Config,
+                Some("form 2"),
+            ),
+            (
+                "a stage is newer",
+                FORMAT,
+                FORMAT,
+                Stage::Unknown,
+                Some("a stage that this agent does not know"),
+            ),
+        ] {
+            let spec = InterruptionLeaseSpec {
+                format: lease_form,
+                installed: installed(stage),
+                ..InterruptionLeaseSpec::default()
+            };
+            let lease = InterruptionLease::new("n", spec);
+            let revision = RevisionData {
+                format: revision_form,
+                ..RevisionData::default()
+            };
+            let why = too_old(&lease, &revision);
+            assert_eq!(why.is_some(), want.is_some(), "{name}: {why:?}");
+            if let (Some(why), Some(want)) = (why, want) {
+                let begins = why.starts_with("needs an agent of at least");
+                assert!(begins && why.contains(want), "{name}: {why}");
+            }
+        }
+    }
 }

@@ -69,6 +69,8 @@ pub(super) struct Taken {
     pub facts: RunFacts,
     /// The revision from which the entries of a lost journal were completed.
     pub recovered: Option<(String, RevisionData)>,
+    /// Why this agent may do nothing under the lease.
+    pub too_old: Option<String>,
 }
 
 /// A step that has ended, or could not be started.

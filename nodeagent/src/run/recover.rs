@@ -73,6 +73,7 @@ mod tests {
         let data = RevisionData {
             packages: [("aa".to_owned(), package("1.0.0"))].into(),
             serial: false,
+            ..RevisionData::default()
         };
         for (version, stage, state, configured, cycle) in [
             ("1.0.0", Stage::Config, State::Complete, true, true),

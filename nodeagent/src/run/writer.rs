@@ -237,7 +237,10 @@ fn is_urgent(reported: &Value, phase: Option<Phase>) -> bool {
         Some(phase @ (Phase::Complete | Phase::Stopped | Phase::AwaitingDrain)) => {
             before != serde_json::to_value(phase).ok().as_ref()
         }
-        Some(Phase::Accepted | Phase::Preparing | Phase::Running | Phase::Erroring) | None => false,
+        Some(
+            Phase::Accepted | Phase::Preparing | Phase::Running | Phase::Erroring | Phase::Unknown,
+        )
+        | None => false,
     }
 }
 

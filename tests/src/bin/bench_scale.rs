@@ -1,6 +1,8 @@
 //! `make bench-scale N=50 P=4`: a real API server and etcd, the real coordinator, N agents with their real core on faked
 //! hosts whose stages take no time. Prints `bench NAME VALUE` lines. `SKYHOOKS=20` rolls that many out at once;
 //! `UPGRADE=0` leaves out what follows the roll-out: an upgrade, and one that fails on every node with 2 KiB of output.
+//! `POLICY=1` paces the roll-out by a DeploymentPolicy with four compartments, in batches that double. Nothing follows it
+//! then: a batch waits for minutes for nodes that fail.
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark reads the clock and the environment"
@@ -10,13 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use futures::StreamExt as _;
-use kube::api::{Api, ListParams};
+use kube::api::{Api, ListParams, PostParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use serde_json::{Map, Value, json};
-use skyhook_crds::{InterruptionLease, Skyhook};
+use skyhook_crds::{DeploymentPolicy, InterruptionLease, Skyhook};
 use skyhook_fleet::facts::WireSkyhook;
 use skyhook_integration::controlplane::Options;
 use skyhook_integration::controlplane::counters::RequestCounts;
@@ -26,10 +28,12 @@ use skyhook_integration::rollout::{apply, wait_complete, wait_for};
 use skyhook_integration::run::Run;
 use skyhook_integration::wait::eventually;
 use skyhook_tests::bench::Fixture;
-use skyhook_tests::crowd::Crowd;
+use skyhook_tests::crowd::{Crowd, ZONE, ZONES};
 use tokio::task::JoinHandle;
 
 const KIB: f64 = 1024.0;
+/// Name of the DeploymentPolicy.
+const POLICY: &str = "scale";
 /// Ten thousand nodes may take a quarter of an hour.
 const LONGEST: Duration = Duration::from_secs(1800);
 
@@ -38,6 +42,13 @@ async fn main() -> anyhow::Result<()> {
     let nodes = setting("N", 50)?;
     let packages = setting("P", 4)?;
     let skyhooks = setting("SKYHOOKS", 1)?;
+    let has_policy = setting("POLICY", 0)? != 0;
+    let upgrades = setting("UPGRADE", u32::from(!has_policy))? != 0;
+    if has_policy && upgrades {
+        bail!(
+            "POLICY=1 and UPGRADE=1: nodes that fail would hold up their batches; leave one of them out"
+        );
+    }
     let options = Options {
         // Nodes are Ready when they are created: no second and third write for each.
         apiserver_flags: vec!["--disable-admission-plugins=TaintNodesByCondition".into()],
@@ -48,6 +59,9 @@ async fn main() -> anyhow::Result<()> {
     programs::collect(&run)?;
     let crowd = Crowd::start(&fixture, nodes.try_into()?).await?;
     let coordinator = Coordinator::start(Arc::clone(&run), &fixture.plane, "coordinator").await?;
+    if has_policy {
+        create_policy(&fixture).await?;
+    }
     tokio::time::sleep(Duration::from_secs(5)).await;
     let largest = Largest::watch(fixture.client.clone());
 
@@ -55,7 +69,11 @@ async fn main() -> anyhow::Result<()> {
     let cpu = coordinator.cpu_seconds()?;
     let started = Instant::now();
     for n in 0..skyhooks {
-        apply(fixture.client.clone(), &skyhook(n, packages, "1.0.0")).await?;
+        let mut manifest = skyhook(n, packages, "1.0.0");
+        if has_policy {
+            manifest["spec"]["deploymentPolicy"] = json!(POLICY);
+        }
+        apply(fixture.client.clone(), &manifest).await?;
     }
     for n in 0..skyhooks {
         wait_complete(fixture.client.clone(), &name(n), LONGEST).await?;
@@ -80,7 +98,7 @@ async fn main() -> anyhow::Result<()> {
     } else {
         println!("bench many_skyhooks_cpu_s {cpu:.2}");
     }
-    if skyhooks == 1 && setting("UPGRADE", 1)? != 0 {
+    if skyhooks == 1 && upgrades {
         upgrade(&fixture, &crowd, packages, nodes.try_into()?).await?;
     }
     let peak = coordinator.peak_rss_kib()? / KIB;
@@ -88,6 +106,27 @@ async fn main() -> anyhow::Result<()> {
     let (object, status) = largest.kib()?;
     println!("bench largest_object_kib {object:.1}");
     println!("bench largest_status_kib {status:.1}");
+    Ok(())
+}
+
+/// Four compartments, in which nothing but the strategy bounds the batches: 1, 2, 4 and so on.
+async fn create_policy(fixture: &Fixture) -> anyhow::Result<()> {
+    let strategy = json!({ "exponential": { "initialBatch": 1, "growthFactor": 2 } });
+    let budget = json!({ "percent": 100 });
+    let compartment = |zone: &&str| {
+        json!({
+            "name": zone, "selector": { "matchLabels": { ZONE: zone } }, "budget": budget, "strategy": strategy,
+        })
+    };
+    let policy = serde_json::from_value(json!({
+        "metadata": { "name": POLICY },
+        "spec": {
+            "default": { "budget": budget, "strategy": strategy },
+            "compartments": ZONES.iter().map(compartment).collect::<Vec<_>>(),
+        },
+    }))?;
+    let policies: Api<DeploymentPolicy> = Api::all(fixture.client.clone());
+    policies.create(&PostParams::default(), &policy).await?;
     Ok(())
 }
 

@@ -1,9 +1,12 @@
 //! The faked host: what is on its disk, and what happened there.
 
+#![expect(clippy::disallowed_methods, reason = "a host has a clock of its own")]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use skyhook_nodeagent::journal::State;
 use skyhook_nodeagent::report::HostFacts;
 
@@ -17,6 +20,8 @@ pub struct HostScript {
     pub failures: BTreeMap<String, u32>,
     /// What a step that fails says last.
     pub output: String,
+    /// How many times faster than real time the host's clock runs, by which the agent waits before it tries again.
+    pub haste: i64,
 }
 
 impl Default for HostScript {
@@ -26,6 +31,7 @@ impl Default for HostScript {
             step_time: Duration::ZERO,
             failures: BTreeMap::new(),
             output: "step test.sh exited with 1".into(),
+            haste: 1,
         }
     }
 }
@@ -43,6 +49,16 @@ pub(super) struct Disk {
     pub(super) boots: u32,
     pub(super) script: HostScript,
     pub(super) ledger: Vec<String>,
+    /// When the host was made.
+    began: Timestamp,
+}
+
+impl Disk {
+    /// The host's clock at a moment, in Unix milliseconds.
+    pub(super) fn clock(&self, now: Timestamp) -> i64 {
+        let began = self.began.as_millisecond();
+        began + (now.as_millisecond() - began) * self.script.haste
+    }
 }
 
 impl FakeHost {
@@ -61,6 +77,7 @@ impl FakeHost {
             boots: 0,
             script,
             ledger: Vec::new(),
+            began: Timestamp::now(),
         };
         Self {
             inner: Arc::new(Mutex::new(disk)),

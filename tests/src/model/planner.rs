@@ -175,7 +175,7 @@ fn read(effect: &Effect, late: bool) -> Option<Write> {
                 ..Lease::default()
             },
         },
-        Effect::GrantLease { node: name, at } => Write::Grant {
+        Effect::GrantLease { node: name, at, .. } => Write::Grant {
             node: node(name),
             uid: rules::number(&at.uid),
         },

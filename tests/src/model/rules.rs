@@ -108,6 +108,7 @@ pub fn revision_data(revision: u8) -> RevisionData {
             .into_iter()
             .collect(),
         serial: false,
+        ..RevisionData::default()
     }
 }
 
@@ -181,6 +182,9 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         // The model's drains have no deadline.
         drain_timed_out: String::new(),
         states: mark.states.map(digest).unwrap_or_default(),
+        // The model does not number its nodes.
+        order: None,
+        picked: String::new(),
     }
 }
 

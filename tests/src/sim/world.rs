@@ -7,6 +7,8 @@ pub mod faults;
 pub mod finish;
 pub mod host;
 mod loops;
+mod order;
+mod paced;
 pub mod replica;
 pub mod setup;
 mod slots;
@@ -33,9 +35,10 @@ pub const SKYHOOKS: &str = "skyhooks";
 pub const LEASES: &str = "interruptionleases";
 pub const REVISIONS: &str = "controllerrevisions";
 pub const POLICIES: &str = "deploymentpolicies";
+pub const ROLLOUTS: &str = "rolloutstates";
 pub const PODS: &str = "pods";
 /// Everything that a coordinator watches.
-pub const WATCHED: [&str; 5] = [NODES, SKYHOOKS, LEASES, REVISIONS, POLICIES];
+pub const WATCHED: [&str; 6] = [NODES, SKYHOOKS, LEASES, REVISIONS, POLICIES, ROLLOUTS];
 
 /// Something that is due.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,7 +196,7 @@ impl<'a, C: Core> World<'a, C> {
     pub fn run(mut self) -> Run {
         match self.shape {
             Shape::Slow => self.set_up_slow(),
-            Shape::Small | Shape::Fleet | Shape::Forsaken => self.set_up(),
+            Shape::Small | Shape::Paced | Shape::Fleet | Shape::Forsaken => self.set_up(),
         }
         while !self.done && self.failure.is_none() {
             let Some(((at, _), event)) = self.queue.pop_first() else {
@@ -414,7 +417,7 @@ impl<'a, C: Core> World<'a, C> {
 
     /// Looks at everything that was written since the last time: the rules, and who watches it.
     fn notice(&mut self) {
-        for kind in [NODES, SKYHOOKS, LEASES, REVISIONS, PODS] {
+        for kind in WATCHED.into_iter().chain([PODS]) {
             let from = self.looked.get(kind).copied().unwrap_or_default();
             let end = self.api.end(kind);
             if from == end {

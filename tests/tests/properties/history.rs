@@ -17,7 +17,7 @@ use skyhook_fleet::settings::Settings;
 
 use super::picture::{
     ALease, ANode, ASkyhook, NAMES, a_lease, a_node, a_skyhook, lease_object, node_object,
-    skyhook_object, wire,
+    policy_object, rollout_object, skyhook_object, wire,
 };
 
 /// Nodes that a history has at most.
@@ -36,7 +36,9 @@ pub(super) enum Step {
     SkyhookGone(usize),
     Revision(usize, bool),
     RevisionGone(usize),
-    Policy(bool),
+    Policy(Option<u8>),
+    Rollout(usize, u8),
+    RolloutGone(usize),
     AgentsRefused(bool),
     Pods(usize, u8, bool),
     Evicted(usize, bool),
@@ -65,6 +67,7 @@ fn a_step() -> impl Strategy<Value = Step> {
         Kind::Lease,
         Kind::Revision,
         Kind::Policy,
+        Kind::Rollout,
     ]);
     prop_oneof![
         6 => (at(), a_node(), any::<u8>()).prop_map(|(at, node, other)| Step::Node(at, node, other)),
@@ -76,7 +79,9 @@ fn a_step() -> impl Strategy<Value = Step> {
         1 => (0..2_usize).prop_map(Step::SkyhookGone),
         2 => (0..2_usize, any::<bool>()).prop_map(|(at, newest)| Step::Revision(at, newest)),
         1 => (0..2_usize).prop_map(Step::RevisionGone),
-        1 => any::<bool>().prop_map(Step::Policy),
+        2 => prop::option::of(0..5_u8).prop_map(Step::Policy),
+        2 => (0..2_usize, any::<u8>()).prop_map(|(at, form)| Step::Rollout(at, form)),
+        1 => (0..2_usize).prop_map(Step::RolloutGone),
         1 => any::<bool>().prop_map(Step::AgentsRefused),
         3 => (at(), 0..3_u8, any::<bool>()).prop_map(|(at, pods, consistent)| Step::Pods(at, pods, consistent)),
         1 => (at(), any::<bool>()).prop_map(|(at, refused)| Step::Evicted(at, refused)),
@@ -148,6 +153,7 @@ impl<'a> Replica<'a> {
             Kind::Lease,
             Kind::Revision,
             Kind::Policy,
+            Kind::Rollout,
         ] {
             replica.take(Change::Synced(kind));
         }
@@ -181,7 +187,8 @@ impl<'a> Replica<'a> {
             Kind::Skyhook => Change::Skyhook(wire(object)),
             Kind::Lease => Change::Lease(wire(object)),
             Kind::Revision => Change::Revision(wire(object)),
-            Kind::Policy => Change::Policy("tuned".to_owned()),
+            Kind::Policy => Change::Policy(wire(object)),
+            Kind::Rollout => Change::Rollout(wire(object)),
         };
         self.take(change);
     }
@@ -194,6 +201,7 @@ impl<'a> Replica<'a> {
             Kind::Lease => Change::LeaseGone(name),
             Kind::Revision => Change::RevisionGone(name),
             Kind::Policy => Change::PolicyGone(name),
+            Kind::Rollout => Change::RolloutGone(name),
         });
     }
 
@@ -266,10 +274,9 @@ impl<'a> Replica<'a> {
                     self.forget(Kind::Revision, name);
                 }
             }
-            Step::Policy(true) => {
-                self.store(Kind::Policy, "tuned".to_owned(), json!({ "metadata": {} }))
-            }
-            Step::Policy(false) => self.forget(Kind::Policy, "tuned".to_owned()),
+            Step::Policy(form) => self.policy(*form),
+            Step::Rollout(at, form) => self.rollout(*at, *form),
+            Step::RolloutGone(at) => self.forget(Kind::Rollout, NAMES[*at].to_owned()),
             Step::AgentsRefused(refused) => {
                 let why = refused.then(|| "the quota is used up".to_owned());
                 self.take(Change::AgentsRefused(why));
@@ -293,6 +300,19 @@ impl<'a> Replica<'a> {
             Step::Settle(at, how) => self.settle(*at, *how),
             Step::List(kind, every) => self.list(*kind, *every),
         }
+    }
+
+    fn policy(&mut self, form: Option<u8>) {
+        let name = "tuned".to_owned();
+        match form {
+            Some(form) => self.store(Kind::Policy, name, policy_object(form)),
+            None => self.forget(Kind::Policy, name),
+        }
+    }
+
+    fn rollout(&mut self, at: usize, form: u8) {
+        let object = rollout_object(at, form);
+        self.store(Kind::Rollout, NAMES[at].to_owned(), object);
     }
 
     fn leave_alone(&mut self, at: usize) {
@@ -323,7 +343,8 @@ impl<'a> Replica<'a> {
             Target::Node(name) => (Kind::Node, name),
             Target::Skyhook(name) => (Kind::Skyhook, name),
             Target::Revision(name) => (Kind::Revision, name),
-            Target::Lease(_) | Target::Pods(_) | Target::Pod(_) => return None,
+            Target::Rollout(name) => (Kind::Rollout, name),
+            Target::Lease(_) | Target::Pods(_) | Target::Pod(_) | Target::Look(_) => return None,
         };
         let held = self.held.get_mut(&(kind, name))?;
         self.version += 1;
@@ -332,6 +353,7 @@ impl<'a> Replica<'a> {
         Some(match kind {
             Kind::Node => Change::Node(wire(object)),
             Kind::Skyhook => Change::Skyhook(wire(object)),
+            Kind::Rollout => Change::Rollout(wire(object)),
             Kind::Lease | Kind::Revision | Kind::Policy => Change::Revision(wire(object)),
         })
     }

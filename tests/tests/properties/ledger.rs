@@ -1,5 +1,6 @@
 //! What the planner's ledger answers, counted anew for every question: slow, and too simple to be wrong.
 
+use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_fleet::facts::{LeaseFact, NodeFact, SkyhookFact};
 use skyhook_fleet::index::Index;
 use skyhook_fleet::plan::reason::ReasonCode;
@@ -17,9 +18,12 @@ pub(super) fn used_in_all(index: &Index) -> usize {
 }
 
 fn unseen(index: &Index) -> impl Iterator<Item = &str> {
-    let unseen = |(node, _): &(&str, &str)| !index.picture().leases().contains_key(*node);
+    let unseen =
+        |(node, _): &(&str, &InterruptionLeaseSpec)| !index.picture().leases().contains_key(*node);
     let creates = index.inflight().creates();
-    creates.filter(unseen).map(|(_, uid)| uid)
+    creates
+        .filter(unseen)
+        .map(|(_, spec)| spec.skyhook.uid.as_str())
 }
 
 fn is_taken(index: &Index, node: &NodeFact) -> bool {

@@ -108,6 +108,12 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
                 "2026-09-21T16:55:00Z".clone_into(&mut stamp.drain_timed_out);
             }
         }
+        if record != 2 {
+            stamp.order = Some(i64::from(record + stamped));
+        }
+        if matches!(stamped, 1 | 3) {
+            "2026-01-01T00:00:00Z".clone_into(&mut stamp.picked);
+        }
         if stamped > 0 {
             annotations[names::stamp(skyhook)] = json!(stamp.render());
         }
@@ -167,6 +173,11 @@ pub(in super::super) fn lease_object(name: &str, lease: &ALease, revisions: &[St
             "since": "2026-01-01T00:00:00Z",
         },
     });
+    let form = 4 * lease.phase + lease.drain + u8::from(lease.needs_drain);
+    super::policies::into_lease(&mut spec, form);
+    if lease.package != 3 {
+        spec["order"] = json!((lease.phase + lease.drain) % 4);
+    }
     if lease.granted {
         spec["granted"] = json!({ "by": "x", "at": "2026-01-01T00:00:00Z" });
     }

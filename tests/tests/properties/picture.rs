@@ -14,7 +14,10 @@ use super::MONO;
 
 #[path = "objects.rs"]
 mod objects;
+#[path = "policies.rs"]
+mod policies;
 pub(super) use objects::{lease_object, node_object, skyhook_object};
+pub(super) use policies::{policy_object, rollout_object};
 
 pub(super) const NAMES: [&str; 2] = ["alpha", "beta"];
 const VERSION: &str = "1.0.0";
@@ -79,6 +82,8 @@ pub(super) struct Picture {
     nodes: Vec<ANode>,
     skyhooks: Vec<ASkyhook>,
     cap: Option<usize>,
+    policy: Option<u8>,
+    rollouts: [Option<u8>; 2],
 }
 
 pub(super) fn a_lease() -> impl Strategy<Value = ALease> {
@@ -206,11 +211,15 @@ pub(super) fn a_picture() -> impl Strategy<Value = Picture> {
         prop::collection::vec(a_node(), 0..5),
         prop::collection::vec(a_skyhook(), 2),
         prop::option::of(0..4_usize),
+        prop::option::of(0..5_u8),
+        [prop::option::of(any::<u8>()), prop::option::of(any::<u8>())],
     )
-        .prop_map(|(nodes, skyhooks, cap)| Picture {
+        .prop_map(|(nodes, skyhooks, cap, policy, rollouts)| Picture {
             nodes,
             skyhooks,
             cap,
+            policy,
+            rollouts,
         })
 }
 
@@ -268,6 +277,7 @@ pub(super) fn index(picture: &Picture) -> Index {
                 index.begins(&Effect::GrantLease {
                     node: name.clone(),
                     at: version(),
+                    batch: None,
                 });
             }
         } else if let Some(skyhook) = node.creating {
@@ -289,16 +299,30 @@ pub(super) fn index(picture: &Picture) -> Index {
             });
         }
     }
+    pace(&mut index, picture);
+    index
+}
+
+/// Adds the policy and the states of roll-outs, and ends all lists.
+fn pace(index: &mut Index, picture: &Picture) {
+    if let Some(form) = picture.policy {
+        index.apply(Change::Policy(wire(policy_object(form))), MONO);
+    }
+    for (at, form) in picture.rollouts.iter().enumerate() {
+        if let Some(form) = form {
+            index.apply(Change::Rollout(wire(rollout_object(at, *form))), MONO);
+        }
+    }
     for kind in [
         Kind::Node,
         Kind::Skyhook,
         Kind::Lease,
         Kind::Revision,
         Kind::Policy,
+        Kind::Rollout,
     ] {
         index.apply(Change::Synced(kind), MONO);
     }
-    index
 }
 
 fn version() -> AsOf {

@@ -124,6 +124,18 @@ fn duty_of_the_agent() {
             AgentDuty::Stop(StopReason::NewRevision),
         ),
         (
+            "a phase of a later agent",
+            Given::granted().phase(Phase::Unknown),
+            AgentDuty::Work,
+        ),
+        (
+            "a stop of a later coordinator",
+            Given::granted()
+                .phase(Phase::Running)
+                .stop(StopReason::Unknown),
+            AgentDuty::Stop(StopReason::Unknown),
+        ),
+        (
             "deleted while paused",
             Given::granted()
                 .phase(Phase::Running)
@@ -303,6 +315,21 @@ fn a_slot_is_released_only_for_a_reason() {
             Some(ReleaseReason::NeverAccepted),
         ),
         ("running", running().0, Some(&node), None),
+        (
+            "too old, and not stopped yet",
+            running().stop(StopReason::AgentTooOld).0,
+            Some(&node),
+            None,
+        ),
+        (
+            "too old, and nothing was done",
+            Given::granted()
+                .phase(Phase::Stopped)
+                .stop(StopReason::AgentTooOld)
+                .0,
+            Some(&node),
+            Some(ReleaseReason::NothingDone),
+        ),
         (
             "recorded",
             running().0,

@@ -1,16 +1,18 @@
 //! The writes before an agent has accepted a lease: the Node is stamped with the lease, and the lease is granted or
 //! withdrawn.
 
+use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
 use super::LeaseCase;
 use super::stop::is_left_out;
-use crate::effect::{Effect, NodePatch};
+use crate::effect::{BatchCheck, Effect, NodePatch};
 use crate::plan::cause::Cause;
+use crate::plan::node_order::{self, Claim};
 use crate::plan::reason::Withdrawal;
-use crate::plan::{Draft, admit, standing};
+use crate::plan::{Draft, admit, seconds, standing};
 
 /// Version of this program, as it is written on Nodes and Skyhooks.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
@@ -33,7 +35,24 @@ impl LeaseCase<'_> {
         if let Some(reason) = self.reason_to_stop(node, skyhook) {
             return Some(Withdrawal::Stop(reason));
         }
+        let is_out = self.batch.is_out || (self.batch.has_none && self.lease.spec.batch.is_some());
+        if is_out && self.lease.spec.granted.is_none() {
+            return Some(Withdrawal::NotInBatch);
+        }
+        if self.claim == Claim::Taken {
+            return Some(Withdrawal::OrderTaken);
+        }
         let record = node.record(&skyhook.name);
+        let kept = node_order::kept(record);
+        if kept.is_some()
+            && self
+                .lease
+                .spec
+                .order
+                .is_some_and(|order| kept != Some(order))
+        {
+            return Some(Withdrawal::OtherOrder);
+        }
         if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
             return Some(Withdrawal::NewerRecord);
         }
@@ -48,7 +67,7 @@ impl LeaseCase<'_> {
             return Some(Withdrawal::Overtaken);
         }
         let checked = skyhook.checked.as_ref().ok()?;
-        let idle = standing::outstanding(self.view, skyhook, checked, node)
+        let idle = standing::outstanding(self.view.picture, skyhook, checked, node)
             .is_ok_and(|work| work.is_empty());
         idle.then_some(Withdrawal::NothingToDo)
     }
@@ -68,12 +87,18 @@ impl LeaseCase<'_> {
             return;
         };
         let record = self.record(node);
+        let before = record.stamp.clone().unwrap_or_default();
+        let picked = node_order::picked(record).map(str::to_owned);
+        let created = node_order::created(self.fact);
+        let created = created.and_then(|at| Timestamp::from_second(at).ok());
         let stamp = Stamp {
             granted: self.fact.uid.clone(),
             was_ready: node.ready,
             drain_timed_out: String::new(),
             states: record.digest.clone(),
-            ..record.stamp.clone().unwrap_or_default()
+            order: self.lease.spec.order.or(before.order),
+            picked: picked.unwrap_or_else(|| seconds(created.unwrap_or(self.view.now.wall))),
+            ..before
         };
         let skyhook = self.skyhook_name();
         let version_key = names::version(skyhook);
@@ -93,11 +118,19 @@ impl LeaseCase<'_> {
     /// Grants the lease if all leases of the picture fit the budgets. If they do not, some leases have to be withdrawn
     /// first.
     pub(super) fn grant(&self, draft: &mut Draft<'_>) {
-        let fits = |skyhook| self.ledger.fits(skyhook, &self.fact.node);
-        if self.skyhook.is_some_and(fits) {
+        let is_alone = !self.ledger.has_control_planes_too_many(&self.fact.node);
+        let has_order = self.claim == Claim::Alone;
+        if self.skyhook.is_some() && self.fits && is_alone && has_order && self.batch.may_grant {
+            let spec = &self.lease.spec;
             draft.push(Effect::GrantLease {
                 node: self.fact.node.clone(),
                 at: self.at(),
+                batch: spec.batch.clone().map(|batch| BatchCheck {
+                    skyhook: spec.skyhook.name.clone(),
+                    compartment: spec.compartment.clone(),
+                    batch,
+                    member: self.fact.member.clone(),
+                }),
             });
         }
     }

@@ -10,7 +10,7 @@ use super::LeaseCase;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, Record};
 use crate::plan::cause::Cause;
-use crate::plan::{Draft, cordon, seconds};
+use crate::plan::{Draft, cordon, node_order, seconds};
 
 impl LeaseCase<'_> {
     /// Records the result and the stamp, and gives the cordon back, all in one write.
@@ -19,6 +19,7 @@ impl LeaseCase<'_> {
             return;
         };
         let record = self.record(node);
+        let recorded = record.stamp.as_ref();
         let stamp = Stamp {
             format: installed::FORMAT,
             lease: self.fact.uid.clone(),
@@ -33,6 +34,8 @@ impl LeaseCase<'_> {
             was_ready: false,
             drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
+            order: self.lease.spec.order.or(recorded.and_then(|s| s.order)),
+            picked: recorded.map(|s| s.picked.clone()).unwrap_or_default(),
         };
         let skyhook = self.skyhook_name();
         let is_edited = record.is_edited() || self.stop_ordered() == Some(StopReason::Edited);
@@ -50,13 +53,29 @@ impl LeaseCase<'_> {
         if is_edited {
             // With the edit, an administrator may ask for another try of a package that has used up its reboots. So the
             // count of reboots starts anew.
+            let is_given_up = node_order::is_given_up(record);
             let stamp = Stamp {
                 reboots: BTreeMap::new(),
+                order: stamp.order.filter(|_| !is_given_up),
+                picked: if is_given_up {
+                    String::new()
+                } else {
+                    stamp.picked
+                },
                 ..stamp
             };
             let patch = NodePatch::default().stamp(skyhook, &stamp);
             draft.patch(node, patch, cause);
         } else {
+            let is_complete = status.phase == Some(Phase::Complete);
+            let stamp = Stamp {
+                picked: if is_complete {
+                    String::new()
+                } else {
+                    stamp.picked
+                },
+                ..stamp
+            };
             let patch = NodePatch::default().states(skyhook, &self.reported(), stamp);
             draft.patch(node, patch, cause);
         }
@@ -90,7 +109,8 @@ impl LeaseCase<'_> {
         let reconciled = protocol::phase(self.lease) != Some(Phase::Accepted);
         let is_there =
             record.states.as_ref().ok() == Some(&reported) && stamp.reboots == status.reboots;
-        if !reconciled || record.is_edited() || is_there {
+        let is_usable = self.is_known() && !self.view.picture.is_agent_too_old(self.lease);
+        if !reconciled || !is_usable || record.is_edited() || is_there {
             return;
         }
         if !draft.is_too_soon(&Target::Node(node.name.clone())) {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::{InterruptionLease, StopReason};
 
 use super::LeaseCase;
+use crate::clocks::Mono;
 use crate::effect::Effect;
-use crate::facts::{NodeFact, SkyhookFact};
-use crate::plan::{Draft, drain};
+use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::plan::{Draft, View, drain};
 
 /// gracefulShutdown of a package that sets none.
 const DEFAULT_GRACE: Duration = Duration::from_secs(30);
@@ -86,6 +87,12 @@ impl LeaseCase<'_> {
             Some(_) if self.record(node).is_edited() => Some(StopReason::Edited),
             Some(skyhook) => self
                 .reason_to_stop(node, skyhook)
+                .or_else(|| {
+                    self.view
+                        .picture
+                        .is_agent_too_old(self.lease)
+                        .then_some(StopReason::AgentTooOld)
+                })
                 .or_else(|| self.drain_timed_out(skyhook, draft)),
         };
         let revision = self.stored_revision(wanted);
@@ -110,7 +117,9 @@ impl LeaseCase<'_> {
                     draft.push(take_back);
                 }
             }
-            StopOrder::Abandon => self.abandon(draft),
+            StopOrder::Abandon if self.batch.may_release => self.abandon(draft),
+            // A failure must be kept in the state of the roll-out before the lease goes.
+            StopOrder::Abandon => {}
         }
     }
 
@@ -179,18 +188,9 @@ impl LeaseCase<'_> {
     /// Deletes the lease without its result once the agent's time to stop is over. So neither an agent that does not
     /// stop nor a node that does not come back can block the deletion of a Skyhook.
     pub(super) fn abandon(&self, draft: &mut Draft<'_>) {
-        let revision = self.view.picture.revisions().get(&self.lease.spec.revision);
-        let data = revision.and_then(|revision| revision.data.as_ref());
-        let grace = data
-            .iter()
-            .flat_map(|data| data.packages.values())
-            .filter_map(|package| package.graceful_shutdown.as_ref()?.value().ok())
-            .fold(DEFAULT_GRACE, Duration::max);
-        let clock = self.view.clocks.lease(&self.fact.node);
-        let Some(given_up) = clock.and_then(|clock| clock.given_up) else {
+        let Some(deadline) = abandoned_at(self.view, self.fact, self.lease) else {
             return;
         };
-        let deadline = given_up + grace + ABANDON_AFTER;
         if deadline <= self.view.now.mono {
             draft.push(Effect::AbandonLease {
                 node: self.fact.node.clone(),
@@ -200,6 +200,23 @@ impl LeaseCase<'_> {
             draft.wake_at(deadline);
         }
     }
+}
+
+/// When the agent's time to stop is over under a lease that is given up; `None` for any other lease.
+pub(in crate::plan) fn abandoned_at(
+    view: &View<'_>,
+    fact: &LeaseFact,
+    lease: &InterruptionLease,
+) -> Option<Mono> {
+    let given_up = view.clocks.lease(&fact.node)?.given_up?;
+    let revision = view.picture.revisions().get(&lease.spec.revision);
+    let data = revision.and_then(|revision| revision.data.as_ref());
+    let grace = data
+        .iter()
+        .flat_map(|data| data.packages.values())
+        .filter_map(|package| package.graceful_shutdown.as_ref()?.value().ok())
+        .fold(DEFAULT_GRACE, Duration::max);
+    Some(given_up + grace + ABANDON_AFTER)
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use skyhook_crds::stage::Status;
 
 use crate::facts::SkyhookFact;
-use crate::plan::admit::{self, DEFAULT_COMPARTMENT};
 use crate::plan::ledger::Ledger;
 use crate::plan::reason::ReasonCode;
 use crate::plan::scan::{Order, Row};
@@ -42,18 +41,23 @@ pub struct CompartmentCounts {
 }
 
 impl Fleet {
-    pub(super) fn take(&mut self, skyhook: &SkyhookFact, counts: Counts, ledger: &Ledger<'_>) {
+    pub(super) fn take(&mut self, row: &Row<'_>, counts: Counts, ledger: &Ledger<'_>) {
+        let skyhook = row.skyhook;
         self.slots_used = ledger.used_in_all();
-        let compartment = CompartmentCounts {
-            ceiling: admit::slots(skyhook, counts.nodes),
-            used: ledger.used(skyhook),
-        };
+        let compartments = row.pacing.all().map(|(place, name)| {
+            let counts = CompartmentCounts {
+                ceiling: ledger.ceiling_at(skyhook, place),
+                used: ledger.used_at(skyhook, place),
+            };
+            (name.to_owned(), counts)
+        });
+        let compartments = compartments.collect();
         let counts = SkyhookCounts {
             status: counts.overall,
             nodes: counts.nodes,
             by_status: counts.by_status,
             by_reason: counts.by_reason,
-            compartments: [(DEFAULT_COMPARTMENT.to_owned(), compartment)].into(),
+            compartments,
         };
         self.skyhooks.insert(skyhook.name.clone(), counts);
     }

@@ -1,6 +1,7 @@
 //! The maps by node in a Skyhook's status. They take the room that the rest of the status leaves, and list the worst
 //! nodes first. A node is in all maps or in none, so that no reader sees only a part of its data.
 
+use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use skyhook_crds::installed::PackageStates;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
@@ -9,8 +10,8 @@ use skyhook_crds::stage::Status;
 use super::message::{MAX_REASON, cut};
 use super::{Shown, Summary, number, reason_on_node, with_since};
 use crate::facts::SkyhookFact;
-use crate::plan::View;
 use crate::plan::reason::ReasonCode;
+use crate::plan::{View, node_order, seconds};
 
 /// Longest status as JSON, in bytes. The API server stores objects of up to 1.5 MiB, and the spec may need most of
 /// that.
@@ -27,7 +28,7 @@ struct Entry<'a> {
     status: Status,
     reason: Option<NodeReason>,
     states: Option<&'a PackageStates>,
-    priority: Option<&'a String>,
+    priority: Option<String>,
 }
 
 impl Entry<'_> {
@@ -38,7 +39,7 @@ impl Entry<'_> {
         entry(Some(rendered(&self.status)))
             + entry(self.reason.as_ref().map(rendered))
             + entry(self.states.map(rendered))
-            + entry(self.priority.map(rendered))
+            + entry(self.priority.as_ref().map(rendered))
     }
 }
 
@@ -124,8 +125,32 @@ fn entry<'a>(
         status: shown.status,
         reason,
         states: shown.node.record(&skyhook.name).states.as_ref().ok(),
-        priority: current.node_priority.get(name),
+        priority: priority(view, skyhook, shown, current),
     }
+}
+
+/// When a node that is not complete was first picked. A node without a stamp of ours has what NVIDIA Skyhook noted.
+fn priority(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    shown: &Shown<'_>,
+    current: &SkyhookStatus,
+) -> Option<String> {
+    if shown.complete {
+        return None;
+    }
+    let name = &shown.node.name;
+    let record = shown.node.record(&skyhook.name);
+    let noted = || {
+        let noted = current.node_priority.get(name);
+        noted.filter(|_| record.stamp.is_none()).cloned()
+    };
+    let reserved = || {
+        let created = node_order::created(view.picture.lease_of(name, &skyhook.uid)?)?;
+        Some(seconds(Timestamp::from_second(created).ok()?))
+    };
+    let picked = node_order::picked(record).map(str::to_owned);
+    picked.or_else(noted).or_else(reserved)
 }
 
 fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
@@ -138,7 +163,7 @@ fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
         wanted.node_state.insert(name(), states.clone());
     }
     if let Some(priority) = entry.priority {
-        wanted.node_priority.insert(name(), priority.clone());
+        wanted.node_priority.insert(name(), priority);
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Shown, Summary, detail};
+use super::{Shown, Summary, compartments, detail};
 use crate::facts::SkyhookFact;
 use crate::plan::View;
 use crate::plan::ledger::Ledger;
 use crate::plan::reason::ReasonCode;
+use crate::plan::scan::Row;
+use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::skyhook::SkyhookStatus;
 
 /// Names of nodes in one message.
@@ -41,11 +43,12 @@ pub(super) fn names_of(nodes: &[&str]) -> String {
 /// The message of the condition Ready: how many nodes are complete, and for each reason one node and how many more
 /// there are.
 pub(super) fn stuck(
-    skyhook: &SkyhookFact,
+    row: &Row<'_>,
     summary: &Summary<'_>,
     ledger: &Ledger<'_>,
     wanted: &SkyhookStatus,
 ) -> String {
+    let skyhook = row.skyhook;
     let mut message = format!("{} nodes complete", wanted.complete_nodes);
     if skyhook.is_paused() {
         return format!("the Skyhook is paused; {message}");
@@ -86,7 +89,10 @@ pub(super) fn stuck(
     }
     let waits = |code: ReasonCode| wanted.reasons.contains_key(&code.to_string());
     if waits(ReasonCode::BudgetExhausted) {
-        message.push_str(&format!("; {}", ledger.use_of_budget(skyhook)));
+        message.push_str(&format!("; {}", ledger.use_of_budget(row)));
+    }
+    for hold in compartments::holds(row, ledger) {
+        message.push_str(&format!("; {hold}"));
     }
     if waits(ReasonCode::ClusterBudgetExhausted) {
         message.push_str(&format!("; {}", ledger.use_of_cap()));
@@ -97,7 +103,9 @@ pub(super) fn stuck(
 /// What the deletion of a Skyhook waits for, if anything.
 pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
     let held = |node: &&str| view.picture.lease_of(node, &skyhook.uid).is_some();
-    let being_made = |(node, uid): (&str, &str)| (uid == skyhook.uid).then(|| node.to_owned());
+    let being_made = |(node, spec): (&str, &InterruptionLeaseSpec)| {
+        (spec.skyhook.uid == skyhook.uid).then(|| node.to_owned())
+    };
     let leases = view
         .picture
         .leases()

@@ -216,6 +216,7 @@ fn of_two_control_plane_nodes_that_were_reserved_at_once_one_is_withdrawn() {
     let grant = Effect::GrantLease {
         node: "worker-1".into(),
         at: version("lease", "5"),
+        batch: None,
     };
     assert_eq!(
         crate::guard::check(&both.index, &both.picture.settings, &grant),

@@ -150,6 +150,7 @@ fn what_a_nodes_status_depends_on() {
     let grant = Effect::GrantLease {
         node: "worker-1".into(),
         at: version("lease", "5"),
+        batch: None,
     };
     compare([
         (
@@ -168,6 +169,25 @@ fn what_a_nodes_status_depends_on() {
             |replica| replica.passes(6),
         ),
     ]);
+}
+
+#[test]
+fn a_grant_depends_on_whether_another_lease_has_the_same_number() {
+    let budget = Picture::new().skyhook(&["spec", "interruptionBudget"], json!({ "count": 3 }));
+    let mut picture = leased(stamp(budget, granted()), json!({ "order": 4 }), Value::Null);
+    let mut younger = picture.leases[0].clone();
+    for (key, value) in [("name", "worker-2"), ("uid", "uid-of-worker-2")] {
+        younger["spec"]["node"][key] = json!(value);
+    }
+    for (key, value) in [("name", "worker-2"), ("uid", "younger")] {
+        younger["metadata"][key] = json!(value);
+    }
+    picture.leases.push(younger);
+    compare([(
+        "LeaseKey.claim: the other one is gone",
+        Replica::of(&picture),
+        |replica| replica.take(Change::LeaseGone("worker-2".into())),
+    )]);
 }
 
 #[test]

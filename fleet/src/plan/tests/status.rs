@@ -215,8 +215,8 @@ fn a_missing_policy_is_a_condition_until_it_is_found() {
     let status = |picture: &Picture, policy: Option<&str>| {
         let mut index = picture.index();
         if let Some(policy) = policy {
-            let policy = crate::index::Change::Policy(policy.to_owned());
-            index.apply(policy, Mono::ZERO);
+            let policy = serde_json::from_value(json!({ "metadata": { "name": policy } })).unwrap();
+            index.apply(crate::index::Change::Policy(Box::new(policy)), Mono::ZERO);
         }
         let effects = picture.plan_of(&index).effects;
         let status = effects.into_iter().find_map(|effect| match effect {

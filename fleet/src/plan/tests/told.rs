@@ -228,6 +228,7 @@ fn a_refused_write_is_told_to_the_object_that_does_not_move() {
     let grant = Effect::GrantLease {
         node: "worker-1".into(),
         at: lease_at(),
+        batch: None,
     };
     let evict = Effect::EvictPod {
         node: "worker-1".into(),

@@ -134,7 +134,14 @@ fn why_a_lease_is_withdrawn() {
             W::Stop(StopReason::DrainTimedOut),
             "pods did not leave in time",
         ),
-        (W::Stop(StopReason::Unknown), "it is to stop"),
+        (W::Stop(StopReason::AgentTooOld), "it needs a newer agent"),
+        (
+            W::Stop(StopReason::Unknown),
+            "a newer version told the agent to stop",
+        ),
+        (W::NotInBatch, "no open batch has the node"),
+        (W::OrderTaken, "another node has its SKYHOOK_NODE_ORDER"),
+        (W::OtherOrder, "the node keeps another SKYHOOK_NODE_ORDER"),
         (W::NewerRecord, "a newer version wrote the node's record"),
         (W::RecordChanged, "the node's package states changed"),
         (W::OtherRun, "the node's package states are of another run"),
@@ -157,8 +164,12 @@ fn why_a_lease_is_withdrawn() {
                 | StopReason::Deleted
                 | StopReason::Edited
                 | StopReason::DrainTimedOut
+                | StopReason::AgentTooOld
                 | StopReason::Unknown,
             )
+            | W::NotInBatch
+            | W::OrderTaken
+            | W::OtherOrder
             | W::NewerRecord
             | W::RecordChanged
             | W::OtherRun

@@ -324,3 +324,49 @@ fn a_host_that_cannot_be_worked_on_says_why_and_starts_nothing() {
     world.stop(StopReason::Deleted);
     assert_eq!(world.ended(), Some(Phase::Stopped));
 }
+
+#[test]
+fn an_agent_that_is_too_old_touches_nothing() {
+    let mut world = World::new();
+    world.adopt("aa", "1.0.0", Stage::Config, State::Complete);
+    world.adopt("bb", "1.0.0", Stage::Apply, State::Erroring);
+    world.lease_beyond("needs an agent of at least the coordinator's version");
+    let before = world.entries().clone();
+    world.input_queued(Event::Ticked);
+    assert!(world.queue.is_empty(), "{:?}", world.queue);
+    assert_eq!(world.progress().entries, before);
+    let report = report::status(world.progress(), &HostFacts::default(), 1);
+    assert_eq!(
+        (report.phase, report.message.as_str(), report.needs_drain),
+        (
+            Some(Phase::Erroring),
+            "needs an agent of at least the coordinator's version",
+            None
+        )
+    );
+    assert_eq!(wake_at(world.progress(), world.now), None);
+    world.kill_agent();
+    assert_eq!(world.progress().entries, before);
+    world.stop(StopReason::AgentTooOld);
+    assert_eq!(world.ended(), Some(Phase::Stopped));
+    assert_eq!(world.progress().entries, before);
+}
+
+#[test]
+fn a_lease_knows_from_its_first_step_on_that_one_has_begun() {
+    let mut world = World::new();
+    world.no_image("aa|1.0.0", u32::MAX);
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle_quiet();
+    assert_eq!(world.progress().begun, Some(false), "only a pull was tried");
+    let mut world = World::new();
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle_until(|effect| matches!(effect, Effect::RunStep { .. }));
+    assert_eq!(world.progress().begun, Some(true));
+    world.settle();
+    assert_eq!(world.progress().begun, Some(true));
+    // Nothing has to be done under the next lease.
+    world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
+    world.settle();
+    assert_eq!(world.progress().begun, Some(false));
+}

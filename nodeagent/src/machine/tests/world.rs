@@ -169,11 +169,30 @@ impl World {
                 .collect(),
             entries: self.entries.clone(),
             next_step,
+            begun: Some(false),
             boot_id: self.boot.to_string(),
             ..Progress::default()
         });
         self.input_queued(Event::LeaseAccepted);
         self.see();
+    }
+
+    /// Takes a new lease whose form this agent does not know.
+    pub(crate) fn lease_beyond(&mut self, why: &str) {
+        self.run = Some(Progress {
+            lease: "lease-beyond".to_owned(),
+            entries: self.entries.clone(),
+            next_step: 1,
+            boot_id: self.boot.to_string(),
+            too_old: Some(why.to_owned()),
+            ..Progress::default()
+        });
+        self.input_queued(Event::LeaseAccepted);
+        self.see();
+    }
+
+    pub(crate) const fn entries(&self) -> &Entries {
+        &self.entries
     }
 
     /// The watch shows the lease. With `drained`, the lease says that the node is drained.

@@ -74,6 +74,7 @@ impl Core for Machine {
             wanted: Wanted::of_revision(start.data),
             entries,
             next_step: start.next_step,
+            begun: Some(false),
             boot_id: start.boot_id.to_owned(),
             ..Progress::default()
         })
@@ -107,6 +108,7 @@ impl Core for Machine {
         Report {
             phase: status.phase,
             needs_drain: status.needs_drain,
+            begun: status.begun,
             packages: Some(status.packages),
         }
     }

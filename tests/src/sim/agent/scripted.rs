@@ -315,6 +315,7 @@ impl Core for Scripted {
         Report {
             phase: Some(phase),
             needs_drain: Some(self.needs_drain),
+            begun: None,
             packages: Some(states.iter().map(|(k, s)| (k.clone(), shown(s))).collect()),
         }
     }
@@ -331,6 +332,7 @@ impl Core for Scripted {
         let recorded = RevisionData {
             packages: known.content.clone(),
             serial: false,
+            ..RevisionData::default()
         };
         revision::work(&known.states, Some(&recorded), data).is_empty()
     }
@@ -377,6 +379,7 @@ fn tasks(known: &Known, data: &RevisionData) -> Vec<Task> {
     let recorded = RevisionData {
         packages: known.content.clone(),
         serial: false,
+        ..RevisionData::default()
     };
     let work = revision::work(&known.states, Some(&recorded), data);
     let unwanted = known

@@ -9,8 +9,9 @@ use skyhook_crds::names;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 
+use super::paced::Paced;
 use super::slots::Slots;
-use super::{LEASES, NODES, PODS, REVISIONS, SKYHOOKS, Sender, World};
+use super::{LEASES, NODES, PODS, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
 
@@ -26,6 +27,7 @@ pub struct Checks {
     /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
     caps: BTreeMap<(usize, String), usize>,
     slots: Slots,
+    pub(super) paced: Paced,
     /// Leases whose agent may interrupt the host.
     permitted: BTreeSet<String>,
     /// When an agent said that its lease is over: node to time.
@@ -124,14 +126,14 @@ fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&str, &str)> {
 impl<C: Core> World<'_, C> {
     /// Notes what a coordinator could know when it decided on an effect.
     pub(super) fn decided(&mut self, index: usize, effect: &Effect) {
-        let Effect::GrantLease { node, at } = effect else {
+        let Effect::GrantLease { node, at, .. } = effect else {
             return;
         };
         let Some(running) = self.replicas.get(index).and_then(|r| r.running.as_ref()) else {
             return;
         };
         let mut since = self.now;
-        for kind in [NODES, SKYHOOKS] {
+        for kind in [NODES, SKYHOOKS, POLICIES] {
             let next = running.position(kind).unwrap_or_default();
             if let Some(entry) = self.api.log(kind, next).first() {
                 // It has seen what was before that.
@@ -142,6 +144,9 @@ impl<C: Core> World<'_, C> {
         let skyhook = lease.and_then(|l| l["spec"]["skyhook"]["uid"].as_str());
         let cap = self.checks.slots.most(skyhook.unwrap_or_default(), since);
         self.checks.caps.insert((index, at.uid.clone()), cap);
+        if let Some(lease) = lease {
+            self.checks.paced.decided(index, lease, since);
+        }
     }
 
     /// Every write of a coordinator to an object that exists says what it was decided on.
@@ -175,6 +180,16 @@ impl<C: Core> World<'_, C> {
             LEASES => {
                 self.observe_lease(&entry.key, before, after);
                 self.inform_agent(&entry.key, entry.after.clone());
+            }
+            POLICIES => {
+                if let Some(after) = after {
+                    self.checks.paced.respecified(self.now, after);
+                }
+            }
+            ROLLOUTS => {
+                if let Some(after) = after {
+                    self.checks.paced.wrote(after);
+                }
             }
             _ => {}
         }
@@ -224,6 +239,7 @@ impl<C: Core> World<'_, C> {
                 ));
             }
         }
+        self.check_order_of_node(&fact);
         let moved = self
             .checks
             .nodes
@@ -275,6 +291,7 @@ impl<C: Core> World<'_, C> {
         if old["spec"]["granted"].is_null() && !new["spec"]["granted"].is_null() {
             self.stats.grants += 1;
             self.observe_grant(node, uid, after);
+            self.check_order_of_grant(node, after);
         }
         let phase = |lease: &Value| lease["status"]["phase"].as_str().unwrap_or("").to_owned();
         let drain = |lease: &Value| {
@@ -337,6 +354,11 @@ impl<C: Core> World<'_, C> {
             cap: cap.unwrap_or_default(),
         };
         self.checks.granted.insert(uid.to_owned(), grant);
+        let index = match &self.checks.author {
+            Some(Sender::Replica { index, .. }) => Some(*index),
+            Some(Sender::Agent { .. }) | None => None,
+        };
+        self.observe_paced_grant(index, uid, lease);
         let of_skyhook = || {
             self.checks
                 .granted
@@ -400,6 +422,7 @@ impl<C: Core> World<'_, C> {
             .unwrap_or_default()
             .to_owned();
         self.checks.granted.remove(&uid);
+        self.checks.paced.released(&uid);
         let stop = lease["spec"]["stop"]["reason"].as_str().unwrap_or_default();
         let owner = &lease["spec"]["skyhook"];
         let wants_it = owner["name"].as_str().and_then(|name| {

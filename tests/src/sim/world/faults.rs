@@ -7,8 +7,8 @@ use skyhook_crds::names;
 
 use super::ending::Affliction;
 use super::host::Machine;
-use super::setup::NAMES;
-use super::{Event, LEASES, NODES, PODS, REVISIONS, SKYHOOKS, World};
+use super::setup::{NAMES, ROLLOUT_PATH};
+use super::{Event, LEASES, NODES, PODS, REVISIONS, ROLLOUTS, SKYHOOKS, World};
 use crate::sim::agent::Core;
 use crate::sim::api::{Request, Response};
 
@@ -241,6 +241,7 @@ impl<C: Core> World<'_, C> {
                 let body = json!({ "spec": { "packages": { format!("{name}-one"): { "dependsOn": { format!("{name}-one"): "1.0.0" } } } } });
                 self.as_admin("PATCH", &path, body);
             }
+            6 if self.change_policy() => {}
             6 => {
                 let budget = match self.rng.below(3) {
                     0 => Value::Null,
@@ -413,6 +414,7 @@ impl<C: Core> World<'_, C> {
                 self.toggle(&name, names::PAUSE);
             }
         }
+        self.set_policy();
         self.forsake();
         self.after(5_000, Event::Look);
     }
@@ -426,6 +428,7 @@ impl<C: Core> World<'_, C> {
                 "/apis/skyhook.nvidia.com/v1alpha1/interruptionleases",
             ),
             (SKYHOOKS, REVISIONS, "/apis/apps/v1/namespaces"),
+            (SKYHOOKS, ROLLOUTS, ROLLOUT_PATH),
         ] {
             let orphans: Vec<(String, Value)> = self
                 .api

@@ -33,7 +33,7 @@ impl<C: Core> World<'_, C> {
             Shape::Slow => return self.look_at_slow(),
             // What never gets well is tried again and again.
             Shape::Forsaken => self.checks.excuse("", now),
-            Shape::Small | Shape::Fleet => {}
+            Shape::Small | Shape::Paced | Shape::Fleet => {}
         }
         if let Some(problem) = self.has_no_way_out() {
             self.fail(problem);
@@ -42,7 +42,7 @@ impl<C: Core> World<'_, C> {
         let calm = self.weather.calm_since.unwrap_or(now);
         let patience = match self.shape {
             Shape::Fleet => FLEET_PATIENCE,
-            Shape::Small | Shape::Forsaken | Shape::Slow => PATIENCE,
+            Shape::Small | Shape::Paced | Shape::Forsaken | Shape::Slow => PATIENCE,
         };
         match self.unmet() {
             Some(problem) => {

@@ -8,14 +8,14 @@ use serde::Deserialize as _;
 use serde_json::Value;
 use skyhook_coordinator::apply::Applier;
 use skyhook_fleet::effect::Effect;
-use skyhook_fleet::facts::{WireLease, WireNode, WireSkyhook};
+use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireRollout, WireSkyhook};
 use skyhook_fleet::index::{Change, Kind, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
 use skyhook_fleet::session::Session;
 use tokio::task::JoinHandle;
 
-use super::{Event, Flight, LEASES, NODES, POLICIES, SKYHOOKS, Sender, WATCHED, World};
+use super::{Event, Flight, LEASES, NODES, POLICIES, ROLLOUTS, SKYHOOKS, Sender, WATCHED, World};
 use crate::sim::agent::Core;
 use crate::sim::api::Entry;
 use crate::sim::net::Wire;
@@ -445,6 +445,7 @@ fn kind_of(kind: &str) -> Kind {
         SKYHOOKS => Kind::Skyhook,
         LEASES => Kind::Lease,
         POLICIES => Kind::Policy,
+        ROLLOUTS => Kind::Rollout,
         _ => Kind::Revision,
     }
 }
@@ -457,6 +458,7 @@ fn change(kind: &str, entry: &Entry) -> Change {
             SKYHOOKS => Change::SkyhookGone(entry.key.clone()),
             LEASES => Change::LeaseGone(entry.key.clone()),
             POLICIES => Change::PolicyGone(entry.key.clone()),
+            ROLLOUTS => Change::RolloutGone(entry.key.clone()),
             _ => {
                 let name = entry.key.rsplit('/').next().unwrap_or_default();
                 Change::RevisionGone(name.to_owned())
@@ -472,14 +474,14 @@ fn changed(kind: &str, object: &Value) -> Change {
             WireSkyhook::deserialize(object).unwrap_or_default(),
         )),
         LEASES => Change::Lease(Box::new(WireLease::deserialize(object).unwrap_or_default())),
-        POLICIES => Change::Policy(name_of(object)),
+        POLICIES => Change::Policy(Box::new(
+            WirePolicy::deserialize(object).unwrap_or_default(),
+        )),
+        ROLLOUTS => Change::Rollout(Box::new(
+            WireRollout::deserialize(object).unwrap_or_default(),
+        )),
         _ => Change::Revision(Box::new(revision(object))),
     }
-}
-
-fn name_of(object: &Value) -> String {
-    let name = object["metadata"]["name"].as_str();
-    name.unwrap_or_default().to_owned()
 }
 
 fn revision(object: &Value) -> ControllerRevision {

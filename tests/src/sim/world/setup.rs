@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use skyhook_fleet::settings::Settings;
 
 use super::host::Machine;
-use super::{Event, NODES, World};
+use super::{Event, NODES, POLICIES, World};
 use crate::sim::Shape;
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
@@ -33,11 +33,16 @@ impl Shape {
     /// How much more there is of everything than in a small cluster.
     const fn scale(self) -> u64 {
         match self {
-            Self::Small | Self::Forsaken | Self::Slow => 1,
+            Self::Small | Self::Paced | Self::Forsaken | Self::Slow => 1,
             Self::Fleet => 10,
         }
     }
 }
+
+/// The policy that Skyhooks name.
+const POLICY: &str = "tuned";
+pub(super) const ROLLOUT_PATH: &str = "/apis/skyhook.nvidia.com/v1alpha1/rolloutstates";
+const POLICY_PATH: &str = "/apis/skyhook.nvidia.com/v1alpha1/deploymentpolicies";
 
 /// Names of the Skyhooks.
 pub(super) const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -50,11 +55,12 @@ impl<C: Core> World<'_, C> {
         self.weather.steps_fail = self.rng.one_in(3);
         let nodes = match self.shape {
             Shape::Fleet => FLEET,
-            Shape::Small | Shape::Forsaken | Shape::Slow => self.rng.between(1, 6),
+            Shape::Small | Shape::Paced | Shape::Forsaken | Shape::Slow => self.rng.between(1, 6),
         };
         for _ in 0..nodes {
             self.add_node();
         }
+        self.set_policy();
         let skyhooks = usize::try_from(self.rng.between(1, 3)).unwrap_or(1);
         for name in NAMES.iter().take(skyhooks) {
             let delay = self.rng.between(0, 3_000);
@@ -80,7 +86,7 @@ impl<C: Core> World<'_, C> {
     pub(super) fn most_nodes(&self) -> usize {
         match self.shape {
             Shape::Fleet => 110,
-            Shape::Small | Shape::Forsaken | Shape::Slow => 7,
+            Shape::Small | Shape::Paced | Shape::Forsaken | Shape::Slow => 7,
         }
     }
 
@@ -97,7 +103,7 @@ impl<C: Core> World<'_, C> {
         let serial = self.weather.machines;
         let mut labels = json!({ "tier": if self.rng.one_in(2) { "a" } else { "b" } });
         let control_plane = match self.shape {
-            Shape::Small | Shape::Forsaken => self.rng.one_in(5),
+            Shape::Small | Shape::Paced | Shape::Forsaken => self.rng.one_in(5),
             Shape::Fleet => self.rng.one_in(30),
             Shape::Slow => false,
         };
@@ -199,6 +205,7 @@ impl<C: Core> World<'_, C> {
             "packages": {},
         });
         match self.rng.below(5) {
+            _ if self.shape == Shape::Paced => spec["deploymentPolicy"] = json!(POLICY),
             0 => spec["interruptionBudget"] = json!({ "percent": self.rng.between(0, 60) }),
             1 | 2 => {
                 let count = self.rng.between(1, 2) * self.shape.scale();
@@ -227,6 +234,56 @@ impl<C: Core> World<'_, C> {
             }
         }
         spec
+    }
+
+    /// Creates the policy that Skyhooks name, or gives it another form. A failure never stops a compartment.
+    pub(super) fn set_policy(&mut self) {
+        if self.shape != Shape::Paced {
+            return;
+        }
+        let strategy = match self.rng.below(4) {
+            0 => Value::Null,
+            1 => json!({ "fixed": { "initialBatch": 2 } }),
+            2 => json!({ "linear": {} }),
+            _ => json!({ "exponential": { "batchThreshold": 50 } }),
+        };
+        let count = self.rng.between(1, 3);
+        let mut compartment = json!({
+            "name": if self.rng.one_in(4) { "renamed" } else { "a" },
+            "selector": { "matchLabels": { "tier": "a" } },
+            "budget": { "count": count },
+        });
+        if !strategy.is_null() {
+            compartment["strategy"] = strategy;
+        }
+        let spec = json!({
+            "default": { "budget": { "percent": 50 }, "strategy": { "fixed": {} } },
+            "compartments": [compartment],
+        });
+        let body = json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "DeploymentPolicy",
+            "metadata": { "name": POLICY }, "spec": spec,
+        });
+        if self.api.get(POLICIES, POLICY).is_some() {
+            self.api.edit(POLICIES, POLICY, |object| {
+                object["spec"] = body["spec"].clone()
+            });
+            self.note(|| format!("world: spec of the policy is {}", body["spec"]));
+        } else {
+            self.as_admin("POST", POLICY_PATH, body);
+        }
+    }
+
+    /// Changes the policy, or deletes it. False in a world without one.
+    pub(super) fn change_policy(&mut self) -> bool {
+        let is_paced = self.shape == Shape::Paced;
+        if is_paced && self.rng.one_in(3) {
+            let path = format!("{POLICY_PATH}/{POLICY}");
+            self.as_admin("DELETE", &path, Value::Null);
+        } else {
+            self.set_policy();
+        }
+        is_paced
     }
 
     /// A package at some version.

@@ -43,7 +43,7 @@ impl Slots {
 }
 
 /// What was so at a time, and all that came after.
-fn from<T>(history: &[(u64, T)], since: u64) -> impl Iterator<Item = &T> {
+pub(super) fn from<T>(history: &[(u64, T)], since: u64) -> impl Iterator<Item = &T> {
     let first = history.iter().rposition(|(at, _)| *at <= since);
     history[first.unwrap_or(0)..].iter().map(|(_, what)| what)
 }

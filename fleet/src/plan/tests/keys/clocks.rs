@@ -1,6 +1,8 @@
 //! What this process saw, and when.
 
+use super::super::policies::{STATE, exponential, in_batch, member, with_batch};
 use super::*;
+use crate::batches::Look;
 use crate::clocks::{Backoff, Clocks, DrainWatch, EvictionTry, LeaseClock, PodList};
 use crate::pods::PodFact;
 
@@ -26,6 +28,7 @@ impl Replica {
     fn back_off(&mut self, seconds: u64, code: ReasonCode, message: &'static str) {
         let until = self.now + Duration::from_secs(seconds);
         let backoff = Backoff {
+            skyhook: None,
             until,
             code,
             message,
@@ -171,6 +174,19 @@ fn what_is_decided_on_the_clocks_of_a_node() {
             Replica::of(&Picture::new()),
             |replica| replica.back_off(60, ReasonCode::AgentNotResponding, "why"),
         ),
+        (
+            "Backoff.skyhook: it is for this one",
+            Replica::of(&Picture::new()),
+            |replica| {
+                let backoff = Backoff {
+                    skyhook: Some("s".into()),
+                    until: replica.now + Duration::from_secs(60),
+                    code: ReasonCode::AgentNotResponding,
+                    message: "why",
+                };
+                replica.index.back_off("worker-1".into(), backoff);
+            },
+        ),
         ("Backoff.until: it is over", backed_off(60), |replica| {
             replica.passes(60);
         }),
@@ -224,8 +240,57 @@ fn what_is_decided_on_the_clocks_of_a_node() {
             },
         ),
     ]);
-    let rows = ["leases", "backoff", "drains", "away", "undrained"];
+    // No pass reads the mismatches: they say how long the next back-off takes.
+    let rows = [
+        "leases",
+        "backoff",
+        "left",
+        "states_refused",
+        "states_gone",
+        "mismatches",
+        "drains",
+        "away",
+        "undrained",
+    ];
     assert_eq!(Clocks::fields(), rows, "each needs a row");
+}
+
+#[test]
+fn what_is_decided_on_the_clocks_of_a_roll_out() {
+    let struck = with_batch(exponential(), &[9], &json!({ "struck": [0] }));
+    let unknown = leased(exponential(), in_batch(json!({})), Value::Null);
+    compare([
+        (
+            "Clocks.left: a look did not find a lease of a member",
+            Replica::of(&struck),
+            |replica| {
+                let look = Look {
+                    state: STATE.into(),
+                    batch: 3,
+                    id: member(9),
+                };
+                replica.take(Change::Left {
+                    skyhook: "s".into(),
+                    looks: vec![look],
+                });
+            },
+        ),
+        (
+            "Clocks.states_refused: the API server refuses the state",
+            Replica::of(&exponential()),
+            |replica| replica.index.wrote_state("s", Some("forbidden")),
+        ),
+        (
+            "Clocks.states_gone: a look did not find a state",
+            Replica::of(&unknown),
+            |replica| {
+                replica.take(Change::StatesGone {
+                    skyhook: "s".into(),
+                    states: vec![STATE.into()],
+                });
+            },
+        ),
+    ]);
 }
 
 #[test]
