@@ -6,6 +6,7 @@ use http::{Request, Response};
 use kube::client::Body;
 use skyhook_crds::lease::{BatchRef, SkyhookRef};
 use skyhook_crds::stage::Status;
+use skyhook_fleet::effect::NodePatch;
 use skyhook_fleet::plan::cause::Cause;
 
 use super::*;
