@@ -1,17 +1,15 @@
 //! The standing of each selected node for each Skyhook, before new leases are decided.
 
-use std::collections::BTreeMap;
+mod work;
 
-use skyhook_crds::installed::{self, PackageStates, Stamp, StateProblem};
-use skyhook_crds::names;
-use skyhook_crds::revision::{self, RevisionData, Work};
+use skyhook_crds::{installed, names};
 
 use super::View;
 use super::reason::{Reason, ReasonCode};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
-use crate::picture::Picture;
 use crate::taints;
+pub(crate) use work::{outstanding, owed};
 
 /// Why a node gets no lease after a drain that took too long.
 pub(crate) const DRAIN_TIMED_OUT: &str =
@@ -134,64 +132,6 @@ pub(super) fn force_release(node: &str, lease_uid: &str) -> String {
         "kubectl annotate interruptionlease {node} {}={lease_uid}",
         names::FORCE_RELEASE
     )
-}
-
-/// The work that is left on the node until it is complete at the Skyhook's revision, by package.
-pub(crate) fn outstanding(
-    picture: &Picture,
-    skyhook: &SkyhookFact,
-    checked: &Checked,
-    node: &NodeFact,
-) -> Result<BTreeMap<String, Work>, Reason> {
-    let record = node.record(&skyhook.name);
-    let states = record.states.as_ref().map_err(|problem| {
-        let word = match problem {
-            StateProblem::Malformed { .. } => ReasonCode::NodeStateMalformed,
-            StateProblem::Newer { .. } => ReasonCode::NewerVersion,
-        };
-        Reason::new(word, problem.to_string())
-    })?;
-    let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
-    if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
-        return Ok(revision::work(&PackageStates::new(), None, &checked.data));
-    }
-    let recorded = match stamp {
-        None => None,
-        Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
-        Some(stamp) => picture
-            .revisions()
-            .get(&stamp.revision)
-            .and_then(|r| r.data.as_deref()),
-    };
-    if recorded.is_some_and(RevisionData::is_newer) {
-        let message = "the node was brought to a revision that a newer version wrote: upgrade the coordinator";
-        return Err(Reason::new(ReasonCode::NewerVersion, message));
-    }
-    if stamp.is_some() && recorded.is_none() {
-        // The revision that the node was brought to no longer exists, so nobody can tell how the packages were
-        // configured. Under a lease, the agent finds out from its journal.
-        return Ok(checked
-            .data
-            .packages
-            .keys()
-            .map(|name| (name.clone(), Work::Config))
-            .collect());
-    }
-    let mut work = revision::work(states, recorded, &checked.data);
-    if stamp.is_none() {
-        let left = revision::left_undone(states, skyhook.config_updates(), &checked.data);
-        for package in left.into_keys() {
-            work.entry(package).or_insert(Work::Interrupt);
-        }
-    }
-    Ok(work)
-}
-
-/// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on
-/// either side, does not count as a difference.
-fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
-    let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
-    known && stamp.node_machine_id != node.machine_id
 }
 
 /// Why the Skyhook cannot start because of the DeploymentPolicy that it names.
