@@ -252,6 +252,10 @@ pub(super) struct CellKey {
     pub(super) row: u64,
     /// ID of the column of the Skyhook that has to be complete on the node first; 0 for none.
     pub(super) earlier: u32,
+    /// ID of the column of the Skyhook that has to be complete on all of its nodes first; 0 for none.
+    pub(super) gate: u32,
+    /// The node is to be tainted before anything else is written there.
+    pub(super) pending: bool,
 }
 
 /// What a Node says about one Skyhook.

@@ -10,6 +10,7 @@ use skyhook_crds::lease::StopReason;
 pub enum ReasonCode {
     AgentNotResponding,
     AgentTooOld,
+    AutoTaintPending,
     AwaitingAgent,
     AwaitingDrain,
     AwaitingInterrupt,
@@ -54,6 +55,7 @@ impl ReasonCode {
             | Self::Settling => true,
             Self::AgentNotResponding
             | Self::AgentTooOld
+            | Self::AutoTaintPending
             | Self::AwaitingAgent
             | Self::AwaitingDrain
             | Self::AwaitingInterrupt

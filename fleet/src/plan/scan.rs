@@ -8,7 +8,7 @@ use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, Row
 use super::ledger::Selected;
 use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
-use super::standing::{self, Standing};
+use super::standing::{self, Held, Standing};
 use super::{View, cordon, leftovers, node_order, reapply};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
@@ -218,11 +218,17 @@ fn cells(
             touched: node.touched,
             row: column.version,
             earlier: open[id.index()],
+            gate: 0,
+            pending: false,
         };
         if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
-            let earlier = names.get(&key.earlier).copied();
+            let held = Held {
+                earlier: names.get(&key.earlier).copied(),
+                gate: names.get(&key.gate).copied(),
+                pending: key.pending,
+            };
             let node = view.picture.nodes().get(*name);
-            *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, held));
             cell.after_order = node_order::after(view, &skyhook.name, name, node);
             cell.key = key;
             cache.counted.cells += 1;
@@ -246,7 +252,7 @@ fn cells(
     }
 }
 
-fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Option<&str>) -> Cell {
+fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, held: Held<'_>) -> Cell {
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
     let backoff = view.clocks.backoff(&node.name, &skyhook.name);
@@ -261,7 +267,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     });
     Cell {
         complete,
-        standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
+        standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, held)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
         started: cordon::is_started(node, &skyhook.name),

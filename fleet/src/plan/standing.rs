@@ -30,19 +30,34 @@ pub enum Standing {
     Eligible,
 }
 
-/// Finds the standing of one selected node. `earlier` names the Skyhook that has to be complete on the node first.
+/// What holds a node up, apart from the node itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held<'a> {
+    /// Name of the Skyhook that has to be complete on the node first.
+    pub(super) earlier: Option<&'a str>,
+    /// Name of the Skyhook that has to be complete on all of its nodes first.
+    pub(super) gate: Option<&'a str>,
+    /// The node is to be tainted before anything else is written there.
+    pub(super) pending: bool,
+}
+
+/// Finds the standing of one selected node.
 pub(super) fn judge(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     checked: &Checked,
     node: &NodeFact,
-    earlier: Option<&str>,
+    held: Held<'_>,
 ) -> Standing {
     let lease = view.picture.leases().get(&node.name);
     let ours = lease.and_then(LeaseFact::skyhook_uid) == Some(skyhook.uid.as_str())
         || view.inflight.creating(&node.name) == Some(skyhook.uid.as_str());
     if ours {
         return Standing::Leased;
+    }
+    if held.pending {
+        let message = "the node is tainted before anything else is written there";
+        return Standing::Blocked(Reason::new(ReasonCode::AutoTaintPending, message));
     }
     if let Some(reason) = newer_record(skyhook, node) {
         return Standing::Blocked(reason);
@@ -67,9 +82,15 @@ pub(super) fn judge(
         let message = taints::intolerable(taint);
         return Standing::Blocked(Reason::new(ReasonCode::TaintNotTolerable, message));
     }
-    if let Some(earlier) = earlier {
+    if let Some(earlier) = held.earlier {
         let message =
             format!("Skyhook {earlier} goes first on this node and is not complete there");
+        return Standing::Waiting(Reason::new(ReasonCode::EarlierSkyhook, message));
+    }
+    if let Some(gate) = held.gate {
+        let message = format!(
+            "Skyhook {gate} goes first (sequencing: all) and is not complete on all of its nodes"
+        );
         return Standing::Waiting(Reason::new(ReasonCode::EarlierSkyhook, message));
     }
     if let Some(lease) = lease {
