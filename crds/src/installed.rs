@@ -1,6 +1,6 @@
 //! What the annotations of a Node say about the packages on it. Other tools read and edit this record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -125,7 +125,7 @@ const fn is_first(format: &u32) -> bool {
     *format == 0
 }
 
-/// Who cordoned a Node (annotation [`crate::names::CORDON_OWNERS`]).
+/// Who cordoned a Node, and what protects it from cluster autoscalers (annotation [`crate::names::CORDON_OWNERS`]).
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CordonRecord {
@@ -133,9 +133,18 @@ pub struct CordonRecord {
     pub was_unschedulable: bool,
     /// Skyhook to the UID of the lease that it cordoned under.
     pub owners: BTreeMap<String, String>,
+    /// Annotations that we set to keep cluster autoscalers from removing the node.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub protects: BTreeSet<String>,
 }
 
 impl CordonRecord {
+    /// True when the annotation is not needed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.owners.is_empty() && self.protects.is_empty()
+    }
+
     /// Reads the annotation. If it is absent or cannot be read, no Skyhook holds a cordon.
     #[must_use]
     pub fn parse(annotation: Option<&str>) -> Self {

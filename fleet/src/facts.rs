@@ -26,6 +26,7 @@ pub use labels::{Labels, Wants};
 pub use lease::LeaseFact;
 pub use node::NodeFact;
 pub use record::Record;
+pub(crate) use record::cordon;
 pub use skyhook::{Checked, SkyhookFact};
 pub use stored::{PolicyFact, RevisionFact, RolloutFact};
 

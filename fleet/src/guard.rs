@@ -381,8 +381,9 @@ fn uncordon(index: &Index, node: &str, patch: &NodePatch) -> Result<(), Broken> 
         return Err(Broken::UncordonNotOurs);
     };
     // A write may uncordon a node only if it removes the last owner, and if the node was not cordoned before.
-    let ends = patch.annotations.get(names::CORDON_OWNERS) == Some(&None);
-    if ends && !node.cordon.owners.is_empty() && !node.cordon.was_unschedulable {
+    let left = patch.cordons_left(node);
+    let before = &node.cordon;
+    if !before.owners.is_empty() && left.owners.is_empty() && !before.was_unschedulable {
         Ok(())
     } else {
         Err(Broken::UncordonNotOurs)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use skyhook_crds::installed::{CordonRecord, PackageStates, Stamp};
 use skyhook_crds::stage::Status;
 
-use crate::facts::{NodeFact, WireCondition};
+use crate::facts::{self, NodeFact, WireCondition};
 
 /// Changes to one Node. [`NodePatch::reduced`] removes values that the Node has already, and an empty patch is not
 /// written.
@@ -84,8 +84,23 @@ impl NodePatch {
     /// Sets the record of cordon owners; an empty record is removed.
     #[must_use]
     pub fn cordon(self, record: &CordonRecord) -> Self {
-        let value = (!record.owners.is_empty()).then(|| record.render());
+        let value = (!record.is_empty()).then(|| record.render());
         self.annotation(skyhook_crds::names::CORDON_OWNERS, value)
+    }
+
+    /// What the Node says about cordons after the write.
+    #[must_use]
+    pub fn cordons_left(&self, node: &NodeFact) -> CordonRecord {
+        let is_kept = |key: &&String| !self.annotations.contains_key(*key);
+        let kept = node.annotations.iter().filter(|(key, _)| is_kept(key));
+        let set = self.annotations.iter();
+        let set = set.filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let left = kept.chain(set);
+        facts::cordon(
+            &left
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+        )
     }
 
     /// Sets the two Node conditions of a Skyhook.

@@ -25,7 +25,7 @@ impl Record {
 }
 
 /// The owners in our annotation, and in addition the cordons of NVIDIA Skyhook, which does not write that annotation.
-pub(super) fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
+pub(crate) fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
     let mut cordon = CordonRecord::parse(annotations.get(names::CORDON_OWNERS).map(String::as_str));
     let prefix = names::cordon("");
     for skyhook in annotations

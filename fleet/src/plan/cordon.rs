@@ -84,7 +84,10 @@ pub fn forget(node: &NodeFact) -> NodePatch {
         .fold(NodePatch::default(), |patch, owner| {
             patch.annotation(&names::cordon(owner), None)
         })
-        .cordon(&CordonRecord::default())
+        .cordon(&CordonRecord {
+            protects: node.cordon.protects.clone(),
+            ..CordonRecord::default()
+        })
 }
 
 #[cfg(test)]

@@ -225,6 +225,7 @@ pub fn cordon_record(node: usize, cordon: &Cordon) -> CordonRecord {
     CordonRecord {
         was_unschedulable: cordon.was_unschedulable,
         owners: [(SKYHOOK.to_owned(), lease_uid(node, cordon.owner))].into(),
+        ..CordonRecord::default()
     }
 }
 
