@@ -85,6 +85,8 @@ pub struct Clocks {
     away: BTreeMap<String, (Timestamp, Mono)>,
     /// Nodes whose last drain took too long: when that was, as the Node's stamp says it, and when this was first seen.
     undrained: BTreeMap<String, (Timestamp, Mono)>,
+    /// Nodes that nobody has worked on: the UID, and when the Node was first seen.
+    first_seen: BTreeMap<String, (String, Mono)>,
 }
 
 impl Clocks {
@@ -98,6 +100,12 @@ impl Clocks {
     #[must_use]
     pub fn away_seen(&self, node: &str) -> Option<Mono> {
         self.away.get(node).map(|(_, seen)| *seen)
+    }
+
+    /// When a node that nobody has worked on was first seen; `None` for any other node.
+    #[must_use]
+    pub fn first_seen(&self, node: &str) -> Option<Mono> {
+        self.first_seen.get(node).map(|(_, seen)| *seen)
     }
 
     /// When the last drain of a node was given up because it took too long: as the Node's stamp says it, and when this was
@@ -343,9 +351,16 @@ impl Clocks {
     fn node_went(&mut self, name: &str) {
         self.away.remove(name);
         self.undrained.remove(name);
+        self.first_seen.remove(name);
     }
 
     fn node_came(&mut self, name: &str, picture: &Picture, now: Mono) {
+        let new = picture.nodes().get(name).filter(|node| node.is_new());
+        match new.map(|node| &node.uid) {
+            None => drop(self.first_seen.remove(name)),
+            Some(uid) if self.first_seen.get(name).is_some_and(|(at, _)| at == uid) => {}
+            Some(uid) => drop(self.first_seen.insert(name.to_owned(), (uid.clone(), now))),
+        }
         match picture.nodes().get(name).and_then(drain_timed_out) {
             None => drop(self.undrained.remove(name)),
             Some(since) if self.undrained.get(name).is_some_and(|(at, _)| *at == since) => {}

@@ -14,6 +14,7 @@ use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::cause::Cause;
 use crate::plan::reason::{ReasonCode, Withdrawal};
+use crate::taints;
 
 pub use bound::Bound;
 
@@ -149,15 +150,39 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
         // The drain itself reports refused evictions.
         Target::Pod(_) => None,
     };
+    let (reason, note) = taint_refused(effect, error).map_or_else(
+        || {
+            let note = format!(
+                "the API server refuses what the coordinator has to write; it is tried again: {error}"
+            );
+            ("WriteRefused", note)
+        },
+        |note| ("AutoTaint", note),
+    );
     let event = |subject| EventFact {
         subject,
         warning: true,
-        reason: "WriteRefused",
-        note: format!(
-            "the API server refuses what the coordinator has to write; it is tried again: {error}"
-        ),
+        reason,
+        note,
     };
-    subject.into_iter().map(event).collect()
+    subject.map(event).into_iter().collect()
+}
+
+/// What it means that the runtime-required taint cannot be put on a node; `None` for any other write.
+fn taint_refused(effect: &Effect, error: &str) -> Option<String> {
+    let Effect::PatchNode {
+        node, patch, why, ..
+    } = effect
+    else {
+        return None;
+    };
+    let taint = patch.taints.as_ref()?.last()?;
+    why.contains(&Cause::AutoTaint).then(|| {
+        format!(
+            "the taint {} cannot be put on node [{node}], and nothing is started there before: {error}",
+            taints::show(taint)
+        )
+    })
 }
 
 fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec<EventFact> {

@@ -9,6 +9,7 @@ mod record;
 mod report;
 mod skyhook;
 mod stored;
+mod taint;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -29,6 +30,7 @@ pub use record::Record;
 pub(crate) use record::cordon;
 pub use skyhook::{Checked, SkyhookFact};
 pub use stored::{PolicyFact, RevisionFact, RolloutFact};
+pub use taint::TaintDuty;
 
 /// A Node as the API server sends it, reduced to the fields that decisions need.
 #[derive(Deserialize, Clone, Debug, Default)]

@@ -3,6 +3,7 @@
 
 mod batches;
 pub(crate) mod places;
+mod taints;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,14 @@ pub enum Broken {
     NewerRollout,
     #[error("the state of a roll-out was to lose members or failures without a judgement")]
     RolloutLost,
+    #[error("a taint was to be changed that is not ours, or the order of taints was to change")]
+    TaintNotOurs,
+    #[error(
+        "the runtime-required taint was to be taken off a node that a required Skyhook is not complete on"
+    )]
+    UntaintEarly,
+    #[error("something was to be written on a new node before its taint")]
+    FirstMark,
     #[error("a node was to be uncordoned that somebody else cordoned, or that is still owned")]
     UncordonNotOurs,
 }
@@ -140,8 +149,11 @@ pub fn check_counted(
                 .is_some_and(|fact| fact.uid == *lease_uid && is_cordoned(index, fact));
             require(held, Broken::EvictUncordoned)
         }
-        Effect::PatchNode { node, patch, .. } => {
+        Effect::PatchNode {
+            node, patch, why, ..
+        } => {
             require(!is_over_newer(index, node, patch), Broken::NewerRecord)?;
+            taints::check(index, settings, node, patch, why)?;
             uncordon(index, node, patch)
         }
         Effect::StopLease {
@@ -381,6 +393,7 @@ fn uncordon(index: &Index, node: &str, patch: &NodePatch) -> Result<(), Broken> 
         return Err(Broken::UncordonNotOurs);
     };
     // A write may uncordon a node only if it removes the last owner, and if the node was not cordoned before.
+    // A node that was cordoned when its taint was taken off counts as cordoned before.
     let left = patch.cordons_left(node);
     let before = &node.cordon;
     if !before.owners.is_empty() && left.owners.is_empty() && !before.was_unschedulable {

@@ -36,7 +36,7 @@ pub mod references;
 pub mod repeats;
 pub mod session;
 pub mod settings;
-mod taints;
+pub mod taints;
 pub mod window;
 
 #[cfg(any(test, feature = "testkit"))]

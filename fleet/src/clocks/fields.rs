@@ -20,7 +20,7 @@ impl LeaseClock {
 }
 
 impl Clocks {
-    pub(crate) fn fields() -> [&'static str; 9] {
+    pub(crate) fn fields() -> [&'static str; 10] {
         let Self {
             leases: _,
             backoff: _,
@@ -31,6 +31,7 @@ impl Clocks {
             drains: _,
             away: _,
             undrained: _,
+            first_seen: _,
         } = Self::default();
         [
             "leases",
@@ -42,6 +43,7 @@ impl Clocks {
             "drains",
             "away",
             "undrained",
+            "first_seen",
         ]
     }
 }

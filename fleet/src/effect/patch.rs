@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::core::v1::Taint;
 use skyhook_crds::installed::{CordonRecord, PackageStates, Stamp};
 use skyhook_crds::stage::Status;
 
@@ -16,6 +17,8 @@ pub struct NodePatch {
     /// Label to value; `None` removes it.
     pub labels: BTreeMap<String, Option<String>>,
     pub unschedulable: Option<bool>,
+    /// All taints, in their order: the API server replaces the list as a whole.
+    pub taints: Option<Vec<Taint>>,
     /// Conditions, by type; `None` removes one.
     pub conditions: BTreeMap<String, Option<WireCondition>>,
     /// What a live GET of the node's lease must show before the write.
@@ -39,6 +42,7 @@ impl NodePatch {
         self.annotations.is_empty()
             && self.labels.is_empty()
             && self.unschedulable.is_none()
+            && self.taints.is_none()
             && self.conditions.is_empty()
     }
 
@@ -163,6 +167,7 @@ impl NodePatch {
         self.unschedulable = self
             .unschedulable
             .filter(|wanted| *wanted != node.unschedulable);
+        self.taints = self.taints.filter(|wanted| *wanted != node.taints);
         self
     }
 
@@ -172,6 +177,7 @@ impl NodePatch {
         self.labels.extend(other.labels);
         self.conditions.extend(other.conditions);
         self.unschedulable = other.unschedulable.or(self.unschedulable);
+        self.taints = other.taints.or(self.taints.take());
         self.check.lease = other.check.lease.or(self.check.lease.take());
         self.check.not_for.extend(other.check.not_for);
     }

@@ -21,7 +21,7 @@ pub struct NodeFact {
     pub created: Option<Timestamp>,
     pub resource_version: String,
     pub labels: Labels,
-    /// Only the annotations with the prefix `skyhook.nvidia.com/`.
+    /// Only the annotations that we, NVIDIA Skyhook or NodeWright write, and those that protect a node from autoscalers.
     pub annotations: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub unschedulable: bool,
@@ -47,7 +47,7 @@ impl NodeFact {
             .annotations
             .unwrap_or_default()
             .into_iter()
-            .filter(|(key, _)| key.starts_with(&prefix))
+            .filter(|(key, _)| names::is_mark(key) || names::PROTECTIONS.contains(&key.as_str()))
             .collect();
         let skyhooks = annotations.keys().filter_map(|key| {
             key.strip_prefix(&prefix)?
@@ -96,6 +96,29 @@ impl NodeFact {
     pub fn is_control_plane(&self) -> bool {
         let mut labels = names::CONTROL_PLANE_LABELS.iter();
         labels.any(|label| self.labels.contains_key(label))
+    }
+
+    /// True for a node that carries no annotation of ours, NVIDIA Skyhook's or NodeWright's: nobody has worked on it.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        !self.annotations.keys().any(|key| names::is_mark(key))
+    }
+
+    /// False for what is no host that an agent can work on: Windows nodes, and nodes without a machine of their own
+    /// (virtual-kubelet, Fargate).
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        let is = |key: &str, value: &str| self.labels.get(key) == Some(value);
+        let linux = self.labels.get("kubernetes.io/os");
+        linux.is_none_or(|os| os == "linux")
+            && !is("type", "virtual-kubelet")
+            && !is("eks.amazonaws.com/compute-type", "fargate")
+    }
+
+    /// True while an administrator keeps every Skyhook off the node.
+    #[must_use]
+    pub fn is_ignored(&self) -> bool {
+        self.labels.get(names::IGNORE) == Some("true")
     }
 
     /// The record of a Skyhook on this node; an empty record when the Skyhook was never there.

@@ -34,6 +34,10 @@ pub(crate) fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
     {
         cordon.owners.entry(skyhook.to_owned()).or_default();
     }
+    // The node stays cordoned when the last owner gives its cordon back.
+    let after_taint = names::RUNTIME_REQUIRED_CORDON;
+    cordon.was_unschedulable |= annotations.contains_key(after_taint)
+        || annotations.contains_key(&names::successor(after_taint));
     cordon
 }
 

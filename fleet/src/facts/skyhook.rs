@@ -8,7 +8,7 @@ use skyhook_crds::names;
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 
-use super::{NodeFact, Wants, WireSkyhook};
+use super::{NodeFact, TaintDuty, Wants, WireSkyhook};
 
 /// A Skyhook.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct SkyhookFact {
     pub(crate) parked_over: Option<Wants>,
     /// Selects the nodes that the Skyhook is for. `None` when its spec is not valid.
     pub(crate) selector: Option<Wants>,
+    /// Which nodes have to keep the runtime-required taint for it.
+    pub taint: TaintDuty,
     pub status: Option<SkyhookStatus>,
 }
 
@@ -47,6 +49,7 @@ impl SkyhookFact {
         let metadata = object.metadata;
         let name = metadata.name.unwrap_or_default();
         let uid = metadata.uid.unwrap_or_default();
+        let taint = TaintDuty::read(&object.spec);
         let decoded: Result<SkyhookSpec, String> =
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
@@ -78,6 +81,7 @@ impl SkyhookFact {
             annotations: metadata.annotations.unwrap_or_default(),
             spec: Arc::new(decoded.unwrap_or_default()),
             checked,
+            taint,
             status: serde_json::from_value(object.status).ok(),
             name,
             uid,
@@ -122,14 +126,42 @@ impl SkyhookFact {
     pub fn is_parked_over(&self, node: &NodeFact) -> bool {
         self.parked_over
             .as_ref()
-            .is_some_and(|selector| node.labels.are_selected(selector))
+            .is_some_and(|selector| node.labels.are_selected(selector) && node.is_host())
     }
 
-    /// True when the Skyhook selects the node. A parked Skyhook selects no node.
+    /// True when the Skyhook selects the node. A parked Skyhook selects no node, and no Skyhook selects what is not a host.
     #[must_use]
     pub fn selects(&self, node: &NodeFact) -> bool {
+        self.means(node) && node.is_host()
+    }
+
+    /// True when the Skyhook would select the node if it were a host.
+    #[must_use]
+    pub fn leaves_out(&self, node: &NodeFact) -> bool {
+        self.means(node) && !node.is_host()
+    }
+
+    fn means(&self, node: &NodeFact) -> bool {
         self.selector
             .as_ref()
             .is_some_and(|selector| node.labels.are_selected(selector))
+    }
+
+    /// True when the node has to keep the runtime-required taint until the Skyhook is complete there.
+    #[must_use]
+    pub fn requires(&self, node: &NodeFact) -> bool {
+        !self.deleting && self.taint.covers(node)
+    }
+
+    /// True when the Skyhook wants new nodes like this one to be tainted before anything else.
+    #[must_use]
+    pub fn taints_new(&self, node: &NodeFact) -> bool {
+        self.taint.auto && self.requires(node)
+    }
+
+    /// True when nobody can tell which nodes have to keep the runtime-required taint for the Skyhook.
+    #[must_use]
+    pub const fn requires_unknown(&self) -> bool {
+        !self.deleting && self.taint.is_unreadable()
     }
 }

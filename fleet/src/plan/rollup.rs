@@ -2,6 +2,7 @@
 //! something else.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::InterruptionLease;
@@ -12,7 +13,7 @@ use skyhook_crds::stage::Status;
 
 use super::cache::{Cache, Rest, ShownCell};
 use super::cause::Cause;
-use super::reason::Reason;
+use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::status::{MAX_REASON, cut, reason_on_node, with_since};
@@ -25,6 +26,9 @@ use crate::facts::{NodeFact, SkyhookFact};
 /// How many Nodes of one Skyhook are told something in one pass. The others are told in later passes. In a large fleet
 /// whose nodes all fail, the texts would otherwise need much memory and be rendered anew in each pass.
 const TOLD: usize = 256;
+
+/// How long after it is first seen a new node is told nothing.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Writes status and reason to the Nodes.
 pub(super) fn nodes(
@@ -127,7 +131,8 @@ fn show(
         in_between,
         rest: None,
     };
-    if skyhook.deleting {
+    // A new node is tainted before anything else is written there.
+    if skyhook.deleting || is_pending(&shown.standing) {
         return shown;
     }
     if in_between {
@@ -140,6 +145,8 @@ fn show(
                 .annotation(&names::reason(&skyhook.name), None);
             draft.patch(node, patch, Cause::Result);
         }
+    } else if let Some(at) = quiet_until(view, node) {
+        draft.wake_at(at);
     } else if has_room || draft.is_patched(&node.name) {
         tell(view, skyhook, node, &shown, draft);
     } else {
@@ -147,6 +154,18 @@ fn show(
         draft.wake_at(view.now.mono + COALESCE);
     }
     shown
+}
+
+/// Until when a new node is told nothing; `None` if that is over. A Skyhook that wants new nodes tainted may have been
+/// created just now, and the watch may not have delivered it: with an annotation of ours the node would not be new any
+/// more.
+fn quiet_until(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
+    let seen = view.clocks.first_seen(&node.name)?;
+    Some(seen + QUIET).filter(|at| *at > view.now.mono)
+}
+
+fn is_pending(standing: &Standing) -> bool {
+    matches!(standing, Standing::Blocked(reason) if reason.code == ReasonCode::AutoTaintPending)
 }
 
 fn tell(

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
+use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey, TaintBits};
 use super::ledger::Selected;
 use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
 use super::standing::{self, Held, Standing};
-use super::{View, cordon, leftovers, node_order, reapply};
+use super::{View, cordon, leftovers, node_order, reapply, taint};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
@@ -83,7 +83,7 @@ pub(super) fn rows<'a>(
     order: &Order<'_>,
     cache: &mut Cache,
 ) -> Vec<Row<'a>> {
-    nodes(view, order, cache);
+    nodes(view, skyhooks, order, cache);
     let mut columns = std::mem::take(&mut cache.columns);
     let most = cache.nodes.len();
     // For each node: ID of the column of the first Skyhook that is not complete there. Later Skyhooks wait for it.
@@ -132,7 +132,12 @@ pub(super) fn rows<'a>(
     rows
 }
 
-fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
+fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], order: &Order<'_>, cache: &mut Cache) {
+    let tainting: Vec<&SkyhookFact> = skyhooks
+        .iter()
+        .copied()
+        .filter(|skyhook| skyhook.taint.auto)
+        .collect();
     let most = order.iter().map(|(_, id)| id.index() + 1).max();
     let most = most.unwrap_or_default().max(cache.nodes.len());
     cache.nodes.resize_with(most, NodeCell::default);
@@ -144,6 +149,7 @@ fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
             cell.touched = touched;
             cache.counted.nodes += 1;
         }
+        cell.pending = cell.taint.is_open && taint::is_pending(view, &tainting, name);
     }
 }
 
@@ -175,6 +181,7 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
             },
         }),
         creating: view.inflight.creating(name).is_some(),
+        taint: node.map_or_else(TaintBits::default, |node| taint::bits(view, node)),
         told: node.map_or_else(Vec::new, |node| {
             let told = leftovers::told(node).into_iter();
             told.map(|skyhook| names.number(skyhook)).collect()
@@ -219,7 +226,7 @@ fn cells(
             row: column.version,
             earlier: open[id.index()],
             gate: 0,
-            pending: false,
+            pending: node.pending,
         };
         if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
             let held = Held {
@@ -267,6 +274,8 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, held: Held<'_>
     });
     Cell {
         complete,
+        required: skyhook.requires(node),
+        not_host: skyhook.leaves_out(node),
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, held)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
@@ -288,6 +297,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, held: Held<'_>
 fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     let mut hasher = DefaultHasher::new();
     node.name.hash(&mut hasher);
+    skyhook.leaves_out(node).hash(&mut hasher);
     if let Some(record) = node.records.get(&skyhook.name) {
         record.digest.hash(&mut hasher);
         let stamp = record.stamp.as_ref();

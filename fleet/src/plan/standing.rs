@@ -56,7 +56,10 @@ pub(super) fn judge(
         return Standing::Leased;
     }
     if held.pending {
-        let message = "the node is tainted before anything else is written there";
+        let message = format!(
+            "the taint {} is put on the node before anything else is written there",
+            view.settings.runtime_taint
+        );
         return Standing::Blocked(Reason::new(ReasonCode::AutoTaintPending, message));
     }
     if let Some(reason) = newer_record(skyhook, node) {
@@ -67,19 +70,20 @@ pub(super) fn judge(
         Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
     }
-    if node.labels.get(names::IGNORE) == Some("true") {
+    if node.is_ignored() {
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
         return Standing::Blocked(Reason::new(ReasonCode::NodeIgnored, message));
     }
     if let Some(reason) = missing_policy(view, skyhook) {
         return Standing::Blocked(reason);
     }
+    let runtime = &view.settings.runtime_taint;
     if let Some(taint) = node
         .taints
         .iter()
-        .find(|taint| !taints::is_tolerated(skyhook, taint))
+        .find(|taint| !taints::is_tolerated(runtime, skyhook, node, taint))
     {
-        let message = taints::intolerable(taint);
+        let message = taints::intolerable(runtime, skyhook, node, taint);
         return Standing::Blocked(Reason::new(ReasonCode::TaintNotTolerable, message));
     }
     if let Some(earlier) = held.earlier {

@@ -181,17 +181,23 @@ struct Summary<'a> {
     complete: usize,
     in_progress: usize,
     overall: Status,
+    /// Names of nodes that the Skyhook leaves out because they are no hosts.
+    left_out: Vec<&'a str>,
 }
 
 impl<'a> Summary<'a> {
     fn new(view: &View<'a>, row: &'a Row<'_>, order: &Order<'_>, counts: &Counts) -> Self {
         let mut nodes = view.picture.nodes().iter().peekable();
         let mut all = Vec::with_capacity(counts.nodes);
+        let mut left_out = Vec::new();
         // Both are in the order of names, and every Node is in `order`.
         for (name, id) in order {
             let Some((_, node)) = nodes.next_if(|(node, _)| node == name) else {
                 continue;
             };
+            if row.cell(*id).is_some_and(|cell| cell.not_host) {
+                left_out.push(node.name.as_str());
+            }
             let shown = row.cell(*id).filter(|cell| cell.standing.is_some());
             if let Some(shown) = shown.and_then(|cell| cell.shown.as_ref()) {
                 all.push(Shown {
@@ -208,6 +214,7 @@ impl<'a> Summary<'a> {
             complete: counts.of(Status::Complete),
             in_progress: counts.in_progress(),
             overall: counts.overall,
+            left_out,
         }
     }
 
@@ -269,11 +276,12 @@ fn reasons(
     now: Timestamp,
 ) -> BTreeMap<String, ReasonSummary> {
     let mut reasons: BTreeMap<String, ReasonSummary> = BTreeMap::new();
-    for shown in &summary.nodes {
-        let Some(reason) = shown.reason else {
-            continue;
-        };
-        let code = reason.code.to_string();
+    let shown = summary.nodes.iter();
+    let shown = shown.filter_map(|shown| Some((shown.node.name.as_str(), shown.reason?.code)));
+    let left_out = summary.left_out.iter();
+    let left_out = left_out.map(|name| (*name, ReasonCode::NodeNotSupported));
+    for (name, code) in shown.chain(left_out) {
+        let code = code.to_string();
         let there = current.reasons.get(&code);
         let entry = reasons.entry(code).or_insert_with(|| ReasonSummary {
             nodes: 0,
@@ -282,7 +290,7 @@ fn reasons(
         });
         entry.nodes += 1;
         if entry.examples.len() < EXAMPLES {
-            entry.examples.push(shown.node.name.clone());
+            entry.examples.push(name.to_owned());
         }
     }
     reasons
@@ -353,16 +361,17 @@ fn ready(
 ) -> Wanted {
     let skyhook = row.skyhook;
     let refused = view.picture.agents_refused();
+    let left_out = message::left_out(summary);
     let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
-        (Err(problem), _, _) => ("Invalid", problem.clone()),
+        (Err(problem), _, _) => ("Invalid", message::invalid(view, skyhook, problem)),
         (Ok(_), Status::Complete, _) => (
             "Complete",
-            format!("{} nodes complete", wanted.complete_nodes),
+            format!("{} nodes complete{left_out}", wanted.complete_nodes),
         ),
         (Ok(_), _, Some(why)) => ("AgentsRefused", why.to_owned()),
         (Ok(_), status, None) => (
             ready_reason(status),
-            message::stuck(row, summary, ledger, wanted),
+            message::stuck(row, summary, ledger, wanted) + &left_out,
         ),
     };
     Wanted::new("Ready", wanted.status == Status::Complete, reason, message)

@@ -17,6 +17,7 @@ mod cache;
 mod cordons;
 mod endings;
 mod host;
+mod joining;
 mod keys;
 mod leases;
 mod left;
@@ -27,6 +28,7 @@ mod reasons;
 mod replaced;
 mod skew;
 mod status;
+mod taints;
 mod told;
 mod words;
 

@@ -1,6 +1,8 @@
 //! The writes before an agent has accepted a lease: the Node is stamped with the lease, and the lease is granted or
 //! withdrawn.
 
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
@@ -12,10 +14,13 @@ use crate::effect::{BatchCheck, Effect, NodePatch};
 use crate::plan::cause::Cause;
 use crate::plan::node_order::{self, Claim};
 use crate::plan::reason::Withdrawal;
-use crate::plan::{Draft, admit, seconds, standing};
+use crate::plan::{Draft, admit, seconds, standing, taint};
 
 /// Version of this program, as it is written on Nodes and Skyhooks.
 pub const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+/// A node that is younger may not have had its agent's pod started yet.
+const YOUNG: Duration = Duration::from_secs(600);
 
 impl LeaseCase<'_> {
     /// Why a lease that no agent has accepted should be deleted.
@@ -108,6 +113,7 @@ impl LeaseCase<'_> {
         if is_to_be_stamped(node.annotations.get(&version_key)) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
+        patch.unite(taint::protect(&draft.so_far(node), true));
         // The lease watch may not have delivered a withdrawal yet. The stamp of a deleted lease would block the node's
         // next lease, so a GET checks that the lease exists.
         patch.check.lease = Some(self.fact.uid.clone());
@@ -141,7 +147,14 @@ impl LeaseCase<'_> {
         let granted = clock.and_then(|clock| clock.granted);
         let deadline = granted.unwrap_or(now) + self.view.settings.accept_timeout;
         if deadline <= now {
-            self.withdraw(Withdrawal::AgentNotResponding, draft);
+            let created = self.node.and_then(|node| node.created);
+            let is_young = created.is_some_and(|created| self.view.age(created, None) < YOUNG);
+            let why = if is_young {
+                Withdrawal::AgentNotYetThere
+            } else {
+                Withdrawal::AgentNotResponding
+            };
+            self.withdraw(why, draft);
         } else {
             draft.wake_at(deadline);
         }

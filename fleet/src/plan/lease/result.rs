@@ -10,7 +10,8 @@ use super::LeaseCase;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, Record};
 use crate::plan::cause::Cause;
-use crate::plan::{Draft, cordon, node_order, seconds};
+use crate::plan::{Draft, cordon, node_order, seconds, taint};
+use crate::taints;
 
 impl LeaseCase<'_> {
     /// Records the result and the stamp, and gives the cordon back, all in one write.
@@ -48,6 +49,10 @@ impl LeaseCase<'_> {
         // to leave again.
         if self.stop_ordered() != Some(StopReason::NewRevision) {
             draft.patch(node, cordon::give_back(node, [skyhook]), cause);
+        }
+        // A taint of ours goes in a later write, and the protection with it.
+        if taints::ours(&self.view.settings.runtime_taint, node).is_none() {
+            draft.patch(node, taint::protect(&draft.so_far(node), false), cause);
         }
         // Somebody edited the record since the grant. The edit stays, and the node is planned again from it.
         if is_edited {

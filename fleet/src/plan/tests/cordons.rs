@@ -142,7 +142,6 @@ fn the_guard_lets_pass_what_gives_the_last_cordon_back() {
         })
     };
     let protected = r#"{"wasUnschedulable":false,"owners":{"s":"one"},"protects":["a"]}"#;
-    let kept = r#"{"wasUnschedulable":false,"owners":{},"protects":["a"]}"#;
     for (name, record, want) in [
         ("left by NVIDIA Skyhook", None, None),
         (
@@ -150,11 +149,7 @@ fn the_guard_lets_pass_what_gives_the_last_cordon_back() {
             Some(r#"{"wasUnschedulable":false,"owners":{"s":"one"}}"#),
             Some(None),
         ),
-        (
-            "and what protects the node stays",
-            Some(protected),
-            Some(Some(kept)),
-        ),
+        ("with what protects the node", Some(protected), Some(None)),
     ] {
         let picture = cordoned(record);
         let index = picture.index();

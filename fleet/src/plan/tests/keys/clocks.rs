@@ -66,6 +66,17 @@ fn undrained(at: &str) -> Stamp {
     }
 }
 
+/// No node gets a lease.
+fn closed() -> Picture {
+    Picture::new().skyhook(&["spec", "interruptionBudget"], json!({ "count": 0 }))
+}
+
+/// A new node takes the place of worker-1.
+fn joins(replica: &mut Replica) {
+    replica.passes(10);
+    replica.node(|node| node.uid = "another".into());
+}
+
 #[test]
 fn what_is_decided_on_the_clocks_of_a_lease() {
     let not_accepted = || {
@@ -239,6 +250,24 @@ fn what_is_decided_on_the_clocks_of_a_node() {
                 replica.passes(timeout);
             },
         ),
+        (
+            "Clocks.first_seen: a new node may be told something",
+            Replica::with(&closed(), joins),
+            |replica| replica.passes(2),
+        ),
+        (
+            "Clocks.first_seen: another node with that name joins",
+            Replica::with(&closed(), |replica| {
+                joins(replica);
+                replica.passes(2);
+            }),
+            |replica| {
+                replica.node(|node| {
+                    node.uid = "one more".into();
+                    node.annotations.clear();
+                });
+            },
+        ),
     ]);
     // No pass reads the mismatches: they say how long the next back-off takes.
     let rows = [
@@ -251,6 +280,7 @@ fn what_is_decided_on_the_clocks_of_a_node() {
         "drains",
         "away",
         "undrained",
+        "first_seen",
     ];
     assert_eq!(Clocks::fields(), rows, "each needs a row");
 }
