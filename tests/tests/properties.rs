@@ -132,6 +132,7 @@ proptest! {
                     prop_assert_ne!(held.annotations.get(key), value.as_ref(), "{}", key);
                 }
                 prop_assert_ne!(patch.unschedulable, Some(held.unschedulable));
+                prop_assert_ne!(patch.taints.as_ref(), Some(&held.taints));
             }
             if let Effect::WriteSkyhookStatus { name, status, .. } = effect {
                 let held = index.picture().skyhooks().get(&name);

@@ -4,6 +4,8 @@
 //! While a node is leased, and while it carries the taint and waits for a slot, annotations keep autoscalers from removing
 //! it: a node that may not be used yet looks as if nobody needed it.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::Taint;
 use skyhook_crds::lease::InterruptionLease;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
@@ -34,7 +36,7 @@ enum Duty {
 }
 
 /// The facts about one node that its taint depends on.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Case {
     bits: TaintBits,
     /// A Skyhook requires the taint, and nobody can tell on which nodes.
@@ -51,6 +53,8 @@ struct Case {
     wants_taint: bool,
     /// The node has a lease whose result is not recorded yet.
     leased: bool,
+    /// Complete by the record alone, although the Node is stamped for a lease. The watch of the leases may lag.
+    stamped: BTreeSet<String>,
 }
 
 const fn decide(case: &Case) -> Duty {
@@ -166,6 +170,10 @@ fn case(view: &View<'_>, rows: &[Row<'_>], cell: &NodeCell, node: &NodeFact, id:
     for row in rows.iter().filter(is_required) {
         case.covered += 1;
         case.open += usize::from(!is_complete(view, row, node, id));
+        let name = &row.skyhook.name;
+        let stamp = node.record(name).stamp.as_ref();
+        let is_stamped = stamp.is_some_and(|stamp| !stamp.granted.is_empty());
+        case.stamped.extend(is_stamped.then(|| name.clone()));
         case.cordon_after |= row.skyhook.taint.cordon_after;
         case.waits |= waits(row, id);
     }
@@ -227,6 +235,7 @@ fn write(view: &View<'_>, case: &Case, node: &NodeFact, draft: &mut Draft<'_>) {
             if cordon {
                 patch.unite(cordon_after(&draft.so_far(node)));
             }
+            patch.check.not_for.extend(case.stamped.iter().cloned());
             draft.patch(node, patch, Cause::Untaint);
             carries = false;
         }

@@ -13,6 +13,7 @@ pub mod replica;
 pub mod setup;
 mod slots;
 mod slow;
+mod taints;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -143,6 +144,7 @@ pub struct World<'a, C: Core> {
     looked: BTreeMap<&'static str, usize>,
     checks: Checks,
     weather: faults::Weather,
+    taints: taints::Taints,
     rest: Option<finish::Rest>,
     failure: Option<String>,
     done: bool,
@@ -182,6 +184,7 @@ impl<'a, C: Core> World<'a, C> {
             looked: BTreeMap::new(),
             checks: Checks::default(),
             weather: faults::Weather::default(),
+            taints: taints::Taints::default(),
             rest: None,
             failure: None,
             done: false,

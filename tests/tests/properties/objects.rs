@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use skyhook_crds::installed::{CordonRecord, Stamp, states_digest};
 use skyhook_crds::names;
 
-use super::{ALease, ANode, ASkyhook, NAMES, VERSION};
+use super::{ALease, ANode, ASkyhook, ATaint, NAMES, VERSION};
 
 fn package(skyhook: &ASkyhook) -> Value {
     let mut package = json!({ "version": VERSION, "image": "example.com/one" });
@@ -41,6 +41,12 @@ pub(in super::super) fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
     if skyhook.selects {
         spec["nodeSelectors"] = json!({ "matchLabels": { "tier": "a" } });
     }
+    if skyhook.unreadable {
+        spec["nodeSelectors"] = json!({ "matchLabels": 7 });
+    }
+    spec["runtimeRequired"] = json!(skyhook.required);
+    spec["autoTaintNewNodes"] = json!(skyhook.auto);
+    spec["runtimeRequiredCordonAfter"] = json!(skyhook.cordon_after);
     match skyhook.budget {
         0 => spec["interruptionBudget"] = json!({ "count": 0 }),
         1 => spec["interruptionBudget"] = json!({ "count": 1 }),
@@ -124,7 +130,12 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
         };
         owners.owners.insert((*skyhook).to_owned(), owner);
     }
-    if !owners.owners.is_empty() {
+    if node.taint.new {
+        annotations = json!({});
+        owners = CordonRecord::default();
+    }
+    mark(&node.taint, &mut annotations, &mut owners);
+    if !owners.is_empty() {
         annotations[names::CORDON_OWNERS] = json!(owners.render());
     }
     let mut labels = json!({ "tier": if node.tier { "a" } else { "b" } });
@@ -134,11 +145,25 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
     if node.ignored {
         labels[names::IGNORE] = json!("true");
     }
-    let taints = if node.tainted {
-        json!([{ "key": "special", "effect": "NoSchedule" }])
-    } else {
-        json!([])
+    if node.taint.windows {
+        labels["kubernetes.io/os"] = json!("windows");
+    }
+    let taint = |key: &str, effect: &str| json!({ "key": key, "effect": effect });
+    let (ours, nodewrights) = (
+        taint(names::GROUP, "NoSchedule"),
+        taint(names::SUCCESSOR, "NoSchedule"),
+    );
+    let mut taints = match node.taint.kind {
+        0 => Vec::new(),
+        1 => vec![ours],
+        2 => vec![nodewrights],
+        3 => vec![nodewrights, ours],
+        4 => vec![taint("earlier", "NoExecute")],
+        _ => vec![taint(names::GROUP, "NoExecute")],
     };
+    if node.tainted {
+        taints.insert(taints.len() / 2, taint("special", "NoSchedule"));
+    }
     json!({
         "metadata": {
             "name": name, "uid": format!("uid-{name}"), "resourceVersion": "9", "labels": labels, "annotations": annotations,
@@ -149,6 +174,41 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
             "conditions": [{ "type": "Ready", "status": if node.ready { "True" } else { "False" } }],
         },
     })
+}
+
+/// What a Node says about the runtime-required taint, and about what keeps autoscalers off.
+fn mark(taint: &ATaint, annotations: &mut Value, owners: &mut CordonRecord) {
+    let key = if taint.kind == 4 {
+        "earlier"
+    } else {
+        names::GROUP
+    };
+    let key = names::auto_taint(key);
+    match (taint.new, taint.mark) {
+        (false, 1) => annotations[key] = json!("true"),
+        (false, 2) => annotations[key] = json!("false"),
+        (false, 3) => annotations[names::successor(&key)] = json!("true"),
+        (_, _) => {}
+    }
+    if taint.cordoned && !taint.new {
+        annotations[names::RUNTIME_REQUIRED_CORDON] = json!("true");
+    }
+    let [first, second] = names::PROTECTIONS;
+    if !taint.new && matches!(taint.protects, 1 | 3 | 4) {
+        owners.protects = names::PROTECTIONS.map(str::to_owned).into();
+    }
+    match taint.protects {
+        0 => {}
+        1 | 2 => {
+            annotations[first] = json!("true");
+            annotations[second] = json!("true");
+        }
+        3 => {
+            annotations[first] = json!("false");
+            annotations[second] = json!("true");
+        }
+        _ => annotations[second] = json!("true"),
+    }
 }
 
 pub(in super::super) fn lease_object(name: &str, lease: &ALease, revisions: &[String]) -> Value {
@@ -202,12 +262,14 @@ pub(in super::super) fn lease_object(name: &str, lease: &ALease, revisions: &[St
         "Stopped",
     ];
     let mut object = json!({ "metadata": metadata, "spec": spec });
+    let epochs = ["", "boot", "another boot"];
     if let Some(phase) = phases.get(usize::from(lease.phase)) {
         let packages: Value = states(lease.package + 1)
             .and_then(|text| serde_json::from_str(&text).ok())
             .unwrap_or(json!({}));
         object["status"] = json!({
             "phase": phase, "needsDrain": lease.needs_drain, "bootID": "boot", "machineID": "m", "packages": packages,
+            "epoch": epochs[usize::from(lease.epoch) % epochs.len()],
         });
     }
     if lease.malformed {

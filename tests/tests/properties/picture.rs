@@ -31,6 +31,7 @@ pub(super) struct ANode {
     tier: bool,
     ignored: bool,
     tainted: bool,
+    taint: ATaint,
     /// Per Skyhook: the record, who stamped it, and whether it was edited since.
     records: [(u8, u8, bool); 2],
     /// Per Skyhook: no cordon, one of this lease, one of another.
@@ -40,6 +41,22 @@ pub(super) struct ANode {
     /// The create of a lease is under way for this Skyhook.
     creating: Option<usize>,
     busy: bool,
+}
+
+/// What a Node says about the runtime-required taint.
+#[derive(Clone, Debug)]
+pub(super) struct ATaint {
+    /// None, the configured one, the one of NodeWright, both, one of an earlier setting, or one with another effect.
+    kind: u8,
+    /// Whether we have put it there: no word, yes, no longer, and NodeWright has.
+    mark: u8,
+    /// No annotation of ours is there.
+    new: bool,
+    windows: bool,
+    /// It was cordoned when the taint was taken off.
+    cordoned: bool,
+    /// What keeps autoscalers off: nothing, ours, somebody's, ours that somebody changed, and ours that somebody removed.
+    protects: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +74,8 @@ pub(super) struct ALease {
     malformed: bool,
     package: u8,
     busy: bool,
+    /// Whether the agent reports no epoch, that of before, or that of now.
+    epoch: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +94,11 @@ pub(super) struct ASkyhook {
     has_status: bool,
     /// It names a DeploymentPolicy.
     policy: bool,
+    required: bool,
+    auto: bool,
+    cordon_after: bool,
+    /// Nobody can tell which nodes it is for.
+    unreadable: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -99,12 +123,13 @@ pub(super) fn a_lease() -> impl Strategy<Value = ALease> {
         prop::bool::weighted(0.05),
         0..4_u8,
         prop::bool::weighted(0.1),
+        0..3_u8,
     );
     (shape, state, rest).prop_map(
         |(
             (skyhook, right_node, right_revision, granted),
             (phase, needs_drain, drain, stop),
-            (deleting, malformed, package, busy),
+            (deleting, malformed, package, busy, epoch),
         )| ALease {
             skyhook,
             right_node,
@@ -118,8 +143,28 @@ pub(super) fn a_lease() -> impl Strategy<Value = ALease> {
             malformed,
             package,
             busy,
+            epoch,
         },
     )
+}
+
+fn a_taint() -> impl Strategy<Value = ATaint> {
+    (
+        prop_oneof![Just(0), 0..6_u8],
+        0..4_u8,
+        prop::bool::weighted(0.3),
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.1),
+        prop_oneof![Just(0), 0..5_u8],
+    )
+        .prop_map(|(kind, mark, new, windows, cordoned, protects)| ATaint {
+            kind,
+            mark,
+            new,
+            windows,
+            cordoned,
+            protects,
+        })
 }
 
 pub(super) fn a_node() -> impl Strategy<Value = ANode> {
@@ -130,6 +175,7 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
         any::<bool>(),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
+        a_taint(),
     );
     let record = || (0..5_u8, 0..5_u8, prop::bool::weighted(0.2));
     let records = (record(), record());
@@ -146,7 +192,7 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
     )
         .prop_map(
             |(
-                (control_plane, ready, unschedulable, tier, ignored, tainted),
+                (control_plane, ready, unschedulable, tier, ignored, tainted, taint),
                 records,
                 cordons,
                 lease,
@@ -159,6 +205,7 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
                 tier,
                 ignored,
                 tainted,
+                taint,
                 records: [records.0, records.1],
                 cordons: [cordons.0, cordons.1],
                 was_unschedulable: cordons.2,
@@ -182,10 +229,12 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
         any::<bool>(),
         seldom(),
     );
-    (life, spec).prop_map(
+    let taint = (any::<bool>(), any::<bool>(), any::<bool>(), seldom());
+    (life, spec, taint).prop_map(
         |(
             (there, deleting, paused, disabled, invalid, adopted),
             (selects, interrupts, priority, budget, revision_there, has_status, policy),
+            (required, auto, cordon_after, unreadable),
         )| {
             ASkyhook {
                 there,
@@ -201,6 +250,10 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
                 revision_there,
                 has_status,
                 policy,
+                required,
+                auto,
+                cordon_after,
+                unreadable,
             }
         },
     )

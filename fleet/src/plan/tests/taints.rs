@@ -340,6 +340,29 @@ fn the_taint_follows_the_result_by_one_write() {
     }
 }
 
+/// The watch of the leases may not have delivered the lease that the Node is stamped for.
+#[test]
+fn a_lease_that_is_not_seen_yet_keeps_the_taint() {
+    let checks = |stamp_: Option<Stamp>| {
+        let picture = done(tainted(required(json!({})), 1, &[OURS]));
+        let picture = match stamp_ {
+            Some(stamp_) => stamp(picture, stamp_),
+            None => picture,
+        };
+        let effects = picture.plan().effects;
+        let checks = effects.iter().find_map(|effect| match effect {
+            Effect::PatchNode { patch, why, .. } if why.contains(&Cause::Untaint) => {
+                Some(patch.check.not_for.clone())
+            }
+            _ => None,
+        });
+        checks.expect("the taint goes")
+    };
+    assert_eq!(checks(Some(granted())), ["s".to_owned()].into());
+    assert_eq!(checks(Some(recorded(&required(json!({}))))), [].into());
+    assert_eq!(checks(None), [].into());
+}
+
 #[test]
 fn the_node_is_cordoned_afterwards_where_somebody_wants_it() {
     let after = || required(json!({ "runtimeRequiredCordonAfter": true }));

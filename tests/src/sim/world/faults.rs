@@ -61,7 +61,7 @@ impl<C: Core> World<'_, C> {
             2 | 3 => self.hand_over(),
             4..=9 => self.trouble_node(),
             10..=15 => self.change_skyhook(),
-            16..=19 => self.meddle(),
+            16..=19 => self.meddle_with_taints(),
             20 => {
                 self.weather.outage = true;
                 let delay = self.rng.between(1_000, 30_000);
@@ -279,7 +279,7 @@ impl<C: Core> World<'_, C> {
     }
 
     /// What administrators and other tools do to nodes and leases.
-    fn meddle(&mut self) {
+    pub(super) fn meddle(&mut self) {
         let Some(node) = self.some_node() else { return };
         let name = self.some_skyhook().unwrap_or_else(|| NAMES[0].to_owned());
         let path = format!("/api/v1/nodes/{node}");
@@ -415,6 +415,7 @@ impl<C: Core> World<'_, C> {
             }
         }
         self.set_policy();
+        self.take_foreign_taints_off();
         self.forsake();
         self.after(5_000, Event::Look);
     }

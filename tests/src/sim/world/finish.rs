@@ -115,16 +115,26 @@ impl<C: Core> World<'_, C> {
         if self.affliction(name).is_some() {
             return None;
         }
+        if !node.is_host() {
+            // It has no machine, and nothing is written there.
+            return None;
+        }
         if !self.machines.get(name).is_some_and(|m| m.up && node.ready) {
             return Some(format!("{name} is not back"));
         }
         if held {
             return None;
         }
+        if let Some(problem) = self.unmet_taint(node) {
+            return Some(problem);
+        }
+        let is_protection = |key: &&String| {
+            *key == names::CORDON_OWNERS && node.cordon.owners.is_empty() && !node.cordon.is_empty()
+        };
         let marks: Vec<&String> = node
             .annotations
             .keys()
-            .filter(|key| key.contains("/cordon"))
+            .filter(|key| key.contains("/cordon") && !is_protection(key))
             .collect();
         if !marks.is_empty() {
             return Some(format!("marks are left on {name}: {marks:?}"));
@@ -202,7 +212,7 @@ impl<C: Core> World<'_, C> {
     }
 
     /// Whether the host is at the Skyhook's revision, as the host knows it, and the Node says the same.
-    fn is_at(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    pub(super) fn is_at(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
         let Ok(checked) = &skyhook.checked else {
             return false;
         };
@@ -233,7 +243,12 @@ impl<C: Core> World<'_, C> {
     }
 
     /// Whether something that was left as it is keeps the Skyhook off the node.
-    fn is_excused(&self, skyhook: &SkyhookFact, node: &NodeFact, held: &BTreeSet<&str>) -> bool {
+    pub(super) fn is_excused(
+        &self,
+        skyhook: &SkyhookFact,
+        node: &NodeFact,
+        held: &BTreeSet<&str>,
+    ) -> bool {
         let ignored = node.labels.get(names::IGNORE) == Some("true");
         let malformed = node.record(&skyhook.name).states.is_err();
         let budget = skyhook.spec.interruption_budget.as_ref();
@@ -256,6 +271,7 @@ impl<C: Core> World<'_, C> {
             others.any(|n| n.is_control_plane() && self.affliction(&n.name).is_some())
         };
         ignored
+            || self.is_kept_off_by_taint(skyhook, node)
             || weakened
             || self.affliction(&node.name).is_some()
             || malformed

@@ -57,6 +57,7 @@ impl<C: Core> World<'_, C> {
             Shape::Fleet => FLEET,
             Shape::Small | Shape::Paced | Shape::Forsaken | Shape::Slow => self.rng.between(1, 6),
         };
+        self.set_up_taints();
         for _ in 0..nodes {
             self.add_node();
         }
@@ -117,7 +118,7 @@ impl<C: Core> World<'_, C> {
         let body = json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": { "name": name, "labels": labels },
-            "spec": {},
+            "spec": { "taints": self.taints_that_join(name) },
             "status": {
                 "nodeInfo": { "bootID": boot_id, "machineID": machine.machine_id },
                 "conditions": [{ "type": "Ready", "status": ready }],
@@ -165,10 +166,9 @@ impl<C: Core> World<'_, C> {
 
     /// Binds a pod to a node that takes pods.
     pub(super) fn schedule_pod(&mut self, node: &str) {
-        let takes = self
-            .api
-            .get(NODES, node)
-            .is_some_and(|n| n["spec"]["unschedulable"] != true);
+        let takes = self.api.get(NODES, node).is_some_and(|n| {
+            n["spec"]["unschedulable"] != true && !super::taints::keeps_pods_off(n)
+        });
         if !takes {
             return;
         }
@@ -217,6 +217,7 @@ impl<C: Core> World<'_, C> {
         if self.rng.one_in(3) {
             spec["nodeSelectors"] = json!({ "matchLabels": { "tier": "a" } });
         }
+        self.require_taints(&mut spec);
         if self.rng.one_in(3) {
             spec["drain"] = json!({ "timeout": "20s" });
         }
