@@ -86,6 +86,11 @@ impl Batches {
         problem.filter(|problem| problem.code == ReasonCode::NewerVersion)
     }
 
+    /// True once there is a stored state.
+    pub(super) fn is_stored(&self) -> bool {
+        !self.uid.is_empty()
+    }
+
     /// What is allowed for the lease of a node. A lease of an earlier Skyhook of this name has no part in its batches.
     pub(super) fn bits(&self, node: &str) -> BatchBits {
         self.leases.get(node).copied().unwrap_or(BatchBits::ANY)
