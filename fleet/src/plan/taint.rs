@@ -240,14 +240,16 @@ fn write(view: &View<'_>, case: &Case, node: &NodeFact, draft: &mut Draft<'_>) {
             carries = false;
         }
     }
+    let so_far = draft.so_far(node);
+    let has_some = !so_far.cordon.protects.is_empty();
+    // The stamp before the grant protects a leased node, and the write of the result takes that back.
     let is_wanted = if case.leased {
-        case.bits.protects
+        has_some
     } else {
         carries && case.waits
     };
-    if is_wanted || case.bits.protects {
-        let patch = protect(&draft.so_far(node), is_wanted);
-        draft.patch(node, patch, Cause::Protect);
+    if is_wanted || has_some {
+        draft.patch(node, protect(&so_far, is_wanted), Cause::Protect);
     }
     if case.bits.uncordoned {
         draft.patch(node, forget_cordon(), Cause::Uncordoned);

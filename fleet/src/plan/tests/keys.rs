@@ -3,6 +3,7 @@
 //! without a cache gives.
 
 mod clocks;
+mod taints;
 mod writes;
 
 use super::leases::{grant_and, granted, leased, phase, stamp, with_package};

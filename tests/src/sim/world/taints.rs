@@ -125,7 +125,7 @@ impl<C: Core> World<'_, C> {
 
     /// What a Skyhook says about taints.
     pub(super) fn require_taints(&mut self, spec: &mut Value) {
-        if self.draw(2) == 0 {
+        if self.draw(4) < 3 {
             spec["runtimeRequired"] = json!(true);
             spec["autoTaintNewNodes"] = json!(self.draw(2) == 0);
             spec["runtimeRequiredCordonAfter"] = json!(self.draw(4) == 0);

@@ -104,6 +104,15 @@ fn a_leased_node_is_protected_until_its_result_is_written() {
             gone().split_off(1),
         ),
         (
+            "T11h: the result, and somebody removed one",
+            result(protected(Picture::new()).node(
+                1,
+                &["metadata", "annotations", scale_down],
+                Value::Null,
+            )),
+            gone().split_off(1),
+        ),
+        (
             "T11h: somebody removed one, and it is worked on",
             leased(
                 stamp(
