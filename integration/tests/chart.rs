@@ -272,9 +272,13 @@ async fn the_coordinator_tolerates_every_runtime_required_taint() -> Result<()> 
         let taint = if taint.is_empty() { default } else { taint };
         let reapplies = taint != default;
         let agent = &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"];
+        let cleanup = "skyhook-skyhook-operator-skyhook-cleanup";
+        let cleanup = &find(&objects, "Job", cleanup)?["spec"]["template"]["spec"];
+        let flag = format!("--runtime-required-taint={taint}");
         let reapply = format!("--reapply-on-reboot={reapplies}");
         for (pod, flag) in [
-            (coordinator, format!("--runtime-required-taint={taint}")),
+            (coordinator, flag.clone()),
+            (cleanup, flag),
             (coordinator, reapply.clone()),
             (agent, reapply),
         ] {
