@@ -63,6 +63,7 @@ fn the_default_is_the_one_of_nvidia_skyhook() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn which_taints_are_ours() {
     let own: RuntimeTaint = "a/b=c:NoExecute".parse().unwrap();
     let default = RuntimeTaint::default();
