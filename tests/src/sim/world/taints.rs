@@ -305,8 +305,8 @@ impl<C: Core> World<'_, C> {
     /// True when a taint keeps the Skyhook off the node.
     pub(super) fn is_kept_off_by_taint(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
         node.taints.iter().any(|taint| {
-            let is_cordon = taint.key == names::UNSCHEDULABLE_TAINT;
-            !is_cordon && !(skyhook.taint.required && self.is_ours(node, taint))
+            let is_required = skyhook.taint.required && self.is_ours(node, taint);
+            !is_required && taint.key != names::UNSCHEDULABLE_TAINT
         })
     }
 }
