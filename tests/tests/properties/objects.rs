@@ -148,6 +148,19 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
     if node.taint.windows {
         labels["kubernetes.io/os"] = json!("windows");
     }
+    json!({
+        "metadata": {
+            "name": name, "uid": format!("uid-{name}"), "resourceVersion": "9", "labels": labels, "annotations": annotations,
+        },
+        "spec": { "unschedulable": node.unschedulable, "taints": taints(node) },
+        "status": {
+            "nodeInfo": { "bootID": "boot" },
+            "conditions": [{ "type": "Ready", "status": if node.ready { "True" } else { "False" } }],
+        },
+    })
+}
+
+fn taints(node: &ANode) -> Vec<Value> {
     let taint = |key: &str, effect: &str| json!({ "key": key, "effect": effect });
     let (ours, nodewrights) = (
         taint(names::GROUP, "NoSchedule"),
@@ -164,16 +177,7 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
     if node.tainted {
         taints.insert(taints.len() / 2, taint("special", "NoSchedule"));
     }
-    json!({
-        "metadata": {
-            "name": name, "uid": format!("uid-{name}"), "resourceVersion": "9", "labels": labels, "annotations": annotations,
-        },
-        "spec": { "unschedulable": node.unschedulable, "taints": taints },
-        "status": {
-            "nodeInfo": { "bootID": "boot" },
-            "conditions": [{ "type": "Ready", "status": if node.ready { "True" } else { "False" } }],
-        },
-    })
+    taints
 }
 
 /// What a Node says about the runtime-required taint, and about what keeps autoscalers off.
