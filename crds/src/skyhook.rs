@@ -17,7 +17,7 @@ use crate::names;
 use crate::package::{InvalidPackage, Package, PackageStatus};
 use crate::policy::BatchState;
 use crate::stage::Status;
-pub use drain::{CheckedDrain, DrainOptions};
+pub use drain::{CheckedDrain, DrainConfig};
 
 /// Packages, and the nodes that they are for.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -97,9 +97,16 @@ pub struct SkyhookSpec {
     /// Put that taint on nodes that no Skyhook has worked on yet. Has an effect only together with runtimeRequired.
     #[serde(default)]
     pub auto_taint_new_nodes: bool,
+    /// Cordon a node when that taint is removed from it. The node stays cordoned until somebody uncordons it.
+    #[serde(default)]
+    pub runtime_required_cordon_after: bool,
     /// How nodes are drained before they are interrupted. The fields have the names of options of `kubectl drain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drain: Option<DrainOptions>,
+    pub drain_config: Option<DrainConfig>,
+    /// What Skyhooks that come later in the order wait for: with `node`, each node waits until this Skyhook is complete
+    /// there; with `all`, every node waits until this Skyhook is complete on all nodes that it selects.
+    #[serde(default)]
+    pub sequencing: Sequencing,
     /// Order of the Skyhooks on each node. The lowest number goes first; if numbers are equal, the first name.
     #[serde(default = "default_priority")]
     #[schemars(range(min = 1))]
@@ -108,6 +115,19 @@ pub struct SkyhookSpec {
 
 fn default_priority() -> i32 {
     200
+}
+
+/// What Skyhooks that come later wait for.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Sequencing {
+    /// Each node waits until this Skyhook is complete there.
+    #[default]
+    Node,
+    /// Every node waits until this Skyhook is complete on all nodes that it selects.
+    All,
 }
 
 /// Settings of one Skyhook that replace those of its DeploymentPolicy.
@@ -346,10 +366,12 @@ pub enum InvalidSkyhook {
     Budget,
     #[error("spec.deploymentPolicy and spec.interruptionBudget are mutually exclusive")]
     PolicyAndBudget,
-    #[error("spec.drain.podSelector: the selector is not valid: {0}")]
+    #[error("spec.drainConfig.podSelector: the selector is not valid: {0}")]
     DrainPodSelector(String),
-    #[error("spec.drain.timeout: {0}")]
-    DrainTimeout(#[from] InvalidDuration),
+    #[error("spec.drainConfig.timeout: {0}; it must be greater than or equal to 0")]
+    DrainTimeout(InvalidDuration),
+    #[error("spec.drainConfig.gracePeriod: {0}; it must be greater than or equal to 0")]
+    DrainGracePeriod(InvalidDuration),
     #[error(
         "metadata.name has {length} characters: above {max} the node annotations that carry the name are not valid",
         max = names::MAX_SKYHOOK_NAME
@@ -393,7 +415,7 @@ impl SkyhookSpec {
         let pods = selector(self.pod_non_interrupt_labels.as_ref())
             .map_err(|e| InvalidSkyhook::PodNonInterruptLabels(e.to_string()))?;
         let pods_to_wait_for = (!pods.selects_all()).then_some(pods);
-        let drain = CheckedDrain::new(&self.drain.clone().unwrap_or_default())?;
+        let drain = CheckedDrain::new(&self.drain_config.clone().unwrap_or_default())?;
         Ok(CheckedSkyhook {
             packages,
             node_selector,

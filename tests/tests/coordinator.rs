@@ -13,6 +13,7 @@ use skyhook_coordinator::config::Settings;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
+use skyhook_fleet::pods::RefusedBy;
 use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::bench::{Fixture, InProcess, status};
 use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
@@ -193,7 +194,8 @@ async fn a_disruption_budget_is_told_from_a_server_that_is_too_busy() -> anyhow:
     else {
         bail!("the budget was to refuse the eviction: {outcome:?}");
     };
-    ensure!(problem.contains("disruption budget web"), "{problem}");
+    ensure!(problem.by == RefusedBy::DisruptionBudget, "{problem:?}");
+    ensure!(problem.text.contains("disruption budget web"), "{problem:?}");
     Ok(())
 }
 

@@ -52,7 +52,7 @@ pub(in super::super) fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
         spec["deploymentPolicy"] = json!("tuned");
     }
     if skyhook.interrupts {
-        spec["drain"] = json!({ "timeout": "90s" });
+        spec["drainConfig"] = json!({ "timeout": "90s" });
     }
     let mut object = json!({ "metadata": metadata, "spec": spec });
     if skyhook.has_status {

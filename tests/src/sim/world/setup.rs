@@ -218,7 +218,7 @@ impl<C: Core> World<'_, C> {
             spec["nodeSelectors"] = json!({ "matchLabels": { "tier": "a" } });
         }
         if self.rng.one_in(3) {
-            spec["drain"] = json!({ "timeout": "20s" });
+            spec["drainConfig"] = json!({ "timeout": "20s" });
         }
         let count = self.rng.between(1, 3);
         for n in 0..count {
