@@ -25,6 +25,7 @@ mod policies;
 mod reapply;
 mod reasons;
 mod replaced;
+mod sequencing;
 mod skew;
 mod status;
 mod told;
