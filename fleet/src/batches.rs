@@ -75,7 +75,7 @@ pub struct Lease<'a> {
     pub present: Option<CompartmentId>,
     pub batch: Option<BatchRef<'a>>,
     pub end: End,
-    /// It is complete, and its agent has ended: it is released next.
+    /// Its node is complete, and it is released next.
     pub is_leaving: bool,
 }
 

@@ -214,7 +214,7 @@ fn a_member_does_not_wait_for_slots_that_failed_nodes_hold() {
         ("fe", 1, "struck [1], leases b"),
         // It works, and will give its slot back.
         ("we", 1, "leases b"),
-        ("fwe", 2, "leases c"),
+        ("wfe", 2, "leases c"),
         ("ffe", 2, "struck [2], leases c"),
     ] {
         let policy = policy(ceiling, r#"{ "fixed": { "initialBatch": 3 } }"#);

@@ -9,6 +9,7 @@ use skyhook_crds::stage::State;
 use super::{Broken, Counts};
 use crate::facts::{LeaseFact, SkyhookFact};
 use crate::index::Index;
+use crate::plan::lease::facts;
 use crate::plan::standing;
 
 /// Checks the grant of a lease of a Skyhook with a policy: the ceilings of the lease's compartment and of its node's hold,
@@ -85,6 +86,16 @@ fn is_done(index: &Index, lease: &InterruptionLease) -> bool {
     })
 }
 
+/// True when the agent's result is on the Node: the agent has ended, though the lease as it was last seen does not say so.
+fn has_result(index: &Index, fact: &LeaseFact, lease: &InterruptionLease) -> bool {
+    let node = index.picture.nodes().get(&fact.node);
+    let node = node.filter(|node| node.uid == lease.spec.node.uid);
+    node.is_some_and(|node| {
+        let record = node.record(&lease.spec.skyhook.name);
+        facts(node, record).result_of == Some(fact.uid.as_str())
+    })
+}
+
 /// True when nothing is lost with the lease of a node: its batch is known, and if an agent was at work under it, its failure
 /// is kept, or its batch was judged.
 pub(super) fn is_kept(index: &Index, node: &str) -> bool {
@@ -134,7 +145,9 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
             protocol::phase(lease),
             Some(Phase::Running | Phase::Erroring)
         );
-        position.is_some_and(|at| was_at_work && !state.has_failed(at)) && !is_done(index, lease)
+        position.is_some_and(|at| was_at_work && !state.has_failed(at))
+            && !is_done(index, lease)
+            && !has_result(index, fact, lease)
     });
     batch.number < spec.next_batch && !is_lost
 }

@@ -21,6 +21,7 @@ use skyhook_crds::skyhook::{NodeOrderShown, SkyhookStatus};
 use super::View;
 use super::cache::{Cache, LeaseBits};
 use super::pacing::Pacing;
+use super::rollouts::Batches;
 use super::scan::{Order, Row};
 use crate::facts::{LeaseFact, NodeFact, Record};
 use crate::picture::NodeId;
@@ -82,11 +83,20 @@ pub(super) fn after(view: &View<'_>, skyhook: &str, name: &str, node: Option<&No
 /// Settles which number the next node of each Skyhook gets, once it is decided which batches are opened.
 pub(super) fn settle(rows: &mut [Row<'_>]) {
     for row in rows {
-        let of_batches = row.batches.as_ref().and_then(|batches| batches.next_order);
+        let batches = row.batches.as_ref();
+        let of_batches = batches.and_then(|batches| batches.next_order);
+        let is_stored = batches.is_none_or(Batches::is_stored);
         let shown = row.skyhook.status.as_ref();
-        let least = of_batches.or_else(|| shown.map(|status| status.node_order_offset));
-        row.next_order = row.next_order.max(least.unwrap_or_default());
-        row.shown_order = row.next_order;
+        let shown = shown.map_or(0, |status| status.node_order_offset);
+        let given = row.next_order;
+        row.next_order = given.max(of_batches.unwrap_or(shown));
+        // A state that is made anew goes on with the number that the status shows. So the numbers of a first batch are not
+        // shown before its state is stored: otherwise the number would grow with every write of the status until then.
+        row.shown_order = if is_stored {
+            row.next_order
+        } else {
+            given.max(shown)
+        };
     }
 }
 

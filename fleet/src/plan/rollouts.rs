@@ -86,6 +86,11 @@ impl Batches {
         problem.filter(|problem| problem.code == ReasonCode::NewerVersion)
     }
 
+    /// True once there is a stored state.
+    pub(super) fn is_stored(&self) -> bool {
+        !self.uid.is_empty()
+    }
+
     /// What is allowed for the lease of a node. A lease of an earlier Skyhook of this name has no part in its batches.
     pub(super) fn bits(&self, node: &str) -> BatchBits {
         self.leases.get(node).copied().unwrap_or(BatchBits::ANY)
@@ -283,24 +288,7 @@ fn one(
             least_order: row.next_order,
             now: &now,
         };
-        let begun = anew::begun(view, row, &state, &members, draft);
-        decision = if begun == *state {
-            let decision = batches::decide(&rollout);
-            is_under_way = goes_on(&state, &decision, problem.as_ref());
-            decision
-        } else {
-            // What is held up after that write is held up now, and what goes on then goes on now: nothing else is shown in
-            // between.
-            let spec = &begun;
-            let stored = Stored { uid, spec };
-            let after = batches::decide(&Rollout { stored, ..rollout });
-            is_under_way = goes_on(&begun, &after, problem.as_ref());
-            Decision {
-                write: Some(begun),
-                holds: after.holds,
-                ..Decision::default()
-            }
-        };
+        (decision, is_under_way) = decided(view, row, &rollout, problem.as_ref(), draft);
         if fact.is_none() && decision.write.is_none() && !initial::is_new(&state) {
             decision.write = Some((*state).clone());
         }
@@ -329,6 +317,36 @@ fn one(
         leases: bits,
         state: Some(state),
     }
+}
+
+/// What is decided, and whether a batch is being opened, or the open one has nodes that get their leases now.
+fn decided(
+    view: &View<'_>,
+    row: &Row<'_>,
+    rollout: &Rollout<'_>,
+    problem: Option<&Reason>,
+    draft: &mut Draft<'_>,
+) -> (Decision, bool) {
+    let state = rollout.stored.spec;
+    let begun = anew::begun(view, row, state, rollout.members, draft);
+    if begun == *state {
+        let decision = batches::decide(rollout);
+        let is_under_way = goes_on(state, &decision, problem);
+        return (decision, is_under_way);
+    }
+    // What is held up after that write is held up now, and what goes on then goes on now: nothing else is shown in between.
+    let stored = Stored {
+        uid: rollout.stored.uid,
+        spec: &begun,
+    };
+    let after = batches::decide(&Rollout { stored, ..*rollout });
+    let is_under_way = goes_on(&begun, &after, problem);
+    let decision = Decision {
+        write: Some(begun),
+        holds: after.holds,
+        ..Decision::default()
+    };
+    (decision, is_under_way)
 }
 
 /// True when a batch is opened from `state`, or nodes of the open one get their leases now.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::LazyLock;
 
 use foldhash::quality::FixedState;
-use skyhook_crds::policy::{CheckedPolicy, Compartments, DeploymentPolicySpec};
+use skyhook_crds::policy::{CheckedPolicy, CompartmentId, Compartments, DeploymentPolicySpec};
 use skyhook_fleet::batches::{
     BatchRef, Batches, Decision, End, Lease as LeaseView, Member, Rollout, Stored as StoredView,
     decide,
@@ -134,36 +134,11 @@ impl Picture<'_> {
             .count()
     }
 
-    fn with<T>(&self, read: impl FnOnce(&Rollout<'_>, &[Option<LeaseView<'_>>]) -> T) -> T {
+    fn members(&self, places: &[CompartmentId]) -> Vec<Member<'static>> {
         let seen = self.coordinator;
-        let spec = seen.stored.spec();
-        let policy = &POLICIES[self.config.ceiling - 1][self.config.threshold - 1];
-        let nodes = &seen.nodes[..self.config.nodes];
-        let labels = nodes
-            .iter()
-            .map(|node| &LABELS[usize::from(node.compartment)])
-            .map(|labels| policy.matches(|one| labels.meet(one)));
-        let (compartments, places) = Compartments::sort(policy, labels);
         let by_name = self.config.mutation == Some(Mutation::CompleteByName);
-        let leases: Vec<Option<LeaseView<'_>>> = (0..NODES)
-            .map(|node| {
-                let lease = seen.leases[node]?;
-                let end = self.end(node, &lease);
-                Some(LeaseView {
-                    node: NODE_NAMES[node],
-                    id: member_id(node, lease.generation),
-                    compartment: NAMES[usize::from(lease.compartment)],
-                    present: Some(places[node]),
-                    batch: Some(BatchRef {
-                        state: STATE,
-                        number: lease.batch.into(),
-                    }),
-                    end,
-                    is_leaving: end == End::Complete,
-                })
-            })
-            .collect();
-        let members: Vec<Member<'_>> = nodes
+        let nodes = &seen.nodes[..self.config.nodes];
+        nodes
             .iter()
             .enumerate()
             .map(|(at, node)| {
@@ -192,7 +167,38 @@ impl Picture<'_> {
                     rank: (0, at as i64),
                 }
             })
+            .collect()
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Rollout<'_>, &[Option<LeaseView<'_>>]) -> T) -> T {
+        let seen = self.coordinator;
+        let spec = seen.stored.spec();
+        let policy = &POLICIES[self.config.ceiling - 1][self.config.threshold - 1];
+        let nodes = &seen.nodes[..self.config.nodes];
+        let labels = nodes
+            .iter()
+            .map(|node| &LABELS[usize::from(node.compartment)])
+            .map(|labels| policy.matches(|one| labels.meet(one)));
+        let (compartments, places) = Compartments::sort(policy, labels);
+        let leases: Vec<Option<LeaseView<'_>>> = (0..NODES)
+            .map(|node| {
+                let lease = seen.leases[node]?;
+                let end = self.end(node, &lease);
+                Some(LeaseView {
+                    node: NODE_NAMES[node],
+                    id: member_id(node, lease.generation),
+                    compartment: NAMES[usize::from(lease.compartment)],
+                    present: Some(places[node]),
+                    batch: Some(BatchRef {
+                        state: STATE,
+                        number: lease.batch.into(),
+                    }),
+                    end,
+                    is_leaving: end == End::Complete,
+                })
+            })
             .collect();
+        let members = self.members(&places);
         let used = compartments
             .all()
             .filter_map(|(id, one)| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use skyhook_crds::lease::protocol;
+use skyhook_crds::lease::protocol::{self, ResultDuty};
 use skyhook_crds::lease::{InterruptionLease, InterruptionLeaseSpec, Phase};
 use skyhook_crds::policy::CompartmentId;
 use skyhook_crds::stage::State;
@@ -33,6 +33,7 @@ pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> V
         .filter_map(|fact| {
             let lease = fact.lease.as_deref().ok()?;
             let end = end(view, row, number(&fact.node), fact, lease);
+            let node = view.picture.nodes().get(&fact.node);
             Some(Lease {
                 node: &fact.node,
                 id: &fact.member,
@@ -40,7 +41,7 @@ pub(super) fn leases<'a>(view: &View<'a>, row: &Row<'_>, order: &Order<'_>) -> V
                 present: present(&fact.node),
                 batch: batch(&lease.spec),
                 end,
-                is_leaving: end == End::Complete && has_agent_ended(lease),
+                is_leaving: end == End::Complete && is_released_next(node, row, lease),
             })
         })
         .collect();
@@ -113,9 +114,15 @@ fn end(
     failed_if(has_failed || is_away || ((fact.forced || is_abandoned) && has_begun(lease)))
 }
 
-/// True when the agent has ended, or has not begun. One that works may be on a host that is away for long.
-fn has_agent_ended(lease: &InterruptionLease) -> bool {
-    protocol::phase(lease).is_none_or(Phase::is_terminal)
+/// True when the lease is released next: no agent has accepted it, or its result is on the Node or can be written there
+/// now. An agent that works, or that has ended and waits for a boot, may be on a host that is away for long.
+fn is_released_next(node: Option<&NodeFact>, row: &Row<'_>, lease: &InterruptionLease) -> bool {
+    let Some(node) = node.filter(|node| node.uid == lease.spec.node.uid) else {
+        return false;
+    };
+    let facts = plan::lease::facts(node, node.record(&row.skyhook.name));
+    protocol::release_reason(lease, Some(&facts)).is_some()
+        || protocol::result_duty(lease, &facts) == ResultDuty::Take
 }
 
 const fn failed_if(failed: bool) -> End {

@@ -70,3 +70,23 @@ fn the_guard_counts_compartments_and_asks_for_batches_itself() {
     newer.rollouts[0]["spec"]["format"] = json!(1);
     assert_eq!(checked(&newer, &write), Err(Broken::NewerRollout));
 }
+
+#[test]
+fn the_guard_lets_a_lease_go_whose_result_is_on_the_node() {
+    use crate::guard::check;
+    let open = with_batch(exponential(), &[1], &json!({}));
+    let result = Stamp {
+        lease: "lease".into(),
+        ..granted()
+    };
+    // The watch of the leases is behind that of the Nodes.
+    let behind = leased(
+        stamp(open, result),
+        in_batch(grant_and(json!({}))),
+        with_package("Erroring", "erroring"),
+    );
+    let mut planned = behind.plan().effects.into_iter();
+    let release = planned.find(|effect| effect.kind() == "ReleaseLease");
+    let release = release.unwrap();
+    assert_eq!(check(&behind.index(), &behind.settings, &release), Ok(()));
+}

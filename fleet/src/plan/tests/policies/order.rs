@@ -1,5 +1,6 @@
 //! Numbers of nodes in batches, and beside them.
 
+use super::super::leases::phase;
 use super::*;
 use crate::index::Change;
 use skyhook_crds::installed::{Stamp, states_digest};
@@ -52,7 +53,10 @@ fn a_batch_and_nodes_outside_of_batches_share_the_numbers() {
     assert_eq!(opened.compartments["__default__"].order_base, 0);
     assert_eq!(opened.next_order, 1);
     assert_eq!(numbers(&mixed()), [("worker-1".to_owned(), Some(1))]);
-    assert_eq!(shown(&mixed()).node_order_offset, 1);
+    // A state that is made anew goes on with what the status shows. It shows no number of a state that is not stored yet.
+    let status = serde_json::to_value(shown(&mixed())).unwrap();
+    let again = mixed().skyhook(&["status"], status);
+    assert_eq!(state_of(&again).compartments["__default__"].order_base, 0);
     // Worker-2 was complete under number 30, outside of batches.
     let done = numbered(mixed(), 2, 30, "");
     let opened = state_of(&done);
@@ -135,17 +139,20 @@ fn the_next_batch_waits_for_slots_that_become_free_in_a_moment() {
         .as_ref()
         .map(|checked| checked.revision.clone())
         .unwrap();
-    let recorded = Stamp {
-        lease: "lease".into(),
-        revision,
-        states: states_digest(&states),
-        ..Stamp::default()
+    let recorded = |lease: &str| {
+        let stamp = Stamp {
+            lease: lease.into(),
+            revision: revision.clone(),
+            states: states_digest(&states),
+            ..Stamp::default()
+        };
+        let picture = picture.clone();
+        let picture = picture.annotated(1, "skyhook.nvidia.com/stamp_s", &stamp.render());
+        picture.annotated(1, "skyhook.nvidia.com/nodeState_s", &states)
     };
-    let picture = picture
-        .annotated(1, "skyhook.nvidia.com/stamp_s", &recorded.render())
-        .annotated(1, "skyhook.nvidia.com/nodeState_s", &states);
+    let picture = recorded("earlier");
     let ended = leased(
-        picture.clone(),
+        recorded("lease"),
         in_batch(grant_and(json!({}))),
         with_package("Complete", "complete"),
     );
@@ -161,6 +168,12 @@ fn the_next_batch_waits_for_slots_that_become_free_in_a_moment() {
     );
     assert_eq!(on_leases(&ended), ["ReleaseLease"]);
     assert_eq!(batch_of(&picture), (2, vec![member(2)]));
+    // The node is complete by an earlier lease. Its agent has ended under this one, and the host is rebooting: nobody knows
+    // when that lease is released.
+    let mut away = phase("Stopped");
+    away["bootID"] = json!("an earlier boot");
+    let other = in_batch(grant_and(json!({ "revision": "another" })));
+    assert_eq!(batch_of(&leased(picture.clone(), other, away)), (2, vec![]));
     // Between the last lease and the next one, the roll-out goes on all the same, also while a new revision is taken in.
     assert_eq!(shown(&picture).status, skyhook_crds::Status::InProgress);
     let mut earlier = picture;
