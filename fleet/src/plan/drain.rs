@@ -2,6 +2,8 @@
 //! are in the way. A drain is a state and not a procedure: every pass derives the next write from the last list of
 //! pods.
 
+mod marks;
+
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -16,6 +18,7 @@ use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::pods::{self, PodFact, RefusedBy, Rules, Verdict};
 use crate::settings::Settings;
+pub(in crate::plan) use marks::{awaited, blocking, marks};
 
 /// How often the pods of a draining node are listed. The node is drained when two lists, at least this far apart, show
 /// no pod that has to leave: the scheduler may still bind a pod while the first list is taken.

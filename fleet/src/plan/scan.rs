@@ -326,6 +326,16 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     {
         lease.spec.granted.is_some().hash(&mut hasher);
         lease.spec.revision.hash(&mut hasher);
+        lease.spec.drain.state.hash(&mut hasher);
+        for blocker in lease
+            .spec
+            .drain
+            .blockers
+            .iter()
+            .filter(|one| one.cause.is_some())
+        {
+            (&blocker.pod, blocker.cause, &blocker.reason).hash(&mut hasher);
+        }
         node_order::created(fact).hash(&mut hasher);
     }
     hasher.finish()

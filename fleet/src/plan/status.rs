@@ -5,6 +5,7 @@ mod compartments;
 mod conditions;
 mod counts;
 mod detail;
+mod drains;
 mod installed;
 mod message;
 #[cfg(test)]

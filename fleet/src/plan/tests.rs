@@ -15,6 +15,7 @@ use crate::testkit;
 
 mod cache;
 mod cordons;
+mod drains;
 mod endings;
 mod host;
 mod keys;

@@ -6,7 +6,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
 use super::message::{cut, names_of};
-use super::{Summary, compartments, message};
+use super::{Summary, compartments, drains, message};
 use crate::facts::SkyhookFact;
 use crate::plan::View;
 use crate::plan::ledger::Ledger;
@@ -33,6 +33,7 @@ pub(super) fn all(
     let mut ours = vec![ready(view, row, summary, ledger, wanted)];
     ours.extend(transition(skyhook, wanted, current));
     ours.extend(of_nodes(summary, current));
+    ours.extend(drains::conditions(view, row, summary));
     ours.extend(compartments::conditions(view, row));
     let mut merged = merge(
         &current.conditions,
@@ -42,7 +43,8 @@ pub(super) fn all(
     );
     merged.retain(|condition| {
         let is_wanted = || ours.iter().any(|our| our.type_ == condition.type_);
-        !compartments::WHILE_TRUE.contains(&condition.type_.as_str()) || is_wanted()
+        let mut passing = compartments::WHILE_TRUE.iter().chain(&drains::WHILE_TRUE);
+        !passing.any(|type_| *type_ == condition.type_) || is_wanted()
     });
     if merged.len() > MAX_CONDITIONS {
         merged.sort_by_key(|condition| !ours.iter().any(|our| our.type_ == condition.type_));
