@@ -195,7 +195,10 @@ async fn a_disruption_budget_is_told_from_a_server_that_is_too_busy() -> anyhow:
         bail!("the budget was to refuse the eviction: {outcome:?}");
     };
     ensure!(problem.by == RefusedBy::DisruptionBudget, "{problem:?}");
-    ensure!(problem.text.contains("disruption budget web"), "{problem:?}");
+    ensure!(
+        problem.text.contains("disruption budget web"),
+        "{problem:?}"
+    );
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use skyhook_fleet::index::{Change, Kind, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
 use skyhook_fleet::plan::reason::Withdrawal;
-use skyhook_fleet::pods::{PodFact, RefusedBy, Refusal};
+use skyhook_fleet::pods::{PodFact, Refusal, RefusedBy};
 use skyhook_fleet::session::Session;
 use skyhook_fleet::settings::Settings;
 

@@ -75,6 +75,10 @@ pub(super) struct ASkyhook {
     has_status: bool,
     /// It names a DeploymentPolicy.
     policy: bool,
+    /// Later ones wait until it is complete on all of its nodes.
+    all: bool,
+    /// How its nodes are drained.
+    drains: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -181,11 +185,23 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
         often(),
         any::<bool>(),
         seldom(),
+        prop::bool::weighted(0.3),
+        0..4_u8,
     );
     (life, spec).prop_map(
         |(
             (there, deleting, paused, disabled, invalid, adopted),
-            (selects, interrupts, priority, budget, revision_there, has_status, policy),
+            (
+                selects,
+                interrupts,
+                priority,
+                budget,
+                revision_there,
+                has_status,
+                policy,
+                all,
+                drains,
+            ),
         )| {
             ASkyhook {
                 there,
@@ -201,6 +217,8 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
                 revision_there,
                 has_status,
                 policy,
+                all,
+                drains,
             }
         },
     )

@@ -11,7 +11,7 @@ use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 
 use super::paced::Paced;
 use super::slots::Slots;
-use super::{LEASES, NODES, PODS, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
+use super::{LEASES, NODES, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
 
@@ -26,7 +26,7 @@ pub struct Checks {
     granted: BTreeMap<String, Grant>,
     /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
     caps: BTreeMap<(usize, String), usize>,
-    slots: Slots,
+    pub(super) slots: Slots,
     pub(super) paced: Paced,
     /// Leases whose agent may interrupt the host.
     permitted: BTreeSet<String>,
@@ -239,6 +239,8 @@ impl<C: Core> World<'_, C> {
                 ));
             }
         }
+        let held = self.checks.nodes.get(name).cloned();
+        self.check_marks(held.as_ref(), &fact);
         self.check_order_of_node(&fact);
         let moved = self
             .checks
@@ -403,11 +405,7 @@ impl<C: Core> World<'_, C> {
         if self.checks.meddled.contains(node) {
             return;
         }
-        let left = self
-            .api
-            .list(PODS)
-            .find(|(_, pod)| pod["spec"]["nodeName"] == node)
-            .map(|(key, _)| key.clone());
+        let left = self.pod_left(node, lease);
         if !cordoned {
             self.fail(format!("{node} is Drained and not cordoned"));
         } else if let Some(pod) = left {

@@ -415,6 +415,7 @@ impl<C: Core> World<'_, C> {
             }
         }
         self.set_policy();
+        self.delete_bare_pods();
         self.forsake();
         self.after(5_000, Event::Look);
     }
