@@ -86,6 +86,8 @@ impl<R: Record> State<R> {
             Ok(Event::Init | Event::InitApply(_) | Event::InitDone) => {
                 self.gap = Some("the list was read again".to_owned());
             }
+            // It is started again from the version that was seen last. Where that is too old, the list is read again.
+            Err(watcher::Error::WatchStartFailed(_)) => {}
             Err(error) => self.gap = Some(error.to_string()),
         }
     }
@@ -93,4 +95,38 @@ impl<R: Record> State<R> {
 
 fn locked<R>(state: &Mutex<State<R>>) -> MutexGuard<'_, State<R>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Error;
+    use skyhook_crds::InterruptionLease;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Nothing;
+
+    impl Record for Nothing {
+        type Object = InterruptionLease;
+
+        fn is(&mut self, _: InterruptionLease) {}
+
+        fn is_gone(&mut self, _: InterruptionLease) {}
+    }
+
+    #[test]
+    fn a_watch_that_has_to_be_started_again_is_no_gap() {
+        let error = || kube::Error::LinesCodecMaxLineLengthExceeded;
+        for (event, is_gap) in [
+            (Err(Error::WatchStartFailed(error())), false),
+            (Err(Error::WatchFailed(error())), true),
+            (Ok(Event::Init), true),
+        ] {
+            let what = format!("{event:?}");
+            let mut state = State::<Nothing>::default();
+            state.take(event);
+            assert_eq!(state.gap.is_some(), is_gap, "{what}");
+        }
+    }
 }

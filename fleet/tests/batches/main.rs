@@ -280,7 +280,8 @@ impl Config {
         next.canonical(self.is_prompt)
     }
 
-    /// Every node is complete, has failed for good, is ignored, or its compartment has stopped; nothing is under way.
+    /// Every node is complete, has failed for good, is ignored, or its compartment has stopped or has no slot that a node
+    /// which has failed does not hold; nothing is under way.
     pub(crate) fn is_complete(&self, state: &State) -> bool {
         (0..self.nodes).all(|at| {
             let (node, lease) = (&state.nodes[at], &state.leases[at]);
@@ -288,8 +289,20 @@ impl Config {
                 lease.phase == Phase::Failed && lease.generation == node.generation
             });
             let stopped = state.stored.compartments[usize::from(node.compartment)].stopped;
-            (lease.is_none() || failed) && (node.complete || node.ignored || failed || stopped)
+            let is_over = node.complete || node.ignored || failed || stopped;
+            (lease.is_none() || failed) && (is_over || self.is_full(state, node.compartment))
         })
+    }
+
+    /// True when nodes that have failed for good hold all slots of a compartment. A node that was moved holds one in both.
+    fn is_full(&self, state: &State, compartment: u8) -> bool {
+        let nodes = || state.nodes.iter().zip(&state.leases).take(self.nodes);
+        let matched = nodes().filter(|(node, _)| node.compartment == compartment);
+        let held = nodes().filter(|(node, lease)| {
+            let failed = lease.filter(|lease| lease.phase == Phase::Failed);
+            failed.is_some_and(|lease| [lease.compartment, node.compartment].contains(&compartment))
+        });
+        held.count() >= self.ceiling.min(matched.count())
     }
 }
 

@@ -87,6 +87,8 @@ pub struct Report {
     /// Unset while nothing is decided.
     pub phase: Option<Phase>,
     pub needs_drain: Option<bool>,
+    /// Unset by an agent that does not tell.
+    pub begun: Option<bool>,
     /// Unset by an agent that knows of none.
     pub packages: Option<BTreeMap<String, PackageReport>>,
 }

@@ -157,6 +157,7 @@ async fn a_canary_whose_node_is_deleted_is_not_tried_on_the_next_one() -> Result
 async fn a_reset_of_everything_starts_the_numbers_anew() -> Result<()> {
     let (mut world, recorder) = start().await?;
     nodes(&mut world, "again", 1..=3, &[]).await?;
+    hasten(&world, "again", 3)?;
     canaries(&world, "again-policy", 3).await?;
     world
         .apply("again", "again", paced("again-policy", "1.0.0"))
@@ -190,5 +191,48 @@ async fn a_reset_of_everything_starts_the_numbers_anew() -> Result<()> {
     let shown = done.status.and_then(|status| status.node_order_shown);
     ensure!(shown.is_some_and(|shown| shown.run == 1), "{shown:?}");
     numbered(&world, &second, "again", 3).await?;
+    world.coordinator.stop().await
+}
+
+/// Batches that go on from one version to the next, until the plugin resets them.
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_that_outlive_a_roll_out_are_reset_by_the_plugin() -> Result<()> {
+    let (mut world, recorder) = start().await?;
+    nodes(&mut world, "lasting", 1..=3, &[]).await?;
+    hasten(&world, "lasting", 3)?;
+    let spec = json!({
+        "default": { "budget": { "count": 2 }, "strategy": { "exponential": {} } },
+        "resetBatchStateOnCompletion": false,
+    });
+    policy(&world, "lasting-policy", spec).await?;
+    let shows = async |run: i32, current: i32| {
+        let what = format!("run {run}, batch {current}");
+        let is_shown = |skyhook: &Skyhook| {
+            let status = of(skyhook, "__default__");
+            status.run == Some(run)
+                && status.batch_state.unwrap_or_default().current_batch == current
+        };
+        world.skyhook_until("lasting", &what, is_shown).await?;
+        anyhow::Ok(())
+    };
+    let roll_out = async |version: &str, sizes: &[usize]| {
+        world
+            .apply("lasting", "lasting", paced("lasting-policy", version))
+            .await?;
+        world.complete("lasting").await?;
+        kept(&recorder, "lasting", &[("__default__", 2, sizes)])
+    };
+    roll_out("1.0.0", &[1, 2]).await?;
+    // The last batch is judged as well, and nothing starts anew: the next version goes on with twice as many nodes as that
+    // batch had, but for the ceiling.
+    shows(1, 3).await?;
+    roll_out("1.1.0", &[1, 2, 2, 1]).await?;
+    shows(1, 5).await?;
+
+    let read = plugin::read(&world.client, "lasting").await?;
+    plugin::send(&world.client, "lasting", plugin::reset_patch(&read)?).await?;
+    shows(2, 1).await?;
+    roll_out("1.2.0", &[1, 2, 2, 1, 1, 2]).await?;
+    shows(2, 3).await?;
     world.coordinator.stop().await
 }

@@ -14,6 +14,7 @@ use skyhook_tests::coreagent::HostScript;
 use skyhook_tests::pace::PaceRecorder;
 use skyhook_tests::world::World;
 
+mod deletions;
 mod failures;
 mod strategies;
 
@@ -46,6 +47,15 @@ async fn nodes(
         world
             .labelled_node(&format!("{name}-{n}"), &labels, slow())
             .await?;
+    }
+    Ok(())
+}
+
+/// Lets the hosts of a Skyhook work without pauses, where nothing has to be seen in between.
+fn hasten(world: &World, name: &str, count: usize) -> Result<()> {
+    for n in 1..=count {
+        let host = world.host(&format!("{name}-{n}")).context("a node")?;
+        host.change(|script| script.step_time = Duration::ZERO);
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod kept;
 mod many;
 mod moved;
 mod order;
+mod others;
 mod refused;
 mod resets;
 mod said;

@@ -108,6 +108,7 @@ impl Core for Machine {
         Report {
             phase: status.phase,
             needs_drain: status.needs_drain,
+            begun: status.begun,
             packages: Some(status.packages),
         }
     }

@@ -315,6 +315,7 @@ impl Core for Scripted {
         Report {
             phase: Some(phase),
             needs_drain: Some(self.needs_drain),
+            begun: None,
             packages: Some(states.iter().map(|(k, s)| (k.clone(), shown(s))).collect()),
         }
     }

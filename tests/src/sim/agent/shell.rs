@@ -187,6 +187,7 @@ impl Agent {
         };
         if let Some(packages) = &report.packages {
             wanted.needs_drain = report.needs_drain;
+            wanted.begun = report.begun;
             wanted.packages.clone_from(packages);
         }
         if wanted == there {

@@ -40,6 +40,7 @@ fn a_control_plane_node_waits_for_the_one_before_it_in_its_batch_alone() {
         let spec = in_batch(grant_and(json!({})));
         leased(stamp(open.clone(), granted()), spec, status)
     };
+    assert_eq!(open.reserved(), ["s/worker-1"], "one after the other");
     // Worker-1 works, or has ended and is about to give its lease back.
     assert_eq!(
         struck(&leased(with_package("Running", "in_progress"))),
