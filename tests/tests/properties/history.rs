@@ -291,10 +291,7 @@ impl<'a> Replica<'a> {
                 node: name(*at),
                 lease_uid: format!("lease-{}", name(*at)),
                 pod_uid: "pod-0".to_owned(),
-                problem: refused.then(|| Refusal {
-                    by: RefusedBy::DisruptionBudget,
-                    text: "a budget forbids it".to_owned(),
-                }),
+                problem: refused.then(forbidden),
             }),
             Step::LeftAlone(at) => self.leave_alone(*at),
             Step::Time(millis) => self.mono += Duration::from_millis((*millis).into()),
@@ -394,6 +391,13 @@ impl<'a> Replica<'a> {
             }
         }
         self.take(Change::Synced(kind));
+    }
+}
+
+fn forbidden() -> Refusal {
+    Refusal {
+        by: RefusedBy::DisruptionBudget,
+        text: "a budget forbids it".to_owned(),
     }
 }
 

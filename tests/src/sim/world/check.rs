@@ -126,6 +126,9 @@ fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&str, &str)> {
 impl<C: Core> World<'_, C> {
     /// Notes what a coordinator could know when it decided on an effect.
     pub(super) fn decided(&mut self, index: usize, effect: &Effect) {
+        if let Effect::ReserveLease { node, spec } = effect {
+            self.check_gate(index, node, &spec.skyhook.name);
+        }
         let Effect::GrantLease { node, at, .. } = effect else {
             return;
         };
