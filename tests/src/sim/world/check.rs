@@ -191,7 +191,7 @@ impl<C: Core> World<'_, C> {
             }
             ROLLOUTS => {
                 if let Some(after) = after {
-                    self.checks.paced.wrote(after);
+                    self.observe_batches(after);
                 }
             }
             _ => {}
