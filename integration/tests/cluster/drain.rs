@@ -72,7 +72,7 @@ pub(super) async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
     Ok(())
 }
 
-/// `drain.disableEviction` as of kubectl: the pod goes although its budget allows no eviction, and the chart's rights
+/// `drainConfig.disableEviction` as of kubectl: the pod goes although its budget allows no eviction, and the chart's rights
 /// suffice for that.
 pub(super) async fn a_drain_that_may_deletes_pods_past_their_budget(
     cluster: &RealCluster,
