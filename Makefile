@@ -27,7 +27,7 @@ STATIC = $(CARGO_TARGET_DIR)/$(TARGET)/release
 IMAGES ?= $(CARGO_TARGET_DIR)/images
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
-.PHONY: help setup build release controlplane previous demo test check fmt fmt-check lint lengths rooms pure typos deny \
+.PHONY: help setup build programs release controlplane previous demo test check fmt fmt-check lint lengths rooms pure typos deny \
         gen gen-check unit integration vm-test bench-one static images bench-cluster cluster chart
 
 help:
@@ -56,6 +56,10 @@ setup:
 build: setup
 	cargo build --workspace --all-targets
 
+# Without the tests: a third of the work of `build`.
+programs: setup
+	cargo build --workspace --bins
+
 # What benchmarks measure. The harness around it stays a debug build.
 release: setup
 	cargo build --release -p skyhook-nodeagent -p skyhook-coordinator
@@ -74,7 +78,7 @@ images: static
 controlplane: setup
 	@integration/controlplane/build >/dev/null
 
-demo: controlplane build
+demo: controlplane programs
 	@$(ROOT) $(DEBUG)/demo
 
 # The version before this one, against which this one is tested; without it in the clone that test is skipped, loudly.
@@ -117,7 +121,7 @@ deny: setup
 	@cargo deny --offline check advisories >/dev/null 2>&1 || \
 	    echo "warning: advisories were not checked or there are some: cargo deny check advisories"
 
-gen: build
+gen: programs
 	$(DEBUG)/crdgen $(CRDS)
 
 gen-check: build
@@ -137,7 +141,7 @@ bench-cluster: controlplane build static
 	@SKYHOOK_BIN_DIR=$(STATIC) $(ROOT) $(DEBUG)/bench_cluster
 
 # Two nodes (NODES=3 for three) with real kubelets to try things out on, until Ctrl-C.
-cluster: controlplane build
+cluster: controlplane programs
 	@$(ROOT) $(DEBUG)/real_cluster
 
 chart: setup

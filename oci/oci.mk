@@ -11,7 +11,8 @@ bench-oci:
 # A minute over all targets, on the stable toolchain: coverage comes from LLVM's own pass, no
 # sanitizer is needed for code without `unsafe`. One target for longer:
 #   make fuzz FUZZ_TARGETS=tar FUZZ_SECONDS=600
-FUZZ_TARGETS ?= tar config_json reference docker_config image_documents
+FUZZ_TARGETS ?= tar config_json reference docker_config image_documents \
+  registry_files proxy_variables credential_provider challenge certificates content_range platform
 FUZZ_SECONDS ?= 60
 FUZZ_HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),oci/fuzz/target)/fuzz

@@ -146,7 +146,8 @@ grep -q '"scripts"' node-metadata/packages.json
 async fn limits(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
     let script = "scope=$(grep -o 'skyhook-[0-9]*-scripts-apply.scope' /proc/self/cgroup | head -1)\n\
                   systemctl show -p MemoryMax,MemoryLow,CPUQuotaPerSecUSec,CPUWeight,Slice,TimeoutStopUSec $scope | sort >/limits\n\
-                  systemctl show -p MemoryLow skyhook.slice >/slice";
+                  systemctl show -p MemoryLow skyhook.slice >/slice\n\
+                  ls /run/systemd/system.control/skyhook.slice.d >>/slice";
     let resources = json!({"cpuRequest": "250m", "cpuLimit": "1500m", "memoryRequest": "64Mi", "memoryLimit": "256Mi"});
     let manifest = scripts(
         "limits",
@@ -160,8 +161,11 @@ async fn limits(cluster: &Cluster, image: &Image, host: &Host) -> Result<()> {
         "CPUQuotaPerSecUSec=1.500000s\nCPUWeight=10\nMemoryLow=67108864\nMemoryMax=268435456\nSlice=skyhook.slice\n\
          TimeoutStopUSec=3min 30s\n"
     );
-    // A scope is not protected beyond its slice.
-    assert_eq!(host.read("/slice")?, "MemoryLow=67108864\n");
+    // A scope is not protected beyond its slice. A later agent knows by the file that there is a value to take back.
+    assert_eq!(
+        host.read("/slice")?,
+        "MemoryLow=67108864\n50-MemoryLow.conf\n"
+    );
     Ok(())
 }
 

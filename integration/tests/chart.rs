@@ -110,6 +110,14 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
             &["--set", "agent.imageCredentialProviderBinDir=/opt/plugins"],
             "go together",
         ),
+        (
+            &["--set", "agent.env.HTTPS_PROXY=http://proxy:3128"],
+            "a list of variables",
+        ),
+        (
+            &["--set", "agent.registryHostsDir=/a:b"],
+            "each part has to be an absolute path",
+        ),
         (&["--kube-version", "1.29.0"], "kubeVersion"),
     ] {
         let error = template(args)
@@ -118,6 +126,83 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
             .with_context(|| format!("{args:?} renders"))?;
         ensure!(error.to_string().contains(words), "{args:?}: {error:#}");
     }
+    Ok(())
+}
+
+/// What says where images come from gets to the agents.
+#[tokio::test]
+async fn agents_get_their_environment_and_the_places_of_registries() -> Result<()> {
+    if !chart_can_run("agents_get_their_environment_and_the_places_of_registries").await {
+        return Ok(());
+    }
+    let proxy = r#"agent.env=[{"name":"HTTPS_PROXY","value":"http://proxy:3128"},{"name":"no_proxy","value":"a:5000,10.0.0.0/8"}]"#;
+    let dirs = "agent.registryHostsDir=/etc/a:/etc/b";
+    let objects = render(&["--set-json", proxy, "--set", dirs]).await?;
+    let container =
+        &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"]["containers"][0];
+    let variables = container["env"].as_array().context("env")?;
+    for (name, value) in [
+        ("HTTPS_PROXY", "http://proxy:3128"),
+        ("no_proxy", "a:5000,10.0.0.0/8"),
+    ] {
+        let want = json!({"name": name, "value": value});
+        ensure!(variables.contains(&want), "{name}: {variables:?}");
+    }
+    let args = container["args"].to_string();
+    ensure!(
+        args.contains("\"--registry-hosts-dir=/etc/a:/etc/b\""),
+        "{args}"
+    );
+    // By default, the host says it.
+    let objects = render(&[]).await?;
+    let container =
+        &find(&objects, "DaemonSet", AGENT)?["spec"]["template"]["spec"]["containers"][0];
+    let text = container.to_string();
+    ensure!(
+        !text.contains("PROXY") && !text.contains("registry-hosts-dir"),
+        "{text}"
+    );
+    Ok(())
+}
+
+/// The chart names a limit only when somebody has set it: the agent knows what is usual.
+#[tokio::test]
+async fn limits_of_images_reach_the_agent() -> Result<()> {
+    if !chart_can_run("limits_of_images_reach_the_agent").await {
+        return Ok(());
+    }
+    let args = async |values: &str| -> Result<BTreeSet<String>> {
+        let objects = render(&["--set", values]).await?;
+        let agent = find(&objects, "DaemonSet", AGENT)?;
+        let args = &agent["spec"]["template"]["spec"]["containers"][0]["args"];
+        let args: Vec<String> = serde_json::from_value(args.clone())?;
+        let of_images = |arg: &String| {
+            ["--image-m", "--image-s", "--partial-", "--pull-"]
+                .iter()
+                .any(|start| arg.starts_with(start))
+        };
+        Ok(args.into_iter().filter(of_images).collect())
+    };
+    assert_eq!(args("agent.logLevel=info").await?, BTreeSet::new());
+    assert_eq!(args("agent.images=null").await?, BTreeSet::new());
+    let all = "agent.images.storeMaxSize=1Gi,agent.images.maxUnusedHours=24,\
+               agent.images.minFreePercent=0,agent.images.minFreeSize=5Gi,\
+               agent.images.pullMinFreeSize=1Gi,agent.images.maxSize=2Gi,\
+               agent.images.partialLayerMaxHours=12,agent.images.pullStallSeconds=300,\
+               agent.images.pullStallSize=1Ki,agent.images.pullParallelLayers=1";
+    let want = [
+        "--image-max-size=2Gi",
+        "--image-max-unused-hours=24",
+        "--image-min-free-percent=0",
+        "--image-min-free-size=5Gi",
+        "--image-store-max-size=1Gi",
+        "--partial-layer-max-hours=12",
+        "--pull-min-free-size=1Gi",
+        "--pull-parallel-layers=1",
+        "--pull-stall-seconds=300",
+        "--pull-stall-size=1Ki",
+    ];
+    assert_eq!(args(all).await?, want.map(str::to_owned).into());
     Ok(())
 }
 

@@ -9,7 +9,8 @@ use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::Quantity;
 
 use crate::host::interrupt::Patience;
-use crate::image::Registries;
+use crate::image::{ImageArgs, Registries};
+use crate::lease::PULL_SECRET;
 use crate::machine::progress::RebootCap;
 use crate::prepare::Layout;
 
@@ -25,7 +26,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Watch this node's interruption lease and do what it says.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Exit with 0 when an agent runs on this host, does not hang, and has reached the API.
     Ready(ReadyArgs),
     /// Run a package on this machine, or under a directory, without a cluster.
@@ -172,14 +173,12 @@ pub struct RunArgs {
     /// How many reboots one version of a package may ask for until it is complete.
     #[arg(long, env = "SKYHOOK_REBOOT_CAP", default_value_t = RebootCap::default().0, value_parser = clap::value_parser!(u32).range(1..))]
     pub reboot_cap: u32,
-    /// Directory on the host with containerd's settings of registries (mirrors, certificates), used when it exists.
-    #[arg(
-        long,
-        env = "REGISTRY_HOSTS_DIR",
-        default_value = "/etc/containerd/certs.d"
-    )]
-    pub registry_hosts_dir: PathBuf,
-    /// The kubelet's credential provider configuration on the host: a file, or a directory of them.
+    /// Directory on the host with settings of registries (mirrors, certificates) in containerd's form, or several,
+    /// separated by colons. Those of the host's container runtime are used when unset.
+    #[arg(long, env = "REGISTRY_HOSTS_DIR")]
+    pub registry_hosts_dir: Option<PathBuf>,
+    /// The kubelet's credential provider configuration on the host: a file, or a directory of them. What the kubelet
+    /// itself is told is used when unset.
     #[arg(
         long,
         env = "IMAGE_CREDENTIAL_PROVIDER_CONFIG",
@@ -193,6 +192,8 @@ pub struct RunArgs {
         requires = "image_credential_provider_config"
     )]
     pub image_credential_provider_bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub images: ImageArgs,
 }
 
 /// Requests and limits for the steps of packages without `resources`, when no LimitRange in the namespace has defaults.
@@ -246,6 +247,7 @@ pub struct Settings {
     pub state_dir: PathBuf,
     pub layout: Layout,
     pub registries: Registries,
+    pub images: ImageArgs,
     pub pull_secrets: BTreeSet<String>,
     pub step_timeout: Option<Duration>,
     /// Requests and limits of steps when neither their package nor the namespace has any.
@@ -284,7 +286,7 @@ impl RunArgs {
             .into_iter()
             .filter(|s| !s.is_empty())
             .collect();
-        pull_secrets.insert("node-init-secret".to_owned());
+        pull_secrets.insert(PULL_SECRET.to_owned());
         Ok(Settings {
             node: self.node_name,
             namespace: self.namespace,
@@ -300,11 +302,15 @@ impl RunArgs {
                     .into_iter()
                     .filter(|r| !r.is_empty())
                     .collect(),
-                hosts_dir: Some(self.registry_hosts_dir),
+                hosts_dir: self
+                    .registry_hosts_dir
+                    .filter(|dir| !dir.as_os_str().is_empty()),
                 plugins: self
                     .image_credential_provider_config
                     .zip(self.image_credential_provider_bin_dir),
+                as_node: true,
             },
+            images: self.images,
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
             step_resources: self.step_defaults.resources(),
@@ -329,7 +335,7 @@ mod tests {
         let Command::Run(args) = cli.command else {
             panic!("it is run");
         };
-        Ok(args)
+        Ok(*args)
     }
 
     #[test]

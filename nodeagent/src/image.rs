@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use skyhook_crds::package::Package;
 use skyhook_oci::{
-    Credentials, Digest, PluginConfig, PullError, PullProgress, Puller, PullerConfig, Reference,
-    ReferenceError, RetryClass, Root, Store, StoreConfig, StoreError,
+    Credentials, Digest, NodeConfig, PluginConfig, PullError, PullProgress, Puller, PullerConfig,
+    Reference, ReferenceError, RetryClass, Root, Store, StoreError,
 };
+
+mod limits;
+
+pub use limits::ImageArgs;
 
 /// Why an image could not be pulled or stored.
 #[derive(Debug, thiserror::Error)]
@@ -70,25 +74,32 @@ impl PackageImageError {
 pub struct Registries {
     /// Registries to contact without TLS.
     pub insecure: Vec<String>,
-    /// Directory with containerd's settings of registries. It need not exist.
+    /// Directory with containerd's settings of registries, or several, separated by colons. They need not exist.
     pub hosts_dir: Option<PathBuf>,
     /// The kubelet's credential provider plugins: their configuration, and the directory with their programs.
     pub plugins: Option<(PathBuf, PathBuf)>,
+    /// Whether to use what the kubelet and the container runtime of the host are configured with.
+    pub as_node: bool,
 }
 
 impl Registries {
     /// Settings of the puller on a host. `files` are the host's files.
     fn puller(self, files: &Root) -> PullerConfig {
+        // The plugins are programs of the host and need its libraries: run them in the host's root directory.
+        let prefix = if files.is_own() {
+            Vec::new()
+        } else {
+            let root = files.path().to_string_lossy().into_owned();
+            vec!["/proc/self/exe".to_owned(), "in-root".to_owned(), root]
+        };
         let plugins = self.plugins.map(|(config, bin_dir)| PluginConfig {
             config,
             bin_dir,
-            // The plugins are programs of the host and need its libraries: run them in the host's root directory.
-            prefix: if files.is_own() {
-                Vec::new()
-            } else {
-                let root = files.path().to_string_lossy().into_owned();
-                vec!["/proc/self/exe".to_owned(), "in-root".to_owned(), root]
-            },
+            prefix: prefix.clone(),
+            timeout: PLUGIN,
+        });
+        let node = self.as_node.then_some(NodeConfig {
+            prefix,
             timeout: PLUGIN,
         });
         PullerConfig {
@@ -96,6 +107,7 @@ impl Registries {
             files: Some(files.clone()),
             hosts_dir: self.hosts_dir,
             plugins,
+            node,
             ..PullerConfig::default()
         }
     }
@@ -118,10 +130,11 @@ impl Images {
         directory: &Path,
         files: &Root,
         registries: Registries,
+        limits: &ImageArgs,
     ) -> Result<Self, PackageImageError> {
-        let store = Store::open(directory, StoreConfig::default())
-            .map_err(|error| error.shown_in(files))?;
-        let config = registries.puller(files);
+        let store =
+            Store::open(directory, limits.store()).map_err(|error| error.shown_in(files))?;
+        let config = limits.puller(registries.puller(files));
         let puller = Puller::new(store.clone(), config);
         let puller = Rc::new(puller);
         Ok(Self {
@@ -225,7 +238,8 @@ mod tests {
         assert!(mount.arg(directory.path()).status().unwrap().success());
         let host = Host::open(directory.path()).unwrap();
         let store = host.files.locate("/var/lib/skyhook-agent/images").unwrap();
-        let error = Images::open(&store, &host.files, Registries::default()).unwrap_err();
+        let limits = ImageArgs::default();
+        let error = Images::open(&store, &host.files, Registries::default(), &limits).unwrap_err();
         let text = chain(&error);
         assert!(
             text.starts_with("cannot create /var/lib/skyhook-agent/images/"),

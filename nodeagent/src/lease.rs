@@ -33,6 +33,9 @@ const EXPIRED: u16 = 410;
 /// Timeout of a call. A load balancer may drop an answer, and without a timeout the agent would wait forever.
 const DEADLINE: Duration = Duration::from_secs(30);
 
+/// The pull secret that is used wherever it exists.
+pub const PULL_SECRET: &str = "node-init-secret";
+
 /// Why a call to the API failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -364,29 +367,51 @@ impl LeaseApi {
         Ok(found)
     }
 
-    /// Reads the credentials for registries from Secrets. Secrets that do not exist or may not be read are left out.
-    pub async fn credentials(&self, names: &BTreeSet<String>) -> Result<Credentials, ApiError> {
+    /// Reads the credentials for registries from pull secrets. A secret that cannot be used harms itself alone: the error
+    /// of a pull names it. Only the secret that every installation may have need not exist.
+    pub async fn credentials(&self, secrets: &BTreeSet<String>) -> Credentials {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut all = Credentials::anonymous();
-        for name in names {
-            let what = format!("secret {name}");
-            let secret = match self.call(&what, api.get(name)).await {
-                Ok(secret) => secret,
-                Err(ApiError::NotFound { .. } | ApiError::Refused { .. }) => continue,
-                Err(e) => return Err(e),
-            };
-            let data = secret.data.unwrap_or_default();
-            if let Some(config) = data.get(".dockerconfigjson") {
-                let more = Credentials::from_docker_config(&config.0).map_err(|e| {
-                    ApiError::Malformed {
-                        what,
-                        problem: e.to_string(),
+        for name in secrets {
+            let source = format!("pull secret {name}");
+            let more = match self.call(&source, api.get(name)).await {
+                Ok(secret) => pull_secret(&secret),
+                Err(ApiError::NotFound { .. }) if name == PULL_SECRET => continue,
+                Err(error) => Err(match error {
+                    ApiError::NotFound { .. } => "it does not exist".to_owned(),
+                    ApiError::Refused { message, .. } => format!("it may not be read: {message}"),
+                    ApiError::Silent { problem, .. } | ApiError::Malformed { problem, .. } => {
+                        format!("it cannot be read: {problem}")
                     }
-                })?;
-                all = all.merge(more);
+                    ApiError::Conflict { .. } => error.to_string(),
+                }),
+            };
+            let more = match more {
+                Ok(more) => more.from_source(&source),
+                Err(problem) => Credentials::unusable(&source, problem),
+            };
+            for problem in more.all_problems() {
+                tracing::warn!(%problem, "credentials for registries cannot be used");
             }
+            all = all.merge(more);
         }
-        Ok(all)
+        all
+    }
+}
+
+/// The credentials in a pull secret of either type. The error never contains its content.
+fn pull_secret(secret: &Secret) -> Result<Credentials, String> {
+    let keys = [".dockerconfigjson", ".dockercfg"];
+    let data = secret.data.as_ref();
+    let content = |key: &str| data?.get(key).filter(|content| !content.0.is_empty());
+    match keys.into_iter().find_map(content) {
+        Some(content) => {
+            Credentials::from_docker_config(&content.0).map_err(|error| error.to_string())
+        }
+        None => Err(format!(
+            "it has no key {}: make it with the type kubernetes.io/dockerconfigjson",
+            keys.join(" and no key ")
+        )),
     }
 }
 

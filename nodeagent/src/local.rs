@@ -27,7 +27,7 @@ use crate::host::Host;
 use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
-use crate::image::{Images, Registries};
+use crate::image::{ImageArgs, Images, Registries};
 use crate::machine::Half;
 use crate::prepare::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
@@ -242,7 +242,9 @@ impl LocalRun {
                 insecure: args.insecure_registries.clone(),
                 ..Registries::default()
             };
-            let images = Images::open(&self.scratch.join("images"), &Root::open("/")?, registries)?;
+            let store = self.scratch.join("images");
+            let limits = ImageArgs::default();
+            let images = Images::open(&store, &Root::open("/")?, registries, &limits)?;
             let credentials = match &args.docker_config {
                 Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
                 None => Credentials::anonymous(),

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         };
     }
     let result = match Cli::parse().command {
-        Command::Run(args) => run::main(args),
+        Command::Run(args) => run::main(*args),
         Command::Ready(args) => run::ready(&args),
         Command::LocalRun(args) => return local::main(args),
         Command::Validate(args) => validate::main(&args),

@@ -1,18 +1,17 @@
 //! Registry credentials: how they are read, and which of them are for an image. No `Debug` output and no error
 //! contains a secret.
 
-use std::collections::BTreeMap;
 use std::fmt;
-
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
+use std::sync::Arc;
 
 pub(crate) mod challenge;
+mod docker_config;
 pub(crate) mod matching;
 pub(crate) mod plugin;
 
 pub use plugin::PluginConfig;
+
+use matching::Key;
 
 /// A user name and password, or a token that is used in their place.
 #[derive(Clone, PartialEq, Eq)]
@@ -37,19 +36,51 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Logins, each with a pattern for the registries or repositories that it is for.
+/// Logins, each with a key that says which registries or repositories it is for.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    entries: Vec<(String, Login)>,
+    /// Groups of logins. All logins of a group that match an image are tried before those of the next group.
+    groups: Vec<Group>,
+}
+
+/// Logins that are sorted together, such as those of all pull secrets.
+#[derive(Debug, Clone, Default)]
+struct Group {
+    entries: Vec<Entry>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    key: Key,
+    login: Login,
+    /// Where the login is from, for messages, such as `the pull secret team-a`.
+    source: Arc<str>,
+}
+
+/// Something that cannot be used. The text never contains a secret.
+#[derive(Debug, Clone)]
+struct Problem {
+    /// The images that it matters for. `None` means all of them.
+    key: Option<Key>,
+    source: Arc<str>,
+    text: String,
+}
+
+/// A login that is for an image.
+#[derive(Debug, Clone)]
+pub(crate) struct Match {
+    pub(crate) login: Login,
+    pub(crate) source: Arc<str>,
 }
 
 /// Why a pull secret cannot be used. The error names the place in the secret, but never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    #[error("the docker config is not valid (line {line}, column {column})")]
+    #[error("the docker config is not valid JSON (line {line}, column {column})")]
     Json { line: usize, column: usize },
-    #[error("auths[{key:?}].auth is not base64 of user:password")]
-    Auth { key: String },
+    #[error("{field} of the docker config is not a JSON object")]
+    Object { field: &'static str },
 }
 
 impl Credentials {
@@ -57,85 +88,128 @@ impl Credentials {
         Self::default()
     }
 
-    /// Reads a `.dockerconfigjson` (`{"auths": {…}}`) or a legacy `.dockercfg` (the map alone).
+    /// Reads a `.dockerconfigjson` (`{"auths": {…}}`) or a legacy `.dockercfg` (the map alone). An entry that cannot be
+    /// used is left out, and is named when no other login opens a registry that it is for.
     pub fn from_docker_config(bytes: &[u8]) -> Result<Self, AuthError> {
-        #[derive(Deserialize)]
-        struct Config {
-            auths: BTreeMap<String, Entry>,
-        }
-        #[derive(Deserialize, Default)]
-        #[serde(default)]
-        struct Entry {
-            auth: String,
-            username: String,
-            password: String,
-            identitytoken: String,
-            registrytoken: String,
-        }
-        let json = |error: serde_json::Error| AuthError::Json {
-            line: error.line(),
-            column: error.column(),
-        };
-        let value: serde_json::Value = serde_json::from_slice(bytes).map_err(json)?;
-        let auths: BTreeMap<String, Entry> = match value.get("auths") {
-            Some(_) => serde_json::from_value::<Config>(value).map_err(json)?.auths,
-            None => serde_json::from_value(value).map_err(json)?,
-        };
-        let mut entries = Vec::new();
-        for (key, entry) in auths {
-            let login = if !entry.identitytoken.is_empty() {
-                Login::IdentityToken(entry.identitytoken)
-            } else if !entry.registrytoken.is_empty() {
-                Login::RegistryToken(entry.registrytoken)
-            } else if !entry.auth.is_empty() {
-                let decoded = STANDARD.decode(entry.auth.trim()).ok();
-                let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
-                let pair = text.as_deref().and_then(|text| text.split_once(':'));
-                let Some((username, password)) = pair else {
-                    return Err(AuthError::Auth { key });
-                };
-                Login::Basic {
-                    username: username.into(),
-                    password: password.into(),
-                }
-            } else if !entry.username.is_empty() {
-                Login::Basic {
-                    username: entry.username,
-                    password: entry.password,
-                }
-            } else {
-                continue;
-            };
-            entries.push((key, login));
-        }
-        Ok(Self { entries })
+        let (entries, problems) = docker_config::read(bytes)?;
+        let source: Arc<str> = "a docker config".into();
+        let entries = entries.into_iter().map(|(key, login)| Entry {
+            key: Key::new(&key),
+            login,
+            source: Arc::clone(&source),
+        });
+        let problems = problems.into_iter().map(|(key, text)| Problem {
+            key: Some(Key::new(&key)),
+            source: Arc::clone(&source),
+            text,
+        });
+        Ok(Self::of(entries.collect(), problems.collect()))
     }
 
-    /// Appends the logins of another secret.
+    /// Logins that are not from a docker config, with the keys of their registries.
+    pub(crate) fn from_logins(logins: impl IntoIterator<Item = (String, Login)>) -> Self {
+        let entries = logins.into_iter().map(|(key, login)| Entry {
+            key: Key::new(&key),
+            login,
+            source: "unknown".into(),
+        });
+        Self::of(entries.collect(), Vec::new())
+    }
+
+    /// No login at all, because `source` cannot be used. The text must not contain a secret.
     #[must_use]
-    pub fn merge(mut self, other: Self) -> Self {
-        self.entries.extend(other.entries);
+    pub fn unusable(source: &str, text: impl Into<String>) -> Self {
+        let problem = Problem {
+            key: None,
+            source: source.into(),
+            text: text.into(),
+        };
+        Self::of(Vec::new(), vec![problem])
+    }
+
+    fn of(entries: Vec<Entry>, problems: Vec<Problem>) -> Self {
+        Self {
+            groups: vec![Group { entries, problems }],
+        }
+    }
+
+    /// Says where all these credentials are from. Messages name it.
+    #[must_use]
+    pub fn from_source(mut self, source: &str) -> Self {
+        let source: Arc<str> = source.into();
+        for group in &mut self.groups {
+            for entry in &mut group.entries {
+                entry.source = Arc::clone(&source);
+            }
+            for problem in &mut group.problems {
+                problem.source = Arc::clone(&source);
+            }
+        }
         self
     }
 
-    /// The logins for `registry/repository`, without duplicates. The login with the most specific pattern is the
-    /// first.
-    pub(crate) fn matching(&self, name: &str) -> Vec<Login> {
-        let mut found: Vec<(usize, &Login)> = self
-            .entries
-            .iter()
-            .filter_map(|(pattern, login)| {
-                matching::specificity(pattern, name).map(|specificity| (specificity, login))
-            })
-            .collect();
-        found.sort_by_key(|(specificity, _)| std::cmp::Reverse(*specificity));
-        let mut logins: Vec<Login> = Vec::new();
-        for (_, login) in found {
-            if !logins.contains(login) {
-                logins.push(login.clone());
+    /// Adds the logins of another secret. They are sorted together with those that are there.
+    #[must_use]
+    pub fn merge(mut self, other: Self) -> Self {
+        if self.groups.is_empty() {
+            self.groups.push(Group::default());
+        }
+        for (index, group) in other.groups.into_iter().enumerate() {
+            match self.groups.get_mut(index) {
+                Some(own) => {
+                    own.entries.extend(group.entries);
+                    own.problems.extend(group.problems);
+                }
+                None => self.groups.push(group),
             }
         }
-        logins
+        self
+    }
+
+    /// Adds logins that are tried after all those that are there.
+    #[must_use]
+    pub(crate) fn then(mut self, later: Self) -> Self {
+        self.groups.extend(later.groups);
+        self
+    }
+
+    /// The logins for `registry/repository` in the order in which the kubelet tries them, each once.
+    pub(crate) fn matching(&self, name: &str) -> Vec<Match> {
+        let mut matches: Vec<Match> = Vec::new();
+        for group in &self.groups {
+            let mut found: Vec<&Entry> = group
+                .entries
+                .iter()
+                .filter(|entry| entry.key.matches(name))
+                .collect();
+            found.sort_by(|a, b| b.key.cmp(&a.key));
+            for Entry { login, source, .. } in found {
+                if !matches.iter().any(|known| known.login == *login) {
+                    let (login, source) = (login.clone(), Arc::clone(source));
+                    matches.push(Match { login, source });
+                }
+            }
+        }
+        matches
+    }
+
+    /// What could not be used for `registry/repository`, for messages.
+    pub(crate) fn problems(&self, name: &str) -> Vec<String> {
+        self.groups
+            .iter()
+            .flat_map(|group| &group.problems)
+            .filter(|problem| problem.key.as_ref().is_none_or(|key| key.matches(name)))
+            .map(|Problem { source, text, .. }| format!("{source}: {text}"))
+            .collect()
+    }
+
+    /// Everything that could not be used, for the log.
+    #[must_use]
+    pub fn all_problems(&self) -> Vec<String> {
+        let problems = self.groups.iter().flat_map(|group| &group.problems);
+        problems
+            .map(|Problem { source, text, .. }| format!("{source}: {text}"))
+            .collect()
     }
 }
 

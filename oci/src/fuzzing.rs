@@ -4,11 +4,17 @@
 //! Each function takes any bytes, and panics if a guarantee is broken.
 
 use std::io::Cursor;
+use std::path::Path;
 
-use crate::auth::Credentials;
+use reqwest::Url;
+
+use crate::auth::{Credentials, challenge, plugin};
+use crate::hosts;
 use crate::image;
 use crate::limits::{Budget, Limits};
+use crate::node::containerd;
 use crate::package_config::{self, StepFile};
+use crate::proxy::Proxies;
 use crate::reference::Reference;
 use crate::unpack::fuzzing::{filter, merge};
 
@@ -38,7 +44,7 @@ pub fn tar(bytes: &[u8]) {
         assert_is_below(&entry.path, &limits);
     }
     // The same layer is applied twice, so that all its names exist the second time.
-    let Ok(Some(root)) = merge([entries.clone(), entries], &limits) else {
+    let Ok(Some(root)) = merge([entries.clone(), entries], &budget) else {
         return;
     };
     let mut pending = vec![(0, &root)];
@@ -109,10 +115,99 @@ pub fn reference(bytes: &[u8]) {
 pub fn docker_config(bytes: &[u8]) {
     if let Ok(credentials) = Credentials::from_docker_config(bytes) {
         let debug = format!("{credentials:?}");
-        for login in credentials.matching("registry.example/team/image") {
-            assert!(debug.contains("***") && format!("{login:?}").contains("***"));
+        for found in credentials.matching("registry.example/team/image") {
+            assert!(debug.contains("***") && format!("{:?}", found.login).contains("***"));
         }
     }
+}
+
+/// Reads the bytes as a `hosts.toml`, a `registries.conf` and containerd's `config.toml`. Each server must have a URL of
+/// a registry, and the path of a request must stay below it.
+pub fn registry_files(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let dir = Path::new("/certs.d/registry.example");
+    let (registry, repository) = ("registry.example", "team/image");
+    let name = format!("{registry}/{repository}");
+    let mut found = vec![hosts::parse(text, dir).ok()];
+    if let Ok(conf) = hosts::registries_conf::parse(text, dir) {
+        for by_digest in [false, true] {
+            found.push(conf.settings(&name, by_digest).ok().flatten());
+        }
+    }
+    if let Ok(document) = text.parse() {
+        let containerd = containerd::registry(&document);
+        assert!(
+            containerd
+                .dirs
+                .iter()
+                .all(|dir| !dir.as_os_str().is_empty())
+        );
+        let logins = containerd.credentials();
+        assert!(logins.matching(&name).is_empty() || format!("{containerd:?}").contains("***"));
+        found.push(containerd.settings(registry));
+    }
+    for settings in found.into_iter().flatten() {
+        let Ok(endpoints) = hosts::endpoints(registry, &settings, false) else {
+            continue;
+        };
+        assert!(endpoints.iter().any(|endpoint| endpoint.is_origin));
+        for endpoint in endpoints {
+            let url = endpoint.url(registry, repository, "manifests/1");
+            assert!(matches!(url.scheme(), "http" | "https") && url.has_host());
+            assert_eq!(url.origin(), endpoint.base.origin());
+            assert!(url.username().is_empty() && url.password().is_none());
+        }
+    }
+}
+
+/// Reads the lines as the variables `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. The machine itself must be
+/// reached directly, and no text may show a password.
+pub fn proxy_variables(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+    let lines: Vec<&str> = text.lines().collect();
+    let proxies = Proxies::of(|name| {
+        let index = names.iter().position(|it| *it == name)?;
+        lines.get(index).map(|line| (*line).to_owned())
+    });
+    let Some(proxies) = proxies else {
+        return;
+    };
+    for (url, is_own) in [
+        ("http://localhost:5000/", true),
+        ("https://127.0.0.1/", true),
+        ("http://[::1]:80/", true),
+        ("http://registry.example/", false),
+        ("https://10.1.2.3:5000/", false),
+    ] {
+        let proxy = Url::parse(url).ok().and_then(|url| proxies.for_url(&url));
+        assert!(!(is_own && proxy.is_some()), "{url}");
+        if let Some(password) = proxy.as_ref().and_then(Url::password) {
+            let shown = format!("{proxies:?}{:?}", proxies.problems);
+            assert!(password.len() < 8 || !shown.contains(password));
+        }
+    }
+}
+
+/// Reads the bytes as a configuration of credential providers and as the answer of one.
+pub fn credential_provider(bytes: &[u8]) {
+    plugin::read_anything(bytes);
+}
+
+/// Reads the bytes as a header `WWW-Authenticate`.
+pub fn challenge(bytes: &[u8]) {
+    if let Ok(header) = std::str::from_utf8(bytes) {
+        assert!(challenge::parse(header).len() <= header.len());
+    }
+}
+
+/// Reads the bytes as the files of a trust store.
+pub fn certificates(bytes: &[u8]) {
+    crate::registry::read_certificates(bytes);
 }
 
 /// Decodes the bytes as a manifest or index, and as an image config.
@@ -120,12 +215,56 @@ pub fn image_documents(bytes: &[u8]) {
     let limits = limits();
     let host = image::Platform::host();
     match image::decode(bytes, None, &limits) {
-        Ok(image::Document::Index(candidates)) => drop(image::select(&candidates, &host)),
+        Ok(image::Document::Index(candidates)) => {
+            if let Ok(fitting) = image::select(&candidates, &host) {
+                assert!(!fitting.is_empty() && fitting.len() <= candidates.len());
+            }
+        }
         Ok(image::Document::Image(decoded)) => {
             assert!(decoded.layers.len() as u64 <= limits.layers);
-            drop(image::diff_ids(bytes, decoded.layers.len(), Some(&host)));
+            for (digest, content) in &decoded.embedded {
+                assert!(digest.is_of(content));
+            }
+            if let Ok(diff_ids) = decoded.diff_ids(bytes) {
+                assert_eq!(diff_ids.len(), decoded.layers.len());
+            }
         }
-        Err(_) => drop(image::diff_ids(bytes, 0, Some(&host))),
+        Err(_) => {}
+    }
+    drop(image::check_platform(bytes, &host));
+}
+
+/// Reads the bytes as the header with which a server says which part of a blob it sends.
+pub fn content_range(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Some(start) = crate::pull::fetch::range_start(text)
+    {
+        assert!(text.to_ascii_lowercase().contains("bytes"));
+        assert_eq!(
+            crate::pull::fetch::range_start(&format!("bytes {start}-/*")),
+            Some(start)
+        );
+    }
+}
+
+/// Reads the bytes as an image config, and as the platforms of an image and a host, one per line.
+pub fn platform(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let platforms: Vec<_> = text
+        .lines()
+        .take(2)
+        .map(|line| {
+            let mut parts = line.splitn(3, '/');
+            let mut part = || parts.next().unwrap_or_default();
+            let (os, architecture, variant) = (part(), part(), part());
+            image::Platform::new(os, architecture, Some(variant))
+        })
+        .collect();
+    if let [host, other] = platforms.as_slice() {
+        assert_eq!(host.fit(host), Some(0), "a host runs its own images");
+        if host.fit(other) == Some(0) {
+            assert_eq!(other.fit(host), Some(0), "they are the same platform");
+        }
     }
 }
 

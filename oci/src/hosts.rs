@@ -1,5 +1,6 @@
 //! The servers that have the images of a registry: its own server and its mirrors. They are configured in
-//! containerd's `hosts.toml`. There is no I/O in this file; `load` reads the files.
+//! containerd's `hosts.toml`, or in the `registries.conf` of CRI-O. There is no I/O in this file; `load` and `containers`
+//! read the files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +10,9 @@ use regex::Regex;
 use reqwest::Url;
 use toml::{Table, Value};
 
+pub(crate) mod containers;
 mod load;
+pub(crate) mod registries_conf;
 
 pub(crate) use load::load;
 
@@ -31,6 +34,11 @@ pub(crate) struct HostSettings {
     pub(crate) header: BTreeMap<String, Vec<String>>,
     /// Regular expressions for the repository. The value replaces the text that matches.
     pub(crate) rewrite: BTreeMap<String, String>,
+    /// The name of the repository on this server, if it has another name there. Then the server is no mirror of
+    /// containerd's kind, and is not told which registry it is asked for.
+    pub(crate) repository: Option<String>,
+    /// The server is asked over plain HTTP if it cannot be reached over TLS.
+    pub(crate) plain_fallback: bool,
 }
 
 /// Leaves out the values of headers, because they may be secrets.
@@ -45,6 +53,8 @@ impl fmt::Debug for HostSettings {
             .field("override_path", &self.override_path)
             .field("header", &self.header.keys())
             .field("rewrite", &self.rewrite)
+            .field("repository", &self.repository)
+            .field("plain_fallback", &self.plain_fallback)
             .finish()
     }
 }
@@ -57,6 +67,8 @@ pub(crate) struct RegistrySettings {
     pub(crate) server: Option<HostSettings>,
     /// Mirrors, in the order in which they are asked.
     pub(crate) hosts: Vec<HostSettings>,
+    /// What is wrong with the configuration. An error of a pull names it.
+    pub(crate) problems: Vec<String>,
 }
 
 /// Why a registry's configuration cannot be used.
@@ -67,10 +79,12 @@ pub enum HostsError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{} is not TOML", path.display())]
+    /// The error does not show the line, because it may have a secret in it.
+    #[error("{}, line {line}, is not TOML: {reason}", path.display())]
     Toml {
         path: PathBuf,
-        source: toml::de::Error,
+        line: usize,
+        reason: String,
     },
     #[error("{}: {field} must be {want}", path.display())]
     Field {
@@ -87,6 +101,21 @@ pub enum HostsError {
     },
     #[error("header {name:?} is not an HTTP header")]
     Header { name: String },
+    #[error("{registry} is blocked by {}", path.display())]
+    Blocked { registry: String, path: PathBuf },
+}
+
+impl HostsError {
+    /// The error of a text that is not TOML.
+    pub(crate) fn toml(path: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.as_bytes().get(..start).unwrap_or_default();
+        Self::Toml {
+            path: path.to_path_buf(),
+            line: before.iter().filter(|&&byte| byte == b'\n').count() + 1,
+            reason: error.message().replace('\n', ", "),
+        }
+    }
 }
 
 /// A server with checked settings.
@@ -99,7 +128,6 @@ pub(crate) struct Endpoint {
     pub(crate) settings: HostSettings,
     pub(crate) rewrites: Vec<(Regex, String)>,
     pub(crate) is_origin: bool,
-    pub(crate) is_loopback: bool,
 }
 
 impl Endpoint {
@@ -143,14 +171,12 @@ impl Endpoint {
                 }),
             })
             .collect::<Result<_, _>>()?;
-        let is_loopback = is_loopback(&host);
         Ok(Self {
             base,
             authority,
             settings,
             rewrites,
             is_origin,
-            is_loopback,
         })
     }
 
@@ -162,8 +188,16 @@ impl Endpoint {
         self.is_origin || capabilities.is_empty() || capabilities.iter().any(|it| it == wanted)
     }
 
+    /// Whether this is the server over plain HTTP that is also asked over TLS.
+    pub(crate) fn is_plain_fallback(&self) -> bool {
+        self.settings.plain_fallback && self.base.scheme() == "http"
+    }
+
     /// The name of a repository on this server.
     pub(crate) fn repository(&self, repository: &str) -> String {
+        if let Some(name) = &self.settings.repository {
+            return name.clone();
+        }
         self.rewrites
             .iter()
             .find(|(pattern, _)| pattern.is_match(repository))
@@ -181,7 +215,7 @@ impl Endpoint {
             "{}/{repository}/{path}",
             self.base.path().trim_end_matches('/')
         ));
-        if !self.is_origin {
+        if !self.is_origin && self.settings.repository.is_none() {
             url.query_pairs_mut().append_pair("ns", registry);
         }
         url
@@ -196,7 +230,7 @@ pub(crate) fn endpoints(
 ) -> Result<Vec<Endpoint>, HostsError> {
     let mut endpoints = Vec::new();
     for host in &settings.hosts {
-        endpoints.push(Endpoint::new(host.clone(), false)?);
+        add(&mut endpoints, host, false)?;
     }
     let usual = || {
         let host = if registry == "docker.io" {
@@ -220,9 +254,36 @@ pub(crate) fn endpoints(
     let mut server = settings.server.clone().unwrap_or_else(usual);
     if server.url.is_empty() {
         server.url = usual().url;
+        let has_tls = !server.ca.is_empty() || !server.client.is_empty() || server.skip_verify;
+        if let (true, Some(rest)) = (has_tls, server.url.strip_prefix("http://")) {
+            server.url = format!("https://{rest}");
+            server.plain_fallback = true;
+        }
     }
-    endpoints.push(Endpoint::new(server, true)?);
+    add(&mut endpoints, &server, true)?;
     Ok(endpoints)
+}
+
+/// Adds the endpoint of a server, and the one for plain HTTP if the server may be asked so.
+fn add(
+    endpoints: &mut Vec<Endpoint>,
+    settings: &HostSettings,
+    is_origin: bool,
+) -> Result<(), HostsError> {
+    endpoints.push(Endpoint::new(settings.clone(), is_origin)?);
+    if let (true, Some(rest)) = (
+        settings.plain_fallback,
+        settings.url.strip_prefix("https://"),
+    ) {
+        let plain = HostSettings {
+            url: format!("http://{rest}"),
+            ca: Vec::new(),
+            client: Vec::new(),
+            ..settings.clone()
+        };
+        endpoints.push(Endpoint::new(plain, is_origin)?);
+    }
+    Ok(())
 }
 
 /// A URL for an error message. The user name and the password before an `@` are left out.
@@ -245,10 +306,9 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 /// Reads a `hosts.toml`. Paths in it are relative to `dir`.
 pub(crate) fn parse(text: &str, dir: &Path) -> Result<RegistrySettings, HostsError> {
     let path = dir.join("hosts.toml");
-    let table: Table = text.parse().map_err(|source| HostsError::Toml {
-        path: path.clone(),
-        source,
-    })?;
+    let table: Table = text
+        .parse()
+        .map_err(|error| HostsError::toml(&path, text, &error))?;
     let reader = Reader { dir, path };
     let mut settings = RegistrySettings::default();
     if let Some(hosts) = table.get("host") {
@@ -325,6 +385,8 @@ impl Reader<'_> {
                 .into_iter()
                 .map(|(key, values)| (key, values.concat()))
                 .collect(),
+            repository: None,
+            plain_fallback: false,
         })
     }
 

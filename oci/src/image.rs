@@ -1,20 +1,23 @@
 //! Image manifests, indexes and configs as data: decoding, checks, and the choice of a platform.
 //! No I/O.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use oci_client::manifest::{
-    IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE, IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE,
-    IMAGE_LAYER_GZIP_MEDIA_TYPE, IMAGE_LAYER_MEDIA_TYPE,
-    IMAGE_LAYER_NONDISTRIBUTABLE_GZIP_MEDIA_TYPE, IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE,
-    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, ImageIndexEntry,
-    OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageIndex,
-    OciImageManifest,
+    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE,
+    OCI_IMAGE_MEDIA_TYPE,
 };
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::digest::{Digest, DigestError};
 use crate::limits::{Limit, LimitExceeded, Limits};
+
+mod platform;
+
+pub use platform::Platform;
 
 /// The media types that are requested and understood.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
@@ -22,21 +25,14 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 
-/// How a layer is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
 /// One layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
     pub digest: Digest,
     /// Bytes as the registry sends them.
     pub size: u64,
-    pub compression: Compression,
+    /// Where else the layer can be downloaded. Only a foreign layer has such URLs: the registry need not have it.
+    pub urls: Vec<String>,
 }
 
 /// A decoded image manifest.
@@ -44,6 +40,10 @@ pub struct Layer {
 pub(crate) struct Manifest {
     pub(crate) config: (Digest, u64),
     pub(crate) layers: Vec<Layer>,
+    /// Blobs that the manifest itself contains.
+    pub(crate) embedded: BTreeMap<Digest, Vec<u8>>,
+    /// What the manifest is, if it says that it is something else than a container image.
+    artifact: Option<String>,
 }
 
 /// The document that a registry sends for a manifest request.
@@ -57,18 +57,12 @@ pub(crate) enum Document {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) digest: Digest,
-    pub(crate) size: u64,
-    /// `None` if the index does not name a platform: the entry is an attestation, or an image for every platform.
+    /// `None` if the index does not name a platform. Then the image's config does.
     pub(crate) platform: Option<Platform>,
-    attestation: bool,
-}
-
-/// Operating system, architecture and variant, in the names that Go and OCI use.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Platform {
-    pub os: String,
-    pub architecture: String,
-    pub variant: Option<String>,
+    /// The manifest, if the index itself contains it.
+    pub(crate) embedded: Option<Vec<u8>>,
+    /// The entry is an image, and not an attestation, a signature or another artifact.
+    is_image: bool,
 }
 
 /// Why the manifest, the index or the config of an image is refused. Another try does not help, because the document
@@ -83,9 +77,29 @@ pub enum ImageError {
     #[error("media type {0:?} is not an image manifest or index")]
     MediaType(String),
     #[error(
+        "it is a Docker manifest of schema 1, which container runtimes do not take any more: build and push the image with a current program"
+    )]
+    Schema1,
+    #[error(
         "layer {index} has media type {media_type:?}, which is not a tar, tar+gzip or tar+zstd layer"
     )]
     LayerType { index: usize, media_type: String },
+    #[error(
+        "layer {index} is encrypted, which is not supported: push the image without encryption"
+    )]
+    Encrypted { index: usize },
+    #[error(
+        "layer {index} ({digest}) is a foreign layer: its registry does not have it, and it is not downloaded from {url}. Push the image with all of its layers (docker: allow-nondistributable-artifacts)"
+    )]
+    Foreign {
+        index: usize,
+        digest: Digest,
+        url: String,
+    },
+    #[error("it is not a container image, but an artifact of type {0:?}")]
+    Artifact(String),
+    #[error("the manifest names no config")]
+    NoConfig,
     #[error("{what} has a bad digest")]
     Digest { what: String, source: DigestError },
     #[error("{what} has the invalid size {size}")]
@@ -101,8 +115,8 @@ pub enum ImageError {
         what: &'static str,
         source: LimitExceeded,
     },
-    #[error("an index inside an index is not supported")]
-    NestedIndex,
+    #[error("more than {0} indexes inside each other")]
+    NestedIndex(usize),
 }
 
 impl ImageError {
@@ -110,76 +124,55 @@ impl ImageError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Json { .. } => "image_json",
-            Self::MediaType(_) | Self::LayerType { .. } => "media_type",
-            Self::Digest { .. } | Self::Size { .. } => "descriptor",
+            Self::MediaType(_)
+            | Self::Schema1
+            | Self::LayerType { .. }
+            | Self::Encrypted { .. }
+            | Self::Artifact(_) => "media_type",
+            Self::Foreign { .. } => "foreign_layer",
+            Self::Digest { .. } | Self::Size { .. } | Self::NoConfig => "descriptor",
             Self::NoPlatform { .. } | Self::WrongPlatform { .. } => "no_platform",
             Self::DiffIds { .. } => "diff_id",
             Self::Limit { .. } => "limit",
-            Self::NestedIndex => "nested_index",
+            Self::NestedIndex(_) => "nested_index",
         }
     }
 }
 
-impl Platform {
-    pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
-        let variant = variant
-            .filter(|variant| !variant.is_empty())
-            .map(str::to_owned);
-        Self {
-            os: os.to_owned(),
-            architecture: architecture.to_owned(),
-            variant,
-        }
-    }
-
-    /// The platform this program was built for.
-    pub fn host() -> Self {
-        match std::env::consts::ARCH {
-            "x86_64" => Self::new("linux", "amd64", None),
-            "x86" => Self::new("linux", "386", None),
-            "aarch64" => Self::new("linux", "arm64", Some("v8")),
-            "arm" => Self::new("linux", "arm", Some("v7")),
-            "powerpc64" => Self::new("linux", "ppc64le", None),
-            other => Self::new("linux", other, None),
-        }
-    }
-
-    /// How well an image for `other` fits this platform. `None` if it does not run here, else a number: a lower
-    /// number fits better.
-    fn fit(&self, other: &Self) -> Option<u32> {
-        if (&self.os, &self.architecture) != (&other.os, &other.architecture) {
-            return None;
-        }
-        let level = |platform: &Self| {
-            let default = match platform.architecture.as_str() {
-                "arm64" => 8,
-                "arm" => 7,
-                _ => 1,
-            };
-            match &platform.variant {
-                None => Some(default),
-                Some(variant) => variant.trim_start_matches('v').parse::<u32>().ok(),
-            }
-        };
-        match (level(self), level(other)) {
-            (Some(here), Some(there)) => here.checked_sub(there),
-            _ => (self.variant == other.variant).then_some(0),
-        }
-    }
+/// A descriptor in a manifest or index. A field that is missing or null is `None`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: Option<String>,
+    digest: Option<String>,
+    size: Option<i64>,
+    urls: Option<Vec<String>>,
+    annotations: Option<BTreeMap<String, IgnoredAny>>,
+    data: Option<String>,
+    platform: Option<PlatformFields>,
+    artifact_type: Option<String>,
 }
 
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
-        match &self.variant {
-            Some(variant) => write!(f, "/{variant}"),
-            None => Ok(()),
-        }
+/// The platform in a descriptor or in an image config.
+#[derive(Deserialize)]
+struct PlatformFields {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+impl PlatformFields {
+    /// `None` if the architecture is not named.
+    fn platform(self) -> Option<Platform> {
+        let architecture = self.architecture.filter(|text| !text.trim().is_empty())?;
+        let os = self.os.filter(|text| !text.trim().is_empty());
+        let os = os.as_deref().unwrap_or("linux");
+        Some(Platform::new(os, &architecture, self.variant.as_deref()))
     }
 }
 
 /// Decodes a manifest or an index. `content_type` is the header that the registry sent. If the document has a
-/// `mediaType`, that is used instead.
+/// `mediaType`, that is used instead. If neither is known, the fields of the document decide.
 pub(crate) fn decode(
     bytes: &[u8],
     content_type: Option<&str>,
@@ -189,237 +182,283 @@ pub(crate) fn decode(
     #[serde(rename_all = "camelCase")]
     struct Probe {
         media_type: Option<String>,
-        #[serde(default)]
-        manifests: Option<serde::de::IgnoredAny>,
+        manifests: Option<IgnoredAny>,
+        layers: Option<IgnoredAny>,
+        config: Option<IgnoredAny>,
+        fs_layers: Option<IgnoredAny>,
     }
-    let json = |what| move |source| ImageError::Json { what, source };
-    let probe: Probe = serde_json::from_slice(bytes).map_err(json("the manifest"))?;
+    let probe: Probe = json("the manifest", bytes)?;
+    if probe.fs_layers.is_some() {
+        return Err(ImageError::Schema1);
+    }
+    let has_image = probe.layers.is_some() || probe.config.is_some();
     let written = content_type.map(|text| text.split(';').next().unwrap_or(text).trim());
-    let media_type = probe.media_type.as_deref().or(written).unwrap_or_default();
-    match media_type {
-        OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE => {
-            index(bytes, limits).map(Document::Index)
-        }
-        OCI_IMAGE_MEDIA_TYPE | IMAGE_MANIFEST_MEDIA_TYPE => {
-            image(bytes, limits).map(Document::Image)
-        }
-        // Some registries send a generic type. Then the fields of the document decide.
-        "" | "application/json" | "text/plain" | "application/octet-stream" => {
-            match probe.manifests {
-                Some(_) => index(bytes, limits).map(Document::Index),
-                None => image(bytes, limits).map(Document::Image),
-            }
-        }
+    let is_index = |media_type: &str| match media_type {
+        text if is_index_type(text) => Ok(true),
+        text if is_manifest_type(text) => Ok(false),
         other => Err(ImageError::MediaType(other.to_owned())),
+    };
+    let is_index = match probe.media_type.as_deref() {
+        Some(named) if !named.is_empty() => is_index(named)?,
+        // Some registries send a wrong header, so the fields are looked at first.
+        _ => match (probe.manifests.is_some(), has_image) {
+            (true, false) => true,
+            (false, true) => false,
+            (true, true) | (false, false) => is_index(written.unwrap_or_default())?,
+        },
+    };
+    match is_index {
+        true => index(bytes, limits).map(Document::Index),
+        false => image(bytes, limits).map(Document::Image),
     }
 }
 
+fn json<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, ImageError> {
+    serde_json::from_slice(bytes).map_err(|source| ImageError::Json { what, source })
+}
+
+fn is_index_type(media_type: &str) -> bool {
+    matches!(
+        media_type,
+        OCI_IMAGE_INDEX_MEDIA_TYPE | IMAGE_MANIFEST_LIST_MEDIA_TYPE
+    )
+}
+
+fn is_manifest_type(media_type: &str) -> bool {
+    matches!(media_type, OCI_IMAGE_MEDIA_TYPE | IMAGE_MANIFEST_MEDIA_TYPE)
+}
+
 fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Candidate>, ImageError> {
-    let index: OciImageIndex =
-        serde_json::from_slice(bytes).map_err(|source| ImageError::Json {
-            what: "the index",
-            source,
-        })?;
+    #[derive(Deserialize)]
+    struct Index {
+        manifests: Option<Vec<Descriptor>>,
+    }
+    let index: Index = json("the index", bytes)?;
     index
         .manifests
+        .unwrap_or_default()
         .into_iter()
         .enumerate()
         .map(|(position, entry)| candidate(position, entry, limits))
         .collect()
 }
 
-fn candidate(
-    position: usize,
-    entry: ImageIndexEntry,
-    limits: &Limits,
-) -> Result<Candidate, ImageError> {
-    let what = format!("image {position} of the index");
-    let size = checked_size(&what, entry.size)?;
+fn candidate(position: usize, entry: Descriptor, limits: &Limits) -> Result<Candidate, ImageError> {
+    let (digest, size) = blob(&format!("image {position} of the index"), &entry)?;
     limits
         .check(Limit::ManifestBytes, size)
         .map_err(|source| ImageError::Limit {
             what: "a manifest in the index",
             source,
         })?;
-    let digest = entry
-        .digest
-        .parse()
-        .map_err(|source| ImageError::Digest { what, source })?;
-    let attestation = entry
+    let media_type = entry.media_type.as_deref().unwrap_or_default();
+    let is_known =
+        media_type.is_empty() || is_manifest_type(media_type) || is_index_type(media_type);
+    let is_attestation = entry
         .annotations
+        .as_ref()
         .is_some_and(|map| map.contains_key("vnd.docker.reference.type"));
-    let platform = entry.platform.map(|platform| {
-        let (os, architecture) = (platform.os.to_string(), platform.architecture.to_string());
-        Platform::new(&os, &architecture, platform.variant.as_deref())
-    });
+    let is_artifact = entry
+        .artifact_type
+        .as_ref()
+        .is_some_and(|it| !it.is_empty());
     Ok(Candidate {
         digest,
-        size,
-        platform,
-        attestation,
+        embedded: embedded(&entry, digest, size),
+        platform: entry.platform.and_then(PlatformFields::platform),
+        is_image: is_known && !is_attestation && !is_artifact,
     })
 }
 
 fn image(bytes: &[u8], limits: &Limits) -> Result<Manifest, ImageError> {
-    let manifest: OciImageManifest =
-        serde_json::from_slice(bytes).map_err(|source| ImageError::Json {
-            what: "the manifest",
-            source,
-        })?;
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Image {
+        config: Option<Descriptor>,
+        layers: Option<Vec<Descriptor>>,
+        artifact_type: Option<String>,
+    }
+    let manifest: Image = json("the manifest", bytes)?;
     let limit = |what| move |source| ImageError::Limit { what, source };
-    let (config, config_size) = blob("the image config", &manifest.config)?;
+    let config = manifest.config.ok_or(ImageError::NoConfig)?;
+    let descriptors = manifest.layers.unwrap_or_default();
+    let (config_digest, config_size) = blob("the image config", &config)?;
     limits
         .check(Limit::ManifestBytes, config_size)
         .map_err(limit("the image config"))?;
     limits
-        .check(Limit::Layers, manifest.layers.len() as u64)
+        .check(Limit::Layers, descriptors.len() as u64)
         .map_err(limit("the manifest"))?;
+    let mut inline = BTreeMap::new();
+    if let Some(bytes) = embedded(&config, config_digest, config_size) {
+        inline.insert(config_digest, bytes);
+    }
+    let artifact = [manifest.artifact_type, config.media_type];
+    let artifact = artifact.into_iter().flatten().find(|it| !it.is_empty());
+    let artifact = artifact.filter(|it| !CONFIGS.contains(&it.as_str()));
     let mut total = 0u64;
-    let mut layers = Vec::with_capacity(manifest.layers.len());
-    for (index, descriptor) in manifest.layers.iter().enumerate() {
-        let (digest, size) = blob(&format!("layer {index}"), descriptor)?;
+    let mut layers = Vec::with_capacity(descriptors.len());
+    for (index, descriptor) in descriptors.into_iter().enumerate() {
+        let (digest, size) = blob(&format!("layer {index}"), &descriptor)?;
         total = total.saturating_add(size);
         limits
             .check(Limit::ImageBytes, total)
             .map_err(limit("the layers"))?;
-        let compression =
-            compression(&descriptor.media_type).ok_or_else(|| ImageError::LayerType {
-                index,
-                media_type: descriptor.media_type.clone(),
-            })?;
+        check_layer_type(index, descriptor.media_type.as_deref(), artifact.as_deref())?;
+        if let Some(bytes) = embedded(&descriptor, digest, size) {
+            inline.insert(digest, bytes);
+        }
         layers.push(Layer {
             digest,
             size,
-            compression,
+            urls: descriptor.urls.unwrap_or_default(),
         });
     }
     Ok(Manifest {
-        config: (config, config_size),
+        config: (config_digest, config_size),
         layers,
+        embedded: inline,
+        artifact,
     })
 }
 
-fn blob(what: &str, descriptor: &OciDescriptor) -> Result<(Digest, u64), ImageError> {
-    let digest = descriptor
-        .digest
-        .parse()
-        .map_err(|source| ImageError::Digest {
-            what: what.to_owned(),
-            source,
-        })?;
-    Ok((digest, checked_size(what, descriptor.size)?))
-}
+/// The media types of the configs of container images.
+const CONFIGS: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
 
-fn checked_size(what: &str, size: i64) -> Result<u64, ImageError> {
-    u64::try_from(size).map_err(|_| ImageError::Size {
+fn blob(what: &str, descriptor: &Descriptor) -> Result<(Digest, u64), ImageError> {
+    let text = descriptor.digest.as_deref().unwrap_or_default();
+    let digest = text.parse().map_err(|source| ImageError::Digest {
+        what: what.to_owned(),
+        source,
+    })?;
+    let size = descriptor.size.unwrap_or(-1);
+    let checked = u64::try_from(size).map_err(|_| ImageError::Size {
         what: what.to_owned(),
         size,
-    })
+    })?;
+    Ok((digest, checked))
 }
 
-fn compression(media_type: &str) -> Option<Compression> {
-    match media_type {
-        IMAGE_LAYER_MEDIA_TYPE
-        | IMAGE_LAYER_NONDISTRIBUTABLE_MEDIA_TYPE
-        | IMAGE_DOCKER_LAYER_TAR_MEDIA_TYPE => Some(Compression::None),
-        IMAGE_LAYER_GZIP_MEDIA_TYPE
-        | IMAGE_LAYER_NONDISTRIBUTABLE_GZIP_MEDIA_TYPE
-        | IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE => Some(Compression::Gzip),
-        // The crate oci-client has no constants for these media types.
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Compression::Zstd),
-        _ => None,
+/// The content of a blob, if its descriptor contains it. Wrong content is ignored: the registry has the right one.
+fn embedded(descriptor: &Descriptor, digest: Digest, size: u64) -> Option<Vec<u8>> {
+    let bytes = STANDARD.decode(descriptor.data.as_deref()?).ok()?;
+    (bytes.len() as u64 == size && digest.is_of(&bytes)).then_some(bytes)
+}
+
+/// Fails if a layer is something else than an archive. Its first bytes tell later how it is compressed: builders and
+/// registries mix the types of both families, and some name none.
+fn check_layer_type(
+    index: usize,
+    media_type: Option<&str>,
+    artifact: Option<&str>,
+) -> Result<(), ImageError> {
+    let text = media_type.unwrap_or_default();
+    let kind = text.split(';').next().unwrap_or(text).trim();
+    if kind.ends_with("+encrypted") {
+        return Err(ImageError::Encrypted { index });
+    }
+    let compression = LAYERS.iter().find_map(|layer| kind.strip_prefix(layer));
+    let is_layer = kind.is_empty()
+        || compression.is_some_and(|it| matches!(it, "" | "+gzip" | "+zstd" | ".gzip" | ".zstd"));
+    match (is_layer, artifact) {
+        (true, _) => Ok(()),
+        (false, Some(artifact)) => Err(ImageError::Artifact(artifact.to_owned())),
+        (false, None) => Err(ImageError::LayerType {
+            index,
+            media_type: text.to_owned(),
+        }),
     }
 }
 
-/// The image in an index that fits `wanted` best. An attestation is never chosen. An entry without a platform is
-/// chosen only if no other entry fits, and if it is the only one without a platform.
+/// How the media types of layers start.
+const LAYERS: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+
+impl Manifest {
+    /// The diff IDs in the image config, one per layer.
+    pub(crate) fn diff_ids(&self, config: &[u8]) -> Result<Vec<Digest>, ImageError> {
+        match (diff_ids(config, self.layers.len()), &self.artifact) {
+            (Err(ImageError::DiffIds { .. }), Some(artifact)) => {
+                Err(ImageError::Artifact(artifact.clone()))
+            }
+            (result, _) => result,
+        }
+    }
+}
+
+/// The images of an index that may run on `wanted`, the best one first. At the end are those whose platform the index
+/// does not name: their configs do.
 pub(crate) fn select<'a>(
     candidates: &'a [Candidate],
     wanted: &Platform,
-) -> Result<&'a Candidate, ImageError> {
-    let known = |candidate: &&Candidate| {
-        !candidate.attestation
-            && candidate
-                .platform
-                .as_ref()
-                .is_some_and(|platform| platform.os != "unknown")
+) -> Result<Vec<&'a Candidate>, ImageError> {
+    let images = || candidates.iter().filter(|candidate| candidate.is_image);
+    let fit = |candidate: &Candidate| match &candidate.platform {
+        Some(platform) => wanted.fit(platform),
+        None => Some(usize::MAX),
     };
-    let fit = |candidate: &&Candidate| {
-        candidate
-            .platform
-            .as_ref()
-            .and_then(|platform| wanted.fit(platform))
+    let mut fitting: Vec<_> = images()
+        .filter_map(|candidate| Some((fit(candidate)?, candidate)))
+        .collect();
+    if !fitting.is_empty() {
+        // Of two images for the same platform, the first one is taken.
+        fitting.sort_by_key(|(fit, _)| *fit);
+        return Ok(fitting
+            .into_iter()
+            .map(|(_, candidate)| candidate)
+            .collect());
+    }
+    let mut names: Vec<_> = images()
+        .filter_map(|candidate| candidate.platform.as_ref())
+        .filter(|platform| platform.os != "unknown")
+        .map(Platform::to_string)
+        .collect();
+    names.sort();
+    names.dedup();
+    let present = if names.is_empty() {
+        "nothing".to_owned()
+    } else {
+        names.join(", ")
     };
-    let fits = |candidate: &&Candidate| fit(candidate).is_some();
-    // The platform of such an image is in its config, which is checked later.
-    let mut nameless = candidates
-        .iter()
-        .filter(|candidate| !candidate.attestation && candidate.platform.is_none());
-    let only_nameless = nameless.next().filter(|_| nameless.next().is_none());
-    candidates
-        .iter()
-        .filter(known)
-        .filter(fits)
-        .min_by_key(fit)
-        .or(only_nameless)
-        .ok_or_else(|| {
-            let mut names: Vec<_> = candidates
-                .iter()
-                .filter(known)
-                .filter_map(|candidate| candidate.platform.as_ref().map(Platform::to_string))
-                .collect();
-            names.sort();
-            names.dedup();
-            let present = if names.is_empty() {
-                "nothing".to_owned()
-            } else {
-                names.join(", ")
-            };
-            ImageError::NoPlatform {
-                wanted: wanted.to_string(),
-                present,
-            }
-        })
+    Err(ImageError::NoPlatform {
+        wanted: wanted.to_string(),
+        present,
+    })
 }
 
-/// The diff IDs in an image config, one per layer. If `wanted` is given, a config for another platform is an error.
-pub(crate) fn diff_ids(
-    config: &[u8],
-    layers: usize,
-    wanted: Option<&Platform>,
-) -> Result<Vec<Digest>, ImageError> {
+/// Fails if an image config is for a platform whose images do not run on `wanted`. A config that names no architecture,
+/// as somebody may write it by hand, is accepted.
+pub(crate) fn check_platform(config: &[u8], wanted: &Platform) -> Result<(), ImageError> {
+    let fields: PlatformFields = json("the image config", config)?;
+    match fields.platform() {
+        Some(is) if wanted.fit(&is).is_none() => Err(ImageError::WrongPlatform {
+            wanted: wanted.to_string(),
+            is: is.to_string(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// The diff IDs in an image config, one per layer.
+fn diff_ids(config: &[u8], layers: usize) -> Result<Vec<Digest>, ImageError> {
     #[derive(Deserialize)]
     struct RootFs {
-        #[serde(default)]
-        diff_ids: Vec<Digest>,
+        diff_ids: Option<Vec<Digest>>,
     }
     #[derive(Deserialize)]
     struct Config {
-        #[serde(default)]
-        os: String,
-        #[serde(default)]
-        architecture: String,
-        variant: Option<String>,
-        rootfs: RootFs,
+        rootfs: Option<RootFs>,
     }
-    let config: Config = serde_json::from_slice(config).map_err(|source| ImageError::Json {
-        what: "the image config",
-        source,
-    })?;
-    let is = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
-    // Some images have none of these fields, for example images that were made by hand. They are accepted.
-    if let Some(wanted) = wanted
-        && !config.os.is_empty()
-        && !config.architecture.is_empty()
-        && wanted.fit(&is).is_none()
-    {
-        return Err(ImageError::WrongPlatform {
-            wanted: wanted.to_string(),
-            is: is.to_string(),
-        });
-    }
-    let diff_ids = config.rootfs.diff_ids;
+    let config: Config = json("the image config", config)?;
+    let diff_ids = config.rootfs.and_then(|rootfs| rootfs.diff_ids);
+    let diff_ids = diff_ids.unwrap_or_default();
     if diff_ids.len() == layers {
         Ok(diff_ids)
     } else {

@@ -21,6 +21,8 @@
 //! ```
 //!
 //! # Guarantees
+//! - A pull has no deadline. It fails when too few bytes arrive for too long, or when several tries were in vain. What
+//!   was received of a layer stays in the store, and the next pull continues it.
 //! - All content is hashed: manifests, configs and layers must have their digests, and the decompressed content of a
 //!   layer must have its diff ID. A blob in the store gets its name only when it is complete, also if there is a
 //!   power cut. A directory that an image is unpacked to without `overlay` gets its name only when it is complete,
@@ -53,6 +55,9 @@
 //! | zstd | 0.44 | 1.95 | 0.59 | 27 |
 //! | small | 0.31 | 2.09 | 0.21 | 27 |
 //!
+//! At the end it kills a pull of 200 MB after 90 % and starts it again: `resume_saved_percent` is the part of the
+//! received bytes that are not downloaded again.
+//!
 //! `speedup_gzip` 4.4, `speedup_zstd` 4.5, `speedup_small_files` 6.8, `floor_ratio_gzip` 0.76 (our time, divided by
 //! the time that `gzip -dc | tar x` would take if it used all cores), `peak_mib` 27.
 //!
@@ -62,6 +67,7 @@
 //! and because zlib-rs needs no cmake. ring is used because the TLS library needs it anyway, and because it is also
 //! fast on CPUs without SHA extensions.
 
+mod access;
 pub mod auth;
 mod beneath;
 mod chain;
@@ -73,8 +79,10 @@ pub mod fuzzing;
 pub mod hosts;
 pub mod image;
 pub mod limits;
+mod node;
 pub mod package_config;
 pub mod progress;
+mod proxy;
 pub mod pull;
 pub mod reference;
 pub mod registry;
@@ -86,8 +94,8 @@ pub mod unpack;
 
 pub use auth::{AuthError, Credentials, PluginConfig};
 pub use chain::chain;
-pub use config::{PullerConfig, RetryClass, Timeouts};
-pub use digest::{Digest, DigestError};
+pub use config::{NodeConfig, PullerConfig, RetryClass, Timeouts};
+pub use digest::{Digest, DigestError, Mismatch};
 pub use hosts::HostsError;
 pub use image::{ImageError, Platform};
 pub use limits::Limits;

@@ -132,7 +132,11 @@ pub(crate) struct Budget<'a> {
     package_bytes: AtomicU64,
     package_entries: AtomicU64,
     scanned_entries: AtomicU64,
+    warnings: AtomicU64,
 }
+
+/// How many warnings one image may cause. It may have many entries of the same kind.
+const MAX_WARNINGS: u64 = 20;
 
 impl<'a> Budget<'a> {
     pub(crate) fn new(limits: &'a Limits) -> Self {
@@ -142,6 +146,18 @@ impl<'a> Budget<'a> {
             package_bytes: AtomicU64::new(0),
             package_entries: AtomicU64::new(0),
             scanned_entries: AtomicU64::new(0),
+            warnings: AtomicU64::new(0),
+        }
+    }
+
+    /// Logs what was done about an entry that a package should not have.
+    pub(crate) fn warn(&self, entry: &[u8], what: &str) {
+        let number = self.warnings.fetch_add(1, Ordering::Relaxed);
+        if number < MAX_WARNINGS {
+            let entry = String::from_utf8_lossy(entry);
+            tracing::warn!(%entry, "unpacking an image: {what}");
+        } else if number == MAX_WARNINGS {
+            tracing::warn!("unpacking an image: there are more such entries");
         }
     }
 

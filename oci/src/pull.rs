@@ -1,25 +1,35 @@
 //! Pulls an image: resolves a reference, and downloads and verifies the blobs that are not in the store yet.
 
-use std::sync::Arc;
-use std::time::Duration;
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this file is the shell that pulls, and it tells the store what time it is"
+)]
 
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::access::Access;
 use crate::auth::Credentials;
-use crate::auth::plugin::Plugins;
 use crate::chain::chain;
-use crate::config::{PullerConfig, RetryClass};
+use crate::config::{PullerConfig, RetryClass, Timeouts};
 use crate::digest::Digest;
-use crate::image::{self, Document, ImageError, Manifest};
+use crate::image::{self, Candidate, Document, ImageError, Manifest};
 use crate::progress::{PullEvent, PullProgress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
 use crate::root::Root;
 use crate::store::{Leave, Store, StoreError, StoredImage, blocking};
 
-mod fetch;
+pub(crate) mod fetch;
 mod retry;
 
 use fetch::Flights;
 use retry::Retry;
+
+/// How many indexes may lie inside each other.
+const MAX_INDEXES: usize = 4;
+/// How many images of one index are looked at because the index does not name their platform.
+const MAX_CHOICES: usize = 16;
 
 /// What was pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,11 +64,6 @@ pub enum PullError {
         reference: String,
         source: StoreError,
     },
-    #[error("image {reference}: not pulled within {} s", deadline.as_secs())]
-    Deadline {
-        reference: String,
-        deadline: Duration,
-    },
 }
 
 impl PullError {
@@ -68,7 +73,6 @@ impl PullError {
             Self::Registry { source, .. } => source.kind(),
             Self::Image { source, .. } => source.kind(),
             Self::Store { source, .. } => source.kind(),
-            Self::Deadline { .. } => "deadline",
         }
     }
 
@@ -80,7 +84,7 @@ impl PullError {
                 reference,
                 source: source.shown_in(root),
             },
-            Self::Registry { .. } | Self::Image { .. } | Self::Deadline { .. } => self,
+            Self::Registry { .. } | Self::Image { .. } => self,
         }
     }
 
@@ -96,7 +100,6 @@ impl PullError {
             Self::Registry { source, .. } => source.retry_class(),
             Self::Image { .. } => RetryClass::Terminal,
             Self::Store { source, .. } => transient(source.is_transient()),
-            Self::Deadline { .. } => RetryClass::Transient,
         }
     }
 }
@@ -106,7 +109,7 @@ impl PullError {
 pub struct Puller {
     store: Store,
     config: Arc<PullerConfig>,
-    plugins: Option<Plugins>,
+    access: Access,
     flights: Flights,
 }
 
@@ -123,10 +126,7 @@ impl Puller {
     pub fn new(store: Store, config: PullerConfig) -> Self {
         Self {
             store,
-            plugins: config
-                .plugins
-                .clone()
-                .map(|plugins| Plugins::new(plugins, config.files.clone())),
+            access: Access::default(),
             config: Arc::new(config),
             flights: Flights::default(),
         }
@@ -173,7 +173,7 @@ impl Puller {
             return result;
         };
         let store = self.store.clone();
-        match blocking(move || store.collect_until_free(needed)).await {
+        match blocking(move || store.collect_until_free(needed, SystemTime::now())).await {
             Ok(collected) => {
                 tracing::info!(%reference, ?collected, "removed unused images before a pull");
             }
@@ -192,16 +192,8 @@ impl Puller {
         progress: &PullProgress,
         leave: Leave,
     ) -> Result<Pulled, PullError> {
-        let deadline = self.config.deadline;
-        let run = self.run(reference, credentials, progress, leave);
-        let result = tokio::time::timeout(deadline, run);
-        match result.await {
-            Ok(result) => result.map_err(|failure| failure.of(reference)),
-            Err(_) => Err(PullError::Deadline {
-                reference: reference.to_string(),
-                deadline,
-            }),
-        }
+        let result = self.run(reference, credentials, progress, leave).await;
+        result.map_err(|failure| failure.of(reference))
     }
 
     async fn run(
@@ -221,11 +213,8 @@ impl Puller {
             });
             return Ok(pulled);
         }
-        let mut credentials = credentials.clone();
-        if let Some(plugins) = &self.plugins {
-            credentials = credentials.merge(plugins.credentials(&reference.name()).await);
-        }
-        let session = Arc::new(Session::open(reference, &credentials, &self.config)?);
+        let session = self.access.session(reference, credentials, &self.config);
+        let session = Arc::new(session.await?);
         let run = Run {
             puller: self,
             reference,
@@ -233,11 +222,18 @@ impl Puller {
             progress,
             leave,
         };
-        let (resolved, manifest_digest, manifest) = run.resolve().await?;
+        let Resolved {
+            resolved,
+            digest: manifest_digest,
+            manifest,
+            has_platform,
+        } = run.resolve().await?;
         let fetched_bytes = run.fetch(&manifest).await?;
         let config = self.store.document(&manifest.config.0)?;
-        let platform = Some(&self.config.platform);
-        image::diff_ids(&config, manifest.layers.len(), platform)?;
+        if !has_platform {
+            image::check_platform(&config, &self.config.platform)?;
+        }
+        manifest.diff_ids(&config)?;
         let (store, of) = (self.store.clone(), reference.clone());
         let image = blocking(move || store.record_image(&of, &manifest_digest)).await?;
         progress.say(PullEvent::Pulled {
@@ -260,27 +256,37 @@ impl Puller {
     }
 }
 
+/// What a reference leads to.
+struct Resolved {
+    /// The digest of an index, or of the same manifest.
+    resolved: Digest,
+    digest: Digest,
+    manifest: Manifest,
+    /// An index said that the image is for this platform. Then its config need not say so: builders that assemble
+    /// images for several platforms write wrong ones.
+    has_platform: bool,
+}
+
 impl Run<'_> {
     /// Finds the digest that the reference leads to, and the manifest for this platform with its digest.
-    async fn resolve(&self) -> Result<(Digest, Digest, Manifest), Failure> {
-        let Puller { store, config, .. } = self.puller;
-        let limits = store.limits();
+    async fn resolve(&self) -> Result<Resolved, Failure> {
+        let store = &self.puller.store;
         let selector = self.reference.manifest_selector();
-        let raw = self.manifest(&selector, self.reference.digest()).await?;
+        let mut raw = self.manifest(&selector, self.reference.digest()).await?;
         let resolved = raw.digest;
-        let decode =
-            |raw: &RawManifest| image::decode(&raw.bytes, raw.content_type.as_deref(), limits);
-        let (raw, manifest) = match decode(&raw)? {
-            Document::Image(manifest) => (raw, manifest),
-            Document::Index(candidates) => {
-                let chosen = image::select(&candidates, &config.platform)?.digest;
-                let raw = match self.stored(&chosen) {
-                    Some(raw) => raw,
-                    None => self.manifest(&chosen.to_string(), Some(chosen)).await?,
-                };
-                match decode(&raw)? {
-                    Document::Image(manifest) => (raw, manifest),
-                    Document::Index(_) => return Err(ImageError::NestedIndex.into()),
+        let mut has_platform = false;
+        let mut indexes = 0;
+        let manifest = loop {
+            match self.decode(&raw)? {
+                Document::Image(manifest) => break manifest,
+                Document::Index(_) if indexes == MAX_INDEXES => {
+                    return Err(ImageError::NestedIndex(MAX_INDEXES).into());
+                }
+                Document::Index(candidates) => {
+                    indexes += 1;
+                    let (chosen, document) = self.choose(&candidates).await?;
+                    has_platform |= chosen.platform.is_some();
+                    raw = document;
                 }
             }
         };
@@ -293,7 +299,68 @@ impl Run<'_> {
             layers,
             bytes,
         });
-        Ok((resolved, digest, manifest))
+        Ok(Resolved {
+            resolved,
+            digest,
+            manifest,
+            has_platform,
+        })
+    }
+
+    fn decode(&self, raw: &RawManifest) -> Result<Document, ImageError> {
+        let limits = self.puller.store.limits();
+        image::decode(&raw.bytes, raw.content_type.as_deref(), limits)
+    }
+
+    /// The image in an index that fits this platform best, and its document.
+    async fn choose<'a>(
+        &self,
+        candidates: &'a [Candidate],
+    ) -> Result<(&'a Candidate, RawManifest), Failure> {
+        let fitting = image::select(candidates, &self.puller.config.platform)?;
+        let last = fitting.len() - 1;
+        for (position, candidate) in fitting.into_iter().take(MAX_CHOICES).enumerate() {
+            let document = self.document(candidate).await?;
+            // The last one is taken in any case: if it is for another platform, the error says for which one.
+            if candidate.platform.is_some()
+                || position == last
+                || self.is_for_this_platform(&document).await?
+            {
+                return Ok((candidate, document));
+            }
+        }
+        Err(ImageError::NoPlatform {
+            wanted: self.puller.config.platform.to_string(),
+            present: format!("more than {MAX_CHOICES} images without a platform"),
+        }
+        .into())
+    }
+
+    /// Whether an image is for this platform according to its config, because the index does not say so.
+    async fn is_for_this_platform(&self, raw: &RawManifest) -> Result<bool, Failure> {
+        let platform = &self.puller.config.platform;
+        match self.decode(raw)? {
+            Document::Index(candidates) => Ok(image::select(&candidates, platform).is_ok()),
+            Document::Image(manifest) => {
+                self.fetch_config(&manifest).await?;
+                let config = self.puller.store.document(&manifest.config.0)?;
+                Ok(image::check_platform(&config, platform).is_ok())
+            }
+        }
+    }
+
+    /// The manifest of one image in an index: from the index itself, from the store, or from the registry.
+    async fn document(&self, candidate: &Candidate) -> Result<RawManifest, Failure> {
+        let digest = candidate.digest;
+        let embedded = candidate.embedded.clone().map(|bytes| RawManifest {
+            bytes,
+            digest,
+            content_type: None,
+        });
+        match embedded.or_else(|| self.stored(&digest)) {
+            Some(raw) => Ok(raw),
+            None => self.manifest(&digest.to_string(), Some(digest)).await,
+        }
     }
 
     /// The manifest from the store, if it is there. This avoids a request, because some registries count requests for
@@ -308,15 +375,35 @@ impl Run<'_> {
 
     async fn manifest(&self, selector: &str, want: Option<Digest>) -> Result<RawManifest, Failure> {
         let limits = self.puller.store.limits();
+        let timeouts = &self.puller.config.timeouts;
         let what = format!("manifest {selector}");
-        let mut retry = Retry::new(&self.puller.config.timeouts, what, self.progress.clone());
+        let mut retry = Retry::new(timeouts, what.clone(), self.progress.clone());
         loop {
-            match self.session.manifest(selector, want, limits).await {
+            let answer = self.session.manifest(selector, want, limits);
+            match answered(timeouts, &what, self.reference.registry(), answer).await {
                 Ok(raw) => return Ok(raw),
                 Err(error) => retry.after(error).await?,
             }
         }
     }
+}
+
+/// Limits the time of a request whose answer is small. A server could send it byte by byte.
+async fn answered<T>(
+    timeouts: &Timeouts,
+    what: &str,
+    registry: &str,
+    answer: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<T, RegistryError> {
+    let limit = timeouts.answer;
+    let result = tokio::time::timeout(limit, answer).await;
+    result.unwrap_or_else(|_| {
+        Err(RegistryError::NoAnswer {
+            what: what.to_owned(),
+            host: registry.to_owned(),
+            limit,
+        })
+    })
 }
 
 impl Pulled {

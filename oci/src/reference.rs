@@ -43,8 +43,8 @@ pub enum ReferenceError {
     #[error("image {image:?} is pinned to {in_image}, but containerSHA is {container_sha}")]
     TwoDigests {
         image: String,
-        in_image: Digest,
-        container_sha: Digest,
+        in_image: Box<Digest>,
+        container_sha: Box<Digest>,
     },
 }
 
@@ -108,8 +108,8 @@ impl Reference {
                 let image = image.to_owned();
                 return Err(ReferenceError::TwoDigests {
                     image,
-                    in_image,
-                    container_sha,
+                    in_image: Box::new(in_image),
+                    container_sha: Box::new(container_sha),
                 });
             }
             (in_image, pinned) => reference.digest = pinned.or(in_image),

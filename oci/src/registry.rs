@@ -9,35 +9,48 @@
     reason = "this file is the shell that speaks HTTP"
 )]
 
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
-    WWW_AUTHENTICATE,
-};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
 
-use crate::auth::challenge::{self, Challenge};
-use crate::auth::{Credentials, Login};
+use crate::auth::{Credentials, Match};
 use crate::chain;
-use crate::config::PullerConfig;
-use crate::digest::Digest;
-use crate::hosts::{self, Endpoint, HostsError};
+use crate::config::Timeouts;
+use crate::digest::{Digest, Mismatch};
+use crate::hosts::{self, RegistrySettings};
 use crate::image;
 use crate::limits::{Limit, LimitExceeded, Limits};
+use crate::proxy::Proxies;
 use crate::reference::Reference;
 use crate::root::Root;
 
 mod error;
 mod redirect;
+mod server;
 mod token;
 mod transport;
+mod trust;
+mod verify;
 
 pub use error::RegistryError;
+pub(crate) use trust::TrustStore;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use trust::read_certificates;
 
-const MAX_REDIRECTS: u32 = 5;
+use server::{Access, Ask, Server};
+
+/// What every connection of a session needs.
+#[derive(Debug)]
+pub(crate) struct Net<'a> {
+    /// The directory in which the paths of certificates are paths.
+    pub(crate) files: &'a Root,
+    pub(crate) trust: &'a TrustStore,
+    pub(crate) proxies: &'a Arc<Proxies>,
+    pub(crate) timeouts: &'a Timeouts,
+}
 
 /// Talks to one repository for one pull.
 #[derive(Debug)]
@@ -45,17 +58,8 @@ pub(crate) struct Session {
     registry: String,
     repository: String,
     hosts: Vec<Server>,
-}
-
-/// An endpoint with its client, its logins, and the authorization that it accepted last.
-#[derive(Debug)]
-struct Server {
-    endpoint: Endpoint,
-    client: Client,
-    logins: Vec<Login>,
-    /// Headers from the configuration. They are sent to this endpoint's own origin only.
-    headers: HeaderMap,
-    authorization: Mutex<Option<HeaderValue>>,
+    /// Credentials and settings that could not be used, for messages.
+    problems: Vec<String>,
 }
 
 /// A manifest or index, as the registry sent it.
@@ -76,51 +80,53 @@ pub(crate) struct BlobBody {
 }
 
 impl Session {
-    /// Reads the configuration of the registry each time, because certificates and mirrors may have changed.
+    /// Sets up a client for each server of the registry.
     pub(crate) fn open(
         reference: &Reference,
         credentials: &Credentials,
-        config: &PullerConfig,
+        settings: &RegistrySettings,
+        insecure: bool,
+        net: &Net<'_>,
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
-        let files = Root::or_own(config.files.as_ref()).map_err(|source| HostsError::Read {
-            path: PathBuf::from("/"),
-            source,
-        })?;
-        let settings = match &config.hosts_dir {
-            Some(dir) => hosts::load(&files, dir, registry)?,
-            None => hosts::RegistrySettings::default(),
-        };
-        let insecure = config.insecure.iter().any(|name| name == registry);
+        let name = reference.name();
         let mut hosts = Vec::new();
-        for endpoint in hosts::endpoints(registry, &settings, insecure)? {
-            let client = transport::client(&endpoint, &files, &config.timeouts)?;
-            let logins = if endpoint.is_origin {
-                credentials.matching(&reference.name())
-            } else {
-                let repository = endpoint.repository(reference.repository());
-                credentials.matching(&format!("{}/{repository}", endpoint.authority))
+        let mut problems = credentials.problems(&name);
+        for endpoint in hosts::endpoints(registry, settings, insecure)? {
+            let client = transport::client(&endpoint, net)?;
+            let repository = endpoint.repository(reference.repository());
+            let there = format!("{}/{repository}", endpoint.authority);
+            let mut logins = match endpoint.is_origin {
+                true => credentials.matching(&name),
+                false => credentials.matching(&there),
             };
+            if endpoint.is_origin && endpoint.settings.repository.is_some() {
+                logins.extend(credentials.matching(&there));
+            }
+            problems.extend(credentials.problems(&there));
             let headers = transport::headers(&endpoint.settings)?;
-            let authorization = Mutex::new(None);
             hosts.push(Server {
                 endpoint,
                 client,
                 logins,
                 headers,
-                authorization,
+                access: std::sync::Mutex::default(),
             });
         }
-        let (registry, repository) = (registry.to_owned(), reference.repository().to_owned());
+        problems.extend(settings.problems.iter().cloned());
+        problems.extend(net.proxies.problems.iter().cloned());
+        let problems: BTreeSet<String> = problems.into_iter().collect();
         Ok(Self {
-            registry,
-            repository,
+            registry: registry.to_owned(),
+            repository: reference.repository().to_owned(),
             hosts,
+            problems: problems.into_iter().collect(),
         })
     }
 
-    pub(crate) fn has_one_host(&self) -> bool {
-        self.hosts.len() == 1
+    /// The registry that the reference names.
+    pub(crate) fn registry(&self) -> &str {
+        &self.registry
     }
 
     /// Requests a manifest or index by tag or by digest. If `want` is given, the document must have this digest.
@@ -138,6 +144,9 @@ impl Session {
             .iter()
             .filter(|host| host.endpoint.serves(want.is_some()))
         {
+            if has_answered(host, failed.as_ref()) {
+                continue;
+            }
             let result = self.manifest_from(host, &what, &path, want, limits).await;
             match result {
                 Ok(manifest) => return Ok(manifest),
@@ -162,15 +171,12 @@ impl Session {
             .map(str::to_owned);
         let authority = &host.endpoint.authority;
         let bytes = body(response, what, authority, limits.manifest_bytes).await?;
-        let digest = Digest::of(&bytes);
+        let digest = Digest::like(want, &bytes);
         match want {
             Some(want) if want != digest => {
-                let host = authority.clone();
-                Err(RegistryError::WrongDigest {
-                    host,
-                    want,
-                    got: digest,
-                })
+                let (host, got) = (authority.clone(), digest);
+                let digests = Box::new(Mismatch { want, got });
+                Err(RegistryError::WrongDigest { host, digests })
             }
             _ => Ok(RawManifest {
                 bytes,
@@ -180,9 +186,8 @@ impl Session {
         }
     }
 
-    /// Requests a blob. The host at position `first` is asked first. Only this host is asked for the bytes after
-    /// `from`: the others are asked for the whole blob, because bytes of two hosts must not be mixed. The status of
-    /// the response tells whether it is a part or the whole blob.
+    /// Requests a blob from the byte `from` on. The host at position `first` is asked first. The status of the response
+    /// tells whether it is the rest or the whole blob.
     pub(crate) async fn blob(
         &self,
         digest: &Digest,
@@ -193,10 +198,10 @@ impl Session {
         let path = format!("blobs/{digest}");
         let mut failed = None;
         for step in 0..self.hosts.len() {
-            let range = (from > 0 && step == 0).then(|| format!("bytes={from}-"));
+            let range = (from > 0).then(|| format!("bytes={from}-"));
             let host_index = (first + step) % self.hosts.len();
             let host = &self.hosts[host_index];
-            if !host.endpoint.serves(true) {
+            if !host.endpoint.serves(true) || has_answered(host, failed.as_ref()) {
                 continue;
             }
             match self.get(host, &what, &path, "*/*", range.as_deref()).await {
@@ -230,37 +235,40 @@ impl Session {
             range,
         };
         let mut logins = host.logins.iter().map(Some).chain([None]);
-        let known = host.known_authorization();
-        let mut response = host.send(&ask, &url, known).await?;
-        while response.status() == StatusCode::UNAUTHORIZED {
-            let challenges = challenges(&response);
-            let denied = || RegistryError::Denied {
-                what: what.to_owned(),
-                host: host.endpoint.authority.clone(),
-                reason: match host.logins.len() {
-                    0 => "it requires credentials, and there are none for it: add a pull secret"
-                        .to_owned(),
-                    count => format!("none of the {count} credentials for it is accepted"),
-                },
+        let Access {
+            authorization,
+            mut challenges,
+        } = host.access();
+        let mut response = host.send(&ask, &url, authorization).await?;
+        let mut token_server = None;
+        // Some registries answer 404 to a login that may not see the repository, and 403 to one that has expired.
+        while is_about_access(response.status(), &host.logins) {
+            let asked_for = server::challenges(&response);
+            if !asked_for.is_empty() {
+                challenges = asked_for;
+                host.remember_challenges(&challenges);
+            }
+            let Some(login) = logins.next() else {
+                break;
             };
-            let login = logins.next().ok_or_else(denied)?;
             let answer = token::answer(
                 &host.client,
                 &host.endpoint,
                 &self.repository,
                 &challenges,
-                login,
+                login.map(|found| &found.login),
             );
             match answer.await {
                 Ok(Some(authorization)) => {
-                    response = host.send(&ask, &url, Some(authorization.clone())).await?;
-                    if response.status() != StatusCode::UNAUTHORIZED {
+                    let next = host.send(&ask, &url, Some(authorization.clone())).await?;
+                    if !is_about_access(next.status(), &host.logins) {
                         host.remember(authorization);
                     }
+                    response = most_telling(response, next);
                 }
                 Ok(None) => {}
                 // The token server does not accept this login: try the next one.
-                Err(RegistryError::Denied { .. }) => {}
+                Err(error @ RegistryError::Denied { .. }) => token_server = Some(error.to_string()),
                 Err(error) => return Err(error),
             }
         }
@@ -268,116 +276,74 @@ impl Session {
         match response.status() {
             StatusCode::OK => Ok(response),
             StatusCode::PARTIAL_CONTENT if range.is_some() => Ok(response),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Denied {
+                what: what.to_owned(),
+                host: host.endpoint.authority.clone(),
+                reason: self.refusal(host, response.status(), token_server),
+            }),
+            StatusCode::NOT_FOUND if !host.logins.is_empty() || !self.problems.is_empty() => {
+                Err(RegistryError::NotFound {
+                    what: what.to_owned(),
+                    host: host.endpoint.authority.clone(),
+                    tried: format!(" ({})", self.tried(host)),
+                })
+            }
             _ => Err(status_error(what, &host.endpoint.authority, &response)),
         }
     }
-}
 
-/// A request without its URL.
-struct Ask<'a> {
-    what: &'a str,
-    accept: &'a str,
-    range: Option<&'a str>,
-}
-
-impl Server {
-    fn known_authorization(&self) -> Option<HeaderValue> {
-        self.authorization
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .clone()
-    }
-
-    fn remember(&self, authorization: HeaderValue) {
-        *self
-            .authorization
-            .lock()
-            .unwrap_or_else(|poison| poison.into_inner()) = Some(authorization);
-    }
-
-    async fn send(
-        &self,
-        ask: &Ask<'_>,
-        url: &Url,
-        authorization: Option<HeaderValue>,
-    ) -> Result<Response, RegistryError> {
-        let mut request = self.client.get(url.clone()).header(ACCEPT, ask.accept);
-        if url.origin() == self.endpoint.base.origin() {
-            request = request.headers(self.headers.clone());
-        }
-        if let Some(range) = ask.range {
-            request = request.header(RANGE, range);
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, authorization);
-        }
-        request.send().await.map_err(|source| RegistryError::Http {
-            what: ask.what.to_owned(),
-            host: url.host_str().unwrap_or_default().to_owned(),
-            source: source.without_url(),
-        })
-    }
-
-    /// Follows redirects. The authorization is sent only to the origin that it is for.
-    async fn follow(
-        &self,
-        ask: &Ask<'_>,
-        repository: &str,
-        origin: Url,
-        mut response: Response,
-    ) -> Result<Response, RegistryError> {
-        let refused = |reason| RegistryError::Redirect {
-            what: ask.what.to_owned(),
-            host: self.endpoint.authority.clone(),
-            reason,
+    /// Why the server refuses, with all that was tried.
+    fn refusal(&self, host: &Server, status: StatusCode, token_server: Option<String>) -> String {
+        let advice = match host.logins.len() {
+            0 => "it requires credentials, and there are none for it: add a pull secret",
+            _ => "no credentials for it are accepted",
         };
-        let mut url = origin.clone();
-        let mut redirects = 0;
-        loop {
-            // The other server gets none of our credentials, but it may want a token that anybody can get.
-            if response.status() == StatusCode::UNAUTHORIZED && url.origin() != origin.origin() {
-                let (client, endpoint) = (&self.client, &self.endpoint);
-                let challenges = challenges(&response);
-                let answer = token::answer(client, endpoint, repository, &challenges, None);
-                let Some(authorization) = answer.await? else {
-                    return Ok(response);
-                };
-                return self.send(ask, &url, Some(authorization)).await;
+        let token_server = token_server.map_or_else(String::new, |text| format!("{text}; "));
+        let tried = self.tried(host);
+        format!("{advice} (it answered {status}; {token_server}{tried})")
+    }
+
+    /// What was tried to get access, and what could not be.
+    fn tried(&self, host: &Server) -> String {
+        let mut sources: Vec<&str> = Vec::new();
+        for found in &host.logins {
+            if !sources.contains(&&*found.source) {
+                sources.push(&found.source);
             }
-            if !response.status().is_redirection() {
-                return Ok(response);
-            }
-            redirects += 1;
-            if redirects > MAX_REDIRECTS {
-                return Err(refused("more than 5 times"));
-            }
-            let location = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|value| value.to_str().ok());
-            let location = location
-                .ok_or_else(|| refused("without saying where to (there is no Location header)"))?;
-            let next = url
-                .join(location)
-                .map_err(|_| refused("to something that is not a URL"))?;
-            if let Some(reason) = redirect::problem(&url, &next) {
-                return Err(refused(reason));
-            }
-            url = next;
-            let authorization = if url.origin() == origin.origin() {
-                self.known_authorization()
-            } else {
-                None
-            };
-            response = self.send(ask, &url, authorization).await?;
         }
+        sources.push("no credentials");
+        let mut text = format!("tried: {}", sources.join(", "));
+        if !self.problems.is_empty() {
+            text.push_str("; cannot be used: ");
+            text.push_str(&self.problems.join("; "));
+        }
+        text
     }
 }
 
-fn challenges(response: &Response) -> Vec<Challenge> {
-    let headers = response.headers().get_all(WWW_AUTHENTICATE);
-    let texts = headers.iter().filter_map(|value| value.to_str().ok());
-    texts.flat_map(challenge::parse).collect()
+/// Whether another login may get another answer.
+fn is_about_access(status: StatusCode, logins: &[Match]) -> bool {
+    match status {
+        StatusCode::UNAUTHORIZED => true,
+        StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => !logins.is_empty(),
+        _ => false,
+    }
+}
+
+/// Which of two answers an error is made from. That something does not exist says more than that a login is missing, but
+/// only the answer to the last login can be a success.
+fn most_telling(before: Response, next: Response) -> Response {
+    match (before.status(), next.status()) {
+        (StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => before,
+        _ => next,
+    }
+}
+
+/// Whether this is the plain form of a server that has answered over TLS. Then it is not asked again: it must not get
+/// credentials without TLS, and its first answer says more.
+fn has_answered(host: &Server, failed: Option<&RegistryError>) -> bool {
+    let is_unreachable = |error| matches!(error, &RegistryError::Http { .. });
+    host.endpoint.is_plain_fallback() && failed.is_some_and(|error| !is_unreachable(error))
 }
 
 /// Logs the failure of a mirror. If the pull succeeds with the next host, this log line is the only sign of the
@@ -398,7 +364,11 @@ fn passed_over(host: &Server, error: RegistryError) -> RegistryError {
 fn status_error(what: &str, host: &str, response: &Response) -> RegistryError {
     let (what, host, status) = (what.to_owned(), host.to_owned(), response.status());
     match status {
-        StatusCode::NOT_FOUND => RegistryError::NotFound { what, host },
+        StatusCode::NOT_FOUND => RegistryError::NotFound {
+            what,
+            host,
+            tried: String::new(),
+        },
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied {
             what,
             host,

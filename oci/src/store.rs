@@ -1,12 +1,13 @@
 //! Content-addressed blobs on disk, and the records of which images are there.
 //!
 //! ```text
-//! blobs/sha256/<hex>   manifests, configs and layers, exactly as the registry sent them
-//! images/<hex>         a complete image, named by its manifest; the mtime is the time of its last use
-//! refs/<hex>           which manifest a reference last resolved to
-//! pins/<hex>           an owner (an installed package) and the manifest it needs
-//! tmp/                 blobs that are being written
-//! lock                 locked shared: the store is in use; locked exclusive: files may be removed
+//! blobs/<algorithm>/<hex>  manifests, configs and layers, exactly as the registry sent them
+//! images/<hex>             a complete image, named by its manifest; the mtime is the time of its last use
+//! refs/<hex>               which manifest a reference last resolved to
+//! pins/<hex>               an owner (an installed package) and the manifest it needs
+//! tmp/                     small blobs that are being written
+//! partial/<digest>         layers that were downloaded in part; the next pull continues them
+//! lock                     locked shared: the store is in use; locked exclusive: files may be removed
 //! ```
 //!
 //! # Guarantees
@@ -28,12 +29,11 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Mismatch};
 use crate::image::{self, Document, ImageError, Layer};
 use crate::limits::Limits;
 use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
-use crate::replace::{Durability, replace_file};
 use crate::root::Root;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
@@ -41,6 +41,7 @@ mod blob;
 mod files;
 mod gc;
 mod lock;
+mod partial;
 mod space;
 
 pub(crate) use blob::BlobWriter;
@@ -48,7 +49,7 @@ pub use gc::Collected;
 pub(crate) use space::Leave;
 pub use space::Room;
 
-use files::{failed, list, read_record, remove_if_there};
+use files::{failed, list, read_record, remove_if_there, write_record};
 
 /// The clock of a file system may be behind the clock of the system by this time.
 const COARSE: Duration = Duration::from_millis(100);
@@ -57,8 +58,14 @@ const COARSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
     pub limits: Limits,
-    /// How many bytes of blobs may stay in the store. Pinned images are counted too, but are never removed.
+    /// How many bytes of blobs may stay in the store, partial ones included. Pinned images are counted too, but are
+    /// never removed.
     pub max_bytes: u64,
+    /// Images that nobody pins are removed when they were not used for longer than this. `None` means that only
+    /// `max_bytes` and `room` remove them.
+    pub max_unused: Option<Duration>,
+    /// Partial blobs are removed when nobody has continued their download for longer than this.
+    pub max_partial: Duration,
     /// How much of the file system must stay free.
     pub room: Room,
     /// How long to wait for the store's lock.
@@ -70,6 +77,8 @@ impl Default for StoreConfig {
         Self {
             limits: Limits::default(),
             max_bytes: 4 << 30,
+            max_unused: None,
+            max_partial: Duration::from_secs(7 * 24 * 3600),
             room: Room::default(),
             lock_patience: Duration::from_secs(60),
         }
@@ -112,8 +121,8 @@ pub enum StoreError {
     NoImage(Digest),
     #[error("blob {0} in the store is damaged or missing: the next pull downloads it again")]
     Damaged(Digest),
-    #[error("the content has the digest {got} instead of {want}")]
-    WrongDigest { want: Digest, got: Digest },
+    #[error("the content has the digest {} instead of {}", .0.got, .0.want)]
+    WrongDigest(Box<Mismatch>),
     #[error("blob {digest} has {got} bytes instead of {want}")]
     WrongSize { digest: Digest, want: u64, got: u64 },
     #[error("image {digest}")]
@@ -140,7 +149,7 @@ impl StoreError {
             Self::NoRoom { .. } => "no_room",
             Self::NoImage(_) => "no_image",
             Self::Damaged(_) => "blob_damaged",
-            Self::WrongDigest { .. } => "wrong_digest",
+            Self::WrongDigest(_) => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
             Self::Image { .. } => "image",
             Self::Unpack(error) => error.kind(),
@@ -156,7 +165,7 @@ impl StoreError {
             }
             Self::NoImage(_)
             | Self::Damaged(_)
-            | Self::WrongDigest { .. }
+            | Self::WrongDigest(_)
             | Self::WrongSize { .. }
             | Self::Image { .. }
             | Self::Unpack(_) => {}
@@ -172,7 +181,7 @@ impl StoreError {
             | Self::NoRoom { .. }
             | Self::NoImage(_)
             | Self::Damaged(_) => true,
-            Self::WrongDigest { .. } | Self::WrongSize { .. } | Self::Image { .. } => false,
+            Self::WrongDigest(_) | Self::WrongSize { .. } | Self::Image { .. } => false,
             Self::Unpack(error) => error.is_transient(),
         }
     }
@@ -204,7 +213,9 @@ impl Store {
     /// interrupted pull has left are removed.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
-        for part in ["blobs/sha256", "images", "refs", "pins", "tmp"] {
+        let blobs = Algorithm::ALL.map(|algorithm| Path::new("blobs").join(algorithm.name()));
+        let others = ["images", "refs", "pins", "tmp", "partial"].map(PathBuf::from);
+        for part in blobs.iter().chain(&others) {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(|source| failed("create", &path, source))?;
         }
@@ -321,7 +332,7 @@ impl Store {
             .take(limit + 1)
             .read_to_end(&mut bytes);
         read.map_err(|source| failed("read", &self.blob(digest), source))?;
-        if Digest::of(&bytes) != *digest {
+        if !digest.is_of(&bytes) {
             self.remove_damaged(digest);
             return Err(StoreError::Damaged(*digest));
         }
@@ -429,7 +440,7 @@ impl Store {
         }
         let (config, _) = decoded.config;
         let bytes = self.document(&config)?;
-        let diff_ids = image::diff_ids(&bytes, decoded.layers.len(), None).map_err(wrong)?;
+        let diff_ids = decoded.diff_ids(&bytes).map_err(wrong)?;
         Ok(StoredImage {
             manifest: *manifest,
             layers: decoded.layers,
@@ -467,18 +478,16 @@ impl Store {
     }
 
     fn blob(&self, digest: &Digest) -> PathBuf {
-        self.dir.join("blobs/sha256").join(digest.hex())
+        self.blobs_of(digest.algorithm()).join(digest.hex())
+    }
+
+    fn blobs_of(&self, algorithm: Algorithm) -> PathBuf {
+        self.dir.join("blobs").join(algorithm.name())
     }
 
     fn record(&self, kind: &str, name: &str) -> PathBuf {
         self.dir.join(kind).join(Digest::of(name.as_bytes()).hex())
     }
-}
-
-fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
-    let text =
-        serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
-    replace_file(path, &text, Durability::PowerCut).map_err(|source| failed("write", path, source))
 }
 
 /// Runs work that blocks, on a thread that may block.

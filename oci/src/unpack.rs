@@ -32,11 +32,13 @@ mod error;
 pub(crate) mod layer;
 pub(crate) mod name;
 mod place;
+mod tar;
 mod target;
 pub(crate) mod tree;
 mod window;
 
 pub use error::{EntryError, LayerError, UnpackError};
+pub use tar::TarError;
 pub use target::Target;
 
 use error::lossy;
@@ -117,7 +119,11 @@ fn unpack_into(
         .map(|index| scratch.subdir(&format!("layer{index}")))
         .collect::<Result<_, _>>()
         .map_err(io("create a scratch directory for"))?;
-    let root = merge(read_all(sources, &layers, options.threads, limits)?, limits)?;
+    let budget = Budget::new(limits);
+    let root = merge(
+        read_all(sources, &layers, options.threads, &budget)?,
+        &budget,
+    )?;
     let root = root.ok_or(UnpackError::NoPackage)?;
     let files = place::Files::new(scratch.fd.as_fd(), &layers, &root);
     let failed = |(name, source): (Vec<u8>, io::Error)| UnpackError::Io {
@@ -168,9 +174,8 @@ fn read_all(
     sources: Vec<Source>,
     layers: &[OwnedFd],
     threads: usize,
-    limits: &Limits,
+    budget: &Budget<'_>,
 ) -> Result<Vec<ReadLayer>, UnpackError> {
-    let budget = Budget::new(limits);
     let next = AtomicUsize::new(0);
     let results: Vec<Mutex<Option<Result<ReadLayer, UnpackError>>>> =
         sources.iter().map(|_| Mutex::new(None)).collect();
@@ -180,7 +185,7 @@ fn read_all(
             let Some(source) = sources.get(index) else {
                 return;
             };
-            let result = read_one(index, source, &layers[index], &budget);
+            let result = read_one(index, source, &layers[index], budget);
             if result.is_err() {
                 next.store(sources.len(), Ordering::Relaxed);
             }
@@ -244,7 +249,7 @@ fn read_one(
 
 /// Whether the blob still has its digest.
 fn is_intact(mut blob: &File, layer: &Layer) -> bool {
-    let mut reader = HashingReader::new(blob);
+    let mut reader = HashingReader::new(blob, layer.digest.algorithm());
     let read = blob
         .rewind()
         .and_then(|()| io::copy(&mut reader, &mut io::sink()));
@@ -252,16 +257,22 @@ fn is_intact(mut blob: &File, layer: &Layer) -> bool {
 }
 
 /// Merges the layers into one directory tree.
-fn merge(layers: Vec<ReadLayer>, limits: &Limits) -> Result<Option<tree::Dir>, UnpackError> {
-    let mut tree = tree::Tree::new(limits);
+fn merge(layers: Vec<ReadLayer>, budget: &Budget<'_>) -> Result<Option<tree::Dir>, UnpackError> {
+    let failed = |layer, source: LayerError| UnpackError::Layer {
+        layer,
+        source: Box::new(source),
+    };
+    let mut tree = tree::Tree::new(budget);
+    let last = layers.last().map(|(layer, _)| *layer);
     for (layer, entries) in layers {
         tree.apply(entries)
-            .map_err(|(path, error)| UnpackError::Layer {
-                layer,
-                source: Box::new(error.at(&path)),
-            })?;
+            .map_err(|(path, error)| failed(layer, error.at(&path)))?;
     }
-    Ok(tree.into_root())
+    match (tree.into_root(), last) {
+        (Ok(root), _) => Ok(root),
+        (Err(error), Some(layer)) => Err(failed(layer, error.at(b""))),
+        (Err(_), None) => Ok(None),
+    }
 }
 
 /// The suffix of the names of scratch directories.
@@ -370,24 +381,26 @@ pub(crate) mod fuzzing {
     use super::layer::filter as filter_window;
     use super::window::Window;
     use super::{LayerError, tree};
-    use crate::limits::{Budget, Limits};
+    use crate::digest::Algorithm;
+    use crate::limits::Budget;
 
     pub(crate) fn filter(
         bytes: impl Read,
         budget: &Budget<'_>,
     ) -> Result<Vec<LayerEntry>, LayerError> {
-        filter_window(0, &mut Window::new(bytes, 1 << 20, budget), None, budget)
+        let mut window = Window::new(bytes, 1 << 20, Algorithm::Sha256, budget);
+        filter_window(0, &mut window, None, budget)
     }
 
     pub(crate) fn merge(
         layers: [Vec<LayerEntry>; 2],
-        limits: &Limits,
+        budget: &Budget<'_>,
     ) -> Result<Option<tree::Dir>, super::EntryError> {
-        let mut tree = tree::Tree::new(limits);
+        let mut tree = tree::Tree::new(budget);
         for entries in layers {
             tree.apply(entries).map_err(|(_, error)| error)?;
         }
-        Ok(tree.into_root())
+        tree.into_root()
     }
 }
 

@@ -246,9 +246,9 @@ async fn archives_and_streams_that_are_broken_are_refused() {
             "a NUL byte in a name",
         ),
         (
-            "dots by PAX",
-            Layer::gzip(&tar(&pax("27 path=skyhook-package/..\n"))),
-            "'..' in a name",
+            "PAX header without records",
+            Layer::gzip(&tar(&pax("no records\n"))),
+            "it is not a tar archive: PAX error: \"no records\\n\" is not a record",
         ),
         (
             "cut gzip",
@@ -264,7 +264,7 @@ async fn archives_and_streams_that_are_broken_are_refused() {
                 blob: vec![0xa5; 5000],
                 ..Layer::gzip(&good)
             },
-            "it cannot be decompressed: ",
+            "it is not a tar archive: header error: ",
         ),
         (
             "neither zstd nor anything else",
@@ -272,7 +272,7 @@ async fn archives_and_streams_that_are_broken_are_refused() {
                 blob: vec![0xa5; 5000],
                 ..Layer::zstd(&good)
             },
-            "it cannot be decompressed: ",
+            "it is not a tar archive: header error: ",
         ),
         (
             "garbage after gzip",

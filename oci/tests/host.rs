@@ -24,7 +24,6 @@ pub(crate) struct Host {
 pub(crate) fn hasty() -> PullerConfig {
     PullerConfig {
         platform: Platform::new("linux", "amd64", None),
-        deadline: Duration::from_secs(20),
         timeouts: Timeouts {
             read: Duration::from_secs(2),
             slow_window: Duration::from_millis(300),

@@ -147,7 +147,7 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
     store
         .unpack_blocking(&digests[1], &target, skyhook_oci::UnpackOptions::default())
         .unwrap();
-    let collected = store.collect().unwrap();
+    let collected = store.collect(SystemTime::now()).unwrap();
     assert_eq!((collected.images, collected.blobs), (2, 6), "{collected:?}");
     let left: Vec<bool> = digests
         .iter()
@@ -166,12 +166,12 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
         ..StoreConfig::default()
     };
     let store = Store::open(host.dir.path().join("store"), nothing).unwrap();
-    store.collect().unwrap();
+    store.collect(SystemTime::now()).unwrap();
     assert_eq!(store.pins().unwrap(), [("oldest".to_owned(), digests[0])]);
     host.assert_intact();
     assert!(store.bytes().unwrap() > 100_000);
     store.unpin_others(&BTreeSet::new(), later()).unwrap();
-    store.collect().unwrap();
+    store.collect(SystemTime::now()).unwrap();
     assert_eq!((host.blobs(), store.bytes().unwrap()), (0, 0));
     assert_eq!(store.image(&digests[0]).unwrap_err().kind(), "no_image");
 }
@@ -194,7 +194,7 @@ async fn nothing_is_collected_under_a_pull() {
                 skipped: true,
                 ..Collected::default()
             };
-            assert_eq!(store.collect().unwrap(), skipped);
+            assert_eq!(store.collect(SystemTime::now()).unwrap(), skipped);
         }
         served.answer(request)
     });
@@ -302,10 +302,10 @@ async fn images_that_nobody_pins_go_when_the_disk_is_too_full() {
     let manifest = host.pull(&liar).await.unwrap().manifest_digest;
     let store = Store::open(host.dir.path().join("store"), never_enough_room()).unwrap();
     store.pin("owner", &manifest).unwrap();
-    store.collect().unwrap();
+    store.collect(SystemTime::now()).unwrap();
     assert!(store.image(&manifest).is_ok());
     store.unpin_others(&BTreeSet::new(), later()).unwrap();
-    store.collect().unwrap();
+    store.collect(SystemTime::now()).unwrap();
     assert_eq!(host.blobs(), 0);
 }
 
@@ -328,13 +328,13 @@ async fn a_pin_that_is_newer_than_the_list_of_owners_stays() {
         store.pin(owner, &manifest).unwrap();
     }
     store.unpin_others(&owners, since).unwrap();
-    store.collect().unwrap();
+    store.collect(SystemTime::now()).unwrap();
     assert_eq!(store.pins().unwrap().len(), 2);
     assert!(store.image(&manifest).is_ok());
     store.unpin_others(&owners, later()).unwrap();
     assert_eq!(store.pins().unwrap(), [("known".to_owned(), manifest)]);
     store.unpin_others(&BTreeSet::new(), later()).unwrap();
-    store.collect().unwrap();
+    store.collect(SystemTime::now()).unwrap();
     assert_eq!(host.blobs(), 0);
 }
 

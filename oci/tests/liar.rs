@@ -44,6 +44,17 @@ pub(crate) enum Body {
         announced: usize,
         bytes: Vec<u8>,
     },
+    /// Only `bytes` are sent, and then nothing happens any more.
+    Stuck {
+        announced: usize,
+        bytes: Vec<u8>,
+    },
+    /// A piece at a time, with this pause after each one.
+    Paced {
+        bytes: Vec<u8>,
+        piece: usize,
+        pause: Duration,
+    },
     /// The bytes are sent again and again, without a length, until the client closes the connection.
     Endless(Vec<u8>),
     /// One byte at a time, with this pause after each byte.
@@ -71,6 +82,18 @@ impl Answer {
 
     pub(crate) fn ok(bytes: impl Into<Vec<u8>>) -> Self {
         Self::new(200).body(Body::Whole(bytes.into()))
+    }
+
+    /// The body, if it is sent whole.
+    pub(crate) fn whole(&self) -> Option<Vec<u8>> {
+        match &self.body {
+            Body::Whole(bytes) => Some(bytes.clone()),
+            Body::Cut { .. }
+            | Body::Stuck { .. }
+            | Body::Paced { .. }
+            | Body::Endless(_)
+            | Body::Trickle { .. } => None,
+        }
     }
 
     pub(crate) fn body(mut self, body: Body) -> Self {
@@ -167,8 +190,10 @@ fn write(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
         head += &format!("{name}: {value}\r\n");
     }
     let announced = match &answer.body {
-        Body::Whole(bytes) | Body::Trickle { bytes, .. } => Some(bytes.len()),
-        Body::Cut { announced, .. } => Some(*announced),
+        Body::Whole(bytes) | Body::Trickle { bytes, .. } | Body::Paced { bytes, .. } => {
+            Some(bytes.len())
+        }
+        Body::Cut { announced, .. } | Body::Stuck { announced, .. } => Some(*announced),
         Body::Endless(_) => None,
     };
     if let Some(announced) = announced {
@@ -178,6 +203,22 @@ fn write(mut stream: &TcpStream, answer: &Answer) -> std::io::Result<()> {
     stream.write_all(b"\r\n")?;
     match &answer.body {
         Body::Whole(bytes) | Body::Cut { bytes, .. } => stream.write_all(bytes),
+        Body::Stuck { bytes, .. } => {
+            stream.write_all(bytes)?;
+            // Until the client closes the connection.
+            std::io::Read::read(&mut stream, &mut [0]).map(drop)
+        }
+        Body::Paced {
+            bytes,
+            piece,
+            pause,
+        } => {
+            for piece in bytes.chunks(*piece) {
+                stream.write_all(piece)?;
+                std::thread::sleep(*pause);
+            }
+            Ok(())
+        }
         Body::Endless(bytes) => loop {
             stream.write_all(bytes)?;
         },

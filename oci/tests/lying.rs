@@ -330,7 +330,7 @@ async fn server_errors_are_tried_again_and_refusals_are_not() {
 }
 
 #[tokio::test]
-async fn a_trickle_is_given_up_and_the_deadline_holds() {
+async fn a_trickle_is_given_up() {
     let image = Image::sized(50_000);
     let layer = image.layer_digest(0);
     let trickle = move |pause: u64| {
@@ -352,17 +352,24 @@ async fn a_trickle_is_given_up_and_the_deadline_holds() {
         ("slow", RetryClass::Transient)
     );
     host.assert_nothing_pulled().await;
+}
 
-    let mut patient = hasty();
-    patient.deadline = Duration::from_millis(500);
-    patient.timeouts.slow_window = Duration::from_secs(60);
-    let host = Host::with(patient, Limits::default());
-    let liar = Liar::start(trickle(10));
+/// A registry may send a manifest byte by byte, so that no single wait is long.
+#[tokio::test]
+async fn a_small_answer_that_takes_too_long_is_given_up() {
+    let image = Image::sized(10);
+    let mut config = hasty();
+    config.timeouts.answer = Duration::from_millis(100);
+    let host = Host::with(config, Limits::default());
+    let liar = Liar::start(move |_| {
+        let (bytes, pause) = (image.manifest_bytes(), Duration::from_millis(10));
+        Answer::new(200).body(Body::Trickle { bytes, pause })
+    });
     let error = host.pull(&liar).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.retry_class()),
-        ("deadline", RetryClass::Transient)
+        ("slow", RetryClass::Transient)
     );
-    drop(error);
+    assert!(chain(&error).contains("did not send manifest 1 within"));
     host.assert_nothing_pulled().await;
 }

@@ -10,14 +10,21 @@
 
 mod access;
 mod bombs;
+mod builders;
+mod certificates;
 mod host;
 mod hostile;
 mod image;
 mod keeping;
+mod layers;
 mod liar;
 mod lying;
+mod node;
+mod published;
 mod real;
+mod resuming;
 mod servers;
 mod support;
+mod tls;
 mod trust;
 mod unpacking;

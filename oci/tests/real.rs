@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::sync::{Arc, Mutex};
 
 use skyhook_oci::{
     Credentials, Limits, Platform, Puller, PullerConfig, Reference, RetryClass, Store, StoreConfig,
@@ -124,6 +125,35 @@ async fn a_package_is_pulled_unpacked_and_stays_without_the_registry() {
     );
 }
 
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl tracing_subscriber::fmt::MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
 #[tokio::test]
 async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
     if !tools(&TOOLS) {
@@ -185,8 +215,56 @@ async fn tls_and_a_password_are_as_the_hosts_toml_and_the_pull_secret_say() {
         let result = host.puller.pull(&reference, &secret("hunter2")).await;
         assert_eq!(result.is_ok(), is_ok, "{result:?}");
         if let Err(error) = result {
-            assert!(chain(&error).contains("UnknownIssuer"), "{}", chain(&error));
+            let text = chain(&error);
+            let advice = "is signed by an authority that this host does not trust: add the authority's certificate";
+            assert!(text.contains(advice), "{text}");
         }
+    }
+}
+
+/// docker-registry speaks HTTP/2 over TLS. The test has a process of its own, because it sees the log of the process.
+#[tokio::test]
+async fn http_2_is_spoken_where_it_is_served() {
+    if !tools(&TOOLS)
+        || !skyhook_testkit::in_own_mounts("real::http_2_is_spoken_where_it_is_served")
+    {
+        return;
+    }
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_writer(log.clone())
+        .finish();
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (secured, layout) = (Registry::secured(dir.path()), Layout::new());
+    package(&layout, "1");
+    let plain = Registry::plain();
+    for (registry, toml, version) in [
+        (&secured, "skip_verify = true\n", "version=HTTP/2.0"),
+        (&plain, "", "version=HTTP/1.1"),
+    ] {
+        let name = format!("{}/team/p:1", registry.host());
+        layout.push("1", &name, &["--dest-creds", "user:hunter2"]);
+        let scheme = if toml.is_empty() { "http" } else { "https" };
+        let toml = format!("server = \"{scheme}://{}\"\n{toml}", registry.host());
+        let host = Host::with(configured(&registry.host(), &toml), Limits::default());
+        let secret = login(&registry.host(), "user", "hunter2");
+        log.0.lock().unwrap().clear();
+        let reference = name.parse().unwrap();
+        let pulled = host.puller.pull(&reference, &secret).await.unwrap();
+        host.unpack(&pulled.manifest_digest).await.unwrap();
+        let text = log.text();
+        let downloads: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("downloading a blob"))
+            .collect();
+        assert_eq!(downloads.len(), 5, "four layers and a config: {text}");
+        assert!(
+            downloads.iter().all(|line| line.contains(version)),
+            "{downloads:?}"
+        );
     }
 }
 

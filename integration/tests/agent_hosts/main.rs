@@ -7,4 +7,5 @@ mod interrupts;
 mod packages;
 mod paths;
 mod power;
+mod registries;
 mod rollout;

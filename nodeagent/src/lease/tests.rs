@@ -60,10 +60,6 @@ fn calls<'a>(api: &'a LeaseApi, names: &'a BTreeSet<String>) -> Vec<Call<'a>> {
             "config maps",
             api.config_maps(names).map(|r| r.map(drop)).boxed_local(),
         ),
-        (
-            "credentials",
-            api.credentials(names).map(|r| r.map(drop)).boxed_local(),
-        ),
     ]
 }
 
@@ -87,6 +83,59 @@ async fn no_call_waits_for_ever_for_a_server_that_says_nothing() {
         }
     }
     assert!(DEADLINE <= Duration::from_secs(30));
+}
+
+/// A server that cannot be asked for one secret must not take the others with it.
+#[tokio::test]
+async fn a_pull_secret_that_the_server_does_not_give_is_named() {
+    let api = silent_server(b"").await;
+    let names = BTreeSet::from([PULL_SECRET.to_owned()]);
+    let credentials = timeout(Duration::from_secs(10), api.credentials(&names)).await;
+    let problems = credentials.unwrap().all_problems();
+    assert_eq!(problems.len(), 1);
+    let want = "pull secret node-init-secret: it cannot be read: no answer in 0 s";
+    assert!(problems[0].starts_with(want), "{problems:?}");
+}
+
+#[test]
+fn both_types_of_pull_secrets_are_read() {
+    let secret = |key: &str, content: &str| Secret {
+        data: Some(BTreeMap::from([(
+            key.to_owned(),
+            k8s_openapi::ByteString(content.as_bytes().to_vec()),
+        )])),
+        ..Secret::default()
+    };
+    let login = r#"{"r.io": {"username": "u", "password": "hunter2"}}"#;
+    let new = format!(r#"{{"auths": {login}}}"#);
+    for (key, content) in [(".dockerconfigjson", new.as_str()), (".dockercfg", login)] {
+        let credentials = pull_secret(&secret(key, content)).unwrap();
+        let text = format!("{credentials:?}");
+        assert!(
+            text.contains("Basic(***)") && !text.contains("hunter2"),
+            "{text}"
+        );
+    }
+    for (key, content, want) in [
+        (
+            ".dockerconfigjson",
+            "",
+            "it has no key .dockerconfigjson and no key .dockercfg",
+        ),
+        (
+            "config.json",
+            login,
+            "it has no key .dockerconfigjson and no key .dockercfg",
+        ),
+        (
+            ".dockercfg",
+            "hunter2",
+            "the docker config is not valid JSON (line 1, column 1)",
+        ),
+    ] {
+        let error = pull_secret(&secret(key, content)).unwrap_err();
+        assert!(error.starts_with(want), "{error}");
+    }
 }
 
 /// A server that sends one answer to each connection and closes it. The answer is made from the first line of the

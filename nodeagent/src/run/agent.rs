@@ -127,6 +127,7 @@ impl Agent {
             state.join("images").path(),
             &host.files,
             settings.registries.clone(),
+            &settings.images,
         )?;
         let runner = Rc::new(Supervisors::new(
             Some(Rc::clone(&bus)),

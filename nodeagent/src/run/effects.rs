@@ -145,7 +145,7 @@ impl Agent {
             let known = entry.image_digest.as_deref().and_then(|d| d.parse().ok());
             let credentials = async || {
                 let read = || async { api.credentials(&secrets).await };
-                cell.get_or_try_init(read).await.cloned()
+                cell.get_or_init(read).await.clone()
             };
             let pulled = pull(credentials, &images, &package, &owner, known, leaving).await;
             let event = match pulled {
@@ -380,7 +380,7 @@ async fn environment(
 /// Pulls the image. Asks no registry when the store has the image that the cycle started with, or, for an uninstall,
 /// any image of the package.
 async fn pull(
-    credentials: impl AsyncFnOnce() -> Result<Credentials, ApiError>,
+    credentials: impl AsyncFnOnce() -> Credentials,
     images: &Images,
     package: &Package,
     owner: &str,
@@ -395,12 +395,8 @@ async fn pull(
     if leaving && let Some(digest) = images.kept(package) {
         return Ok(digest);
     }
-    let credentials = credentials().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "pull secrets cannot be read: pulling without them");
-        Credentials::anonymous()
-    });
     images
-        .pull(package, owner, &credentials)
+        .pull(package, owner, &credentials().await)
         .await
         .map_err(|error| {
             tracing::warn!(package = %package.name, kind = error.kind(), class = ?error.retry_class(), reason = %chain(&error), "the image cannot be pulled");

@@ -320,7 +320,7 @@ fn collect_images(
     let needed = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
     let owners = needed.map(|kept| format!("{}/{}", kept.skyhook, kept.key));
     store.unpin_others(&owners.collect(), since)?;
-    store.collect()?;
+    store.collect(SystemTime::now())?;
     store.bytes()
 }
 

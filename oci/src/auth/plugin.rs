@@ -1,5 +1,5 @@
-//! Runs the kubelet's credential provider plugins (`credentialprovider.kubelet.k8s.io/v1`). They give credentials for
-//! private registries of cloud providers. The configuration and the binaries are those of the kubelet.
+//! Runs the kubelet's credential provider plugins. They give credentials for private registries of cloud providers. The
+//! configuration and the binaries are those of the kubelet.
 
 #![expect(
     clippy::disallowed_methods,
@@ -16,11 +16,17 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::{Credentials, Login, matching};
+use super::matching::Key;
+use super::{Credentials, Login};
 use crate::chain;
 use crate::root::Root;
 
-const API_VERSION: &str = "credentialprovider.kubelet.k8s.io/v1";
+/// The versions of requests and answers. They are the same in all that matters here.
+const API_VERSIONS: [&str; 3] = [
+    "credentialprovider.kubelet.k8s.io/v1",
+    "credentialprovider.kubelet.k8s.io/v1beta1",
+    "credentialprovider.kubelet.k8s.io/v1alpha1",
+];
 const MAX_ANSWER: u64 = 1 << 20;
 
 /// Where the kubelet's plugins are.
@@ -47,6 +53,8 @@ enum PluginError {
     },
     #[error("{}: {reason}", path.display())]
     Config { path: PathBuf, reason: String },
+    #[error("credential provider {name} cannot be used: {reason}")]
+    Provider { name: String, reason: String },
     #[error("credential provider {name} cannot be run")]
     Run {
         name: String,
@@ -56,7 +64,9 @@ enum PluginError {
     Exit { name: String, status: String },
     #[error("credential provider {name} did not answer within {} s", timeout.as_secs())]
     Timeout { name: String, timeout: Duration },
-    #[error("credential provider {name} answered something that is not a v1 response")]
+    #[error(
+        "credential provider {name} answered something that is not a CredentialProviderResponse"
+    )]
     Answer { name: String },
 }
 
@@ -67,10 +77,17 @@ struct Provider {
     api_version: String,
     match_images: Vec<String>,
     default_cache_duration: String,
+    args: Option<Vec<String>>,
+    env: Option<Vec<Variable>>,
+    token_attributes: Option<TokenAttributes>,
+}
+
+/// For plugins that want a token of the pod's service account.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TokenAttributes {
     #[serde(default)]
-    args: Vec<String>,
-    #[serde(default)]
-    env: Vec<Variable>,
+    require_service_account: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -83,7 +100,7 @@ struct Variable {
 #[serde(rename_all = "camelCase")]
 struct Request<'a> {
     kind: &'static str,
-    api_version: &'static str,
+    api_version: &'a str,
     image: &'a str,
 }
 
@@ -94,8 +111,7 @@ struct Response {
     api_version: String,
     cache_key_type: String,
     cache_duration: Option<String>,
-    #[serde(default)]
-    auth: BTreeMap<String, Auth>,
+    auth: Option<BTreeMap<String, Auth>>,
 }
 
 #[derive(Deserialize)]
@@ -106,13 +122,13 @@ struct Auth {
     password: String,
 }
 
-/// The plugins of this host, and a cache of their answers.
+/// Runs plugins, and keeps their answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Plugins {
-    config: Arc<PluginConfig>,
-    /// The directory in which the configuration is a path. `None` means the root of this process.
-    files: Option<Root>,
-    cache: Arc<Mutex<BTreeMap<(String, String), Cached>>>,
+    /// The directory in which configurations are paths.
+    files: Root,
+    /// Answers by configuration, plugin, and image or registry.
+    cache: Arc<Mutex<BTreeMap<[String; 3], Cached>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -121,68 +137,88 @@ struct Cached {
     credentials: Credentials,
 }
 
+/// Plugins that are asked for one image.
+#[derive(Debug)]
+struct Asked<'a> {
+    config: &'a PluginConfig,
+    /// Variables that the plugins get besides their own.
+    environment: &'a BTreeMap<String, String>,
+}
+
 impl Plugins {
-    pub(crate) fn new(config: PluginConfig, files: Option<Root>) -> Self {
+    pub(crate) fn new(files: Root) -> Self {
         Self {
-            config: Arc::new(config),
             files,
-            cache: Arc::new(Mutex::new(BTreeMap::new())),
+            cache: Arc::default(),
         }
     }
 
-    /// Reads the kubelet's current configuration of plugins.
-    fn providers(&self) -> Result<Vec<Provider>, PluginError> {
-        let path = &self.config.config;
-        let root = Root::or_own(self.files.as_ref()).map_err(|source| PluginError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let mut providers = Vec::new();
-        for path in files(&root, path)? {
-            providers.extend(read(&root, &path)?);
+    /// Reads the kubelet's current configuration of plugins. A file or plugin that cannot be used harms itself alone.
+    fn providers(&self, path: &Path) -> Vec<Result<Provider, PluginError>> {
+        let files = match files(&self.files, path) {
+            Ok(files) => files,
+            Err(error) => return vec![Err(error)],
+        };
+        let mut found = Vec::new();
+        for path in files {
+            match read(&self.files, &path) {
+                Ok(providers) => found.extend(providers),
+                Err(error) => found.push(Err(error)),
+            }
         }
-        Ok(providers)
+        found
     }
 
     /// The credentials that the matching plugins have for `image`. The configuration is read each time, because it
     /// may have been added or changed. If it cannot be used or if a plugin fails, a warning is logged, because the
-    /// image may be public or have a pull secret.
-    pub(crate) async fn credentials(&self, image: &str) -> Credentials {
+    /// image may be public or have a pull secret. The error of the pull names it as well.
+    pub(crate) async fn credentials(
+        &self,
+        config: &PluginConfig,
+        environment: &BTreeMap<String, String>,
+        image: &str,
+    ) -> Credentials {
         let mut credentials = Credentials::anonymous();
-        let providers = self.providers().unwrap_or_else(|error| {
-            let error = chain(&error);
-            tracing::warn!(
-                error,
-                image,
-                "the image is pulled without credential providers"
-            );
-            Vec::new()
-        });
-        for provider in &providers {
-            let is_match = |pattern: &String| matching::specificity(pattern, image).is_some();
-            if !provider.match_images.iter().any(is_match) {
-                continue;
-            }
-            match self.ask(provider, image).await {
-                Ok(more) => credentials = credentials.merge(more),
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(
-                        provider = provider.name,
-                        error,
-                        image,
-                        "credential provider failed"
-                    );
-                }
-            }
+        let asked = Asked {
+            config,
+            environment,
+        };
+        for provider in self.providers(&config.config) {
+            let answer = match provider {
+                Ok(provider) if !provider.is_for(image) => continue,
+                Ok(provider) => self.ask(&asked, &provider, image).await,
+                Err(error) => Err(error),
+            };
+            let more = answer.unwrap_or_else(|error| {
+                let error = chain(&error);
+                tracing::warn!(error, image, "credential provider failed");
+                Credentials::unusable("credential providers", error)
+            });
+            credentials = credentials.merge(more);
         }
         credentials
     }
 
-    async fn ask(&self, provider: &Provider, image: &str) -> Result<Credentials, PluginError> {
+    async fn ask(
+        &self,
+        asked: &Asked<'_>,
+        provider: &Provider,
+        image: &str,
+    ) -> Result<Credentials, PluginError> {
+        if let Some(reason) = provider.problem() {
+            let name = provider.name.clone();
+            return Err(PluginError::Provider { name, reason });
+        }
         let registry = image.split('/').next().unwrap_or(image);
         let now = Instant::now();
-        let keys = [image, registry, ""].map(|key| (provider.name.clone(), key.to_owned()));
+        let place = asked.config.bin_dir.to_string_lossy();
+        let keys = [image, registry, ""].map(|key| {
+            [
+                place.clone().into_owned(),
+                provider.name.clone(),
+                key.to_owned(),
+            ]
+        });
         {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             let mut fresh = keys.iter().filter_map(|key| cache.get(key));
@@ -191,10 +227,10 @@ impl Plugins {
             }
         }
         let name = || provider.name.clone();
-        let bytes = self.run(provider, image).await?;
+        let bytes = asked.run(provider, image).await?;
         let answer: Response =
             serde_json::from_slice(&bytes).map_err(|_| PluginError::Answer { name: name() })?;
-        if answer.kind != "CredentialProviderResponse" || answer.api_version != API_VERSION {
+        if answer.kind != "CredentialProviderResponse" || !is_known(&answer.api_version) {
             return Err(PluginError::Answer { name: name() });
         }
         let [by_image, by_registry, global] = keys;
@@ -208,16 +244,13 @@ impl Plugins {
             .cache_duration
             .as_deref()
             .unwrap_or(&provider.default_cache_duration);
-        let entries = answer
-            .auth
-            .into_iter()
-            .map(|(pattern, Auth { username, password })| {
-                (pattern, Login::Basic { username, password })
-            });
-        let credentials = Credentials {
-            entries: entries.collect(),
-        };
-        if let Some(until) = go_duration(duration).and_then(|duration| now.checked_add(duration)) {
+        let logins = answer.auth.unwrap_or_default().into_iter();
+        let logins = logins
+            .map(|(key, Auth { username, password })| (key, Login::Basic { username, password }));
+        let source = format!("credential provider {}", provider.name);
+        let credentials = Credentials::from_logins(logins).from_source(&source);
+        let duration = go_duration(duration).filter(|duration| !duration.is_zero());
+        if let Some(until) = duration.and_then(|duration| now.checked_add(duration)) {
             let cached = Cached {
                 until,
                 credentials: credentials.clone(),
@@ -228,7 +261,9 @@ impl Plugins {
         }
         Ok(credentials)
     }
+}
 
+impl Asked<'_> {
     async fn run(&self, provider: &Provider, image: &str) -> Result<Vec<u8>, PluginError> {
         let name = || provider.name.clone();
         let failed = |source| PluginError::Run {
@@ -244,12 +279,11 @@ impl Plugins {
                 command
             }
         };
-        let variables = provider
-            .env
-            .iter()
-            .map(|variable| (&variable.name, &variable.value));
+        let variables = provider.env.iter().flatten();
+        let variables = variables.map(|variable| (&variable.name, &variable.value));
         let mut child = command
-            .args(&provider.args)
+            .args(provider.args.iter().flatten())
+            .envs(self.environment)
             .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -259,7 +293,7 @@ impl Plugins {
             .map_err(failed)?;
         let request = Request {
             kind: "CredentialProviderRequest",
-            api_version: API_VERSION,
+            api_version: &provider.api_version,
             image,
         };
         let request = serde_json::to_vec(&request).map_err(|error| failed(error.into()))?;
@@ -313,25 +347,26 @@ fn files(root: &Root, path: &Path) -> Result<Vec<PathBuf>, PluginError> {
     Ok(files)
 }
 
-fn read(root: &Root, path: &Path) -> Result<Vec<Provider>, PluginError> {
+fn read(root: &Root, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, PluginError> {
     let text = root
         .read_to_string(path)
         .map_err(|source| PluginError::Read {
             path: path.to_path_buf(),
             source,
         })?;
-    parse(&text).map_err(|reason| PluginError::Config {
+    parse(&text, path).map_err(|reason| PluginError::Config {
         path: path.to_path_buf(),
         reason,
     })
 }
 
-/// Reads a `CredentialProviderConfig`.
-fn parse(text: &str) -> Result<Vec<Provider>, String> {
+/// Reads a `CredentialProviderConfig`. A provider that is not valid is an error of its own.
+fn parse(text: &str, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, String> {
     #[derive(Deserialize)]
     struct Config {
         kind: String,
-        providers: Vec<Provider>,
+        #[serde(default)]
+        providers: Vec<serde_yaml_ng::Value>,
     }
     let config: Config = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
     if config.kind != "CredentialProviderConfig" {
@@ -340,29 +375,70 @@ fn parse(text: &str) -> Result<Vec<Provider>, String> {
             config.kind
         ));
     }
-    for provider in &config.providers {
-        if provider.api_version != API_VERSION {
-            let Provider {
-                name, api_version, ..
-            } = provider;
-            return Err(format!(
-                "provider {name} has apiVersion {api_version:?}, only {API_VERSION:?} is supported"
-            ));
-        }
-        if provider.name.is_empty() || provider.name.contains('/') || provider.name == ".." {
-            return Err(format!(
-                "provider name {:?} is not the name of a file",
-                provider.name
-            ));
-        }
-        if go_duration(&provider.default_cache_duration).is_none() {
-            return Err(format!(
-                "provider {}: defaultCacheDuration is not a duration",
-                provider.name
-            ));
-        }
+    let providers = config.providers.into_iter().enumerate();
+    Ok(providers
+        .map(|(index, value)| {
+            serde_yaml_ng::from_value(value).map_err(|error| PluginError::Config {
+                path: path.to_path_buf(),
+                reason: format!("providers[{index}]: {error}"),
+            })
+        })
+        .collect())
+}
+
+/// For fuzzing: reads the bytes as a configuration and as an answer.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_anything(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for provider in parse(&text, Path::new("/p.yaml"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let is_usable = provider.problem().is_none();
+        assert!(!is_usable || !provider.name.contains('/'));
+        provider.is_for("registry.example/team/image");
     }
-    Ok(config.providers)
+    if let Ok(answer) = serde_json::from_slice::<Response>(bytes) {
+        go_duration(answer.cache_duration.as_deref().unwrap_or_default());
+    }
+}
+
+fn is_known(api_version: &str) -> bool {
+    API_VERSIONS.contains(&api_version)
+}
+
+impl Provider {
+    fn is_for(&self, image: &str) -> bool {
+        let mut patterns = self.match_images.iter();
+        patterns.any(|pattern| Key::new(pattern).matches(image))
+    }
+
+    /// Why the plugin cannot be asked.
+    fn problem(&self) -> Option<String> {
+        let Self {
+            name,
+            api_version,
+            default_cache_duration,
+            ..
+        } = self;
+        if !is_known(api_version) {
+            return Some(format!(
+                "its apiVersion {api_version:?} is none of {}",
+                API_VERSIONS.join(", ")
+            ));
+        }
+        if name.is_empty() || name.contains(['/', ' ']) || name == "." || name == ".." {
+            return Some(format!("{name:?} is not the name of a file"));
+        }
+        if go_duration(default_cache_duration).is_none() {
+            return Some("its defaultCacheDuration is not a duration".to_owned());
+        }
+        let attributes = self.token_attributes.as_ref();
+        attributes
+            .is_some_and(|it| it.require_service_account)
+            .then(|| "it needs the token of a pod's service account".to_owned())
+    }
 }
 
 /// A duration as Go writes it: `12h`, `1h30m0s`, `1.5s`, `0`.

@@ -1,3 +1,5 @@
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -8,6 +10,12 @@ fn basic(username: &str, password: &str) -> Login {
         username: username.into(),
         password: password.into(),
     }
+}
+
+/// The logins for an image, in the order in which they are tried.
+fn logins(credentials: &Credentials, name: &str) -> Vec<Login> {
+    let matches = credentials.matching(name).into_iter();
+    matches.map(|found| found.login).collect()
 }
 
 fn read(value: &serde_json::Value) -> Credentials {
@@ -37,25 +45,72 @@ fn docker_configs_of_every_shape_are_read() {
         ("docker.io/library/x", vec![basic("user", "pass:word")]),
     ];
     for (name, want) in table {
-        assert_eq!(credentials.matching(name), want, "{name}");
+        assert_eq!(logins(&credentials, name), want, "{name}");
     }
     let legacy = read(&json!({"a.io": {"username": "u", "password": "p"}}));
-    assert_eq!(legacy.matching("a.io/x"), [basic("u", "p")]);
+    assert_eq!(logins(&legacy, "a.io/x"), [basic("u", "p")]);
+}
+
+fn login(pattern: &str, username: &str, password: &str) -> Credentials {
+    read(&json!({"auths": {pattern: {"username": username, "password": password}}}))
 }
 
 #[test]
 fn merged_secrets_are_tried_most_specific_first_and_each_once() {
-    let login = |pattern: &str, username: &str, password: &str| {
-        read(&json!({"auths": {pattern: {"username": username, "password": password}}}))
-    };
     let one = login("r.io", "a", "1");
     let two = login("r.io/team", "b", "2");
     let merged = one.clone().merge(two).merge(one);
     assert_eq!(
-        merged.matching("r.io/team/x"),
+        logins(&merged, "r.io/team/x"),
         [basic("b", "2"), basic("a", "1")]
     );
-    assert_eq!(merged.matching("r.io/x"), [basic("a", "1")]);
+    assert_eq!(logins(&merged, "r.io/x"), [basic("a", "1")]);
+}
+
+#[test]
+fn secrets_come_before_the_logins_of_the_node_whatever_their_keys_are() {
+    let secrets = login("r.io", "a", "1").merge(login("*.io", "b", "2"));
+    let node = login("r.io/team", "c", "3").merge(login("r.io/team/x", "d", "4"));
+    let all = secrets.then(node).then(login("r.io", "a", "1"));
+    let users: Vec<String> = logins(&all, "r.io/team/x")
+        .into_iter()
+        .map(|login| match &login {
+            Login::Basic { username, .. } => username.clone(),
+            Login::IdentityToken(_) | Login::RegistryToken(_) => panic!("{login:?}"),
+        })
+        .collect();
+    assert_eq!(users, ["a", "b", "d", "c"]);
+}
+
+#[test]
+fn a_bad_entry_or_secret_harms_itself_alone_and_is_named() {
+    let good = json!({"auth": STANDARD.encode("u:p")});
+    let bad = read(&json!({"auths": {
+        "r.io": {"auth": "hunter2 no base64"}, "other.io": {"auth": 1}, "r.io/team": good,
+    }}));
+    let broken = Credentials::unusable("pull secret old", "it does not exist");
+    let all = broken
+        .merge(bad.from_source("pull secret a"))
+        .merge(login("r.io", "a", "1").from_source("pull secret b"));
+    let sources: Vec<_> = all
+        .matching("r.io/team/x")
+        .into_iter()
+        .map(|it| it.source)
+        .collect();
+    assert_eq!(sources, ["pull secret a".into(), "pull secret b".into()]);
+    assert_eq!(
+        all.problems("r.io/team/x"),
+        [
+            "pull secret old: it does not exist",
+            "pull secret a: auths[\"r.io\"].auth is not base64 of user:password",
+        ]
+    );
+    assert_eq!(
+        all.problems("other.io/x")[1],
+        "pull secret a: auths[\"other.io\"].auth is not a text"
+    );
+    assert_eq!(all.all_problems().len(), 3);
+    assert!(!format!("{all:?}").contains("hunter2"));
 }
 
 #[test]
@@ -67,8 +122,8 @@ fn secrets_are_neither_in_debug_nor_in_errors() {
     let text = format!("{credentials:?} {:?}", credentials.matching("a.io/x"));
     assert!(!text.contains("hunter"), "{text}");
     for bad in [
-        &br#"{"auths": {"a": {"auth": "hunter2 no base64"}}}"#[..],
-        br#"{"auths": "hunter2"}"#,
+        &br#"{"auths": "hunter2"}"#[..],
+        b"[\"hunter2\"]",
         b"hunter2",
     ] {
         let error = Credentials::from_docker_config(bad).unwrap_err();

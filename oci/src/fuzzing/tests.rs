@@ -10,12 +10,19 @@ use proptest::test_runner::TestRunner;
 
 type Target = fn(&[u8]);
 
-const TARGETS: [(&str, Target); 5] = [
+const TARGETS: [(&str, Target); 12] = [
     ("tar", super::tar),
     ("config_json", super::config_json),
     ("reference", super::reference),
     ("docker_config", super::docker_config),
     ("image_documents", super::image_documents),
+    ("registry_files", super::registry_files),
+    ("proxy_variables", super::proxy_variables),
+    ("credential_provider", super::credential_provider),
+    ("challenge", super::challenge),
+    ("certificates", super::certificates),
+    ("content_range", super::content_range),
+    ("platform", super::platform),
 ];
 
 fn seeds(target: &str) -> Vec<Vec<u8>> {

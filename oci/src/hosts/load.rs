@@ -3,38 +3,69 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{HostSettings, HostsError, RegistrySettings, parse};
+use super::{HostSettings, HostsError, RegistrySettings, endpoints, parse};
+use crate::chain::chain;
 use crate::root::Root;
 
-/// Reads the configuration of `registry` in `dir`: from `<registry>/hosts.toml`, where the port may also be written
-/// as `_port_`, else from `_default/hosts.toml`. A directory without `hosts.toml` is read like a directory of Docker:
-/// `*.crt` files are trusted authorities, and `*.cert` and `*.key` files are client certificates with their keys.
-/// `dir` is a path in `root`, and so are the paths in the result.
+/// Reads the configuration of `registry` from the first of `dirs` that has one: from `<registry>/hosts.toml`, where the
+/// port may also be written as `_port_`, else from `_default/hosts.toml`. A directory whose `hosts.toml` is missing,
+/// empty or not valid is read like a directory of Docker: `*.crt` files are trusted authorities, and `*.cert` and `*.key`
+/// files are client certificates with their keys. `dirs` are paths in `root`, and so are the paths in the result.
 pub(crate) fn load(
     root: &Root,
-    dir: &Path,
+    dirs: &[PathBuf],
     registry: &str,
 ) -> Result<RegistrySettings, HostsError> {
     let mut names = vec![registry.to_owned(), "_default".to_owned()];
     if let Some((host, port)) = registry.rsplit_once(':') {
         names.insert(0, format!("{host}_{port}_"));
     }
-    for name in names {
-        let dir = dir.join(name);
-        let path = dir.join("hosts.toml");
-        match root.read_to_string(&path) {
-            Ok(text) => return parse(&text, &dir),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(HostsError::Read { path, source }),
-        }
+    let places = dirs
+        .iter()
+        .flat_map(|dir| names.iter().map(|name| dir.join(name)));
+    for dir in places {
         if root.metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
-            return certificates(root, &dir);
+            return directory(root, &dir, registry);
         }
     }
     Ok(RegistrySettings::default())
 }
 
+/// Reads the directory of a registry. containerd goes on without a `hosts.toml` that is not valid, so it is only named if
+/// the pull fails.
+fn directory(root: &Root, dir: &Path, registry: &str) -> Result<RegistrySettings, HostsError> {
+    let path = dir.join("hosts.toml");
+    let text = match root.read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(HostsError::Read { path, source }),
+    };
+    if text.is_empty() {
+        return certificates(root, dir);
+    }
+    let settings = parse(&text, dir).and_then(|settings| {
+        endpoints(registry, &settings, false)?;
+        Ok(settings)
+    });
+    settings.or_else(|error| {
+        let problem = chain(&error);
+        tracing::warn!(problem, "a hosts.toml cannot be used: pulling without it");
+        let mut settings = certificates(root, dir)?;
+        settings.problems.push(problem);
+        Ok(settings)
+    })
+}
+
+/// Reads the certificates in a directory of Docker's form.
 fn certificates(root: &Root, dir: &Path) -> Result<RegistrySettings, HostsError> {
+    Ok(RegistrySettings {
+        server: Some(tls_of(root, dir)?),
+        ..RegistrySettings::default()
+    })
+}
+
+/// The certificates in a directory of Docker's form, as settings of a server without a URL.
+pub(super) fn tls_of(root: &Root, dir: &Path) -> Result<HostSettings, HostsError> {
     let names = root.list(dir).map_err(|source| HostsError::Read {
         path: dir.to_path_buf(),
         source,
@@ -45,65 +76,17 @@ fn certificates(root: &Root, dir: &Path) -> Result<RegistrySettings, HostsError>
         files.iter().filter(matches).cloned().collect::<Vec<_>>()
     };
     let client = with("cert").into_iter().map(|file| {
+        // Without a file for it, the key is in the file of the certificate.
         let key = file.with_extension("key");
-        (file, Some(key))
+        let key = files.contains(&key).then_some(key);
+        (file, key)
     });
-    let server = HostSettings {
+    Ok(HostSettings {
         ca: with("crt"),
         client: client.collect(),
-        ..Default::default()
-    };
-    Ok(RegistrySettings {
-        server: Some(server),
-        hosts: Vec::new(),
+        ..HostSettings::default()
     })
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::disallowed_methods, reason = "tests make files")]
-
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    use super::*;
-
-    #[test]
-    fn symlinks_in_it_are_those_of_the_host() {
-        let directory = tempfile::tempdir().unwrap();
-        let certs_d = directory.path().join("etc/containerd/certs.d");
-        fs::create_dir_all(directory.path().join("opt/registries/r.example")).unwrap();
-        fs::create_dir_all(directory.path().join("etc/containerd")).unwrap();
-        symlink("/opt/registries", &certs_d).unwrap();
-        fs::write(
-            directory.path().join("opt/hosts.toml"),
-            "server = \"https://r.example\"\nca = \"/etc/pki/ca.crt\"\n\
-             [host.\"https://mirror\"]\nca = \"own.crt\"\nclient = [[\"/c.pem\", \"/k.pem\"]]\n",
-        )
-        .unwrap();
-        let link = certs_d_file(&directory, "r.example/hosts.toml");
-        symlink("/opt/hosts.toml", link).unwrap();
-        let root = Root::open(directory.path()).unwrap();
-        let dir = Path::new("/etc/containerd/certs.d");
-        let got = load(&root, dir, "r.example").unwrap();
-        assert_eq!(got.server.unwrap().ca, [Path::new("/etc/pki/ca.crt")]);
-        assert_eq!(got.hosts[0].ca, [dir.join("r.example/own.crt")]);
-        let client = (PathBuf::from("/c.pem"), Some(PathBuf::from("/k.pem")));
-        assert_eq!(got.hosts[0].client, [client]);
-
-        fs::create_dir(certs_d_file(&directory, "docker.example")).unwrap();
-        let link = certs_d_file(&directory, "docker.example/ca.crt");
-        symlink("/etc/pki/ca.crt", link).unwrap();
-        let docker = load(&root, dir, "docker.example").unwrap();
-        assert_eq!(
-            docker.server.unwrap().ca,
-            [dir.join("docker.example/ca.crt")]
-        );
-        let none = load(&root, Path::new("/nowhere"), "r.example").unwrap();
-        assert_eq!(none, RegistrySettings::default());
-    }
-
-    fn certs_d_file(directory: &tempfile::TempDir, path: &str) -> PathBuf {
-        directory.path().join("opt/registries").join(path)
-    }
-}
+mod tests;

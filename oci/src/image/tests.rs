@@ -1,3 +1,5 @@
+#![expect(clippy::too_many_lines, reason = "tables of cases")]
+
 use serde_json::json;
 
 use super::*;
@@ -63,7 +65,7 @@ fn the_best_platform_is_chosen_and_attestations_are_not() {
     ];
     for (wanted, want) in table {
         let got = select(&entries, &wanted).unwrap();
-        assert_eq!(got.digest, digest(want), "{wanted}");
+        assert_eq!(got[0].digest, digest(want), "{wanted}");
     }
     let none = select(&entries, &Platform::new("linux", "s390x", None)).unwrap_err();
     assert_eq!(
@@ -73,22 +75,45 @@ fn the_best_platform_is_chosen_and_attestations_are_not() {
     );
 }
 
-/// Some builders write an index of one image without its platform.
+/// Some builders write an index without platforms. Then the configs of the images tell, in the order of the index.
 #[test]
-fn an_only_entry_without_a_platform_is_taken() {
+fn entries_without_a_platform_come_after_those_that_fit() {
     let wanted = Platform::new("linux", "amd64", None);
-    let nameless = |name: &str| json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(name).to_string(), "size": 1});
-    let arm = index_entry("arm64", json!({"os": "linux", "architecture": "arm64"}));
-    let amd = index_entry("amd64", json!({"os": "linux", "architecture": "amd64"}));
-    let chosen = |entries: &[serde_json::Value]| {
-        let entries = candidates(entries);
-        select(&entries, &wanted).map(|found| found.digest).ok()
+    let nameless = |name: &str| index_entry(name, json!(null));
+    let of = |architecture: &str| {
+        index_entry(
+            architecture,
+            json!({"os": "linux", "architecture": architecture}),
+        )
     };
-    assert_eq!(chosen(&[nameless("only")]), Some(digest("only")));
-    assert_eq!(chosen(&[arm.clone(), nameless("a")]), Some(digest("a")));
-    assert_eq!(chosen(&[amd, nameless("a")]), Some(digest("amd64")));
-    assert_eq!(chosen(&[nameless("a"), nameless("b")]), None);
-    assert_eq!(chosen(&[arm]), None);
+    let empty = index_entry("empty", json!({"os": "", "architecture": ""}));
+    let mut untyped = nameless("untyped");
+    untyped.as_object_mut().unwrap().remove("mediaType");
+    let mut signature = nameless("signature");
+    signature["artifactType"] = json!("application/vnd.dev.cosign.artifact.sig.v1+json");
+    let mut other = nameless("other");
+    other["mediaType"] = json!("application/vnd.example+json");
+    let chosen = |entries: &[serde_json::Value]| -> Vec<Digest> {
+        let entries = candidates(entries);
+        let found = select(&entries, &wanted).unwrap_or_default();
+        found.into_iter().map(|found| found.digest).collect()
+    };
+    type Row = (Vec<serde_json::Value>, &'static [&'static str]);
+    let table: [Row; 9] = [
+        (vec![nameless("only")], &["only"]),
+        (vec![of("arm64"), nameless("a")], &["a"]),
+        (vec![nameless("a"), of("amd64")], &["amd64", "a"]),
+        (vec![of("386"), of("amd64")], &["amd64", "386"]),
+        (vec![nameless("a"), nameless("b")], &["a", "b"]),
+        (vec![empty], &["empty"]),
+        (vec![untyped], &["untyped"]),
+        (vec![signature, other], &[]),
+        (vec![of("arm64")], &[]),
+    ];
+    for (entries, want) in table {
+        let want: Vec<_> = want.iter().map(|name| digest(name)).collect();
+        assert_eq!(chosen(&entries), want, "{entries:?}");
+    }
 }
 
 fn manifest(layers: &[(&str, &str, i64)]) -> Vec<u8> {
@@ -110,35 +135,100 @@ fn manifest(layers: &[(&str, &str, i64)]) -> Vec<u8> {
 
 #[test]
 fn manifests_of_both_families_decode() {
-    let bytes = manifest(&[
-        ("application/vnd.oci.image.layer.v1.tar", "a", 1),
-        ("application/vnd.oci.image.layer.v1.tar+gzip", "b", 2),
-        ("application/vnd.oci.image.layer.v1.tar+zstd", "c", 3),
-        ("application/vnd.docker.image.rootfs.diff.tar.gzip", "d", 4),
-    ]);
-    let want = Manifest {
-        config: (digest("config"), 3),
-        layers: [
-            ("a", 1, Compression::None),
-            ("b", 2, Compression::Gzip),
-            ("c", 3, Compression::Zstd),
-            ("d", 4, Compression::Gzip),
-        ]
-        .map(|(name, size, compression)| Layer {
-            digest: digest(name),
-            size,
-            compression,
-        })
-        .to_vec(),
+    let types = [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar+gzip",
+        "",
+    ];
+    let rows: Vec<_> = types.iter().map(|it| (*it, *it, 7)).collect();
+    let bytes = manifest(&rows);
+    let layer = |name: &&str| Layer {
+        digest: digest(name),
+        size: 7,
+        urls: Vec::new(),
     };
+    let want = Document::Image(Manifest {
+        config: (digest("config"), 3),
+        layers: types.iter().map(layer).collect(),
+        embedded: BTreeMap::new(),
+        artifact: None,
+    });
+    // Without a type of its own, the fields of a document count more than the header that came with it.
     for content_type in [
         None,
         Some("application/vnd.oci.image.manifest.v1+json"),
         Some("application/vnd.docker.distribution.manifest.v2+json; charset=utf-8"),
+        Some("application/vnd.oci.image.index.v1+json"),
+        Some("text/plain"),
+        Some("application/vnd.example"),
     ] {
         let got = decode(&bytes, content_type, &Limits::default()).unwrap();
-        assert_eq!(got, Document::Image(want.clone()));
+        assert_eq!(got, want, "{content_type:?}");
     }
+    let index = json!({"schemaVersion": 2, "manifests": [index_entry("a", json!(null))]});
+    for content_type in [None, Some("application/vnd.oci.image.manifest.v1+json")] {
+        let got = decode(
+            index.to_string().as_bytes(),
+            content_type,
+            &Limits::default(),
+        );
+        assert!(matches!(got.unwrap(), Document::Index(entries) if entries.len() == 1));
+    }
+}
+
+/// Builders leave fields out, or write nulls.
+#[test]
+fn missing_fields_and_nulls_are_what_go_makes_of_them() {
+    let config = json!({"mediaType": null, "digest": digest("config"), "size": 3, "urls": null,
+        "annotations": null, "data": null, "platform": null});
+    for layers in [json!(null), json!([])] {
+        let text = json!({"mediaType": null, "config": config, "layers": layers,
+            "annotations": {"a": "b"}, "subject": null, "artifactType": ""});
+        let got = decode(text.to_string().as_bytes(), None, &Limits::default()).unwrap();
+        assert!(matches!(got, Document::Image(image) if image.layers.is_empty()));
+    }
+    let text = json!({"manifests": null, "mediaType": "application/vnd.oci.image.index.v1+json"});
+    let got = decode(text.to_string().as_bytes(), None, &Limits::default()).unwrap();
+    assert_eq!(got, Document::Index(Vec::new()));
+    for config in [
+        json!({"os": null, "architecture": null, "rootfs": null, "config": {"Env": null}}),
+        json!({"rootfs": {"type": "layers", "diff_ids": null}}),
+        json!({"created": "yesterday", "history": 7}),
+        json!({}),
+    ] {
+        let config = config.to_string();
+        assert_eq!(diff_ids(config.as_bytes(), 0).unwrap(), []);
+        check_platform(config.as_bytes(), &Platform::new("linux", "amd64", None)).unwrap();
+    }
+}
+
+#[test]
+fn content_in_a_descriptor_is_taken_if_it_is_right() {
+    let data = |text: &str| STANDARD.encode(text);
+    let config = |data: &str, size: i64| {
+        let text = json!({"layers": [], "config": {"digest": Digest::of(b"{}"), "size": size,
+            "data": data}});
+        match decode(text.to_string().as_bytes(), None, &Limits::default()).unwrap() {
+            Document::Image(image) => image.embedded.into_values().next(),
+            Document::Index(_) => panic!("it is an image"),
+        }
+    };
+    assert_eq!(config(&data("{}"), 2), Some(b"{}".to_vec()));
+    assert_eq!(config(&data("[]"), 2), None);
+    assert_eq!(config(&data("{}"), 3), None);
+    assert_eq!(config("{}", 2), None);
+    let mut entry = index_entry("x", json!(null));
+    entry["digest"] = json!(Digest::of(b"{}"));
+    entry["size"] = json!(2);
+    entry["data"] = json!(data("{}"));
+    assert_eq!(candidates(&[entry])[0].embedded, Some(b"{}".to_vec()));
 }
 
 #[test]
@@ -176,6 +266,49 @@ fn documents_that_lie_are_refused() {
             "the manifest",
         ),
         ("bytes", manifest(&[(gzip, "a", 101)]), "the layers"),
+        (
+            "encrypted",
+            manifest(&[(
+                "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+                "a",
+                1,
+            )]),
+            "layer 0 is encrypted, which is not supported: push the image without encryption",
+        ),
+        (
+            "schema 1",
+            json!({"schemaVersion": 1, "name": "p", "fsLayers": []})
+                .to_string()
+                .into_bytes(),
+            "it is a Docker manifest of schema 1, which container runtimes do not take any more: \
+             build and push the image with a current program",
+        ),
+        (
+            "artifact",
+            json!({"artifactType": "application/vnd.example.chart",
+                "config": {"digest": digest("c"), "size": 2,
+                    "mediaType": "application/vnd.oci.empty.v1+json"},
+                "layers": [{"mediaType": "application/vnd.example.chart.tar",
+                    "digest": digest("a"), "size": 1}]})
+            .to_string()
+            .into_bytes(),
+            "it is not a container image, but an artifact of type \"application/vnd.example.chart\"",
+        ),
+        (
+            "no config",
+            br#"{"layers":[]}"#.to_vec(),
+            "the manifest names no config",
+        ),
+        (
+            "digest",
+            br#"{"config":{"size":1}}"#.to_vec(),
+            "the image config has a bad digest",
+        ),
+        (
+            "neither",
+            b"{}".to_vec(),
+            "media type \"\" is not an image manifest or index",
+        ),
     ];
     for (name, bytes, want) in table {
         let error = decode(&bytes, None, &limits).unwrap_err();
@@ -190,22 +323,35 @@ fn the_config_names_each_layers_content_and_its_platform() {
     let config = json!({"os": "linux", "architecture": "amd64",
         "rootfs": {"type": "layers", "diff_ids": ids}})
     .to_string();
-    assert_eq!(diff_ids(config.as_bytes(), 2, Some(&amd64)).unwrap(), ids);
-    let error = diff_ids(config.as_bytes(), 3, Some(&amd64)).unwrap_err();
+    assert_eq!(diff_ids(config.as_bytes(), 2).unwrap(), ids);
+    check_platform(config.as_bytes(), &amd64).unwrap();
+    let error = diff_ids(config.as_bytes(), 3).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the manifest has 3 layers, its config 2 diff IDs"
     );
-    let error = diff_ids(
-        config.as_bytes(),
-        2,
-        Some(&Platform::new("linux", "arm64", None)),
-    )
-    .unwrap_err();
+    let error =
+        check_platform(config.as_bytes(), &Platform::new("linux", "arm64", None)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the image is for linux/amd64, this host is linux/arm64"
     );
-    let bare = json!({"rootfs": {"diff_ids": []}}).to_string();
-    assert_eq!(diff_ids(bare.as_bytes(), 0, None).unwrap(), []);
+}
+
+/// An artifact may have layers that are archives. Then only its config shows that it is none.
+#[test]
+fn an_artifact_with_layers_of_archives_is_named_as_such() {
+    let text = json!({"config": {"digest": digest("c"), "size": 2,
+            "mediaType": "application/vnd.cncf.helm.config.v1+json"},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": digest("a"), "size": 1}]});
+    let decoded = decode(text.to_string().as_bytes(), None, &Limits::default()).unwrap();
+    let Document::Image(image) = decoded else {
+        panic!("it is an image");
+    };
+    let error = image.diff_ids(b"{}").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "it is not a container image, but an artifact of type \"application/vnd.cncf.helm.config.v1+json\""
+    );
 }

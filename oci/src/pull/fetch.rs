@@ -13,13 +13,13 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use super::retry::Retry;
-use super::{Failure, Run};
+use super::{Failure, Run, answered};
 use crate::config::Timeouts;
 use crate::digest::Digest;
-use crate::image::Manifest;
+use crate::image::{ImageError, Manifest};
 use crate::progress::{PullEvent, PullProgress};
 use crate::registry::{BlobBody, RegistryError, Session};
-use crate::store::{Store, StoreError};
+use crate::store::{BlobWriter, Store, StoreError, blocking};
 
 /// How many chunks may wait for the thread that hashes and writes them.
 const QUEUE: usize = 16;
@@ -47,6 +47,7 @@ impl Run<'_> {
     /// Downloads the config and every layer that the store does not have. Returns how many bytes of layers
     /// were downloaded.
     pub(super) async fn fetch(&self, manifest: &Manifest) -> Result<u64, Failure> {
+        self.keep_embedded(manifest).await?;
         let mut wanted: BTreeMap<Digest, u64> = BTreeMap::new();
         for layer in &manifest.layers {
             wanted.insert(layer.digest, layer.size);
@@ -57,42 +58,70 @@ impl Run<'_> {
         let slots = Arc::new(Semaphore::new(self.puller.config.parallel_layers.max(1)));
         let mut tasks = JoinSet::new();
         for (digest, size) in wanted {
-            let blob = Blob {
-                digest,
-                size,
-                store: self.puller.store.clone(),
-                session: Arc::clone(&self.session),
-                timeouts: self.puller.config.timeouts.clone(),
-                progress: self.progress.clone(),
-            };
+            let blob = self.blob(digest, size);
             let (flight, slots) = (self.puller.flights.of(digest), Arc::clone(&slots));
             tasks.spawn(async move {
-                let _only = flight.lock_owned().await;
-                if blob.is_present() {
-                    blob.progress.say(PullEvent::LayerPresent {
-                        digest,
-                        bytes: size,
-                    });
-                    return Ok((digest, 0));
-                }
-                let _slot = slots
-                    .acquire()
-                    .await
-                    .expect("the semaphore is never closed");
-                blob.fetch().await.map(|()| (digest, size))
+                let fetched = blob.fetch_once(&flight, &slots).await;
+                (digest, fetched)
             });
         }
         let mut fetched = 0;
         while let Some(result) = tasks.join_next().await {
             match result {
-                Ok(result) => match result? {
-                    (digest, _) if digest == config => {}
-                    (_, size) => fetched += size,
-                },
+                Ok((digest, Ok(_))) if digest == config => {}
+                Ok((_, Ok(bytes))) => fetched += bytes,
+                Ok((digest, Err(error))) => return Err(foreign(manifest, digest, error)),
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
         Ok(fetched)
+    }
+
+    /// Downloads the config alone, to see which platform the image is for.
+    pub(super) async fn fetch_config(&self, manifest: &Manifest) -> Result<(), Failure> {
+        self.keep_embedded(manifest).await?;
+        let (digest, size) = manifest.config;
+        let flight = self.puller.flights.of(digest);
+        let blob = self.blob(digest, size);
+        blob.fetch_once(&flight, &Semaphore::new(1)).await?;
+        Ok(())
+    }
+
+    /// Puts the blobs into the store that the manifest itself contains.
+    async fn keep_embedded(&self, manifest: &Manifest) -> Result<(), Failure> {
+        for (digest, bytes) in manifest.embedded.clone() {
+            let store = self.puller.store.clone();
+            blocking(move || store.put_document(&digest, &bytes)).await?;
+        }
+        Ok(())
+    }
+
+    fn blob(&self, digest: Digest, size: u64) -> Blob {
+        Blob {
+            digest,
+            size,
+            store: self.puller.store.clone(),
+            session: Arc::clone(&self.session),
+            timeouts: self.puller.config.timeouts.clone(),
+            progress: self.progress.clone(),
+        }
+    }
+}
+
+/// The error of a layer that may be missing from its registry, because its manifest names another place for it.
+fn foreign(manifest: &Manifest, digest: Digest, error: Failure) -> Failure {
+    let mut layers = manifest.layers.iter().enumerate();
+    match (layers.find(|(_, layer)| layer.digest == digest), error) {
+        (Some((index, layer)), Failure::Registry(RegistryError::NotFound { .. }))
+            if !layer.urls.is_empty() =>
+        {
+            Failure::Image(ImageError::Foreign {
+                index,
+                digest,
+                url: layer.urls[0].clone(),
+            })
+        }
+        (_, error) => error,
     }
 }
 
@@ -103,8 +132,8 @@ impl Run<'_> {
         let missing = wanted
             .iter()
             .filter(|(digest, size)| !store.contains(digest, **size))
-            .map(|(_, size)| size)
-            .sum();
+            .map(|(digest, size)| size.saturating_sub(store.partial_bytes(digest)))
+            .fold(0, u64::saturating_add);
         Ok(store.has_room_for(missing, self.leave)?)
     }
 }
@@ -121,8 +150,8 @@ struct Blob {
 
 /// Why a body is not complete, and how to continue.
 enum Broken {
-    /// The connection broke: ask the same host for the rest.
-    Resume(RegistryError),
+    /// The connection broke, or was too slow, after so many bytes: ask for the rest.
+    Resume { error: RegistryError, got: u64 },
     /// The host is at fault: throw away what it sent, and ask another host first.
     Restart(RegistryError),
 }
@@ -134,57 +163,98 @@ impl Blob {
             && (self.size > 64 << 10 || self.store.document(&self.digest).is_ok())
     }
 
-    async fn fetch(&self) -> Result<(), Failure> {
-        let (digest, size) = (self.digest, self.size);
-        self.progress.say(PullEvent::LayerStarted {
-            digest,
-            bytes: size,
-        });
-        let mut retry = Retry::new(
-            &self.timeouts,
-            format!("blob {digest}"),
-            self.progress.clone(),
-        );
-        let mut sink = Sink::open(&self.store, digest, size)?;
+    /// Downloads the blob unless the store has it, or another pull downloads it now. Returns how many bytes were
+    /// downloaded.
+    async fn fetch_once(
+        &self,
+        flight: &tokio::sync::Mutex<()>,
+        slots: &Semaphore,
+    ) -> Result<u64, Failure> {
+        let _only = flight.lock().await;
+        let (digest, bytes) = (self.digest, self.size);
+        if self.is_present() {
+            self.progress.say(PullEvent::LayerPresent { digest, bytes });
+            return Ok(0);
+        }
+        let _slot = slots
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        self.progress.say(PullEvent::LayerStarted { digest, bytes });
+        let fetched = self.fetch().await?;
+        self.progress.say(PullEvent::LayerDone { digest });
+        Ok(fetched)
+    }
+
+    /// Downloads the blob, from where an earlier download has ended.
+    async fn fetch(&self) -> Result<u64, Failure> {
+        let what = format!("blob {}", self.digest);
+        let mut retry = Retry::new(&self.timeouts, what.clone(), self.progress.clone());
+        let mut sink = self.open().await?;
+        let mut fetched = 0;
         let mut first_host = 0;
         loop {
-            let error = match self.session.blob(&digest, sink.received, first_host).await {
+            if sink.is_resumed() && sink.received == self.size {
+                // An earlier pull has received the last byte, and has not checked the digest.
+                match sink.commit("an earlier pull").await? {
+                    Ok(()) => return Ok(fetched),
+                    Err(error) => tracing::warn!(%error, "a partial blob is downloaded anew"),
+                }
+                sink = self.open().await?;
+            }
+            let host = self.session.registry();
+            let answer = self.session.blob(&self.digest, sink.received, first_host);
+            let error = match answered(&self.timeouts, &what, host, answer).await {
+                // The server has a shorter blob than the one that was begun, or cannot continue it.
+                Err(error) if sink.received > 0 && is_range_refused(&error) => {
+                    sink.restart(&self.store, self.digest, self.size).await?;
+                    continue;
+                }
                 Err(error) => error,
                 Ok(body) => {
                     first_host = body.host_index;
-                    let (host, before) = (body.host.clone(), sink.received);
-                    match self.receive(body, &mut sink).await? {
-                        Ok(()) => match sink.commit(&host).await? {
-                            Ok(()) => {
-                                self.progress.say(PullEvent::LayerDone { digest });
-                                return Ok(());
+                    let host = body.host.clone();
+                    let received = self.receive(body, &mut sink).await?;
+                    fetched += sink.take_new();
+                    match received {
+                        Ok(()) => {
+                            let is_whole = sink.answers == 1 && !sink.is_resumed();
+                            match sink.commit(&host).await? {
+                                Ok(()) => return Ok(fetched),
+                                Err(error) => {
+                                    // If there were several answers, the wrong bytes may be in any of them.
+                                    first_host += usize::from(is_whole);
+                                    sink = self.open().await?;
+                                    error
+                                }
                             }
-                            Err(error) => {
-                                first_host += 1;
-                                sink = Sink::open(&self.store, digest, size)?;
-                                error
-                            }
-                        },
-                        Err(Broken::Resume(error)) if sink.received > before => {
-                            if sink.received - before >= GOOD_PROGRESS {
+                        }
+                        Err(Broken::Resume { error, got }) => {
+                            if got >= GOOD_PROGRESS {
                                 retry.start_over();
                             }
+                            let is_short = matches!(error, RegistryError::WrongSize { .. });
+                            first_host += usize::from(got == 0 || is_short);
                             error
                         }
-                        Err(Broken::Resume(error) | Broken::Restart(error)) => {
+                        Err(Broken::Restart(error)) => {
                             first_host += 1;
-                            sink.discard().await;
-                            sink = Sink::open(&self.store, digest, size)?;
+                            sink.restart(&self.store, self.digest, self.size).await?;
                             error
                         }
                     }
                 }
             };
             if let Err(error) = retry.after(error).await {
-                sink.discard().await;
+                // What was received stays in the store for the next pull.
+                sink.close().await;
                 return Err(error.into());
             }
         }
+    }
+
+    async fn open(&self) -> Result<Sink, StoreError> {
+        Sink::open(&self.store, self.digest, self.size).await
     }
 
     /// Writes a body to the sink. The outer error comes from the store, the inner error from the server.
@@ -198,9 +268,17 @@ impl Blob {
         } = body;
         let what = || format!("blob {}", self.digest);
         if sink.received > 0 && !continues(&response, sink.received) {
-            let fresh = Sink::open(&self.store, self.digest, self.size)?;
-            std::mem::replace(sink, fresh).discard().await;
+            // The server sends the whole blob.
+            sink.restart(&self.store, self.digest, self.size).await?;
         }
+        sink.answers += 1;
+        let version = response.version();
+        tracing::debug!(%host, ?version, digest = %self.digest, from = sink.received, "downloading a blob");
+        let start = sink.received;
+        let resume = |error, sink: &Sink| {
+            let got = sink.received - start;
+            Ok(Err(Broken::Resume { error, got }))
+        };
         let Timeouts {
             slow_window,
             slow_bytes,
@@ -220,7 +298,7 @@ impl Blob {
                         want,
                         got,
                     };
-                    return Ok(Err(Broken::Resume(error)));
+                    return resume(error, sink);
                 }
                 Ok(Err(source)) => {
                     let source = source.without_url();
@@ -229,7 +307,7 @@ impl Blob {
                         host,
                         source,
                     };
-                    return Ok(Err(Broken::Resume(error)));
+                    return resume(error, sink);
                 }
                 Err(_) if sink.received - window.1 >= slow_bytes => {
                     window = (Instant::now() + slow_window, sink.received);
@@ -243,7 +321,7 @@ impl Blob {
                         bytes,
                         window,
                     };
-                    return Ok(Err(Broken::Resume(error)));
+                    return resume(error, sink);
                 }
             };
             let got = sink.received + chunk.len() as u64;
@@ -254,11 +332,7 @@ impl Blob {
                     want: self.size,
                     got,
                 };
-                // There is no other host to ask, so the bytes that were received are kept.
-                return Ok(Err(match self.session.has_one_host() {
-                    true => Broken::Resume(error),
-                    false => Broken::Restart(error),
-                }));
+                return Ok(Err(Broken::Restart(error)));
             }
             sink.push(chunk).await?;
             self.progress.say(PullEvent::LayerProgress {
@@ -275,23 +349,41 @@ fn continues(response: &reqwest::Response, from: u64) -> bool {
         .headers()
         .get(CONTENT_RANGE)
         .and_then(|value| value.to_str().ok());
-    let start = range
-        .and_then(|text| text.strip_prefix("bytes "))
-        .and_then(|text| text.split_once('-'))
-        .and_then(|(start, _)| start.parse().ok());
-    response.status() == StatusCode::PARTIAL_CONTENT && start == Some(from)
+    response.status() == StatusCode::PARTIAL_CONTENT && range.and_then(range_start) == Some(from)
+}
+
+/// The first byte of a `Content-Range`, such as `bytes 10-99/100`.
+pub(crate) fn range_start(text: &str) -> Option<u64> {
+    let (unit, range) = text.trim().split_once(' ')?;
+    let (start, _) = range.trim_start().split_once('-')?;
+    unit.eq_ignore_ascii_case("bytes")
+        .then(|| start.trim().parse().ok())?
+}
+
+/// Whether a server has nothing from the byte on that it was asked for.
+fn is_range_refused(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Status { status, .. } if *status == StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
 /// A blob that is being downloaded. A thread hashes and writes its chunks while the next ones are received.
 struct Sink {
+    /// Bytes of the blob that are there.
     received: u64,
+    /// Bytes that were there before this download.
+    resumed: u64,
+    /// Bytes that were received since they were counted last.
+    new: u64,
+    /// How many answers of servers its bytes are from, without those of earlier downloads.
+    answers: u32,
     chunks: mpsc::Sender<Bytes>,
-    writer: JoinHandle<Result<crate::store::BlobWriter, StoreError>>,
+    writer: JoinHandle<Result<BlobWriter, StoreError>>,
 }
 
 impl Sink {
-    fn open(store: &Store, digest: Digest, size: u64) -> Result<Self, StoreError> {
-        let mut writer = store.writer(digest, size)?;
+    async fn open(store: &Store, digest: Digest, size: u64) -> Result<Self, StoreError> {
+        let store = store.clone();
+        let mut writer = blocking(move || store.continued(digest, size)).await?;
+        let resumed = writer.written();
         let (chunks, mut queue) = mpsc::channel::<Bytes>(QUEUE);
         let writer = tokio::task::spawn_blocking(move || {
             while let Some(chunk) = queue.blocking_recv() {
@@ -300,16 +392,44 @@ impl Sink {
             Ok(writer)
         });
         Ok(Self {
-            received: 0,
+            received: resumed,
+            resumed,
+            new: 0,
+            answers: 0,
             chunks,
             writer,
         })
+    }
+
+    /// Removes the bytes, and begins anew.
+    async fn restart(
+        &mut self,
+        store: &Store,
+        digest: Digest,
+        size: u64,
+    ) -> Result<(), StoreError> {
+        let (chunks, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.chunks, chunks));
+        if let Ok(Ok(mut writer)) = (&mut self.writer).await {
+            blocking(move || writer.remove()).await;
+        }
+        *self = Self::open(store, digest, size).await?;
+        Ok(())
+    }
+
+    fn is_resumed(&self) -> bool {
+        self.resumed > 0
+    }
+
+    fn take_new(&mut self) -> u64 {
+        std::mem::take(&mut self.new)
     }
 
     async fn push(&mut self, chunk: Bytes) -> Result<(), StoreError> {
         let count = chunk.len() as u64;
         if self.chunks.send(chunk).await.is_ok() {
             self.received += count;
+            self.new += count;
             return Ok(());
         }
         // The thread ends early only with an error.
@@ -320,8 +440,8 @@ impl Sink {
         }
     }
 
-    /// Drops the blob, and waits until its temporary file is removed.
-    async fn discard(self) {
+    /// Waits until all bytes are written, and keeps them for the next download.
+    async fn close(self) {
         let Self { chunks, writer, .. } = self;
         drop(chunks);
         drop(writer.await);
@@ -332,16 +452,15 @@ impl Sink {
         let Self { chunks, writer, .. } = self;
         drop(chunks);
         let result = match writer.await {
-            Ok(Ok(writer)) => crate::store::blocking(move || writer.commit()).await,
+            Ok(Ok(writer)) => blocking(move || writer.commit()).await,
             Ok(Err(error)) => Err(error),
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         match result {
             Ok(()) => Ok(Ok(())),
-            Err(StoreError::WrongDigest { want, got }) => Ok(Err(RegistryError::WrongDigest {
+            Err(StoreError::WrongDigest(digests)) => Ok(Err(RegistryError::WrongDigest {
                 host: host.to_owned(),
-                want,
-                got,
+                digests,
             })),
             Err(error) => Err(error),
         }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 
+use super::verify::advice;
+use crate::chain;
 use crate::config::RetryClass;
-use crate::digest::Digest;
+use crate::digest::Mismatch;
 use crate::hosts::HostsError;
 use crate::limits::LimitExceeded;
 
@@ -19,14 +21,25 @@ pub enum RegistryError {
     Hosts(#[from] HostsError),
     #[error("{} has no usable certificate or key: {reason}", path.display())]
     Certificate { path: PathBuf, reason: String },
-    #[error("{what} from {host}")]
+    #[error("{what} from {host}{}", hint(source))]
     Http {
         what: String,
         host: String,
         source: reqwest::Error,
     },
-    #[error("{host} does not have {what}")]
-    NotFound { what: String, host: String },
+    #[error("{what} from {host}: {reason}")]
+    Untrusted {
+        what: String,
+        host: String,
+        reason: String,
+    },
+    /// `tried` says which credentials were tried, because some registries hide what a login may not see.
+    #[error("{host} does not have {what}{tried}")]
+    NotFound {
+        what: String,
+        host: String,
+        tried: String,
+    },
     #[error("{host} refuses {what}: {reason}")]
     Denied {
         what: String,
@@ -46,11 +59,10 @@ pub enum RegistryError {
         host: String,
         reason: &'static str,
     },
-    #[error("{host} sent content with the digest {got} instead of {want}")]
+    #[error("{host} sent content with the digest {} instead of {}", digests.got, digests.want)]
     WrongDigest {
         host: String,
-        want: Digest,
-        got: Digest,
+        digests: Box<Mismatch>,
     },
     #[error("{host} sent {got} bytes of {what} instead of {want}")]
     WrongSize {
@@ -66,6 +78,12 @@ pub enum RegistryError {
         bytes: u64,
         window: Duration,
     },
+    #[error("{host} did not send {what} within {} s", limit.as_secs())]
+    NoAnswer {
+        what: String,
+        host: String,
+        limit: Duration,
+    },
     #[error("{what} from {host}")]
     Limit {
         what: String,
@@ -77,12 +95,25 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// The error of a request that got no answer. What is wrong with a certificate is told without the layers between.
+    pub(super) fn of_request(what: &str, host: &str, source: reqwest::Error) -> Self {
+        let (what, host) = (what.to_owned(), host.to_owned());
+        match advice(&source) {
+            Some(reason) => Self::Untrusted { what, host, reason },
+            None => Self::Http {
+                what,
+                host,
+                source: source.without_url(),
+            },
+        }
+    }
+
     /// A short name of the error, for queries in logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Client(_) => "http_client",
             Self::Hosts(_) | Self::NoHost { .. } => "hosts",
-            Self::Certificate { .. } => "certificate",
+            Self::Certificate { .. } | Self::Untrusted { .. } => "certificate",
             Self::Http { .. } => "http",
             Self::NotFound { .. } => "not_found",
             Self::Denied { .. } => "denied",
@@ -93,7 +124,7 @@ impl RegistryError {
             Self::Redirect { .. } => "redirect",
             Self::WrongDigest { .. } => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
-            Self::Slow { .. } => "slow",
+            Self::Slow { .. } | Self::NoAnswer { .. } => "slow",
             Self::Limit { .. } => "limit",
         }
     }
@@ -107,10 +138,13 @@ impl RegistryError {
                 ..
             } => RetryClass::After(*after),
             Self::Status { status, .. } if is_transient(*status) => RetryClass::Transient,
+            // Somebody may be about to make the host trust it.
             Self::Http { .. }
+            | Self::Untrusted { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }
-            | Self::Slow { .. } => RetryClass::Transient,
+            | Self::Slow { .. }
+            | Self::NoAnswer { .. } => RetryClass::Transient,
             Self::Status { .. }
             | Self::Client(_)
             | Self::Hosts(_)
@@ -121,6 +155,17 @@ impl RegistryError {
             | Self::Limit { .. }
             | Self::NoHost { .. } => RetryClass::Terminal,
         }
+    }
+}
+
+/// What an error of the HTTP client may mean, if its text does not tell. In HTTP/2 the reason of a closed connection is
+/// lost.
+fn hint(error: &reqwest::Error) -> &'static str {
+    match chain(error).ends_with("connection closed") {
+        true => {
+            " (it closed the connection: if it wants a client certificate, name one in the registry's hosts.toml)"
+        }
+        false => "",
     }
 }
 

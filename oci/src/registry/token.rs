@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::HeaderValue;
-use reqwest::{Client, Url};
+use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 
 use super::{RegistryError, body, status_error};
@@ -136,12 +136,18 @@ impl TokenRequest<'_> {
                 Some(Login::IdentityToken(_) | Login::RegistryToken(_)) | None => request,
             }
         };
-        let response = request.send().await.map_err(|source| RegistryError::Http {
-            what: what.clone(),
-            host: host.clone(),
-            source: source.without_url(),
-        })?;
-        if !response.status().is_success() {
+        let answer = request.send().await;
+        let response = answer.map_err(|source| RegistryError::of_request(&what, &host, source))?;
+        let status = response.status();
+        if status.is_client_error()
+            && !matches!(
+                status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+            )
+        {
+            return Err(denied(&host, &format!("it answered {status}")));
+        }
+        if !status.is_success() {
             return Err(status_error(&what, &host, &response));
         }
         let bytes = body(response, &what, &host, MAX_ANSWER).await?;

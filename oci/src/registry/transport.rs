@@ -2,48 +2,47 @@
 //! decides which credentials the next request has.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use reqwest::Client;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, Proxy};
 use rustls::client::ResolvesClientCert;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
-};
+use rustls::{ClientConfig, DistinguishedName, SignatureScheme};
 use webpki::EndEntityCert;
 
-use super::RegistryError;
-use crate::config::Timeouts;
+use super::trust::{self, Trusted};
+use super::verify::{AnyServer, TrustedServer};
+use super::{Net, RegistryError};
 use crate::hosts::{Endpoint, HostSettings, HostsError};
 use crate::root::Root;
 
-/// A client for one endpoint. The paths of its certificates are paths in `files`. A loopback address is never reached
-/// through a proxy from the environment.
-pub(super) fn client(
-    endpoint: &Endpoint,
-    files: &Root,
-    timeouts: &Timeouts,
-) -> Result<Client, RegistryError> {
-    let mut builder = Client::builder()
-        .tls_backend_preconfigured(tls(
-            &endpoint.settings,
-            files,
-            endpoint.base.scheme() == "https",
-        )?)
+/// How much a server may send before the client has taken it, of one blob and of all blobs together.
+const HTTP2_STREAM_WINDOW: u32 = 1 << 20;
+const HTTP2_CONNECTION_WINDOW: u32 = 4 << 20;
+const HTTP2_FRAME: u32 = 256 << 10;
+
+/// A client for one endpoint. The paths of its certificates are paths in `files`.
+pub(super) fn client(endpoint: &Endpoint, net: &Net<'_>) -> Result<Client, RegistryError> {
+    let uses_tls = endpoint.base.scheme() == "https";
+    let tls = tls(&endpoint.settings, net, uses_tls)?;
+    let proxies = net.proxies.clone();
+    Client::builder()
+        .tls_backend_preconfigured(tls)
         .user_agent(concat!("skyhook/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(timeouts.connect)
-        .read_timeout(timeouts.read)
-        .pool_max_idle_per_host(8);
-    if endpoint.is_loopback {
-        builder = builder.no_proxy();
-    }
-    builder.build().map_err(RegistryError::Client)
+        .connect_timeout(net.timeouts.connect)
+        .read_timeout(net.timeouts.read)
+        .pool_max_idle_per_host(8)
+        // A window of 64 KiB, which is usual in HTTP/2, would slow distant registries down.
+        .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_max_frame_size(HTTP2_FRAME)
+        .proxy(Proxy::custom(move |url| proxies.for_url(url)))
+        .build()
+        .map_err(RegistryError::Client)
 }
 
 pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> {
@@ -60,17 +59,32 @@ pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> 
     Ok(map)
 }
 
-fn tls(settings: &HostSettings, files: &Root, used: bool) -> Result<ClientConfig, RegistryError> {
+/// The settings of TLS. The server chooses HTTP/2 if it speaks it.
+fn tls(settings: &HostSettings, net: &Net<'_>, used: bool) -> Result<ClientConfig, RegistryError> {
+    let mut config = authenticated_tls(settings, net, used)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn authenticated_tls(
+    settings: &HostSettings,
+    net: &Net<'_>,
+    used: bool,
+) -> Result<ClientConfig, RegistryError> {
+    let files = net.files;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .expect("ring has the default versions");
+    let builder = builder.dangerous();
     let builder = if settings.skip_verify {
-        builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))))
+        builder.with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))))
     } else {
-        builder.with_root_certificates(roots(settings, files, used)?)
+        let server = TrustedServer {
+            trusted: trusted(settings, net, used)?,
+            provider: Arc::clone(&provider),
+        };
+        builder.with_custom_certificate_verifier(Arc::new(server))
     };
     if settings.client.is_empty() {
         return Ok(builder.with_no_client_auth());
@@ -122,41 +136,23 @@ fn is_issued_by(certificate: &CertificateDer<'_>, issuers: &[&[u8]]) -> bool {
     })
 }
 
-/// The trusted authorities: those of the system and those of the settings. Plain HTTP needs none.
-fn roots(
-    settings: &HostSettings,
-    files: &Root,
-    used: bool,
-) -> Result<RootCertStore, RegistryError> {
-    static SYSTEM: OnceLock<RootCertStore> = OnceLock::new();
+/// The trusted authorities: those of the host and those of the settings. Plain HTTP needs none.
+fn trusted(settings: &HostSettings, net: &Net<'_>, used: bool) -> Result<Trusted, RegistryError> {
     if !used {
-        return Ok(RootCertStore::empty());
+        return Ok(Trusted::none());
     }
-    let mut roots = SYSTEM
-        .get_or_init(|| {
-            let found = rustls_native_certs::load_native_certs();
-            for error in &found.errors {
-                tracing::warn!(%error, "some of the system's certificates cannot be read");
-            }
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(found.certs);
-            roots
-        })
-        .clone();
+    let mut trusted = net.trust.current(net.files);
     for path in &settings.ca {
-        for certificate in certificates(files, path)? {
-            roots
-                .add(certificate)
-                .map_err(|error| unusable(path, &error))?;
+        // As in Go, a file is usable if one of its certificates is.
+        if trusted.add(certificates(net.files, path)?) == 0 {
+            return Err(unusable(path, &"none of its certificates can be used"));
         }
     }
-    Ok(roots)
+    Ok(trusted)
 }
 
 fn certificates(files: &Root, path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryError> {
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&read(files, path)?)
-        .collect::<Result<_, _>>()
-        .map_err(|error| unusable(path, &error))?;
+    let found = trust::certificates(&read(files, path)?);
     if found.is_empty() {
         return Err(unusable(path, &"there is no PEM certificate in it"));
     }
@@ -174,54 +170,5 @@ fn unusable(path: &Path, reason: &dyn std::fmt::Display) -> RegistryError {
     RegistryError::Certificate {
         path: path.to_path_buf(),
         reason: reason.to_string(),
-    }
-}
-
-/// For `skip_verify`: every certificate is accepted. Content is still verified by its digest.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -9,10 +9,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::StoreError;
-use crate::replace::is_in_the_making;
+use crate::replace::{Durability, is_in_the_making, replace_file};
 
 pub(super) fn failed(what: &'static str, path: &Path, source: io::Error) -> StoreError {
     StoreError::Io {
@@ -37,6 +38,12 @@ pub(super) fn list(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
 
 pub(super) fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+pub(super) fn write_record(path: &Path, record: &impl Serialize) -> Result<(), StoreError> {
+    let text =
+        serde_json::to_vec(record).map_err(|source| failed("encode", path, source.into()))?;
+    replace_file(path, &text, Durability::PowerCut).map_err(|source| failed("write", path, source))
 }
 
 pub(super) fn remove_if_there(path: &Path) -> Result<(), StoreError> {

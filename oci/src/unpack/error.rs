@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::digest::Digest;
+use super::tar::TarError;
+use crate::digest::{Digest, Mismatch};
 use crate::limits::{Limit, LimitExceeded};
 
 /// Why an image cannot be unpacked.
@@ -42,14 +43,14 @@ pub enum LayerError {
         name: String,
         source: Box<LayerError>,
     },
-    #[error("its content is {got}, the image config says {want}")]
-    DiffId { want: Digest, got: Digest },
+    #[error("its content is {}, the image config says {}", .0.got, .0.want)]
+    DiffId(Box<Mismatch>),
     #[error("its content does not have its digest")]
     Damaged,
     #[error("it cannot be decompressed")]
     Decompress(#[source] io::Error),
     #[error("it is not a tar archive")]
-    Tar(#[source] tar_core::parse::ParseError),
+    Tar(#[source] TarError),
     #[error("its archive ends in the middle of an entry")]
     Truncated,
     #[error("its sparse map does not fit the file")]
@@ -61,8 +62,6 @@ pub enum LayerError {
 /// Why an entry of a layer is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    #[error("'..' in a name")]
-    DotDot,
     #[error("a NUL byte in a name")]
     Nul,
     #[error("a name component of more than 255 bytes")]
@@ -73,20 +72,14 @@ pub enum EntryError {
     BelowWhiteout,
     #[error("{0} is not allowed in a package")]
     Special(&'static str),
-    #[error("setuid and setgid bits are not allowed in a package")]
-    SetId,
     #[error("a symlink with an empty target")]
     EmptyTarget,
     #[error("entry type {0:#04x} is unknown")]
     UnknownType(u8),
-    #[error("a hard link to {target:?}, which is not in /skyhook-package")]
-    LinkOutside { target: String },
     #[error("a hard link to {target:?}, which does not exist")]
     LinkMissing { target: String },
     #[error("a hard link to the directory {target:?}")]
     LinkToDirectory { target: String },
-    #[error("its parent is a symlink that leaves /skyhook-package")]
-    ParentEscapes,
     #[error("its parent is not a directory")]
     ParentNotDirectory,
     #[error("more than 40 symlinks on the way to it")]
@@ -153,7 +146,7 @@ impl LayerError {
             } => "limit",
             Self::Entry { .. } => "entry_refused",
             Self::At { source, .. } => source.kind(),
-            Self::DiffId { .. } => "diff_id",
+            Self::DiffId(_) => "diff_id",
             Self::Damaged => "blob_damaged",
             Self::Decompress(_) => "decompress",
             Self::Tar(_) | Self::Truncated | Self::SparseMap => "tar",
@@ -167,7 +160,7 @@ impl LayerError {
             Self::Damaged | Self::Write(_) => true,
             Self::Limit(_)
             | Self::Entry { .. }
-            | Self::DiffId { .. }
+            | Self::DiffId(_)
             | Self::Decompress(_)
             | Self::Tar(_)
             | Self::Truncated

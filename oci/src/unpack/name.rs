@@ -1,7 +1,8 @@
 //! The names in a layer: what they mean, and which of them are refused. There is no I/O in this file.
 //!
-//! The names in a layer are relative to the root of the image. A leading `/` and the component `.` are ignored. A
-//! name with `..` is always refused, because no builder writes it and programs interpret it differently.
+//! The names in a layer are relative to the root of the image. A leading `/` and the component `.` are ignored, and `..`
+//! goes up by one component, but not above the root, as container runtimes do. A name that leads out of the package's
+//! directory is a name like any other outside of it, and is not looked at any further.
 
 use super::EntryError;
 
@@ -28,12 +29,18 @@ pub(crate) enum Meaning {
 
 /// Reads the name of an entry.
 pub(crate) fn place(name: &[u8]) -> Result<Meaning, EntryError> {
-    let parts = components(name)?;
+    let parts = components(name);
     let Some((first, rest)) = parts.split_first() else {
         return Ok(Meaning::Outside);
     };
     if *first != PACKAGE_DIR {
         return Ok(at_image_root(first, rest.is_empty()));
+    }
+    if rest.iter().any(|part| part.contains(&0)) {
+        return Err(EntryError::Nul);
+    }
+    if rest.iter().any(|part| part.len() > 255) {
+        return Err(EntryError::ComponentTooLong);
     }
     let Some((last, parents)) = rest.split_last() else {
         return Ok(Meaning::Inside(Vec::new()));
@@ -68,33 +75,29 @@ fn at_image_root(first: &[u8], alone: bool) -> Meaning {
     }
 }
 
-/// The path below the package's directory that a hard link points to.
-pub(crate) fn link_target(name: &[u8]) -> Result<Vec<u8>, EntryError> {
+/// The path below the package's directory that a hard link points to. `None` if it points to something else.
+pub(crate) fn link_target(name: &[u8]) -> Result<Option<Vec<u8>>, EntryError> {
     match place(name)? {
-        Meaning::Inside(path) if !path.is_empty() => Ok(path),
+        Meaning::Inside(path) if !path.is_empty() => Ok(Some(path)),
         Meaning::Inside(_) | Meaning::Outside | Meaning::Whiteout(_) | Meaning::Opaque(_) => {
-            Err(EntryError::LinkOutside {
-                target: super::lossy(name),
-            })
+            Ok(None)
         }
     }
 }
 
-/// The components of a name, without `.` and empty ones.
-fn components(name: &[u8]) -> Result<Vec<&[u8]>, EntryError> {
-    if name.contains(&0) {
-        return Err(EntryError::Nul);
-    }
+/// The components of a name, from the root of the image on.
+fn components(name: &[u8]) -> Vec<&[u8]> {
     let mut parts = Vec::new();
     for part in name.split(|&byte| byte == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => return Err(EntryError::DotDot),
-            _ if part.len() > 255 => return Err(EntryError::ComponentTooLong),
+            b".." => {
+                parts.pop();
+            }
             _ => parts.push(part),
         }
     }
-    Ok(parts)
+    parts
 }
 
 #[cfg(test)]
@@ -127,9 +130,17 @@ mod tests {
             ("skyhook-package/.wh.", Err(EntryError::EmptyWhiteout)),
             ("skyhook-package/.wh...", Err(EntryError::EmptyWhiteout)),
             ("skyhook-package/.wh.a/b", Err(EntryError::BelowWhiteout)),
-            ("skyhook-package/../etc/passwd", Err(EntryError::DotDot)),
-            ("../../etc/passwd", Err(EntryError::DotDot)),
-            ("bin/../skyhook-package/x", Err(EntryError::DotDot)),
+            ("skyhook-package/../etc/passwd", Ok(Meaning::Outside)),
+            ("../../etc/passwd", Ok(Meaning::Outside)),
+            ("skyhook-package/..", Ok(Meaning::Outside)),
+            ("skyhook-package/.", inside("")),
+            ("skyhook-package/a/..", inside("")),
+            ("bin/../skyhook-package/x", inside("x")),
+            ("../skyhook-package/a/../b", inside("b")),
+            ("skyhook-package/../../skyhook-package/b", inside("b")),
+            ("skyhook-package/a/../.wh.b", whiteout("b")),
+            ("bin/../.wh.skyhook-package", whiteout("")),
+            ("etc/a\0b", Ok(Meaning::Outside)),
             ("skyhook-package/a\0b", Err(EntryError::Nul)),
         ];
         for (name, want) in table {
@@ -137,20 +148,23 @@ mod tests {
         }
         let long = format!("skyhook-package/{}", "x".repeat(256));
         assert_eq!(place(long.as_bytes()), Err(EntryError::ComponentTooLong));
+        let outside = format!("var/{}", "x".repeat(256));
+        assert_eq!(place(outside.as_bytes()), Ok(Meaning::Outside));
     }
 
     #[test]
     fn hard_links_point_into_the_package() {
-        assert_eq!(link_target(b"/skyhook-package/a"), Ok(b"a".to_vec()));
-        assert_eq!(
-            link_target(b"skyhook-package/../a"),
-            Err(EntryError::DotDot)
-        );
-        for target in ["etc/passwd", "skyhook-package", "skyhook-package/.wh.a", ""] {
-            let want = EntryError::LinkOutside {
-                target: target.to_owned(),
-            };
-            assert_eq!(link_target(target.as_bytes()), Err(want));
+        for (target, want) in [
+            ("/skyhook-package/a", Some("a")),
+            ("skyhook-package/b/../a", Some("a")),
+            ("skyhook-package/../a", None),
+            ("etc/passwd", None),
+            ("skyhook-package", None),
+            ("skyhook-package/.wh.a", None),
+            ("", None),
+        ] {
+            let want = want.map(|path| path.as_bytes().to_vec());
+            assert_eq!(link_target(target.as_bytes()), Ok(want), "{target}");
         }
     }
 

@@ -1,15 +1,15 @@
 //! Merges layers in memory to the directory of the package. There is no I/O in this file. The tree is complete and
 //! checked before anything is written to the target.
 //!
-//! If a parent of a path is a symlink, it is resolved inside the image, as a container runtime does. A path that
-//! leaves the package's directory is refused.
+//! If a parent of a path is a symlink, it is resolved inside the image, as a container runtime does. An entry whose path
+//! leaves the package's directory in this way lies elsewhere in the image: it is left out, with a warning.
 
 use std::collections::BTreeMap;
 
 use super::EntryError;
 use super::entry::{FileId, Kind, LayerEntry, Meta};
 use super::name::PACKAGE_DIR;
-use crate::limits::{Limit, Limits};
+use crate::limits::{Budget, Limit};
 
 const MAX_SYMLINKS: u32 = 40;
 
@@ -38,23 +38,47 @@ impl Dir {
     }
 }
 
-/// The layers that were merged so far. `root` is the package's directory, and `None` until a layer has it.
-#[derive(Debug, Default)]
-pub(crate) struct Tree {
-    root: Option<Dir>,
-    max_depth: u64,
+/// Why an entry is not added.
+#[derive(Debug, PartialEq, Eq)]
+enum Refused {
+    /// It is not in the package, but elsewhere in the image.
+    Elsewhere,
+    Entry(EntryError),
 }
 
-impl Tree {
-    pub(crate) fn new(limits: &Limits) -> Self {
+impl From<EntryError> for Refused {
+    fn from(error: EntryError) -> Self {
+        Self::Entry(error)
+    }
+}
+
+/// The layers that were merged so far. `root` is the package's directory, and `None` until a layer has it.
+#[derive(Debug)]
+pub(crate) struct Tree<'a> {
+    root: Option<Dir>,
+    /// The package's directory was replaced by something else.
+    is_replaced: bool,
+    budget: &'a Budget<'a>,
+}
+
+impl<'a> Tree<'a> {
+    pub(crate) fn new(budget: &'a Budget<'a>) -> Self {
         Self {
             root: None,
-            max_depth: limits.depth,
+            is_replaced: false,
+            budget,
         }
     }
 
-    pub(crate) fn into_root(self) -> Option<Dir> {
-        self.root
+    pub(crate) fn into_root(self) -> Result<Option<Dir>, EntryError> {
+        match self.is_replaced {
+            true => Err(EntryError::PackageNotDirectory),
+            false => Ok(self.root),
+        }
+    }
+
+    fn max_depth(&self) -> u64 {
+        self.budget.limits.depth
     }
 
     /// Adds a layer on top. Its whiteouts are applied before its other entries, so they only remove entries of lower
@@ -65,19 +89,29 @@ impl Tree {
             .partition(|entry| matches!(entry.kind, Kind::Whiteout | Kind::Opaque));
         for entry in hides {
             let opaque = matches!(entry.kind, Kind::Opaque);
-            self.hide(&entry.path, opaque)
-                .map_err(|error| (entry.path, error))?;
+            match self.hide(&entry.path, opaque) {
+                Ok(()) | Err(Refused::Elsewhere) => {}
+                Err(Refused::Entry(error)) => return Err((entry.path, error)),
+            }
         }
         for entry in adds {
             let path = entry.path.clone();
-            self.add(entry).map_err(|error| (path, error))?;
+            match self.add(entry) {
+                Ok(()) => {}
+                Err(Refused::Elsewhere) => self.budget.warn(
+                    &path,
+                    "left out an entry that a symlink leads out of /skyhook-package",
+                ),
+                Err(Refused::Entry(error)) => return Err((path, error)),
+            }
         }
         Ok(())
     }
 
-    fn hide(&mut self, path: &[u8], opaque: bool) -> Result<(), EntryError> {
+    fn hide(&mut self, path: &[u8], opaque: bool) -> Result<(), Refused> {
         if path.is_empty() && !opaque {
             self.root = None;
+            self.is_replaced = false;
             return Ok(());
         }
         if opaque {
@@ -98,18 +132,25 @@ impl Tree {
         Ok(())
     }
 
-    fn add(&mut self, entry: LayerEntry) -> Result<(), EntryError> {
+    fn add(&mut self, entry: LayerEntry) -> Result<(), Refused> {
         let parts = split(&entry.path);
         let Some((name, parents)) = parts.split_last() else {
-            let Kind::Dir = entry.kind else {
-                return Err(EntryError::PackageNotDirectory);
-            };
-            self.root.get_or_insert_with(Dir::implied).meta = entry.meta;
+            if let Kind::Dir = entry.kind {
+                self.root.get_or_insert_with(Dir::implied).meta = entry.meta;
+                self.is_replaced = false;
+            } else {
+                // A later entry or layer may make the directory again.
+                self.root = None;
+                self.is_replaced = true;
+            }
             return Ok(());
         };
+        if self.is_replaced {
+            return Err(EntryError::PackageNotDirectory.into());
+        }
         let at = self.resolve(parents)?;
-        if at.len() as u64 + 1 > self.max_depth {
-            return Err(EntryError::limit(Limit::Depth, self.max_depth));
+        if at.len() as u64 + 1 > self.max_depth() {
+            return Err(EntryError::limit(Limit::Depth, self.max_depth()).into());
         }
         let node = match entry.kind {
             Kind::Dir => Node::Dir(Dir {
@@ -135,9 +176,11 @@ impl Tree {
     }
 
     /// The file or symlink that a hard link to `target` refers to.
-    fn linked(&self, target: &[u8]) -> Result<Node, EntryError> {
-        let missing = || EntryError::LinkMissing {
-            target: super::lossy(target),
+    fn linked(&self, target: &[u8]) -> Result<Node, Refused> {
+        let missing = || {
+            Refused::Entry(EntryError::LinkMissing {
+                target: super::lossy(target),
+            })
         };
         let parts = split(target);
         let (name, parents) = parts.split_last().ok_or_else(missing)?;
@@ -152,7 +195,8 @@ impl Tree {
         match dir.children.get(*name) {
             Some(Node::Dir(_)) => Err(EntryError::LinkToDirectory {
                 target: super::lossy(target),
-            }),
+            }
+            .into()),
             Some(node) => Ok(node.clone()),
             None => Err(missing()),
         }
@@ -160,7 +204,7 @@ impl Tree {
 
     /// The path of a directory without symlinks: those in `parts` are followed inside the package. Parts that do not
     /// exist stay as they are.
-    fn resolve(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, EntryError> {
+    fn resolve(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, Refused> {
         let mut real: Vec<Vec<u8>> = Vec::new();
         let mut pending: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
         let mut links = 0;
@@ -168,7 +212,7 @@ impl Tree {
             match part.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
-                    real.pop().ok_or(EntryError::ParentEscapes)?;
+                    real.pop().ok_or(Refused::Elsewhere)?;
                     continue;
                 }
                 _ => {}
@@ -178,17 +222,17 @@ impl Tree {
                 Some(Node::Symlink { target, .. }) => {
                     links += 1;
                     if links > MAX_SYMLINKS {
-                        return Err(EntryError::TooManySymlinks);
+                        return Err(EntryError::TooManySymlinks.into());
                     }
                     let target = relative_target(target, &mut real)?;
                     pending.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
                 }
                 Some(Node::File(_)) => {
-                    return Err(EntryError::ParentNotDirectory);
+                    return Err(EntryError::ParentNotDirectory.into());
                 }
             }
-            if real.len() as u64 > self.max_depth {
-                return Err(EntryError::limit(Limit::Depth, self.max_depth));
+            if real.len() as u64 > self.max_depth() {
+                return Err(EntryError::limit(Limit::Depth, self.max_depth()).into());
             }
         }
         Ok(real)
@@ -236,7 +280,7 @@ impl Tree {
 
 /// The part of a symlink's target that is resolved next, starting from `real`. If the target is absolute, `real` is
 /// set to the package's directory.
-fn relative_target<'a>(target: &'a [u8], real: &mut Vec<Vec<u8>>) -> Result<&'a [u8], EntryError> {
+fn relative_target<'a>(target: &'a [u8], real: &mut Vec<Vec<u8>>) -> Result<&'a [u8], Refused> {
     let Some(absolute) = target.strip_prefix(b"/") else {
         return Ok(target);
     };
@@ -245,7 +289,7 @@ fn relative_target<'a>(target: &'a [u8], real: &mut Vec<Vec<u8>>) -> Result<&'a 
             real.clear();
             Ok(rest)
         }
-        _ => Err(EntryError::ParentEscapes),
+        _ => Err(Refused::Elsewhere),
     }
 }
 

@@ -9,9 +9,8 @@ use flate2::bufread::MultiGzDecoder;
 use zstd::stream::raw::{DParameter, Operation as _};
 
 use super::LayerError;
-use crate::digest::{Digest, Hasher, HashingReader};
-use crate::image::Compression;
-use crate::limits::{Budget, Limit, LimitExceeded};
+use crate::digest::{Algorithm, Digest, Hasher, HashingReader};
+use crate::limits::{Budget, Limit, LimitExceeded, Limits};
 
 /// Decompressed bytes that every layer may have, whatever its ratio.
 const RATIO_FLOOR: u64 = 64 << 20;
@@ -34,15 +33,16 @@ pub(super) enum Decoder {
 }
 
 impl Decoder {
-    /// Starts to read a blob. Its first bytes tell how it is compressed, because some registries and builders give
-    /// layers a wrong media type. `labelled` is used if the first bytes do not tell.
-    pub(super) fn new(mut blob: File, labelled: Compression) -> io::Result<Self> {
+    /// Starts to read a blob. Its first bytes alone tell how it is compressed, because some registries and builders
+    /// give layers a wrong media type. A blob that starts in another way is an archive without compression, such as
+    /// one with the headers of V7 Unix, or an empty one.
+    pub(super) fn new(mut blob: File, algorithm: Algorithm) -> io::Result<Self> {
         let mut start = Vec::new();
-        (&mut blob).take(TAR_MAGIC_END).read_to_end(&mut start)?;
+        (&mut blob).take(MAGIC).read_to_end(&mut start)?;
         blob.rewind()?;
-        let raw = HashingReader::new(blob);
+        let raw = HashingReader::new(blob, algorithm);
         let buffered = |raw| BufReader::with_capacity(RAW_BUFFER, raw);
-        Ok(match compression(&start).unwrap_or(labelled) {
+        Ok(match compression(&start) {
             Compression::None => Self::Plain(Box::new(raw)),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(buffered(raw)))),
             Compression::Zstd => Self::Zstd(Box::new(Frames::new(raw)?)),
@@ -148,25 +148,29 @@ impl Read for Frames {
     }
 }
 
-const TAR_MAGIC: usize = 257;
-const TAR_MAGIC_END: u64 = 262;
+/// The number of first bytes that tell how a blob is compressed.
+const MAGIC: u64 = 4;
+const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// The size of the largest zstd frame header.
 const ZSTD_HEADER: usize = 18;
 
-/// How a blob that starts with these bytes is compressed, if they tell.
-fn compression(start: &[u8]) -> Option<Compression> {
-    if start.starts_with(&[0x1f, 0x8b]) {
-        Some(Compression::Gzip)
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// How a blob that starts with these bytes is compressed.
+fn compression(start: &[u8]) -> Compression {
+    if start.starts_with(&GZIP_MAGIC) {
+        Compression::Gzip
     } else if start.starts_with(&ZSTD_MAGIC) || is_skippable(start) {
-        Some(Compression::Zstd)
-    } else if start
-        .get(TAR_MAGIC..)
-        .is_some_and(|magic| magic.starts_with(b"ustar"))
-    {
-        Some(Compression::None)
+        Compression::Zstd
     } else {
-        None
+        Compression::None
     }
 }
 
@@ -214,11 +218,17 @@ pub(super) struct Window<'a, D> {
 }
 
 impl<'a, D: Read> Window<'a, D> {
-    pub(super) fn new(decoder: D, blob_size: u64, budget: &'a Budget<'a>) -> Self {
+    /// `algorithm` is how the digest of the stream is computed.
+    pub(super) fn new(
+        decoder: D,
+        blob_size: u64,
+        algorithm: Algorithm,
+        budget: &'a Budget<'a>,
+    ) -> Self {
         let allowed = blob_size
             .saturating_mul(budget.limits.ratio)
             .max(RATIO_FLOOR);
-        let (hasher, buffer) = (Hasher::new(), vec![0; WINDOW]);
+        let (hasher, buffer) = (Hasher::new(algorithm), vec![0; WINDOW]);
         Self {
             decoder,
             hasher,
@@ -229,6 +239,10 @@ impl<'a, D: Read> Window<'a, D> {
             allowed,
             budget,
         }
+    }
+
+    pub(super) fn limits(&self) -> &'a Limits {
+        self.budget.limits
     }
 
     pub(super) fn data(&self) -> &[u8] {
@@ -358,7 +372,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(blob).unwrap();
         file.rewind().unwrap();
-        Decoder::new(file, Compression::Zstd).unwrap()
+        Decoder::new(file, Algorithm::Sha256).unwrap()
     }
 
     fn is_alone(decoder: &Decoder) -> bool {
@@ -410,14 +424,15 @@ mod tests {
 
     #[test]
     fn the_first_bytes_say_how_a_blob_is_compressed() {
-        let tar = [&[b'a'; TAR_MAGIC][..], b"ustar"].concat();
         for (start, want) in [
-            (&[0x1f, 0x8b, 8][..], Some(Compression::Gzip)),
-            (&ZSTD_MAGIC, Some(Compression::Zstd)),
-            (&[0x50, 0x2a, 0x4d, 0x18, 4], Some(Compression::Zstd)),
-            (&tar, Some(Compression::None)),
-            (b"rubbish", None),
-            (b"", None),
+            (&[0x1f, 0x8b, 8, 0][..], Compression::Gzip),
+            (&[0x1f, 0x8b], Compression::None),
+            (&ZSTD_MAGIC, Compression::Zstd),
+            (&[0x50, 0x2a, 0x4d, 0x18, 4], Compression::Zstd),
+            (&[0x5f, 0x2a, 0x4d, 0x18, 4], Compression::Zstd),
+            (&[0x60, 0x2a, 0x4d, 0x18, 4], Compression::None),
+            (b"skyhook-package/", Compression::None),
+            (b"", Compression::None),
         ] {
             assert_eq!(compression(start), want, "{start:?}");
         }

@@ -16,7 +16,7 @@ use crate::plan::scan::{Order, Row};
 use crate::plan::standing::Standing;
 use crate::plan::{self, View, admit, verdict};
 
-/// A package that has failed so often has failed for good, as far as batches go. It is tried further.
+/// A package that was restarted so often under its lease has failed for good, as far as batches go. It is tried further.
 const RESTARTS: i32 = 3;
 
 /// The leases of a Skyhook, and those that are being created for it.
@@ -101,17 +101,29 @@ fn end(
     }
     let checked = row.skyhook.checked.as_ref();
     let is_wanted = checked.is_ok_and(|checked| checked.revision == lease.spec.revision);
-    let packages = lease
-        .status
-        .iter()
-        .flat_map(|status| status.packages.values());
-    let mut failing = packages.filter(|one| one.state == State::Erroring);
-    let has_failed = is_wanted && failing.any(|one| one.restarts >= RESTARTS);
+    let packages = lease.status.iter().flat_map(|status| &status.packages);
+    let mut failing = packages.filter(|(_, one)| one.state == State::Erroring);
+    let has_failed =
+        is_wanted && failing.any(|(key, one)| restarts(lease, key, one.restarts) >= RESTARTS);
     let is_away = protocol::is_accepted(lease)
         && verdict::parked_at(view, node).is_some_and(|at| at <= view.now.mono);
     let now = view.now.mono;
     let is_abandoned = plan::lease::abandoned_at(view, fact, lease).is_some_and(|at| at <= now);
     failed_if(has_failed || is_away || ((fact.forced || is_abandoned) && has_begun(lease)))
+}
+
+/// How often a package was restarted under the lease. The number that the agent reports goes on from the record on the Node,
+/// and the first attempt after a failure in that record counts as a restart. A smaller number was begun anew.
+fn restarts(lease: &InterruptionLease, key: &str, reported: i32) -> i32 {
+    let Some(before) = lease.spec.installed.get(key) else {
+        return reported;
+    };
+    if reported < before.restarts {
+        return reported;
+    }
+    let first = i32::from(before.state == State::Erroring);
+    let earlier = before.restarts.saturating_add(first);
+    reported.saturating_sub(earlier).max(0)
 }
 
 /// True when the lease is released next: no agent has accepted it, or its result is on the Node or can be written there
@@ -130,7 +142,8 @@ const fn failed_if(failed: bool) -> End {
 }
 
 /// True when a step may have run under the lease, and the agent has not ended. Most agents tell it. Of one that does not,
-/// the packages say it: one has begun and is not complete.
+/// the packages say it: one has begun and is not complete. A package may have failed before the lease, so a failure alone
+/// says nothing.
 fn has_begun(lease: &InterruptionLease) -> bool {
     let packages = lease
         .status
@@ -139,11 +152,11 @@ fn has_begun(lease: &InterruptionLease) -> bool {
     let mut begun = packages.filter(|one| !one.pending && one.state != State::Complete);
     match protocol::phase(lease) {
         None | Some(Phase::Accepted | Phase::Complete | Phase::Stopped) => false,
-        Some(Phase::Preparing | Phase::AwaitingDrain) => {
+        Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => {
             let told = lease.status.as_ref().and_then(|status| status.begun);
             told.unwrap_or_else(|| begun.next().is_some())
         }
-        Some(Phase::Running | Phase::Erroring | Phase::Unknown) => true,
+        Some(Phase::Running | Phase::Unknown) => true,
     }
 }
 

@@ -13,6 +13,12 @@ const REMNANT: Duration = Duration::from_secs(2);
 /// The slice of all steps. In system.slice, steps would use the resources that are reserved for system services.
 const SLICE: &str = "skyhook.slice";
 
+/// Where systemd keeps a `MemoryLow` of the slice that was set until the next boot, with new and old versions.
+const MEMORY_LOW_FILES: [&str; 2] = [
+    "run/systemd/system.control/skyhook.slice.d/50-MemoryLow.conf",
+    "run/systemd/system/skyhook.slice.d/50-MemoryLow.conf",
+];
+
 /// How often the agent tries to take the memory protection from the slice, and the time between two attempts.
 const UNPROTECT_ATTEMPTS: u32 = 5;
 const UNPROTECT_PAUSE: Duration = Duration::from_secs(1);
@@ -143,6 +149,9 @@ impl Bus {
     /// In cgroup version 2, the memory of a scope is not protected beyond that of its slice, and what a slice protects
     /// beyond its scopes is shared by all of them.
     async fn protect_memory(&self, requested: u64, protected: &mut Option<u64>) {
+        if requested == 0 && protected.is_none() && !self.was_protected() {
+            *protected = Some(0);
+        }
         // A running step that requested memory keeps the value above 0.
         if requested == 0 && *protected == Some(0) {
             return;
@@ -154,6 +163,12 @@ impl Bus {
                 tracing::debug!(%error, "the memory requests of steps have no effect on this host");
             }
         }
+    }
+
+    /// False if no agent has given the slice a value since the host has booted: then nothing has to be asked over the
+    /// bus.
+    fn was_protected(&self) -> bool {
+        MEMORY_LOW_FILES.iter().any(|file| self.files.exists(file))
     }
 
     async fn try_to_protect_memory(&self, requested: u64) -> Result<u64, SystemdError> {

@@ -208,6 +208,17 @@ impl Drop for Fake {
     }
 }
 
+impl Fake {
+    /// The host has the file of a property that was set until the next boot.
+    fn has_drop_in(&self, system: &str) {
+        let directory = format!("run/systemd/{system}/skyhook.slice.d");
+        let directory = self.directory.path().join(directory);
+        std::fs::create_dir_all(&directory).unwrap();
+        let content = "[Slice]\nMemoryLow=100\n";
+        std::fs::write(directory.join("50-MemoryLow.conf"), content).unwrap();
+    }
+}
+
 fn fake(manners: Manners) -> Fake {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("bus");
@@ -241,7 +252,7 @@ fn fake(manners: Manners) -> Fake {
         slow: Duration::from_secs(10),
     };
     Fake {
-        bus: Bus::at(&Root::open("/").unwrap(), &socket, timeouts),
+        bus: Bus::at(&Root::open(directory.path()).unwrap(), "/bus", timeouts),
         manners,
         server,
         directory,
@@ -318,6 +329,29 @@ async fn the_slice_of_all_steps_protects_the_memory_that_they_requested() {
     assert_eq!(calls.len(), 1, "the slice has this value: {calls:?}");
 }
 
+/// Most packages request no memory, and connecting to the bus takes time at the end of each lease.
+#[tokio::test]
+async fn nothing_is_asked_about_memory_that_no_step_has_requested() {
+    let fake = fake(Manners::default());
+    fake.bus.unprotect_memory().await;
+    assert!(fake.bus.connection.lock().await.is_none(), "no connection");
+    let without = ScopeLimits::default();
+    let started = fake.bus.start_scope("a.scope", "Step", 7, without).await;
+    started.unwrap();
+    assert_eq!(fake.manners.calls().len(), 1, "the scope alone");
+}
+
+/// The agent before this one may have given the slice a value.
+#[tokio::test]
+async fn a_new_agent_takes_the_memory_protection_that_another_has_left() {
+    for directory in ["system.control", "system"] {
+        let fake = fake(Manners::default());
+        fake.has_drop_in(directory);
+        fake.bus.unprotect_memory().await;
+        assert_eq!(fake.manners.calls(), ["skyhook.slice true MemoryLow=0"]);
+    }
+}
+
 /// The slice keeps the page cache of steps that have ended.
 #[tokio::test]
 async fn the_slice_protects_no_memory_when_its_last_step_has_ended() {
@@ -325,6 +359,7 @@ async fn the_slice_protects_no_memory_when_its_last_step_has_ended() {
         scopes: vec![100].into(),
         ..Manners::default()
     });
+    fake.has_drop_in("system.control");
     // systemd still lists the scope for a moment.
     let end = async {
         sleep(Duration::from_millis(300)).await;

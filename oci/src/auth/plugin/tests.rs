@@ -51,6 +51,36 @@ fn runs(dir: &tempfile::TempDir) -> usize {
     std::fs::read_to_string(dir.path().join("runs")).map_or(0, |text| text.lines().count())
 }
 
+/// Asks the plugins of a host, and counts the logins for an image.
+struct Asker {
+    config: PluginConfig,
+    plugins: Plugins,
+}
+
+impl Asker {
+    fn new(config: PluginConfig) -> Self {
+        let plugins = Plugins::new(Root::open("/").unwrap());
+        Self { config, plugins }
+    }
+
+    async fn ask(&self, image: &str) -> Credentials {
+        let environment = BTreeMap::from([("FROM_KUBELET".to_owned(), "yes".to_owned())]);
+        self.plugins
+            .credentials(&self.config, &environment, image)
+            .await
+    }
+
+    async fn logins(&self, image: &str) -> Vec<Login> {
+        let matches = self.ask(image).await.matching(image).into_iter();
+        matches.map(|found| found.login).collect()
+    }
+}
+
+fn basic(username: &str, password: &str) -> Login {
+    let (username, password) = (username.into(), password.into());
+    Login::Basic { username, password }
+}
+
 #[tokio::test]
 async fn a_plugin_is_asked_once_per_cache_key_and_only_for_what_it_matches() {
     // The plugin answers with its argument, its variable and its request, so that the test can check them.
@@ -58,37 +88,17 @@ async fn a_plugin_is_asked_once_per_cache_key_and_only_for_what_it_matches() {
 read -r request
 image=$(printf %s "$request" | sed 's/.*"image":"\([^"]*\)".*/\1/')
 printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1",'
-printf '"cacheKeyType":"Registry","cacheDuration":"1h","auth":{"*.cloud.io":{"username":"%s","password":"%s"}}}' "$1-$REGION" "$image"
+printf '"cacheKeyType":"Registry","cacheDuration":"1h","auth":{"*.cloud.io":{"username":"%s","password":"%s"}}}' "$1-$REGION-$FROM_KUBELET" "$image"
 "#;
     let (dir, config) = host(script, "0s");
-    let plugins = Plugins::new(config, None);
-    let found = plugins
-        .credentials("a.cloud.io/x")
-        .await
-        .matching("a.cloud.io/x");
-    let want = Login::Basic {
-        username: "get-credentials-eu".into(),
-        password: "a.cloud.io/x".into(),
-    };
-    assert_eq!(found, [want]);
-    assert_eq!(
-        plugins
-            .credentials("a.cloud.io/y")
-            .await
-            .matching("a.cloud.io/y")
-            .len(),
-        1
-    );
+    let asker = Asker::new(config);
+    let want = basic("get-credentials-eu-yes", "a.cloud.io/x");
+    assert_eq!(asker.logins("a.cloud.io/x").await, [want]);
+    assert_eq!(asker.logins("a.cloud.io/y").await.len(), 1);
     assert_eq!(runs(&dir), 1, "cached by registry");
-    plugins.credentials("b.cloud.io/y").await;
+    asker.ask("b.cloud.io/y").await;
     assert_eq!(runs(&dir), 2, "another registry");
-    assert_eq!(
-        plugins
-            .credentials("other.io/x")
-            .await
-            .matching("other.io/x"),
-        []
-    );
+    assert_eq!(asker.logins("other.io/x").await, []);
     assert_eq!(runs(&dir), 2, "no match, not run");
 }
 
@@ -105,7 +115,7 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
         ),
         (
             "echo '{\"password\": \"hunter2\"}'",
-            "credential provider cloud answered something that is not a v1 response",
+            "credential provider cloud answered something that is not a CredentialProviderResponse",
         ),
     ];
     for (script, want) in table {
@@ -115,20 +125,11 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
         } else {
             5000
         });
-        let plugins = Plugins::new(config, None);
-        let error = plugins
-            .ask(&plugins.providers().unwrap()[0], "a.cloud.io/x")
-            .await
-            .unwrap_err();
-        assert_eq!(error.to_string(), want);
-        assert!(!format!("{error:?}").contains("hunter"));
-        assert_eq!(
-            plugins
-                .credentials("a.cloud.io/x")
-                .await
-                .matching("a.cloud.io/x"),
-            []
-        );
+        let credentials = Asker::new(config).ask("a.cloud.io/x").await;
+        let problems = credentials.problems("a.cloud.io/x");
+        assert_eq!(problems, [format!("credential providers: {want}")]);
+        assert!(!format!("{credentials:?}").contains("hunter"));
+        assert!(credentials.matching("a.cloud.io/x").is_empty());
     }
 }
 
@@ -138,16 +139,11 @@ async fn a_plugin_that_fails_hangs_or_talks_nonsense_is_passed_over() {
 async fn the_configuration_is_read_for_each_image() {
     let answer = r#"printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Image","auth":{"a.cloud.io":{"username":"u","password":"p"}}}'"#;
     let (_dir, config) = host(answer, "0s");
-    let (file, plugins) = (config.config.clone(), Plugins::new(config, None));
-    let found = async || {
-        plugins
-            .credentials("a.cloud.io/x")
-            .await
-            .matching("a.cloud.io/x")
-    };
+    let (file, asker) = (config.config.clone(), Asker::new(config));
+    let found = async || asker.logins("a.cloud.io/x").await;
     let whole = std::fs::read_to_string(&file).unwrap();
     assert_eq!(found().await.len(), 1);
-    let old = whole.replace("k8s.io/v1\n", "k8s.io/v1beta1\n");
+    let old = whole.replace("k8s.io/v1\n  match", "k8s.io/v0\n  match");
     for text in [&old, "kind: Something\n", "{"] {
         std::fs::write(&file, text).unwrap();
         assert_eq!(found().await, [], "{text}");
@@ -158,61 +154,112 @@ async fn the_configuration_is_read_for_each_image() {
     assert_eq!(found().await.len(), 1);
 }
 
+/// A plugin speaks the version that its configuration names.
+#[tokio::test]
+async fn every_version_of_the_protocol_is_spoken() {
+    let script = r#"
+version=$(sed 's/.*"apiVersion":"\([^"]*\)".*/\1/')
+printf '{"kind":"CredentialProviderResponse","apiVersion":"%s","cacheKeyType":"Global","cacheDuration":null,"auth":{"a.cloud.io":{"username":"u","password":"%s"}}}' "$version" "$version"
+"#;
+    for version in API_VERSIONS {
+        let (dir, config) = host(script, "1h");
+        let text = std::fs::read_to_string(&config.config).unwrap();
+        let text = text.replace(API_VERSIONS[0], version);
+        std::fs::write(&config.config, text).unwrap();
+        let asker = Asker::new(config);
+        for image in ["a.cloud.io/x", "b.cloud.io/x"] {
+            asker.ask(image).await;
+        }
+        assert_eq!(asker.logins("a.cloud.io/x").await, [basic("u", version)]);
+        assert_eq!(runs(&dir), 1, "one answer for all images");
+    }
+}
+
+/// A duration of zero means that the answer must not be kept.
+#[tokio::test]
+async fn answers_are_kept_as_long_as_the_plugin_says() {
+    for (answered, by_default, want) in [
+        ("\"0s\"", "1h", 2),
+        ("null", "0s", 2),
+        ("\"1h\"", "0s", 1),
+        ("null", "1h", 1),
+    ] {
+        let script = format!(
+            "printf '{{\"kind\":\"CredentialProviderResponse\",\"apiVersion\":\"{}\",\
+             \"cacheKeyType\":\"Image\",\"cacheDuration\":{answered},\"auth\":null}}'",
+            API_VERSIONS[0]
+        );
+        let (dir, config) = host(&script, by_default);
+        let asker = Asker::new(config);
+        for _ in 0..2 {
+            assert!(asker.ask("a.cloud.io/x").await.all_problems().is_empty());
+        }
+        assert_eq!(runs(&dir), want, "{answered} {by_default}");
+    }
+}
+
+/// One plugin that is too old, or is not valid, must not take the others with it.
+#[tokio::test]
+async fn a_plugin_that_cannot_be_used_harms_itself_alone() {
+    let answer = r#"printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1","cacheKeyType":"Image","auth":{"a.cloud.io":{"username":"u","password":"p"}}}'"#;
+    let (_dir, config) = host(answer, "0s");
+    let good = std::fs::read_to_string(&config.config).unwrap();
+    let (head, provider) = good.split_at(good.find("- name").unwrap());
+    let table = [
+        (
+            provider.replace("kubelet.k8s.io/v1\n", "kubelet.k8s.io/v2\n"),
+            "credential provider cloud cannot be used: its apiVersion \"credentialprovider.kubelet.k8s.io/v2\" is none of",
+        ),
+        (
+            provider.replace("name: cloud", "name: ../cloud"),
+            "credential provider ../cloud cannot be used: \"../cloud\" is not the name of a file",
+        ),
+        (
+            provider.replace("0s", "soon"),
+            "credential provider cloud cannot be used: its defaultCacheDuration is not a duration",
+        ),
+        (
+            format!(
+                "{provider}  tokenAttributes: {{requireServiceAccount: true, serviceAccountTokenAudience: a}}\n"
+            ),
+            "credential provider cloud cannot be used: it needs the token of a pod's service account",
+        ),
+        ("- name: cloud\n".to_owned(), "missing field"),
+        ("- name: [cloud]\n".to_owned(), "providers[0]: "),
+    ];
+    for (bad, want) in table {
+        std::fs::write(&config.config, format!("{head}{bad}{provider}")).unwrap();
+        let credentials = Asker::new(config.clone()).ask("a.cloud.io/x").await;
+        let problems = credentials.problems("a.cloud.io/x");
+        assert!(problems[0].contains(want), "{problems:?}");
+        let matches = credentials.matching("a.cloud.io/x");
+        assert_eq!(matches.len(), 1, "{bad}");
+        assert_eq!(&*matches[0].source, "credential provider cloud");
+    }
+}
+
 /// In a pod, the files of the host are below a mount point, which users do not know.
 #[test]
 fn the_configuration_of_a_host_is_read_and_named_as_the_host_has_it() {
     const PATH: &str = "/etc/kubernetes/providers";
-    let (host, config) = host("", "1h");
+    let (host, _config) = host("", "1h");
     let at = |path: &str| host.path().join(path.trim_start_matches('/'));
     std::fs::create_dir_all(at(PATH)).unwrap();
-    let plugins = |path: &str| {
-        let config = PluginConfig {
-            config: path.into(),
-            ..config.clone()
-        };
-        Plugins::new(config, Some(Root::open_host(host.path()).unwrap()))
-    };
-    assert_eq!(plugins("/config.yaml").providers().unwrap().len(), 1);
+    let plugins = Plugins::new(Root::open_host(host.path()).unwrap());
+    let count = |path: &str| plugins.providers(Path::new(path)).iter().flatten().count();
+    assert_eq!(count("/config.yaml"), 1);
     std::os::unix::fs::symlink("/config.yaml", at(PATH).join("cloud.yaml")).unwrap();
     std::fs::write(at(PATH).join("notes.txt"), "{").unwrap();
-    assert_eq!(plugins(PATH).providers().unwrap().len(), 1);
+    assert_eq!(count(PATH), 1);
     std::fs::write(at(PATH).join("wrong.json"), "{}").unwrap();
+    assert_eq!(count(PATH), 1, "the other file is still used");
     for (path, want) in [
         (PATH, "/etc/kubernetes/providers/wrong.json: missing field"),
         ("/nowhere", "cannot read /nowhere: No such file"),
     ] {
-        let error = chain(&plugins(path).providers().unwrap_err());
+        let providers = plugins.providers(Path::new(path));
+        let error = providers.into_iter().find_map(Result::err).unwrap();
+        let error = chain(&error);
         assert!(error.starts_with(want), "{error}");
-    }
-}
-
-#[test]
-fn configurations_that_cannot_work_are_refused() {
-    let provider = |line: &str| {
-        format!(
-            "kind: CredentialProviderConfig\nproviders:\n- {{name: a, apiVersion: credentialprovider.kubelet.k8s.io/v1, matchImages: [], defaultCacheDuration: 1h, {line}}}"
-        )
-    };
-    assert!(parse(&provider("args: []")).is_ok());
-    let table = [
-        (
-            "kind: Other\nproviders: []".to_owned(),
-            "kind is \"Other\", must be CredentialProviderConfig",
-        ),
-        (
-            provider("").replace("name: a", "name: ../a"),
-            "provider name \"../a\" is not the name of a file",
-        ),
-        (
-            provider("").replace("1h", "soon"),
-            "provider a: defaultCacheDuration is not a duration",
-        ),
-        (
-            provider("").replace("io/v1,", "io/v1alpha1,"),
-            "provider a has apiVersion \"credentialprovider.kubelet.k8s.io/v1alpha1\", only \"credentialprovider.kubelet.k8s.io/v1\" is supported",
-        ),
-    ];
-    for (text, want) in table {
-        assert_eq!(parse(&text).unwrap_err(), want);
     }
 }

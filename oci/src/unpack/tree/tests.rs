@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::super::entry::{Kind, LayerEntry, Meta};
 use super::*;
+use crate::limits::Limits;
 
 fn meta() -> Meta {
     Meta {
@@ -39,18 +40,22 @@ fn flat(dir: &Dir) -> Vec<String> {
 
 #[test]
 fn an_empty_image_has_no_package_and_implied_parents_make_one() {
-    let mut tree = Tree::new(&Limits::default());
+    let limits = Limits::default();
+    let budget = Budget::new(&limits);
+    let mut tree = Tree::new(&budget);
     tree.apply(vec![entry("a", Kind::Whiteout), entry("", Kind::Opaque)])
         .unwrap();
-    assert_eq!(tree.into_root(), None);
-    let mut tree = Tree::new(&Limits::default());
+    assert_eq!(tree.into_root(), Ok(None));
+    let mut tree = Tree::new(&budget);
     tree.apply(vec![entry("a/b", Kind::File((0, 0)))]).unwrap();
-    assert_eq!(flat(&tree.into_root().unwrap()), ["a/", "a/b 0.0"]);
+    assert_eq!(flat(&tree.into_root().unwrap().unwrap()), ["a/", "a/b 0.0"]);
 }
 
 #[test]
 fn a_link_chain_within_the_package_is_followed_and_its_end_is_written() {
-    let mut tree = Tree::new(&Limits::default());
+    let limits = Limits::default();
+    let budget = Budget::new(&limits);
+    let mut tree = Tree::new(&budget);
     let link = |path: &str, target: &str| entry(path, Kind::Symlink(target.into()));
     tree.apply(vec![
         entry("d/e", Kind::Dir),
@@ -70,7 +75,7 @@ fn a_link_chain_within_the_package_is_followed_and_its_end_is_written() {
         "x -> d/up/y",
         "y -> /skyhook-package/./d//e/",
     ];
-    assert_eq!(flat(&tree.into_root().unwrap()), want);
+    assert_eq!(flat(&tree.into_root().unwrap().unwrap()), want);
 }
 
 fn any_path() -> impl Strategy<Value = String> {
@@ -99,7 +104,8 @@ proptest! {
         // Only layers of directories and files are compared: a link changes where later names lead to.
         let plain = entries.iter().all(|entry| matches!(entry.kind, Kind::Dir | Kind::File(_)));
         let limits = Limits::default();
-        let (mut once, mut twice) = (Tree::new(&limits), Tree::new(&limits));
+        let budget = Budget::new(&limits);
+        let (mut once, mut twice) = (Tree::new(&budget), Tree::new(&budget));
         if once.apply(entries.clone()).is_ok() && twice.apply(entries.clone()).is_ok() {
             let again = twice.apply(entries);
             if plain && again.is_ok() {
@@ -115,7 +121,8 @@ proptest! {
         upper in proptest::collection::vec(any_entry(), 0..12),
     ) {
         let limits = Limits::default();
-        let (mut over, mut alone) = (Tree::new(&limits), Tree::new(&limits));
+        let budget = Budget::new(&limits);
+        let (mut over, mut alone) = (Tree::new(&budget), Tree::new(&budget));
         if over.apply(lower).is_ok() {
             over.apply(vec![entry("", Kind::Whiteout)]).unwrap();
             prop_assert_eq!(over.apply(upper.clone()).is_ok(), alone.apply(upper).is_ok());

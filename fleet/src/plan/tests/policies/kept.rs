@@ -148,6 +148,42 @@ fn a_failure_is_kept_before_its_lease_goes() {
 }
 
 #[test]
+fn what_failed_before_the_lease_is_no_failure_under_it() {
+    // Restarts and state of package aa in the Node's record, the restarts that the agent reports, and what follows.
+    for (before, state, reported, expected) in [
+        (None, "", 2, false),
+        (None, "", 3, true),
+        (Some(7), "erroring", 7, false),
+        // The first attempt under the lease is the restart after the failure in the record.
+        (Some(7), "erroring", 8, false),
+        (Some(7), "erroring", 10, false),
+        (Some(7), "erroring", 11, true),
+        (Some(7), "in_progress", 9, false),
+        (Some(7), "in_progress", 10, true),
+        // A change of the package has begun the count anew.
+        (Some(7), "erroring", 2, false),
+        (Some(7), "erroring", 3, true),
+    ] {
+        let installed = before.map_or(json!({}), |restarts| {
+            let package = json!({
+                "name": "aa", "version": "1.0.0", "image": "r/aa", "stage": "apply", "state": state,
+                "restarts": restarts,
+            });
+            json!({ "aa|1.0.0": package })
+        });
+        let spec = in_batch(grant_and(json!({ "installed": installed })));
+        let open = with_batch(exponential(), &[1], &json!({}));
+        let picture = leased(stamp(open, granted()), spec, erroring(reported));
+        let kept = written(&picture);
+        let has_failed = kept.is_some_and(|kept| {
+            let gpu = &kept.compartments["gpu"];
+            gpu.last_batch_failed || !gpu.failed.is_empty()
+        });
+        assert_eq!(has_failed, expected, "{before:?} {state:?} {reported}");
+    }
+}
+
+#[test]
 fn the_failure_of_a_lease_that_is_abandoned_is_kept_first() {
     let disabled = |failed: Value, phase: &str| {
         let picture = with_batch(exponential(), &[1], &json!({ "failed": failed }));
@@ -226,6 +262,19 @@ fn a_lost_node_has_failed_if_its_agent_says_that_a_step_had_begun() {
         ("an old agent counts what is planned", &pulls, None, true),
         ("nothing but a pull", &pulls, Some(false), false),
         ("the step has begun", &pulls, Some(true), true),
+        (
+            "it failed before the lease",
+            &erroring(3),
+            Some(false),
+            false,
+        ),
+        (
+            "it failed and was tried again",
+            &erroring(1),
+            Some(true),
+            true,
+        ),
+        ("an old agent says that it fails", &erroring(1), None, true),
     ] {
         let mut status = status.clone();
         if let Some(begun) = begun {
