@@ -18,6 +18,7 @@ use crate::facts::NodeFact;
 use crate::picture::{Changed, Kind, Picture};
 use crate::plan::cordon;
 use crate::plan::reason::ReasonCode;
+use crate::pods::Refusal;
 
 pub use drains::{DrainWatch, EvictionTry, PodList};
 pub use mono::Mono;
@@ -225,7 +226,7 @@ impl Clocks {
         node: &str,
         lease_uid: &str,
         pod_uid: String,
-        problem: Option<String>,
+        problem: Option<Refusal>,
         now: Mono,
     ) {
         let watch = self.drains.get_mut(node);

@@ -4,7 +4,7 @@
 mod bound;
 
 use skyhook_crds::installed::Stamp;
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::{BlockCause, Drain, DrainState, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
@@ -90,7 +90,10 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
                     "pods did not leave node [{node}] in time for [skyhook:{skyhook}]: the cordon is given back"
                 )
             };
-            of_lease(index, node, "DrainTimedOut", note)
+            of_lease(index, node, "DrainTimeout", note)
+        }
+        Effect::SetDrain { node, drain, .. } if drain.state == DrainState::Waiting => {
+            of_waiting(index, node, drain)
         }
         Effect::WithdrawLease {
             node,
@@ -215,6 +218,7 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
         "skyhook.nvidia.com/DeploymentPolicyNotFound",
         "skyhook.nvidia.com/DeploymentPolicyInvalid",
         "skyhook.nvidia.com/RolloutStopped",
+        "DrainBlocked",
     ] {
         let of = |status: &SkyhookStatus| {
             let mut conditions = status.conditions.iter();
@@ -360,6 +364,33 @@ fn of_failure(
         events.push(event(subject, format!("node [{node}]: {why}")));
     }
     events
+}
+
+/// The events when a drain begins to wait for pods that must not be interrupted.
+fn of_waiting(index: &Index, node: &str, drain: &Drain) -> Vec<EventFact> {
+    let lease = index.picture.leases().get(node).map(|fact| &fact.lease);
+    let was_waiting = lease.is_some_and(|lease| {
+        lease
+            .as_ref()
+            .is_ok_and(|lease| lease.spec.drain.state == drain.state)
+    });
+    if was_waiting {
+        return Vec::new();
+    }
+    let awaited = Some(BlockCause::NonInterruptLabels);
+    let pods = drain.blockers.iter().filter(|one| one.cause == awaited);
+    let pods: Vec<&str> = pods.map(|one| one.pod.as_str()).collect();
+    let more = match drain.more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let note = |skyhook: &str| {
+        format!(
+            "node [{node}] waits for pods that podNonInterruptLabels of [skyhook:{skyhook}] matches: {}{more}",
+            pods.join(", ")
+        )
+    };
+    of_lease(index, node, "Drain", note)
 }
 
 /// The events about a failure under a lease, on the Skyhook and on the Node.

@@ -138,7 +138,7 @@ impl NodePatch {
         self
     }
 
-    /// Removes all that tells how far a Skyhook is: status, reason and conditions.
+    /// Removes all that tells how far a Skyhook is: status, reason, drain and conditions.
     #[must_use]
     pub fn forget(mut self, skyhook: &str) -> Self {
         let status = skyhook_crds::names::status(skyhook);
@@ -148,6 +148,13 @@ impl NodePatch {
             skyhook_crds::names::erroring_condition(skyhook),
         ] {
             self.conditions.insert(type_, None);
+        }
+        let drains = [
+            skyhook_crds::names::drain_start(skyhook),
+            skyhook_crds::names::drain_blocked(skyhook),
+        ];
+        for key in drains.into_iter().flatten() {
+            self.annotations.insert(key, None);
         }
         self.annotation(&status, None)
             .annotation(&skyhook_crds::names::reason(skyhook), None)

@@ -2,11 +2,13 @@
 //! are in the way. A drain is a state and not a procedure: every pass derives the next write from the last list of
 //! pods.
 
+mod marks;
+
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::lease::protocol;
-use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
+use skyhook_crds::lease::{BlockCause, Blocker, Drain, DrainState, InterruptionLease};
 
 use super::cause::Cause;
 use super::ledger::Ledger;
@@ -14,8 +16,9 @@ use super::{Draft, View, cordon, seconds, version};
 use crate::clocks::{DrainWatch, EvictionTry, LeaseClock, Mono};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
-use crate::pods::{self, PodFact, Rules, Verdict};
+use crate::pods::{self, PodFact, RefusedBy, Rules, Verdict};
 use crate::settings::Settings;
+pub(in crate::plan) use marks::{awaited, blocking, marks};
 
 /// How often the pods of a draining node are listed. The node is drained when two lists, at least this far apart, show
 /// no pod that has to leave: the scheduler may still bind a pod while the first list is taken.
@@ -84,6 +87,7 @@ pub(super) fn carry_on(
     blockers.extend(weakened.map(|other| Blocker {
         pod: format!("node/{other}"),
         reason: "another control-plane node, is not Ready".to_owned(),
+        cause: None,
     }));
     let wanted = Drain {
         state,
@@ -235,7 +239,8 @@ fn evict(
     }
 }
 
-/// The first blockers by name, and how many more there are.
+/// The first blockers, and how many more there are. Those that an administrator has to act on come first, so that none of
+/// the nodes that they block is overlooked.
 fn blockers(
     left: &[(&PodFact, Verdict)],
     watch: &DrainWatch,
@@ -247,9 +252,11 @@ fn blockers(
         .map(|(pod, verdict)| Blocker {
             pod: pod.path(),
             reason: reason(pod, verdict, watch),
+            cause: cause(pod, verdict, watch),
         })
         .collect();
-    blockers.sort();
+    let ends_by_itself = |blocker: &Blocker| !blocker.cause.is_some_and(BlockCause::blocks);
+    blockers.sort_by(|a, b| (ends_by_itself(a), a).cmp(&(ends_by_itself(b), b)));
     let more = blockers.len().saturating_sub(MAX_BLOCKERS);
     blockers.truncate(MAX_BLOCKERS);
     (blockers, i32::try_from(more).unwrap_or(i32::MAX))
@@ -261,12 +268,32 @@ fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
             "matches podNonInterruptLabels: waiting until it has finished".to_owned()
         }
         Verdict::Leaving => "is terminating".to_owned(),
-        Verdict::Refused(why) => (*why).to_owned(),
+        Verdict::Refused(BlockCause::EmptyDirData) => {
+            "it would lose its emptyDir: set spec.drainConfig.deleteEmptyDirData, or delete it"
+                .to_owned()
+        }
+        Verdict::Refused(_) => {
+            "no controller will replace it: set spec.drainConfig.force, or delete it".to_owned()
+        }
         Verdict::Evict | Verdict::Stays => watch
             .evictions
             .get(&pod.uid)
-            .and_then(|tried| tried.problem.clone())
-            .unwrap_or_else(|| "is being evicted".to_owned()),
+            .and_then(|tried| tried.problem.as_ref())
+            .map_or("is being evicted", |refusal| &refusal.text)
+            .to_owned(),
+    }
+}
+
+/// What keeps a pod that has to leave, if it is one of the causes with a name.
+fn cause(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> Option<BlockCause> {
+    match verdict {
+        Verdict::WaitFor => Some(BlockCause::NonInterruptLabels),
+        Verdict::Refused(cause) => Some(*cause),
+        Verdict::Leaving | Verdict::Stays => None,
+        Verdict::Evict => {
+            let refusal = watch.evictions.get(&pod.uid)?.problem.as_ref()?;
+            (refusal.by == RefusedBy::DisruptionBudget).then_some(BlockCause::PodDisruptionBudget)
+        }
     }
 }
 

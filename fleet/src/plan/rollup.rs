@@ -1,6 +1,7 @@
 //! What Nodes say about the roll-out. This is a pure function of the picture, and is written only when the Node says
 //! something else.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::status::{MAX_REASON, cut, reason_on_node, with_since};
 use super::verdict::{self, verdict};
-use super::{COALESCE, Draft, View};
+use super::{COALESCE, Draft, View, drain};
 use crate::clocks::Mono;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
@@ -148,7 +149,7 @@ fn show(
     } else if let Some(at) = quiet_until(view, node) {
         draft.wake_at(at);
     } else if has_room || draft.is_patched(&node.name) {
-        tell(view, skyhook, node, &shown, draft);
+        tell(view, skyhook, node, lease, &shown, draft);
     } else {
         draft.is_held_back();
         draft.wake_at(view.now.mono + COALESCE);
@@ -172,18 +173,23 @@ fn tell(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,
+    lease: Option<&InterruptionLease>,
     shown: &ShownCell,
     draft: &mut Draft<'_>,
 ) {
     let key = names::reason(&skyhook.name);
+    let marks = drain::marks(&skyhook.name, lease);
+    let details: BTreeSet<String> = marks.annotations.keys().chain([&key]).cloned().collect();
     let since = since_on_node(node, &skyhook.name, shown.reason.as_ref(), view.now.wall);
-    let patch = NodePatch::default()
+    let mut patch = NodePatch::default()
         .status(&skyhook.name, shown.status)
         .conditions(&skyhook.name, shown.status)
-        .annotation(&key, since)
-        .reduced(node);
-    // Another status is written at once. If only the reason is another one, it is written at most once a second.
-    let is_detail = patch.annotations.keys().eq([&key])
+        .annotation(&key, since);
+    patch.unite(marks);
+    let patch = patch.reduced(node);
+    // Another status is written at once. If only the reason or the drain is another one, it is written at most once a
+    // second.
+    let is_detail = patch.annotations.keys().all(|key| details.contains(key))
         && patch.labels.is_empty()
         && patch.conditions.is_empty()
         && !draft.is_patched(&node.name);

@@ -16,6 +16,7 @@ use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
 use skyhook_crds::policy::Matches;
+use skyhook_crds::skyhook::Sequencing;
 
 /// Names of nodes in alphabetical order, each with its number.
 pub(super) type Order<'a> = [(&'a str, NodeId)];
@@ -88,6 +89,9 @@ pub(super) fn rows<'a>(
     let most = cache.nodes.len();
     // For each node: ID of the column of the first Skyhook that is not complete there. Later Skyhooks wait for it.
     let mut open: Vec<u32> = vec![0; most];
+    // ID of the column of the first Skyhook that has to be complete on all of its nodes. Later Skyhooks wait for it on
+    // every node.
+    let mut gate = 0;
     let mut names: BTreeMap<u32, &str> = BTreeMap::new();
     let mut rows = Vec::new();
     for skyhook in skyhooks {
@@ -120,7 +124,10 @@ pub(super) fn rows<'a>(
             next_order: 0,
             shown_order: 0,
         };
-        cells(view, order, cache, &mut row, &mut open, &names);
+        cells(view, order, cache, &mut row, &mut open, gate, &names);
+        if gate == 0 && closes_gate(&row, order) {
+            gate = row.column.id;
+        }
         let cells = &row.column.cells;
         let selected = order.iter().filter_map(|(_, id)| {
             let cell = &cells[id.index()];
@@ -130,6 +137,22 @@ pub(super) fn rows<'a>(
         rows.push(row);
     }
     rows
+}
+
+/// True when later Skyhooks wait on every node until this one is complete on all of its nodes, and it is not. While its
+/// spec is not valid, nobody can tell whether it is complete.
+fn closes_gate(row: &Row<'_>, order: &Order<'_>) -> bool {
+    let skyhook = row.skyhook;
+    if skyhook.spec.sequencing == Sequencing::Node || skyhook.is_disabled() || skyhook.deleting {
+        return false;
+    }
+    let is_for_unknown = skyhook.checked.is_err() && skyhook.parked_over.is_none();
+    let mut cells = order.iter().filter_map(|(_, id)| row.cell(*id));
+    let is_open = |cell: &Cell| match &cell.standing {
+        Some(standing) => *standing != Standing::Complete,
+        None => cell.parked,
+    };
+    is_for_unknown || cells.any(is_open)
 }
 
 fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], order: &Order<'_>, cache: &mut Cache) {
@@ -212,6 +235,7 @@ fn cells(
     cache: &mut Cache,
     row: &mut Row<'_>,
     open: &mut [u32],
+    gate: u32,
     names: &BTreeMap<u32, &str>,
 ) {
     let skyhook = row.skyhook;
@@ -225,7 +249,7 @@ fn cells(
             touched: node.touched,
             row: column.version,
             earlier: open[id.index()],
-            gate: 0,
+            gate,
             pending: node.pending,
         };
         if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
@@ -312,6 +336,16 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     {
         lease.spec.granted.is_some().hash(&mut hasher);
         lease.spec.revision.hash(&mut hasher);
+        lease.spec.drain.state.hash(&mut hasher);
+        for blocker in lease
+            .spec
+            .drain
+            .blockers
+            .iter()
+            .filter(|one| one.cause.is_some())
+        {
+            (&blocker.pod, blocker.cause, &blocker.reason).hash(&mut hasher);
+        }
         node_order::created(fact).hash(&mut hasher);
     }
     hasher.finish()

@@ -15,6 +15,7 @@ use crate::testkit;
 
 mod cache;
 mod cordons;
+mod drains;
 mod endings;
 mod host;
 mod joining;
@@ -26,6 +27,7 @@ mod policies;
 mod reapply;
 mod reasons;
 mod replaced;
+mod sequencing;
 mod skew;
 mod status;
 mod taints;

@@ -72,7 +72,7 @@ pub(super) async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
     Ok(())
 }
 
-/// `drain.disableEviction` as of kubectl: the pod goes although its budget allows no eviction, and the chart's rights
+/// `drainConfig.disableEviction` as of kubectl: the pod goes although its budget allows no eviction, and the chart's rights
 /// suffice for that.
 pub(super) async fn a_drain_that_may_deletes_pods_past_their_budget(
     cluster: &RealCluster,
@@ -93,7 +93,7 @@ pub(super) async fn a_drain_that_may_deletes_pods_past_their_budget(
     let interrupt = json!({"interrupt": {"type": "service", "services": ["cron"]}});
     let mut manifest = scripts("delete", image, &json!({}), &interrupt);
     manifest["spec"]["nodeSelectors"] = json!({"matchLabels": {"kubernetes.io/hostname": node}});
-    manifest["spec"]["drain"] = json!({"disableEviction": true});
+    manifest["spec"]["drainConfig"] = json!({"disableEviction": true});
     apply(cluster.client(), &manifest).await?;
     wait_complete(cluster.client(), "delete", MINUTE).await?;
     let left = cluster

@@ -9,6 +9,7 @@ pub mod host;
 mod loops;
 mod order;
 mod paced;
+mod pods;
 pub mod replica;
 pub mod setup;
 mod slots;

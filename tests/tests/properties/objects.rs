@@ -57,8 +57,20 @@ pub(in super::super) fn skyhook_object(at: usize, skyhook: &ASkyhook) -> Value {
     if skyhook.policy {
         spec["deploymentPolicy"] = json!("tuned");
     }
-    if skyhook.interrupts {
-        spec["drain"] = json!({ "timeout": "90s" });
+    if skyhook.all {
+        spec["sequencing"] = json!("all");
+    }
+    match skyhook.drains {
+        0 => {}
+        1 => spec["drainConfig"] = json!({ "timeout": "90s" }),
+        2 => {
+            spec["drainConfig"] =
+                json!({ "force": false, "deleteEmptyDirData": false, "gracePeriod": "1500ms" })
+        }
+        _ => {
+            spec["drainConfig"] =
+                json!({ "ignoreDaemonSets": false, "disableEviction": true, "timeout": "0s" })
+        }
     }
     let mut object = json!({ "metadata": metadata, "spec": spec });
     if skyhook.has_status {
@@ -215,6 +227,17 @@ fn mark(taint: &ATaint, annotations: &mut Value, owners: &mut CordonRecord) {
     }
 }
 
+/// What a drain waits for, in two of three cases.
+fn blockers(form: u8, drain: &str) -> Value {
+    let cause = match (drain, form % 3) {
+        (_, 0) | ("NotRequested" | "Drained", _) => return json!([]),
+        ("Waiting", _) => json!("NonInterruptLabels"),
+        (_, 1) => json!("PodDisruptionBudget"),
+        (_, _) => Value::Null,
+    };
+    json!([{ "pod": "default/pod-0", "reason": "it stays", "cause": cause }])
+}
+
 pub(in super::super) fn lease_object(name: &str, lease: &ALease, revisions: &[String]) -> Value {
     let skyhook = NAMES.get(lease.skyhook).unwrap_or(&"gone");
     let mut metadata = json!({
@@ -235,6 +258,7 @@ pub(in super::super) fn lease_object(name: &str, lease: &ALease, revisions: &[St
         "drain": {
             "state": drain,
             "since": "2026-01-01T00:00:00Z",
+            "blockers": blockers(lease.package, drain),
         },
     });
     let form = 4 * lease.phase + lease.drain + u8::from(lease.needs_drain);

@@ -99,6 +99,10 @@ pub(super) struct ASkyhook {
     cordon_after: bool,
     /// Nobody can tell which nodes it is for.
     unreadable: bool,
+    /// Later ones wait until it is complete on all of its nodes.
+    all: bool,
+    /// How its nodes are drained.
+    drains: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -228,12 +232,24 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
         often(),
         any::<bool>(),
         seldom(),
+        prop::bool::weighted(0.3),
+        0..4_u8,
     );
     let taint = (any::<bool>(), any::<bool>(), any::<bool>(), seldom());
     (life, spec, taint).prop_map(
         |(
             (there, deleting, paused, disabled, invalid, adopted),
-            (selects, interrupts, priority, budget, revision_there, has_status, policy),
+            (
+                selects,
+                interrupts,
+                priority,
+                budget,
+                revision_there,
+                has_status,
+                policy,
+                all,
+                drains,
+            ),
             (required, auto, cordon_after, unreadable),
         )| {
             ASkyhook {
@@ -254,6 +270,8 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
                 auto,
                 cordon_after,
                 unreadable,
+                all,
+                drains,
             }
         },
     )

@@ -10,7 +10,7 @@ use super::LeaseCase;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, Record};
 use crate::plan::cause::Cause;
-use crate::plan::{Draft, cordon, node_order, seconds, taint};
+use crate::plan::{Draft, cordon, drain, node_order, seconds, taint};
 use crate::taints;
 
 impl LeaseCase<'_> {
@@ -45,6 +45,7 @@ impl LeaseCase<'_> {
         } else {
             Cause::Result
         };
+        draft.patch(node, drain::marks(skyhook, None).reduced(node), cause);
         // After a stop for a new revision, work on the node goes on soon. The cordon stays, because new pods would have
         // to leave again.
         if self.stop_ordered() != Some(StopReason::NewRevision) {

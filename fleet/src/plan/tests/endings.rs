@@ -147,7 +147,7 @@ fn a_skyhook_that_is_deleted_says_what_it_waits_for() {
 fn a_drain_has_all_its_time_after_a_pause() {
     let draining = |picture: Picture, stop: serde_json::Value| {
         let drain = json!({ "state": "Draining", "since": "2023-11-14T21:13:20Z" });
-        let picture = picture.skyhook(&["spec", "drain"], json!({ "timeout": "10m" }));
+        let picture = picture.skyhook(&["spec", "drainConfig"], json!({ "timeout": "10m" }));
         leased(
             stamp(picture, granted()),
             grant_and(json!({ "drain": drain, "stop": stop })),

@@ -12,7 +12,7 @@ use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 use super::paced::Paced;
 use super::slots::Slots;
 use super::taints::Seen;
-use super::{LEASES, NODES, PODS, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
+use super::{LEASES, NODES, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
 
@@ -27,7 +27,7 @@ pub struct Checks {
     granted: BTreeMap<String, Grant>,
     /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
     caps: BTreeMap<(usize, String), usize>,
-    slots: Slots,
+    pub(super) slots: Slots,
     pub(super) paced: Paced,
     pub(super) seen: Seen,
     /// Leases whose agent may interrupt the host.
@@ -132,6 +132,9 @@ impl<C: Core> World<'_, C> {
             let since = self.seen_until(index, &[SKYHOOKS]);
             self.checks.seen.decided(index, node, since);
         }
+        if let Effect::ReserveLease { node, spec } = effect {
+            self.check_gate(index, node, &spec.skyhook.name);
+        }
         let Effect::GrantLease { node, at, .. } = effect else {
             return;
         };
@@ -197,7 +200,7 @@ impl<C: Core> World<'_, C> {
             }
             ROLLOUTS => {
                 if let Some(after) = after {
-                    self.checks.paced.wrote(after);
+                    self.observe_batches(after);
                 }
             }
             _ => {}
@@ -248,6 +251,8 @@ impl<C: Core> World<'_, C> {
                 ));
             }
         }
+        let held = self.checks.nodes.get(name).cloned();
+        self.check_marks(held.as_ref(), &fact);
         self.check_order_of_node(&fact);
         self.check_taints(name, before, &fact);
         let moved = self
@@ -414,11 +419,7 @@ impl<C: Core> World<'_, C> {
         if self.checks.meddled.contains(node) {
             return;
         }
-        let left = self
-            .api
-            .list(PODS)
-            .find(|(_, pod)| pod["spec"]["nodeName"] == node)
-            .map(|(key, _)| key.clone());
+        let left = self.pod_left(node, lease);
         if !cordoned {
             self.fail(format!("{node} is Drained and not cordoned"));
         } else if let Some(pod) = left {

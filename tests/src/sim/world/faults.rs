@@ -416,6 +416,7 @@ impl<C: Core> World<'_, C> {
         }
         self.set_policy();
         self.take_foreign_taints_off();
+        self.delete_bare_pods();
         self.forsake();
         self.after(5_000, Event::Look);
     }
@@ -481,20 +482,5 @@ impl<C: Core> World<'_, C> {
         let body =
             json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" });
         Response { code: 201, body }
-    }
-
-    /// The node of the pod that a request is about.
-    fn node_of(&self, request: &Request) -> String {
-        let mut parts = request.path.split('/').rev().skip(1);
-        let (name, namespace) = (parts.next(), parts.nth(1));
-        let key = namespace.zip(name).map(|(ns, name)| format!("{ns}/{name}"));
-        let pod = key.and_then(|key| self.api.get(PODS, &key));
-        let node = pod.and_then(|pod| pod["spec"]["nodeName"].as_str());
-        node.unwrap_or_default().to_owned()
-    }
-
-    pub(super) fn pod_gone(&mut self, key: &str) {
-        let path = format!("/api/v1/namespaces/{}", key.replace('/', "/pods/"));
-        self.as_admin("DELETE", &path, Value::Null);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use skyhook_crds::skyhook::Sequencing;
 use skyhook_crds::stage::Status;
 use skyhook_crds::{names, revision};
 use skyhook_fleet::facts::{NodeFact, SkyhookFact};
@@ -139,6 +140,9 @@ impl<C: Core> World<'_, C> {
         if !marks.is_empty() {
             return Some(format!("marks are left on {name}: {marks:?}"));
         }
+        if let Some(left) = Self::drain_mark(node) {
+            return Some(left);
+        }
         let cordoned = self.checks.cordoned.contains(name);
         (node.unschedulable != cordoned && !self.checks.meddled.contains(name)).then(|| {
             format!(
@@ -158,6 +162,9 @@ impl<C: Core> World<'_, C> {
         };
         if status.observed_generation != skyhook.generation {
             return Some(format!("Skyhook {name} is not observed"));
+        }
+        if let Some(silent) = self.blocked_in_silence(skyhook) {
+            return Some(silent);
         }
         let selected = || {
             let nodes = self.checks.nodes.values();
@@ -253,11 +260,17 @@ impl<C: Core> World<'_, C> {
         let malformed = node.record(&skyhook.name).states.is_err();
         let budget = skyhook.spec.interruption_budget.as_ref();
         let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));
+        let is_open = |other: &SkyhookFact, node: &NodeFact| {
+            (other.selects(node) || other.is_parked_over(node))
+                && (!self.is_at(other, node) || self.is_excused(other, node, held))
+        };
         let earlier = self.checks.skyhooks.values().any(|other| {
             (other.spec.priority, &other.name) < (skyhook.spec.priority, &skyhook.name)
-                && (other.selects(node) || other.is_parked_over(node))
                 && !other.is_disabled()
-                && (!self.is_at(other, node) || self.is_excused(other, node, held))
+                && match other.spec.sequencing {
+                    Sequencing::Node => is_open(other, node),
+                    Sequencing::All => self.checks.nodes.values().any(|node| is_open(other, node)),
+                }
         });
         let cap = self.settings.max_concurrent_nodes;
         let full = cap.is_some_and(|cap| held.len() >= cap) || self.is_full(skyhook);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use skyhook_fleet::settings::Settings;
 
 use super::host::Machine;
-use super::{Event, NODES, POLICIES, World};
+use super::{Event, POLICIES, World};
 use crate::sim::Shape;
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
@@ -164,30 +164,6 @@ impl<C: Core> World<'_, C> {
         response.body
     }
 
-    /// Binds a pod to a node that takes pods.
-    pub(super) fn schedule_pod(&mut self, node: &str) {
-        let takes = self.api.get(NODES, node).is_some_and(|n| {
-            n["spec"]["unschedulable"] != true && !super::taints::keeps_pods_off(n)
-        });
-        if !takes {
-            return;
-        }
-        self.weather.pods += 1;
-        let name = format!("pod-{}", self.weather.pods);
-        let body = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "ownerReferences": [{
-                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "web", "controller": true,
-                }],
-            },
-            "spec": { "nodeName": node, "containers": [{ "name": "web" }] },
-            "status": { "phase": "Running" },
-        });
-        self.as_admin("POST", "/api/v1/namespaces/default/pods", body);
-    }
-
     /// A Skyhook as an administrator may write it.
     pub(super) fn manifest(&mut self, name: &str) -> Value {
         let spec = self.spec(name);
@@ -219,7 +195,11 @@ impl<C: Core> World<'_, C> {
         }
         self.require_taints(&mut spec);
         if self.rng.one_in(3) {
-            spec["drain"] = json!({ "timeout": "20s" });
+            spec["drainConfig"] = self.drain_config();
+        }
+        // Whether nodes are kept off is counted over all nodes of all earlier Skyhooks, which takes long in a fleet.
+        if self.shape != Shape::Fleet && self.rng.one_in(4) {
+            spec["sequencing"] = json!("all");
         }
         let count = self.rng.between(1, 3);
         for n in 0..count {

@@ -4,7 +4,7 @@ use super::super::policies::{STATE, exponential, in_batch, member, with_batch};
 use super::*;
 use crate::batches::Look;
 use crate::clocks::{Backoff, Clocks, DrainWatch, EvictionTry, LeaseClock, PodList};
-use crate::pods::PodFact;
+use crate::pods::{PodFact, Refusal, RefusedBy};
 
 impl Replica {
     fn pods(&mut self, lease: &str, pods: &[&str], consistent: bool) {
@@ -16,12 +16,15 @@ impl Replica {
         });
     }
 
-    fn evicted(&mut self, problem: Option<&str>) {
+    fn evicted(&mut self, problem: Option<RefusedBy>) {
         self.take(Change::Evicted {
             node: "worker-1".into(),
             lease_uid: "lease".into(),
             pod_uid: "web".into(),
-            problem: problem.map(str::to_owned),
+            problem: problem.map(|by| Refusal {
+                by,
+                text: "it is not allowed".to_owned(),
+            }),
         });
     }
 
@@ -330,6 +333,12 @@ fn what_is_decided_on_the_pods_of_a_node_that_drains() {
             replica.pods("lease", pods, consistent);
         })
     };
+    let refused = |by| {
+        Replica::with(&draining(), move |replica| {
+            replica.pods("lease", &["web"], true);
+            replica.evicted(Some(by));
+        })
+    };
     compare([
         (
             "DrainWatch.last, PodList.pods: the first list",
@@ -392,9 +401,14 @@ fn what_is_decided_on_the_pods_of_a_node_that_drains() {
             |replica| replica.evicted(None),
         ),
         (
-            "EvictionTry.problem: a budget refuses it",
+            "EvictionTry.problem: a webhook refuses it",
             listed(&["web"], true),
-            |replica| replica.evicted(Some("a budget forbids it")),
+            |replica| replica.evicted(Some(RefusedBy::Webhook)),
+        ),
+        (
+            "Refusal.by: a budget refuses it, in the same words",
+            refused(RefusedBy::Webhook),
+            |replica| replica.evicted(Some(RefusedBy::DisruptionBudget)),
         ),
         (
             "EvictionTry.attempts: the next one waits longer",
