@@ -70,6 +70,24 @@ pub fn is_label_value(text: &str) -> bool {
     bytes.len() <= 63 && outer(bytes.first()) && outer(bytes.last()) && bytes.iter().all(inner)
 }
 
+/// True for a text that Kubernetes takes as the key of a label: a name, or a DNS subdomain and a name.
+#[must_use]
+pub fn is_label_key(text: &str) -> bool {
+    let Some((prefix, name)) = text.split_once('/') else {
+        return is_label_value(text);
+    };
+    let outer = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_part = |part: &str| {
+        let bytes = part.as_bytes();
+        let ends = [bytes.first(), bytes.last()];
+        let ends_well = ends
+            .into_iter()
+            .all(|end| end.is_some_and(|end| outer(*end)));
+        ends_well && bytes.iter().all(|byte| outer(*byte) || *byte == b'-')
+    };
+    prefix.len() <= 253 && prefix.split('.').all(is_part) && is_label_value(name)
+}
+
 /// Annotation on a Node: package states, see [`crate::installed`].
 #[must_use]
 pub fn node_state(skyhook: &str) -> String {
@@ -202,6 +220,33 @@ mod tests {
             (DO_NOT_DISRUPT, false),
         ] {
             assert_eq!(is_mark(key), want, "{key}");
+        }
+    }
+
+    #[test]
+    fn only_what_kubernetes_takes_is_a_key_of_a_label() {
+        let prefix = "a".repeat(253);
+        for good in [
+            "gpu",
+            "A.b_c",
+            "nvidia.com/gpu",
+            "a-1.b/c",
+            &format!("{prefix}/c"),
+        ] {
+            assert!(is_label_key(good), "{good}");
+        }
+        for bad in [
+            "",
+            "/gpu",
+            "nvidia.com/",
+            "Nvidia.com/gpu",
+            "a..b/c",
+            "-a/c",
+            "a/b/c",
+            "a b",
+            &format!("{prefix}a/c"),
+        ] {
+            assert!(!is_label_key(bad), "{bad}");
         }
     }
 

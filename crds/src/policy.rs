@@ -50,7 +50,7 @@ pub struct DefaultCompartment {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Compartment {
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 63))]
     pub name: String,
     pub selector: LabelSelector,
     pub budget: Budget,

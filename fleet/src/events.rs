@@ -3,6 +3,8 @@
 
 mod bound;
 
+use std::collections::BTreeSet;
+
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::{BlockCause, Drain, DrainState, StopReason};
 use skyhook_crds::names;
@@ -14,6 +16,7 @@ use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::cause::Cause;
 use crate::plan::reason::{ReasonCode, Withdrawal};
+use crate::plan::{DRAIN_BLOCKED, INVALID, NOT_FOUND, STOPPED};
 use crate::taints;
 
 pub use bound::Bound;
@@ -213,19 +216,23 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
     if let Some(problem) = invalid(new).filter(|problem| invalid(old).as_ref() != Some(problem)) {
         events.push(event(true, "Invalid", problem));
     }
-    // States that last until somebody acts, in conditions of their own.
-    for type_ in [
-        "skyhook.nvidia.com/DeploymentPolicyNotFound",
-        "skyhook.nvidia.com/DeploymentPolicyInvalid",
-        "skyhook.nvidia.com/RolloutStopped",
-        "DrainBlocked",
-    ] {
+    // States that last until somebody acts, in conditions of their own. What they say may become another thing meanwhile.
+    for type_ in [NOT_FOUND, INVALID, STOPPED, DRAIN_BLOCKED] {
         let of = |status: &SkyhookStatus| {
             let mut conditions = status.conditions.iter();
             let holds = conditions.find(|c| c.type_ == type_ && c.status == "True");
             holds.map(|condition| condition.message.clone())
         };
-        if let (Some(message), None) = (of(new), of(old)) {
+        let (Some(message), before) = (of(new), of(old)) else {
+            continue;
+        };
+        let is_more = match type_ {
+            STOPPED => !stopped(new).is_subset(&stopped(old)),
+            // The pods that it names come and go.
+            DRAIN_BLOCKED => false,
+            _ => before.as_ref() != Some(&message),
+        };
+        if before.is_none() || is_more {
             let reason = type_.trim_start_matches("skyhook.nvidia.com/");
             events.push(event(true, reason, message));
         }
@@ -247,6 +254,13 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
         events.push(event(true, "BudgetZero", note.to_owned()));
     }
     events
+}
+
+/// The names of the compartments that have stopped.
+fn stopped(status: &SkyhookStatus) -> BTreeSet<&str> {
+    let all = status.compartment_statuses.iter();
+    let stopped = all.filter(|(_, one)| one.batch_state.as_ref().is_some_and(|s| s.should_stop));
+    stopped.map(|(name, _)| name.as_str()).collect()
 }
 
 /// The event that work on a node begins.
@@ -426,47 +440,4 @@ fn of_lease(
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::testkit;
-
-    #[test]
-    fn a_node_that_fails_is_told_to_its_skyhook_whatever_the_status_lists() {
-        let skyhook =
-            json!({ "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1" } });
-        let index = testkit::index(&[testkit::node_object("worker-1")], &[skyhook], &[], &[]);
-        for (code, reason) in [
-            ("PackageErroring", "PackageErroring"),
-            ("Parked", "NodeNotReturning"),
-        ] {
-            let why = json!({ "reason": code, "message": "exit code 3", "since": "t" });
-            let effect = Effect::PatchNode {
-                node: "worker-1".into(),
-                at: crate::plan::version("uid-of-worker-1", "1"),
-                patch: NodePatch::default()
-                    .status("s", Status::Erroring)
-                    .annotation(&names::reason("s"), Some(why.to_string())),
-                why: [Cause::Status].into(),
-            };
-            let told: Vec<_> = events(&index, &effect)
-                .into_iter()
-                .map(|event| (event.subject, event.reason, event.note))
-                .collect();
-            let node = Subject::Node {
-                name: "worker-1".into(),
-                uid: "uid-of-worker-1".into(),
-            };
-            let skyhook = Subject::Skyhook {
-                name: "s".into(),
-                uid: "uid-of-s".into(),
-            };
-            let want = [
-                (node, reason, "[skyhook:s] exit code 3".to_owned()),
-                (skyhook, reason, "node [worker-1]: exit code 3".to_owned()),
-            ];
-            assert_eq!(told, want);
-        }
-    }
-}
+mod tests;

@@ -258,7 +258,7 @@ impl<'a> Session<'a> {
         if self.index.ends(effect) && !Class::of(effect).is_urgent() {
             self.ordinary = self.ordinary.saturating_sub(1);
         }
-        if let Target::Rollout(skyhook) = &target {
+        if let Effect::WriteRollout { name: skyhook, .. } = effect {
             match &outcome {
                 Outcome::Done(_) => self.index.wrote_state(skyhook, None),
                 Outcome::Refused { error } => self.index.wrote_state(skyhook, Some(error)),

@@ -10,7 +10,7 @@
 //! - [`chart`], [`real`]: helm, and a cluster that runs the chart on such hosts
 //! - [`node`]: the kubelet's part: Node objects that say what is true of the host
 //! - [`programs`]: our two programs' command lines; [`agent`], [`coordinator`]: running them
-//! - [`registry`]: package folders to images in a registry
+//! - [`registry`]: package folders to images in a registry; [`site`]: private ones, a mirror and a proxy
 //! - [`install`]: CRDs, RBAC and namespace
 //! - [`cluster`]: all of the above in one call
 //! - [`record`]: what a watch tells of one kind; [`cordons`]: which nodes were cordoned when;
@@ -43,6 +43,7 @@ pub mod registry;
 pub mod rollout;
 pub mod rootfs;
 pub mod run;
+pub mod site;
 pub mod skip;
 pub mod source;
 pub mod vm;

@@ -6,7 +6,6 @@
     reason = "this file is the shell that reads the environment"
 )]
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -65,18 +64,18 @@ impl Access {
             let (files, reference, config) = (files.clone(), reference.clone(), Arc::clone(config));
             blocking(move || look(&files, &reference, &config)).await?
         };
-        let nothing = BTreeMap::new();
         let environment = |node: &Option<Node>| node.as_ref().map(|it| it.environment.clone());
         let proxies = Proxies::of(|name| std::env::var(name).ok()).or_else(|| {
             let environment = environment(&found.node)?;
-            Proxies::of(|name| environment.get(name).cloned())
+            Proxies::of_go(|name| environment.get(name).cloned())
         });
         let name = reference.name();
         let mut credentials = credentials.clone().then(found.kubelet);
         if let Some(plugins) = plugin_config(config, found.node.as_ref()) {
-            let kubelet = found.node.as_ref().map(|node| &node.kubelet.environment);
+            let kubelet = found.node.as_ref();
+            let environment = kubelet.and_then(|node| node.kubelet.environment.as_ref());
             let runner = self.plugins.get_or_init(|| Plugins::new(files.clone()));
-            let answers = runner.credentials(&plugins, kubelet.unwrap_or(&nothing), &name);
+            let answers = runner.credentials(&plugins, environment, &name);
             credentials = credentials.then(answers.await);
         }
         let credentials = credentials.then(found.containerd);

@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 use reqwest::Url;
-use toml::{Table, Value};
+
+use crate::no_values::without_values;
 
 pub(crate) mod containers;
+mod hosts_toml;
 mod load;
 pub(crate) mod registries_conf;
 
+pub(crate) use hosts_toml::parse;
 pub(crate) use load::load;
 
 /// One server of a registry, with the fields of a `[host."…"]` table in `hosts.toml`.
@@ -59,6 +62,36 @@ impl fmt::Debug for HostSettings {
     }
 }
 
+impl HostSettings {
+    /// Host and port as they are written in the URL.
+    fn authority(&self) -> &str {
+        let rest = self
+            .url
+            .split_once("://")
+            .map_or(self.url.as_str(), |(_, rest)| rest);
+        rest.split('/').next().unwrap_or(rest)
+    }
+
+    /// Whether there is a setting of TLS.
+    fn has_tls(&self) -> bool {
+        !self.ca.is_empty() || !self.client.is_empty() || self.skip_verify
+    }
+}
+
+/// The host of a registry's own server.
+fn own_host(registry: &str) -> &str {
+    match registry {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
+    }
+}
+
+/// Whether there is a port, and it is not the usual one of plain HTTP.
+fn has_odd_port(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 80))
+}
+
 /// What is configured for one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RegistrySettings {
@@ -67,6 +100,8 @@ pub(crate) struct RegistrySettings {
     pub(crate) server: Option<HostSettings>,
     /// Mirrors, in the order in which they are asked.
     pub(crate) hosts: Vec<HostSettings>,
+    /// The registry's own server is one of `hosts`, and is not asked once more after them.
+    pub(crate) has_own_server: bool,
     /// What is wrong with the configuration. An error of a pull names it.
     pub(crate) problems: Vec<String>,
 }
@@ -113,7 +148,7 @@ impl HostsError {
         Self::Toml {
             path: path.to_path_buf(),
             line: before.iter().filter(|&&byte| byte == b'\n').count() + 1,
-            reason: error.message().replace('\n', ", "),
+            reason: without_values(error.message()),
         }
     }
 }
@@ -203,7 +238,7 @@ impl Endpoint {
             .find(|(pattern, _)| pattern.is_match(repository))
             .map_or_else(
                 || repository.to_owned(),
-                |(pattern, with)| pattern.replace(repository, with).into_owned(),
+                |(pattern, with)| pattern.replace_all(repository, with).into_owned(),
             )
     }
 
@@ -215,7 +250,9 @@ impl Endpoint {
             "{}/{repository}/{path}",
             self.base.path().trim_end_matches('/')
         ));
-        if !self.is_origin && self.settings.repository.is_none() {
+        let is_own = self.is_origin && self.settings.authority() == own_host(registry)
+            || self.settings.authority() == registry;
+        if !is_own && self.settings.repository.is_none() {
             url.query_pairs_mut().append_pair("ns", registry);
         }
         url
@@ -230,14 +267,14 @@ pub(crate) fn endpoints(
 ) -> Result<Vec<Endpoint>, HostsError> {
     let mut endpoints = Vec::new();
     for host in &settings.hosts {
-        add(&mut endpoints, host, false)?;
+        let is_origin = settings.has_own_server && host.authority() == registry;
+        add(&mut endpoints, host, is_origin)?;
+    }
+    if settings.has_own_server {
+        return Ok(endpoints);
     }
     let usual = || {
-        let host = if registry == "docker.io" {
-            "registry-1.docker.io"
-        } else {
-            registry
-        };
+        let host = own_host(registry);
         let name = Url::parse(&format!("http://{host}"))
             .ok()
             .and_then(|url| url.host_str().map(is_loopback));
@@ -254,8 +291,7 @@ pub(crate) fn endpoints(
     let mut server = settings.server.clone().unwrap_or_else(usual);
     if server.url.is_empty() {
         server.url = usual().url;
-        let has_tls = !server.ca.is_empty() || !server.client.is_empty() || server.skip_verify;
-        if let (true, Some(rest)) = (has_tls, server.url.strip_prefix("http://")) {
+        if let (true, Some(rest)) = (server.has_tls(), server.url.strip_prefix("http://")) {
             server.url = format!("https://{rest}");
             server.plain_fallback = true;
         }
@@ -270,6 +306,15 @@ fn add(
     settings: &HostSettings,
     is_origin: bool,
 ) -> Result<(), HostsError> {
+    let mut settings = settings.clone();
+    // As in containerd: if TLS is configured and the port says nothing about the scheme, the scheme may be wrong.
+    if let Some(rest) = settings.url.strip_prefix("http://")
+        && settings.has_tls()
+        && has_odd_port(settings.authority())
+    {
+        settings.url = format!("https://{rest}");
+        settings.plain_fallback = true;
+    }
     endpoints.push(Endpoint::new(settings.clone(), is_origin)?);
     if let (true, Some(rest)) = (
         settings.plain_fallback,
@@ -279,7 +324,8 @@ fn add(
             url: format!("http://{rest}"),
             ca: Vec::new(),
             client: Vec::new(),
-            ..settings.clone()
+            skip_verify: false,
+            ..settings
         };
         endpoints.push(Endpoint::new(plain, is_origin)?);
     }
@@ -301,166 +347,6 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         || name
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback())
-}
-
-/// Reads a `hosts.toml`. Paths in it are relative to `dir`.
-pub(crate) fn parse(text: &str, dir: &Path) -> Result<RegistrySettings, HostsError> {
-    let path = dir.join("hosts.toml");
-    let table: Table = text
-        .parse()
-        .map_err(|error| HostsError::toml(&path, text, &error))?;
-    let reader = Reader { dir, path };
-    let mut settings = RegistrySettings::default();
-    if let Some(hosts) = table.get("host") {
-        let hosts = hosts
-            .as_table()
-            .ok_or_else(|| reader.wrong("host", "a table"))?;
-        for (url, host) in hosts {
-            let field = format!("host.{url:?}");
-            let host = host
-                .as_table()
-                .ok_or_else(|| reader.wrong(&field, "a table"))?;
-            settings.hosts.push(reader.host(url.clone(), &field, host)?);
-        }
-    }
-    let server = match table.get("server") {
-        None => String::new(),
-        Some(Value::String(url)) => url.clone(),
-        Some(_) => return Err(reader.wrong("server", "a string")),
-    };
-    let own = [
-        "server",
-        "ca",
-        "client",
-        "skip_verify",
-        "override_path",
-        "header",
-        "rewrite",
-    ];
-    if own.iter().any(|key| table.contains_key(*key)) {
-        settings.server = Some(reader.host(server, "", &table)?);
-    }
-    Ok(settings)
-}
-
-struct Reader<'a> {
-    dir: &'a Path,
-    path: PathBuf,
-}
-
-impl Reader<'_> {
-    fn wrong(&self, field: &str, want: &'static str) -> HostsError {
-        HostsError::Field {
-            path: self.path.clone(),
-            field: field.to_owned(),
-            want,
-        }
-    }
-
-    fn host(&self, url: String, field: &str, table: &Table) -> Result<HostSettings, HostsError> {
-        let name = |key: &str| {
-            if field.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{field}.{key}")
-            }
-        };
-        let boolean = |key| match table.get(key) {
-            None => Ok(false),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(&name(key), "true or false")),
-        };
-        let ca = self.texts(&name("ca"), table.get("ca"))?;
-        Ok(HostSettings {
-            url,
-            capabilities: self.texts(&name("capabilities"), table.get("capabilities"))?,
-            ca: ca.iter().map(|path| self.dir.join(path)).collect(),
-            client: self.client(&name("client"), table.get("client"))?,
-            skip_verify: boolean("skip_verify")?,
-            override_path: boolean("override_path")?,
-            header: self.map(&name("header"), table.get("header"))?,
-            rewrite: self
-                .map(&name("rewrite"), table.get("rewrite"))?
-                .into_iter()
-                .map(|(key, values)| (key, values.concat()))
-                .collect(),
-            repository: None,
-            plain_fallback: false,
-        })
-    }
-
-    /// Reads a string or an array of strings.
-    fn texts(&self, field: &str, value: Option<&Value>) -> Result<Vec<String>, HostsError> {
-        let wrong = || self.wrong(field, "a string or an array of strings");
-        match value {
-            None => Ok(Vec::new()),
-            Some(Value::String(text)) => Ok(vec![text.clone()]),
-            Some(Value::Array(values)) => {
-                let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
-                texts.collect::<Option<_>>().ok_or_else(wrong)
-            }
-            Some(_) => Err(wrong()),
-        }
-    }
-
-    /// Reads a file, an array of files, or an array of pairs of files.
-    fn client(
-        &self,
-        field: &str,
-        value: Option<&Value>,
-    ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, HostsError> {
-        let wrong = || {
-            self.wrong(
-                field,
-                "a file, files, or pairs of certificate and key files",
-            )
-        };
-        let Some(Value::Array(values)) = value else {
-            let files = self.texts(field, value).map_err(|_| wrong())?;
-            return Ok(files
-                .iter()
-                .map(|file| (self.dir.join(file), None))
-                .collect());
-        };
-        let mut pairs = Vec::new();
-        for value in values {
-            match self
-                .texts(field, Some(value))
-                .map_err(|_| wrong())?
-                .as_slice()
-            {
-                [both] => pairs.push((self.dir.join(both), None)),
-                [certificate, key] => {
-                    pairs.push((self.dir.join(certificate), Some(self.dir.join(key))));
-                }
-                _ => return Err(wrong()),
-            }
-        }
-        Ok(pairs)
-    }
-
-    fn map(
-        &self,
-        field: &str,
-        value: Option<&Value>,
-    ) -> Result<BTreeMap<String, Vec<String>>, HostsError> {
-        let Some(value) = value else {
-            return Ok(BTreeMap::new());
-        };
-        let table = value
-            .as_table()
-            .ok_or_else(|| self.wrong(field, "a table"))?;
-        table
-            .iter()
-            .map(|(key, value)| {
-                Ok((
-                    key.clone(),
-                    self.texts(&format!("{field}.{key}"), Some(value))?,
-                ))
-            })
-            .collect()
-    }
 }
 
 #[cfg(test)]

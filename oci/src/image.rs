@@ -47,20 +47,21 @@ pub(crate) struct Manifest {
 }
 
 /// The document that a registry sends for a manifest request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Document {
     Index(Vec<Candidate>),
     Image(Manifest),
 }
 
 /// One image of an index.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Candidate {
-    pub(crate) digest: Digest,
+    position: usize,
+    /// It is checked when the candidate is chosen: whatever is wrong with an image for another platform, and however
+    /// an artifact is described, does no harm.
+    descriptor: Descriptor,
     /// `None` if the index does not name a platform. Then the image's config does.
     pub(crate) platform: Option<Platform>,
-    /// The manifest, if the index itself contains it.
-    pub(crate) embedded: Option<Vec<u8>>,
     /// The entry is an image, and not an attestation, a signature or another artifact.
     is_image: bool,
 }
@@ -140,7 +141,7 @@ impl ImageError {
 }
 
 /// A descriptor in a manifest or index. A field that is missing or null is `None`.
-#[derive(Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {
     media_type: Option<String>,
@@ -154,7 +155,7 @@ struct Descriptor {
 }
 
 /// The platform in a descriptor or in an image config.
-#[derive(Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 struct PlatformFields {
     os: Option<String>,
     architecture: Option<String>,
@@ -208,7 +209,7 @@ pub(crate) fn decode(
         },
     };
     match is_index {
-        true => index(bytes, limits).map(Document::Index),
+        true => index(bytes).map(Document::Index),
         false => image(bytes, limits).map(Document::Image),
     }
 }
@@ -228,46 +229,50 @@ fn is_manifest_type(media_type: &str) -> bool {
     matches!(media_type, OCI_IMAGE_MEDIA_TYPE | IMAGE_MANIFEST_MEDIA_TYPE)
 }
 
-fn index(bytes: &[u8], limits: &Limits) -> Result<Vec<Candidate>, ImageError> {
+fn index(bytes: &[u8]) -> Result<Vec<Candidate>, ImageError> {
     #[derive(Deserialize)]
     struct Index {
         manifests: Option<Vec<Descriptor>>,
     }
     let index: Index = json("the index", bytes)?;
-    index
-        .manifests
-        .unwrap_or_default()
-        .into_iter()
-        .enumerate()
-        .map(|(position, entry)| candidate(position, entry, limits))
-        .collect()
+    let entries = index.manifests.unwrap_or_default().into_iter();
+    Ok(entries.enumerate().map(Candidate::new).collect())
 }
 
-fn candidate(position: usize, entry: Descriptor, limits: &Limits) -> Result<Candidate, ImageError> {
-    let (digest, size) = blob(&format!("image {position} of the index"), &entry)?;
-    limits
-        .check(Limit::ManifestBytes, size)
-        .map_err(|source| ImageError::Limit {
-            what: "a manifest in the index",
-            source,
-        })?;
-    let media_type = entry.media_type.as_deref().unwrap_or_default();
-    let is_known =
-        media_type.is_empty() || is_manifest_type(media_type) || is_index_type(media_type);
-    let is_attestation = entry
-        .annotations
-        .as_ref()
-        .is_some_and(|map| map.contains_key("vnd.docker.reference.type"));
-    let is_artifact = entry
-        .artifact_type
-        .as_ref()
-        .is_some_and(|it| !it.is_empty());
-    Ok(Candidate {
-        digest,
-        embedded: embedded(&entry, digest, size),
-        platform: entry.platform.and_then(PlatformFields::platform),
-        is_image: is_known && !is_attestation && !is_artifact,
-    })
+impl Candidate {
+    fn new((position, mut entry): (usize, Descriptor)) -> Self {
+        let media_type = entry.media_type.as_deref().unwrap_or_default();
+        let is_known =
+            media_type.is_empty() || is_manifest_type(media_type) || is_index_type(media_type);
+        let is_attestation = entry
+            .annotations
+            .as_ref()
+            .is_some_and(|map| map.contains_key("vnd.docker.reference.type"));
+        let is_artifact = entry
+            .artifact_type
+            .as_ref()
+            .is_some_and(|it| !it.is_empty());
+        Self {
+            position,
+            platform: entry.platform.take().and_then(PlatformFields::platform),
+            is_image: is_known && !is_attestation && !is_artifact,
+            descriptor: entry,
+        }
+    }
+
+    /// The digest of the image's manifest, and the manifest if the index itself contains it.
+    pub(crate) fn manifest(
+        &self,
+        limits: &Limits,
+    ) -> Result<(Digest, Option<Vec<u8>>), ImageError> {
+        let what = format!("image {} of the index", self.position);
+        let (digest, size) = blob(&what, &self.descriptor)?;
+        let what = "a manifest in the index";
+        limits
+            .check(Limit::ManifestBytes, size)
+            .map_err(|source| ImageError::Limit { what, source })?;
+        Ok((digest, embedded(&self.descriptor, digest, size)))
+    }
 }
 
 fn image(bytes: &[u8], limits: &Limits) -> Result<Manifest, ImageError> {

@@ -17,12 +17,16 @@ pub struct Limits {
     pub stream_bytes: u64,
     /// Bytes of the files under `/skyhook-package`.
     pub package_bytes: u64,
-    /// Entries under `/skyhook-package`, whiteouts included.
+    /// Entries under `/skyhook-package`, whiteouts included, and directories that only the names of other entries imply.
     pub package_entries: u64,
     /// Entries in all layers, including entries that are skipped.
     pub scanned_entries: u64,
     /// Bytes of one path or link target.
     pub path_bytes: u64,
+    /// Bytes of all paths and link targets under `/skyhook-package`.
+    pub names_bytes: u64,
+    /// Components of paths and link targets that are looked up to find the places of all entries.
+    pub path_steps: u64,
     /// Path components below `/skyhook-package`.
     pub depth: u64,
     /// Decompressed bytes per byte of the compressed layer. It is not checked for the first 64 MiB of a layer.
@@ -42,6 +46,8 @@ impl Default for Limits {
             package_entries: 200_000,
             scanned_entries: 4_000_000,
             path_bytes: 4096,
+            names_bytes: 32 << 20,
+            path_steps: 10_000_000,
             depth: 64,
             ratio: 200,
             metadata_bytes: 1 << 20,
@@ -60,6 +66,8 @@ pub enum Limit {
     PackageEntries,
     ScannedEntries,
     PathBytes,
+    NamesBytes,
+    PathSteps,
     Depth,
     Ratio,
     MetadataBytes,
@@ -76,6 +84,8 @@ impl Limit {
             Self::PackageEntries => "package_entries",
             Self::ScannedEntries => "scanned_entries",
             Self::PathBytes => "path_bytes",
+            Self::NamesBytes => "names_bytes",
+            Self::PathSteps => "path_steps",
             Self::Depth => "depth",
             Self::Ratio => "ratio",
             Self::MetadataBytes => "metadata_bytes",
@@ -117,6 +127,8 @@ impl Limits {
             Limit::PackageEntries => self.package_entries,
             Limit::ScannedEntries => self.scanned_entries,
             Limit::PathBytes => self.path_bytes,
+            Limit::NamesBytes => self.names_bytes,
+            Limit::PathSteps => self.path_steps,
             Limit::Depth => self.depth,
             Limit::Ratio => self.ratio,
             Limit::MetadataBytes => self.metadata_bytes,
@@ -132,6 +144,8 @@ pub(crate) struct Budget<'a> {
     package_bytes: AtomicU64,
     package_entries: AtomicU64,
     scanned_entries: AtomicU64,
+    names_bytes: AtomicU64,
+    path_steps: AtomicU64,
     warnings: AtomicU64,
 }
 
@@ -146,6 +160,8 @@ impl<'a> Budget<'a> {
             package_bytes: AtomicU64::new(0),
             package_entries: AtomicU64::new(0),
             scanned_entries: AtomicU64::new(0),
+            names_bytes: AtomicU64::new(0),
+            path_steps: AtomicU64::new(0),
             warnings: AtomicU64::new(0),
         }
     }
@@ -176,6 +192,14 @@ impl<'a> Budget<'a> {
 
     pub(crate) fn take_scanned_entry(&self) -> Result<(), LimitExceeded> {
         self.take(&self.scanned_entries, 1, Limit::ScannedEntries)
+    }
+
+    pub(crate) fn take_names_bytes(&self, bytes: usize) -> Result<(), LimitExceeded> {
+        self.take(&self.names_bytes, bytes as u64, Limit::NamesBytes)
+    }
+
+    pub(crate) fn take_path_step(&self) -> Result<(), LimitExceeded> {
+        self.take(&self.path_steps, 1, Limit::PathSteps)
     }
 
     /// Checks the limit before it adds, so the sum cannot overflow.

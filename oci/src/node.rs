@@ -53,7 +53,9 @@ impl Node {
             .map(|(_, process)| process);
         Self {
             runtime: runtime.map_or(Runtime::Unknown, of_process),
-            environment: runtime.map_or_else(BTreeMap::new, |it| it.environment(files)),
+            environment: runtime
+                .and_then(|it| it.environment(files))
+                .unwrap_or_default(),
             kubelet,
         }
     }

@@ -57,13 +57,19 @@ enum Rule {
 }
 
 impl Proxies {
-    /// The proxies of the environment in which `get` finds a variable. `None` if no variable about proxies is set.
+    /// The proxies of the environment in which `get` finds a variable. `None` if no variable names a proxy: `NO_PROXY`
+    /// alone says nothing.
     pub(crate) fn of(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
-        let is_set = [HTTP, HTTPS, ALL, NO]
-            .as_flattened()
-            .iter()
-            .any(|name| get(name).is_some());
-        if !is_set {
+        Self::read(&[HTTP, HTTPS, ALL], get)
+    }
+
+    /// The proxies of the environment of a program that is written in Go. It does not know `ALL_PROXY`.
+    pub(crate) fn of_go(get: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        Self::read(&[HTTP, HTTPS], get)
+    }
+
+    fn read(known: &[[&str; 2]], get: impl Fn(&str) -> Option<String>) -> Option<Self> {
+        if !known.as_flattened().iter().any(|name| get(name).is_some()) {
             return None;
         }
         let mut problems = Vec::new();
@@ -75,7 +81,11 @@ impl Proxies {
             }
             url
         };
-        let all = proxy(ALL);
+        let all = if known.contains(&ALL) {
+            proxy(ALL)
+        } else {
+            None
+        };
         Some(Self {
             http: proxy(HTTP).or_else(|| all.clone()),
             https: proxy(HTTPS).or(all),
@@ -107,13 +117,17 @@ fn first<'a>(
     })
 }
 
-/// Reads the URL of a proxy, which may be written without `http://`.
+/// Reads the URL of a proxy, which may be written without `http://`. As in Go, a SOCKS proxy also resolves the names of
+/// servers.
 fn url(text: &str) -> Option<Url> {
     let text = text.trim();
-    let url = Url::parse(text)
+    let mut url = Url::parse(text)
         .ok()
         .filter(Url::has_host)
         .or_else(|| Url::parse(&format!("http://{text}")).ok())?;
+    if url.scheme() == "socks5" {
+        url.set_scheme("socks5h").ok()?;
+    }
     let is_known = matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h");
     (is_known && url.has_host()).then_some(url)
 }
@@ -310,7 +324,7 @@ mod tests {
             (
                 &[("HTTPS_PROXY", "socks5://proxy:1080")],
                 "https://r.io",
-                Some("socks5://proxy:1080"),
+                Some("socks5h://proxy:1080"),
             ),
             (
                 &[("ALL_PROXY", "http://all:1")],
@@ -318,13 +332,34 @@ mod tests {
                 Some("http://all:1/"),
             ),
             (&[("HTTP_PROXY", "ftp://x")], "http://r.io", None),
-            (&[("NO_PROXY", "x")], "http://r.io", None),
+            (
+                &[("HTTP_PROXY", ""), ("NO_PROXY", "x")],
+                "http://r.io",
+                None,
+            ),
         ];
         for (variables, url, want) in table {
             let proxy = proxies(variables).unwrap().for_url(&url.parse().unwrap());
             assert_eq!(proxy.as_ref().map(Url::as_str), want, "{variables:?} {url}");
         }
-        assert_eq!(proxies(&[("PATH", "/bin")]), None);
+        for (name, is_own, is_go) in [
+            ("PATH", false, false),
+            // It must not hide the proxies of another environment.
+            ("NO_PROXY", false, false),
+            ("ALL_PROXY", true, false),
+            ("http_proxy", true, true),
+        ] {
+            let get = |key: &str| (key == name).then(|| "http://all:1".to_owned());
+            assert_eq!(Proxies::of(get).is_some(), is_own, "{name}");
+            assert_eq!(Proxies::of_go(get).is_some(), is_go, "{name}");
+        }
+        let both = |key: &str| {
+            let is_set = ["ALL_PROXY", "HTTP_PROXY"].contains(&key);
+            is_set.then(|| "http://all:1".to_owned())
+        };
+        let url = "https://r.io".parse().unwrap();
+        assert!(Proxies::of(both).unwrap().for_url(&url).is_some());
+        assert!(Proxies::of_go(both).unwrap().for_url(&url).is_none());
     }
 
     #[test]

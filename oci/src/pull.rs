@@ -18,7 +18,8 @@ use crate::progress::{PullEvent, PullProgress};
 use crate::reference::Reference;
 use crate::registry::{RawManifest, RegistryError, Session};
 use crate::root::Root;
-use crate::store::{Leave, Store, StoreError, StoredImage, blocking};
+use crate::space::Leave;
+use crate::store::{Lease, Store, StoreError, StoredImage, blocking};
 
 pub(crate) mod fetch;
 mod retry;
@@ -120,6 +121,7 @@ struct Run<'a> {
     session: Arc<Session>,
     progress: &'a PullProgress,
     leave: Leave,
+    lease: Lease,
 }
 
 impl Puller {
@@ -203,7 +205,7 @@ impl Puller {
         progress: &PullProgress,
         leave: Leave,
     ) -> Result<Pulled, Failure> {
-        let _hold = self.store.hold().await?;
+        let hold = self.store.hold().await?;
         progress.say(PullEvent::Resolving {
             reference: reference.to_string(),
         });
@@ -213,6 +215,8 @@ impl Puller {
             });
             return Ok(pulled);
         }
+        let lease = self.store.lease(&hold)?;
+        drop(hold);
         let session = self.access.session(reference, credentials, &self.config);
         let session = Arc::new(session.await?);
         let run = Run {
@@ -221,6 +225,7 @@ impl Puller {
             session,
             progress,
             leave,
+            lease,
         };
         let Resolved {
             resolved,
@@ -235,7 +240,13 @@ impl Puller {
         }
         manifest.diff_ids(&config)?;
         let (store, of) = (self.store.clone(), reference.clone());
-        let image = blocking(move || store.record_image(&of, &manifest_digest)).await?;
+        let hold = store.hold().await?;
+        let image = blocking(move || {
+            let image = store.record_image(&of, &manifest_digest);
+            drop(hold);
+            image
+        });
+        let image = image.await?;
         progress.say(PullEvent::Pulled {
             manifest: manifest_digest,
         });
@@ -290,6 +301,7 @@ impl Run<'_> {
                 }
             }
         };
+        self.protect(raw.digest, &manifest).await?;
         let (digest, of) = (raw.digest, store.clone());
         blocking(move || of.put_document(&digest, &raw.bytes)).await?;
         let bytes = manifest.layers.iter().map(|layer| layer.size).sum();
@@ -307,6 +319,14 @@ impl Run<'_> {
         })
     }
 
+    /// Keeps everything that belongs to an image in the store until the end of the pull.
+    async fn protect(&self, digest: Digest, manifest: &Manifest) -> Result<(), StoreError> {
+        let hold = self.puller.store.hold().await?;
+        let layers = manifest.layers.iter().map(|layer| layer.digest);
+        let blobs = layers.chain([digest, manifest.config.0]);
+        self.lease.add(&hold, blobs)
+    }
+
     fn decode(&self, raw: &RawManifest) -> Result<Document, ImageError> {
         let limits = self.puller.store.limits();
         image::decode(&raw.bytes, raw.content_type.as_deref(), limits)
@@ -320,7 +340,13 @@ impl Run<'_> {
         let fitting = image::select(candidates, &self.puller.config.platform)?;
         let last = fitting.len() - 1;
         for (position, candidate) in fitting.into_iter().take(MAX_CHOICES).enumerate() {
-            let document = self.document(candidate).await?;
+            let document = match self.document(candidate).await {
+                // Another one may be for this platform.
+                Err(Failure::Image(_)) if candidate.platform.is_none() && position != last => {
+                    continue;
+                }
+                document => document?,
+            };
             // The last one is taken in any case: if it is for another platform, the error says for which one.
             if candidate.platform.is_some()
                 || position == last
@@ -342,6 +368,7 @@ impl Run<'_> {
         match self.decode(raw)? {
             Document::Index(candidates) => Ok(image::select(&candidates, platform).is_ok()),
             Document::Image(manifest) => {
+                self.protect(raw.digest, &manifest).await?;
                 self.fetch_config(&manifest).await?;
                 let config = self.puller.store.document(&manifest.config.0)?;
                 Ok(image::check_platform(&config, platform).is_ok())
@@ -351,8 +378,8 @@ impl Run<'_> {
 
     /// The manifest of one image in an index: from the index itself, from the store, or from the registry.
     async fn document(&self, candidate: &Candidate) -> Result<RawManifest, Failure> {
-        let digest = candidate.digest;
-        let embedded = candidate.embedded.clone().map(|bytes| RawManifest {
+        let (digest, embedded) = candidate.manifest(self.puller.store.limits())?;
+        let embedded = embedded.map(|bytes| RawManifest {
             bytes,
             digest,
             content_type: None,

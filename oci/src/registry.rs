@@ -90,7 +90,7 @@ impl Session {
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
         let name = reference.name();
-        let mut hosts = Vec::new();
+        let mut hosts: Vec<Server> = Vec::new();
         let mut problems = credentials.problems(&name);
         for endpoint in hosts::endpoints(registry, settings, insecure)? {
             let client = transport::client(&endpoint, net)?;
@@ -105,12 +105,18 @@ impl Session {
             }
             problems.extend(credentials.problems(&there));
             let headers = transport::headers(&endpoint.settings)?;
+            // The plain form of a server comes right after it.
+            let speaks_tls = match hosts.last() {
+                Some(twin) if endpoint.is_plain_fallback() => Arc::clone(&twin.speaks_tls),
+                _ => Arc::default(),
+            };
             hosts.push(Server {
                 endpoint,
                 client,
                 logins,
                 headers,
                 access: std::sync::Mutex::default(),
+                speaks_tls,
             });
         }
         problems.extend(settings.problems.iter().cloned());
@@ -144,7 +150,7 @@ impl Session {
             .iter()
             .filter(|host| host.endpoint.serves(want.is_some()))
         {
-            if has_answered(host, failed.as_ref()) {
+            if host.has_answered() {
                 continue;
             }
             let result = self.manifest_from(host, &what, &path, want, limits).await;
@@ -201,7 +207,7 @@ impl Session {
             let range = (from > 0).then(|| format!("bytes={from}-"));
             let host_index = (first + step) % self.hosts.len();
             let host = &self.hosts[host_index];
-            if !host.endpoint.serves(true) || has_answered(host, failed.as_ref()) {
+            if !host.endpoint.serves(true) || host.has_answered() {
                 continue;
             }
             match self.get(host, &what, &path, "*/*", range.as_deref()).await {
@@ -272,8 +278,18 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
+        let origin = url.origin();
         let response = host.follow(&ask, &self.repository, url, response).await?;
         match response.status() {
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+                if response.url().origin() != origin =>
+            {
+                Err(RegistryError::RedirectTarget {
+                    what: what.to_owned(),
+                    host: response.url().host_str().unwrap_or_default().to_owned(),
+                    status,
+                })
+            }
             StatusCode::OK => Ok(response),
             StatusCode::PARTIAL_CONTENT if range.is_some() => Ok(response),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Denied {
@@ -337,13 +353,6 @@ fn most_telling(before: Response, next: Response) -> Response {
         (StatusCode::NOT_FOUND, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => before,
         _ => next,
     }
-}
-
-/// Whether this is the plain form of a server that has answered over TLS. Then it is not asked again: it must not get
-/// credentials without TLS, and its first answer says more.
-fn has_answered(host: &Server, failed: Option<&RegistryError>) -> bool {
-    let is_unreachable = |error| matches!(error, &RegistryError::Http { .. });
-    host.endpoint.is_plain_fallback() && failed.is_some_and(|error| !is_unreachable(error))
 }
 
 /// Logs the failure of a mirror. If the pull succeeds with the next host, this log line is the only sign of the

@@ -7,6 +7,7 @@
 //! pins/<hex>               an owner (an installed package) and the manifest it needs
 //! tmp/                     small blobs that are being written
 //! partial/<digest>         layers that were downloaded in part; the next pull continues them
+//! leases/                  which blobs the running pulls need
 //! lock                     locked shared: the store is in use; locked exclusive: files may be removed
 //! ```
 //!
@@ -20,12 +21,11 @@
     reason = "this file is the shell that keeps blobs on disk"
 )]
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,24 +35,23 @@ use crate::limits::Limits;
 use crate::progress::{PullEvent, PullProgress, size};
 use crate::reference::Reference;
 use crate::root::Root;
+use crate::space::Room;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
 mod files;
 mod gc;
+mod lease;
 mod lock;
 mod partial;
+mod pins;
 mod space;
 
 pub(crate) use blob::BlobWriter;
 pub use gc::Collected;
-pub(crate) use space::Leave;
-pub use space::Room;
+pub(crate) use lease::Lease;
 
-use files::{failed, list, read_record, remove_if_there, write_record};
-
-/// The clock of a file system may be behind the clock of the system by this time.
-const COARSE: Duration = Duration::from_millis(100);
+use files::{failed, list, read_record, write_record};
 
 /// The settings of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,19 +201,13 @@ struct RefRecord {
     manifest: Digest,
 }
 
-#[derive(Serialize, Deserialize)]
-struct PinRecord {
-    owner: String,
-    manifest: Digest,
-}
-
 impl Store {
     /// Opens the store in `dir`, and makes it if it does not exist. If nobody uses the store, files that an
     /// interrupted pull has left are removed.
     pub fn open(dir: impl AsRef<Path>, config: StoreConfig) -> Result<Self, StoreError> {
         let dir = dir.as_ref().to_path_buf();
         let blobs = Algorithm::ALL.map(|algorithm| Path::new("blobs").join(algorithm.name()));
-        let others = ["images", "refs", "pins", "tmp", "partial"].map(PathBuf::from);
+        let others = ["images", "refs", "pins", "tmp", "partial", "leases"].map(PathBuf::from);
         for part in blobs.iter().chain(&others) {
             let path = dir.join(part);
             fs::create_dir_all(&path).map_err(|source| failed("create", &path, source))?;
@@ -223,7 +216,9 @@ impl Store {
             dir: Arc::new(dir),
             config: Arc::new(config),
         };
-        if let Some(_alone) = store.lock_exclusively()? {
+        if let Some(_alone) = store.lock_exclusively()?
+            && store.leased()?.is_none()
+        {
             let tmp = store.dir.join("tmp");
             for path in list(&tmp)? {
                 fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
@@ -301,7 +296,13 @@ impl Store {
                 blob,
             });
         }
-        let result = unpack::unpack(sources, target, options, &self.config.limits);
+        let result = unpack::unpack(
+            sources,
+            target,
+            options,
+            &self.config.limits,
+            self.config.room,
+        );
         if let Err(UnpackError::Damaged(digest)) = &result {
             self.remove_damaged(digest);
         }
@@ -377,51 +378,6 @@ impl Store {
         )?;
         self.touch(manifest);
         Ok(())
-    }
-
-    /// Keeps an image for `owner` until [`Store::unpin_others`] removes the pin. An owner has at most one image. Blocks
-    /// while another process removes images.
-    pub fn pin(&self, owner: &str, manifest: &Digest) -> Result<(), StoreError> {
-        let _hold = self.hold_blocking()?;
-        self.image(manifest)?;
-        let record = PinRecord {
-            owner: owner.to_owned(),
-            manifest: *manifest,
-        };
-        write_record(&self.record("pins", owner), &record)
-    }
-
-    /// Removes the pins of all owners that are not in `owners`. A pin that was written at the time `since` or later
-    /// stays: its owner may be newer than `owners`. Nothing is removed while the store is in use.
-    pub fn unpin_others(
-        &self,
-        owners: &BTreeSet<String>,
-        since: SystemTime,
-    ) -> Result<(), StoreError> {
-        let Some(_alone) = self.lock_exclusively()? else {
-            return Ok(());
-        };
-        for path in list(&self.dir.join("pins"))? {
-            let record: Option<PinRecord> = read_record(&path);
-            let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
-            if record.is_some_and(|record| !owners.contains(&record.owner))
-                && written.is_ok_and(|written| written + COARSE < since)
-            {
-                remove_if_there(&path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Owners and the images they pin.
-    pub fn pins(&self) -> Result<Vec<(String, Digest)>, StoreError> {
-        let mut pins: Vec<_> = list(&self.dir.join("pins"))?
-            .iter()
-            .filter_map(|path| read_record::<PinRecord>(path))
-            .map(|record| (record.owner, record.manifest))
-            .collect();
-        pins.sort();
-        Ok(pins)
     }
 
     fn assemble(&self, manifest: &Digest) -> Result<StoredImage, StoreError> {

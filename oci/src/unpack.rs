@@ -26,10 +26,12 @@ use crate::limits::{Budget, Limits};
 use crate::remove::{RemoveError, remove_at};
 use crate::replace::{self, Lock};
 use crate::root::Root;
+use crate::space::Room;
 
 mod entry;
 mod error;
 pub(crate) mod layer;
+mod layer_dir;
 pub(crate) mod name;
 mod place;
 mod tar;
@@ -42,6 +44,7 @@ pub use tar::TarError;
 pub use target::Target;
 
 use error::lossy;
+use layer_dir::LayerDir;
 
 /// What was unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +92,9 @@ pub(crate) fn unpack(
     target: &Target,
     options: UnpackOptions,
     limits: &Limits,
+    room: Room,
 ) -> Result<Unpacked, UnpackError> {
-    let mut result = unpack_into(sources, target, options, limits);
+    let mut result = unpack_into(sources, target, options, limits, room);
     if let Err(UnpackError::Io { source, .. }) = &mut result
         && let Some(root) = target.root()
     {
@@ -104,6 +108,7 @@ fn unpack_into(
     target: &Target,
     options: UnpackOptions,
     limits: &Limits,
+    room: Room,
 ) -> Result<Unpacked, UnpackError> {
     let place = target.open()?;
     let io = |what| {
@@ -121,7 +126,7 @@ fn unpack_into(
         .map_err(io("create a scratch directory for"))?;
     let budget = Budget::new(limits);
     let root = merge(
-        read_all(sources, &layers, options.threads, &budget)?,
+        read_all(sources, &layers, options.threads, room, &budget)?,
         &budget,
     )?;
     let root = root.ok_or(UnpackError::NoPackage)?;
@@ -174,6 +179,7 @@ fn read_all(
     sources: Vec<Source>,
     layers: &[OwnedFd],
     threads: usize,
+    room: Room,
     budget: &Budget<'_>,
 ) -> Result<Vec<ReadLayer>, UnpackError> {
     let next = AtomicUsize::new(0);
@@ -185,7 +191,7 @@ fn read_all(
             let Some(source) = sources.get(index) else {
                 return;
             };
-            let result = read_one(index, source, &layers[index], budget);
+            let result = read_one(index, source, LayerDir::new(&layers[index], room), budget);
             if result.is_err() {
                 next.store(sources.len(), Ordering::Relaxed);
             }
@@ -220,7 +226,7 @@ fn read_all(
 fn read_one(
     index: usize,
     source: &Source,
-    scratch: &OwnedFd,
+    scratch: LayerDir<'_>,
     budget: &Budget<'_>,
 ) -> Result<ReadLayer, UnpackError> {
     let Source {
@@ -235,7 +241,7 @@ fn read_one(
         source,
     })?;
     let digest = layer.digest;
-    match layer::read(position, layer, *diff_id, reader, scratch, budget) {
+    match layer::read(position, layer, *diff_id, reader, &scratch, budget) {
         Ok(entries) => Ok((digest, entries)),
         Err(LayerError::Damaged) => Err(UnpackError::Damaged(digest)),
         // A damaged blob can cause any error: report the damage, and not the error.

@@ -188,6 +188,45 @@ async fn a_redirect_to_another_host_is_followed_without_credentials() {
     );
 }
 
+/// The signature in the URL of a storage may have expired when it is used.
+#[tokio::test]
+async fn a_refusal_of_a_storage_is_tried_again_and_names_the_storage() {
+    for refusals in [1, usize::MAX] {
+        let image = Image::sized(1000);
+        let (layer, blob) = (image.layer_digest(0), image.layers[0].blob.clone());
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        let storage = Liar::start(move |_| {
+            match count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) < refusals {
+                true => Answer::new(403),
+                false => Answer::ok(blob.clone()),
+            }
+        });
+        let location = format!(
+            "http://{}/storage",
+            storage.host().replace("127.0.0.1", "localhost")
+        );
+        let liar = Liar::start(move |request| match request.header("authorization") {
+            None => Answer::new(401).header("WWW-Authenticate", "Basic realm=\"r\""),
+            Some(_) if request.path.contains(&layer.to_string()) => {
+                Answer::new(307).header("Location", location.clone())
+            }
+            Some(_) => image.answer(request),
+        });
+        let pulled = pull(&Host::new(), &liar.host(), &secret_for(&liar.host())).await;
+        match pulled {
+            Ok(_) => assert_eq!(storage.requests().len(), 2),
+            Err(error) => {
+                assert_eq!(refusals, usize::MAX, "{}", chain(&error));
+                let text = chain(&error);
+                let want =
+                    "localhost, to which the registry redirects, answered 403 Forbidden to blob ";
+                assert!(text.contains(want), "{text}");
+                assert_eq!(error.kind(), "http_status");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn redirects_end() {
     for (location, reason) in [

@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
-use skyhook_oci::Limits;
+use skyhook_oci::{Limits, chain};
 
+use crate::host::Host;
 use crate::hostile::{at, dir, refusal};
 use crate::image::{Entry, Image, Layer, gzip, tar};
 
@@ -105,10 +106,119 @@ async fn every_limit_is_named_by_what_goes_over_it() {
             },
             over("stream_bytes", 8000),
         ),
+        (
+            "long hard link",
+            vec![
+                dir(),
+                Entry::pax(&[("linkpath", &long)]),
+                Entry::hardlink(&at("x"), "x"),
+            ],
+            Limits::default(),
+            over("path_bytes", 4096),
+        ),
+        (
+            "names",
+            vec![
+                dir(),
+                Entry::file(&at("12345"), ""),
+                Entry::file(&at("67"), ""),
+            ],
+            Limits {
+                names_bytes: 6,
+                ..Limits::default()
+            },
+            over("names_bytes", 6),
+        ),
+        (
+            "targets",
+            vec![
+                dir(),
+                Entry::symlink(&at("a"), "1234"),
+                Entry::symlink(&at("b"), "1234"),
+            ],
+            Limits {
+                names_bytes: 9,
+                ..Limits::default()
+            },
+            over("names_bytes", 9),
+        ),
+        (
+            "copies of a target",
+            vec![
+                dir(),
+                Entry::symlink(&at("a"), "1234"),
+                Entry::hardlink(&at("b"), &at("a")),
+            ],
+            Limits {
+                names_bytes: 10,
+                ..Limits::default()
+            },
+            over("names_bytes", 10),
+        ),
+        (
+            "implied directories",
+            vec![dir(), Entry::file(&at("a/b/c/d"), "")],
+            Limits {
+                package_entries: 4,
+                ..Limits::default()
+            },
+            over("package_entries", 4),
+        ),
+        (
+            "long ways",
+            {
+                // Each link leads back and forth before it leads to the one before it.
+                let detour = "./".repeat(200);
+                let mut entries = vec![dir(), Entry::dir(&at("l0"))];
+                for level in 1..=40 {
+                    let target = format!("{detour}l{}", level - 1);
+                    entries.push(Entry::pax(&[("linkpath", &target)]));
+                    entries.push(Entry::symlink(&at(&format!("l{level}")), "x"));
+                }
+                for file in 0..20 {
+                    entries.push(Entry::file(&at(&format!("l40/{file}")), ""));
+                }
+                entries
+            },
+            Limits {
+                path_steps: 100_000,
+                ..Limits::default()
+            },
+            over("path_steps", 100_000),
+        ),
     ];
     for (name, entries, limits, want) in table {
         let got = refusal(Image::of(&entries), limits).await;
         assert!(got.ends_with(&want), "{name}: {got}");
+    }
+}
+
+/// The kernel would refuse the symlink each time again, so this is no fault of the disk.
+#[tokio::test]
+async fn a_symlink_that_linux_does_not_allow_is_refused() {
+    for (length, is_allowed) in [(4095, true), (4096, false), (100_000, false)] {
+        let target = "x/".repeat(length / 2) + &"x".repeat(length % 2);
+        let entries = [
+            dir(),
+            Entry::pax(&[("linkpath", &target)]),
+            Entry::symlink(&at("x"), "x"),
+        ];
+        let host = Host::new();
+        match (host.install(Image::of(&entries)).await, is_allowed) {
+            (Ok(lines), true) => assert_eq!(lines, [format!("x -> {target}")]),
+            (Err(error), false) => {
+                assert_eq!(
+                    (error.kind(), error.is_transient()),
+                    ("entry_refused", false)
+                );
+                let text = chain(&error);
+                assert!(
+                    text.ends_with("more than 4095 bytes, which Linux does not allow"),
+                    "{text}"
+                );
+            }
+            (got, _) => panic!("{length}: {got:?}"),
+        }
     }
 }
 

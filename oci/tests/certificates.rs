@@ -10,7 +10,7 @@ use crate::host::{Host, hasty};
 use crate::image::Image;
 use crate::liar::Liar;
 use crate::support::file;
-use crate::tls::{Certificate, authority, for_this_machine, serve};
+use crate::tls::{Certificate, authority, for_this_machine, serve, serve_versions};
 
 const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
 
@@ -216,6 +216,27 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
         "certificate expired",
     ));
 
+    let mut authority_too = for_this_machine();
+    authority_too.is_ca = own.is_ca;
+    let authority_too = Certificate::issued(authority_too, &root_issuer).0;
+    cases.push(case(
+        "a server with a certificate of an authority",
+        &root.pem,
+        &[&authority_too.pem],
+        &authority_too.key,
+        "is one of an authority (CA:TRUE): issue one with CA:FALSE",
+    ));
+    let mut for_clients = own.clone();
+    for_clients.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let for_clients = Certificate::own(for_clients).0;
+    cases.push(case(
+        "one for clients alone that signs itself, trusted",
+        &for_clients.pem,
+        &[&for_clients.pem],
+        &for_clients.key,
+        "invalid peer certificate",
+    ));
+
     let mut nameless = for_this_machine();
     nameless.subject_alt_names.clear();
     let nameless = Certificate::issued(nameless, &root_issuer).0;
@@ -237,13 +258,9 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
         "for DnsName(\"other.example\"): issue it with subjectAltName 127.0.0.1",
     ));
 
+    cases.extend(no_authorities());
+
     // An authority with a certificate of version 1, as openssl makes it without extensions.
-    let fixture = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(name);
-        std::fs::read_to_string(path).unwrap()
-    };
     let old = Issuer::new(
         authority("version 1"),
         KeyPair::from_pem(&fixture("v1-root.key")).unwrap(),
@@ -269,6 +286,94 @@ async fn certificates_are_taken_as_people_make_them_as_far_as_it_is_safe() {
             }
         }
     }
+}
+
+fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_with_a_certificate_of_version_1_is_only_taken_without_a_check() {
+    let (liar, certificate, key) = (liar(), fixture("v1-root.crt"), fixture("v1-root.key"));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut node = Node::new(&liar, &certificate, &key);
+        let port = serve_versions(&liar, &certificate, &key, &[version]);
+        node.registry = format!("127.0.0.1:{port}");
+        let hosts = format!("etc/containerd/certs.d/{}/hosts.toml", node.registry);
+        let server = format!("server = \"https://{}\"\n", node.registry);
+        node.write(&hosts, &server);
+        let error = node.pull().await.unwrap_err();
+        let want = "the certificate of 127.0.0.1 has no subjectAltName";
+        assert!(error.contains(want), "{version:?} {error}");
+        node.write(&hosts, &format!("{server}skip_verify = true\n"));
+        assert_eq!(node.pull().await, Ok(()), "{version:?}");
+        // Another key than that of the certificate.
+        let other = Certificate::own(for_this_machine()).0.key;
+        let port = serve_versions(&liar, &certificate, &other, &[version]);
+        let node = Node {
+            registry: format!("127.0.0.1:{port}"),
+            ..node
+        };
+        let hosts = format!("etc/containerd/certs.d/{}/hosts.toml", node.registry);
+        let server = format!(
+            "server = \"https://{}\"\nskip_verify = true\n",
+            node.registry
+        );
+        node.write(&hosts, &server);
+        node.pull().await.unwrap_err();
+    }
+}
+
+/// Trusted certificates that must not make the certificates that they have signed trusted.
+fn no_authorities() -> Vec<Case> {
+    use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+    let untrusted = "is signed by an authority that this host does not trust";
+    let mut leaf = for_this_machine();
+    leaf.distinguished_name
+        .push(rcgen::DnType::CommonName, "leaf");
+    let mut says_no = leaf.clone();
+    says_no.is_ca = IsCa::ExplicitNoCa;
+    let mut signs_lists = authority("signs lists");
+    signs_lists.key_usages = vec![KeyUsagePurpose::CrlSign];
+    let mut for_mail = authority("for mail");
+    for_mail.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];
+    let mut expired = authority("expired");
+    expired.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let mut signs = authority("signs");
+    signs.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    signs.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    signs.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    [
+        ("the certificate of a server", leaf, untrusted),
+        ("one that says that it is no authority", says_no, untrusted),
+        (
+            "an authority for revocation lists alone",
+            signs_lists,
+            untrusted,
+        ),
+        ("an authority for mail alone", for_mail, untrusted),
+        (
+            "an authority that is too old",
+            expired,
+            "is signed by an authority whose certificate has expired",
+        ),
+        ("an authority that says all that it is", signs, ""),
+    ]
+    .map(|(name, params, want)| {
+        let (trusted, issuer) = Certificate::own(params);
+        let of_it = Certificate::issued(for_this_machine(), &issuer).0;
+        Case {
+            name,
+            trusted: trusted.pem,
+            chain: of_it.pem,
+            key: of_it.key,
+            want,
+        }
+    })
+    .into()
 }
 
 /// The file of an authority that `hosts.toml` names, and files in the form of Docker.

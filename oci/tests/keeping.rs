@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use skyhook_oci::{
-    Collected, Credentials, Digest, Limits, Puller, Reference, Room, Store, StoreConfig,
+    Collected, Credentials, Digest, Limits, Puller, PullerConfig, Reference, Room, Store,
+    StoreConfig,
 };
 
 use crate::host::{Host, NO_ROOM, hasty};
@@ -176,31 +178,83 @@ async fn the_least_recently_used_go_first_and_the_pinned_never() {
     assert_eq!(store.image(&digests[0]).unwrap_err().kind(), "no_image");
 }
 
+/// The collector runs in the middle of a pull, as another process may run it. It removes an old image, except for the layer
+/// that the pull needs, and nothing of the new image.
 #[tokio::test]
-async fn nothing_is_collected_under_a_pull() {
-    let image = Image::sized(10_000);
-    let host = Host::new();
-    let dir = host.dir.path().join("store");
+async fn what_a_pull_needs_is_not_collected_under_it_and_the_rest_is() {
+    let shared = Layer::gzip(&tar(&[Entry::file("base", "shared by both")]));
+    let [old, new] = [10_000, 11_000].map(|size| {
+        let own = Image::sized(size).layers[0].clone();
+        Image::new(vec![shared.clone(), own])
+    });
     let nothing = StoreConfig {
         max_bytes: 0,
         room: NO_ROOM,
         ..StoreConfig::default()
     };
-    let store = Store::open(&dir, nothing).unwrap();
-    let served = image.clone();
-    let liar = Liar::start(move |request| {
-        if request.path.contains("/blobs/") {
-            let skipped = Collected {
-                skipped: true,
-                ..Collected::default()
-            };
-            assert_eq!(store.collect(SystemTime::now()).unwrap(), skipped);
+    // If another process writes the partial blob, the pull writes a temporary file.
+    for is_temporary in [false, true] {
+        let config = PullerConfig {
+            parallel_layers: 1,
+            ..hasty()
+        };
+        let host = Host::with(config, Limits::default());
+        let served = old.clone();
+        let liar = Liar::start(move |request| served.answer(request));
+        host.pull(&liar).await.unwrap();
+        let dir = host.dir.path().join("store");
+        let partial = format!("partial/sha256-{}", new.layer_digest(1).hex());
+        let other = fs::File::create(dir.join(&partial)).unwrap();
+        if is_temporary {
+            rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
         }
-        served.answer(request)
-    });
-    let pulled = host.pull(&liar).await.unwrap();
-    host.unpack(&pulled.manifest_digest).await.unwrap();
-    assert_eq!(liar.count("/blobs/"), 2);
+        let (served, of_other, config) = (new.clone(), dir.clone(), nothing.clone());
+        let collected = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&collected);
+        let liar = Liar::start(move |request| {
+            if request.path.contains("/blobs/") {
+                let store = Store::open(&of_other, config.clone()).unwrap();
+                seen.lock().unwrap().push(store.collect(SystemTime::now()));
+            }
+            served.answer(request)
+        });
+        let pulled = host.pull(&liar).await.unwrap();
+        host.unpack(&pulled.manifest_digest).await.unwrap();
+        assert_eq!(liar.count("/blobs/"), 2, "its config and its own layer");
+        let collected: Vec<_> = collected
+            .lock()
+            .unwrap()
+            .drain(..)
+            .map(Result::unwrap)
+            .collect();
+        assert_eq!(collected.iter().filter(|it| it.skipped).count(), 0);
+        let removed: Vec<_> = collected.iter().map(|it| (it.images, it.blobs)).collect();
+        assert_eq!(
+            removed,
+            [(1, 3), (0, 0)],
+            "manifest, config and layer of the old image"
+        );
+        // After the pull, nothing protects the image any more: also not what a killed pull has left.
+        assert_eq!(fs::read_dir(dir.join("leases")).unwrap().count(), 0);
+        let line = format!("{}\n", new.layer_digest(1));
+        fs::write(dir.join("leases/killed"), line).unwrap();
+        let store = Store::open(&dir, nothing.clone()).unwrap();
+        assert_eq!(store.collect(SystemTime::now()).unwrap().images, 1);
+        assert_eq!(host.blobs(), 0);
+        assert!(!dir.join("leases/killed").exists());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_collected_while_the_store_is_held() {
+    let host = Host::new();
+    let lock = fs::File::open(host.dir.path().join("store/lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockShared).unwrap();
+    let skipped = Collected {
+        skipped: true,
+        ..Collected::default()
+    };
+    assert_eq!(host.store.collect(SystemTime::now()).unwrap(), skipped);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What a node is configured with: its logins, plugins, mirrors and proxy are used as its kubelet and its container
 //! runtime use them.
 
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use base64::Engine;
@@ -47,7 +48,18 @@ impl Node {
     fn run(&self, pid: u32, line: &str, environment: &str) {
         let name = line.split(' ').next().unwrap();
         self.write(&format!("proc/{pid}/comm"), name);
-        self.write(&format!("proc/{pid}/status"), &format!("NSpid:\t{pid}\n"));
+        let status = format!("Uid:\t0\t0\t0\t0\nNSpid:\t{pid}\n");
+        self.write(&format!("proc/{pid}/status"), &status);
+        self.write(
+            &format!("proc/{pid}/cgroup"),
+            "0::/system.slice/x.service\n",
+        );
+        self.write(&format!("proc/{pid}/exe"), "");
+        for pid in [1, pid] {
+            let directory = self.files.path().join(format!("proc/{pid}/ns"));
+            std::fs::create_dir_all(&directory).unwrap();
+            std::os::unix::fs::symlink("user:[4026531837]", directory.join("user")).ok();
+        }
         self.write(&format!("proc/{pid}/cmdline"), &line.replace(' ', "\0"));
         self.write(
             &format!("proc/{pid}/environ"),
@@ -361,6 +373,58 @@ async fn an_insecure_registry_that_refuses_over_tls_is_not_asked_without_it() {
     let error = node.pull(&image, &secret).await.unwrap_err();
     assert_eq!(error.kind(), "denied", "{}", chain(&error));
     assert_eq!(told(&liar), ["user"]);
+}
+
+/// A server that speaks TLS, and that stops to do so once the manifest has been got. Whoever asks it without TLS
+/// reaches `plain`.
+fn break_tls_later(behind: &Liar, plain: &Liar) -> String {
+    let (certificate, _) = Certificate::own(authority("nobody trusts it"));
+    let tls = serve(behind, &certificate.pem, &certificate.key);
+    let (tls, plain) = (format!("127.0.0.1:{tls}"), plain.host());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        // A request without a login, and one with it.
+        let mut left = 2;
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut first = [0];
+            let is_tls = client.peek(&mut first).is_ok() && first == [0x16];
+            let target = match is_tls {
+                true if left == 0 => continue,
+                true => &tls,
+                false => &plain,
+            };
+            left -= usize::from(is_tls);
+            let server = TcpStream::connect(target).unwrap();
+            let copies = [
+                (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                (server, client),
+            ];
+            for (mut from, mut to) in copies {
+                std::thread::spawn(move || {
+                    std::io::copy(&mut from, &mut to).ok();
+                    to.shutdown(Shutdown::Write).ok();
+                });
+            }
+        }
+    });
+    host
+}
+
+#[tokio::test]
+async fn a_registry_that_has_spoken_tls_is_never_asked_without_it() {
+    let behind = for_user("user", &[]);
+    let plain = for_user("user", &[]);
+    let node = Node::new();
+    node.run(9, "crio", "");
+    let registry = break_tls_later(&behind, &plain);
+    let conf = format!("[[registry]]\nlocation = \"{registry}\"\ninsecure = true\n");
+    node.write("etc/containers/registries.conf", &conf);
+    let secret = login(&registry, "user", "hunter2");
+    let image = format!("{registry}/team/p:1");
+    let error = node.pull(&image, &secret).await.unwrap_err();
+    assert_eq!(behind.count("/manifests/"), 2);
+    assert_eq!(plain.requests().len(), 0, "{}", chain(&error));
 }
 
 /// The test below runs this test in a process with another environment.

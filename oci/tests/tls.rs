@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::liar::Liar;
@@ -55,17 +56,29 @@ impl Certificate {
 
 /// Starts a server in front of `liar`. The first certificate of the chain is the one of the key. Returns the port.
 pub(crate) fn serve(liar: &Liar, chain: &str, key: &str) -> u16 {
+    serve_versions(liar, chain, key, rustls::DEFAULT_VERSIONS)
+}
+
+/// The same with these versions of TLS.
+pub(crate) fn serve_versions(
+    liar: &Liar,
+    chain: &str,
+    key: &str,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+) -> u16 {
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
         .map(Result::unwrap)
         .collect();
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    // This takes also certificates that the TLS library does not read.
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));
     let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
+        .with_cert_resolver(Arc::new(certified));
     let (config, behind) = (Arc::new(config), liar.host());
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -8,6 +8,7 @@ use kube::core::{Expression, Selector};
 
 use super::{Budget, Compartment, DEFAULT_COMPARTMENT, DeploymentPolicySpec, Strategy};
 use crate::field::{FieldErrors, Problems};
+use crate::names::{is_label_key, is_label_value};
 
 /// Most compartments of a policy.
 pub const MOST_COMPARTMENTS: usize = 64;
@@ -158,11 +159,52 @@ fn compartment(given: &Compartment, path: &str, problems: &mut Problems) -> Chec
 }
 
 fn selector(given: &LabelSelector, path: &str, problems: &mut Problems) -> Vec<Expression> {
+    let wrong = wrong_labels(given);
+    if !wrong.is_empty() {
+        for problem in wrong {
+            problems.add(path, problem);
+        }
+        return Vec::new();
+    }
     let selector = Selector::try_from(given.clone()).unwrap_or_else(|error| {
         problems.add(path, format!("the selector is not valid: {error}"));
         Selector::default()
     });
     selector.into_iter().collect()
+}
+
+/// What Kubernetes refuses in a selector, and the conversion of it takes. Such a selector would match no node, or all of them.
+fn wrong_labels(given: &LabelSelector) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let labels = given.match_labels.iter().flatten();
+    let labels = labels.map(|(key, value)| (key, std::slice::from_ref(value)));
+    let expressions = given.match_expressions.iter().flatten();
+    for one in expressions.clone() {
+        let has_values = one.values.as_ref().is_some_and(|all| !all.is_empty());
+        let (operator, key) = (&one.operator, &one.key);
+        match operator.as_str() {
+            "In" | "NotIn" if !has_values => {
+                wrong.push(format!("operator {operator} of label {key:?} needs values"));
+            }
+            "Exists" | "DoesNotExist" if has_values => {
+                wrong.push(format!(
+                    "operator {operator} of label {key:?} takes no values"
+                ));
+            }
+            _ => {}
+        }
+    }
+    let expressions = expressions.map(|one| (&one.key, one.values.as_deref().unwrap_or_default()));
+    for (key, values) in labels.chain(expressions) {
+        if !is_label_key(key) {
+            wrong.push(format!("{key:?} is no key of a label"));
+        }
+        let mut values = values.iter();
+        if let Some(value) = values.find(|value| !value.is_empty() && !is_label_value(value)) {
+            wrong.push(format!("{value:?} is no value of a label"));
+        }
+    }
+    wrong
 }
 
 fn ceiling(given: &Budget, path: &str, problems: &mut Problems) -> Ceiling {

@@ -78,6 +78,60 @@ fn more_compartments_than_are_allowed_are_refused() {
 }
 
 #[test]
+fn a_selector_that_kubernetes_refuses_is_refused() {
+    let with = |selector: &Value| {
+        let one = json!({"name": "x", "selector": selector, "budget": {"count": 1}});
+        json!({"default": fixed(), "compartments": [one]})
+    };
+    let expression = |key: &str, operator: &str, values: Value| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+    for (selector, problem) in [
+        (
+            expression("a", "In", json!([])),
+            "operator In of label \"a\" needs values",
+        ),
+        (
+            expression("a", "NotIn", json!(null)),
+            "operator NotIn of label \"a\" needs values",
+        ),
+        (
+            expression("a", "Exists", json!(["b"])),
+            "operator Exists of label \"a\" takes no values",
+        ),
+        (
+            expression("a", "DoesNotExist", json!(["b"])),
+            "operator DoesNotExist of label \"a\" takes no values",
+        ),
+        (
+            expression("a b", "Exists", json!(null)),
+            "\"a b\" is no key of a label",
+        ),
+        (
+            expression("a", "In", json!(["b", "-"])),
+            "\"-\" is no value of a label",
+        ),
+        (
+            json!({"matchLabels": {"": "b"}}),
+            "\"\" is no key of a label",
+        ),
+        (
+            json!({"matchLabels": {"a": "b c"}}),
+            "\"b c\" is no value of a label",
+        ),
+    ] {
+        let path = "spec.compartments[0].selector";
+        assert_eq!(problems(with(&selector)), [format!("{path}: {problem}")]);
+    }
+    for selector in [
+        json!({}),
+        json!({"matchLabels": {"nvidia.com/gpu": ""}}),
+        expression("a", "In", json!(["b", ""])),
+        expression("a", "Exists", json!([])),
+    ] {
+        assert!(policy(with(&selector)).check().is_ok(), "{selector}");
+    }
+}
+
+#[test]
 fn a_name_is_not_longer_than_the_value_of_a_label() {
     let named = |bytes: usize| {
         let one = json!({"name": "x".repeat(bytes), "selector": {"matchLabels": {"c": ""}}, "budget": {"count": 1}});

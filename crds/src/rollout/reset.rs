@@ -27,7 +27,8 @@ pub enum Asked {
     StateIsOld,
 }
 
-/// Digest of a batch state as it is published.
+/// Digest of a batch state as it is published. [`BatchState`] must not get another field: a version that does not know it
+/// would compute another digest, take every batch state for edited, and start all compartments anew.
 #[must_use]
 pub fn digest(batch: &BatchState) -> String {
     let json = serde_json::to_vec(batch).unwrap_or_default();
@@ -96,7 +97,8 @@ impl CompartmentState {
     #[must_use]
     pub fn imported(batch: &BatchState, now: &str) -> Self {
         Self {
-            shown: batch.current_batch.max(1),
+            // A reset is asked for by setting the number to 1. So it must not be 1 while there is something to reset.
+            shown: batch.current_batch.max(1 + i32::from(batch.should_stop)),
             base: batch.last_batch_size.max(0),
             consecutive_failures: batch.consecutive_failures.max(0),
             last_batch_size: batch.last_batch_size.max(0),

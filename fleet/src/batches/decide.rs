@@ -91,6 +91,9 @@ struct Known<'a> {
     by_compartment: BTreeMap<CompartmentId, Vec<&'a Member<'a>>>,
     /// Members with a lease that has not ended.
     working: BTreeSet<&'a str>,
+    /// Members of the open batches of the stored state, and the compartment that opened each. A node that its labels move
+    /// before it is leased is in the batch of one compartment and present in another one.
+    in_batches: BTreeMap<&'a str, CompartmentId>,
     /// Compartments in which a lease has a slot that it will give back: its node has not failed.
     moving: BTreeSet<CompartmentId>,
 }
@@ -105,10 +108,18 @@ impl<'a> Known<'a> {
         let working = rollout.leases.iter().filter(|one| one.end == End::Not);
         let moving = rollout.leases.iter().filter(|one| one.end != End::Failed);
         let both = |lease: &Lease<'_>| [rollout.barrier_of(lease), lease.present];
+        let open = rollout.compartments.all().filter_map(|(id, compartment)| {
+            let stored = &rollout.stored.spec.compartments;
+            let state = stored.get(&compartment.name)?;
+            (state.is_open() && compartment.pace.is_some()).then_some((id, state))
+        });
+        let in_batches =
+            open.flat_map(|(id, state)| state.members.iter().map(move |one| (one.as_str(), id)));
         Self {
             by_id: rollout.members.iter().map(|one| (one.id, one)).collect(),
             by_compartment,
             working: working.map(|lease| lease.id).collect(),
+            in_batches: in_batches.collect(),
             moving: moving.flat_map(both).flatten().collect(),
         }
     }
@@ -204,12 +215,12 @@ impl<'a> Compartment<'a> {
                 } = opening;
                 next.open(name, members, size, &room, self.rollout.least_order);
             }
-            // Nobody else could be started: closing the batch would only be opened again.
-            Err(_) if state.is_open() && after.shown == state.shown => {}
+            // Nobody else could be started: closing the batch would only be opened again. Why is said all the same.
+            Err(hold) if state.is_open() && after.shown == state.shown => {
+                decision.holds.extend(hold.map(|hold| (name.clone(), hold)));
+            }
             Err(hold) => {
-                if let Some(hold) = hold {
-                    decision.holds.insert(name.clone(), hold);
-                }
+                decision.holds.extend(hold.map(|hold| (name.clone(), hold)));
                 if after != state {
                     next.compartments.insert(name.clone(), after);
                 }
@@ -304,7 +315,12 @@ impl<'a> Compartment<'a> {
         counts: &Counts,
         free: usize,
     ) -> Result<Opening, Option<Hold>> {
-        let startable = |member: &&Member<'_>| member.is_eligible && member.end != End::Complete;
+        let startable = |member: &&Member<'_>| {
+            let is_taken = self.known.in_batches.get(member.id);
+            member.is_eligible
+                && member.end != End::Complete
+                && is_taken.is_none_or(|of| *of == self.id)
+        };
         let mut candidates: Vec<&Member<'_>> = self.present().filter(startable).collect();
         if candidates.is_empty() {
             return Err(None);

@@ -203,6 +203,10 @@ fn a_batch_ends_when_no_member_works_or_could_be_started() {
     }
     // Nobody else could be started: nothing is written again and again.
     assert_eq!(World::new().batch("lll").told(&policy), "");
+    // Neither could one that waits for a slot. What it waits for is said.
+    let mut full = World::new().batch("lll").node("z").lease(1, End::Failed);
+    full.used = 10;
+    assert_eq!(full.node("d").told(&policy), "slots of z");
     // Everything is complete: the reset that follows needs the numbers of the last batch.
     assert_eq!(World::new().batch("kkk").told(&policy), "");
 }

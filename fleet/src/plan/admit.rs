@@ -66,11 +66,14 @@ fn members<'a>(
     ledger: &mut Ledger<'a>,
     draft: &mut Draft<'_>,
 ) {
-    let reservable: Vec<String> = match &row.batches {
-        Some(batches) if row.closed.is_none() => batches.reservable.keys().cloned().collect(),
+    let reservable = match &row.batches {
+        Some(batches) if row.closed.is_none() => &batches.reservable,
         Some(_) | None => return,
     };
-    for name in reservable {
+    // In the order in which they were picked.
+    let picked = reservable.iter().map(|(name, at)| (*at, name.clone()));
+    let picked: BTreeSet<((i64, i64), String)> = picked.collect();
+    for (_, name) in picked {
         let at = order.binary_search_by(|(one, _)| (*one).cmp(&name));
         let id = at.ok().map(|at| order[at].1);
         if let (Some(id), Some(node)) = (id, view.picture.nodes().get(&name)) {

@@ -177,18 +177,26 @@ pub(super) struct LeaseKey {
 /// What the batches of its Skyhook allow for a lease.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct BatchBits {
-    /// It is of no open batch, and its compartment has batches: an ungranted one is withdrawn.
+    /// It is of no open batch, and it names one or its compartment has batches: an ungranted one is withdrawn.
     pub(super) is_out: bool,
+    /// Its Skyhook has no batches: an ungranted one that names a batch is withdrawn.
+    pub(super) has_none: bool,
     pub(super) may_grant: bool,
     pub(super) may_release: bool,
 }
 
 impl BatchBits {
-    /// For the leases of a Skyhook without batches.
+    /// For leases that have no part in the batches of a Skyhook.
     pub(super) const ANY: Self = Self {
         is_out: false,
+        has_none: false,
         may_grant: true,
         may_release: true,
+    };
+    /// For the leases of a Skyhook without batches.
+    pub(super) const NONE: Self = Self {
+        has_none: true,
+        ..Self::ANY
     };
 }
 

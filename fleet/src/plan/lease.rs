@@ -84,7 +84,7 @@ pub(super) fn carry_on(
                     let places = row.pacing.places_of(compartment, *id);
                     let fits = places.iter().all(|place| fits.get(place.0) == Some(&true));
                     let batch = row.batches.as_ref();
-                    let batch = batch.map_or(BatchBits::ANY, |batches| batches.bits(name));
+                    let batch = batch.map_or(BatchBits::NONE, |batches| batches.bits(name));
                     (row.column.version, fits, batch)
                 }
                 Some(None) | None => (0, false, BatchBits::ANY),

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::policy::CompartmentId;
 use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::rollout::batch::Counts;
@@ -65,12 +66,18 @@ pub(super) struct Membership {
 }
 
 impl Batches {
-    /// While the state is not known, nothing is granted. Nobody knows whether the failures of batches are kept, so only
-    /// leases of no batch may end.
-    fn unknown(problem: Reason, leases: &[Lease<'_>]) -> Self {
-        let of = |lease: &Lease<'_>| BatchBits {
-            may_release: lease.batch.is_none(),
-            ..BatchBits::default()
+    /// While the state is not known, nothing is granted in compartments with batches. The others go on, unless a newer
+    /// version wrote the state. Nobody knows whether the failures of batches are kept, so only leases of no batch may end.
+    fn unknown(problem: Reason, row: &Row<'_>, leases: &[Lease<'_>]) -> Self {
+        let goes_on = problem.code != ReasonCode::NewerVersion;
+        let of = |lease: &Lease<'_>| {
+            let barrier = barrier(row, lease);
+            let is_paced = barrier.is_none_or(|id| row.pacing.pace(Place(id.index())).is_some());
+            BatchBits {
+                may_grant: goes_on && lease.batch.is_none() && !is_paced,
+                may_release: lease.batch.is_none(),
+                ..BatchBits::default()
+            }
         };
         let leases = leases.iter().map(|one| (one.node.to_owned(), of(one)));
         Self {
@@ -176,13 +183,15 @@ fn delete_unused(
     fact: &RolloutFact,
     draft: &mut Draft<'_>,
 ) {
+    let is_of_batch =
+        |spec: &InterruptionLeaseSpec| spec.skyhook.uid == skyhook.uid && spec.batch.is_some();
     let mut leases = view.picture.leases().values();
     let is_used = leases.any(|lease| {
-        let spec = lease.lease.as_ref().map(|lease| &lease.spec);
-        spec.map_or(true, |spec| {
-            spec.skyhook.uid == skyhook.uid && spec.batch.is_some()
-        })
+        let lease = lease.lease.as_ref();
+        lease.map_or(true, |lease| is_of_batch(&lease.spec))
     });
+    let mut creates = view.inflight.creates();
+    let is_used = is_used || creates.any(|(_, spec)| is_of_batch(spec));
     if !is_used && fact.spec.is_ok() {
         delete(fact, None, draft);
     }
@@ -252,7 +261,7 @@ fn one(
             let is_told = picture.unlistable(Kind::Rollout).is_some();
             return Batches {
                 is_listing: !picture.knows_rollouts() && !is_told,
-                ..Batches::unknown(problem, &leases)
+                ..Batches::unknown(problem, row, &leases)
             };
         }
     };
@@ -420,6 +429,17 @@ fn place_named(row: &Row<'_>, name: &str) -> Option<Place> {
     all.find(|(_, one)| *one == name).map(|(place, _)| place)
 }
 
+/// The compartment whose batches a lease holds up.
+fn barrier(row: &Row<'_>, lease: &Lease<'_>) -> Option<CompartmentId> {
+    match &row.pacing {
+        Pacing::Policy(paced) => paced
+            .compartments
+            .named(lease.compartment)
+            .or(lease.present),
+        Pacing::Budget | Pacing::Unknown => None,
+    }
+}
+
 /// What is allowed for each lease.
 fn bits(
     view: &View<'_>,
@@ -428,23 +448,16 @@ fn bits(
     leases: &[Lease<'_>],
 ) -> BTreeMap<String, BatchBits> {
     let core = batches::Batches::new(*stored);
-    let barrier = |lease: &Lease<'_>| match &row.pacing {
-        Pacing::Policy(paced) => paced
-            .compartments
-            .named(lease.compartment)
-            .or(lease.present),
-        Pacing::Budget | Pacing::Unknown => None,
-    };
     let mut unended: BTreeMap<Option<CompartmentId>, BTreeSet<Option<BatchRef<'_>>>> =
         BTreeMap::new();
     for lease in leases.iter().filter(|lease| lease.end == End::Not) {
         unended
-            .entry(barrier(lease))
+            .entry(barrier(row, lease))
             .or_default()
             .insert(lease.batch);
     }
     let of = |lease: &Lease<'_>| {
-        let own = barrier(lease);
+        let own = barrier(row, lease);
         let pace = own.and_then(|id| row.pacing.pace(Place(id.index())));
         let batch = lease.batch.as_ref();
         let name = &row.skyhook.name;
@@ -455,9 +468,10 @@ fn bits(
             .get(&own)
             .is_none_or(|all| all.iter().all(|other| *other == lease.batch));
         BatchBits {
-            is_out: pace.is_some() && !is_newer && !is_named,
+            is_out: (pace.is_some() || batch.is_some()) && !is_newer && !is_named,
             may_grant: pace.is_none() || (is_named && is_alone),
             may_release: is_gone || core.may_release(lease),
+            ..BatchBits::default()
         }
     };
     leases

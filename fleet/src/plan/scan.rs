@@ -240,7 +240,9 @@ fn cells(
 ) {
     let skyhook = row.skyhook;
     let budget = skyhook.spec.interruption_budget.as_ref();
-    let counts_unavailable = budget.is_some_and(|budget| budget.count_unavailable);
+    // The compartments of a policy have no such option: a node that is not Ready would take a slot in each of them.
+    let is_paced = !skyhook.spec.deployment_policy.is_empty();
+    let counts_unavailable = !is_paced && budget.is_some_and(|budget| budget.count_unavailable);
     let holds_up = !skyhook.is_disabled() && !skyhook.deleting;
     let column = &mut row.column;
     for (name, id) in order {

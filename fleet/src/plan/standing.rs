@@ -165,8 +165,12 @@ fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
     if policy.is_empty() {
         None
     } else if let Some(fact) = view.picture.policies().get(policy) {
-        let problem = fact.checked.as_ref().err()?;
-        let message = format!("deploymentPolicy {policy:?} is not valid: {problem}");
+        fact.checked.as_ref().err()?;
+        // The message is written on each Node. What is wrong may be a long text, and is written on the Skyhook alone.
+        let message = format!(
+            "deploymentPolicy {policy:?} is not valid: see the condition {} of the Skyhook",
+            super::INVALID
+        );
         Some(Reason::new(ReasonCode::DeploymentPolicyInvalid, message))
     } else {
         Some(Reason::new(

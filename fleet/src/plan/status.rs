@@ -30,8 +30,10 @@ use super::{COALESCE, Draft, REMEMBERED, View, node_order, seconds, version};
 use crate::effect::{Effect, Target};
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::picture::{NodeId, Tick};
+pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
+pub(crate) use drains::DRAIN_BLOCKED;
 use installed::Installed;
 pub(super) use message::{MAX_REASON, cut};
 

@@ -84,6 +84,12 @@ fn put(state: &mut State, next: Stored) {
             state.failed_in[at] = 0;
         }
     }
+    let open = next.compartments.iter().filter(|one| one.batch != 0);
+    let ids: Vec<u8> = open.flat_map(|one| one.ids().iter().copied()).collect();
+    let twice = |id: &u8| ids.iter().filter(|other| *other == id).count() > 1;
+    if ids.iter().any(twice) {
+        state.broken = Some("a node is a member of two open batches");
+    }
     state.stored = next;
     for coordinator in &mut state.coordinators {
         coordinator.is_fresh = false;

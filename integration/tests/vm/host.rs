@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skyhook_integration::machine::Machine;
 use skyhook_integration::rollout::{scripts, skyhook};
+use skyhook_integration::site::{self, Site};
 
 use crate::bench::{Bench, SOON};
 
@@ -118,4 +119,19 @@ pub(crate) async fn power_cut_after_root_dir(bench: &Bench) -> Result<()> {
     let after = vm.read_file(LAID).await.context("after the power cut")?;
     ensure!(after == before, "{after:?} instead of {before:?}");
     Ok(())
+}
+
+/// The host's own trust, logins, mirror and proxy are enough for private registries. A script stands for the container
+/// runtime, whose process says where all of this is.
+pub(crate) async fn private_registries(bench: &Bench) -> Result<()> {
+    if let Some(missing) = site::missing().await {
+        skyhook_testkit::cannot_run("private registries", missing);
+        return Ok(());
+    }
+    const RUNTIME: &str = "/usr/local/bin/containerd";
+    let script = "#!/bin/sh\nwhile :; do sleep 1000; done\n";
+    bench.vm().write_file(RUNTIME, script).await?;
+    bench.vm().sh(&format!("chmod +x {RUNTIME}")).await?;
+    let site = Site::build(&bench.cluster).await?;
+    site.roll_out(&bench.cluster, RUNTIME, SOON).await
 }

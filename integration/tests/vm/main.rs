@@ -34,6 +34,7 @@ const NEWEST: &[Case] = &[
     case!("a mount left in a copy directory" => host::mount_in_a_copy),
     case!("a local user holds every lock" => host::locks_held_by_a_user),
     case!("the SELinux label of a file that a package replaces" => host::label_of_a_replaced_file),
+    case!("private registries, a mirror and a proxy that the host names" => host::private_registries),
     case!("power cut after root_dir was laid" => host::power_cut_after_root_dir),
 ];
 

@@ -42,9 +42,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Read, AuthError> {
     };
     let (mut logins, mut problems) = (Vec::new(), Vec::new());
     for (key, entry) in auths {
-        match login(entry) {
-            Ok(Some(login)) => logins.push((key, login)),
-            Ok(None) => {}
+        match logins_of(entry) {
+            Ok(found) => logins.extend(found.into_iter().map(|login| (key.clone(), login))),
             Err(reason) => {
                 let text = format!("auths[{key:?}]{reason}");
                 problems.push((key, text));
@@ -71,11 +70,12 @@ fn find(object: &mut Map<String, Value>, name: &str) -> Option<Value> {
     object.remove(&key)
 }
 
-/// The login of an entry, or `None` if it has none. The error never contains a value.
-fn login(entry: Value) -> Result<Option<Login>, String> {
+/// The logins of an entry, in the order in which they are tried. With a password, the password is first, because the
+/// kubelet knows nothing else. Without one, only the tokens can be meant. The error never contains a value.
+fn logins_of(entry: Value) -> Result<Vec<Login>, String> {
     let mut entry = match entry {
         Value::Object(entry) => entry,
-        Value::Null => return Ok(None),
+        Value::Null => return Ok(Vec::new()),
         Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
             return Err(" is not a JSON object".to_owned());
         }
@@ -85,23 +85,28 @@ fn login(entry: Value) -> Result<Option<Login>, String> {
         Some(Value::String(text)) => Ok(text),
         Some(_) => Err(format!(".{name} is not a text")),
     };
-    let identity = text("identitytoken")?;
-    if !identity.is_empty() {
-        return Ok(Some(Login::IdentityToken(identity)));
-    }
-    let registry = text("registrytoken")?;
-    if !registry.is_empty() {
-        return Ok(Some(Login::RegistryToken(registry)));
-    }
+    let tokens = [
+        (text("identitytoken")?, Login::IdentityToken as fn(_) -> _),
+        (text("registrytoken")?, Login::RegistryToken),
+    ];
+    let tokens = tokens.into_iter().filter(|(token, _)| !token.is_empty());
+    let tokens: Vec<Login> = tokens.map(|(token, login)| login(token)).collect();
     let auth = text("auth")?;
-    if !auth.is_empty() {
-        let (username, password) =
-            pair(&auth).ok_or_else(|| ".auth is not base64 of user:password".to_owned())?;
-        return Ok(Some(Login::Basic { username, password }));
-    }
-    let (username, password) = (text("username")?, text("password")?);
-    let is_login = !username.is_empty() || !password.is_empty();
-    Ok(is_login.then_some(Login::Basic { username, password }))
+    let (username, password) = if auth.is_empty() {
+        (text("username")?, text("password")?)
+    } else {
+        match pair(&auth) {
+            Some(pair) => pair,
+            None if !tokens.is_empty() => return Ok(tokens),
+            None => return Err(".auth is not base64 of user:password".to_owned()),
+        }
+    };
+    let is_login = match tokens.is_empty() {
+        true => !username.is_empty() || !password.is_empty(),
+        false => !password.is_empty(),
+    };
+    let basic = is_login.then_some(Login::Basic { username, password });
+    Ok(basic.into_iter().chain(tokens).collect())
 }
 
 /// Decodes `auth`. The password may contain colons. Line breaks are skipped, as Go skips them; spaces around it are
@@ -121,9 +126,9 @@ fn pair(auth: &str) -> Option<(String, String)> {
 mod tests {
     use super::*;
 
-    fn basic(username: &str, password: &str) -> Result<Option<Login>, String> {
+    fn basic(username: &str, password: &str) -> Result<Vec<Login>, String> {
         let (username, password) = (username.into(), password.into());
-        Ok(Some(Login::Basic { username, password }))
+        Ok(vec![Login::Basic { username, password }])
     }
 
     #[test]
@@ -159,21 +164,42 @@ mod tests {
             (r#"{"Username": "x", "PASSWORD": "y"}"#, basic("x", "y")),
             (
                 r#"{"auth": "MDo=", "identitytoken": "t"}"#,
-                Ok(Some(Login::IdentityToken("t".into()))),
+                Ok(vec![Login::IdentityToken("t".into())]),
             ),
             (
                 r#"{"registrytoken": "t"}"#,
-                Ok(Some(Login::RegistryToken("t".into()))),
+                Ok(vec![Login::RegistryToken("t".into())]),
             ),
-            ("{}", Ok(None)),
-            ("null", Ok(None)),
+            // Nothing hides another login.
+            (
+                r#"{"auth": "dTpw", "identitytoken": "t", "registrytoken": "r"}"#,
+                basic("u", "p").map(|mut logins| {
+                    logins.push(Login::IdentityToken("t".into()));
+                    logins.push(Login::RegistryToken("r".into()));
+                    logins
+                }),
+            ),
+            (
+                r#"{"auth": "no base64!", "identitytoken": "t"}"#,
+                Ok(vec![Login::IdentityToken("t".into())]),
+            ),
+            (
+                r#"{"username": "u", "registrytoken": "t"}"#,
+                Ok(vec![Login::RegistryToken("t".into())]),
+            ),
+            ("{}", Ok(Vec::new())),
+            ("null", Ok(Vec::new())),
             (r#"{"auth": "no base64!"}"#, wrong()),
             (r#"{"auth": "dXNlcg=="}"#, wrong()),
             (r#"{"auth": 1}"#, Err(".auth is not a text".to_owned())),
             ("[]", Err(" is not a JSON object".to_owned())),
         ];
         for (entry, want) in table {
-            assert_eq!(login(serde_json::from_str(entry).unwrap()), want, "{entry}");
+            assert_eq!(
+                logins_of(serde_json::from_str(entry).unwrap()),
+                want,
+                "{entry}"
+            );
         }
     }
 

@@ -19,6 +19,7 @@ use tokio::process::Command;
 use super::matching::Key;
 use super::{Credentials, Login};
 use crate::chain;
+use crate::no_values::without_values;
 use crate::root::Root;
 
 /// The versions of requests and answers. They are the same in all that matters here.
@@ -141,8 +142,9 @@ struct Cached {
 #[derive(Debug)]
 struct Asked<'a> {
     config: &'a PluginConfig,
-    /// Variables that the plugins get besides their own.
-    environment: &'a BTreeMap<String, String>,
+    /// The variables of the kubelet. The plugins get them and their own, and none of this process, which may be
+    /// secrets. If they are not known, the plugins get those of this process.
+    environment: Option<&'a BTreeMap<String, String>>,
 }
 
 impl Plugins {
@@ -175,7 +177,7 @@ impl Plugins {
     pub(crate) async fn credentials(
         &self,
         config: &PluginConfig,
-        environment: &BTreeMap<String, String>,
+        environment: Option<&BTreeMap<String, String>>,
         image: &str,
     ) -> Credentials {
         let mut credentials = Credentials::anonymous();
@@ -279,11 +281,16 @@ impl Asked<'_> {
                 command
             }
         };
+        if let Some(environment) = self.environment {
+            command.env_clear();
+            // The command before the plugin is one of this process.
+            command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+            command.envs(environment);
+        }
         let variables = provider.env.iter().flatten();
         let variables = variables.map(|variable| (&variable.name, &variable.value));
         let mut child = command
             .args(provider.args.iter().flatten())
-            .envs(self.environment)
             .envs(variables)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -368,7 +375,8 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, 
         #[serde(default)]
         providers: Vec<serde_yaml_ng::Value>,
     }
-    let config: Config = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
+    let config: Config =
+        serde_yaml_ng::from_str(text).map_err(|error| without_values(&error.to_string()))?;
     if config.kind != "CredentialProviderConfig" {
         return Err(format!(
             "kind is {:?}, must be CredentialProviderConfig",
@@ -380,7 +388,7 @@ fn parse(text: &str, path: &Path) -> Result<Vec<Result<Provider, PluginError>>, 
         .map(|(index, value)| {
             serde_yaml_ng::from_value(value).map_err(|error| PluginError::Config {
                 path: path.to_path_buf(),
-                reason: format!("providers[{index}]: {error}"),
+                reason: format!("providers[{index}]: {}", without_values(&error.to_string())),
             })
         })
         .collect())

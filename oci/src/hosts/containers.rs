@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::load::tls_of;
 use super::registries_conf::{self, RegistriesConf};
 use super::{HostSettings, HostsError, RegistrySettings};
+use crate::no_values::without_values;
 use crate::reference::Reference;
 use crate::root::Root;
 
@@ -27,7 +28,7 @@ const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d
 /// Reads the configuration for an image.
 pub(crate) fn load(root: &Root, reference: &Reference) -> Result<RegistrySettings, HostsError> {
     let by_digest = reference.digest().is_some();
-    let found = conf(root)?.settings(&reference.name(), by_digest)?;
+    let found = conf(root)?.settings(&reference.to_string(), by_digest)?;
     let mut settings = found.unwrap_or_default();
     let registry = reference.registry();
     let server = settings.server.get_or_insert_default();
@@ -86,7 +87,8 @@ struct Daemon {
 
 fn read_daemon(root: &Root) -> Result<Daemon, String> {
     match root.read(DAEMON) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| format!("{DAEMON}: {error}")),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|error| format!("{DAEMON}: {}", without_values(&error.to_string()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Daemon::default()),
         Err(error) => Err(format!("cannot read {DAEMON}: {error}")),
     }

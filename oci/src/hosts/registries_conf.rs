@@ -180,17 +180,17 @@ impl RegistriesConf {
         self.registries.extend(later.registries);
     }
 
-    /// The servers of the image `name` (`registry/repository`), which is asked for by digest or by tag. `None` if there
-    /// is nothing about it.
+    /// The servers of the image `reference` (`registry/repository:tag@digest`), which is asked for by digest or by tag.
+    /// `None` if there is nothing about it.
     pub(crate) fn settings(
         &self,
-        name: &str,
+        reference: &str,
         by_digest: bool,
     ) -> Result<Option<RegistrySettings>, HostsError> {
         let mut found: Option<(usize, &Registry)> = None;
         for registry in &self.registries {
             let is_longer = found.is_none_or(|(_, it)| registry.prefix.len() > it.prefix.len());
-            if let Some(length) = matched(name, &registry.prefix)
+            if let Some(length) = matched(reference, &registry.prefix)
                 && is_longer
             {
                 found = Some((length, registry));
@@ -205,7 +205,7 @@ impl RegistriesConf {
                 path: registry.path.clone(),
             });
         }
-        let rest = &name[length..];
+        let rest = &reference[length..];
         let mirrors = registry.mirrors.iter();
         let hosts = mirrors
             .filter(|mirror| {
@@ -215,23 +215,24 @@ impl RegistriesConf {
                     mirror.by_tag
                 }
             })
-            .map(|mirror| mirror.endpoint.settings(name, rest));
+            .map(|mirror| mirror.endpoint.settings(reference, rest));
         Ok(Some(RegistrySettings {
             hosts: hosts.collect(),
-            server: Some(registry.endpoint.settings(name, rest)),
+            server: Some(registry.endpoint.settings(reference, rest)),
             ..RegistrySettings::default()
         }))
     }
 }
 
 impl Endpoint {
-    /// The server, with the name that the image has on it. `rest` is the part of the name after the prefix.
-    fn settings(&self, name: &str, rest: &str) -> HostSettings {
+    /// The server, with the name that the image has on it. `rest` is the part of the reference after the prefix.
+    fn settings(&self, reference: &str, rest: &str) -> HostSettings {
         let whole = match self.location.as_str() {
-            "" => name.to_owned(),
+            "" => reference.to_owned(),
             location => format!("{location}{rest}"),
         };
         let (host, repository) = whole.split_once('/').unwrap_or((&whole, ""));
+        let repository = repository.split([':', '@']).next().unwrap_or(repository);
         let host = match host {
             "docker.io" => "registry-1.docker.io",
             other => other,
@@ -246,19 +247,19 @@ impl Endpoint {
     }
 }
 
-/// How much of the name the prefix is for: the whole prefix, or the host if the prefix is a pattern such as
-/// `*.example.com`.
-fn matched(name: &str, prefix: &str) -> Option<usize> {
+/// How much of the reference the prefix is for: the whole prefix, or the host if the prefix is a pattern such as
+/// `*.example.com`. A prefix may end with a tag or a digest.
+fn matched(reference: &str, prefix: &str) -> Option<usize> {
     let length = match prefix.strip_prefix('*') {
         Some(suffix) => {
-            let at = name.find(suffix).filter(|at| !name[..*at].contains('/'))?;
+            let before = |at: &usize| !reference[..*at].contains('/');
+            let at = reference.find(suffix).filter(before)?;
             at + suffix.len()
         }
-        None => name.starts_with(prefix).then_some(prefix.len())?,
+        None => reference.starts_with(prefix).then_some(prefix.len())?,
     };
-    let rest = &name[length..];
-    (rest.is_empty() || rest.starts_with('/') || (rest.starts_with(':') && !prefix.contains('/')))
-        .then_some(length)
+    let rest = &reference[length..];
+    (rest.is_empty() || rest.starts_with(['/', ':', '@'])).then_some(length)
 }
 
 #[cfg(test)]

@@ -30,7 +30,10 @@ fn a_registry_without_settings_is_its_own_server() {
     ];
     for (registry, insecure, want) in table {
         let got = endpoints(registry, &RegistrySettings::default(), insecure).unwrap();
-        assert_eq!(bases(&got), [want]);
+        let urls = got
+            .iter()
+            .map(|it| it.url(registry, "team/p", "x").to_string());
+        assert_eq!(urls.collect::<Vec<_>>(), [want]);
     }
 }
 
@@ -47,7 +50,6 @@ ca = "own.crt"
     x-a = ["1", "2"]
     x-b = "3"
 [host."http://plain:81/prefix"]
-  skip_verify = true
 [host."https://over.io/api/registry"]
   override_path = true
   [host."https://over.io/api/registry".rewrite]
@@ -87,6 +89,114 @@ ca = "own.crt"
         .collect();
     assert_eq!(serves[0], (false, true));
     assert!(serves[1..].iter().all(|&it| it == (true, true)));
+}
+
+#[test]
+fn plain_servers_with_settings_of_tls_are_asked_over_tls_first() {
+    let urls = |url: &str, more: &str| {
+        let text = format!("server = \"https://r.io\"\n[host.\"{url}\"]\n{more}\n");
+        let settings = parse(&text, Path::new("/d")).unwrap();
+        let mut found = bases(&endpoints("r.io", &settings, false).unwrap());
+        assert_eq!(found.pop().unwrap(), "https://r.io/v2/team/p/x");
+        let base = |url: &String| url.split("/v2").next().unwrap().to_owned();
+        found.iter().map(base).collect::<Vec<_>>().join(" ")
+    };
+    let both = "https://m.io:5000 http://m.io:5000";
+    for (url, more, want) in [
+        ("http://m.io:5000", "", "http://m.io:5000"),
+        ("http://m.io:5000", "skip_verify = true", both),
+        ("http://m.io:5000", "ca = 'a.crt'", both),
+        ("http://m.io:5000", "client = 'a.pem'", both),
+        (
+            "http://m.io:5000",
+            "skip_verify = false",
+            "http://m.io:5000",
+        ),
+        ("http://m.io:80", "skip_verify = true", "http://m.io"),
+        ("http://m.io", "skip_verify = true", "http://m.io"),
+        ("http://[::1]", "skip_verify = true", "http://[::1]"),
+        (
+            "http://[::1]:1",
+            "skip_verify = true",
+            "https://[::1]:1 http://[::1]:1",
+        ),
+        (
+            "https://m.io:5000",
+            "skip_verify = true",
+            "https://m.io:5000",
+        ),
+    ] {
+        assert_eq!(urls(url, more), want, "{url} {more}");
+    }
+}
+
+#[test]
+fn details_are_understood_as_containerd_understands_them() {
+    let urls = |registry: &str, text: &str| {
+        let settings = parse(text, Path::new("/d")).unwrap();
+        let found = endpoints(registry, &settings, false).unwrap();
+        let urls = found
+            .iter()
+            .map(|it| it.url(registry, "a/b", "x").to_string());
+        (urls.collect::<Vec<_>>().join(" "), found[0].serves(false))
+    };
+    let m = "[host.'https://m.io']\n";
+    for (registry, text, want, by_tag) in [
+        // A server is told the registry if it is another one.
+        (
+            "r.io",
+            "server = 'https://r.io'",
+            "https://r.io/v2/a/b/x",
+            true,
+        ),
+        (
+            "r.io",
+            "server = 'https://o.io'",
+            "https://o.io/v2/a/b/x?ns=r.io",
+            true,
+        ),
+        (
+            "r.io",
+            "server = 'https://r.io:444'",
+            "https://r.io:444/v2/a/b/x?ns=r.io",
+            true,
+        ),
+        (
+            "docker.io",
+            "",
+            "https://registry-1.docker.io/v2/a/b/x",
+            true,
+        ),
+        (
+            "docker.io",
+            "server = 'https://registry-1.docker.io'",
+            "https://registry-1.docker.io/v2/a/b/x",
+            true,
+        ),
+        ("r.io:443", "", "https://r.io/v2/a/b/x", true),
+        // Every match is replaced.
+        (
+            "r.io",
+            &format!("{m}[host.'https://m.io'.rewrite]\n'[ab]' = 'c'"),
+            "https://m.io/v2/c/c/x?ns=r.io https://r.io/v2/a/b/x",
+            true,
+        ),
+        // Capabilities are written in any case.
+        (
+            "r.io",
+            &format!("{m}capabilities = ['Pull']"),
+            "https://m.io/v2/a/b/x?ns=r.io https://r.io/v2/a/b/x",
+            false,
+        ),
+        (
+            "r.io",
+            &format!("{m}capabilities = ['Pull', 'Resolve']"),
+            "https://m.io/v2/a/b/x?ns=r.io https://r.io/v2/a/b/x",
+            true,
+        ),
+    ] {
+        assert_eq!(urls(registry, text), (want.to_owned(), by_tag), "{text}");
+    }
 }
 
 #[test]

@@ -24,6 +24,49 @@ fn candidates(entries: &[serde_json::Value]) -> Vec<Candidate> {
     }
 }
 
+fn digest_of(candidate: &Candidate) -> Digest {
+    candidate.manifest(&Limits::default()).unwrap().0
+}
+
+/// An index may have entries that only later programs understand. They say nothing about the other images.
+#[test]
+fn an_odd_entry_of_an_index_does_no_harm_to_the_others() {
+    let amd64 = || index_entry("amd64", json!({"os": "linux", "architecture": "amd64"}));
+    let odd = |field: &str, value: serde_json::Value| {
+        let mut entry = index_entry("odd", json!({"os": "linux", "architecture": "arm64"}));
+        entry[field] = value;
+        entry
+    };
+    let rows = [
+        (
+            "digest",
+            json!("blake3:00"),
+            "image 0 of the index has a bad digest",
+        ),
+        (
+            "digest",
+            json!(null),
+            "image 0 of the index has a bad digest",
+        ),
+        (
+            "size",
+            json!(null),
+            "image 0 of the index has the invalid size -1",
+        ),
+        ("size", json!(5 << 20), "a manifest in the index"),
+    ];
+    for (field, value, want) in rows {
+        let entries = candidates(&[odd(field, value), amd64()]);
+        let chosen = |architecture| {
+            let platform = Platform::new("linux", architecture, None);
+            select(&entries, &platform).unwrap()[0]
+        };
+        assert_eq!(digest_of(chosen("amd64")), digest("amd64"));
+        let refused = chosen("arm64").manifest(&Limits::default()).unwrap_err();
+        assert_eq!(refused.to_string(), want);
+    }
+}
+
 #[test]
 fn the_best_platform_is_chosen_and_attestations_are_not() {
     let mut attestation = index_entry("att", json!({"os": "linux", "architecture": "amd64"}));
@@ -65,7 +108,7 @@ fn the_best_platform_is_chosen_and_attestations_are_not() {
     ];
     for (wanted, want) in table {
         let got = select(&entries, &wanted).unwrap();
-        assert_eq!(got[0].digest, digest(want), "{wanted}");
+        assert_eq!(digest_of(got[0]), digest(want), "{wanted}");
     }
     let none = select(&entries, &Platform::new("linux", "s390x", None)).unwrap_err();
     assert_eq!(
@@ -96,7 +139,7 @@ fn entries_without_a_platform_come_after_those_that_fit() {
     let chosen = |entries: &[serde_json::Value]| -> Vec<Digest> {
         let entries = candidates(entries);
         let found = select(&entries, &wanted).unwrap_or_default();
-        found.into_iter().map(|found| found.digest).collect()
+        found.into_iter().map(digest_of).collect()
     };
     type Row = (Vec<serde_json::Value>, &'static [&'static str]);
     let table: [Row; 9] = [
@@ -228,7 +271,10 @@ fn content_in_a_descriptor_is_taken_if_it_is_right() {
     entry["digest"] = json!(Digest::of(b"{}"));
     entry["size"] = json!(2);
     entry["data"] = json!(data("{}"));
-    assert_eq!(candidates(&[entry])[0].embedded, Some(b"{}".to_vec()));
+    let (_, embedded) = candidates(&[entry])[0]
+        .manifest(&Limits::default())
+        .unwrap();
+    assert_eq!(embedded, Some(b"{}".to_vec()));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use crate::auth::{Credentials, Login};
-use crate::hosts::{HostSettings, HostsError, RegistrySettings};
+use crate::hosts::{HostSettings, HostsError, RegistrySettings, is_loopback};
 use crate::root::Root;
 
 /// The names of the plugin with the section `registry`: of versions 3, 2 and 1 of the file.
@@ -204,24 +204,40 @@ impl Registry {
         if mirrors.is_none() && own.is_none() {
             return None;
         }
-        let hosts = mirrors.into_iter().flatten().map(|url| {
-            let name = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-            let host = name.split('/').next().unwrap_or(name);
-            let url = url.clone();
-            HostSettings {
-                url,
-                ..self.config(host).map(tls).unwrap_or_default()
-            }
-        });
-        Some(RegistrySettings {
-            hosts: hosts.collect(),
+        let mut settings = RegistrySettings {
             server: own.map(tls),
             ..RegistrySettings::default()
-        })
+        };
+        for url in mirrors.into_iter().flatten() {
+            let (scheme, rest) = match url.split_once("://") {
+                Some((scheme, rest)) => (scheme, rest),
+                None if is_loopback(without_port(url)) => ("http", url.as_str()),
+                None => ("https", url.as_str()),
+            };
+            let host = rest.split('/').next().unwrap_or(rest);
+            settings.has_own_server |= host == registry;
+            settings.hosts.push(HostSettings {
+                url: format!("{scheme}://{rest}"),
+                // containerd adds nothing to a path.
+                override_path: rest.contains('/'),
+                ..self.config(host).map(tls).unwrap_or_default()
+            });
+        }
+        Some(settings)
     }
 
     fn config(&self, host: &str) -> Option<&Config> {
         self.configs.get(host)
+    }
+}
+
+/// The host of `host:port/path`.
+fn without_port(url: &str) -> &str {
+    let host = url.split('/').next().unwrap_or(url);
+    match host.rsplit_once(':') {
+        // The colons of an IPv6 address without a port are within brackets.
+        Some((host, port)) if !port.ends_with(']') => host,
+        _ => host,
     }
 }
 

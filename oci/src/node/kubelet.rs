@@ -17,6 +17,8 @@ const K3S_PLUGINS: (&str, &str) = (
 );
 /// The arguments of the kubelet that MicroK8s contains, one in each line.
 const MICROK8S: &str = "/var/snap/microk8s/current/args/kubelet";
+/// Programs that contain a kubelet.
+const CONTAIN: [&str; 3] = ["k3s-server", "k3s-agent", "kubelite"];
 const ROOT_DIR: &str = "/var/lib/kubelet";
 /// The runtime of a kubelet that is told no other.
 const ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
@@ -30,8 +32,8 @@ pub(crate) struct Kubelet {
     pub(crate) plugins: Option<(PathBuf, PathBuf)>,
     /// The URL of the container runtime's socket.
     pub(super) runtime_endpoint: Option<String>,
-    /// Its environment variables, which its plugins inherit.
-    pub(crate) environment: BTreeMap<String, String>,
+    /// Its environment variables, which its plugins inherit. `None` if they are not known.
+    pub(crate) environment: Option<BTreeMap<String, String>>,
 }
 
 impl Default for Kubelet {
@@ -40,7 +42,7 @@ impl Default for Kubelet {
             root_dir: ROOT_DIR.into(),
             plugins: None,
             runtime_endpoint: None,
-            environment: BTreeMap::new(),
+            environment: None,
         }
     }
 }
@@ -52,6 +54,14 @@ impl Kubelet {
             kubelet.environment = process.environment(files);
             return kubelet;
         }
+        let mut kubelet = Self::contained(files);
+        let process = processes.iter().find(|it| CONTAIN.contains(&&*it.name));
+        kubelet.environment = process.and_then(|it| it.environment(files));
+        kubelet
+    }
+
+    /// A kubelet that is a part of another program.
+    fn contained(files: &Root) -> Self {
         if let Ok(text) = files.read_to_string(MICROK8S) {
             let args: Vec<String> = text
                 .lines()
@@ -90,7 +100,7 @@ impl Kubelet {
                 .or(configuration.container_runtime_endpoint)
                 .filter(|it| !it.is_empty())
                 .or_else(|| Some(ENDPOINT.to_owned())),
-            environment: BTreeMap::new(),
+            environment: None,
         }
     }
 }
@@ -113,7 +123,8 @@ const OLD_DIRS: [&str; 2] = ["/root", "/"];
 impl Kubelet {
     /// The logins of the node: those of the first docker config that can be used.
     pub(crate) fn credentials(&self, files: &Root) -> Credentials {
-        let home = self.environment.get("HOME").filter(|it| !it.is_empty());
+        let home = self.environment.as_ref().and_then(|it| it.get("HOME"));
+        let home = home.filter(|it| !it.is_empty());
         let json = home.map(|home| PathBuf::from(home).join(".docker"));
         let json = json.into_iter().chain(JSON_DIRS.map(PathBuf::from));
         let json = [self.root_dir.clone()].into_iter().chain(json);

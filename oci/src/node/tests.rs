@@ -1,8 +1,12 @@
 #![expect(clippy::disallowed_methods, reason = "tests make files")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+
+/// The user namespace of the host.
+const OF_HOST: &str = "user:[4026531837]";
 
 /// A host with files and processes that the test makes.
 struct Host(tempfile::TempDir);
@@ -11,7 +15,17 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("proc")).unwrap();
-        Self(dir)
+        let host = Self(dir);
+        host.user_namespace(1, OF_HOST);
+        host
+    }
+
+    fn user_namespace(&self, pid: u32, name: &str) {
+        let directory = self.0.path().join(format!("proc/{pid}/ns"));
+        fs::create_dir_all(&directory).unwrap();
+        let link = directory.join("user");
+        fs::remove_file(&link).ok();
+        std::os::unix::fs::symlink(name, link).unwrap();
     }
 
     fn write(&self, path: &str, text: &str) {
@@ -35,8 +49,11 @@ impl Host {
         self.write(&file("comm"), &format!("{name}\n"));
         self.write(
             &file("status"),
-            &format!("Name:\t{name}\nNSpid:\t{pid}{inner}\n"),
+            &format!("Name:\t{name}\nUid:\t0\t0\t0\t0\nNSpid:\t{pid}{inner}\n"),
         );
+        self.write(&file("cgroup"), "0::/system.slice/some.service\n");
+        self.write(&file("exe"), "");
+        self.user_namespace(pid, OF_HOST);
         self.write(&file("cmdline"), &terminated(&mut line.split(' ')));
         self.write(
             &file("environ"),
@@ -104,6 +121,89 @@ fn the_runtime_of_the_kubelet_is_found() {
     }
 }
 
+/// Every user can run a program with the name of the kubelet or of a runtime.
+#[test]
+fn only_processes_of_the_hosts_root_user_are_believed() {
+    let uid = |uids: &str| format!("Uid:\t{uids}\nNSpid:\t50\n");
+    let root = uid("0\t0\t0\t0");
+    let service = "12:memory:/system.slice/kubelet.service\n0::/\n";
+    for (status, group, namespace, believed) in [
+        (&root, service, OF_HOST, true),
+        (&root, "0::/\n", OF_HOST, true),
+        (&root, "0::/kubelet\n", OF_HOST, true),
+        (&uid("1000\t1000\t1000\t1000"), service, OF_HOST, false),
+        // A program with the set-user-ID bit runs as root, but with the arguments of another user.
+        (&uid("1000\t0\t0\t0"), service, OF_HOST, false),
+        (&uid("0\t1000\t0\t0"), service, OF_HOST, false),
+        (&uid("0\t0\t1000\t0"), service, OF_HOST, false),
+        (&uid("0\t0\t0\t1000"), service, OF_HOST, false),
+        (&uid(""), service, OF_HOST, false),
+        (&"NSpid:\t50\n".to_owned(), service, OF_HOST, false),
+        (
+            &root,
+            "0::/kubepods.slice/kubepods-pod1.slice/x\n",
+            OF_HOST,
+            false,
+        ),
+        (
+            &root,
+            "4:memory:/kubepods/besteffort/pod1/x\n",
+            OF_HOST,
+            false,
+        ),
+        (
+            &root,
+            "0::/system.slice/docker-0a1b.scope\n",
+            OF_HOST,
+            false,
+        ),
+        (
+            &root,
+            "0::/machine.slice/libpod-0a1b.scope\n",
+            OF_HOST,
+            false,
+        ),
+        (&root, "0::/x/cri-containerd-0a1b.scope\n", OF_HOST, false),
+        (&root, service, "user:[4026532000]", false),
+    ] {
+        let host = Host::new();
+        host.process(
+            50,
+            "kubelet --image-credential-provider-config=/tmp/p.yaml --image-credential-provider-bin-dir=/tmp/b",
+            &[],
+        );
+        host.process(51, "containerd --config=/tmp/c.toml", &[]);
+        for pid in [50, 51] {
+            host.write(&format!("/proc/{pid}/status"), status);
+            host.write(&format!("/proc/{pid}/cgroup"), group);
+            host.user_namespace(pid, namespace);
+        }
+        let node = host.look();
+        let found = (
+            node.kubelet.plugins.is_some(),
+            node.runtime != Runtime::Unknown,
+        );
+        assert_eq!(
+            found,
+            (believed, believed),
+            "{status:?} {group} {namespace}"
+        );
+    }
+    // sudo under another name, which is root while it asks for a password.
+    for (mode, want) in [(0o755, containerd("/x")), (0o4755, Runtime::Unknown)] {
+        let host = Host::new();
+        host.process(51, "containerd --config=/x", &[]);
+        let program = host.0.path().join("proc/51/exe");
+        fs::set_permissions(program, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(host.look().runtime, want, "{mode:o}");
+    }
+    // Without the namespace of the first process, nothing can be compared with it.
+    let host = Host::new();
+    host.process(51, "containerd", &[]);
+    fs::remove_dir_all(host.0.path().join("proc/1")).unwrap();
+    assert_eq!(host.look().runtime, Runtime::Unknown);
+}
+
 #[test]
 fn the_socket_may_be_in_configuration_files() {
     let host = Host::new();
@@ -134,8 +234,17 @@ fn environments_and_plugins_are_those_of_the_running_programs() {
     assert_eq!(node.environment, BTreeMap::from(want));
     assert_eq!(
         node.kubelet.environment,
-        BTreeMap::from([pair("AWS_REGION", "eu")])
+        Some(BTreeMap::from([pair("AWS_REGION", "eu")]))
     );
+    for program in ["k3s-server", "k3s-agent", "kubelite"] {
+        let host = Host::new();
+        assert_eq!(host.look().kubelet.environment, None);
+        host.process(12, program, &["AWS_REGION=us"]);
+        let want = Some(BTreeMap::from([pair("AWS_REGION", "us")]));
+        assert_eq!(host.look().kubelet.environment, want, "{program}");
+        host.write("/proc/12/status", "Uid:\t1000\t1000\t1000\t1000\n");
+        assert_eq!(host.look().kubelet.environment, None, "{program}");
+    }
     assert_eq!(node.kubelet.root_dir, Path::new("/data/kubelet"));
     let plugins = Some(("/etc/p.yaml".into(), "/opt/bin".into()));
     assert_eq!(node.kubelet.plugins, plugins);

@@ -1,6 +1,6 @@
-//! Downloads blobs into the store. Several blobs are downloaded at the same time. A blob is downloaded only once,
-//! even if several pulls need it at the same time. When a connection breaks, the download continues after the last
-//! byte that was received. A download that is too slow fails.
+//! Downloads blobs into the store. Several blobs are downloaded at the same time. A blob is downloaded only
+//! once from a registry, even if several pulls need it at the same time. When a connection breaks, the download
+//! continues after the last byte that was received. A download that is too slow fails.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -23,22 +23,26 @@ use crate::store::{BlobWriter, Store, StoreError, blocking};
 
 /// How many chunks may wait for the thread that hashes and writes them.
 const QUEUE: usize = 16;
-/// If a connection delivers this many bytes before it breaks, the count of tries starts again.
+/// If a blob has grown by this many bytes before its connection breaks, the count of tries starts again.
 const GOOD_PROGRESS: u64 = 1 << 20;
 
-/// One lock for each blob that is being downloaded.
+/// One lock for each blob that is being downloaded from a registry. A registry that is slow does not keep pulls from
+/// another one waiting: they download the blob themselves.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>>);
+pub(super) struct Flights(Arc<Mutex<BTreeMap<(Digest, String), Flight>>>);
+
+type Flight = Weak<tokio::sync::Mutex<()>>;
 
 impl Flights {
-    fn of(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+    fn of(&self, digest: Digest, registry: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let key = (digest, registry.to_owned());
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.strong_count() > 0);
-        if let Some(flight) = flights.get(&digest).and_then(Weak::upgrade) {
+        if let Some(flight) = flights.get(&key).and_then(Weak::upgrade) {
             return flight;
         }
         let flight = Arc::new(tokio::sync::Mutex::new(()));
-        flights.insert(digest, Arc::downgrade(&flight));
+        flights.insert(key, Arc::downgrade(&flight));
         flight
     }
 }
@@ -59,7 +63,7 @@ impl Run<'_> {
         let mut tasks = JoinSet::new();
         for (digest, size) in wanted {
             let blob = self.blob(digest, size);
-            let (flight, slots) = (self.puller.flights.of(digest), Arc::clone(&slots));
+            let (flight, slots) = (self.flight(digest), Arc::clone(&slots));
             tasks.spawn(async move {
                 let fetched = blob.fetch_once(&flight, &slots).await;
                 (digest, fetched)
@@ -81,7 +85,7 @@ impl Run<'_> {
     pub(super) async fn fetch_config(&self, manifest: &Manifest) -> Result<(), Failure> {
         self.keep_embedded(manifest).await?;
         let (digest, size) = manifest.config;
-        let flight = self.puller.flights.of(digest);
+        let flight = self.flight(digest);
         let blob = self.blob(digest, size);
         blob.fetch_once(&flight, &Semaphore::new(1)).await?;
         Ok(())
@@ -94,6 +98,10 @@ impl Run<'_> {
             blocking(move || store.put_document(&digest, &bytes)).await?;
         }
         Ok(())
+    }
+
+    fn flight(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        self.puller.flights.of(digest, self.session.registry())
     }
 
     fn blob(&self, digest: Digest, size: u64) -> Blob {
@@ -193,6 +201,8 @@ impl Blob {
         let mut sink = self.open().await?;
         let mut fetched = 0;
         let mut first_host = 0;
+        // A download that begins anew again and again goes on only if it gets further than before.
+        let mut furthest = sink.received;
         loop {
             if sink.is_resumed() && sink.received == self.size {
                 // An earlier pull has received the last byte, and has not checked the digest.
@@ -206,9 +216,18 @@ impl Blob {
             let answer = self.session.blob(&self.digest, sink.received, first_host);
             let error = match answered(&self.timeouts, &what, host, answer).await {
                 // The server has a shorter blob than the one that was begun, or cannot continue it.
-                Err(error) if sink.received > 0 && is_range_refused(&error) => {
+                Err(RegistryError::Status { status, host, .. })
+                    if sink.received > 0 && status == StatusCode::RANGE_NOT_SATISFIABLE =>
+                {
+                    let (want, got) = (self.size, sink.received);
                     sink.restart(&self.store, self.digest, self.size).await?;
-                    continue;
+                    let what = what.clone();
+                    RegistryError::WrongSize {
+                        what,
+                        host,
+                        want,
+                        got,
+                    }
                 }
                 Err(error) => error,
                 Ok(body) => {
@@ -230,8 +249,9 @@ impl Blob {
                             }
                         }
                         Err(Broken::Resume { error, got }) => {
-                            if got >= GOOD_PROGRESS {
+                            if sink.received >= furthest.saturating_add(GOOD_PROGRESS) {
                                 retry.start_over();
+                                furthest = sink.received;
                             }
                             let is_short = matches!(error, RegistryError::WrongSize { .. });
                             first_host += usize::from(got == 0 || is_short);
@@ -358,11 +378,6 @@ pub(crate) fn range_start(text: &str) -> Option<u64> {
     let (start, _) = range.trim_start().split_once('-')?;
     unit.eq_ignore_ascii_case("bytes")
         .then(|| start.trim().parse().ok())?
-}
-
-/// Whether a server has nothing from the byte on that it was asked for.
-fn is_range_refused(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Status { status, .. } if *status == StatusCode::RANGE_NOT_SATISFIABLE)
 }
 
 /// A blob that is being downloaded. A thread hashes and writes its chunks while the next ones are received.

@@ -53,6 +53,13 @@ pub enum RegistryError {
         status: StatusCode,
         retry_after: Option<Duration>,
     },
+    /// `host` is no server of the registry, and knows none of its logins.
+    #[error("{host}, to which the registry redirects, answered {status} to {what}")]
+    RedirectTarget {
+        what: String,
+        host: String,
+        status: StatusCode,
+    },
     #[error("{host} redirects the request for {what} {reason}")]
     Redirect {
         what: String,
@@ -120,7 +127,7 @@ impl RegistryError {
             Self::Status { status, .. } if *status == StatusCode::TOO_MANY_REQUESTS => {
                 "too_many_requests"
             }
-            Self::Status { .. } => "http_status",
+            Self::Status { .. } | Self::RedirectTarget { .. } => "http_status",
             Self::Redirect { .. } => "redirect",
             Self::WrongDigest { .. } => "wrong_digest",
             Self::WrongSize { .. } => "wrong_size",
@@ -140,6 +147,8 @@ impl RegistryError {
             Self::Status { status, .. } if is_transient(*status) => RetryClass::Transient,
             // Somebody may be about to make the host trust it.
             Self::Http { .. }
+            // The signature in the URL may have expired. The next try gets another URL.
+            | Self::RedirectTarget { .. }
             | Self::Untrusted { .. }
             | Self::WrongDigest { .. }
             | Self::WrongSize { .. }

@@ -1,6 +1,7 @@
 //! Requests to one server of a registry: with an authorization for its own origin, and through redirects.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE,
@@ -23,6 +24,9 @@ pub(super) struct Server {
     /// Headers from the configuration. They are sent to this endpoint's own origin only.
     pub(super) headers: HeaderMap,
     pub(super) access: Mutex<Access>,
+    /// Whether the server has spoken TLS in this session, even with a certificate that is not trusted. Its plain form
+    /// shares this.
+    pub(super) speaks_tls: Arc<AtomicBool>,
 }
 
 /// What a server has said about authentication.
@@ -77,7 +81,19 @@ impl Server {
         }
         let host = url.host_str().unwrap_or_default();
         let answer = request.send().await;
-        answer.map_err(|source| RegistryError::of_request(ask.what, host, source))
+        let answer = answer.map_err(|source| RegistryError::of_request(ask.what, host, source));
+        let is_unreachable = matches!(answer, Err(RegistryError::Http { .. }));
+        if url.scheme() == "https" && url.origin() == self.endpoint.base.origin() && !is_unreachable
+        {
+            self.speaks_tls.store(true, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Whether this is the plain form of a server that has answered over TLS. Then it is not asked again: it must not
+    /// get credentials without TLS, and its first answer says more.
+    pub(super) fn has_answered(&self) -> bool {
+        self.endpoint.is_plain_fallback() && self.speaks_tls.load(Ordering::Relaxed)
     }
 
     /// Follows redirects. The authorization is sent only to the origin that it is for.

@@ -144,7 +144,7 @@ fn trusted(settings: &HostSettings, net: &Net<'_>, used: bool) -> Result<Trusted
     let mut trusted = net.trust.current(net.files);
     for path in &settings.ca {
         // As in Go, a file is usable if one of its certificates is.
-        if trusted.add(certificates(net.files, path)?) == 0 {
+        if trusted.add(certificates(net.files, path)?, trust::now()) == 0 {
             return Err(unusable(path, &"none of its certificates can be used"));
         }
     }

@@ -12,8 +12,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Version;
 
 use crate::digest::Digest;
 use crate::root::Root;
@@ -38,11 +41,17 @@ const DIRECTORIES: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
 /// A longer file is no certificate.
 const MAX_FILE: u64 = 16 << 20;
 
-/// Trusted authorities, and the digests of their certificates.
+/// Trusted authorities, and the digests of all trusted certificates.
 #[derive(Debug, Clone)]
 pub(crate) struct Trusted {
     pub(super) roots: Arc<RootCertStore>,
     known: Arc<BTreeSet<Digest>>,
+    /// The names of authorities whose certificates are not valid now, as they are encoded.
+    outdated: Arc<BTreeSet<Vec<u8>>>,
+    /// When a certificate begins or ceases to be valid, in seconds of Unix time.
+    until: i64,
+    /// When the certificates were read. If this is in the future, the clock was corrected.
+    read: i64,
 }
 
 impl Trusted {
@@ -51,11 +60,15 @@ impl Trusted {
         Self {
             roots: Arc::new(RootCertStore::empty()),
             known: Arc::default(),
+            outdated: Arc::default(),
+            until: i64::MAX,
+            read: i64::MIN,
         }
     }
 
-    /// Adds certificates. Returns how many of them can be used.
-    pub(super) fn add(&mut self, certificates: Vec<CertificateDer<'static>>) -> usize {
+    /// Adds certificates, as they are at the time `now`. Returns how many of them are certificates. As in Go, only one
+    /// that may sign others becomes an authority. Each other one is trusted only as the certificate of a server.
+    pub(super) fn add(&mut self, certificates: Vec<CertificateDer<'static>>, now: i64) -> usize {
         let known = Arc::make_mut(&mut self.known);
         let roots = Arc::make_mut(&mut self.roots);
         let mut usable = 0;
@@ -63,12 +76,35 @@ impl Trusted {
             let digest = Digest::of(&certificate);
             if known.contains(&digest) {
                 usable += 1;
-            } else if roots.add(certificate).is_ok() {
+                continue;
+            }
+            let Ok((_, parsed)) = X509Certificate::from_der(&certificate) else {
+                continue;
+            };
+            let validity = parsed.validity();
+            let begin = validity.not_before.timestamp();
+            let end = validity.not_after.timestamp();
+            let changes = [begin, end.saturating_add(1)];
+            let next = changes.into_iter().filter(|&change| change > now).min();
+            self.until = self.until.min(next.unwrap_or(i64::MAX));
+            let may_sign = may_sign(&parsed);
+            if !(begin..=end).contains(&now) {
+                if may_sign {
+                    let name = parsed.subject().as_raw().to_vec();
+                    Arc::make_mut(&mut self.outdated).insert(name);
+                }
+                usable += 1;
+            } else if !may_sign || roots.add(certificate.clone()).is_ok() {
                 known.insert(digest);
                 usable += 1;
             }
         }
         usable
+    }
+
+    /// Whether an authority with this encoded name would be trusted if its certificate were valid now.
+    pub(super) fn is_outdated(&self, name: &[u8]) -> bool {
+        self.outdated.contains(name)
     }
 
     /// Whether this very certificate is trusted.
@@ -77,7 +113,31 @@ impl Trusted {
     }
 }
 
-/// Reads trusted authorities, and keeps them until a file changes.
+/// Whether a certificate is one of an authority for servers. Certificates of version 1 cannot say whether they are.
+fn may_sign(certificate: &X509Certificate<'_>) -> bool {
+    if certificate.version() != X509Version::V3 {
+        return true;
+    }
+    let is_authority = certificate.basic_constraints();
+    let is_authority = is_authority.is_ok_and(|it| it.is_some_and(|it| it.value.ca));
+    let usage = certificate.key_usage();
+    let signs = usage.is_ok_and(|it| it.is_none_or(|it| it.value.key_cert_sign()));
+    is_authority && signs && is_for_servers(certificate)
+}
+
+/// Whether a certificate may be used for TLS servers.
+pub(super) fn is_for_servers(certificate: &X509Certificate<'_>) -> bool {
+    let usage = certificate.extended_key_usage();
+    usage.is_ok_and(|it| it.is_none_or(|it| it.value.any || it.value.server_auth))
+}
+
+/// The time now, in seconds of Unix time.
+pub(super) fn now() -> i64 {
+    let now = UnixTime::now().as_secs();
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
+/// Reads trusted authorities, and keeps them until a file changes, or a certificate begins or ceases to be valid.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TrustStore {
     kept: Arc<Mutex<Option<Kept>>>,
@@ -100,6 +160,10 @@ struct Stamp {
 impl TrustStore {
     /// The authorities that this process and the host with these files trust.
     pub(crate) fn current(&self, files: &Root) -> Trusted {
+        self.at(files, now())
+    }
+
+    fn at(&self, files: &Root, now: i64) -> Trusted {
         let own = Root::open("/").ok();
         let roots: [Option<&Root>; 2] = match &own {
             Some(own) if files.is_own() => [Some(own), None],
@@ -119,14 +183,17 @@ impl TrustStore {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, trusted)) = &*kept
             && *known == stamps
+            && now < trusted.until
+            && trusted.read <= now
         {
             return trusted.clone();
         }
         let mut trusted = Trusted::none();
+        trusted.read = now;
         for stamp in &stamps {
             let bytes = roots[usize::from(stamp.of_host)].map(|root| root.read(&stamp.path));
             if let Some(Ok(bytes)) = bytes {
-                trusted.add(certificates(&bytes));
+                trusted.add(certificates(&bytes), now);
             }
         }
         tracing::debug!(
@@ -194,8 +261,47 @@ pub(crate) fn read_certificates(bytes: &[u8]) {
     let found = certificates(bytes);
     let mut trusted = Trusted::none();
     let count = found.len();
-    assert!(trusted.add(found.clone()) <= count);
+    assert!(trusted.add(found.clone(), now()) <= count);
     assert!(trusted.roots.len() <= count);
     let known = found.iter().filter(|it| trusted.has(it)).count();
     assert!(known >= trusted.roots.len());
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    #[test]
+    fn authorities_come_and_go_with_their_time_though_no_file_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_before = date_time_ymd(2101, 1, 1);
+        params.not_after = date_time_ymd(2102, 1, 1);
+        let (begin, end) = (
+            params.not_before.unix_timestamp(),
+            params.not_after.unix_timestamp(),
+        );
+        let pem = params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .pem();
+        std::fs::create_dir_all(dir.path().join("etc/ssl")).unwrap();
+        std::fs::write(dir.path().join("etc/ssl/cert.pem"), &pem).unwrap();
+        let certificate = certificates(pem.as_bytes()).remove(0);
+        let (store, files) = (TrustStore::default(), Root::open(dir.path()).unwrap());
+        // The clock of a machine may also be set back.
+        for (now, want) in [
+            (begin - 1, false),
+            (begin, true),
+            (end, true),
+            (end + 1, false),
+            (end, true),
+            (begin - 1, false),
+        ] {
+            assert_eq!(store.at(&files, now).has(&certificate), want, "{now}");
+        }
+    }
 }

@@ -8,13 +8,16 @@ use super::files::{failed, sync_parent};
 use super::partial::Partial;
 use super::{Store, StoreError};
 use crate::digest::{Digest, Hasher, Mismatch};
+use crate::space::Leave;
 
 /// After so many bytes, a partial blob is flushed. So this is the most that a power cut can make a pull download again.
+/// The free space on the disk is looked at then too, because others also write there.
 const FLUSH: u64 = 32 << 20;
 
 /// A blob that is being written. What is left of it when it is dropped without `commit` depends on its file.
 #[derive(Debug)]
 pub(crate) struct BlobWriter {
+    store: Store,
     digest: Digest,
     size: u64,
     path: PathBuf,
@@ -81,8 +84,9 @@ impl BlobWriter {
         }
         self.hasher.update(bytes);
         self.written = got;
-        if got - self.flushed >= FLUSH && matches!(self.file, BlobFile::Partial(_)) {
+        if got - self.flushed >= FLUSH {
             self.flush()?;
+            self.store.has_room_for(self.size - got, Leave::Least)?;
         }
         Ok(())
     }
@@ -152,6 +156,7 @@ impl Store {
         written: u64,
     ) -> BlobWriter {
         BlobWriter {
+            store: self.clone(),
             digest,
             size,
             path: self.blob(&digest),

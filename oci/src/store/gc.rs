@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -22,7 +23,7 @@ pub struct Collected {
     /// Blobs and partial blobs.
     pub blobs: u64,
     pub bytes: u64,
-    /// The store was in use, so nothing was removed.
+    /// An unpack was running, or another process used the store at this moment, so nothing was removed.
     pub skipped: bool,
 }
 
@@ -37,12 +38,15 @@ enum Evictable {
 struct Kept {
     images: BTreeMap<Digest, BTreeSet<Digest>>,
     partials: BTreeMap<PathBuf, u64>,
+    /// What running pulls need.
+    leased: BTreeSet<Digest>,
     sizes: BTreeMap<Digest, u64>,
 }
 
 impl Kept {
     fn blobs(&self) -> BTreeSet<Digest> {
-        self.images.values().flatten().copied().collect()
+        let of_images = self.images.values().flatten();
+        of_images.chain(&self.leased).copied().collect()
     }
 
     fn bytes(&self) -> u64 {
@@ -61,8 +65,8 @@ impl Store {
 
     /// Removes every blob that no image needs, and what was not used for longer than the settings allow at the time
     /// `now`. Then removes the least recently used images and partial blobs, until the rest fits into `max_bytes` and
-    /// the file system has the configured room. A pinned image stays, even if the store is too large. Nothing is
-    /// removed while a pull or an unpack is running.
+    /// the file system has the configured room. A pinned image stays, even if the store is too large, and so
+    /// do the blobs that running pulls need. Nothing is removed while an unpack is running.
     pub fn collect(&self, now: SystemTime) -> Result<Collected, StoreError> {
         self.collect_until_free(0, now)
     }
@@ -136,6 +140,7 @@ impl Store {
         let mut kept = Kept {
             images: BTreeMap::new(),
             partials: BTreeMap::new(),
+            leased: self.leased()?.unwrap_or_default(),
             sizes: self.blobs()?,
         };
         let mut evictable = Vec::new();
@@ -155,6 +160,13 @@ impl Store {
             }
         }
         for partial in self.partials()? {
+            if partial
+                .digest
+                .is_some_and(|digest| kept.leased.contains(&digest))
+            {
+                kept.partials.insert(partial.path, partial.bytes);
+                continue;
+            }
             let is_complete = partial
                 .digest
                 .is_none_or(|digest| kept.sizes.contains_key(&digest));
@@ -228,10 +240,12 @@ impl Store {
                 let Some(digest) = name.and_then(Digest::from_hex) else {
                     continue;
                 };
-                let size = fs::metadata(&path)
-                    .map_err(|source| failed("read", &path, source))?
-                    .len();
-                blobs.insert(digest, size);
+                match fs::metadata(&path) {
+                    Ok(metadata) => drop(blobs.insert(digest, metadata.len())),
+                    // A reader has just removed it, because it is damaged.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(failed("read", &path, source)),
+                }
             }
         }
         Ok(blobs)

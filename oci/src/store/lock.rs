@@ -1,4 +1,5 @@
-//! The lock of the store: shared while the store is in use, exclusive while files are removed.
+//! The lock of the store: shared while the store is in use, exclusive while files are removed. A pull holds it only for
+//! moments: its lease protects what it needs.
 //!
 //! Any process that can open the lock file can hold the lock for ever. So a caller does not block, but tries again
 //! and again for a limited time.

@@ -3,7 +3,7 @@
 //! whole blob is checked before the blob gets its name.
 //!
 //! Whoever writes a partial blob holds a lock on its file. Another process that downloads the same blob at the same time
-//! uses a temporary file instead.
+//! uses a temporary file instead, and so does a pull that downloads it from another registry.
 
 #![expect(
     clippy::disallowed_methods,
@@ -115,7 +115,8 @@ fn bytes_on_disk(metadata: &Metadata) -> u64 {
 }
 
 impl Store {
-    /// Opens the partial blob with this digest, and makes it if it does not exist. `None` if another process writes it.
+    /// Opens the partial blob with this digest, and makes it if it does not exist. `None` if another process or another pull
+    /// writes it.
     pub(super) fn partial(&self, digest: Digest) -> Result<Option<Partial>, StoreError> {
         let directory = self.dir.join("partial");
         let name = name_of(&digest);
@@ -160,8 +161,12 @@ impl Store {
         for path in list(&self.dir.join("partial"))? {
             let name = path.file_name().and_then(|name| name.to_str());
             let digest = name.and_then(|name| name.replacen('-', ":", 1).parse().ok());
-            let metadata = fs::symlink_metadata(&path);
-            let metadata = metadata.map_err(|source| failed("read", &path, source))?;
+            let metadata = match fs::symlink_metadata(&path) {
+                Ok(metadata) => metadata,
+                // It has just become a blob.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(source) => return Err(failed("read", &path, source)),
+            };
             let written = metadata.modified();
             let written = written.map_err(|source| failed("read", &path, source))?;
             found.push(PartialBlob {

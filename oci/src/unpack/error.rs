@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::tar::TarError;
 use crate::digest::{Digest, Mismatch};
 use crate::limits::{Limit, LimitExceeded};
+use crate::progress::size;
 
 /// Why an image cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +58,12 @@ pub enum LayerError {
     SparseMap,
     #[error("its files cannot be written")]
     Write(#[source] io::Error),
+    #[error(
+        "the file system to unpack to has {} free, and {} are needed there: make room, or put --state-dir on a larger one",
+        size(*free),
+        size(*needed)
+    )]
+    NoRoom { needed: u64, free: u64 },
 }
 
 /// Why an entry of a layer is refused.
@@ -74,6 +81,8 @@ pub enum EntryError {
     Special(&'static str),
     #[error("a symlink with an empty target")]
     EmptyTarget,
+    #[error("a symlink with a target of more than {0} bytes, which Linux does not allow")]
+    TargetTooLong(usize),
     #[error("entry type {0:#04x} is unknown")]
     UnknownType(u8),
     #[error("a hard link to {target:?}, which does not exist")]
@@ -151,13 +160,14 @@ impl LayerError {
             Self::Decompress(_) => "decompress",
             Self::Tar(_) | Self::Truncated | Self::SparseMap => "tar",
             Self::Write(_) => "io",
+            Self::NoRoom { .. } => "no_room",
         }
     }
 
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::At { source, .. } => source.is_transient(),
-            Self::Damaged | Self::Write(_) => true,
+            Self::Damaged | Self::Write(_) | Self::NoRoom { .. } => true,
             Self::Limit(_)
             | Self::Entry { .. }
             | Self::DiffId(_)

@@ -2,13 +2,12 @@
 //! digest of the blob and the diff ID.
 
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 
 use super::entry::{Kind, LayerEntry, Meta};
+use super::layer_dir::LayerDir;
 use super::name::{self, Meaning};
 use super::tar::{self, Member, MemberKind, Region};
 use super::window::{Decoder, Window};
@@ -25,7 +24,7 @@ pub(super) fn read(
     layer: &Layer,
     diff_id: Digest,
     blob: File,
-    scratch: &OwnedFd,
+    scratch: &LayerDir<'_>,
     budget: &Budget<'_>,
 ) -> Result<Vec<LayerEntry>, LayerError> {
     let decoder = Decoder::new(blob, layer.digest.algorithm()).map_err(LayerError::Decompress)?;
@@ -46,7 +45,7 @@ pub(super) fn read(
 pub(super) fn filter(
     position: u32,
     window: &mut Window<'_, impl Read>,
-    scratch: Option<&OwnedFd>,
+    scratch: Option<&LayerDir<'_>>,
     budget: &Budget<'_>,
 ) -> Result<Vec<LayerEntry>, LayerError> {
     let mut entries = Vec::new();
@@ -98,7 +97,14 @@ fn entry(member: &Member, budget: &Budget<'_>) -> Result<Option<LayerEntry>, Lay
         }
     };
     budget.take_package_entry()?;
-    budget.limits.check(Limit::PathBytes, path.len() as u64)?;
+    let target = match &kind {
+        Kind::Symlink(target) | Kind::Hardlink(target) => target.len(),
+        Kind::Dir | Kind::File(_) | Kind::Whiteout | Kind::Opaque => 0,
+    };
+    for length in [path.len(), target] {
+        budget.limits.check(Limit::PathBytes, length as u64)?;
+        budget.take_names_bytes(length)?;
+    }
     let mut mode = member.mode;
     if matches!(kind, Kind::File(_)) && mode & SET_ID != 0 {
         budget.warn(&member.name, "dropped the setuid and setgid bits of a file");
@@ -115,6 +121,9 @@ fn entry(member: &Member, budget: &Budget<'_>) -> Result<Option<LayerEntry>, Lay
 /// The bits with which a program runs as another user or group.
 const SET_ID: u32 = 0o6000;
 
+/// The longest target of a symlink on Linux.
+const LONGEST_TARGET: usize = 4095;
+
 /// What an entry of the package is. `None` for a hard link to a file of the image that is not in the package.
 fn kind(member: &Member) -> Result<Option<Kind>, EntryError> {
     match member.kind {
@@ -122,6 +131,9 @@ fn kind(member: &Member) -> Result<Option<Kind>, EntryError> {
         MemberKind::File => Ok(Some(Kind::File((0, 0)))),
         MemberKind::Symlink => match member.link.as_slice() {
             b"" => Err(EntryError::EmptyTarget),
+            target if target.len() > LONGEST_TARGET => {
+                Err(EntryError::TargetTooLong(LONGEST_TARGET))
+            }
             target if target.contains(&0) => Err(EntryError::Nul),
             target => Ok(Some(Kind::Symlink(target.to_vec()))),
         },
@@ -134,21 +146,23 @@ fn kind(member: &Member) -> Result<Option<Kind>, EntryError> {
 }
 
 fn write_file(
-    scratch: &OwnedFd,
+    scratch: &LayerDir<'_>,
     name: u32,
     meta: Meta,
     member: &Member,
     window: &mut Window<'_, impl Read>,
 ) -> Result<(), LayerError> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(scratch, name.to_string(), flags, Mode::from_raw_mode(0o600))
-        .map_err(|error| LayerError::Write(error.into()))?;
-    let mut file = File::from(file);
+    let file = scratch.create(name, member.stored)?;
     match &member.sparse {
-        None => window.pass(member.stored, |piece| {
-            file.write_all(piece).map_err(LayerError::Write)
-        })?,
-        Some(map) => write_sparse(&file, map, member, window)?,
+        None => {
+            let mut offset = 0;
+            window.pass(member.stored, |piece| {
+                scratch.write(&file, piece, offset, member.stored - offset)?;
+                offset += piece.len() as u64;
+                Ok(())
+            })?;
+        }
+        Some(map) => write_sparse(scratch, &file, map, member, window)?,
     }
     rustix::fs::fchmod(&file, Mode::from_raw_mode(meta.mode))
         .and_then(|()| rustix::fs::futimens(&file, &meta.timestamps()))
@@ -157,6 +171,7 @@ fn write_file(
 
 /// Writes the regions of a sparse file; its holes stay holes.
 fn write_sparse(
+    scratch: &LayerDir<'_>,
     file: &File,
     map: &[Region],
     member: &Member,
@@ -172,10 +187,10 @@ fn write_sparse(
             return Err(LayerError::SparseMap);
         }
         end = region.offset + region.length;
+        let region_end = end;
         let mut offset = region.offset;
         window.pass(region.length, |piece| {
-            file.write_all_at(piece, offset)
-                .map_err(LayerError::Write)?;
+            scratch.write(file, piece, offset, region_end - offset)?;
             offset += piece.len() as u64;
             Ok(())
         })?;

@@ -64,6 +64,8 @@ pub enum TarError {
     Record(String),
     #[error("invalid PAX {key} value: {value:?}")]
     Value { key: &'static str, value: String },
+    #[error("header error: one block of zeros is no end, and entries follow it")]
+    LoneZeros,
     #[error("a sparse file without the header of GNU tar")]
     SparseFormat,
 }
@@ -213,23 +215,21 @@ pub(super) fn next(window: &mut Window<'_, impl Read>) -> Result<Option<Member>,
     Ok(None)
 }
 
-/// The next block that is a header; `None` at the end of the archive.
+/// The next block, which is a header; `None` at the end of the archive.
 fn header(window: &mut Window<'_, impl Read>) -> Result<Option<Header>, LayerError> {
-    let mut zeros = 0;
-    loop {
-        // Some programs do not write the end marker, or write half of it.
-        let Some(block) = block(window)? else {
-            return Ok(None);
-        };
-        if block.iter().any(|byte| *byte != 0) {
-            let header = Header(block);
-            header.check().map_err(LayerError::Tar)?;
-            return Ok(Some(header));
-        }
-        zeros += 1;
-        if zeros == 2 {
-            return Ok(None);
-        }
+    // Some programs do not write the end marker, or write half of it.
+    let Some(first) = block(window)? else {
+        return Ok(None);
+    };
+    if first != [0; BLOCK] {
+        let header = Header(first);
+        header.check().map_err(LayerError::Tar)?;
+        return Ok(Some(header));
+    }
+    match block(window)? {
+        // Container runtimes refuse such an archive too.
+        Some(second) if second != [0; BLOCK] => Err(LayerError::Tar(TarError::LoneZeros)),
+        Some(_) | None => Ok(None),
     }
 }
 

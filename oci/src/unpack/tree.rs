@@ -5,11 +5,12 @@
 //! leaves the package's directory in this way lies elsewhere in the image: it is left out, with a warning.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::EntryError;
 use super::entry::{FileId, Kind, LayerEntry, Meta};
 use super::name::PACKAGE_DIR;
-use crate::limits::{Budget, Limit};
+use crate::limits::{Budget, Limit, LimitExceeded};
 
 const MAX_SYMLINKS: u32 = 40;
 
@@ -49,6 +50,12 @@ enum Refused {
 impl From<EntryError> for Refused {
     fn from(error: EntryError) -> Self {
         Self::Entry(error)
+    }
+}
+
+impl From<LimitExceeded> for Refused {
+    fn from(error: LimitExceeded) -> Self {
+        Self::Entry(error.into())
     }
 }
 
@@ -197,7 +204,12 @@ impl<'a> Tree<'a> {
                 target: super::lossy(target),
             }
             .into()),
-            Some(node) => Ok(node.clone()),
+            Some(node) => {
+                if let Node::Symlink { target, .. } = node {
+                    self.budget.take_names_bytes(target.len())?;
+                }
+                Ok(node.clone())
+            }
             None => Err(missing()),
         }
     }
@@ -206,25 +218,38 @@ impl<'a> Tree<'a> {
     /// exist stay as they are.
     fn resolve(&self, parts: &[&[u8]]) -> Result<Vec<Vec<u8>>, Refused> {
         let mut real: Vec<Vec<u8>> = Vec::new();
+        // The directories on the way, from the package's directory to the one at `real`, if they exist.
+        let mut dirs = vec![self.root.as_ref()];
         let mut pending: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
         let mut links = 0;
         while let Some(part) = pending.pop() {
+            self.budget.take_path_step()?;
             match part.as_slice() {
                 b"" | b"." => continue,
                 b".." => {
                     real.pop().ok_or(Refused::Elsewhere)?;
+                    dirs.pop();
                     continue;
                 }
                 _ => {}
             }
-            match self.node(&real, &part) {
-                None | Some(Node::Dir(_)) => real.push(part),
+            let dir = dirs.last().copied().flatten();
+            match dir.and_then(|dir| dir.children.get(&part)) {
+                None => {
+                    real.push(part);
+                    dirs.push(None);
+                }
+                Some(Node::Dir(dir)) => {
+                    real.push(part);
+                    dirs.push(Some(dir));
+                }
                 Some(Node::Symlink { target, .. }) => {
                     links += 1;
                     if links > MAX_SYMLINKS {
                         return Err(EntryError::TooManySymlinks.into());
                     }
                     let target = relative_target(target, &mut real)?;
+                    dirs.truncate(real.len() + 1);
                     pending.extend(target.split(|&b| b == b'/').rev().map(<[u8]>::to_vec));
                 }
                 Some(Node::File(_)) => {
@@ -236,17 +261,6 @@ impl<'a> Tree<'a> {
             }
         }
         Ok(real)
-    }
-
-    fn node(&self, at: &[Vec<u8>], name: &[u8]) -> Option<&Node> {
-        let mut dir = self.root.as_ref()?;
-        for part in at {
-            match dir.children.get(part) {
-                Some(Node::Dir(next)) => dir = next,
-                _ => return None,
-            }
-        }
-        dir.children.get(name)
     }
 
     fn existing_dir(&mut self, at: &[Vec<u8>]) -> Option<&mut Dir> {
@@ -263,10 +277,13 @@ impl<'a> Tree<'a> {
     fn make_dir(&mut self, at: &[Vec<u8>]) -> Result<&mut Dir, EntryError> {
         let mut dir = self.root.get_or_insert_with(Dir::implied);
         for part in at {
-            let next = dir
-                .children
-                .entry(part.clone())
-                .or_insert_with(|| Node::Dir(Dir::implied()));
+            let next = match dir.children.entry(part.clone()) {
+                Entry::Occupied(next) => next.into_mut(),
+                Entry::Vacant(place) => {
+                    self.budget.take_package_entry()?;
+                    place.insert(Node::Dir(Dir::implied()))
+                }
+            };
             match next {
                 Node::Dir(next) => dir = next,
                 Node::File(_) | Node::Symlink { .. } => {

@@ -164,3 +164,33 @@ fn what_nvidia_skyhook_left_is_taken_over() {
     let nothing = CompartmentState::imported(&BatchState::default(), NOW);
     assert_eq!(nothing, CompartmentState::new(1));
 }
+
+#[test]
+fn a_stop_that_was_taken_over_can_be_reset() {
+    for (current_batch, shown) in [(0, 2), (1, 2), (2, 2), (5, 5)] {
+        let left = BatchState {
+            current_batch,
+            should_stop: true,
+            ..BatchState::default()
+        };
+        let state = CompartmentState::imported(&left, NOW);
+        assert_eq!(state.shown, shown, "{current_batch}");
+        let published = status(&state.shown(0, 1), Some(1));
+        assert_eq!(asked(&published, 1), Asked::Nothing, "{current_batch}");
+        let edited = reset_by_the_plugin(&published);
+        assert_eq!(asked(&edited, 1), Asked::Reset, "{current_batch}");
+    }
+}
+
+#[test]
+fn the_digest_of_a_batch_state_stays_the_same_in_later_versions() {
+    let batch: BatchState = serde_json::from_value(json!({
+        "currentBatch": 4, "consecutiveFailures": 2, "completedNodes": 5, "failedNodes": 2,
+        "shouldStop": true, "lastBatchSize": 3, "lastBatchFailed": true,
+    }))
+    .unwrap();
+    assert_eq!(
+        [digest(&batch), digest(&BatchState::default())],
+        ["815980c4caf60223", "44136fa355b3678a"],
+    );
+}

@@ -40,7 +40,8 @@ impl LeaseCase<'_> {
         if let Some(reason) = self.reason_to_stop(node, skyhook) {
             return Some(Withdrawal::Stop(reason));
         }
-        if self.batch.is_out && self.lease.spec.granted.is_none() {
+        let is_out = self.batch.is_out || (self.batch.has_none && self.lease.spec.batch.is_some());
+        if is_out && self.lease.spec.granted.is_none() {
             return Some(Withdrawal::NotInBatch);
         }
         if self.claim == Claim::Taken {

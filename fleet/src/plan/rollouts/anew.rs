@@ -35,9 +35,14 @@ pub(super) fn begun(
     let is_complete =
         !members.is_empty() && members.iter().all(|member| member.end == End::Complete);
     if let Some(wanted) = wanted_revision(view, skyhook) {
-        // Members of the last batches are no members of the first ones at another revision.
+        // Members of the last batches are no members of the first ones at another revision. If a reset was to follow, it
+        // follows now.
         if wanted.number > next.revision.number && was_complete(skyhook, &next) {
-            close(view, row, members, &mut next);
+            if !resets {
+                close(view, row, members, &mut next);
+            } else if !is_new(&next) {
+                next.reset();
+            }
         }
         next.follow(&wanted, resets);
     }
@@ -52,9 +57,7 @@ pub(super) fn begun(
             state.reset();
         }
     }
-    let is_new = |state: &CompartmentState| *state == CompartmentState::new(state.run);
-    let is_over = is_complete && !next.compartments.values().all(is_new);
-    if resets && is_over && is_shown(view, skyhook, draft) {
+    if resets && is_complete && !is_new(&next) && is_shown(view, skyhook, draft) {
         next.reset();
     }
     let status = skyhook.status.as_ref();
@@ -62,6 +65,12 @@ pub(super) fn begun(
         next.reset_order(row.next_order);
     }
     next
+}
+
+/// True when nothing has happened in any compartment since it started anew.
+fn is_new(state: &RolloutStateSpec) -> bool {
+    let mut all = state.compartments.values();
+    all.all(|one| *one == CompartmentState::new(one.run))
 }
 
 /// True when the stored status says that every node was complete at the revision that the state is about.

@@ -134,9 +134,9 @@ pub(super) fn holds(row: &Row<'_>, ledger: &Ledger<'_>) -> Vec<String> {
     said.collect()
 }
 
-const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
-const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
-const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
+pub(crate) const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
+pub(crate) const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
+pub(crate) const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
 /// Conditions of compartments that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 3] = [NOT_FOUND, INVALID, STOPPED];
 
@@ -145,6 +145,18 @@ fn may_be_paced(row: &Row<'_>, name: &str) -> bool {
     let is_known = matches!(row.pacing, Pacing::Policy(_)) && row.skyhook.checked.is_ok();
     let mut places = row.pacing.all().filter(|(_, one)| *one == name);
     !is_known || places.any(|(place, _)| row.pacing.pace(place).is_some())
+}
+
+/// What the stored status says about compartments that have stopped, while the state of the roll-out is not known: nobody
+/// has started them again.
+fn stop_told_before(row: &Row<'_>) -> Option<String> {
+    let is_known = row.batches.as_ref().is_some_and(|all| all.state.is_some());
+    let may_have_batches = row.pacing.has_batches() || matches!(row.pacing, Pacing::Unknown);
+    let status = row.skyhook.status.as_ref();
+    let status = status.filter(|_| may_have_batches && !is_known)?;
+    let mut conditions = status.conditions.iter();
+    let told = conditions.find(|one| one.type_ == STOPPED && one.status == "True");
+    told.map(|condition| condition.message.clone())
 }
 
 /// Conditions about the policy and about compartments that have stopped.
@@ -161,7 +173,7 @@ pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
         .filter(|(name, state)| state.stopped.is_some() && may_be_paced(row, name))
         .map(|(name, _)| name.clone())
         .collect();
-    let stopped = (!stopped.is_empty()).then(|| {
+    let told = (!stopped.is_empty()).then(|| {
         format!(
             "stopped after batches that failed: {}; to start again: kubectl skyhook deployment-policy reset {}",
             stopped.join(", "),
@@ -177,7 +189,7 @@ pub(super) fn conditions(view: &View<'_>, row: &Row<'_>) -> Vec<Wanted> {
             INVALID,
             problem.map(|problem| format!("DeploymentPolicy {name:?} is not valid: {problem}")),
         ),
-        (STOPPED, stopped),
+        (STOPPED, told.or_else(|| stop_told_before(row))),
     ];
     let said = table.into_iter().filter_map(|(type_, message)| {
         let reason = type_.trim_start_matches("skyhook.nvidia.com/");

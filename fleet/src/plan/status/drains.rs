@@ -10,7 +10,7 @@ use super::message::names_of;
 use crate::plan::scan::Row;
 use crate::plan::{View, drain};
 
-const DRAIN_BLOCKED: &str = "DrainBlocked";
+pub(crate) const DRAIN_BLOCKED: &str = "DrainBlocked";
 const BLOCKED: &str = "Blocked";
 /// Conditions about drains that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 2] = [DRAIN_BLOCKED, BLOCKED];

@@ -186,6 +186,9 @@ fn a_policy_that_is_missing_or_not_valid_harms_its_own_skyhooks() {
         let status = shown(&picture);
         assert_eq!(condition(&status, word).as_deref(), Some(message), "{name}");
         assert_eq!(picture.reason("s", "worker-1"), word, "{name}");
+        // What is wrong may be a long text. It is not written on each Node.
+        let on_node = status.node_reasons["worker-1"].message.clone();
+        assert!(!on_node.contains("spec.compartments"), "{on_node}");
         let other = skyhook(
             "a",
             json!({ "interruptionBudget": { "count": 1 }, "priority": 1 }),
@@ -344,6 +347,11 @@ fn a_lease_is_granted_in_the_open_batch_alone() {
     ] {
         assert_eq!(on_leases(&picture), [want], "{name}");
     }
+    // Its compartment has no strategy any more, and that batch is not open.
+    let mut window = open();
+    window.policies[0]["spec"]["compartments"][0]["strategy"] = json!(null);
+    let earlier = in_batch(json!({ "batch": { "state": STATE, "number": 2 } }));
+    assert_eq!(on_leases(&lease(window, earlier)), [withdrawn]);
     // A batch that the own copy of the state does not know: neither granted nor withdrawn.
     let newer = in_batch(json!({ "batch": { "state": STATE, "number": 4 } }));
     assert_eq!(on_leases(&lease(open(), newer)), Vec::<String>::new());

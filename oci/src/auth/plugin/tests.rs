@@ -66,7 +66,7 @@ impl Asker {
     async fn ask(&self, image: &str) -> Credentials {
         let environment = BTreeMap::from([("FROM_KUBELET".to_owned(), "yes".to_owned())]);
         self.plugins
-            .credentials(&self.config, &environment, image)
+            .credentials(&self.config, Some(&environment), image)
             .await
     }
 
@@ -261,5 +261,54 @@ fn the_configuration_of_a_host_is_read_and_named_as_the_host_has_it() {
         let error = providers.into_iter().find_map(Result::err).unwrap();
         let error = chain(&error);
         assert!(error.starts_with(want), "{error}");
+    }
+}
+
+#[test]
+fn values_of_a_wrong_type_are_not_in_messages() {
+    let head = "kind: CredentialProviderConfig\nproviders:";
+    for (text, want) in [
+        (
+            format!("{head} hunter2"),
+            "expected a sequence at line 2 column 12",
+        ),
+        (
+            format!("{head}\n- hunter2"),
+            "providers[0]: expected struct Provider",
+        ),
+        (
+            format!("{head}\n- name: a\n  env: hunter2"),
+            "/p.yaml: providers[0]: expected a sequence",
+        ),
+    ] {
+        let message = match parse(&text, Path::new("/p.yaml")) {
+            Ok(mut providers) => providers.remove(0).unwrap_err().to_string(),
+            Err(message) => message,
+        };
+        assert!(
+            message.ends_with(want) && !message.contains("hunter2"),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn plugins_get_no_variable_of_this_process_if_those_of_the_kubelet_are_known() {
+    // cargo sets this variable for tests.
+    let script = r#"
+printf '{"kind":"CredentialProviderResponse","apiVersion":"credentialprovider.kubelet.k8s.io/v1",'
+printf '"cacheKeyType":"Image","auth":{"*.cloud.io":{"username":"%s","password":"%s"}}}' "${CARGO_MANIFEST_DIR:+known}" "$HOME-$REGION"
+"#;
+    let (_dir, config) = host(script, "0s");
+    let plugins = Plugins::new(Root::open("/").unwrap());
+    let kubelet = BTreeMap::from([("HOME".to_owned(), "/kubelet".to_owned())]);
+    let own = std::env::var("HOME").unwrap_or_default();
+    for (environment, want) in [
+        (Some(&kubelet), basic("", "/kubelet-eu")),
+        (None, basic("known", &format!("{own}-eu"))),
+    ] {
+        let found = plugins.credentials(&config, environment, "a.cloud.io/x");
+        let found = found.await.matching("a.cloud.io/x").remove(0).login;
+        assert!(found == want, "{environment:?}");
     }
 }

@@ -194,3 +194,45 @@ fn what_is_wrong_is_named() {
         );
     }
 }
+
+#[test]
+fn values_of_a_wrong_type_are_not_in_messages() {
+    let text = "[[registry]]\nlocation = \"r.io\"\ninsecure = \"hunter2\"\n";
+    let error = urls(text, "r.io/a", false).unwrap_err();
+    assert_eq!(error, "/r.conf, line 3, is not TOML: expected a boolean");
+}
+
+#[test]
+fn a_prefix_may_have_a_tag_or_a_digest() {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let by_digest = format!("r.io/a@{digest}");
+    let both = format!("r.io/a:1@{digest}");
+    for (prefix, reference, blocked) in [
+        ("r.io/a:1", "r.io/a:1", true),
+        ("r.io/a:1", "r.io/a:12", false),
+        ("r.io/a:1", both.as_str(), true),
+        ("r.io/a", "r.io/a:1", true),
+        ("r.io/a", by_digest.as_str(), true),
+        (by_digest.as_str(), by_digest.as_str(), true),
+        ("r.io/a", "r.io/ab:1", false),
+        ("*.io/a:1", "r.io/a:1", true),
+    ] {
+        let text = format!("[[registry]]\nlocation = \"{prefix}\"\nblocked = true\n");
+        let conf = parse(&text, Path::new("/r.conf")).unwrap();
+        let settings = conf.settings(reference, reference.contains('@'));
+        let is_blocked = matches!(settings, Err(HostsError::Blocked { .. }));
+        assert_eq!(is_blocked, blocked, "{prefix} {reference}: {settings:?}");
+    }
+    // The tag is no part of the name on the server.
+    for (location, want) in [("l.io/b", "b"), ("l.io:5000/b", "b"), ("r.io/a:1", "a")] {
+        let text = format!("[[registry]]\nprefix = \"r.io/a:1\"\nlocation = \"{location}\"\n");
+        let conf = parse(&text, Path::new("/r.conf")).unwrap();
+        let server = conf
+            .settings("r.io/a:1", false)
+            .unwrap()
+            .unwrap()
+            .server
+            .unwrap();
+        assert_eq!(server.repository.as_deref(), Some(want), "{location}");
+    }
+}

@@ -133,3 +133,57 @@ fn imported_files_are_laid_over_the_first() {
         Registry::default()
     );
 }
+
+#[test]
+fn endpoints_of_old_files_are_asked_as_containerd_asks_them() {
+    let urls = |endpoints: &str| {
+        let registry = of(&format!(
+            "[plugins.cri.registry.mirrors.\"r.example:5000\"]\nendpoint = [{endpoints}]\n"
+        ));
+        let settings = registry.settings("r.example:5000").unwrap();
+        let found = crate::hosts::endpoints("r.example:5000", &settings, false).unwrap();
+        let urls = found.iter().map(|it| {
+            let mut url = it.url("r.example:5000", "a", "x");
+            url.set_query(None);
+            url.to_string()
+        });
+        assert_eq!(found.iter().filter(|it| it.is_origin).count(), 1);
+        urls.collect::<Vec<_>>().join(" ")
+    };
+    let own = "https://r.example:5000/v2/a/x";
+    for (endpoints, want) in [
+        ("", own.to_owned()),
+        (
+            "'https://m.example'",
+            format!("https://m.example/v2/a/x {own}"),
+        ),
+        // A path is the whole path.
+        (
+            "'https://m.example/hub'",
+            format!("https://m.example/hub/a/x {own}"),
+        ),
+        (
+            "'https://m.example/v2/hub'",
+            format!("https://m.example/v2/hub/a/x {own}"),
+        ),
+        // Without a scheme.
+        ("'m.example'", format!("https://m.example/v2/a/x {own}")),
+        (
+            "'localhost:5000'",
+            format!("http://localhost:5000/v2/a/x {own}"),
+        ),
+        ("'127.0.0.1'", format!("http://127.0.0.1/v2/a/x {own}")),
+        ("'[::1]'", format!("http://[::1]/v2/a/x {own}")),
+        // The registry itself, in the order that the administrator has chosen.
+        (
+            "'http://r.example:5000'",
+            "http://r.example:5000/v2/a/x".to_owned(),
+        ),
+        (
+            "'http://r.example:5000', 'https://m.example'",
+            "http://r.example:5000/v2/a/x https://m.example/v2/a/x".to_owned(),
+        ),
+    ] {
+        assert_eq!(urls(endpoints), want, "{endpoints}");
+    }
+}

@@ -312,7 +312,7 @@ fn sizes_of_pax_count_and_wrong_ones_are_errors() {
 fn ends_of_archives() {
     let file = plain(b'0', "f");
     let zeros = |count: usize| vec![0; count];
-    let table: [(&str, Vec<u8>, Result<usize, &str>); 9] = [
+    let table: [(&str, Vec<u8>, Result<usize, &str>); 10] = [
         ("nothing at all", Vec::new(), Ok(0)),
         ("only an end", zeros(1024), Ok(0)),
         ("no end", file.clone(), Ok(1)),
@@ -331,6 +331,11 @@ fn ends_of_archives() {
             "another archive after the end",
             [file.clone(), zeros(1024), file.clone()].concat(),
             Ok(1),
+        ),
+        (
+            "another entry after half an end",
+            [file.clone(), zeros(512), file.clone()].concat(),
+            Err("one block of zeros is no end"),
         ),
         (
             "garbage instead of an end",

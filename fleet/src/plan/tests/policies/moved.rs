@@ -32,6 +32,20 @@ fn a_member_that_was_moved_is_leased_in_the_compartment_of_its_batch() {
 }
 
 #[test]
+fn a_member_that_was_moved_is_taken_into_no_second_batch() {
+    // Worker-1 is the only node of the default compartment that is not complete, and has no lease yet.
+    let open = moved(done(with_batch(exponential(), &[1], &json!({})), 3));
+    assert_eq!(written(&open), None);
+    assert_eq!(open.reserved(), ["s/worker-1"]);
+    // Its batch was judged: it is a node like any other.
+    let mut judged = open;
+    let gpu = json!({ "run": 1, "batch": 0, "shown": 2 });
+    judged.rollouts[0]["spec"]["compartments"]["gpu"] = gpu;
+    let state = written(&judged).unwrap();
+    assert_eq!(state.compartments["__default__"].members, [member(1)]);
+}
+
+#[test]
 fn a_member_that_was_moved_needs_a_slot_in_both_compartments() {
     // Worker-3 holds the only slot of the default compartment, where worker-1 is now.
     let open = moved(with_batch(exponential(), &[1], &json!({})));

@@ -34,14 +34,22 @@ fn a_member_that_was_picked_before_keeps_its_number() {
     let open = with_batch(exponential(), &[2, 1], &json!({}));
     let both = |one, two| {
         vec![
-            ("worker-1".to_owned(), Some(one)),
             ("worker-2".to_owned(), Some(two)),
+            ("worker-1".to_owned(), Some(one)),
         ]
     };
     assert_eq!(numbers(&open), both(8, 7));
     assert_eq!(numbers(&numbered(open.clone(), 1, 2, "t")), both(2, 7));
     // It was complete since.
     assert_eq!(numbers(&numbered(open, 1, 2, "")), both(8, 7));
+}
+
+#[test]
+fn members_are_leased_in_the_order_of_picking() {
+    // Worker-2 was picked first, for example because it is older. One slot is free.
+    let mut open = with_batch(exponential(), &[2, 1], &json!({}));
+    open.settings.max_concurrent_nodes = Some(1);
+    assert_eq!(open.reserved(), ["s/worker-2"]);
 }
 
 #[test]

@@ -72,6 +72,15 @@ fn members_do_not_wait_for_slots_that_failed_nodes_hold() {
 }
 
 #[test]
+fn nodes_that_are_not_ready_take_no_slots_beside_a_policy() {
+    // Worker-3 is in another compartment. It would take the second slot of `gpu`.
+    let budget = json!({ "countUnavailable": true });
+    let open = with_batch(exponential(), &[1, 2], &json!({}));
+    let open = not_ready(open, 3).skyhook(&["spec", "interruptionBudget"], budget);
+    assert_eq!(open.reserved(), ["s/worker-1", "s/worker-2"]);
+}
+
+#[test]
 fn a_look_at_a_batch_says_nothing_of_the_same_number_in_another_state() {
     use crate::batches::Look;
     use crate::index::Change;

@@ -98,6 +98,11 @@ fn a_roll_out_that_is_complete_starts_anew_once_people_have_seen_it() {
     assert_eq!(written(&picture), None, "once");
 }
 
+/// The spec of a lease for worker-1 with these fields.
+fn created(picture: &Picture, spec: Value) -> Value {
+    leased(picture.clone(), spec, json!(null)).leases[0]["spec"].clone()
+}
+
 #[test]
 fn a_state_that_is_not_needed_is_deleted_when_no_lease_is_of_a_batch() {
     let budget = |picture: Picture| {
@@ -113,12 +118,27 @@ fn a_state_that_is_not_needed_is_deleted_when_no_lease_is_of_a_batch() {
     let open = with_batch(exponential(), &[1], &json!({}));
     assert!(!deletes(&open));
     assert!(deletes(&budget(open.clone())));
-    let leased = leased(
-        stamp(open, granted()),
+    let under_way = budget(open.clone());
+    let mut index = under_way.index();
+    index.begins(&Effect::ReserveLease {
+        node: "worker-1".into(),
+        spec: Box::new(serde_json::from_value(created(&open, in_batch(json!({})))).unwrap()),
+    });
+    let plan = under_way.plan_of(&index);
+    let kinds: Vec<&str> = plan.effects.iter().map(Effect::kind).collect();
+    assert!(!kinds.contains(&"DeleteRollout"), "{kinds:?}");
+    let works = leased(
+        stamp(open.clone(), granted()),
         in_batch(grant_and(json!({}))),
         with_package("Running", "in_progress"),
     );
-    assert!(!deletes(&budget(leased)));
+    assert!(!deletes(&budget(works)));
+    // A lease that is not granted goes first: the batch that it names may not be open any more.
+    let reserved = budget(leased(open, in_batch(json!({})), json!(null)));
+    assert_eq!(
+        on_leases(&reserved),
+        ["WithdrawLease no open batch has the node"]
+    );
     let mut earlier = with_batch(exponential(), &[1], &json!({}));
     earlier.rollouts[0]["metadata"]["ownerReferences"][0]["uid"] = json!("an earlier Skyhook");
     assert!(deletes(&earlier));
@@ -210,11 +230,24 @@ fn a_last_batch_with_a_failure_is_judged_before_the_next_revision() {
     // A reset follows: the batch is left to it.
     assert_eq!(written(&open()), None);
     // The configuration changes before that: the next revision is not judged by the failure.
-    let mut complete = open();
-    let status = shown(&complete);
-    complete.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
-    complete.rollouts[0]["spec"]["revision"]["number"] = json!(0);
-    assert_eq!(judged(&written(&complete).unwrap()), expected);
+    let changed = |picture: Picture| {
+        let mut complete = picture;
+        let status = shown(&complete);
+        complete.skyhooks[0]["status"] = serde_json::to_value(&status).unwrap();
+        complete.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+        complete
+    };
+    let kept = changed(keeps(open()));
+    assert_eq!(judged(&written(&kept).unwrap()), expected);
+    // The reset that was to follow is not lost, and follows once.
+    let mut complete = changed(open());
+    let state = written(&complete).unwrap();
+    let anew = rollout::CompartmentState::new(2);
+    assert_eq!(state.compartments["gpu"], anew);
+    let mut after = complete.clone();
+    after.rollouts[0]["spec"] = serde_json::to_value(&state).unwrap();
+    after.rollouts[0]["spec"]["revision"]["number"] = json!(0);
+    assert_eq!(written(&after).unwrap().compartments["gpu"], anew, "once");
     // It was not complete: the batch goes on.
     complete.skyhooks[0]["status"]["status"] = json!("in_progress");
     assert_eq!(written(&complete).unwrap().compartments["gpu"].batch, 3);

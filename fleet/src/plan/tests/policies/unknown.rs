@@ -1,6 +1,7 @@
 //! What waits while the state of a roll-out is not known, or may be another one.
 
 use super::*;
+use crate::effect::AsOf;
 use crate::index::Change;
 use skyhook_crds::Status;
 
@@ -127,7 +128,20 @@ fn a_state_that_the_api_server_refuses_is_said_to_be_refused() {
             message.to_owned()
         )
     );
+    // That the state of an earlier Skyhook was deleted, or may not be deleted, says nothing about that.
+    let delete = Effect::DeleteRollout {
+        name: "s".into(),
+        at: AsOf {
+            uid: "earlier".into(),
+            resource_version: "1".into(),
+        },
+        not_of: None,
+    };
+    session.settle(&delete, Outcome::Done(None), now.mono);
+    assert_eq!(reason(&session).1, "RolloutStateRefused");
     write(&mut session, Outcome::Done(None));
+    let error = "delete rolloutstate/s: forbidden".to_owned();
+    session.settle(&delete, Outcome::Refused { error }, now.mono);
     assert_eq!(session.index().clocks().state_refused("s"), None);
 }
 
@@ -299,4 +313,51 @@ fn states_that_cannot_be_listed_are_said_to_be_unreadable() {
     );
     index.apply(Change::Synced(kind), Mono::ZERO);
     assert_eq!(reason(&index).0, "BatchUnderWay");
+}
+
+#[test]
+fn that_a_compartment_has_stopped_is_said_also_while_its_state_is_not_known() {
+    let stopped = json!({
+        "batch": 0, "members": [], "consecutiveFailures": 1, "shown": 2, "lastBatchSize": 1,
+        "lastBatchFailed": true, "stopped": "2026-11-26T12:00:00Z",
+    });
+    let mut before = with_batch(exponential(), &[], &stopped);
+    let message = condition(&shown(&before), "RolloutStopped");
+    assert!(message.is_some());
+    before.skyhooks[0]["status"] = serde_json::to_value(shown(&before)).unwrap();
+    let mut newer = before.clone();
+    newer.rollouts[0]["spec"]["format"] = json!(1);
+    assert_eq!(condition(&shown(&newer), "RolloutStopped"), message);
+    let kind = crate::picture::Kind::Rollout;
+    let mut index = before.index();
+    index.apply(Change::ListBegins(kind), Mono::ZERO);
+    let why = "it is not installed".to_owned();
+    index.apply(Change::Unlistable { kind, why }, Mono::ZERO);
+    let status = status_of(before.plan_of(&index));
+    assert_eq!(condition(&status, "RolloutStopped"), message);
+    // It has no policy any more.
+    let spec = json!({ "interruptionBudget": { "count": 1 }, "packages": packages() });
+    let budget = before.skyhook(&["spec"], spec);
+    assert_eq!(condition(&shown(&budget), "RolloutStopped"), None);
+}
+
+#[test]
+fn compartments_without_a_strategy_go_on_while_states_cannot_be_listed() {
+    // `gpu` is a sliding window, and the default compartment has batches.
+    let window = || paced(&json!({ "budget": { "count": 2 } }));
+    let of = |spec: Value| leased(stamp(window(), granted()), spec, json!(null));
+    let kind = crate::picture::Kind::Rollout;
+    let unlistable = |picture: &Picture| {
+        let mut index = picture.index();
+        index.apply(Change::ListBegins(kind), Mono::ZERO);
+        let why = "it is not installed".to_owned();
+        index.apply(Change::Unlistable { kind, why }, Mono::ZERO);
+        super::unknown::of(&picture.plan_of(&index))
+    };
+    let of_no_batch = of(json!({ "compartment": "gpu" }));
+    assert_eq!(unlistable(&of_no_batch), ["GrantLease"]);
+    let none = Vec::<String>::new();
+    assert_eq!(unlistable(&of(in_batch(json!({})))), none);
+    let paced = of(json!({ "compartment": "__default__" }));
+    assert_eq!(unlistable(&paced), none);
 }
