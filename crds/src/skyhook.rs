@@ -90,8 +90,9 @@ pub struct SkyhookSpec {
     /// Tolerations: a node gets the packages although it has taints that match them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional_tolerations: Vec<Toleration>,
-    /// Nodes join the cluster with the taint skyhook.nvidia.com=runtime-required. It is removed from a node when all
-    /// Skyhooks with this field are complete there.
+    /// Nodes join the cluster with a taint, and it is removed from a node when all Skyhooks with this field are complete
+    /// there. The taint is skyhook.nvidia.com=runtime-required:NoSchedule, unless the coordinator is configured with another
+    /// one (--runtime-required-taint). This Skyhook tolerates it.
     #[serde(default)]
     pub runtime_required: bool,
     /// Put that taint on nodes that no Skyhook has worked on yet. Has an effect only together with runtimeRequired.
