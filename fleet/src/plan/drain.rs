@@ -58,7 +58,8 @@ pub(super) fn carry_on(
     }
     let skyhook = &lease.spec.skyhook.name;
     if !cordon::is_held(node, skyhook, &fact.uid) {
-        draft.patch(node, cordon::take(node, skyhook, &fact.uid), Cause::Cordon);
+        let patch = cordon::take(&draft.so_far(node), skyhook, &fact.uid);
+        draft.patch(node, patch, Cause::Cordon);
         return;
     }
     let watch = view.clocks.drain(&node.name, &fact.uid);

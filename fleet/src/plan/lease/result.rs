@@ -49,7 +49,8 @@ impl LeaseCase<'_> {
         // After a stop for a new revision, work on the node goes on soon. The cordon stays, because new pods would have
         // to leave again.
         if self.stop_ordered() != Some(StopReason::NewRevision) {
-            draft.patch(node, cordon::give_back(node, [skyhook]), cause);
+            let patch = cordon::give_back(&draft.so_far(node), [skyhook]);
+            draft.patch(node, patch, cause);
         }
         // A taint of ours goes in a later write, and the protection with it.
         if taints::ours(&self.view.settings.runtime_taint, node).is_none() {
