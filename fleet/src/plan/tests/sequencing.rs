@@ -114,6 +114,17 @@ fn a_later_skyhook_waits_for_all_nodes_or_for_each() {
             ["reserved", "reserved", "reserved"],
         ),
         (
+            "it selects a Windows node alone",
+            selected(two("all"))
+                .node(2, &["metadata", "labels", "a"], json!("b"))
+                .node(
+                    2,
+                    &["metadata", "labels", "kubernetes.io/os"],
+                    json!("windows"),
+                ),
+            ["reserved", "", "reserved"],
+        ),
+        (
             "it selects one node",
             selected(two("all")).node(2, &["metadata", "labels", "a"], json!("b")),
             [GATE, HERE, GATE],

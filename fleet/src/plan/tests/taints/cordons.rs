@@ -111,6 +111,20 @@ fn the_cordon_after_the_taint_stays_until_somebody_uncordons() {
     let node = testkit::patched(&node, &cordon::give_back(&node, ["s"]));
     assert!(!node.unschedulable, "T2f: it is uncordoned afterwards");
 
+    // C6: the drain of a node that was cordoned with its taint gets no mark of a Skyhook, and leaves it cordoned.
+    let cordoned = draining.node(1, &["spec", "unschedulable"], json!(true));
+    let taken = format!("cordon-owners: {}", cordons(true, &[("s", "lease")], &[]));
+    assert_eq!(written(&cordoned, "worker-1"), [taken], "C6");
+    let marks = |picture: &Picture| {
+        let effects = picture.plan().effects.into_iter();
+        let marks = effects.filter_map(|effect| match effect {
+            Effect::PatchNode { patch, .. } => patch.annotations.get(&names::cordon("s")).cloned(),
+            _ => None,
+        });
+        marks.flatten().count()
+    };
+    assert_eq!(marks(&cordoned), 0, "C6");
+
     // T2g and T2h: a cordon of NVIDIA Skyhook, and one that is taken later.
     for (name, owners) in [("T2g", true), ("T2h", false)] {
         let mut node = testkit::node("n");

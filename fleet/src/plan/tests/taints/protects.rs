@@ -230,6 +230,30 @@ fn a_tainted_node_is_protected_while_it_waits_for_its_turn_and_not_for_a_person(
     // T5a: another node has the only slot.
     let full = tainted(base(), 2, &[OURS]);
     assert_eq!(written(&full, "worker-2"), all, "T5a");
+    // T5c: a Node that was registered anew gets a lease, and its agent finds everything installed.
+    let anew = || tainted(required(json!({})), 1, &[OURS]);
+    assert_eq!(anew().reserved(), ["s/worker-1"], "T5c");
+    let reported = leased(
+        stamp(protected(anew()), granted()),
+        grant_and(json!({})),
+        with_package("Complete", "complete"),
+    );
+    let result = reported.plan().effects.into_iter();
+    let mut result = result.filter_map(|effect| match effect {
+        Effect::PatchNode { patch, .. } => Some(patch),
+        _ => None,
+    });
+    let result = result.next().expect("the result is written");
+    assert_eq!(result.taints, None, "T5c: the taint goes after the result");
+    let mut index = reported.index();
+    let node = testkit::patched(&index.picture.nodes()["worker-1"], &result);
+    index.picture.node(node);
+    let untaint = ["taints []".to_owned()].into_iter().chain(gone());
+    assert_eq!(
+        written_by(&reported, &index, "worker-1"),
+        untaint.collect::<Vec<_>>(),
+        "T5c"
+    );
     // T11e: a back-off.
     let mut index = base().index();
     index.back_off(

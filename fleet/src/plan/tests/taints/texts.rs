@@ -94,6 +94,32 @@ fn a_node_that_waits_says_who_keeps_the_taint() {
 }
 
 #[test]
+fn a_skyhook_that_waits_for_all_nodes_of_another_says_who_keeps_the_taint() {
+    // S12: y goes first everywhere, and is complete on worker-1 alone. Both nodes carry the taint.
+    let first = |tolerations: Value| {
+        let spec =
+            json!({ "priority": 1, "sequencing": "all", "additionalTolerations": tolerations });
+        let picture = required(json!({})).another(skyhook("y", spec));
+        let picture = picture.annotated(1, &names::node_state("y"), &complete("1.0.0"));
+        tainted(tainted(picture, 1, &[OURS]), 2, &[OURS])
+    };
+    let gate = "Skyhook y goes first (sequencing: all) and is not complete on all of its nodes";
+    let waits = ("EarlierSkyhook".to_owned(), format!("{gate}; {NEEDS}"));
+    let tolerating = first(json!([{ "key": names::GROUP, "operator": "Exists" }]));
+    assert_eq!(said(&tolerating, "s", "worker-1"), waits);
+    assert_eq!(tolerating.reserved(), ["y/worker-2", "y/worker-3"]);
+    let circle = first(json!([]));
+    assert_eq!(said(&circle, "s", "worker-1"), waits);
+    assert_eq!(circle.reserved(), ["y/worker-3"]);
+    let named = format!(
+        "taint {OURS} is not tolerated: it stays until every runtimeRequired Skyhook is complete here, and those that come \
+         later wait for this one: set spec.runtimeRequired, or add it to spec.additionalTolerations"
+    );
+    let why = said(&circle, "y", "worker-2");
+    assert_eq!(why, ("TaintNotTolerable".to_owned(), named));
+}
+
+#[test]
 fn a_circle_of_taints_is_named() {
     let tolerating = json!([{ "key": "node.kubernetes.io/not-ready", "operator": "Exists" }]);
     let with = |picture: Picture, other: &str| tainted(picture, 1, &[other, OURS]);
