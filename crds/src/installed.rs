@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_stage_of_a_newer_version_is_said_to_be_one() {
-        let newer = STATE.replace("config", "uninstall-interrupt");
+        let newer = STATE.replace("config", "quarantine");
         let error = parse_states("x", Some(&newer)).unwrap_err();
         let want = StateProblem::Newer {
             annotation: "x".into(),

@@ -11,7 +11,7 @@ fn a_lease_of_a_later_version_can_be_read() {
         "skyhook": { "name": "s", "uid": "u" },
         "revision": "r",
         "installed": { "a|1": {
-            "name": "a", "version": "1", "image": "i", "stage": "uninstall-interrupt", "state": "postponed",
+            "name": "a", "version": "1", "image": "i", "stage": "quarantine", "state": "postponed",
         } },
         "drain": {
             "state": "Emptying",
@@ -32,7 +32,7 @@ fn a_lease_of_a_later_version_can_be_read() {
         (Stage::Unknown, State::Unknown)
     );
     let status: InterruptionLeaseStatus = serde_json::from_value(json!({
-        "phase": "Uninstalling", "stage": "uninstall-interrupt", "state": "postponed",
+        "phase": "Uninstalling", "stage": "quarantine", "state": "postponed",
     }))
     .unwrap();
     assert_eq!(
