@@ -179,7 +179,7 @@ impl World {
     ) -> anyhow::Result<BTreeMap<String, String>> {
         let key = names::node_state(skyhook);
         let states: PackageStates =
-            parse_states(&key, self.annotation(node, &key).await?.as_deref())?;
+            parse_states(&key, self.annotation(node, &key).await?.as_deref(), false)?;
         Ok(states
             .into_iter()
             .map(|(key, s)| (key, format!("{}/{}", s.stage, s.state)))

@@ -45,7 +45,7 @@ pub(super) fn record(annotations: &BTreeMap<String, String>, skyhook: &str) -> R
     let key = names::node_state(skyhook);
     let value = annotations.get(&key).map(String::as_str);
     Record {
-        states: installed::parse_states(&key, value),
+        states: installed::parse_states(&key, value, false),
         digest: installed::states_digest(value.unwrap_or_default()),
         stamp: Stamp::parse(annotations.get(&names::stamp(skyhook)).map(String::as_str)),
     }
