@@ -247,6 +247,8 @@ pub(super) struct Cell {
     pub(super) parked: bool,
     /// A reboot has undone the recorded result, so the packages have to be applied again.
     pub(super) lost: bool,
+    /// The Node's record is another implementation's, or keys of another one are left beside ours.
+    pub(super) foreign: bool,
     /// The node has a lease of the Skyhook, and its record says that it is complete all the same.
     pub(super) complete: bool,
     /// The node has to keep the runtime-required taint until the Skyhook is complete there.
