@@ -33,13 +33,15 @@ impl<M> Clone for KubeNode<M> {
 
 impl<M: Machine> KubeNode<M> {
     /// Writes what containerd and kubelet need on a machine that is up, and starts them. `index` is
-    /// the machine's in its network, and `plane` has to know the kubelet
-    /// ([`Options::kubelets`](crate::controlplane::Options::kubelets)).
+    /// the machine's in its network, `plane` has to know the kubelet
+    /// ([`Options::kubelets`](crate::controlplane::Options::kubelets)), and `taints` (JSON) are those
+    /// that it registers the node with.
     pub async fn install(
         plane: &ControlPlane,
         network: &Network,
         host: Arc<M>,
         index: u8,
+        taints: &serde_json::Value,
     ) -> Result<Self> {
         host.route_through(network.gateway()).await?;
         let address = host.address().to_string();
@@ -60,6 +62,7 @@ impl<M: Machine> KubeNode<M> {
                 .replace("@DRIVER@", driver)
                 .replace("@OWN@", own)
                 .replace("@NOT_OWN@", &not_own)
+                .replace("@TAINTS@", &taints.to_string())
         };
         let units = "/etc/systemd/system";
         for (path, text) in [
