@@ -179,6 +179,15 @@ impl<C: Core> World<'_, C> {
                 node.name
             ));
         }
+        let settled = selected().filter(|node| self.is_at(skyhook, node));
+        let settled = settled.filter(|node| !self.is_excused(skyhook, node, held));
+        let undone = settled.filter_map(|node| Some((node, self.undone(skyhook, node)?)));
+        if let Some((node, package)) = undone.into_iter().next() {
+            return Some(format!(
+                "{package} of {name} was not applied again on {} after a reboot",
+                node.name
+            ));
+        }
         let stands_still = selected().any(|node| self.affliction(&node.name).is_some());
         let is_kept_off = || selected().any(|node| self.is_excused(skyhook, node, held));
         let want: &[Status] = if skyhook.is_paused() {
