@@ -53,7 +53,6 @@ impl<M: Machine> KubeNode<M> {
         } else {
             ("cgroupfs", "false")
         };
-        let not_own = (!M::OWN_KERNEL).to_string();
         let fill = |text: &str| {
             text.replace("@NODE@", host.name())
                 .replace("@ADDRESS@", &address)
@@ -61,7 +60,7 @@ impl<M: Machine> KubeNode<M> {
                 .replace("@APISERVER@", apiserver)
                 .replace("@DRIVER@", driver)
                 .replace("@OWN@", own)
-                .replace("@NOT_OWN@", &not_own)
+                .replace("@NOT_OWN@", &(!M::OWN_KERNEL).to_string())
                 .replace("@TAINTS@", &taints.to_string())
         };
         let units = "/etc/systemd/system";
