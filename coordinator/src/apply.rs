@@ -3,6 +3,7 @@
 
 mod labels;
 mod live;
+mod node;
 mod pods;
 mod revisions;
 mod rollouts;
@@ -17,8 +18,8 @@ use serde_json::{Value, json};
 use skyhook_crds::lease::{Drain, Granted, InterruptionLease, InterruptionLeaseSpec, Stop};
 use skyhook_crds::{Skyhook, names};
 
-use skyhook_fleet::effect::{AsOf, BatchCheck, Effect, NodePatch};
-use skyhook_fleet::facts::{WireCondition, WireLease, WireNode, WireSkyhook};
+use skyhook_fleet::effect::{AsOf, BatchCheck, Effect};
+use skyhook_fleet::facts::{WireLease, WireNode, WireSkyhook};
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
 
@@ -279,53 +280,6 @@ impl Applier {
         Ok(Some(Change::Skyhook(Box::new(written))))
     }
 
-    /// Annotations, labels and conditions are written with one PATCH of the status subresource, which leaves the rest
-    /// of the object unchanged. Only a cordon needs a PATCH of the object itself, which comes first.
-    async fn node(
-        &self,
-        name: &str,
-        at: &AsOf,
-        patch: &NodePatch,
-        wall: &str,
-    ) -> Result<Option<Change>, ApplyError> {
-        self.check_live(name, &patch.check).await?;
-        let api: Api<WireNode> = Api::all(self.client.clone());
-        let mut metadata = guard(at);
-        metadata["annotations"] = json!(patch.annotations);
-        metadata["labels"] = json!(patch.labels);
-        let mut body = json!({ "metadata": metadata });
-        let mut cordoned = None;
-        if let Some(unschedulable) = patch.unschedulable {
-            // The API server stores false as an absent field.
-            body["spec"] = json!({ "unschedulable": unschedulable.then_some(true) });
-            let written = api.patch(name, &manager(), &Patch::Strategic(&body)).await;
-            let written = written.map_err(|source| failed("patch", "node", name, source))?;
-            if patch.conditions.is_empty() {
-                return Ok(Some(Change::Node(Box::new(written))));
-            }
-            cordoned = Some(written.clone());
-            body = json!({ "metadata": { "uid": at.uid, "resourceVersion": written.metadata.resource_version } });
-        }
-        if !patch.conditions.is_empty() {
-            let conditions: Vec<Value> = patch
-                .conditions
-                .iter()
-                .map(|(type_, wanted)| condition(type_, wanted.as_ref(), wall))
-                .collect();
-            body["status"] = json!({ "conditions": conditions });
-        }
-        let written = api
-            .patch_status(name, &manager(), &Patch::Strategic(&body))
-            .await;
-        let written = match (written, cordoned) {
-            (Ok(written), _) => written,
-            // The first PATCH succeeded, so the write counts as done. The next pass decides about the conditions again.
-            (Err(_), Some(cordoned)) => cordoned,
-            (Err(source), None) => return Err(failed("patch", "node status", name, source)),
-        };
-        Ok(Some(Change::Node(Box::new(written))))
-    }
-
     async fn reserve_lease(
         &self,
         node: &str,
@@ -417,21 +371,6 @@ fn whole(drain: &Drain) -> Value {
         more,
     } = drain;
     json!({ "state": state, "since": since, "blockers": blockers, "more": more })
-}
-
-/// A condition in a strategic merge patch, which finds it by its type; `None` removes it.
-fn condition(type_: &str, wanted: Option<&WireCondition>, wall: &str) -> Value {
-    let Some(condition) = wanted else {
-        return json!({ "type": type_, "$patch": "delete" });
-    };
-    json!({
-        "type": type_,
-        "status": condition.status,
-        "reason": condition.reason,
-        "message": condition.message,
-        "lastHeartbeatTime": wall,
-        "lastTransitionTime": wall,
-    })
 }
 
 /// The UID and the resource version that a write was decided on. The API server checks both.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
+use skyhook_fleet::taints::RuntimeTaint;
 
 /// Grants interruption leases for the nodes of a cluster and keeps the record of what is installed on them.
 #[derive(Parser, Clone, Debug)]
@@ -44,6 +45,10 @@ pub struct Settings {
     #[arg(long, env = "REAPPLY_ON_REBOOT", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub reapply_on_reboot: bool,
 
+    /// Taint, as key=value:effect, that keeps pods off a node until every runtimeRequired Skyhook is complete there.
+    #[arg(long, env = "RUNTIME_REQUIRED_TAINT", default_value_t)]
+    pub runtime_required_taint: RuntimeTaint,
+
     /// Stand for election among the replicas; without it, this one always leads.
     #[arg(long, env = "LEADER_ELECTION", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub leader_election: bool,
@@ -78,6 +83,7 @@ impl Settings {
             node_name: self.node_name.clone(),
             node_return_timeout: self.node_return_timeout,
             reapply_on_reboot: self.reapply_on_reboot,
+            runtime_taint: self.runtime_required_taint.clone(),
             max_in_flight: self.max_in_flight,
         }
     }
@@ -128,6 +134,10 @@ mod tests {
             ("--max-concurrent-nodes=0", "it must be 1 or more"),
             ("--max-in-flight=many", "it must be a number"),
             ("--accept-timeout=0s", "it must be longer than nothing"),
+            (
+                "--runtime-required-taint=k=v",
+                "--runtime-required-taint must have the form key=value:effect or key:effect",
+            ),
         ] {
             let refused = Settings::try_parse_from(["skyhook-coordinator", flag]).unwrap_err();
             assert!(refused.to_string().contains(problem), "{refused}");

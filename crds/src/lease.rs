@@ -150,6 +150,15 @@ pub struct Drain {
     pub more: i32,
 }
 
+impl Drain {
+    /// Pods that an administrator has to do something about before the drain can end.
+    pub fn blocking(&self) -> impl Iterator<Item = (&Blocker, BlockCause)> {
+        let blockers = self.blockers.iter();
+        let blockers = blockers.filter(|_| self.state == DrainState::Draining);
+        blockers.filter_map(|one| Some((one, one.cause.filter(|cause| cause.blocks())?)))
+    }
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde passes a reference"
@@ -199,6 +208,51 @@ pub struct Blocker {
     pub pod: String,
     /// For people: why the pod is still there, or what is waited for.
     pub reason: String,
+    /// What keeps the pod there, where it is one of the known causes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<BlockCause>,
+}
+
+/// What keeps a pod on a node that drains.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+pub enum BlockCause {
+    /// A PodDisruptionBudget does not allow to evict the pod now.
+    PodDisruptionBudget,
+    /// No controller would replace the pod, and `force` is false.
+    UnmanagedPod,
+    /// The pod would lose its emptyDir, and `deleteEmptyDirData` is false.
+    EmptyDirData,
+    /// The pod matches podNonInterruptLabels.
+    NonInterruptLabels,
+    /// One of a later version. It is only read: this version writes none, and the schema has none.
+    #[serde(other, skip_serializing)]
+    #[schemars(skip)]
+    Unknown,
+}
+
+impl BlockCause {
+    /// The word in the JSON, which is that of NodeWright.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::PodDisruptionBudget => "PodDisruptionBudget",
+            Self::UnmanagedPod => "UnmanagedPod",
+            Self::EmptyDirData => "EmptyDirData",
+            Self::NonInterruptLabels => "NonInterruptLabels",
+            Self::Unknown => "Unknown",
+        }
+    }
+
+    /// True for what an administrator can change. The others end by themselves.
+    #[must_use]
+    pub const fn blocks(self) -> bool {
+        match self {
+            Self::PodDisruptionBudget | Self::UnmanagedPod | Self::EmptyDirData => true,
+            Self::NonInterruptLabels | Self::Unknown => false,
+        }
+    }
 }
 
 /// Why the agent must stop, and since when.

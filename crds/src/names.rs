@@ -4,6 +4,8 @@
 
 /// API group of every custom resource, and prefix of every label and annotation.
 pub const GROUP: &str = "skyhook.nvidia.com";
+/// The prefix that NodeWright, the successor of NVIDIA Skyhook, uses instead of [`GROUP`].
+pub const SUCCESSOR: &str = "nodewright.nvidia.com";
 
 /// Finalizer of a Skyhook: its cordons are given back before it goes.
 pub const SKYHOOK_FINALIZER: &str = "skyhook.nvidia.com/skyhook";
@@ -22,6 +24,15 @@ pub const IGNORE: &str = "skyhook.nvidia.com/ignore";
 pub const FORCE_RELEASE: &str = "skyhook.nvidia.com/force-release";
 /// Annotation on a Node: who cordoned it, and what was there before (JSON, [`crate::installed::CordonRecord`]).
 pub const CORDON_OWNERS: &str = "skyhook.nvidia.com/cordon-owners";
+/// Annotation on a Node: `"true"` when the node was cordoned as the runtime-required taint was taken off. It is there as
+/// long as the node is cordoned.
+pub const RUNTIME_REQUIRED_CORDON: &str = "skyhook.nvidia.com/runtimeRequiredCordon";
+/// Annotation on a Node: `"true"` keeps the cluster autoscaler from removing the node.
+pub const SCALE_DOWN_DISABLED: &str = "cluster-autoscaler.kubernetes.io/scale-down-disabled";
+/// Annotation on a Node: `"true"` keeps Karpenter from removing the node.
+pub const DO_NOT_DISRUPT: &str = "karpenter.sh/do-not-disrupt";
+/// Annotations that keep autoscalers from removing a node.
+pub const PROTECTIONS: [&str; 2] = [SCALE_DOWN_DISABLED, DO_NOT_DISRUPT];
 /// Label on ControllerRevisions and leases: the Skyhook's name, which is never too long for a label value
 /// ([`MAX_SKYHOOK_NAME`]).
 pub const REVISION_OF: &str = "skyhook.nvidia.com/name";
@@ -113,6 +124,50 @@ pub fn reason(skyhook: &str) -> String {
     format!("{GROUP}/reason_{skyhook}")
 }
 
+/// Annotation on a Node: `"true"` when the taint with this key is ours, `"false"` when it was and is gone. A `/` in the
+/// key becomes a dot.
+#[must_use]
+pub fn auto_taint(key: &str) -> String {
+    format!("{GROUP}/autoTaint_{}", key.replace('/', "."))
+}
+
+/// Longest key of a taint for which [`auto_taint`] stays within the 63 characters that a name part may have.
+pub const MAX_TAINT_KEY: usize = 63 - "autoTaint_".len();
+
+/// Annotation on a Node: since when it drains for the Skyhook (RFC 3339). `None` when the Skyhook's name is too long for
+/// such an annotation.
+#[must_use]
+pub fn drain_start(skyhook: &str) -> Option<String> {
+    within_limit("drainStart_", skyhook)
+}
+
+/// Annotation on a Node: the pods that keep it from being drained for the Skyhook (JSON). `None` when the Skyhook's name is
+/// too long for such an annotation.
+#[must_use]
+pub fn drain_blocked(skyhook: &str) -> Option<String> {
+    within_limit("drainBlocked_", skyhook)
+}
+
+fn within_limit(kind: &str, skyhook: &str) -> Option<String> {
+    (kind.len() + skyhook.len() <= 63).then(|| format!("{GROUP}/{kind}{skyhook}"))
+}
+
+/// The same label or annotation with NodeWright's prefix.
+#[must_use]
+pub fn successor(key: &str) -> String {
+    let name = key.strip_prefix(GROUP).unwrap_or(key);
+    format!("{SUCCESSOR}{name}")
+}
+
+/// True for the labels and annotations that we, NVIDIA Skyhook or NodeWright write.
+#[must_use]
+pub fn is_mark(key: &str) -> bool {
+    [GROUP, SUCCESSOR].iter().any(|prefix| {
+        let name = key.strip_prefix(prefix);
+        name.is_some_and(|name| name.starts_with('/'))
+    })
+}
+
 /// Type of the Node condition that says whether the Skyhook is complete there.
 #[must_use]
 pub fn not_ready_condition(skyhook: &str) -> String {
@@ -136,6 +191,37 @@ pub fn erroring_condition(skyhook: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_annotation_has_a_longer_name_than_kubernetes_takes() {
+        let name = |key: &str| key.split_once('/').map(|(_, name)| name.len());
+        for (length, start, blocked) in [
+            (50, Some(61), Some(63)),
+            (51, Some(62), None),
+            (52, Some(63), None),
+            (53, None, None),
+        ] {
+            let skyhook = "a".repeat(length);
+            let given = [drain_start(&skyhook), drain_blocked(&skyhook)];
+            let given = given.map(|key| key.and_then(|key| name(&key)));
+            assert_eq!(given, [start, blocked], "{length}");
+        }
+        let longest = "a".repeat(MAX_TAINT_KEY);
+        assert_eq!(name(&auto_taint(&longest)), Some(63));
+        let ours = "skyhook.nvidia.com/autoTaint_a.b";
+        assert_eq!(auto_taint("a/b"), ours);
+        let theirs = "nodewright.nvidia.com/autoTaint_a.b";
+        assert_eq!(successor(ours), theirs);
+        for (key, want) in [
+            (ours, true),
+            (theirs, true),
+            ("skyhook.nvidia.com", false),
+            ("skyhook.nvidia.company/a", false),
+            (DO_NOT_DISRUPT, false),
+        ] {
+            assert_eq!(is_mark(key), want, "{key}");
+        }
+    }
 
     #[test]
     fn only_what_kubernetes_takes_is_a_key_of_a_label() {

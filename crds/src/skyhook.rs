@@ -1,7 +1,8 @@
 //! The Skyhook: what administrators apply, and what they read back.
 
+mod drain;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
@@ -10,12 +11,13 @@ use kube::core::{Selector, labels::ParseExpressionError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::duration::{GoDuration, InvalidDuration};
+use crate::duration::InvalidDuration;
 use crate::graph;
 use crate::names;
 use crate::package::{InvalidPackage, Package, PackageStatus};
 use crate::policy::BatchState;
 use crate::stage::Status;
+pub use drain::{CheckedDrain, DrainConfig};
 
 /// Packages, and the nodes that they are for.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -88,16 +90,24 @@ pub struct SkyhookSpec {
     /// Tolerations: a node gets the packages although it has taints that match them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub additional_tolerations: Vec<Toleration>,
-    /// Nodes join the cluster with the taint skyhook.nvidia.com=runtime-required. It is removed from a node when all
-    /// Skyhooks with this field are complete there.
+    /// Nodes join the cluster with a taint, and it is removed from a node when all Skyhooks with this field are complete
+    /// there. The taint is skyhook.nvidia.com=runtime-required:NoSchedule, unless the coordinator is configured with another
+    /// one (--runtime-required-taint). This Skyhook tolerates it.
     #[serde(default)]
     pub runtime_required: bool,
     /// Put that taint on nodes that no Skyhook has worked on yet. Has an effect only together with runtimeRequired.
     #[serde(default)]
     pub auto_taint_new_nodes: bool,
+    /// Cordon a node when that taint is removed from it. The node stays cordoned until somebody uncordons it.
+    #[serde(default)]
+    pub runtime_required_cordon_after: bool,
     /// How nodes are drained before they are interrupted. The fields have the names of options of `kubectl drain`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drain: Option<DrainOptions>,
+    pub drain_config: Option<DrainConfig>,
+    /// What Skyhooks that come later in the order wait for: with `node`, each node waits until this Skyhook is complete
+    /// there; with `all`, every node waits until this Skyhook is complete on all nodes that it selects.
+    #[serde(default)]
+    pub sequencing: Sequencing,
     /// Order of the Skyhooks on each node. The lowest number goes first; if numbers are equal, the first name.
     #[serde(default = "default_priority")]
     #[schemars(range(min = 1))]
@@ -106,6 +116,19 @@ pub struct SkyhookSpec {
 
 fn default_priority() -> i32 {
     200
+}
+
+/// What Skyhooks that come later wait for.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Sequencing {
+    /// Each node waits until this Skyhook is complete there.
+    #[default]
+    Node,
+    /// Every node waits until this Skyhook is complete on all nodes that it selects.
+    All,
 }
 
 /// Settings of one Skyhook that replace those of its DeploymentPolicy.
@@ -152,32 +175,6 @@ impl InterruptionBudget {
             (None, None) => nodes,
         }
     }
-}
-
-/// How a node is drained. If no field is set, every pod is evicted, with these exceptions: pods of DaemonSets, mirror pods,
-/// finished pods, pods in kube-system, and pods that tolerate the taint of cordoned nodes.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct DrainOptions {
-    /// How long pods may take to leave, from the time when all pods of podNonInterruptLabels have finished. The default is
-    /// 1h; with 0s there is no limit. After that time, the node is uncordoned and tried again later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<GoDuration>,
-    /// Grace period of evicted pods, in seconds. If it is unset or negative, each pod has its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grace_period: Option<i64>,
-    /// Evict also pods that no controller replaces. The default is true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub force: Option<bool>,
-    /// Evict also pods with an emptyDir volume, whose data is lost then. The default is true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delete_emptydir_data: Option<bool>,
-    /// Delete pods and do not evict them. PodDisruptionBudgets have no effect then. The default is false.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disable_eviction: Option<bool>,
-    /// Only pods that match have to leave. If it is unset, all pods have to.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod_selector: Option<LabelSelector>,
 }
 
 /// How far the roll-out of a Skyhook is.
@@ -370,10 +367,12 @@ pub enum InvalidSkyhook {
     Budget,
     #[error("spec.deploymentPolicy and spec.interruptionBudget are mutually exclusive")]
     PolicyAndBudget,
-    #[error("spec.drain.podSelector: the selector is not valid: {0}")]
+    #[error("spec.drainConfig.podSelector: the selector is not valid: {0}")]
     DrainPodSelector(String),
-    #[error("spec.drain.timeout: {0}")]
-    DrainTimeout(#[from] InvalidDuration),
+    #[error("spec.drainConfig.timeout: {0}; it must be greater than or equal to 0")]
+    DrainTimeout(InvalidDuration),
+    #[error("spec.drainConfig.gracePeriod: {0}; it must be greater than or equal to 0")]
+    DrainGracePeriod(InvalidDuration),
     #[error(
         "metadata.name has {length} characters: above {max} the node annotations that carry the name are not valid",
         max = names::MAX_SKYHOOK_NAME
@@ -389,38 +388,6 @@ pub struct CheckedSkyhook {
     /// `None` when no pod has to be waited for.
     pub pods_to_wait_for: Option<Selector>,
     pub drain: CheckedDrain,
-}
-
-/// Drain options after the checks, defaults filled in.
-#[derive(Clone, Debug)]
-pub struct CheckedDrain {
-    /// `None` never gives up.
-    pub timeout: Option<Duration>,
-    pub grace_period: Option<u32>,
-    pub force: bool,
-    pub delete_emptydir_data: bool,
-    pub disable_eviction: bool,
-    pub pod_selector: Selector,
-}
-
-impl CheckedDrain {
-    fn new(options: &DrainOptions) -> Result<Self, InvalidSkyhook> {
-        let timeout = match &options.timeout {
-            Some(timeout) => timeout.value()?,
-            None => Duration::from_secs(3600),
-        };
-        Ok(Self {
-            timeout: (!timeout.is_zero()).then_some(timeout),
-            grace_period: options
-                .grace_period
-                .and_then(|seconds| u32::try_from(seconds).ok()),
-            force: options.force.unwrap_or(true),
-            delete_emptydir_data: options.delete_emptydir_data.unwrap_or(true),
-            disable_eviction: options.disable_eviction.unwrap_or(false),
-            pod_selector: selector(options.pod_selector.as_ref())
-                .map_err(|e| InvalidSkyhook::DrainPodSelector(e.to_string()))?,
-        })
-    }
 }
 
 impl SkyhookSpec {
@@ -449,7 +416,7 @@ impl SkyhookSpec {
         let pods = selector(self.pod_non_interrupt_labels.as_ref())
             .map_err(|e| InvalidSkyhook::PodNonInterruptLabels(e.to_string()))?;
         let pods_to_wait_for = (!pods.selects_all()).then_some(pods);
-        let drain = CheckedDrain::new(&self.drain.clone().unwrap_or_default())?;
+        let drain = CheckedDrain::new(&self.drain_config.clone().unwrap_or_default())?;
         Ok(CheckedSkyhook {
             packages,
             node_selector,

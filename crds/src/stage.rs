@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     Uninstall,
+    /// Written by NodeWright: the package is uninstalled, and its interrupt comes next. It is only read: this version writes
+    /// none.
+    UninstallInterrupt,
     Upgrade,
     Apply,
     Config,
@@ -32,8 +35,9 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage that this version knows, in the order in which a package can meet them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Uninstall,
+        Self::UninstallInterrupt,
         Self::Upgrade,
         Self::Apply,
         Self::Config,
@@ -46,6 +50,7 @@ impl Stage {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Uninstall => "uninstall",
+            Self::UninstallInterrupt => "uninstall-interrupt",
             Self::Upgrade => "upgrade",
             Self::Apply => "apply",
             Self::Config => "config",
@@ -64,7 +69,7 @@ impl Stage {
             Self::Apply => Some("apply-check"),
             Self::Config => Some("config-check"),
             Self::PostInterrupt => Some("post-interrupt-check"),
-            Self::Interrupt | Self::Unknown => None,
+            Self::UninstallInterrupt | Self::Interrupt | Self::Unknown => None,
         }
     }
 
@@ -72,7 +77,7 @@ impl Stage {
     #[must_use]
     pub const fn next(self, has_interrupt: bool) -> Option<Self> {
         match (self, has_interrupt) {
-            (Self::Uninstall, _) => Some(Self::Apply),
+            (Self::Uninstall | Self::UninstallInterrupt, _) => Some(Self::Apply),
             (Self::Upgrade | Self::Apply, _) => Some(Self::Config),
             (Self::Config, true) => Some(Self::Interrupt),
             (Self::Interrupt, _) => Some(Self::PostInterrupt),
@@ -201,6 +206,10 @@ mod tests {
         assert_eq!(
             path(Stage::Uninstall, false),
             ["uninstall", "apply", "config"]
+        );
+        assert_eq!(
+            path(Stage::UninstallInterrupt, false),
+            ["uninstall-interrupt", "apply", "config"]
         );
     }
 

@@ -18,6 +18,7 @@ use crate::facts::NodeFact;
 use crate::picture::{Changed, Kind, Picture};
 use crate::plan::cordon;
 use crate::plan::reason::ReasonCode;
+use crate::pods::Refusal;
 
 pub use drains::{DrainWatch, EvictionTry, PodList};
 pub use mono::Mono;
@@ -34,6 +35,8 @@ pub struct LeaseClock {
     pub resumed: Option<Mono>,
     /// State and start time of the drain as the lease has them, and when they were first seen.
     drain: Option<(DrainState, Option<String>, Mono)>,
+    /// A pod was in the way of the drain that does not go by itself, at least once since `drain`.
+    blocked: bool,
     paused: bool,
     /// Name of the Skyhook that it is for.
     skyhook: String,
@@ -44,6 +47,12 @@ impl LeaseClock {
     #[must_use]
     pub fn drain_seen(&self) -> Option<Mono> {
         self.drain.as_ref().map(|(_, _, seen)| *seen)
+    }
+
+    /// True once a pod was in the way of the drain that does not go by itself.
+    #[must_use]
+    pub const fn was_blocked(&self) -> bool {
+        self.blocked
     }
 }
 
@@ -85,6 +94,8 @@ pub struct Clocks {
     away: BTreeMap<String, (Timestamp, Mono)>,
     /// Nodes whose last drain took too long: when that was, as the Node's stamp says it, and when this was first seen.
     undrained: BTreeMap<String, (Timestamp, Mono)>,
+    /// Nodes that nobody has worked on: the UID, and when the Node was first seen.
+    first_seen: BTreeMap<String, (String, Mono)>,
 }
 
 impl Clocks {
@@ -98,6 +109,12 @@ impl Clocks {
     #[must_use]
     pub fn away_seen(&self, node: &str) -> Option<Mono> {
         self.away.get(node).map(|(_, seen)| *seen)
+    }
+
+    /// When a node that nobody has worked on was first seen; `None` for any other node.
+    #[must_use]
+    pub fn first_seen(&self, node: &str) -> Option<Mono> {
+        self.first_seen.get(node).map(|(_, seen)| *seen)
     }
 
     /// When the last drain of a node was given up because it took too long: as the Node's stamp says it, and when this was
@@ -217,7 +234,7 @@ impl Clocks {
         node: &str,
         lease_uid: &str,
         pod_uid: String,
-        problem: Option<String>,
+        problem: Option<Refusal>,
         now: Mono,
     ) {
         let watch = self.drains.get_mut(node);
@@ -330,7 +347,9 @@ impl Clocks {
         let timed = clock.drain.as_ref();
         if timed.map(|(state, since, _)| (*state, since)) != drain {
             clock.drain = drain.map(|(state, since)| (state, since.clone(), now));
+            clock.blocked = false;
         }
+        clock.blocked |= spec.is_some_and(|spec| spec.drain.blocking().next().is_some());
         let stop = spec.and_then(|spec| spec.stop.as_ref());
         let paused = stop.is_some_and(|stop| stop.reason == StopReason::Paused);
         if clock.paused && !paused {
@@ -343,9 +362,16 @@ impl Clocks {
     fn node_went(&mut self, name: &str) {
         self.away.remove(name);
         self.undrained.remove(name);
+        self.first_seen.remove(name);
     }
 
     fn node_came(&mut self, name: &str, picture: &Picture, now: Mono) {
+        let new = picture.nodes().get(name).filter(|node| node.is_new());
+        match new.map(|node| &node.uid) {
+            None => drop(self.first_seen.remove(name)),
+            Some(uid) if self.first_seen.get(name).is_some_and(|(at, _)| at == uid) => {}
+            Some(uid) => drop(self.first_seen.insert(name.to_owned(), (uid.clone(), now))),
+        }
         match picture.nodes().get(name).and_then(drain_timed_out) {
             None => drop(self.undrained.remove(name)),
             Some(since) if self.undrained.get(name).is_some_and(|(at, _)| *at == since) => {}

@@ -1,19 +1,20 @@
 //! What the planner wants to be written, as values. Each effect has a target, the whole change, and the version of the
 //! object that it was decided on.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod patch;
 
-use skyhook_crds::installed::{CordonRecord, PackageStates, Stamp};
+use std::collections::BTreeSet;
+
 use skyhook_crds::lease::{BatchRef, Drain, InterruptionLeaseSpec, StopReason};
 use skyhook_crds::revision::RevisionData;
 use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::skyhook::SkyhookStatus;
-use skyhook_crds::stage::Status;
 
 use crate::batches::Look;
-use crate::facts::{NodeFact, RolloutFact, WireCondition};
+use crate::facts::RolloutFact;
 use crate::plan::cause::Cause;
 use crate::plan::reason::Withdrawal;
+pub use patch::{LiveCheck, NodePatch};
 
 /// The object that an effect writes. At most one effect per target is under way.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -202,161 +203,6 @@ impl BatchCheck {
         let state = spec.and_then(|spec| spec.compartments.get(&self.compartment));
         live.uid == self.batch.state
             && state.is_some_and(|state| state.may_lease(self.batch.number, &self.member))
-    }
-}
-
-/// Changes to one Node. [`NodePatch::reduced`] removes values that the Node has already, and an empty patch is not
-/// written.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NodePatch {
-    /// Annotation to value; `None` removes it.
-    pub annotations: BTreeMap<String, Option<String>>,
-    /// Label to value; `None` removes it.
-    pub labels: BTreeMap<String, Option<String>>,
-    pub unschedulable: Option<bool>,
-    /// Conditions, by type; `None` removes one.
-    pub conditions: BTreeMap<String, Option<WireCondition>>,
-    /// What a live GET of the node's lease must show before the write.
-    pub check: LiveCheck,
-}
-
-/// Conditions on the node's lease that a GET checks right before the write, because the watch may lag. Without a
-/// condition there is no GET.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LiveCheck {
-    /// The node's lease must have this UID.
-    pub lease: Option<String>,
-    /// The node's lease, if there is one, must not be for any of these Skyhooks.
-    pub not_for: BTreeSet<String>,
-}
-
-impl NodePatch {
-    /// True when there is nothing to write.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.annotations.is_empty()
-            && self.labels.is_empty()
-            && self.unschedulable.is_none()
-            && self.conditions.is_empty()
-    }
-
-    /// Sets the node's status for a Skyhook, as annotation and as label.
-    #[must_use]
-    pub fn status(mut self, skyhook: &str, status: Status) -> Self {
-        let key = skyhook_crds::names::status(skyhook);
-        self.labels
-            .insert(key.clone(), Some(status.as_str().to_owned()));
-        self.annotations
-            .insert(key, Some(status.as_str().to_owned()));
-        self
-    }
-
-    /// Sets the package states, and the stamp with the digest of these states.
-    #[must_use]
-    pub fn states(mut self, skyhook: &str, states: &PackageStates, stamp: Stamp) -> Self {
-        let value = skyhook_crds::installed::render_states(states);
-        let stamp = Stamp {
-            states: skyhook_crds::installed::states_digest(&value),
-            ..stamp
-        };
-        self.annotations
-            .insert(skyhook_crds::names::node_state(skyhook), Some(value));
-        self.stamp(skyhook, &stamp)
-    }
-
-    /// Sets only the stamp.
-    #[must_use]
-    pub fn stamp(mut self, skyhook: &str, stamp: &Stamp) -> Self {
-        self.annotations
-            .insert(skyhook_crds::names::stamp(skyhook), Some(stamp.render()));
-        self
-    }
-
-    /// Sets or removes an annotation.
-    #[must_use]
-    pub fn annotation(mut self, key: &str, value: Option<String>) -> Self {
-        self.annotations.insert(key.to_owned(), value);
-        self
-    }
-
-    /// Sets the record of cordon owners; an empty record is removed.
-    #[must_use]
-    pub fn cordon(self, record: &CordonRecord) -> Self {
-        let value = (!record.owners.is_empty()).then(|| record.render());
-        self.annotation(skyhook_crds::names::CORDON_OWNERS, value)
-    }
-
-    /// Sets the two Node conditions of a Skyhook.
-    #[must_use]
-    pub fn conditions(mut self, skyhook: &str, status: Status) -> Self {
-        let complete = status == Status::Complete;
-        let erroring = status == Status::Erroring;
-        let truth = |holds: bool| if holds { "True" } else { "False" }.to_owned();
-        for condition in [
-            WireCondition {
-                type_: skyhook_crds::names::not_ready_condition(skyhook),
-                status: truth(!complete),
-                reason: if complete { "Complete" } else { "Incomplete" }.to_owned(),
-                message: format!("Skyhook {skyhook} Ready"),
-            },
-            WireCondition {
-                type_: skyhook_crds::names::erroring_condition(skyhook),
-                status: truth(erroring),
-                reason: if erroring {
-                    "Package(s) Erroring or Unknown"
-                } else {
-                    "Not Erroring"
-                }
-                .to_owned(),
-                message: format!("Package Erroring or Unknown for {skyhook}"),
-            },
-        ] {
-            self.conditions
-                .insert(condition.type_.clone(), Some(condition));
-        }
-        self
-    }
-
-    /// Removes all that tells how far a Skyhook is: status, reason and conditions.
-    #[must_use]
-    pub fn forget(mut self, skyhook: &str) -> Self {
-        let status = skyhook_crds::names::status(skyhook);
-        self.labels.insert(status.clone(), None);
-        for type_ in [
-            skyhook_crds::names::not_ready_condition(skyhook),
-            skyhook_crds::names::erroring_condition(skyhook),
-        ] {
-            self.conditions.insert(type_, None);
-        }
-        self.annotation(&status, None)
-            .annotation(&skyhook_crds::names::reason(skyhook), None)
-    }
-
-    /// Leaves out values that the node has already.
-    #[must_use]
-    pub fn reduced(mut self, node: &NodeFact) -> Self {
-        self.annotations
-            .retain(|key, value| node.annotations.get(key) != value.as_ref());
-        self.labels
-            .retain(|key, value| node.labels.get(key) != value.as_deref());
-        self.conditions.retain(|type_, condition| {
-            let mut there = node.conditions.iter();
-            there.find(|there| there.type_ == *type_) != condition.as_ref()
-        });
-        self.unschedulable = self
-            .unschedulable
-            .filter(|wanted| *wanted != node.unschedulable);
-        self
-    }
-
-    /// Adds the changes of `other`. Where both patches change the same field, `other` wins.
-    pub fn unite(&mut self, other: Self) {
-        self.annotations.extend(other.annotations);
-        self.labels.extend(other.labels);
-        self.conditions.extend(other.conditions);
-        self.unschedulable = other.unschedulable.or(self.unschedulable);
-        self.check.lease = other.check.lease.or(self.check.lease.take());
-        self.check.not_for.extend(other.check.not_for);
     }
 }
 

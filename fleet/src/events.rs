@@ -6,17 +6,19 @@ mod bound;
 use std::collections::BTreeSet;
 
 use skyhook_crds::installed::Stamp;
-use skyhook_crds::lease::StopReason;
+use skyhook_crds::lease::{BlockCause, Drain, DrainState, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
+use crate::clocks::LeaseClock;
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::cause::Cause;
 use crate::plan::reason::{ReasonCode, Withdrawal};
 use crate::plan::{INVALID, NOT_FOUND, STOPPED};
+use crate::taints;
 
 pub use bound::Bound;
 
@@ -92,8 +94,12 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
                     "pods did not leave node [{node}] in time for [skyhook:{skyhook}]: the cordon is given back"
                 )
             };
-            of_lease(index, node, "DrainTimedOut", note)
+            of_lease(index, node, "DrainTimeout", note)
         }
+        Effect::SetDrain { node, drain, .. } if drain.state == DrainState::Waiting => {
+            of_waiting(index, node, drain)
+        }
+        Effect::SetDrain { node, drain, .. } => of_blocked(index, node, drain),
         Effect::WithdrawLease {
             node,
             why: Withdrawal::AgentNotResponding,
@@ -152,15 +158,39 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
         // The drain itself reports refused evictions.
         Target::Pod(_) => None,
     };
+    let (reason, note) = taint_refused(effect, error).map_or_else(
+        || {
+            let note = format!(
+                "the API server refuses what the coordinator has to write; it is tried again: {error}"
+            );
+            ("WriteRefused", note)
+        },
+        |note| ("AutoTaint", note),
+    );
     let event = |subject| EventFact {
         subject,
         warning: true,
-        reason: "WriteRefused",
-        note: format!(
-            "the API server refuses what the coordinator has to write; it is tried again: {error}"
-        ),
+        reason,
+        note,
     };
-    subject.into_iter().map(event).collect()
+    subject.map(event).into_iter().collect()
+}
+
+/// What it means that the runtime-required taint cannot be put on a node; `None` for any other write.
+fn taint_refused(effect: &Effect, error: &str) -> Option<String> {
+    let Effect::PatchNode {
+        node, patch, why, ..
+    } = effect
+    else {
+        return None;
+    };
+    let taint = patch.taints.as_ref()?.last()?;
+    why.contains(&Cause::AutoTaint).then(|| {
+        format!(
+            "the taint {} cannot be put on node [{node}], and nothing is started there before: {error}",
+            taints::show(taint)
+        )
+    })
 }
 
 fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec<EventFact> {
@@ -349,6 +379,52 @@ fn of_failure(
         events.push(event(subject, format!("node [{node}]: {why}")));
     }
     events
+}
+
+/// The events when a drain begins to wait for pods that must not be interrupted.
+fn of_waiting(index: &Index, node: &str, drain: &Drain) -> Vec<EventFact> {
+    let lease = index.picture.leases().get(node).map(|fact| &fact.lease);
+    let was_waiting = lease.is_some_and(|lease| {
+        lease
+            .as_ref()
+            .is_ok_and(|lease| lease.spec.drain.state == drain.state)
+    });
+    if was_waiting {
+        return Vec::new();
+    }
+    let awaited = Some(BlockCause::NonInterruptLabels);
+    let pods = drain.blockers.iter().filter(|one| one.cause == awaited);
+    let pods: Vec<&str> = pods.map(|one| one.pod.as_str()).collect();
+    let more = match drain.more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let note = |skyhook: &str| {
+        format!(
+            "node [{node}] waits for pods that podNonInterruptLabels of [skyhook:{skyhook}] matches: {}{more}",
+            pods.join(", ")
+        )
+    };
+    of_lease(index, node, "Drain", note)
+}
+
+/// Says which pods block a drain, the first time that any does. Later they come and go.
+fn of_blocked(index: &Index, node: &str, drain: &Drain) -> Vec<EventFact> {
+    let pods: Vec<String> = drain
+        .blocking()
+        .map(|(blocker, _)| format!("{}: {}", blocker.pod, blocker.reason))
+        .collect();
+    let clock = index.clocks.lease(node);
+    if pods.is_empty() || clock.is_some_and(LeaseClock::was_blocked) {
+        return Vec::new();
+    }
+    let note = |skyhook: &str| {
+        format!(
+            "node [{node}] cannot be drained for [skyhook:{skyhook}]: {}",
+            pods.join("; ")
+        )
+    };
+    of_lease(index, node, "DrainBlocked", note)
 }
 
 /// The events about a failure under a lease, on the Skyhook and on the Node.

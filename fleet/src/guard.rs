@@ -3,6 +3,7 @@
 
 mod batches;
 pub(crate) mod places;
+mod taints;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,16 @@ pub enum Broken {
     NewerRollout,
     #[error("the state of a roll-out was to lose members or failures without a judgement")]
     RolloutLost,
+    #[error("a record of another implementation was to be removed before ours is there")]
+    TakeoverLoses,
+    #[error("a taint was to be changed that is not ours, or the order of taints was to change")]
+    TaintNotOurs,
+    #[error(
+        "the runtime-required taint was to be taken off a node that a required Skyhook is not complete on"
+    )]
+    UntaintEarly,
+    #[error("something was to be written on a new node before its taint")]
+    FirstMark,
     #[error("a node was to be uncordoned that somebody else cordoned, or that is still owned")]
     UncordonNotOurs,
 }
@@ -80,6 +91,20 @@ fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
         let newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
         let ours = [names::stamp(skyhook), names::node_state(skyhook)];
         newer && ours.iter().any(|key| patch.annotations.contains_key(key))
+    })
+}
+
+/// True when the patch removes NodeWright's record of a Skyhook, and ours is neither there nor in the patch.
+fn loses_record(index: &Index, node: &str, patch: &NodePatch) -> bool {
+    let Some(node) = index.picture.nodes().get(node) else {
+        return false;
+    };
+    node.records.keys().any(|skyhook| {
+        let ours = names::node_state(skyhook);
+        let goes = patch.annotations.get(&names::successor(&ours)) == Some(&None);
+        let set = patch.annotations.get(&ours);
+        let is_there = set.map_or(node.annotations.contains_key(&ours), Option::is_some);
+        goes && !is_there
     })
 }
 
@@ -140,8 +165,12 @@ pub fn check_counted(
                 .is_some_and(|fact| fact.uid == *lease_uid && is_cordoned(index, fact));
             require(held, Broken::EvictUncordoned)
         }
-        Effect::PatchNode { node, patch, .. } => {
+        Effect::PatchNode {
+            node, patch, why, ..
+        } => {
             require(!is_over_newer(index, node, patch), Broken::NewerRecord)?;
+            require(!loses_record(index, node, patch), Broken::TakeoverLoses)?;
+            taints::check(index, settings, node, patch, why)?;
             uncordon(index, node, patch)
         }
         Effect::StopLease {
@@ -381,8 +410,10 @@ fn uncordon(index: &Index, node: &str, patch: &NodePatch) -> Result<(), Broken> 
         return Err(Broken::UncordonNotOurs);
     };
     // A write may uncordon a node only if it removes the last owner, and if the node was not cordoned before.
-    let ends = patch.annotations.get(names::CORDON_OWNERS) == Some(&None);
-    if ends && !node.cordon.owners.is_empty() && !node.cordon.was_unschedulable {
+    // A node that was cordoned when its taint was taken off counts as cordoned before.
+    let left = patch.cordons_left(node);
+    let before = &node.cordon;
+    if !before.owners.is_empty() && left.owners.is_empty() && !before.was_unschedulable {
         Ok(())
     } else {
         Err(Broken::UncordonNotOurs)

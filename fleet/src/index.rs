@@ -14,7 +14,7 @@ use crate::facts::{
 use crate::inflight::Inflight;
 use crate::picture::{Changed, Picture};
 use crate::plan::{Now, View};
-use crate::pods::PodFact;
+use crate::pods::{PodFact, Refusal};
 use crate::settings::Settings;
 
 pub use crate::clocks::Mono;
@@ -62,7 +62,7 @@ pub enum Change {
         node: String,
         lease_uid: String,
         pod_uid: String,
-        problem: Option<String>,
+        problem: Option<Refusal>,
     },
     /// Why the agents' pods cannot be created; `None` when they are all there.
     AgentsRefused(Option<String>),

@@ -36,6 +36,7 @@ pub mod references;
 pub mod repeats;
 pub mod session;
 pub mod settings;
+pub mod taints;
 pub mod window;
 
 #[cfg(any(test, feature = "testkit"))]

@@ -23,12 +23,16 @@ pub mod rollup;
 mod scan;
 pub mod standing;
 pub mod status;
+pub(crate) mod taint;
+mod takeover;
 mod verdict;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
+use skyhook_crds::names;
 
 use crate::clocks::{Clocks, Mono};
 use crate::effect::{AsOf, Effect, NodePatch, Target};
@@ -113,6 +117,8 @@ impl Cache {
         node_order::settle(&mut rows);
         lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
         reapply::nodes(view, &rows, &order, &mut draft);
+        takeover::nodes(view, &rows, &order, &mut draft);
+        taint::nodes(view, &rows, &order, self, &mut draft);
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
         cordon::sweep(view, &rows, &order, self, &mut draft);
         rollup::nodes(view, &mut rows, &order, self, &mut draft);
@@ -214,6 +220,22 @@ impl<'a> Draft<'a> {
         let (all, causes) = self.nodes.entry(node.name.clone()).or_default();
         all.unite(patch);
         causes.insert(cause);
+    }
+
+    /// The node with the cordons, and with the record of who owns them, that this pass has decided on so far. The record
+    /// is written as a whole, so every part of a pass that changes it begins with this one.
+    pub(crate) fn so_far<'n>(&self, node: &'n NodeFact) -> Cow<'n, NodeFact> {
+        let patch = self.nodes.get(&node.name).map(|(patch, _)| patch);
+        let patch = patch.filter(|patch| {
+            patch.unschedulable.is_some() || patch.annotations.contains_key(names::CORDON_OWNERS)
+        });
+        patch.map_or(Cow::Borrowed(node), |patch| {
+            Cow::Owned(NodeFact {
+                cordon: patch.cordons_left(node),
+                unschedulable: patch.unschedulable.unwrap_or(node.unschedulable),
+                ..node.clone()
+            })
+        })
     }
 
     /// Asks for another pass at `at` at the latest.

@@ -1,16 +1,19 @@
 //! The pods of one node while it is drained: which pods have to leave, which pods the drain waits for, and which pods
 //! stay.
 //!
-//! The rules are those of `kubectl drain` for DaemonSet, mirror and finished pods, and NVIDIA Skyhook's for
-//! pods in kube-system and pods that tolerate the unschedulable taint.
+//! The rules are those of `kubectl drain` for DaemonSet, mirror and finished pods, Kubernetes' own for pods that tolerate
+//! the taint of cordoned nodes, and NVIDIA Skyhook's for pods in kube-system.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use k8s_openapi::jiff::Timestamp;
 use kube::core::{Selector, SelectorExt as _};
+use skyhook_crds::lease::BlockCause;
 use skyhook_crds::names;
 use skyhook_crds::skyhook::CheckedDrain;
+
+use crate::taints;
 
 /// What decisions need of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +26,7 @@ pub struct PodFact {
     pub mirror: bool,
     /// Kind of the controller that will replace it.
     pub controller: Option<String>,
+    /// The scheduler would also put it on a cordoned node.
     pub tolerates_unschedulable: bool,
     pub has_empty_dir: bool,
     /// The deletion timestamp, if the pod is being deleted.
@@ -40,6 +44,11 @@ impl PodFact {
             .and_then(|status| status.phase)
             .unwrap_or_default();
         let tolerations = spec.tolerations.unwrap_or_default();
+        let cordoned = Taint {
+            key: names::UNSCHEDULABLE_TAINT.to_owned(),
+            effect: "NoSchedule".to_owned(),
+            ..Taint::default()
+        };
         Self {
             namespace: metadata.namespace.unwrap_or_default(),
             name: metadata.name.unwrap_or_default(),
@@ -57,7 +66,7 @@ impl PodFact {
                 .map(|owner| owner.kind),
             tolerates_unschedulable: tolerations
                 .iter()
-                .any(|t| t.key.as_deref() == Some(names::UNSCHEDULABLE_TAINT)),
+                .any(|toleration| taints::tolerates(toleration, &cordoned)),
             has_empty_dir: spec
                 .volumes
                 .unwrap_or_default()
@@ -85,7 +94,7 @@ pub enum Verdict {
     /// The pod is being deleted already.
     Leaving,
     /// The pod has to leave, but the drain options do not allow to evict it.
-    Refused(&'static str),
+    Refused(BlockCause),
 }
 
 /// How a drain is to be done, for one Skyhook.
@@ -93,15 +102,18 @@ pub enum Verdict {
 pub struct Rules<'a> {
     pub wait_for: Option<&'a Selector>,
     pub options: &'a CheckedDrain,
-    /// Namespace of the installation: the coordinator's own pods there are never evicted.
+    /// Namespace of the installation: the pods of the coordinator and of the agents there are never evicted.
     pub namespace: &'a str,
     /// False if the kubelet does not answer. It will not confirm then that a pod has ended, so the drain does not wait
     /// for pods that are being deleted.
     pub node_ready: bool,
 }
 
-/// Label of the coordinator's pods.
-const COORDINATOR_LABEL: (&str, &str) = ("control-plane", "controller-manager");
+/// Labels of the coordinator's pods and of the agents' pods.
+const OWN_LABELS: [(&str, &str); 2] = [
+    ("control-plane", "controller-manager"),
+    ("app.kubernetes.io/component", "agent"),
+];
 
 /// Judges one pod.
 #[must_use]
@@ -115,14 +127,16 @@ pub fn judge(pod: &PodFact, rules: &Rules<'_>) -> Verdict {
     {
         return Verdict::WaitFor;
     }
-    let own = pod.namespace == rules.namespace
-        && pod
-            .labels
-            .get(COORDINATOR_LABEL.0)
-            .is_some_and(|value| value == COORDINATOR_LABEL.1);
+    let has = |label: &(&str, &str)| {
+        pod.labels
+            .get(label.0)
+            .is_some_and(|value| value == label.1)
+    };
+    let own = pod.namespace == rules.namespace && OWN_LABELS.iter().any(has);
+    let of_daemon_set = pod.controller.as_deref() == Some("DaemonSet");
     if own
-        || pod.controller.as_deref() == Some("DaemonSet")
         || pod.tolerates_unschedulable
+        || (of_daemon_set && rules.options.ignore_daemon_sets)
         || pod.namespace == "kube-system"
         || !rules.options.pod_selector.matches(&pod.labels)
     {
@@ -136,16 +150,28 @@ pub fn judge(pod: &PodFact, rules: &Rules<'_>) -> Verdict {
         };
     }
     if pod.controller.is_none() && !rules.options.force {
-        return Verdict::Refused(
-            "no controller will replace it: set spec.drain.force, or delete it",
-        );
+        return Verdict::Refused(BlockCause::UnmanagedPod);
     }
-    if pod.has_empty_dir && !rules.options.delete_emptydir_data {
-        return Verdict::Refused(
-            "it would lose its emptyDir: set spec.drain.deleteEmptydirData, or delete it",
-        );
+    if pod.has_empty_dir && !rules.options.delete_empty_dir_data {
+        return Verdict::Refused(BlockCause::EmptyDirData);
     }
     Verdict::Evict
+}
+
+/// Why the API server did not evict a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub by: RefusedBy,
+    /// What it said, for people.
+    pub text: String,
+}
+
+/// Who did not let a pod be evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedBy {
+    DisruptionBudget,
+    Webhook,
+    Server,
 }
 
 #[cfg(test)]

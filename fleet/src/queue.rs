@@ -66,8 +66,14 @@ impl Class {
             Cause::Result
             | Cause::ResultBesideEdit
             | Cause::CordonWithoutOwner
-            | Cause::Uncordoned => Self::GiveBack,
-            Cause::Grant | Cause::Cordon | Cause::Reapply => Self::GoOn,
+            | Cause::Uncordoned
+            | Cause::Untaint => Self::GiveBack,
+            Cause::AutoTaint
+            | Cause::Protect
+            | Cause::Grant
+            | Cause::Cordon
+            | Cause::Adopted
+            | Cause::Reapply => Self::GoOn,
             Cause::Progress | Cause::Status => Self::Display,
         }
     }

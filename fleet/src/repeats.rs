@@ -129,6 +129,9 @@ fn content(effect: &Effect) -> Option<u64> {
 fn node(patch: &NodePatch, hasher: &mut DefaultHasher) {
     patch.labels.hash(hasher);
     patch.unschedulable.hash(hasher);
+    let taints = patch.taints.iter().flatten();
+    let taints = taints.map(|taint| (&taint.key, &taint.value, &taint.effect));
+    taints.collect::<Vec<_>>().hash(hasher);
     let reason = names::reason("");
     for (key, value) in &patch.annotations {
         key.hash(hasher);

@@ -13,7 +13,6 @@ use crate::index::{Change, Index};
 use crate::outcome::Outcome;
 use crate::picture::Tick;
 use crate::plan::cache::{Cache, Counted};
-use crate::plan::reason::{ReasonCode, Withdrawal};
 use crate::plan::{Fleet, Now, Plan};
 use crate::queue::{Class, Queue};
 use crate::repeats::Repeats;
@@ -323,13 +322,8 @@ impl<'a> Session<'a> {
     )]
     fn cool_down(&mut self, effect: &Effect, now: Mono) -> Option<(String, Backoff)> {
         match effect {
-            Effect::WithdrawLease { node, why, .. } if *why == Withdrawal::AgentNotResponding => {
-                let backoff = Backoff {
-                    skyhook: None,
-                    until: now + self.settings.agent_backoff,
-                    code: ReasonCode::AgentNotResponding,
-                    message: "the node's agent did not accept the lease in time: is its pod running there?",
-                };
+            Effect::WithdrawLease { node, why, .. } => {
+                let backoff = cool_down::after_withdrawal(*why, self.settings, now)?;
                 Some((node.clone(), backoff))
             }
             Effect::ReleaseLease { node, .. } => {

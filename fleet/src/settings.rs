@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::taints::RuntimeTaint;
+
 /// The settings. The coordinator program checks them once, at its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -22,6 +24,8 @@ pub struct Settings {
     pub node_return_timeout: Duration,
     /// Apply the packages of a node again after a reboot that Skyhook did not ask for.
     pub reapply_on_reboot: bool,
+    /// The taint that keeps pods off a node until every runtimeRequired Skyhook is complete there.
+    pub runtime_taint: RuntimeTaint,
     /// How many writes may be under way at once.
     pub max_in_flight: usize,
 }
@@ -38,6 +42,7 @@ impl Default for Settings {
             node_name: None,
             node_return_timeout: 15 * MINUTE,
             reapply_on_reboot: false,
+            runtime_taint: RuntimeTaint::default(),
             max_in_flight: 16,
         }
     }

@@ -73,7 +73,10 @@ pub fn patched(node: &NodeFact, patch: &NodePatch) -> NodeFact {
             "name": node.name, "uid": node.uid, "resourceVersion": (version + 1).to_string(),
             "annotations": annotations, "labels": labels,
         },
-        "spec": { "unschedulable": patch.unschedulable.unwrap_or(node.unschedulable), "taints": node.taints },
+        "spec": {
+            "unschedulable": patch.unschedulable.unwrap_or(node.unschedulable),
+            "taints": patch.taints.as_ref().unwrap_or(&node.taints),
+        },
         "status": { "nodeInfo": { "bootID": node.boot_id, "machineID": node.machine_id }, "conditions": conditions },
     })))
 }

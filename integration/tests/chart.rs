@@ -1,5 +1,8 @@
 //! What the chart renders, and what it refuses to render. No cluster.
 
+#[path = "chart/taints.rs"]
+mod taints;
+
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};

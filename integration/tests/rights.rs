@@ -143,7 +143,31 @@ async fn an_agent_ends_at_its_node() -> Result<()> {
 
     others_leases(&a).await?;
     others_objects(&a).await?;
+    taints_are_the_coordinators(&lab, &a).await?;
     credentials_of_others(&lab).await
+}
+
+/// The list of taints is replaced as a whole, and may be emptied.
+async fn taints_are_the_coordinators(lab: &Lab, agent: &Client) -> Result<()> {
+    let token = service_account_token(lab.plane.client(), COORDINATOR, None).await?;
+    let coordinator = lab.plane.client_for(&token).await?;
+    let nodes: Api<Node> = Api::all(coordinator);
+    let params = PatchParams::default();
+    let ours =
+        json!({"key": "skyhook.nvidia.com", "value": "runtime-required", "effect": "NoSchedule"});
+    let other = json!({"key": "x", "effect": "NoSchedule"});
+    for taints in [json!([other, ours]), json!([other]), json!([])] {
+        let patch = json!({"spec": {"taints": taints}});
+        let written = nodes.patch("a", &params, &Patch::Strategic(&patch)).await;
+        let spec = written.context("the coordinator writes taints")?.spec;
+        let left = spec.and_then(|spec| spec.taints).unwrap_or_default();
+        assert_eq!(json!(left), taints);
+    }
+    let nodes: Api<Node> = Api::all(agent.clone());
+    let patch = json!({"spec": {"taints": [ours]}});
+    let patched = nodes.patch("a", &params, &Patch::Strategic(&patch)).await;
+    let words = "cannot patch resource \"nodes\"";
+    refused("an agent's taint", patched, 403, words)
 }
 
 async fn others_leases(a: &Client) -> Result<()> {

@@ -45,7 +45,7 @@ const fn exit_code(stage: Stage) -> u8 {
         Stage::Config => 13,
         Stage::Interrupt => 14,
         Stage::PostInterrupt => 15,
-        Stage::Unknown => 1,
+        Stage::UninstallInterrupt | Stage::Unknown => 1,
     }
 }
 
@@ -135,6 +135,7 @@ fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>
             .map(|name| {
                 Stage::ALL
                     .into_iter()
+                    .filter(|stage| *stage != Stage::UninstallInterrupt)
                     .find(|s| s.as_str() == name)
                     .ok_or_else(|| anyhow!("--stages: {name:?} is not a stage"))
             })

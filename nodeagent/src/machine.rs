@@ -452,7 +452,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
                 plan::plan_package(p, &name, now);
             }
         }
-        Stage::Interrupt | Stage::Unknown => {}
+        Stage::Interrupt | Stage::UninstallInterrupt | Stage::Unknown => {}
         Stage::PostInterrupt => {
             entry.set(Stage::PostInterrupt, State::Complete, now);
             p.reboots.remove(key);

@@ -435,7 +435,11 @@ impl Prepared {
                 records.note_version("uninstalled")?;
                 records.remove_flags()
             }
-            Stage::Config | Stage::Interrupt | Stage::PostInterrupt | Stage::Unknown => Ok(()),
+            Stage::Config
+            | Stage::Interrupt
+            | Stage::PostInterrupt
+            | Stage::UninstallInterrupt
+            | Stage::Unknown => Ok(()),
         }
     }
 

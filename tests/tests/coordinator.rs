@@ -10,9 +10,12 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use skyhook_coordinator::apply::Applier;
 use skyhook_coordinator::config::Settings;
+use skyhook_crds::Skyhook;
+use skyhook_crds::duration::GoDuration;
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Change;
 use skyhook_fleet::outcome::Outcome;
+use skyhook_fleet::pods::RefusedBy;
 use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::bench::{Fixture, InProcess, status};
 use skyhook_tests::coreagent::{CoreAgent, FakeHost, HostScript};
@@ -193,7 +196,55 @@ async fn a_disruption_budget_is_told_from_a_server_that_is_too_busy() -> anyhow:
     else {
         bail!("the budget was to refuse the eviction: {outcome:?}");
     };
-    ensure!(problem.contains("disruption budget web"), "{problem}");
+    ensure!(problem.by == RefusedBy::DisruptionBudget, "{problem:?}");
+    ensure!(
+        problem.text.contains("disruption budget web"),
+        "{problem:?}"
+    );
+    Ok(())
+}
+
+/// What the API server takes and what the coordinator reads is the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_server_refuses_a_duration_that_is_negative_or_none() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let skyhooks: Api<Skyhook> = Api::all(fixture.client.clone());
+    let dry_run = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    for (text, want) in [
+        ("-1s", false),
+        ("soon", false),
+        ("30", false),
+        ("", false),
+        ("1h30", false),
+        ("0", true),
+        ("0s", true),
+        ("+90s", true),
+        ("1500ms", true),
+        ("1.5h", true),
+        (".5s", true),
+        ("1h30m5s", true),
+        ("1us", true),
+    ] {
+        let is_read = GoDuration(text.to_owned()).value().is_ok();
+        ensure!(is_read == want, "{text:?} is read: {is_read}");
+        for field in ["timeout", "gracePeriod"] {
+            let mut object = sample();
+            object["spec"]["drainConfig"] = json!({ field: text });
+            let object = serde_json::from_value(object)?;
+            match skyhooks.create(&dry_run, &object).await {
+                Ok(_) => ensure!(want, "{field} {text:?} is taken"),
+                Err(error) => {
+                    let said = error.to_string();
+                    let names_it = said.contains(&format!("spec.drainConfig.{field}"))
+                        && said.contains("greater than or equal to 0");
+                    ensure!(!want && names_it, "{field} {text:?}: {said}");
+                }
+            }
+        }
+    }
     Ok(())
 }
 

@@ -109,6 +109,20 @@ proptest! {
     }
 
     #[test]
+    fn nobody_goes_on_before_one_that_has_to_be_complete_everywhere(picture in a_picture()) {
+        let settings = settings(&picture);
+        let index = index(&picture);
+        for effect in decide(&index, &settings, 0).effects {
+            let Effect::ReserveLease { node, spec } = effect else {
+                continue;
+            };
+            let skyhook = &index.picture().skyhooks()[&spec.skyhook.name];
+            let gate = ledger::gate(&index, skyhook).map(|gate| gate.name.clone());
+            prop_assert_eq!(gate, None, "{} gets {}", skyhook.name, node);
+        }
+    }
+
+    #[test]
     fn every_target_is_written_once_and_none_that_is_busy(picture in a_picture()) {
         let settings = settings(&picture);
         let index = index(&picture);
@@ -132,6 +146,7 @@ proptest! {
                     prop_assert_ne!(held.annotations.get(key), value.as_ref(), "{}", key);
                 }
                 prop_assert_ne!(patch.unschedulable, Some(held.unschedulable));
+                prop_assert_ne!(patch.taints.as_ref(), Some(&held.taints));
             }
             if let Effect::WriteSkyhookStatus { name, status, .. } = effect {
                 let held = index.picture().skyhooks().get(&name);

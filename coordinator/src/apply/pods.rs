@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Applier, ApplyError, RetryClass, failed, retry_class};
 use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Change;
-use skyhook_fleet::pods::PodFact;
+use skyhook_fleet::pods::{PodFact, Refusal, RefusedBy};
 
 impl Applier {
     pub(super) async fn survey_pods(
@@ -99,7 +99,7 @@ impl Applier {
 
 /// Why the pod is not evicted; `None` if it is, or if no such pod exists any more. An error if the API server is too
 /// busy or cannot be reached: this says nothing about the pod.
-fn problem(answer: kube::Result<()>) -> kube::Result<Option<String>> {
+fn problem(answer: kube::Result<()>) -> kube::Result<Option<Refusal>> {
     match answer {
         Ok(()) => Ok(None),
         // Gone, or another pod under the same name.
@@ -109,23 +109,33 @@ fn problem(answer: kube::Result<()>) -> kube::Result<Option<String>> {
         }
         Err(error) if matches!(retry_class(&error), RetryClass::After(_)) => Err(error),
         Err(kube::Error::Api(status)) => Ok(Some(refusal(&status))),
-        Err(error) => Ok(Some(error.to_string())),
+        Err(error) => Ok(Some(Refusal {
+            by: RefusedBy::Server,
+            text: error.to_string(),
+        })),
     }
 }
 
 /// True if the API server limits requests. Two other refusals of an eviction have the same code, 429: that of a
-/// PodDisruptionBudget, which has a cause of its own, and that of a webhook that wants to move the pod itself, as KubeVirt
-/// has one.
+/// PodDisruptionBudget, and that of a webhook that wants to move the pod itself, as KubeVirt has one.
 fn is_overload(status: &kube::core::Status) -> bool {
+    status.code == 429 && refused_by(status) == RefusedBy::Server
+}
+
+/// Who refused an eviction. A PodDisruptionBudget gives a cause of its own.
+fn refused_by(status: &kube::core::Status) -> RefusedBy {
     let mut causes = status.details.iter().flat_map(|details| &details.causes);
-    let is_budget = causes.any(|cause| cause.reason == "DisruptionBudget");
-    let is_webhook =
-        status.message.contains("admission webhook") && status.message.contains("denied");
-    status.code == 429 && !is_budget && !is_webhook
+    if status.code == 429 && causes.any(|cause| cause.reason == "DisruptionBudget") {
+        RefusedBy::DisruptionBudget
+    } else if status.message.contains("admission webhook") && status.message.contains("denied") {
+        RefusedBy::Webhook
+    } else {
+        RefusedBy::Server
+    }
 }
 
 /// What the API server, a PodDisruptionBudget or a webhook said against an eviction.
-fn refusal(status: &kube::core::Status) -> String {
+fn refusal(status: &kube::core::Status) -> Refusal {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     let causes: Vec<&str> = causes
         .map(|cause| cause.message.as_str())
@@ -136,7 +146,10 @@ fn refusal(status: &kube::core::Status) -> String {
     } else {
         causes.join("; ")
     };
-    format!("eviction refused ({}): {why}", status.code)
+    Refusal {
+        by: refused_by(status),
+        text: format!("eviction refused ({}): {why}", status.code),
+    }
 }
 
 #[cfg(test)]
@@ -157,6 +170,8 @@ mod tests {
         let budget = json!([{ "reason": "DisruptionBudget", "message": "The disruption budget web needs 2 healthy pods" }]);
         let none = json!([]);
         let webhook = "admission webhook \"virt.kubevirt.io\" denied the request: the VM is moved";
+        let more_than_one =
+            "This pod has more than one PodDisruptionBudget, which is not supported.";
         for (name, answer, want) in [
             ("evicted", Ok(()), Some(None)),
             ("gone", answer(404, "not found", &none), Some(None)),
@@ -164,17 +179,42 @@ mod tests {
             (
                 "a budget",
                 answer(429, "Cannot evict pod", &budget),
-                Some(Some("The disruption budget web needs 2 healthy pods")),
+                Some(Some((
+                    RefusedBy::DisruptionBudget,
+                    "eviction refused (429): The disruption budget web needs 2 healthy pods",
+                ))),
             ),
             (
                 "a webhook",
                 answer(429, webhook, &none),
-                Some(Some("the VM is moved")),
+                Some(Some((
+                    RefusedBy::Webhook,
+                    "eviction refused (429): admission webhook \"virt.kubevirt.io\" denied the request: the VM is moved",
+                ))),
+            ),
+            (
+                "a webhook, with another code",
+                answer(403, webhook, &none),
+                Some(Some((
+                    RefusedBy::Webhook,
+                    "eviction refused (403): admission webhook \"virt.kubevirt.io\" denied the request: the VM is moved",
+                ))),
+            ),
+            (
+                "two budgets",
+                answer(500, more_than_one, &none),
+                Some(Some((
+                    RefusedBy::Server,
+                    "eviction refused (500): This pod has more than one PodDisruptionBudget, which is not supported.",
+                ))),
             ),
             (
                 "forbidden",
                 answer(403, "forbidden: no", &none),
-                Some(Some("no")),
+                Some(Some((
+                    RefusedBy::Server,
+                    "eviction refused (403): forbidden: no",
+                ))),
             ),
             (
                 "priority and fairness",
@@ -188,17 +228,13 @@ mod tests {
             ),
             ("shutting down", answer(503, "shutting down", &none), None),
         ] {
-            let said = problem(answer).ok();
-            match (&said, want) {
-                (Some(Some(said)), Some(Some(part))) => {
-                    assert!(said.contains(part), "{name}: {said}")
-                }
-                (said, want) => assert_eq!(
-                    said.as_ref().map(Option::is_some),
-                    want.map(|said| said.is_some()),
-                    "{name}"
-                ),
-            }
+            let want = want.map(|refusal| {
+                refusal.map(|(by, text)| Refusal {
+                    by,
+                    text: text.to_owned(),
+                })
+            });
+            assert_eq!(problem(answer).ok(), want, "{name}");
         }
     }
 

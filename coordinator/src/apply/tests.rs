@@ -3,9 +3,11 @@
 use std::sync::{Arc, Mutex};
 
 use http::{Request, Response};
+use k8s_openapi::api::core::v1::Taint;
 use kube::client::Body;
 use skyhook_crds::lease::{BatchRef, SkyhookRef};
 use skyhook_crds::stage::Status;
+use skyhook_fleet::effect::NodePatch;
 use skyhook_fleet::plan::cause::Cause;
 
 use super::*;
@@ -142,6 +144,52 @@ async fn the_first_of_two_writes_to_a_node_counts_if_the_second_one_fails() {
     let outcome = applier.apply(&cordon_and_conditions(), "t").await;
     assert!(matches!(outcome, Outcome::Stale), "{outcome:?}");
     assert_eq!(lines(&asked), both[..1]);
+}
+
+/// One PATCH of the object: the taints as a whole list, which may be empty, with the annotations and the cordon.
+#[tokio::test]
+async fn taints_are_written_with_the_annotation_that_says_whose_they_are() {
+    let taint = Taint {
+        key: "a".into(),
+        effect: "NoSchedule".into(),
+        ..Taint::default()
+    };
+    for (taints, unschedulable, want) in [
+        (
+            vec![taint],
+            None,
+            json!({ "taints": [{ "key": "a", "effect": "NoSchedule" }] }),
+        ),
+        (
+            Vec::new(),
+            Some(true),
+            json!({ "taints": [], "unschedulable": true }),
+        ),
+    ] {
+        let written = json!({ "metadata": { "name": "n1", "uid": "u", "resourceVersion": "2" } });
+        let (applier, asked) = answering(vec![(200, written)]);
+        let patch = NodePatch {
+            taints: Some(taints),
+            unschedulable,
+            ..NodePatch::default().annotation("mark", Some("true".into()))
+        };
+        let effect = Effect::PatchNode {
+            node: "n1".into(),
+            at: AsOf {
+                uid: "u".into(),
+                resource_version: "1".into(),
+            },
+            patch,
+            why: [Cause::AutoTaint].into(),
+        };
+        let outcome = applier.apply(&effect, "t").await;
+        assert!(matches!(outcome, Outcome::Done(Some(_))), "{outcome:?}");
+        assert_eq!(lines(&asked), ["PATCH /api/v1/nodes/n1"]);
+        let body = asked.lock().unwrap()[0].1.clone();
+        assert_eq!(body["spec"], want);
+        assert_eq!(body["metadata"]["annotations"], json!({ "mark": "true" }));
+        assert_eq!(body["metadata"]["resourceVersion"], "1");
+    }
 }
 
 #[tokio::test]

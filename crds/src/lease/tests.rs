@@ -11,15 +11,20 @@ fn a_lease_of_a_later_version_can_be_read() {
         "skyhook": { "name": "s", "uid": "u" },
         "revision": "r",
         "installed": { "a|1": {
-            "name": "a", "version": "1", "image": "i", "stage": "uninstall-interrupt", "state": "postponed",
+            "name": "a", "version": "1", "image": "i", "stage": "quarantine", "state": "postponed",
         } },
-        "drain": { "state": "Emptying" },
+        "drain": {
+            "state": "Emptying",
+            "blockers": [{ "pod": "ns/a", "reason": "r", "cause": "Quota" }, { "pod": "ns/b", "reason": "r" }],
+        },
         "stop": { "reason": "Moved", "since": "" },
         "batch": { "state": "u", "number": 1 },
     }))
     .unwrap();
     assert_eq!(spec.format, 3);
     assert_eq!(spec.drain.state, DrainState::Unknown);
+    let causes: Vec<_> = spec.drain.blockers.iter().map(|one| one.cause).collect();
+    assert_eq!(causes, [Some(BlockCause::Unknown), None]);
     assert_eq!(spec.stop.map(|stop| stop.reason), Some(StopReason::Unknown));
     let installed = &spec.installed["a|1"];
     assert_eq!(
@@ -27,7 +32,7 @@ fn a_lease_of_a_later_version_can_be_read() {
         (Stage::Unknown, State::Unknown)
     );
     let status: InterruptionLeaseStatus = serde_json::from_value(json!({
-        "phase": "Uninstalling", "stage": "uninstall-interrupt", "state": "postponed",
+        "phase": "Uninstalling", "stage": "quarantine", "state": "postponed",
     }))
     .unwrap();
     assert_eq!(
@@ -47,12 +52,32 @@ fn names_that_are_not_known_are_never_written() {
         ("phase", serde_json::to_value(Phase::Unknown)),
         ("stop", serde_json::to_value(StopReason::Unknown)),
         ("drain", serde_json::to_value(DrainState::Unknown)),
+        ("cause", serde_json::to_value(BlockCause::Unknown)),
         ("stage", serde_json::to_value(Stage::Unknown)),
     ] {
         assert!(written.is_err(), "{name}");
     }
     // NVIDIA Skyhook writes this one.
     assert_eq!(serde_json::to_value(State::Unknown).unwrap(), "unknown");
+}
+
+#[test]
+fn a_cause_is_called_the_same_everywhere() {
+    for (cause, blocks) in [
+        (BlockCause::PodDisruptionBudget, true),
+        (BlockCause::UnmanagedPod, true),
+        (BlockCause::EmptyDirData, true),
+        (BlockCause::NonInterruptLabels, false),
+    ] {
+        assert_eq!(serde_json::to_value(cause).unwrap(), cause.as_str());
+        assert_eq!(cause.blocks(), blocks, "{}", cause.as_str());
+    }
+    let without = Blocker {
+        pod: "ns/a".to_owned(),
+        ..Blocker::default()
+    };
+    let written = serde_json::to_value(without).unwrap();
+    assert_eq!(written, json!({ "pod": "ns/a", "reason": "" }));
 }
 
 #[test]
@@ -69,6 +94,11 @@ fn the_schema_has_only_names_that_are_known() {
             "drain",
             schema(schemars::schema_for!(DrainState)),
             "Drained",
+        ),
+        (
+            "cause",
+            schema(schemars::schema_for!(BlockCause)),
+            "EmptyDirData",
         ),
         ("stage", schema(schemars::schema_for!(Stage)), "apply"),
     ] {

@@ -18,9 +18,11 @@ fn defaults_are_those_of_the_reference() {
             spec.priority,
             spec.serial,
             spec.runtime_required,
-            spec.auto_taint_new_nodes
+            spec.auto_taint_new_nodes,
+            spec.runtime_required_cordon_after,
+            spec.sequencing,
         ),
-        (200, false, false, false)
+        (200, false, false, false, false, Sequencing::Node)
     );
     let status = SkyhookStatus::default();
     assert_eq!(
@@ -45,6 +47,9 @@ fn everything_that_manifests_carry_decodes() {
         "additionalTolerations": [{ "key": "nvidia.com/gpu", "operator": "Exists" }],
         "runtimeRequired": true,
         "autoTaintNewNodes": true,
+        "runtimeRequiredCordonAfter": true,
+        "drainConfig": { "disableEviction": true, "timeout": "1h", "gracePeriod": "1m30s" },
+        "sequencing": "all",
         "priority": 20,
         "packages": {
             "dexter": {
@@ -67,6 +72,8 @@ fn everything_that_manifests_carry_decodes() {
             "spencer": { "version": "3.2.3", "image": "localhost:5000/spencer:3.2.3", "dependsOn": { "dexter": "1.2.3" } },
         },
     }));
+    assert!(spec.runtime_required_cordon_after);
+    assert_eq!(spec.sequencing, Sequencing::All);
     let checked = spec.check("sample").unwrap();
     assert_eq!(checked.packages["spencer"].image, "localhost:5000/spencer");
     assert!(checked.pods_to_wait_for.is_some());
@@ -99,8 +106,8 @@ fn what_cannot_be_rolled_out_names_the_field_and_the_fix() {
         ),
         (
             "s",
-            json!({ "drain": { "timeout": "soon" } }),
-            "spec.drain.timeout",
+            json!({ "drainConfig": { "timeout": "soon" } }),
+            "spec.drainConfig.timeout",
         ),
         (
             "s",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Mono;
-use crate::pods::PodFact;
+use crate::pods::{PodFact, Refusal};
 
 /// The pods of a node, as one list showed them.
 #[derive(Clone, Debug, Default)]
@@ -33,7 +33,7 @@ pub struct EvictionTry {
     pub at: Mono,
     pub attempts: u32,
     /// What the API server said; `None` when it accepted.
-    pub problem: Option<String>,
+    pub problem: Option<Refusal>,
 }
 
 impl EvictionTry {

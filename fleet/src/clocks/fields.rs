@@ -3,24 +3,25 @@
 use super::{Clocks, LeaseClock};
 
 impl LeaseClock {
-    pub(crate) fn fields() -> [&'static str; 7] {
+    pub(crate) fn fields() -> [&'static str; 8] {
         let Self {
             uid: _,
             granted: _,
             given_up: _,
             resumed: _,
             drain: _,
+            blocked: _,
             paused: _,
             skyhook: _,
         } = Self::default();
         [
-            "uid", "granted", "given_up", "resumed", "drain", "paused", "skyhook",
+            "uid", "granted", "given_up", "resumed", "drain", "blocked", "paused", "skyhook",
         ]
     }
 }
 
 impl Clocks {
-    pub(crate) fn fields() -> [&'static str; 9] {
+    pub(crate) fn fields() -> [&'static str; 10] {
         let Self {
             leases: _,
             backoff: _,
@@ -31,6 +32,7 @@ impl Clocks {
             drains: _,
             away: _,
             undrained: _,
+            first_seen: _,
         } = Self::default();
         [
             "leases",
@@ -42,6 +44,7 @@ impl Clocks {
             "drains",
             "away",
             "undrained",
+            "first_seen",
         ]
     }
 }

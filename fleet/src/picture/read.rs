@@ -56,6 +56,7 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         // Computed from the spec.
         parked_over: _,
         selector: _,
+        taint,
         status: _,
     } = new;
     held.uid != *uid
@@ -64,6 +65,8 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         || held.annotations != *annotations
         || held.spec != *spec
         || held.config_updates() != new.config_updates()
+        // It is read even when the spec as a whole cannot be.
+        || held.taint != *taint
         // `checked` is computed from the spec, the name and the UID. A spec that cannot be decoded is the exception:
         // `spec` has the default value then, and only `checked` says what is wrong.
         || held.checked.as_ref().err() != checked.as_ref().err()

@@ -2,15 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::{BatchRef, InterruptionLeaseSpec, NodeRef, SkyhookRef};
-use skyhook_crds::revision;
 
 use super::ledger::Ledger;
 use super::pacing::Place;
 use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
-use super::standing::Standing;
+use super::standing::{self, Standing};
 use super::{Draft, View, node_order};
 use crate::effect::{Effect, Target};
 use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
@@ -304,16 +302,10 @@ fn reserve(
         return false;
     }
     let record = node.record(&skyhook.name);
-    let Ok(installed) = &record.states else {
+    let Ok(installed) = record.states_for(&skyhook.name, checked) else {
         return false;
     };
     let generation = skyhook.generation;
-    let stamp = record.stamp.as_ref();
-    let interrupts_left = if stamp.is_some_and(Stamp::has_result) {
-        BTreeMap::new()
-    } else {
-        revision::left_undone(installed, skyhook.config_updates(), &checked.data)
-    };
     draft.push(Effect::ReserveLease {
         node: node.name.clone(),
         spec: Box::new(InterruptionLeaseSpec {
@@ -327,9 +319,9 @@ fn reserve(
                 generation,
             },
             revision: checked.revision.clone(),
-            installed: installed.clone(),
+            installed: installed.into_owned(),
             stamp: record.stamp.clone(),
-            interrupts_left,
+            interrupts_left: standing::owed(skyhook, record, checked),
             compartment: part.compartment,
             order: Some(part.order),
             batch: part.batch,

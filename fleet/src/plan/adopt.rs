@@ -1,9 +1,9 @@
-//! Our finalizer on Skyhooks. It is added to every Skyhook, and removed from a deleted Skyhook that has no lease and no
-//! cordon left.
+//! Our finalizer on Skyhooks. It is added to every Skyhook, and removed from a deleted Skyhook that has no lease, no cordon
+//! and no taint left.
 
 use skyhook_crds::names;
 
-use super::{Draft, View, version};
+use super::{Draft, View, taint, version};
 use crate::effect::Effect;
 use crate::facts::SkyhookFact;
 
@@ -35,7 +35,7 @@ pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut D
     }
 }
 
-/// True when no lease and no cordon of the Skyhook is left.
+/// True when no lease, no cordon and no taint of the Skyhook is left.
 fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
     let mut leases = view.picture.leases().values();
     let lease = leases.any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
@@ -45,5 +45,5 @@ fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
         .any(|(_, spec)| spec.skyhook.uid == skyhook.uid);
     let mut nodes = view.picture.nodes().values();
     let cordon = nodes.any(|node| node.cordon.owners.contains_key(&skyhook.name));
-    !lease && !creating && !cordon
+    !lease && !creating && !cordon && taint::left(view, skyhook).next().is_none()
 }

@@ -108,11 +108,31 @@ pub(super) struct NodeCell {
     pub(super) lease: Option<LeaseBits>,
     /// A lease of the node is being created.
     pub(super) creating: bool,
+    pub(super) taint: TaintBits,
+    /// The node is to be tainted before anything else is written there. Every pass sets it anew.
+    pub(super) pending: bool,
     /// Numbers of the names of all Skyhooks that the Node says something about.
     pub(super) told: Vec<u32>,
     /// Numbers of the names of the revisions that the lease and the records on the Node refer to.
     pub(super) refers: Vec<u32>,
     pub(super) next: Option<NextWrite>,
+}
+
+/// The facts about a node that decisions about taints need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct TaintBits {
+    /// It may be tainted: nobody has worked on the node, it is a host, it is not ignored, and it carries no taint of ours.
+    pub(super) is_open: bool,
+    /// An administrator keeps every Skyhook off the node, or the node is not a host.
+    pub(super) is_off: bool,
+    /// It carries a runtime-required taint.
+    pub(super) carries: bool,
+    /// An annotation says that we put that taint there.
+    pub(super) put_by_us: bool,
+    /// Something that keeps autoscalers from removing the node is ours.
+    pub(super) protects: bool,
+    /// It was cordoned when the taint was taken off, and somebody has uncordoned it since.
+    pub(super) uncordoned: bool,
 }
 
 /// The facts about a lease that the ledger counts.
@@ -227,8 +247,14 @@ pub(super) struct Cell {
     pub(super) parked: bool,
     /// A reboot has undone the recorded result, so the packages have to be applied again.
     pub(super) lost: bool,
+    /// The Node's record is another implementation's, or keys of another one are left beside ours.
+    pub(super) foreign: bool,
     /// The node has a lease of the Skyhook, and its record says that it is complete all the same.
     pub(super) complete: bool,
+    /// The node has to keep the runtime-required taint until the Skyhook is complete there.
+    pub(super) required: bool,
+    /// The Skyhook's selector matches the node, which is not a host.
+    pub(super) not_host: bool,
     /// Work on the node has begun for this Skyhook: the Skyhook owns a cordon of the node.
     pub(super) started: bool,
     /// The last lease of the node ended before the node was complete.
@@ -260,6 +286,10 @@ pub(super) struct CellKey {
     pub(super) row: u64,
     /// ID of the column of the Skyhook that has to be complete on the node first; 0 for none.
     pub(super) earlier: u32,
+    /// ID of the column of the Skyhook that has to be complete on all of its nodes first; 0 for none.
+    pub(super) gate: u32,
+    /// The node is to be tainted before anything else is written there.
+    pub(super) pending: bool,
 }
 
 /// What a Node says about one Skyhook.

@@ -13,10 +13,18 @@ pub enum Cause {
     CordonWithoutOwner,
     /// Somebody uncordoned the node.
     Uncordoned,
+    /// A runtime-required taint is taken off.
+    Untaint,
+    /// The runtime-required taint is put on the node before anything else is.
+    AutoTaint,
+    /// What keeps autoscalers from removing the node is set or taken back.
+    Protect,
     /// A lease is about to be granted.
     Grant,
     /// The node is to be drained.
     Cordon,
+    /// The record of another implementation is taken over.
+    Adopted,
     /// A reboot has undone what was installed.
     Reapply,
     /// What the agent reports while it works.
@@ -32,8 +40,12 @@ impl fmt::Display for Cause {
             Self::ResultBesideEdit => "result beside an edit",
             Self::CordonWithoutOwner => "cordon without an owner",
             Self::Uncordoned => "uncordoned by somebody",
+            Self::Untaint => "taint taken off",
+            Self::AutoTaint => "tainted",
+            Self::Protect => "protection against autoscalers",
             Self::Grant => "grant",
             Self::Cordon => "cordon",
+            Self::Adopted => "record taken over",
             Self::Reapply => "reapplied after a reboot",
             Self::Progress => "progress",
             Self::Status => "status",

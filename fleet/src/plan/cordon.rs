@@ -3,6 +3,9 @@
 //!
 //! A cordon is taken with one write: the owner, the former value of `unschedulable`, and `unschedulable` itself. When
 //! the last owner gives the cordon back, the former value is restored. Giving back never cordons a node.
+//!
+//! A node that somebody else cordoned gets no `cordon_<skyhook>`, because NVIDIA Skyhook and NodeWright uncordon a node
+//! that has such a mark. The record of owners alone says who needs the cordon.
 
 mod sweep;
 
@@ -48,8 +51,9 @@ pub fn take(node: &NodeFact, skyhook: &str, lease_uid: &str) -> NodePatch {
     record
         .owners
         .insert(skyhook.to_owned(), lease_uid.to_owned());
+    let mark = (!record.was_unschedulable).then(|| "true".to_owned());
     let mut patch = NodePatch::default()
-        .annotation(&names::cordon(skyhook), Some("true".to_owned()))
+        .annotation(&names::cordon(skyhook), mark)
         .cordon(&record);
     patch.unschedulable = Some(true);
     patch
@@ -63,7 +67,7 @@ pub fn give_back<'a>(node: &NodeFact, skyhooks: impl IntoIterator<Item = &'a str
     let mut given = false;
     for skyhook in skyhooks {
         if record.owners.remove(skyhook).is_some() {
-            patch = patch.annotation(&names::cordon(skyhook), None);
+            patch = unmarked(patch, skyhook);
             given = true;
         }
     }
@@ -81,10 +85,19 @@ pub fn give_back<'a>(node: &NodeFact, skyhooks: impl IntoIterator<Item = &'a str
 pub fn forget(node: &NodeFact) -> NodePatch {
     let owners = node.cordon.owners.keys();
     owners
-        .fold(NodePatch::default(), |patch, owner| {
-            patch.annotation(&names::cordon(owner), None)
+        .fold(NodePatch::default(), |patch, owner| unmarked(patch, owner))
+        .cordon(&CordonRecord {
+            protects: node.cordon.protects.clone(),
+            ..CordonRecord::default()
         })
-        .cordon(&CordonRecord::default())
+}
+
+/// Removes the mark of a Skyhook, NodeWright's as well.
+fn unmarked(patch: NodePatch, skyhook: &str) -> NodePatch {
+    let mark = names::cordon(skyhook);
+    patch
+        .annotation(&names::successor(&mark), None)
+        .annotation(&mark, None)
 }
 
 #[cfg(test)]
@@ -143,6 +156,111 @@ mod tests {
             ),
         ] {
             assert_eq!(play(before, &steps), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_cordon_of_somebody_else_gets_no_mark() {
+        // Each step: whether an administrator uncordons the node first, who takes or gives back, whether the node is
+        // cordoned afterwards, the record, and who has a mark.
+        let owned = |was: bool, owners: &[&str]| {
+            let owners = owners
+                .iter()
+                .map(|owner| ((*owner).to_owned(), "uid".to_owned()));
+            CordonRecord {
+                was_unschedulable: was,
+                owners: owners.collect(),
+                ..CordonRecord::default()
+            }
+        };
+        let none = CordonRecord::default();
+        for (name, before, steps) in [
+            (
+                "an ordinary node",
+                false,
+                vec![
+                    (false, "s", true, true, owned(false, &["s"]), vec!["s"]),
+                    (false, "s", false, false, none.clone(), vec![]),
+                ],
+            ),
+            (
+                "a node that an administrator cordoned",
+                true,
+                vec![
+                    (false, "s", true, true, owned(true, &["s"]), vec![]),
+                    (false, "s", false, true, none.clone(), vec![]),
+                ],
+            ),
+            (
+                "two Skyhooks on such a node",
+                true,
+                vec![
+                    (false, "s", true, true, owned(true, &["s"]), vec![]),
+                    (false, "t", true, true, owned(true, &["s", "t"]), vec![]),
+                    (false, "s", false, true, owned(true, &["t"]), vec![]),
+                    (false, "t", false, true, none.clone(), vec![]),
+                ],
+            ),
+            (
+                "the administrator uncordons it during the drain",
+                true,
+                vec![
+                    (false, "s", true, true, owned(true, &["s"]), vec![]),
+                    (true, "s", true, true, owned(false, &["s"]), vec!["s"]),
+                    (false, "s", false, false, none, vec![]),
+                ],
+            ),
+        ] {
+            let mut node = testkit::node("worker-1");
+            node.unschedulable = before;
+            for (n, (uncordons, skyhook, takes, cordoned, record, marked)) in
+                steps.into_iter().enumerate()
+            {
+                node.unschedulable &= !uncordons;
+                let patch = if takes {
+                    take(&node, skyhook, "uid")
+                } else {
+                    give_back(&node, [skyhook])
+                };
+                node = testkit::patched(&node, &patch);
+                let marks = node.annotations.iter();
+                let marks = marks.filter_map(|(key, value)| {
+                    let owner = key.strip_prefix(&names::cordon(""))?;
+                    (value == "true").then_some(owner)
+                });
+                let marks: Vec<&str> = marks.collect();
+                let given = (node.unschedulable, &node.cordon, marks);
+                assert_eq!(given, (cordoned, &record, marked), "{name}, step {n}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mark_of_nodewright_goes_with_ours() {
+        let node = testkit::node("worker-1");
+        let node = testkit::patched(&node, &take(&node, "s", "one"));
+        let theirs = "nodewright.nvidia.com/cordon_s";
+        for patch in [give_back(&node, ["s"]), forget(&node)] {
+            assert_eq!(patch.annotations[theirs], None);
+            assert_eq!(patch.annotations[&names::cordon("s")], None);
+        }
+    }
+
+    /// The command line of NVIDIA Skyhook removes the mark and knows nothing of the record.
+    #[test]
+    fn a_reset_of_nvidia_skyhook_changes_nothing_about_a_cordon() {
+        for was in [false, true] {
+            let mut node = testkit::node("worker-1");
+            node.unschedulable = was;
+            let node = testkit::patched(&node, &take(&node, "s", "one"));
+            let reset = NodePatch::default().annotation(&names::cordon("s"), None);
+            let node = testkit::patched(&node, &reset);
+            assert!(is_held(&node, "s", "one"));
+            let left = testkit::patched(&node, &give_back(&node, ["s"]));
+            assert_eq!(
+                (left.unschedulable, left.cordon),
+                (was, CordonRecord::default())
+            );
         }
     }
 

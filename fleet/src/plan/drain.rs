@@ -2,11 +2,13 @@
 //! are in the way. A drain is a state and not a procedure: every pass derives the next write from the last list of
 //! pods.
 
+mod marks;
+
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::lease::protocol;
-use skyhook_crds::lease::{Blocker, Drain, DrainState, InterruptionLease};
+use skyhook_crds::lease::{BlockCause, Blocker, Drain, DrainState, InterruptionLease};
 
 use super::cause::Cause;
 use super::ledger::Ledger;
@@ -14,8 +16,9 @@ use super::{Draft, View, cordon, seconds, version};
 use crate::clocks::{DrainWatch, EvictionTry, LeaseClock, Mono};
 use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
-use crate::pods::{self, PodFact, Rules, Verdict};
+use crate::pods::{self, PodFact, RefusedBy, Rules, Verdict};
 use crate::settings::Settings;
+pub(in crate::plan) use marks::{awaited, marks};
 
 /// How often the pods of a draining node are listed. The node is drained when two lists, at least this far apart, show
 /// no pod that has to leave: the scheduler may still bind a pod while the first list is taken.
@@ -55,7 +58,8 @@ pub(super) fn carry_on(
     }
     let skyhook = &lease.spec.skyhook.name;
     if !cordon::is_held(node, skyhook, &fact.uid) {
-        draft.patch(node, cordon::take(node, skyhook, &fact.uid), Cause::Cordon);
+        let patch = cordon::take(&draft.so_far(node), skyhook, &fact.uid);
+        draft.patch(node, patch, Cause::Cordon);
         return;
     }
     let watch = view.clocks.drain(&node.name, &fact.uid);
@@ -80,10 +84,11 @@ pub(super) fn carry_on(
     if state == DrainState::Draining {
         evict(view, fact, node, checked, watch, &left, draft);
     }
-    let (mut blockers, more) = blockers(&left, watch, waiting);
+    let (mut blockers, more) = blockers(&left, watch, &current.blockers, waiting);
     blockers.extend(weakened.map(|other| Blocker {
         pod: format!("node/{other}"),
         reason: "another control-plane node, is not Ready".to_owned(),
+        cause: None,
     }));
     let wanted = Drain {
         state,
@@ -235,24 +240,46 @@ fn evict(
     }
 }
 
-/// The first blockers by name, and how many more there are.
+/// The first blockers, and how many more there are. Those that an administrator has to act on come first, so that none of
+/// the nodes that they block is overlooked.
 fn blockers(
     left: &[(&PodFact, Verdict)],
     watch: &DrainWatch,
+    current: &[Blocker],
     waiting: bool,
 ) -> (Vec<Blocker>, i32) {
     let mut blockers: Vec<Blocker> = left
         .iter()
         .filter(|(_, verdict)| !waiting || *verdict == Verdict::WaitFor)
-        .map(|(pod, verdict)| Blocker {
-            pod: pod.path(),
-            reason: reason(pod, verdict, watch),
+        .map(|(pod, verdict)| {
+            not_asked_yet(pod, verdict, watch, current).unwrap_or_else(|| Blocker {
+                pod: pod.path(),
+                reason: reason(pod, verdict, watch),
+                cause: cause(pod, verdict, watch),
+            })
         })
         .collect();
-    blockers.sort();
+    let ends_by_itself = |blocker: &Blocker| !blocker.cause.is_some_and(BlockCause::blocks);
+    blockers.sort_by(|a, b| (ends_by_itself(a), a).cmp(&(ends_by_itself(b), b)));
     let more = blockers.len().saturating_sub(MAX_BLOCKERS);
     blockers.truncate(MAX_BLOCKERS);
     (blockers, i32::try_from(more).unwrap_or(i32::MAX))
+}
+
+/// What the lease says of a pod that a budget keeps, until this replica has an answer of its own. Another one may have led
+/// before.
+fn not_asked_yet(
+    pod: &PodFact,
+    verdict: &Verdict,
+    watch: &DrainWatch,
+    current: &[Blocker],
+) -> Option<Blocker> {
+    if *verdict != Verdict::Evict || watch.evictions.contains_key(&pod.uid) {
+        return None;
+    }
+    let by_budget = Some(BlockCause::PodDisruptionBudget);
+    let mut kept = current.iter().filter(|one| one.cause == by_budget);
+    kept.find(|one| one.pod == pod.path()).cloned()
 }
 
 fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
@@ -261,12 +288,32 @@ fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {
             "matches podNonInterruptLabels: waiting until it has finished".to_owned()
         }
         Verdict::Leaving => "is terminating".to_owned(),
-        Verdict::Refused(why) => (*why).to_owned(),
+        Verdict::Refused(BlockCause::EmptyDirData) => {
+            "it would lose its emptyDir: set spec.drainConfig.deleteEmptyDirData, or delete it"
+                .to_owned()
+        }
+        Verdict::Refused(_) => {
+            "no controller will replace it: set spec.drainConfig.force, or delete it".to_owned()
+        }
         Verdict::Evict | Verdict::Stays => watch
             .evictions
             .get(&pod.uid)
-            .and_then(|tried| tried.problem.clone())
-            .unwrap_or_else(|| "is being evicted".to_owned()),
+            .and_then(|tried| tried.problem.as_ref())
+            .map_or("is being evicted", |refusal| &refusal.text)
+            .to_owned(),
+    }
+}
+
+/// What keeps a pod that has to leave, if it is one of the causes with a name.
+fn cause(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> Option<BlockCause> {
+    match verdict {
+        Verdict::WaitFor => Some(BlockCause::NonInterruptLabels),
+        Verdict::Refused(cause) => Some(*cause),
+        Verdict::Leaving | Verdict::Stays => None,
+        Verdict::Evict => {
+            let refusal = watch.evictions.get(&pod.uid)?.problem.as_ref()?;
+            (refusal.by == RefusedBy::DisruptionBudget).then_some(BlockCause::PodDisruptionBudget)
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Removes what a Node says about a Skyhook that does not select it any more, or that does not exist any more: status,
-//! reason and conditions. Otherwise an alert on these conditions would never end. The record of what is installed
+//! reason, drain and conditions. Otherwise an alert on these conditions would never end. The record of what is installed
 //! stays, because the packages are still on the host.
 
 use super::cache::{Cache, LeaseBits, NodeCell};
@@ -12,7 +12,9 @@ use skyhook_crds::names;
 
 /// Names of the Skyhooks that a Node says something about.
 pub(super) fn told(node: &NodeFact) -> Vec<&str> {
-    let prefixes = [names::status(""), names::reason("")];
+    let drains = [names::drain_start(""), names::drain_blocked("")];
+    let prefixes = [names::status(""), names::reason("")].into_iter();
+    let prefixes: Vec<String> = prefixes.chain(drains.into_iter().flatten()).collect();
     let keys = node.annotations.keys().map(String::as_str);
     let keys = keys.chain(node.labels.iter().map(|(key, _)| key));
     let by_key = keys.filter_map(|key| {

@@ -10,6 +10,7 @@ use skyhook_crds::lease::StopReason;
 pub enum ReasonCode {
     AgentNotResponding,
     AgentTooOld,
+    AutoTaintPending,
     AwaitingAgent,
     AwaitingDrain,
     AwaitingInterrupt,
@@ -30,6 +31,7 @@ pub enum ReasonCode {
     NewerVersion,
     NodeIgnored,
     NodeLeased,
+    NodeNotSupported,
     NodeStateMalformed,
     PackageErroring,
     Parked,
@@ -43,6 +45,18 @@ pub enum ReasonCode {
 }
 
 impl ReasonCode {
+    /// True when the node is left alone for a while, and is tried again then.
+    #[must_use]
+    pub const fn is_back_off(self) -> bool {
+        matches!(
+            self,
+            Self::AgentNotResponding
+                | Self::AgentTooOld
+                | Self::DrainTimedOut
+                | Self::ResultDoesNotMatch
+        )
+    }
+
     /// True when the node waits for something that ends without any action of a person, for example for a free slot.
     #[must_use]
     pub const fn ends_by_itself(self) -> bool {
@@ -54,6 +68,7 @@ impl ReasonCode {
             | Self::Settling => true,
             Self::AgentNotResponding
             | Self::AgentTooOld
+            | Self::AutoTaintPending
             | Self::AwaitingAgent
             | Self::AwaitingDrain
             | Self::AwaitingInterrupt
@@ -70,6 +85,7 @@ impl ReasonCode {
             | Self::NewerVersion
             | Self::NodeIgnored
             | Self::NodeLeased
+            | Self::NodeNotSupported
             | Self::NodeStateMalformed
             | Self::PackageErroring
             | Self::Parked
@@ -125,6 +141,8 @@ pub enum Withdrawal {
     OrderTaken,
     OtherOrder,
     AgentNotResponding,
+    /// The same, on a node that has joined the cluster lately.
+    AgentNotYetThere,
 }
 
 impl fmt::Display for Withdrawal {
@@ -151,6 +169,7 @@ impl fmt::Display for Withdrawal {
             Self::OtherOrder => "the node keeps another SKYHOOK_NODE_ORDER",
             Self::OrderTaken => "another node has its SKYHOOK_NODE_ORDER",
             Self::AgentNotResponding => "the agent did not accept it in time",
+            Self::AgentNotYetThere => "the node has joined lately, and its agent did not accept it",
         })
     }
 }

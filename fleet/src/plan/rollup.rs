@@ -1,7 +1,9 @@
 //! What Nodes say about the roll-out. This is a pure function of the picture, and is written only when the Node says
 //! something else.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::InterruptionLease;
@@ -12,12 +14,12 @@ use skyhook_crds::stage::Status;
 
 use super::cache::{Cache, Rest, ShownCell};
 use super::cause::Cause;
-use super::reason::Reason;
+use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::status::{MAX_REASON, cut, reason_on_node, with_since};
 use super::verdict::{self, verdict};
-use super::{COALESCE, Draft, View};
+use super::{COALESCE, Draft, View, drain};
 use crate::clocks::Mono;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, SkyhookFact};
@@ -25,6 +27,9 @@ use crate::facts::{NodeFact, SkyhookFact};
 /// How many Nodes of one Skyhook are told something in one pass. The others are told in later passes. In a large fleet
 /// whose nodes all fail, the texts would otherwise need much memory and be rendered anew in each pass.
 const TOLD: usize = 256;
+
+/// How long after it is first seen a new node is told nothing.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Writes status and reason to the Nodes.
 pub(super) fn nodes(
@@ -127,7 +132,8 @@ fn show(
         in_between,
         rest: None,
     };
-    if skyhook.deleting {
+    // A new node is tainted before anything else is written there.
+    if skyhook.deleting || is_pending(&shown.standing) {
         return shown;
     }
     if in_between {
@@ -140,8 +146,10 @@ fn show(
                 .annotation(&names::reason(&skyhook.name), None);
             draft.patch(node, patch, Cause::Result);
         }
+    } else if let Some(at) = quiet_until(view, node) {
+        draft.wake_at(at);
     } else if has_room || draft.is_patched(&node.name) {
-        tell(view, skyhook, node, &shown, draft);
+        tell(view, skyhook, node, lease, &shown, draft);
     } else {
         draft.is_held_back();
         draft.wake_at(view.now.mono + COALESCE);
@@ -149,28 +157,45 @@ fn show(
     shown
 }
 
+/// Until when a new node is told nothing; `None` if that is over. A Skyhook that wants new nodes tainted may have been
+/// created just now, and the watch may not have delivered it: with an annotation of ours the node would not be new any
+/// more.
+fn quiet_until(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
+    let seen = view.clocks.first_seen(&node.name)?;
+    Some(seen + QUIET).filter(|at| *at > view.now.mono)
+}
+
+fn is_pending(standing: &Standing) -> bool {
+    matches!(standing, Standing::Blocked(reason) if reason.code == ReasonCode::AutoTaintPending)
+}
+
 fn tell(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,
+    lease: Option<&InterruptionLease>,
     shown: &ShownCell,
     draft: &mut Draft<'_>,
 ) {
     let key = names::reason(&skyhook.name);
+    let marks = drain::marks(&skyhook.name, lease);
+    let details: BTreeSet<String> = marks.annotations.keys().chain([&key]).cloned().collect();
     let since = since_on_node(node, &skyhook.name, shown.reason.as_ref(), view.now.wall);
     let mut patch = NodePatch::default()
         .status(&skyhook.name, shown.status)
         .conditions(&skyhook.name, shown.status)
-        .annotation(&key, since)
-        .reduced(node);
+        .annotation(&key, since);
+    patch.unite(marks);
+    let mut patch = patch.reduced(node);
     // The Node names a lease that the lease watch has not delivered, or has delivered the end of. While the watch lags,
     // another replica may have granted that lease: the status must not go back and forth.
     let stamp = node.record(&skyhook.name).stamp.as_ref();
     if shown.standing != Standing::Leased && stamp.is_some_and(|stamp| !stamp.granted.is_empty()) {
         patch.check.not_for.insert(skyhook.name.clone());
     }
-    // Another status is written at once. If only the reason is another one, it is written at most once a second.
-    let is_detail = patch.annotations.keys().eq([&key])
+    // Another status is written at once. If only the reason or the drain is another one, it is written at most once a
+    // second.
+    let is_detail = patch.annotations.keys().all(|key| details.contains(key))
         && patch.labels.is_empty()
         && patch.conditions.is_empty()
         && !draft.is_patched(&node.name);

@@ -4,18 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey};
+use super::cache::{Cache, Cell, CellKey, Column, LeaseBits, Names, NodeCell, RowKey, TaintBits};
 use super::ledger::Selected;
 use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
-use super::standing::{self, Standing};
-use super::{View, cordon, leftovers, node_order, reapply};
+use super::standing::{self, Held, Standing};
+use super::{View, cordon, leftovers, node_order, reapply, taint, takeover};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
 use skyhook_crds::policy::Matches;
+use skyhook_crds::skyhook::Sequencing;
 
 /// Names of nodes in alphabetical order, each with its number.
 pub(super) type Order<'a> = [(&'a str, NodeId)];
@@ -83,11 +84,14 @@ pub(super) fn rows<'a>(
     order: &Order<'_>,
     cache: &mut Cache,
 ) -> Vec<Row<'a>> {
-    nodes(view, order, cache);
+    nodes(view, skyhooks, order, cache);
     let mut columns = std::mem::take(&mut cache.columns);
     let most = cache.nodes.len();
     // For each node: ID of the column of the first Skyhook that is not complete there. Later Skyhooks wait for it.
     let mut open: Vec<u32> = vec![0; most];
+    // ID of the column of the first Skyhook that has to be complete on all of its nodes. Later Skyhooks wait for it on
+    // every node.
+    let mut gate = 0;
     let mut names: BTreeMap<u32, &str> = BTreeMap::new();
     let mut rows = Vec::new();
     for skyhook in skyhooks {
@@ -120,7 +124,10 @@ pub(super) fn rows<'a>(
             next_order: 0,
             shown_order: 0,
         };
-        cells(view, order, cache, &mut row, &mut open, &names);
+        cells(view, order, cache, &mut row, &mut open, gate, &names);
+        if gate == 0 && closes_gate(&row, order) {
+            gate = row.column.id;
+        }
         let cells = &row.column.cells;
         let selected = order.iter().filter_map(|(_, id)| {
             let cell = &cells[id.index()];
@@ -132,7 +139,28 @@ pub(super) fn rows<'a>(
     rows
 }
 
-fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
+/// True when later Skyhooks wait on every node until this one is complete on all of its nodes, and it is not. While its
+/// spec is not valid, nobody can tell whether it is complete.
+fn closes_gate(row: &Row<'_>, order: &Order<'_>) -> bool {
+    let skyhook = row.skyhook;
+    if skyhook.spec.sequencing == Sequencing::Node || skyhook.is_disabled() || skyhook.deleting {
+        return false;
+    }
+    let is_for_unknown = skyhook.checked.is_err() && skyhook.parked_over.is_none();
+    let mut cells = order.iter().filter_map(|(_, id)| row.cell(*id));
+    let is_open = |cell: &Cell| match &cell.standing {
+        Some(standing) => *standing != Standing::Complete,
+        None => cell.parked,
+    };
+    is_for_unknown || cells.any(is_open)
+}
+
+fn nodes(view: &View<'_>, skyhooks: &[&SkyhookFact], order: &Order<'_>, cache: &mut Cache) {
+    let tainting: Vec<&SkyhookFact> = skyhooks
+        .iter()
+        .copied()
+        .filter(|skyhook| skyhook.taint.auto)
+        .collect();
     let most = order.iter().map(|(_, id)| id.index() + 1).max();
     let most = most.unwrap_or_default().max(cache.nodes.len());
     cache.nodes.resize_with(most, NodeCell::default);
@@ -144,6 +172,7 @@ fn nodes(view: &View<'_>, order: &Order<'_>, cache: &mut Cache) {
             cell.touched = touched;
             cache.counted.nodes += 1;
         }
+        cell.pending = cell.taint.is_open && taint::is_pending(view, &tainting, name);
     }
 }
 
@@ -175,6 +204,7 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
             },
         }),
         creating: view.inflight.creating(name).is_some(),
+        taint: node.map_or_else(TaintBits::default, |node| taint::bits(view, node)),
         told: node.map_or_else(Vec::new, |node| {
             let told = leftovers::told(node).into_iter();
             told.map(|skyhook| names.number(skyhook)).collect()
@@ -205,6 +235,7 @@ fn cells(
     cache: &mut Cache,
     row: &mut Row<'_>,
     open: &mut [u32],
+    gate: u32,
     names: &BTreeMap<u32, &str>,
 ) {
     let skyhook = row.skyhook;
@@ -220,11 +251,17 @@ fn cells(
             touched: node.touched,
             row: column.version,
             earlier: open[id.index()],
+            gate,
+            pending: node.pending,
         };
         if cell.key != key || cell.until.is_some_and(|at| at <= view.now.mono) {
-            let earlier = names.get(&key.earlier).copied();
+            let held = Held {
+                earlier: names.get(&key.earlier).copied(),
+                gate: names.get(&key.gate).copied(),
+                pending: key.pending,
+            };
             let node = view.picture.nodes().get(*name);
-            *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, earlier));
+            *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, held));
             cell.after_order = node_order::after(view, &skyhook.name, name, node);
             cell.key = key;
             cache.counted.cells += 1;
@@ -248,7 +285,7 @@ fn cells(
     }
 }
 
-fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Option<&str>) -> Cell {
+fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, held: Held<'_>) -> Cell {
     let checked: Option<&Checked> = skyhook.checked.as_deref().ok();
     let checked = checked.filter(|_| skyhook.selects(node));
     let backoff = view.clocks.backoff(&node.name, &skyhook.name);
@@ -263,9 +300,13 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
     });
     Cell {
         complete,
-        standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, earlier)),
+        required: skyhook.requires(node),
+        not_host: skyhook.leaves_out(node),
+        standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, held)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
+        foreign: checked
+            .is_some_and(|checked| takeover::of(view, skyhook, checked, node).is_some()),
         started: cordon::is_started(node, &skyhook.name),
         in_midst: node_order::is_in_midst(node.record(&skyhook.name)),
         matches: checked.map_or_else(Matches::default, |_| {
@@ -284,6 +325,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, earlier: Optio
 fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     let mut hasher = DefaultHasher::new();
     node.name.hash(&mut hasher);
+    skyhook.leaves_out(node).hash(&mut hasher);
     if let Some(record) = node.records.get(&skyhook.name) {
         record.digest.hash(&mut hasher);
         let stamp = record.stamp.as_ref();
@@ -298,6 +340,16 @@ fn print(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> u64 {
     {
         lease.spec.granted.is_some().hash(&mut hasher);
         lease.spec.revision.hash(&mut hasher);
+        lease.spec.drain.state.hash(&mut hasher);
+        for blocker in lease
+            .spec
+            .drain
+            .blockers
+            .iter()
+            .filter(|one| one.cause.is_some())
+        {
+            (&blocker.pod, blocker.cause, &blocker.reason).hash(&mut hasher);
+        }
         node_order::created(fact).hash(&mut hasher);
     }
     hasher.finish()

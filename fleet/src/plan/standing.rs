@@ -1,21 +1,15 @@
 //! The standing of each selected node for each Skyhook, before new leases are decided.
 
-use std::collections::BTreeMap;
+mod work;
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
-use skyhook_crds::installed::{self, PackageStates, Stamp, StateProblem};
-use skyhook_crds::names;
-use skyhook_crds::revision::{self, RevisionData, Work};
+use skyhook_crds::{installed, names};
 
 use super::View;
 use super::reason::{Reason, ReasonCode};
 use crate::clocks::Mono;
-use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
-use crate::picture::Picture;
-
-/// Taints that say that a node is not Ready.
-const NOT_READY: &str = "node.kubernetes.io/not-ready";
-const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+use crate::facts::{Checked, LeaseFact, NodeFact, Origin, SkyhookFact};
+use crate::taints;
+pub(crate) use work::{outstanding, owed};
 
 /// Why a node gets no lease after a drain that took too long.
 pub(crate) const DRAIN_TIMED_OUT: &str =
@@ -36,19 +30,37 @@ pub enum Standing {
     Eligible,
 }
 
-/// Finds the standing of one selected node. `earlier` names the Skyhook that has to be complete on the node first.
+/// What holds a node up, apart from the node itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held<'a> {
+    /// Name of the Skyhook that has to be complete on the node first.
+    pub(super) earlier: Option<&'a str>,
+    /// Name of the Skyhook that has to be complete on all of its nodes first.
+    pub(super) gate: Option<&'a str>,
+    /// The node is to be tainted before anything else is written there.
+    pub(super) pending: bool,
+}
+
+/// Finds the standing of one selected node.
 pub(super) fn judge(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     checked: &Checked,
     node: &NodeFact,
-    earlier: Option<&str>,
+    held: Held<'_>,
 ) -> Standing {
     let lease = view.picture.leases().get(&node.name);
     let ours = lease.and_then(LeaseFact::skyhook_uid) == Some(skyhook.uid.as_str())
         || view.inflight.creating(&node.name) == Some(skyhook.uid.as_str());
     if ours {
         return Standing::Leased;
+    }
+    if held.pending {
+        let message = format!(
+            "the taint {} is put on the node before anything else is written there",
+            view.settings.runtime_taint
+        );
+        return Standing::Blocked(Reason::new(ReasonCode::AutoTaintPending, message));
     }
     if let Some(reason) = newer_record(skyhook, node) {
         return Standing::Blocked(reason);
@@ -58,39 +70,39 @@ pub(super) fn judge(
         Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
     }
-    if node.labels.get(names::IGNORE) == Some("true") {
+    if node.is_ignored() {
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
         return Standing::Blocked(Reason::new(ReasonCode::NodeIgnored, message));
+    }
+    if node.record(&skyhook.name).origin != Origin::Ours {
+        let message = "the record of the implementation that was here before is being taken over";
+        return Standing::Waiting(Reason::new(ReasonCode::Settling, message));
     }
     if let Some(reason) = missing_policy(view, skyhook) {
         return Standing::Blocked(reason);
     }
+    let runtime = &view.settings.runtime_taint;
     if let Some(taint) = node
         .taints
         .iter()
-        .find(|taint| !is_tolerated(skyhook, taint))
+        .find(|taint| !taints::is_tolerated(runtime, skyhook, node, taint))
     {
-        let message = intolerable(taint);
+        let message = taints::intolerable(runtime, skyhook, node, taint);
         return Standing::Blocked(Reason::new(ReasonCode::TaintNotTolerable, message));
     }
-    if let Some(earlier) = earlier {
+    if let Some(earlier) = held.earlier {
         let message =
             format!("Skyhook {earlier} goes first on this node and is not complete there");
         return Standing::Waiting(Reason::new(ReasonCode::EarlierSkyhook, message));
     }
+    if let Some(gate) = held.gate {
+        let message = format!(
+            "Skyhook {gate} goes first (sequencing: all) and is not complete on all of its nodes"
+        );
+        return Standing::Waiting(Reason::new(ReasonCode::EarlierSkyhook, message));
+    }
     if let Some(lease) = lease {
-        let message = match &lease.lease {
-            Ok(lease) => format!(
-                "the node is worked on for Skyhook {}",
-                lease.spec.skyhook.name
-            ),
-            Err(problem) => format!(
-                "the node's InterruptionLease {problem}: correct it, or when nothing runs on the node, give its slot back: \
-                 {}",
-                force_release(&node.name, &lease.uid)
-            ),
-        };
-        return Standing::Waiting(Reason::new(ReasonCode::NodeLeased, message));
+        return Standing::Waiting(leased(lease, node));
     }
     if view.inflight.creating(&node.name).is_some() {
         let message = "a lease of the node is being created for another Skyhook";
@@ -107,6 +119,21 @@ pub(super) fn judge(
         return Standing::Blocked(Reason::new(ReasonCode::DrainTimedOut, DRAIN_TIMED_OUT));
     }
     Standing::Eligible
+}
+
+/// The reason while the node is leased for another Skyhook.
+fn leased(lease: &LeaseFact, node: &NodeFact) -> Reason {
+    let message = match &lease.lease {
+        Ok(lease) => format!(
+            "the node is worked on for Skyhook {}",
+            lease.spec.skyhook.name
+        ),
+        Err(problem) => format!(
+            "the node's InterruptionLease {problem}: correct it, or when nothing runs on the node, give its slot back: {}",
+            force_release(&node.name, &lease.uid)
+        ),
+    };
+    Reason::new(ReasonCode::NodeLeased, message)
 }
 
 /// Until when the node gets no lease because its last drain took too long; `None` if there is no such time, or if it is
@@ -132,83 +159,12 @@ pub(super) fn newer_record(skyhook: &SkyhookFact, node: &NodeFact) -> Option<Rea
     Some(Reason::new(ReasonCode::NewerVersion, message))
 }
 
-/// The message about a taint that is not tolerated: what it means, and what an administrator can do.
-fn intolerable(taint: &Taint) -> String {
-    let shown = show(taint);
-    if [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) {
-        format!(
-            "the node is not Ready: it is taken when it is, or before that with a toleration of {shown} in \
-             spec.additionalTolerations"
-        )
-    } else {
-        format!("taint {shown} is not tolerated: add it to spec.additionalTolerations")
-    }
-}
-
 /// The command with which an administrator gives back a lease's slot by force.
 pub(super) fn force_release(node: &str, lease_uid: &str) -> String {
     format!(
         "kubectl annotate interruptionlease {node} {}={lease_uid}",
         names::FORCE_RELEASE
     )
-}
-
-/// The work that is left on the node until it is complete at the Skyhook's revision, by package.
-pub(crate) fn outstanding(
-    picture: &Picture,
-    skyhook: &SkyhookFact,
-    checked: &Checked,
-    node: &NodeFact,
-) -> Result<BTreeMap<String, Work>, Reason> {
-    let record = node.record(&skyhook.name);
-    let states = record.states.as_ref().map_err(|problem| {
-        let word = match problem {
-            StateProblem::Malformed { .. } => ReasonCode::NodeStateMalformed,
-            StateProblem::Newer { .. } => ReasonCode::NewerVersion,
-        };
-        Reason::new(word, problem.to_string())
-    })?;
-    let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
-    if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
-        return Ok(revision::work(&PackageStates::new(), None, &checked.data));
-    }
-    let recorded = match stamp {
-        None => None,
-        Some(stamp) if stamp.revision == checked.revision => Some(&checked.data),
-        Some(stamp) => picture
-            .revisions()
-            .get(&stamp.revision)
-            .and_then(|r| r.data.as_deref()),
-    };
-    if recorded.is_some_and(RevisionData::is_newer) {
-        let message = "the node was brought to a revision that a newer version wrote: upgrade the coordinator";
-        return Err(Reason::new(ReasonCode::NewerVersion, message));
-    }
-    if stamp.is_some() && recorded.is_none() {
-        // The revision that the node was brought to no longer exists, so nobody can tell how the packages were
-        // configured. Under a lease, the agent finds out from its journal.
-        return Ok(checked
-            .data
-            .packages
-            .keys()
-            .map(|name| (name.clone(), Work::Config))
-            .collect());
-    }
-    let mut work = revision::work(states, recorded, &checked.data);
-    if stamp.is_none() {
-        let left = revision::left_undone(states, skyhook.config_updates(), &checked.data);
-        for package in left.into_keys() {
-            work.entry(package).or_insert(Work::Interrupt);
-        }
-    }
-    Ok(work)
-}
-
-/// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on
-/// either side, does not count as a difference.
-fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
-    let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
-    known && stamp.node_machine_id != node.machine_id
 }
 
 /// Why the Skyhook cannot start because of the DeploymentPolicy that it names.
@@ -229,50 +185,5 @@ fn missing_policy(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason> {
             ReasonCode::DeploymentPolicyNotFound,
             format!("deploymentPolicy {policy:?} not found"),
         ))
-    }
-}
-
-/// The rule of NVIDIA Skyhook, for taints of any effect. A taint is tolerated in three cases: it is the unschedulable
-/// taint; one of the Skyhook's own tolerations matches it; it is the runtime-required taint, and the Skyhook is
-/// runtimeRequired.
-fn is_tolerated(skyhook: &SkyhookFact, taint: &Taint) -> bool {
-    let unschedulable = taint.key == names::UNSCHEDULABLE_TAINT && taint.effect == "NoSchedule";
-    let runtime_required = skyhook.spec.runtime_required
-        && taint.key == names::GROUP
-        && taint.value.as_deref() == Some("runtime-required");
-    unschedulable
-        || runtime_required
-        || skyhook
-            .spec
-            .additional_tolerations
-            .iter()
-            .any(|t| tolerates(t, taint))
-}
-
-/// Kubernetes' rule: an empty key with Exists matches all keys, an empty effect matches all effects.
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "Exists" => true,
-        "" | "Equal" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
-}
-
-fn show(taint: &Taint) -> String {
-    match taint.value.as_deref().filter(|value| !value.is_empty()) {
-        Some(value) => format!("{}={value}:{}", taint.key, taint.effect),
-        None => format!("{}:{}", taint.key, taint.effect),
     }
 }

@@ -2,8 +2,10 @@
 //! reasons are exact. The maps by node and `installed` list as much as there is room for, and count the rest.
 
 mod compartments;
+mod conditions;
 mod counts;
 mod detail;
+mod drains;
 mod installed;
 mod message;
 #[cfg(test)]
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
-use skyhook_crds::conditions::{self, Wanted};
+use skyhook_crds::conditions::{Wanted, merge};
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, ReasonSummary, SkyhookStatus};
@@ -32,7 +34,6 @@ pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
-use message::names_of;
 pub(super) use message::{MAX_REASON, cut};
 
 /// The status of a large Skyhook is written at most once in this time, unless its overall status or its generation
@@ -42,15 +43,8 @@ const _: () = assert!(LONGEST_PACE.as_secs() < REMEMBERED.as_secs());
 
 /// Names of nodes that a reason in the status gives as examples.
 const EXAMPLES: usize = 3;
-/// Most conditions in a status. Our conditions come first, then conditions of others.
-const MAX_CONDITIONS: usize = 20;
 /// Longest list of packages, in bytes.
 const MAX_PACKAGE_LIST: usize = 4096;
-/// Longest message of the condition Ready, in bytes.
-const MAX_READY: usize = 4096;
-/// Longest message of any other condition, in bytes.
-const MAX_MESSAGE: usize = 1024;
-
 /// Writes the statuses of the Skyhooks. It takes long to compute a status, so this is done only when the status may be
 /// written now and when something in it may have changed. A new generation or overall status is written at once,
 /// everything else at a limited pace.
@@ -137,7 +131,7 @@ fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
     };
     let current = skyhook.status.clone().unwrap_or_default();
     let ready = Wanted::new("Ready", false, "Deleting", message);
-    let conditions = conditions::merge(
+    let conditions = merge(
         &current.conditions,
         &[ready],
         skyhook.generation,
@@ -182,17 +176,23 @@ struct Summary<'a> {
     complete: usize,
     in_progress: usize,
     overall: Status,
+    /// Names of nodes that the Skyhook leaves out because they are no hosts.
+    left_out: Vec<&'a str>,
 }
 
 impl<'a> Summary<'a> {
     fn new(view: &View<'a>, row: &'a Row<'_>, order: &Order<'_>, counts: &Counts) -> Self {
         let mut nodes = view.picture.nodes().iter().peekable();
         let mut all = Vec::with_capacity(counts.nodes);
+        let mut left_out = Vec::new();
         // Both are in the order of names, and every Node is in `order`.
         for (name, id) in order {
             let Some((_, node)) = nodes.next_if(|(node, _)| node == name) else {
                 continue;
             };
+            if row.cell(*id).is_some_and(|cell| cell.not_host) {
+                left_out.push(node.name.as_str());
+            }
             let shown = row.cell(*id).filter(|cell| cell.standing.is_some());
             if let Some(shown) = shown.and_then(|cell| cell.shown.as_ref()) {
                 all.push(Shown {
@@ -209,6 +209,7 @@ impl<'a> Summary<'a> {
             complete: counts.of(Status::Complete),
             in_progress: counts.in_progress(),
             overall: counts.overall,
+            left_out,
         }
     }
 
@@ -258,7 +259,7 @@ fn status(
         nodes_omitted: number(total),
         ..SkyhookStatus::default()
     };
-    wanted.conditions = all_conditions(view, row, summary, ledger, &wanted, current);
+    wanted.conditions = conditions::all(view, row, summary, ledger, &wanted, current);
     detail::list(view, skyhook, summary, current, &mut wanted);
     wanted
 }
@@ -270,11 +271,12 @@ fn reasons(
     now: Timestamp,
 ) -> BTreeMap<String, ReasonSummary> {
     let mut reasons: BTreeMap<String, ReasonSummary> = BTreeMap::new();
-    for shown in &summary.nodes {
-        let Some(reason) = shown.reason else {
-            continue;
-        };
-        let code = reason.code.to_string();
+    let shown = summary.nodes.iter();
+    let shown = shown.filter_map(|shown| Some((shown.node.name.as_str(), shown.reason?.code)));
+    let left_out = summary.left_out.iter();
+    let left_out = left_out.map(|name| (*name, ReasonCode::NodeNotSupported));
+    for (name, code) in shown.chain(left_out) {
+        let code = code.to_string();
         let there = current.reasons.get(&code);
         let entry = reasons.entry(code).or_insert_with(|| ReasonSummary {
             nodes: 0,
@@ -283,7 +285,7 @@ fn reasons(
         });
         entry.nodes += 1;
         if entry.examples.len() < EXAMPLES {
-            entry.examples.push(shown.node.name.clone());
+            entry.examples.push(name.to_owned());
         }
     }
     reasons
@@ -304,139 +306,6 @@ fn config_updates(
         BTreeMap::new()
     } else {
         current.config_updates.clone()
-    }
-}
-
-fn all_conditions(
-    view: &View<'_>,
-    row: &Row<'_>,
-    summary: &Summary<'_>,
-    ledger: &Ledger<'_>,
-    wanted: &SkyhookStatus,
-    current: &SkyhookStatus,
-) -> Vec<Condition> {
-    let skyhook = row.skyhook;
-    let mut ours = vec![ready(view, row, summary, ledger, wanted)];
-    ours.extend(transition(skyhook, wanted, current));
-    ours.extend(of_nodes(summary, current));
-    ours.extend(compartments::conditions(view, row));
-    let mut merged = conditions::merge(
-        &current.conditions,
-        &ours,
-        skyhook.generation,
-        view.now.wall,
-    );
-    merged.retain(|condition| {
-        let is_wanted = || ours.iter().any(|our| our.type_ == condition.type_);
-        !compartments::WHILE_TRUE.contains(&condition.type_.as_str()) || is_wanted()
-    });
-    if merged.len() > MAX_CONDITIONS {
-        merged.sort_by_key(|condition| !ours.iter().any(|our| our.type_ == condition.type_));
-        merged.truncate(MAX_CONDITIONS);
-    }
-    for condition in &mut merged {
-        let longest = if condition.type_ == "Ready" {
-            MAX_READY
-        } else {
-            MAX_MESSAGE
-        };
-        condition.message = cut(&condition.message, longest);
-    }
-    merged
-}
-
-fn ready(
-    view: &View<'_>,
-    row: &Row<'_>,
-    summary: &Summary<'_>,
-    ledger: &Ledger<'_>,
-    wanted: &SkyhookStatus,
-) -> Wanted {
-    let skyhook = row.skyhook;
-    let refused = view.picture.agents_refused();
-    let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
-        (Err(problem), _, _) => ("Invalid", problem.clone()),
-        (Ok(_), Status::Complete, _) => (
-            "Complete",
-            format!("{} nodes complete", wanted.complete_nodes),
-        ),
-        (Ok(_), _, Some(why)) => ("AgentsRefused", why.to_owned()),
-        (Ok(_), status, None) => (
-            ready_reason(status),
-            message::stuck(row, summary, ledger, wanted),
-        ),
-    };
-    Wanted::new("Ready", wanted.status == Status::Complete, reason, message)
-}
-
-fn transition(
-    skyhook: &SkyhookFact,
-    wanted: &SkyhookStatus,
-    current: &SkyhookStatus,
-) -> Option<Wanted> {
-    let turns = !current.complete_nodes.is_empty()
-        && skyhook.status.is_some()
-        && current.status != wanted.status;
-    turns.then(|| {
-        Wanted::new(
-            "skyhook.nvidia.com/Transition",
-            wanted.status == Status::Complete,
-            wanted.status.as_str(),
-            format!("Transitioned [{}] -> [{}]", current.status, wanted.status),
-        )
-    })
-}
-
-/// Conditions that name nodes.
-fn of_nodes(summary: &Summary<'_>, current: &SkyhookStatus) -> Vec<Wanted> {
-    let table = [
-        (
-            "skyhook.nvidia.com/TaintNotTolerable",
-            ReasonCode::TaintNotTolerable,
-            "has taints that are not tolerable. Skipping.",
-            "All nodes have tolerable taints.",
-        ),
-        (
-            "skyhook.nvidia.com/NodesIgnored",
-            ReasonCode::NodeIgnored,
-            "has ignore label set. Skipping.",
-            "No nodes have ignore label set.",
-        ),
-        (
-            "skyhook.nvidia.com/NodeStateMalformed",
-            ReasonCode::NodeStateMalformed,
-            "has package states that cannot be read. Skipping.",
-            "The package states of all nodes can be read.",
-        ),
-    ];
-    let mut conditions = Vec::new();
-    for (type_, code, some, none) in table {
-        let nodes: Vec<&str> = summary
-            .with_reason(code)
-            .map(|shown| shown.node.name.as_str())
-            .collect();
-        let there = current.conditions.iter().any(|c| c.type_ == type_);
-        let reason = type_.trim_start_matches("skyhook.nvidia.com/");
-        if !nodes.is_empty() {
-            let message = format!("Node [{}] {some}", names_of(&nodes));
-            conditions.push(Wanted::new(type_, true, reason, message));
-        } else if there {
-            conditions.push(Wanted::new(type_, false, reason, none));
-        }
-    }
-    conditions
-}
-
-const fn ready_reason(status: Status) -> &'static str {
-    match status {
-        Status::Complete => "Complete",
-        Status::InProgress => "Progressing",
-        Status::Erroring => "Erroring",
-        Status::Blocked => "Blocked",
-        Status::Waiting => "Waiting",
-        Status::Paused => "Paused",
-        Status::Disabled => "Disabled",
-        Status::Unknown => "Unknown",
     }
 }
 

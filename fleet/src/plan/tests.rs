@@ -15,8 +15,10 @@ use crate::testkit;
 
 mod cache;
 mod cordons;
+mod drains;
 mod endings;
 mod host;
+mod joining;
 mod keys;
 mod leases;
 mod left;
@@ -25,8 +27,11 @@ mod policies;
 mod reapply;
 mod reasons;
 mod replaced;
+mod sequencing;
 mod skew;
 mod status;
+mod taints;
+mod takeover;
 mod told;
 mod words;
 

@@ -12,12 +12,67 @@ use super::standing::{self, Standing};
 use super::{View, lease, seconds};
 use crate::clocks::Mono;
 use crate::facts::{NodeFact, SkyhookFact};
+use crate::taints;
 
 /// A node's status for one Skyhook, and why it does not move.
 pub(super) type NodeVerdict = (Status, Option<Reason>);
 
 /// Finds a node's status for a Skyhook, and the reason if the node makes no progress.
 pub(super) fn verdict(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    standing: &Standing,
+) -> NodeVerdict {
+    let (status, reason) = bare_verdict(view, skyhook, node, standing);
+    let note = reason.as_ref();
+    let note = note.and_then(|reason| note_of_taint(view, skyhook, node, standing, reason));
+    match (reason, note) {
+        (Some(reason), Some(note)) => {
+            let message = format!("{}; {note}", reason.message);
+            (status, Some(Reason::new(reason.code, message)))
+        }
+        (reason, None) | (reason @ None, Some(_)) => (status, reason),
+    }
+}
+
+/// What a node that keeps the runtime-required taint for a Skyhook waits for, besides the reason.
+fn note_of_taint(
+    view: &View<'_>,
+    skyhook: &SkyhookFact,
+    node: &NodeFact,
+    standing: &Standing,
+    reason: &Reason,
+) -> Option<String> {
+    if !skyhook.taint.required {
+        return None;
+    }
+    let waits = match standing {
+        Standing::Waiting(_) | Standing::Eligible => true,
+        Standing::Blocked(_) => {
+            let code = reason.code;
+            code.is_back_off() || matches!(code, ReasonCode::Paused | ReasonCode::RolloutStopped)
+        }
+        Standing::Complete | Standing::Leased => false,
+    };
+    let ignored = reason.code == ReasonCode::NodeIgnored;
+    if (!waits && !ignored) || reason.code == ReasonCode::Disabled {
+        return None;
+    }
+    let taint = taints::ours(&view.settings.runtime_taint, node)?;
+    let taint = taints::show(taint);
+    skyhook.taint.covers(node).then(|| {
+        if ignored {
+            format!("the taint {taint} stays while the label is there")
+        } else {
+            format!(
+                "until it has its turn the taint {taint} stays: the node waits for a slot to confirm what is installed"
+            )
+        }
+    })
+}
+
+fn bare_verdict(
     view: &View<'_>,
     skyhook: &SkyhookFact,
     node: &NodeFact,

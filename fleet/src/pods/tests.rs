@@ -95,19 +95,19 @@ fn who_leaves() {
             Verdict::Stays,
         ),
         (
-            "tolerates the unschedulable taint",
-            json!({ "spec": { "tolerations": [{ "key": "node.kubernetes.io/unschedulable", "operator": "Exists" }] } }),
-            Verdict::Stays,
-        ),
-        (
-            "tolerates everything",
-            json!({ "spec": { "tolerations": [{ "operator": "Exists" }] } }),
-            Verdict::Evict,
-        ),
-        (
             "our coordinator",
             json!({ "metadata": { "namespace": "skyhook", "labels": { "control-plane": "controller-manager" } } }),
             Verdict::Stays,
+        ),
+        (
+            "our agent",
+            json!({ "metadata": { "namespace": "skyhook", "labels": { "app.kubernetes.io/component": "agent" } } }),
+            Verdict::Stays,
+        ),
+        (
+            "somebody else's agent",
+            json!({ "metadata": { "labels": { "app.kubernetes.io/component": "agent" } } }),
+            Verdict::Evict,
         ),
         (
             "somebody else's with that label",
@@ -117,6 +117,11 @@ fn who_leaves() {
         (
             "not to be interrupted",
             json!({ "metadata": { "labels": { "dontmess": "withme" } } }),
+            Verdict::WaitFor,
+        ),
+        (
+            "not to be interrupted, in kube-system",
+            json!({ "metadata": { "namespace": "kube-system", "labels": { "dontmess": "withme" } } }),
             Verdict::WaitFor,
         ),
         (
@@ -148,43 +153,125 @@ fn an_unreachable_node_confirms_nothing() {
 }
 
 #[test]
-fn options_speak_kubectl() {
-    let bare = pod(json!({ "metadata": { "ownerReferences": null } }));
-    let scratch = pod(json!({ "spec": { "volumes": [{ "name": "v", "emptyDir": {} }] } }));
-    let careful = checked(json!({ "drain": { "force": false, "deleteEmptydirData": false } }));
-    assert!(matches!(
-        verdict(&bare, &careful, true),
-        Verdict::Refused(_)
-    ));
-    assert!(matches!(
-        verdict(&scratch, &careful, true),
-        Verdict::Refused(_)
-    ));
-    let selective =
-        checked(json!({ "drain": { "podSelector": { "matchLabels": { "app": "x" } } } }));
-    assert_eq!(verdict(&pod(json!({})), &selective, true), Verdict::Stays);
-    assert_eq!(
-        verdict(
-            &pod(json!({ "metadata": { "labels": { "app": "x" } } })),
-            &selective,
-            true
+fn the_toleration_of_a_cordoned_node_follows_the_rule_of_the_scheduler() {
+    let cordoned = names::UNSCHEDULABLE_TAINT;
+    for (name, toleration, want) in [
+        (
+            "everything",
+            json!({ "operator": "Exists" }),
+            Verdict::Stays,
         ),
-        Verdict::Evict
-    );
-    assert_eq!(
-        checked(json!({})).drain.timeout,
-        Some(std::time::Duration::from_secs(3600))
-    );
-    assert_eq!(
-        checked(json!({ "drain": { "timeout": "0s" } }))
-            .drain
-            .timeout,
-        None
-    );
-    assert_eq!(
-        checked(json!({ "drain": { "gracePeriod": -1 } }))
-            .drain
-            .grace_period,
-        None
-    );
+        (
+            "the key",
+            json!({ "key": cordoned, "operator": "Exists" }),
+            Verdict::Stays,
+        ),
+        (
+            "no value",
+            json!({ "key": cordoned, "operator": "Equal", "value": "" }),
+            Verdict::Stays,
+        ),
+        ("no operator", json!({ "key": cordoned }), Verdict::Stays),
+        (
+            "another value",
+            json!({ "key": cordoned, "operator": "Equal", "value": "x" }),
+            Verdict::Evict,
+        ),
+        (
+            "another effect",
+            json!({ "key": cordoned, "operator": "Exists", "effect": "NoExecute" }),
+            Verdict::Evict,
+        ),
+        (
+            "its effect",
+            json!({ "key": cordoned, "operator": "Exists", "effect": "NoSchedule" }),
+            Verdict::Stays,
+        ),
+        (
+            "any effect",
+            json!({ "key": cordoned, "operator": "Exists", "effect": "" }),
+            Verdict::Stays,
+        ),
+        (
+            "an operator that is not known",
+            json!({ "key": cordoned, "operator": "Gt", "value": "1" }),
+            Verdict::Evict,
+        ),
+        (
+            "another key",
+            json!({ "key": "node.kubernetes.io/not-ready", "operator": "Exists" }),
+            Verdict::Evict,
+        ),
+    ] {
+        let pod = pod(json!({ "spec": { "tolerations": [toleration] } }));
+        let given = verdict(&pod, &checked(json!({})), true);
+        assert_eq!(given, want, "{name}");
+    }
+}
+
+#[test]
+fn options_decide_who_leaves() {
+    let bare = json!({ "metadata": { "ownerReferences": null } });
+    let scratch = json!({ "spec": { "volumes": [{ "name": "v", "emptyDir": {} }] } });
+    let both = json!({
+        "metadata": { "ownerReferences": null }, "spec": { "volumes": [{ "name": "v", "emptyDir": {} }] },
+    });
+    let terminating = json!({ "metadata": {
+        "ownerReferences": null, "deletionTimestamp": "2026-01-01T00:00:00Z",
+    } });
+    let owner = json!([{ "apiVersion": "v1", "kind": "DaemonSet", "name": "o", "uid": "o", "controller": true }]);
+    let of_daemon_set = json!({ "metadata": { "ownerReferences": owner } });
+    let kept_by_its_controller = json!({
+        "metadata": { "ownerReferences": owner },
+        "spec": { "tolerations": [
+            { "key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute" },
+            { "key": names::UNSCHEDULABLE_TAINT, "operator": "Exists", "effect": "NoSchedule" },
+        ] },
+    });
+    let agent = json!({ "metadata": {
+        "namespace": "skyhook", "ownerReferences": owner, "labels": { "app.kubernetes.io/component": "agent" },
+    } });
+    let chosen = json!({ "metadata": { "labels": { "app": "x" } } });
+    let careful = json!({ "force": false, "deleteEmptyDirData": false });
+    let thorough = json!({ "ignoreDaemonSets": false });
+    let selective = json!({ "force": false, "podSelector": { "matchLabels": { "app": "x" } } });
+    for (name, given, config, want) in [
+        (
+            "bare",
+            &bare,
+            &careful,
+            Verdict::Refused(BlockCause::UnmanagedPod),
+        ),
+        (
+            "with an emptyDir",
+            &scratch,
+            &careful,
+            Verdict::Refused(BlockCause::EmptyDirData),
+        ),
+        (
+            "bare and with an emptyDir",
+            &both,
+            &careful,
+            Verdict::Refused(BlockCause::UnmanagedPod),
+        ),
+        (
+            "terminating and bare",
+            &terminating,
+            &careful,
+            Verdict::Leaving,
+        ),
+        ("of a DaemonSet", &of_daemon_set, &thorough, Verdict::Evict),
+        (
+            "of a DaemonSet, as its controller makes it",
+            &kept_by_its_controller,
+            &thorough,
+            Verdict::Stays,
+        ),
+        ("our agent", &agent, &thorough, Verdict::Stays),
+        ("not selected, and bare", &bare, &selective, Verdict::Stays),
+        ("selected", &chosen, &selective, Verdict::Evict),
+    ] {
+        let spec = checked(json!({ "drainConfig": config }));
+        assert_eq!(verdict(&pod(given.clone()), &spec, true), want, "{name}");
+    }
 }

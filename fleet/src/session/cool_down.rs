@@ -8,13 +8,41 @@ use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
 use crate::clocks::{Backoff, Mono};
 use crate::index::Index;
 use crate::picture::Picture;
-use crate::plan::reason::ReasonCode;
+use crate::plan::reason::{ReasonCode, Withdrawal};
 use crate::plan::standing;
 use crate::settings::Settings;
 
 /// The first back-off after a result that left work over. Each further one is twice as long, up to [`LONGEST`].
 const MISMATCH: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_secs(3600);
+
+/// The back-off of a node that has joined lately and whose agent has not accepted its lease.
+const NOT_YET_THERE: Duration = Duration::from_secs(15);
+
+/// The back-off of a node whose lease is withdrawn now.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "only agents that do not answer"
+)]
+pub(super) fn after_withdrawal(why: Withdrawal, settings: &Settings, now: Mono) -> Option<Backoff> {
+    let (after, message) = match why {
+        Withdrawal::AgentNotResponding => (
+            settings.agent_backoff,
+            "the node's agent did not accept the lease in time: is its pod running there?",
+        ),
+        Withdrawal::AgentNotYetThere => (
+            NOT_YET_THERE.min(settings.agent_backoff),
+            "the node has joined lately and its agent has not accepted the lease: it is tried again soon",
+        ),
+        _ => return None,
+    };
+    Some(Backoff {
+        skyhook: None,
+        until: now + after,
+        code: ReasonCode::AgentNotResponding,
+        message,
+    })
+}
 
 /// The back-off of a node whose lease is released now.
 pub(super) fn after(

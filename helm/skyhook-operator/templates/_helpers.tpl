@@ -35,6 +35,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "skyhook.fullname" . }}-skyhook-cleanup
 {{- end }}
 
+{{/* The key of the taint that keeps pods off nodes until their packages are installed. */}}
+{{- define "skyhook.runtimeRequiredKey" -}}
+{{ regexReplaceAll "[=:].*$" .Values.controllerManager.manager.env.runtimeRequiredTaint "" }}
+{{- end }}
+
 {{/* The Role that the coordinator keeps: what Skyhooks refer to, by name. */}}
 {{- define "skyhook.references" -}}
 {{ include "skyhook.agent" . }}-references

@@ -137,7 +137,7 @@ fn the_journal_of_a_newer_agent_is_refused_and_left_alone() {
         assert_eq!(fs::read_to_string(&path).unwrap(), newer);
     }
     // The same for a stage that this version does not know, in a journal that can be read otherwise.
-    let body = r#"{"skyhooks":{"s":{"entries":{"a|1":{"name":"a","version":"1","image":"r/a","stage":"uninstall-interrupt","state":"in_progress"}}}}}"#;
+    let body = r#"{"skyhooks":{"s":{"entries":{"a|1":{"name":"a","version":"1","image":"r/a","stage":"quarantine","state":"in_progress"}}}}}"#;
     let staged = format!("skyhook-journal 1 {}\n{body}", digest(body.as_bytes()));
     fs::write(&path, &staged).unwrap();
     let error = Journal::open(&directory.path().into())

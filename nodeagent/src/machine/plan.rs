@@ -21,6 +21,10 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     // A version that never started is not on the host: it is neither upgraded nor uninstalled. If it is wanted, it is
     // planned again.
     p.entries.retain(|_, e| e.started);
+    // NodeWright has uninstalled such a version, and only its interrupt was left. Nothing of it is on the host. If it is
+    // wanted, it is applied anew, and its interrupt comes at the end.
+    p.entries
+        .retain(|_, e| e.stage != Stage::UninstallInterrupt);
     let wanted = &p.wanted;
     p.reboots.retain(|key, _| {
         wanted

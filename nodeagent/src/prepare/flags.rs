@@ -75,6 +75,7 @@ impl Records {
             Stage::Apply | Stage::PostInterrupt => !step.idempotence,
             Stage::Config
             | Stage::Uninstall
+            | Stage::UninstallInterrupt
             | Stage::Upgrade
             | Stage::Interrupt
             | Stage::Unknown => false,

@@ -179,6 +179,8 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         node_machine_id: number(mark.node_machine),
         granted: lease_uid(node, mark.granted),
         was_ready: mark.was_ready,
+        // The model takes nothing over.
+        settled: false,
         // The model's drains have no deadline.
         drain_timed_out: String::new(),
         states: mark.states.map(digest).unwrap_or_default(),
@@ -225,6 +227,7 @@ pub fn cordon_record(node: usize, cordon: &Cordon) -> CordonRecord {
     CordonRecord {
         was_unschedulable: cordon.was_unschedulable,
         owners: [(SKYHOOK.to_owned(), lease_uid(node, cordon.owner))].into(),
+        ..CordonRecord::default()
     }
 }
 

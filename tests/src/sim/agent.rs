@@ -132,4 +132,8 @@ pub trait Core: Clone + Debug {
     fn is_at(known: &Self::Known, data: &RevisionData) -> bool;
     /// The number of the next step.
     fn next_step(&self) -> u64;
+    /// True for one that runs its packages again after a reboot that Skyhook did not ask for.
+    const REAPPLIES: bool;
+    /// There was such a reboot.
+    fn reapply(&mut self, _now: i64) {}
 }

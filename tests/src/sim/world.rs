@@ -1,6 +1,7 @@
 //! The world: one clock, one queue of events, one source of chance. Coordinators, agents, kubelets, the garbage
 //! collector and an administrator act in it, and requests take their time.
 
+mod boots;
 pub mod check;
 mod ending;
 pub mod faults;
@@ -9,10 +10,12 @@ pub mod host;
 mod loops;
 mod order;
 mod paced;
+mod pods;
 pub mod replica;
 pub mod setup;
 mod slots;
 mod slow;
+mod taints;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -143,6 +146,7 @@ pub struct World<'a, C: Core> {
     looked: BTreeMap<&'static str, usize>,
     checks: Checks,
     weather: faults::Weather,
+    taints: taints::Taints,
     rest: Option<finish::Rest>,
     failure: Option<String>,
     done: bool,
@@ -182,6 +186,7 @@ impl<'a, C: Core> World<'a, C> {
             looked: BTreeMap::new(),
             checks: Checks::default(),
             weather: faults::Weather::default(),
+            taints: taints::Taints::default(),
             rest: None,
             failure: None,
             done: false,

@@ -11,7 +11,7 @@ use skyhook_fleet::index::{Change, Kind, Mono};
 use skyhook_fleet::outcome::Outcome;
 use skyhook_fleet::plan::Now;
 use skyhook_fleet::plan::reason::Withdrawal;
-use skyhook_fleet::pods::PodFact;
+use skyhook_fleet::pods::{PodFact, Refusal, RefusedBy};
 use skyhook_fleet::session::Session;
 use skyhook_fleet::settings::Settings;
 
@@ -291,7 +291,7 @@ impl<'a> Replica<'a> {
                 node: name(*at),
                 lease_uid: format!("lease-{}", name(*at)),
                 pod_uid: "pod-0".to_owned(),
-                problem: refused.then(|| "a budget forbids it".to_owned()),
+                problem: refused.then(forbidden),
             }),
             Step::LeftAlone(at) => self.leave_alone(*at),
             Step::Time(millis) => self.mono += Duration::from_millis((*millis).into()),
@@ -391,6 +391,13 @@ impl<'a> Replica<'a> {
             }
         }
         self.take(Change::Synced(kind));
+    }
+}
+
+fn forbidden() -> Refusal {
+    Refusal {
+        by: RefusedBy::DisruptionBudget,
+        text: "a budget forbids it".to_owned(),
     }
 }
 

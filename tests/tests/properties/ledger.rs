@@ -1,6 +1,8 @@
 //! What the planner's ledger answers, counted anew for every question: slow, and too simple to be wrong.
 
 use skyhook_crds::lease::InterruptionLeaseSpec;
+use skyhook_crds::skyhook::Sequencing;
+use skyhook_crds::stage::{Stage, State};
 use skyhook_fleet::facts::{LeaseFact, NodeFact, SkyhookFact};
 use skyhook_fleet::index::Index;
 use skyhook_fleet::plan::reason::ReasonCode;
@@ -61,6 +63,27 @@ pub(super) fn refusal(
         cap.filter(|cap| used_in_all(index) + extra > *cap)
             .map(|_| ReasonCode::ClusterBudgetExhausted)
     }
+}
+
+/// The Skyhook that has to be complete on all of its nodes before this one goes on, and certainly is not.
+pub(super) fn gate<'a>(index: &'a Index, skyhook: &SkyhookFact) -> Option<&'a SkyhookFact> {
+    let order = |one: &SkyhookFact| (one.spec.priority, one.name.clone());
+    let nodes = || index.picture().nodes().values();
+    let is_open = |one: &SkyhookFact, node: &NodeFact| {
+        let installed = node.record(&one.name).states.as_ref();
+        let is_there = installed.is_ok_and(|states| {
+            let mut all = states.values();
+            all.any(|one| (one.stage, one.state) == (Stage::Config, State::Complete))
+        });
+        one.is_parked_over(node) || (one.selects(node) && !is_there)
+    };
+    index.picture().skyhooks().values().find(|one| {
+        one.spec.sequencing == Sequencing::All
+            && order(one) < order(skyhook)
+            && !one.is_disabled()
+            && !one.deleting
+            && nodes().any(|node| is_open(one, node))
+    })
 }
 
 fn control_plane(index: &Index) -> impl Iterator<Item = &NodeFact> {

@@ -31,8 +31,12 @@ pub(super) struct ANode {
     tier: bool,
     ignored: bool,
     tainted: bool,
+    taint: ATaint,
     /// Per Skyhook: the record, who stamped it, and whether it was edited since.
     records: [(u8, u8, bool); 2],
+    /// Per Skyhook: what another implementation has left: nothing, a record of NodeWright (complete, in the middle, not
+    /// readable), its cordon alone, or a record of an early version of NVIDIA Skyhook (with a version, and without).
+    foreign: [u8; 2],
     /// Per Skyhook: no cordon, one of this lease, one of another.
     cordons: [u8; 2],
     was_unschedulable: bool,
@@ -40,6 +44,22 @@ pub(super) struct ANode {
     /// The create of a lease is under way for this Skyhook.
     creating: Option<usize>,
     busy: bool,
+}
+
+/// What a Node says about the runtime-required taint.
+#[derive(Clone, Debug)]
+pub(super) struct ATaint {
+    /// None, the configured one, the one of NodeWright, both, one of an earlier setting, or one with another effect.
+    kind: u8,
+    /// Whether we have put it there: no word, yes, no longer, and NodeWright has.
+    mark: u8,
+    /// No annotation of ours is there.
+    new: bool,
+    windows: bool,
+    /// It was cordoned when the taint was taken off.
+    cordoned: bool,
+    /// What keeps autoscalers off: nothing, ours, somebody's, ours that somebody changed, and ours that somebody removed.
+    protects: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +77,8 @@ pub(super) struct ALease {
     malformed: bool,
     package: u8,
     busy: bool,
+    /// Whether the agent reports no epoch, that of before, or that of now.
+    epoch: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +97,15 @@ pub(super) struct ASkyhook {
     has_status: bool,
     /// It names a DeploymentPolicy.
     policy: bool,
+    required: bool,
+    auto: bool,
+    cordon_after: bool,
+    /// Nobody can tell which nodes it is for.
+    unreadable: bool,
+    /// Later ones wait until it is complete on all of its nodes.
+    all: bool,
+    /// How its nodes are drained.
+    drains: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -99,12 +130,13 @@ pub(super) fn a_lease() -> impl Strategy<Value = ALease> {
         prop::bool::weighted(0.05),
         0..4_u8,
         prop::bool::weighted(0.1),
+        0..3_u8,
     );
     (shape, state, rest).prop_map(
         |(
             (skyhook, right_node, right_revision, granted),
             (phase, needs_drain, drain, stop),
-            (deleting, malformed, package, busy),
+            (deleting, malformed, package, busy, epoch),
         )| ALease {
             skyhook,
             right_node,
@@ -118,8 +150,28 @@ pub(super) fn a_lease() -> impl Strategy<Value = ALease> {
             malformed,
             package,
             busy,
+            epoch,
         },
     )
+}
+
+fn a_taint() -> impl Strategy<Value = ATaint> {
+    (
+        prop_oneof![Just(0), 0..6_u8],
+        0..4_u8,
+        prop::bool::weighted(0.3),
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.1),
+        prop_oneof![Just(0), 0..5_u8],
+    )
+        .prop_map(|(kind, mark, new, windows, cordoned, protects)| ATaint {
+            kind,
+            mark,
+            new,
+            windows,
+            cordoned,
+            protects,
+        })
 }
 
 pub(super) fn a_node() -> impl Strategy<Value = ANode> {
@@ -130,15 +182,18 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
         any::<bool>(),
         prop::bool::weighted(0.1),
         prop::bool::weighted(0.1),
+        a_taint(),
     );
     let record = || (0..5_u8, 0..5_u8, prop::bool::weighted(0.2));
     let records = (record(), record());
     let cordons = (0..3_u8, 0..3_u8, any::<bool>());
+    let foreign = || prop_oneof![2 => Just(0), 1 => 0..7_u8];
     let lease = prop::option::weighted(0.5, a_lease());
     let creating = prop::option::weighted(0.1, 0..2_usize);
     (
         flags,
         records,
+        (foreign(), foreign()),
         cordons,
         lease,
         creating,
@@ -146,8 +201,9 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
     )
         .prop_map(
             |(
-                (control_plane, ready, unschedulable, tier, ignored, tainted),
+                (control_plane, ready, unschedulable, tier, ignored, tainted, taint),
                 records,
+                foreign,
                 cordons,
                 lease,
                 creating,
@@ -159,7 +215,9 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
                 tier,
                 ignored,
                 tainted,
+                taint,
                 records: [records.0, records.1],
+                foreign: [foreign.0, foreign.1],
                 cordons: [cordons.0, cordons.1],
                 was_unschedulable: cordons.2,
                 lease,
@@ -181,11 +239,25 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
         often(),
         any::<bool>(),
         seldom(),
+        prop::bool::weighted(0.3),
+        0..4_u8,
     );
-    (life, spec).prop_map(
+    let taint = (any::<bool>(), any::<bool>(), any::<bool>(), seldom());
+    (life, spec, taint).prop_map(
         |(
             (there, deleting, paused, disabled, invalid, adopted),
-            (selects, interrupts, priority, budget, revision_there, has_status, policy),
+            (
+                selects,
+                interrupts,
+                priority,
+                budget,
+                revision_there,
+                has_status,
+                policy,
+                all,
+                drains,
+            ),
+            (required, auto, cordon_after, unreadable),
         )| {
             ASkyhook {
                 there,
@@ -201,6 +273,12 @@ pub(super) fn a_skyhook() -> impl Strategy<Value = ASkyhook> {
                 revision_there,
                 has_status,
                 policy,
+                required,
+                auto,
+                cordon_after,
+                unreadable,
+                all,
+                drains,
             }
         },
     )

@@ -40,7 +40,8 @@ fn sweep_node(
         // Somebody uncordoned the node. If a drain still needs the cordon, the drain takes it again. Otherwise the
         // owners are removed.
         if !is_draining(view, node) {
-            draft.patch(node, super::forget(node), Cause::Uncordoned);
+            let patch = super::forget(&draft.so_far(node));
+            draft.patch(node, patch, Cause::Uncordoned);
         }
         return;
     }
@@ -56,7 +57,7 @@ fn sweep_node(
     };
     let owners = node.cordon.owners.keys().map(String::as_str);
     let orphaned: Vec<&str> = owners.filter(is_orphaned).collect();
-    let mut patch = super::give_back(node, orphaned.iter().copied());
+    let mut patch = super::give_back(&draft.so_far(node), orphaned.iter().copied());
     // The lease watch may lag, and pods would come back if a cordon were given back during a drain. So a GET checks
     // that the node's lease is not for one of these Skyhooks.
     patch.check.not_for = orphaned.into_iter().map(str::to_owned).collect();

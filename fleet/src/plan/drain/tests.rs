@@ -13,9 +13,11 @@ use super::*;
 use crate::guard::{self, Broken};
 use crate::index::{Change, Index};
 use crate::plan::{Now, Plan, plan};
+use crate::pods::Refusal;
 use crate::settings::Settings;
 use crate::testkit;
 
+mod blockers;
 mod surveys;
 
 const NOW: Mono = Mono::from_secs(1000);
@@ -49,7 +51,7 @@ struct Case {
     lists: Vec<(Mono, Vec<PodFact>)>,
     /// The times of the lists that came from the API server's watch cache.
     cached: Vec<Mono>,
-    evictions: Vec<(&'static str, Option<&'static str>)>,
+    evictions: Vec<(&'static str, Option<(RefusedBy, &'static str)>)>,
     paused: bool,
     /// The cordon was off for a moment after the lists were taken.
     meddled: bool,
@@ -118,7 +120,10 @@ impl Case {
                 node: "worker-1".into(),
                 lease_uid: "lease".into(),
                 pod_uid: format!("uid-of-{pod}"),
-                problem: problem.map(str::to_owned),
+                problem: problem.map(|(by, text)| Refusal {
+                    by,
+                    text: text.to_owned(),
+                }),
             };
             index.apply(change, NOW);
         }
@@ -239,7 +244,10 @@ fn states_of_a_drain() {
                 drain: json!({ "state": "Draining", "since": since(3) }),
                 evictions: vec![(
                     "web",
-                    Some("eviction refused (429): the budget pdb needs 1"),
+                    Some((
+                        RefusedBy::DisruptionBudget,
+                        "eviction refused (429): the budget pdb needs 1",
+                    )),
                 )],
                 ..Case::new(vec![(before, one())])
             },
@@ -249,7 +257,7 @@ fn states_of_a_drain() {
             "deletion where asked",
             Case {
                 spec: json!({
-                    "packages": { "aa": { "version": "1.0.0", "image": "r/aa" } }, "drain": { "disableEviction": true },
+                    "packages": { "aa": { "version": "1.0.0", "image": "r/aa" } }, "drainConfig": { "disableEviction": true },
                 }),
                 ..Case::new(vec![(before, one())])
             },
@@ -353,30 +361,6 @@ fn states_of_a_drain() {
     ] {
         assert_eq!(case.effects(), want, "{name}");
     }
-}
-
-#[test]
-fn evictions_back_off() {
-    let tried = |attempts| EvictionTry {
-        at: NOW,
-        attempts,
-        problem: None,
-    };
-    let wait = |n| tried(n).next().since(NOW).as_secs();
-    assert_eq!([1, 2, 3, 4, 5, 6].map(wait), [1, 2, 4, 8, 15, 15]);
-}
-
-#[test]
-fn many_blockers_are_counted() {
-    let pods: Vec<PodFact> = (0..30)
-        .map(|n| pod(&format!("web-{n:02}"), json!({})))
-        .collect();
-    let case = Case::new(vec![(NOW - Duration::from_millis(500), pods)]);
-    let blockers = case.plan().effects.iter().find_map(|effect| match effect {
-        Effect::SetDrain { drain, .. } => Some((drain.blockers.len(), drain.more)),
-        _ => None,
-    });
-    assert_eq!(blockers, Some((MAX_BLOCKERS, 20)));
 }
 
 #[test]

@@ -10,7 +10,8 @@ use super::LeaseCase;
 use crate::effect::{NodePatch, Target};
 use crate::facts::{NodeFact, Record};
 use crate::plan::cause::Cause;
-use crate::plan::{Draft, cordon, node_order, seconds};
+use crate::plan::{Draft, cordon, drain, node_order, seconds, taint};
+use crate::taints;
 
 impl LeaseCase<'_> {
     /// Records the result and the stamp, and gives the cordon back, all in one write.
@@ -32,6 +33,7 @@ impl LeaseCase<'_> {
             node_machine_id: node.machine_id.clone(),
             granted: String::new(),
             was_ready: false,
+            settled: false,
             drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
             order: self.lease.spec.order.or(recorded.and_then(|s| s.order)),
@@ -44,10 +46,16 @@ impl LeaseCase<'_> {
         } else {
             Cause::Result
         };
+        draft.patch(node, drain::marks(skyhook, None).reduced(node), cause);
         // After a stop for a new revision, work on the node goes on soon. The cordon stays, because new pods would have
         // to leave again.
         if self.stop_ordered() != Some(StopReason::NewRevision) {
-            draft.patch(node, cordon::give_back(node, [skyhook]), cause);
+            let patch = cordon::give_back(&draft.so_far(node), [skyhook]);
+            draft.patch(node, patch, cause);
+        }
+        // A taint of ours goes in a later write, and the protection with it.
+        if taints::ours(&self.view.settings.runtime_taint, node).is_none() {
+            draft.patch(node, taint::protect(&draft.so_far(node), false), cause);
         }
         // Somebody edited the record since the grant. The edit stays, and the node is planned again from it.
         if is_edited {

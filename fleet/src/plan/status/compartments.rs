@@ -137,7 +137,7 @@ pub(super) fn holds(row: &Row<'_>, ledger: &Ledger<'_>) -> Vec<String> {
 pub(crate) const NOT_FOUND: &str = "skyhook.nvidia.com/DeploymentPolicyNotFound";
 pub(crate) const INVALID: &str = "skyhook.nvidia.com/DeploymentPolicyInvalid";
 pub(crate) const STOPPED: &str = "skyhook.nvidia.com/RolloutStopped";
-/// Conditions that are there only while they are true.
+/// Conditions of compartments that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 3] = [NOT_FOUND, INVALID, STOPPED];
 
 /// True unless the policy is known and no longer has the compartment, or no longer paces it.

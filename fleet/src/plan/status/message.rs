@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{Shown, Summary, compartments, detail};
 use crate::facts::SkyhookFact;
-use crate::plan::View;
 use crate::plan::ledger::Ledger;
 use crate::plan::reason::ReasonCode;
 use crate::plan::scan::Row;
+use crate::plan::{View, taint};
 use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::skyhook::SkyhookStatus;
 
@@ -125,5 +125,43 @@ pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
         .filter(|node| node.cordon.owners.contains_key(&skyhook.name))
         .map(|node| node.name.as_str())
         .collect();
-    (!cordoned.is_empty()).then(|| format!("gives back the cordons of: {}", names_of(&cordoned)))
+    if !cordoned.is_empty() {
+        return Some(format!(
+            "gives back the cordons of: {}",
+            names_of(&cordoned)
+        ));
+    }
+    let tainted: Vec<&str> = taint::left(view, skyhook)
+        .map(|node| node.name.as_str())
+        .collect();
+    (!tainted.is_empty()).then(|| {
+        format!(
+            "takes the runtime-required taint off: {}",
+            names_of(&tainted)
+        )
+    })
+}
+
+/// What is wrong with a Skyhook, and what this means for the taint of its nodes.
+pub(super) fn invalid(view: &View<'_>, skyhook: &SkyhookFact, problem: &str) -> String {
+    let taint = &view.settings.runtime_taint;
+    if skyhook.requires_unknown() {
+        format!(
+            "{problem}; until its nodeSelectors can be read, the taint {taint} is taken off no node"
+        )
+    } else if skyhook.taint.required {
+        format!("{problem}; meanwhile the taint {taint} stays on its nodes")
+    } else {
+        problem.to_owned()
+    }
+}
+
+/// The end of a message, about the nodes that the Skyhook leaves out because they are no hosts.
+pub(super) fn left_out(summary: &Summary<'_>) -> String {
+    const WHICH: &str = "Windows, virtual-kubelet or Fargate";
+    match summary.left_out.len() {
+        0 => String::new(),
+        1 => format!("; 1 selected node is left out: {WHICH}"),
+        nodes => format!("; {nodes} selected nodes are left out: {WHICH}"),
+    }
 }

@@ -345,6 +345,12 @@ fn a_status_is_computed_anew_when_what_it_counts_changes() {
     let adopted = || record(paused()).skyhook(&["status"], updates.clone());
     let leased = |spec: Value| super::leases::leased(paused(), spec, json!(null));
     let granted = json!({ "granted": { "by": "c", "at": "t" } });
+    let draining = |cause: Option<&str>| {
+        json!({
+            "granted": { "by": "c", "at": "t" },
+            "drain": { "state": "Draining", "blockers": [{ "pod": "ns/a", "reason": "r", "cause": cause }] },
+        })
+    };
     let of_old = json!({ "granted": { "by": "c", "at": "t" }, "revision": "s-old" });
     let away = |nodes| {
         let budget = json!({ "count": 1, "countUnavailable": true });
@@ -357,6 +363,16 @@ fn a_status_is_computed_anew_when_what_it_counts_changes() {
     for (name, mut before, mut after) in [
         ("a node has a result", adopted(), result(adopted())),
         ("another node is not Ready", away(1), away(2)),
+        (
+            "the cause of a blocker is known",
+            leased(draining(None)),
+            leased(draining(Some("UnmanagedPod"))),
+        ),
+        (
+            "it is another one",
+            leased(draining(Some("UnmanagedPod"))),
+            leased(draining(Some("EmptyDirData"))),
+        ),
         (
             "a lease is granted",
             leased(json!({})),

@@ -128,3 +128,61 @@ fn a_cordon_without_an_owner_is_given_back() {
     let administrators = Picture::new().node(1, &["spec", "unschedulable"], json!(true));
     assert!(!uncordons(complete(administrators)), "an administrator's");
 }
+
+#[test]
+fn the_guard_lets_pass_what_gives_the_last_cordon_back() {
+    let cordoned = |record: Option<&str>| {
+        let done = Picture::new()
+            .annotated(1, "skyhook.nvidia.com/nodeState_s", &complete("1.0.0"))
+            .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
+            .node(1, &["spec", "unschedulable"], json!(true));
+        let record = record.map(|record| (1, "skyhook.nvidia.com/cordon-owners", record));
+        record.map_or(done.clone(), |(n, key, record)| {
+            done.annotated(n, key, record)
+        })
+    };
+    let protected = r#"{"wasUnschedulable":false,"owners":{"s":"one"},"protects":["a"]}"#;
+    for (name, record, want) in [
+        ("left by NVIDIA Skyhook", None, None),
+        (
+            "ours",
+            Some(r#"{"wasUnschedulable":false,"owners":{"s":"one"}}"#),
+            Some(None),
+        ),
+        ("with what protects the node", Some(protected), Some(None)),
+    ] {
+        let picture = cordoned(record);
+        let index = picture.index();
+        let effects = picture.plan_of(&index).effects;
+        let written = effects.iter().find_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-1" => Some((effect, patch)),
+            _ => None,
+        });
+        let (effect, patch) = written.expect(name);
+        assert_eq!(patch.unschedulable, Some(false), "{name}");
+        let record = patch.annotations.get("skyhook.nvidia.com/cordon-owners");
+        let record = record.map(|record| record.as_deref());
+        assert_eq!(record, want, "{name}");
+        let checked = crate::guard::check(&index, &picture.settings, effect);
+        assert_eq!(checked, Ok(()), "{name}");
+        // A write that leaves an owner behind opens the node too early.
+        let mut early = patch.clone();
+        let owned = r#"{"wasUnschedulable":false,"owners":{"s":"one","t":"two"}}"#;
+        early = early.annotation("skyhook.nvidia.com/cordon-owners", Some(owned.to_owned()));
+        let Effect::PatchNode { node, at, why, .. } = effect.clone() else {
+            continue;
+        };
+        let early = Effect::PatchNode {
+            node,
+            at,
+            patch: early,
+            why,
+        };
+        let refused = crate::guard::check(&index, &picture.settings, &early);
+        assert_eq!(
+            refused,
+            Err(crate::guard::Broken::UncordonNotOurs),
+            "{name}"
+        );
+    }
+}

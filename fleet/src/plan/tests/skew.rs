@@ -65,7 +65,7 @@ fn an_agent_that_is_too_old_is_stopped_and_nothing_is_recorded() {
 fn what_a_newer_agent_reports_is_not_written_to_the_node() {
     let report = |phase_name: &str| {
         let mut status = with_package(phase_name, "in_progress");
-        status["packages"]["aa|1.0.0"]["stage"] = json!("uninstall-interrupt");
+        status["packages"]["aa|1.0.0"]["stage"] = json!("quarantine");
         leased(
             stamp(Picture::new(), granted()),
             grant_and(json!({})),
@@ -90,7 +90,7 @@ fn what_a_newer_agent_reports_is_not_written_to_the_node() {
 
 #[test]
 fn what_a_newer_version_wrote_is_left_alone() {
-    let stage = complete("1.0.0").replace("config", "uninstall-interrupt");
+    let stage = complete("1.0.0").replace("config", "quarantine");
     let recorded = Stamp {
         lease: "earlier".into(),
         revision: "s-later".into(),

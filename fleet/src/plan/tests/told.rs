@@ -51,6 +51,20 @@ fn what_happens_to_a_node_is_told() {
         revision: None,
         message: "",
     };
+    let drain = |state: &str| {
+        let pods = ["default/a", "default/b"];
+        let mut blockers: Vec<Value> = pods
+            .iter()
+            .map(|pod| json!({ "pod": pod, "reason": "r", "cause": "NonInterruptLabels" }))
+            .collect();
+        blockers.push(json!({ "pod": "node/worker-2", "reason": "is not Ready" }));
+        let drain = json!({ "state": state, "blockers": blockers, "more": 2 });
+        Effect::SetDrain {
+            node: node(),
+            at: lease_at(),
+            drain: serde_json::from_value(drain).unwrap(),
+        }
+    };
     let withdraw = |why| Effect::WithdrawLease {
         node: node(),
         at: lease_at(),
@@ -85,8 +99,16 @@ fn what_happens_to_a_node_is_told() {
         (
             stop(StopReason::DrainTimedOut),
             vec![
-                "!skyhook/s DrainTimedOut: pods did not leave node [worker-1] in time for [skyhook:s]: the cordon is given back",
-                "!node/worker-1 DrainTimedOut: pods did not leave node [worker-1] in time for [skyhook:s]: the cordon is given back",
+                "!skyhook/s DrainTimeout: pods did not leave node [worker-1] in time for [skyhook:s]: the cordon is given back",
+                "!node/worker-1 DrainTimeout: pods did not leave node [worker-1] in time for [skyhook:s]: the cordon is given back",
+            ],
+        ),
+        (drain("Draining"), vec![]),
+        (
+            drain("Waiting"),
+            vec![
+                "!skyhook/s Drain: node [worker-1] waits for pods that podNonInterruptLabels of [skyhook:s] matches: default/a, default/b and 2 more",
+                "!node/worker-1 Drain: node [worker-1] waits for pods that podNonInterruptLabels of [skyhook:s] matches: default/a, default/b and 2 more",
             ],
         ),
         (stop(StopReason::Paused), vec![]),

@@ -148,6 +148,10 @@ fn why_a_lease_is_withdrawn() {
         (W::Overtaken, "the node has a newer revision"),
         (W::NothingToDo, "there is nothing to do"),
         (W::AgentNotResponding, "the agent did not accept it in time"),
+        (
+            W::AgentNotYetThere,
+            "the node has joined lately, and its agent did not accept it",
+        ),
     ];
     for (why, want) in all {
         assert_eq!(why.to_string(), want);
@@ -175,7 +179,8 @@ fn why_a_lease_is_withdrawn() {
             | W::OtherRun
             | W::Overtaken
             | W::NothingToDo
-            | W::AgentNotResponding => {}
+            | W::AgentNotResponding
+            | W::AgentNotYetThere => {}
         }
     }
 }

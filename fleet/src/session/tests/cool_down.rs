@@ -1,6 +1,8 @@
 //! How long nodes are left alone after a lease.
 
 use super::*;
+use crate::clocks::Backoff;
+use crate::plan::reason::{ReasonCode, Withdrawal};
 
 #[test]
 fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answered() {
@@ -51,6 +53,37 @@ fn a_node_whose_drain_took_too_long_is_left_alone_however_its_release_is_answere
 #[test]
 fn a_node_whose_agent_does_not_answer_says_why_it_is_left_alone() {
     let settings = Settings::default();
+    for (why, seconds, message) in [
+        (
+            Withdrawal::AgentNotResponding,
+            300,
+            "the node's agent did not accept the lease in time: is its pod running there?",
+        ),
+        (
+            Withdrawal::AgentNotYetThere,
+            15,
+            "the node has joined lately and its agent has not accepted the lease: it is tried again soon",
+        ),
+    ] {
+        let mut session = Session::new(&settings);
+        let withdrawal = Effect::WithdrawLease {
+            node: "n1".into(),
+            at: AsOf {
+                uid: "l1".into(),
+                resource_version: "1".into(),
+            },
+            why,
+        };
+        session.settle(&withdrawal, Outcome::Done(None), Mono::ZERO);
+        let backoff = session.index.clocks.backoff("n1", "s");
+        let want = Backoff {
+            skyhook: None,
+            until: Mono::from_secs(seconds),
+            code: ReasonCode::AgentNotResponding,
+            message,
+        };
+        assert_eq!(backoff, Some(&want));
+    }
     let mut session = Session::new(&settings);
     let withdrawal = Effect::WithdrawLease {
         node: "n1".into(),
@@ -58,19 +91,10 @@ fn a_node_whose_agent_does_not_answer_says_why_it_is_left_alone() {
             uid: "l1".into(),
             resource_version: "1".into(),
         },
-        why: Withdrawal::AgentNotResponding,
+        why: Withdrawal::NothingToDo,
     };
     session.settle(&withdrawal, Outcome::Done(None), Mono::ZERO);
-    let backoff = session
-        .index
-        .clocks
-        .backoff("n1", "s")
-        .expect("it is left alone");
-    assert_eq!(backoff.code, ReasonCode::AgentNotResponding);
-    assert_eq!(
-        backoff.message,
-        "the node's agent did not accept the lease in time: is its pod running there?"
-    );
+    assert_eq!(session.index.clocks.backoff("n1", "s"), None);
 }
 
 /// A lease whose agent said that it is done, and the node's record.

@@ -370,3 +370,41 @@ fn a_lease_knows_from_its_first_step_on_that_one_has_begun() {
     world.settle();
     assert_eq!(world.progress().begun, Some(false));
 }
+
+/// NodeWright uninstalled a package, and its record says that the interrupt after that is left.
+#[test]
+fn what_nodewright_has_uninstalled_is_applied_anew_or_dropped() {
+    let wanted = |version: &str| {
+        Spec::of(&[Package {
+            interrupt: reboot(),
+            ..pkg("bb", version)
+        }])
+    };
+    let whole = "bb apply; bb config; reboot; bb post-interrupt";
+    for (name, spec, lines, record) in [
+        ("it is wanted", wanted("1.0.0"), whole, vec!["bb|1.0.0"]),
+        (
+            "a newer version is wanted",
+            wanted("1.1.0"),
+            whole,
+            vec!["bb|1.1.0"],
+        ),
+        (
+            "an older version is wanted",
+            wanted("0.9.0"),
+            whole,
+            vec!["bb|0.9.0"],
+        ),
+        ("it is not wanted", Spec::of(&[]), "", vec![]),
+    ] {
+        for state in [State::InProgress, State::Complete, State::Erroring] {
+            let mut world = World::new();
+            world.adopt("bb", "1.0.0", Stage::UninstallInterrupt, state);
+            world.lease(&spec);
+            world.settle();
+            assert_eq!(world.ended(), Some(Phase::Complete), "{name}, {state}");
+            assert_eq!(run_lines(&world.log), lines, "{name}, {state}");
+            assert_eq!(recorded(&world), record, "{name}, {state}");
+        }
+    }
+}

@@ -62,6 +62,11 @@ impl Machine {
 
 impl Core for Machine {
     type Known = Entries;
+    const REAPPLIES: bool = true;
+
+    fn reapply(&mut self, now: i64) {
+        machine::reapply(&mut self.0, now);
+    }
 
     fn begin(start: &Start<'_, Entries>) -> Self {
         let spec = &start.lease.spec;

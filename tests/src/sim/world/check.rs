@@ -11,7 +11,8 @@ use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode, WireSkyhook};
 
 use super::paced::Paced;
 use super::slots::Slots;
-use super::{LEASES, NODES, PODS, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
+use super::taints::Seen;
+use super::{LEASES, NODES, POLICIES, REVISIONS, ROLLOUTS, SKYHOOKS, Sender, World};
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
 
@@ -26,8 +27,9 @@ pub struct Checks {
     granted: BTreeMap<String, Grant>,
     /// Slots that a coordinator could see when it decided to grant, by coordinator and lease.
     caps: BTreeMap<(usize, String), usize>,
-    slots: Slots,
+    pub(super) slots: Slots,
     pub(super) paced: Paced,
+    pub(super) seen: Seen,
     /// Leases whose agent may interrupt the host.
     permitted: BTreeSet<String>,
     /// When an agent said that its lease is over: node to time.
@@ -126,20 +128,17 @@ fn theirs_of(node: &NodeFact) -> impl Iterator<Item = (&str, &str)> {
 impl<C: Core> World<'_, C> {
     /// Notes what a coordinator could know when it decided on an effect.
     pub(super) fn decided(&mut self, index: usize, effect: &Effect) {
+        if let Effect::PatchNode { node, .. } = effect {
+            let since = self.seen_until(index, &[SKYHOOKS]);
+            self.checks.seen.decided(index, node, since);
+        }
+        if let Effect::ReserveLease { node, spec } = effect {
+            self.check_gate(index, node, &spec.skyhook.name);
+        }
         let Effect::GrantLease { node, at, .. } = effect else {
             return;
         };
-        let Some(running) = self.replicas.get(index).and_then(|r| r.running.as_ref()) else {
-            return;
-        };
-        let mut since = self.now;
-        for kind in [NODES, SKYHOOKS, POLICIES] {
-            let next = running.position(kind).unwrap_or_default();
-            if let Some(entry) = self.api.log(kind, next).first() {
-                // It has seen what was before that.
-                since = since.min(entry.at.saturating_sub(1));
-            }
-        }
+        let since = self.seen_until(index, &[NODES, SKYHOOKS, POLICIES]);
         let lease = self.api.get(LEASES, node);
         let skyhook = lease.and_then(|l| l["spec"]["skyhook"]["uid"].as_str());
         let cap = self.checks.slots.most(skyhook.unwrap_or_default(), since);
@@ -147,6 +146,19 @@ impl<C: Core> World<'_, C> {
         if let Some(lease) = lease {
             self.checks.paced.decided(index, lease, since);
         }
+    }
+
+    /// The time until which a coordinator has seen all that happened to objects of some kinds.
+    fn seen_until(&self, index: usize, kinds: &[&str]) -> u64 {
+        let replica = self.replicas.get(index);
+        let running = replica.and_then(|replica| replica.running.as_ref());
+        let unseen = kinds.iter().filter_map(|kind| {
+            let next = running.and_then(|running| running.position(kind));
+            let entry = self.api.log(kind, next.unwrap_or_default()).first()?;
+            // It has seen what was before that.
+            Some(entry.at.saturating_sub(1))
+        });
+        unseen.chain([self.now]).min().unwrap_or_default()
     }
 
     /// Every write of a coordinator to an object that exists says what it was decided on.
@@ -188,7 +200,7 @@ impl<C: Core> World<'_, C> {
             }
             ROLLOUTS => {
                 if let Some(after) = after {
-                    self.checks.paced.wrote(after);
+                    self.observe_batches(after);
                 }
             }
             _ => {}
@@ -239,7 +251,10 @@ impl<C: Core> World<'_, C> {
                 ));
             }
         }
+        let held = self.checks.nodes.get(name).cloned();
+        self.check_marks(held.as_ref(), &fact);
         self.check_order_of_node(&fact);
+        self.check_taints(name, before, &fact);
         let moved = self
             .checks
             .nodes
@@ -271,6 +286,7 @@ impl<C: Core> World<'_, C> {
         if moved {
             self.checks.slots.respecified(now, &fact);
         }
+        self.checks.seen.respecified(now, &fact);
         self.checks.skyhooks.insert(name.to_owned(), fact);
     }
 
@@ -403,11 +419,7 @@ impl<C: Core> World<'_, C> {
         if self.checks.meddled.contains(node) {
             return;
         }
-        let left = self
-            .api
-            .list(PODS)
-            .find(|(_, pod)| pod["spec"]["nodeName"] == node)
-            .map(|(key, _)| key.clone());
+        let left = self.pod_left(node, lease);
         if !cordoned {
             self.fail(format!("{node} is Drained and not cordoned"));
         } else if let Some(pod) = left {

@@ -61,7 +61,7 @@ impl<C: Core> World<'_, C> {
             2 | 3 => self.hand_over(),
             4..=9 => self.trouble_node(),
             10..=15 => self.change_skyhook(),
-            16..=19 => self.meddle(),
+            16..=19 => self.meddle_with_taints(),
             20 => {
                 self.weather.outage = true;
                 let delay = self.rng.between(1_000, 30_000);
@@ -279,7 +279,7 @@ impl<C: Core> World<'_, C> {
     }
 
     /// What administrators and other tools do to nodes and leases.
-    fn meddle(&mut self) {
+    pub(super) fn meddle(&mut self) {
         let Some(node) = self.some_node() else { return };
         let name = self.some_skyhook().unwrap_or_else(|| NAMES[0].to_owned());
         let path = format!("/api/v1/nodes/{node}");
@@ -415,6 +415,8 @@ impl<C: Core> World<'_, C> {
             }
         }
         self.set_policy();
+        self.take_foreign_taints_off();
+        self.delete_bare_pods();
         self.forsake();
         self.after(5_000, Event::Look);
     }
@@ -480,20 +482,5 @@ impl<C: Core> World<'_, C> {
         let body =
             json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" });
         Response { code: 201, body }
-    }
-
-    /// The node of the pod that a request is about.
-    fn node_of(&self, request: &Request) -> String {
-        let mut parts = request.path.split('/').rev().skip(1);
-        let (name, namespace) = (parts.next(), parts.nth(1));
-        let key = namespace.zip(name).map(|(ns, name)| format!("{ns}/{name}"));
-        let pod = key.and_then(|key| self.api.get(PODS, &key));
-        let node = pod.and_then(|pod| pod["spec"]["nodeName"].as_str());
-        node.unwrap_or_default().to_owned()
-    }
-
-    pub(super) fn pod_gone(&mut self, key: &str) {
-        let path = format!("/api/v1/namespaces/{}", key.replace('/', "/pods/"));
-        self.as_admin("DELETE", &path, Value::Null);
     }
 }

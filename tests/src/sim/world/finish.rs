@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use skyhook_crds::skyhook::Sequencing;
 use skyhook_crds::stage::Status;
 use skyhook_crds::{names, revision};
 use skyhook_fleet::facts::{NodeFact, SkyhookFact};
@@ -115,19 +116,32 @@ impl<C: Core> World<'_, C> {
         if self.affliction(name).is_some() {
             return None;
         }
+        if !node.is_host() {
+            // It has no machine, and nothing is written there.
+            return None;
+        }
         if !self.machines.get(name).is_some_and(|m| m.up && node.ready) {
             return Some(format!("{name} is not back"));
         }
         if held {
             return None;
         }
+        if let Some(problem) = self.unmet_taint(node) {
+            return Some(problem);
+        }
+        let is_protection = |key: &&String| {
+            *key == names::CORDON_OWNERS && node.cordon.owners.is_empty() && !node.cordon.is_empty()
+        };
         let marks: Vec<&String> = node
             .annotations
             .keys()
-            .filter(|key| key.contains("/cordon"))
+            .filter(|key| key.contains("/cordon") && !is_protection(key))
             .collect();
         if !marks.is_empty() {
             return Some(format!("marks are left on {name}: {marks:?}"));
+        }
+        if let Some(left) = Self::drain_mark(node) {
+            return Some(left);
         }
         let cordoned = self.checks.cordoned.contains(name);
         (node.unschedulable != cordoned && !self.checks.meddled.contains(name)).then(|| {
@@ -149,6 +163,9 @@ impl<C: Core> World<'_, C> {
         if status.observed_generation != skyhook.generation {
             return Some(format!("Skyhook {name} is not observed"));
         }
+        if let Some(silent) = self.blocked_in_silence(skyhook) {
+            return Some(silent);
+        }
         let selected = || {
             let nodes = self.checks.nodes.values();
             nodes.filter(|node| skyhook.selects(node))
@@ -159,6 +176,15 @@ impl<C: Core> World<'_, C> {
         if let Some(node) = open.iter().find(|node| self.is_silent(skyhook, node)) {
             return Some(format!(
                 "nothing says why {name} does not move on {}",
+                node.name
+            ));
+        }
+        let settled = selected().filter(|node| self.is_at(skyhook, node));
+        let settled = settled.filter(|node| !self.is_excused(skyhook, node, held));
+        let undone = settled.filter_map(|node| Some((node, self.undone(skyhook, node)?)));
+        if let Some((node, package)) = undone.into_iter().next() {
+            return Some(format!(
+                "{package} of {name} was not applied again on {} after a reboot",
                 node.name
             ));
         }
@@ -202,7 +228,7 @@ impl<C: Core> World<'_, C> {
     }
 
     /// Whether the host is at the Skyhook's revision, as the host knows it, and the Node says the same.
-    fn is_at(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+    pub(super) fn is_at(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
         let Ok(checked) = &skyhook.checked else {
             return false;
         };
@@ -233,16 +259,27 @@ impl<C: Core> World<'_, C> {
     }
 
     /// Whether something that was left as it is keeps the Skyhook off the node.
-    fn is_excused(&self, skyhook: &SkyhookFact, node: &NodeFact, held: &BTreeSet<&str>) -> bool {
+    pub(super) fn is_excused(
+        &self,
+        skyhook: &SkyhookFact,
+        node: &NodeFact,
+        held: &BTreeSet<&str>,
+    ) -> bool {
         let ignored = node.labels.get(names::IGNORE) == Some("true");
         let malformed = node.record(&skyhook.name).states.is_err();
         let budget = skyhook.spec.interruption_budget.as_ref();
         let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));
+        let is_open = |other: &SkyhookFact, node: &NodeFact| {
+            (other.selects(node) || other.is_parked_over(node))
+                && (!self.is_at(other, node) || self.is_excused(other, node, held))
+        };
         let earlier = self.checks.skyhooks.values().any(|other| {
             (other.spec.priority, &other.name) < (skyhook.spec.priority, &skyhook.name)
-                && (other.selects(node) || other.is_parked_over(node))
                 && !other.is_disabled()
-                && (!self.is_at(other, node) || self.is_excused(other, node, held))
+                && match other.spec.sequencing {
+                    Sequencing::Node => is_open(other, node),
+                    Sequencing::All => self.checks.nodes.values().any(|node| is_open(other, node)),
+                }
         });
         let cap = self.settings.max_concurrent_nodes;
         let full = cap.is_some_and(|cap| held.len() >= cap) || self.is_full(skyhook);
@@ -256,6 +293,7 @@ impl<C: Core> World<'_, C> {
             others.any(|n| n.is_control_plane() && self.affliction(&n.name).is_some())
         };
         ignored
+            || self.is_kept_off_by_taint(skyhook, node)
             || weakened
             || self.affliction(&node.name).is_some()
             || malformed

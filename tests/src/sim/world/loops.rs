@@ -118,6 +118,7 @@ impl<C: Core> World<'_, C> {
                 node_uid: &machine.node_uid,
                 machine_id: &machine.machine_id,
                 boot_id: &boot_id,
+                epoch: &machine.journal.epoch,
             };
             let Some(act) = agent.next(&machine.journal, host, now) else {
                 self.sleep_agent(node);

@@ -105,7 +105,7 @@ impl Paced {
     }
 
     /// The state of a roll-out was written.
-    pub(super) fn wrote(&mut self, state: &Value) {
+    fn wrote(&mut self, state: &Value) {
         let compartments = state["spec"]["compartments"].as_object();
         for one in compartments.into_iter().flat_map(|all| all.values()) {
             let number = one["batch"].as_i64().unwrap_or_default();
@@ -132,7 +132,28 @@ impl Paced {
     }
 }
 
+/// True when a package fails on the node of the lease.
+fn fails(lease: &Value) -> bool {
+    let packages = lease["status"]["packages"].as_object();
+    packages.is_some_and(|all| all.values().any(|one| one["state"] == "erroring"))
+}
+
 impl<C: Core> World<'_, C> {
+    /// The state of a roll-out was written. A node that fails as its batch ends has failed in it. It holds no later batch
+    /// up, although it may be well again soon.
+    pub(super) fn observe_batches(&mut self, state: &Value) {
+        self.checks.paced.wrote(state);
+        let uid = text(&state["metadata"]["uid"]);
+        let failed = self.api.list(LEASES).filter_map(|(_, lease)| {
+            let batch = Batch::of(lease).filter(|batch| batch.state == uid && fails(lease))?;
+            let current = state["spec"]["compartments"][&batch.compartment]["batch"].as_i64()?;
+            let member = rollout::member(lease["spec"]["node"]["uid"].as_str()?);
+            (current > batch.number).then_some((batch.state, batch.number, member))
+        });
+        let failed: Vec<_> = failed.collect();
+        self.checks.paced.failed.extend(failed);
+    }
+
     /// Holds the rules about compartments and batches against a grant by a coordinator.
     pub(super) fn observe_paced_grant(&mut self, index: Option<usize>, uid: &str, lease: &Value) {
         if lease["spec"]["compartment"].is_null() {
@@ -185,9 +206,6 @@ impl<C: Core> World<'_, C> {
                 its.number,
                 rollout::member(uid.as_str()?),
             );
-            let packages = other["status"]["packages"].as_object();
-            let fails =
-                packages.is_some_and(|all| all.values().any(|one| one["state"] == "erroring"));
             let works = ["Preparing", "AwaitingDrain", "Running"]
                 .iter()
                 .any(|phase| other["status"]["phase"] == *phase);
@@ -197,7 +215,7 @@ impl<C: Core> World<'_, C> {
             // A node that was moved lately may hold up another compartment than its lease names. It is not looked at.
             let is_there = there["metadata"]["uid"] == *uid && tier(there) == own;
             let is_kept = self.checks.paced.failed.contains(&key);
-            (is_meant && is_there && works && !fails && !is_kept)
+            (is_meant && is_there && works && !fails(other) && !is_kept)
                 .then(|| (node.clone(), its.number))
         });
         all.next()

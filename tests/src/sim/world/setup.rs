@@ -6,15 +6,17 @@ use serde_json::{Value, json};
 use skyhook_fleet::settings::Settings;
 
 use super::host::Machine;
-use super::{Event, NODES, POLICIES, World};
+use super::{Event, POLICIES, World};
 use crate::sim::Shape;
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
 use crate::sim::rng::Rng;
 
-/// Settings of the coordinators.
+/// Settings of the coordinators. `reapplies` says what the agents can do.
 #[must_use]
-pub fn settings(shape: Shape, rng: &mut Rng) -> Settings {
+pub fn settings(shape: Shape, reapplies: bool, rng: &mut Rng) -> Settings {
+    // All other worlds are as they would be without it.
+    let reapply = Rng::new(rng.clone().below(u64::MAX)).one_in(4);
     let cap = rng.one_in(3).then(|| rng.between(1, 3) * shape.scale());
     let cap = cap.filter(|_| shape != Shape::Slow);
     Settings {
@@ -22,6 +24,7 @@ pub fn settings(shape: Shape, rng: &mut Rng) -> Settings {
         accept_timeout: Duration::from_secs(rng.between(20, 120)),
         agent_backoff: Duration::from_secs(rng.between(5, 60)),
         drain_cool_down: Duration::from_secs(rng.between(5, 60)),
+        reapply_on_reboot: reapply && reapplies && shape == Shape::Small,
         ..Settings::default()
     }
 }
@@ -57,6 +60,7 @@ impl<C: Core> World<'_, C> {
             Shape::Fleet => FLEET,
             Shape::Small | Shape::Paced | Shape::Forsaken | Shape::Slow => self.rng.between(1, 6),
         };
+        self.set_up_taints();
         for _ in 0..nodes {
             self.add_node();
         }
@@ -117,7 +121,7 @@ impl<C: Core> World<'_, C> {
         let body = json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": { "name": name, "labels": labels },
-            "spec": {},
+            "spec": { "taints": self.taints_that_join(name) },
             "status": {
                 "nodeInfo": { "bootID": boot_id, "machineID": machine.machine_id },
                 "conditions": [{ "type": "Ready", "status": ready }],
@@ -163,31 +167,6 @@ impl<C: Core> World<'_, C> {
         response.body
     }
 
-    /// Binds a pod to a node that takes pods.
-    pub(super) fn schedule_pod(&mut self, node: &str) {
-        let takes = self
-            .api
-            .get(NODES, node)
-            .is_some_and(|n| n["spec"]["unschedulable"] != true);
-        if !takes {
-            return;
-        }
-        self.weather.pods += 1;
-        let name = format!("pod-{}", self.weather.pods);
-        let body = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "ownerReferences": [{
-                    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "web", "controller": true,
-                }],
-            },
-            "spec": { "nodeName": node, "containers": [{ "name": "web" }] },
-            "status": { "phase": "Running" },
-        });
-        self.as_admin("POST", "/api/v1/namespaces/default/pods", body);
-    }
-
     /// A Skyhook as an administrator may write it.
     pub(super) fn manifest(&mut self, name: &str) -> Value {
         let spec = self.spec(name);
@@ -217,8 +196,13 @@ impl<C: Core> World<'_, C> {
         if self.rng.one_in(3) {
             spec["nodeSelectors"] = json!({ "matchLabels": { "tier": "a" } });
         }
+        self.require_taints(&mut spec);
         if self.rng.one_in(3) {
-            spec["drain"] = json!({ "timeout": "20s" });
+            spec["drainConfig"] = self.drain_config();
+        }
+        // Whether nodes are kept off is counted over all nodes of all earlier Skyhooks, which takes long in a fleet.
+        if self.shape != Shape::Fleet && self.rng.one_in(4) {
+            spec["sequencing"] = json!("all");
         }
         let count = self.rng.between(1, 3);
         for n in 0..count {

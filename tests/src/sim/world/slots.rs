@@ -21,6 +21,12 @@ impl Slots {
         }
     }
 
+    /// The valid specs that a Skyhook has had.
+    pub(super) fn specs(&self, skyhook: &str) -> impl Iterator<Item = &SkyhookFact> {
+        let history = self.skyhooks.get(skyhook).into_iter().flatten();
+        history.map(|(_, skyhook)| skyhook)
+    }
+
     /// Nodes came, went or were given other labels.
     pub(super) fn moved(&mut self, now: u64, nodes: &BTreeMap<String, NodeFact>) {
         self.nodes.push((now, nodes.values().cloned().collect()));

@@ -81,10 +81,10 @@ fn a_clock_that_is_set_back_delays_no_deadline_of_a_drain() {
         "a drain that takes long is listed every 5 s: {:?}",
         case.effects()
     );
-    case.spec["drain"] = json!({ "timeout": "999s" });
+    case.spec["drainConfig"] = json!({ "timeout": "999s" });
     let timed_out = "stop Some(DrainTimedOut)".to_owned();
     assert!(case.effects().contains(&timed_out), "{:?}", case.effects());
-    case.spec["drain"] = json!({ "timeout": "1001s" });
+    case.spec["drainConfig"] = json!({ "timeout": "1001s" });
     assert!(!case.effects().contains(&timed_out), "{:?}", case.effects());
 }
 

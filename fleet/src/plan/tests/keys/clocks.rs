@@ -4,7 +4,7 @@ use super::super::policies::{STATE, exponential, in_batch, member, with_batch};
 use super::*;
 use crate::batches::Look;
 use crate::clocks::{Backoff, Clocks, DrainWatch, EvictionTry, LeaseClock, PodList};
-use crate::pods::PodFact;
+use crate::pods::{PodFact, Refusal, RefusedBy};
 
 impl Replica {
     fn pods(&mut self, lease: &str, pods: &[&str], consistent: bool) {
@@ -16,12 +16,15 @@ impl Replica {
         });
     }
 
-    fn evicted(&mut self, problem: Option<&str>) {
+    fn evicted(&mut self, problem: Option<RefusedBy>) {
         self.take(Change::Evicted {
             node: "worker-1".into(),
             lease_uid: "lease".into(),
             pod_uid: "web".into(),
-            problem: problem.map(str::to_owned),
+            problem: problem.map(|by| Refusal {
+                by,
+                text: "it is not allowed".to_owned(),
+            }),
         });
     }
 
@@ -64,6 +67,17 @@ fn undrained(at: &str) -> Stamp {
         drain_timed_out: at.into(),
         ..Stamp::default()
     }
+}
+
+/// No node gets a lease.
+fn closed() -> Picture {
+    Picture::new().skyhook(&["spec", "interruptionBudget"], json!({ "count": 0 }))
+}
+
+/// A new node takes the place of worker-1.
+fn joins(replica: &mut Replica) {
+    replica.passes(10);
+    replica.node(|node| node.uid = "another".into());
 }
 
 #[test]
@@ -155,8 +169,9 @@ fn what_is_decided_on_the_clocks_of_a_lease() {
             |replica| replica.take(Change::LeaseGone("worker-1".into())),
         ),
     ]);
+    // No pass reads `blocked`: it says whether an event is due.
     let rows = [
-        "uid", "granted", "given_up", "resumed", "drain", "paused", "skyhook",
+        "uid", "granted", "given_up", "resumed", "drain", "blocked", "paused", "skyhook",
     ];
     assert_eq!(LeaseClock::fields(), rows, "each needs a row above");
 }
@@ -239,6 +254,24 @@ fn what_is_decided_on_the_clocks_of_a_node() {
                 replica.passes(timeout);
             },
         ),
+        (
+            "Clocks.first_seen: a new node may be told something",
+            Replica::with(&closed(), joins),
+            |replica| replica.passes(2),
+        ),
+        (
+            "Clocks.first_seen: another node with that name joins",
+            Replica::with(&closed(), |replica| {
+                joins(replica);
+                replica.passes(2);
+            }),
+            |replica| {
+                replica.node(|node| {
+                    node.uid = "one more".into();
+                    node.annotations.clear();
+                });
+            },
+        ),
     ]);
     // No pass reads the mismatches: they say how long the next back-off takes.
     let rows = [
@@ -251,6 +284,7 @@ fn what_is_decided_on_the_clocks_of_a_node() {
         "drains",
         "away",
         "undrained",
+        "first_seen",
     ];
     assert_eq!(Clocks::fields(), rows, "each needs a row");
 }
@@ -298,6 +332,12 @@ fn what_is_decided_on_the_pods_of_a_node_that_drains() {
     let listed = |pods: &'static [&str], consistent| {
         Replica::with(&draining(), move |replica| {
             replica.pods("lease", pods, consistent);
+        })
+    };
+    let refused = |by| {
+        Replica::with(&draining(), move |replica| {
+            replica.pods("lease", &["web"], true);
+            replica.evicted(Some(by));
         })
     };
     compare([
@@ -362,9 +402,14 @@ fn what_is_decided_on_the_pods_of_a_node_that_drains() {
             |replica| replica.evicted(None),
         ),
         (
-            "EvictionTry.problem: a budget refuses it",
+            "EvictionTry.problem: a webhook refuses it",
             listed(&["web"], true),
-            |replica| replica.evicted(Some("a budget forbids it")),
+            |replica| replica.evicted(Some(RefusedBy::Webhook)),
+        ),
+        (
+            "Refusal.by: a budget refuses it, in the same words",
+            refused(RefusedBy::Webhook),
+            |replica| replica.evicted(Some(RefusedBy::DisruptionBudget)),
         ),
         (
             "EvictionTry.attempts: the next one waits longer",
