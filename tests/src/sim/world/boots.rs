@@ -62,6 +62,7 @@ impl<C: Core> World<'_, C> {
         if !is_lost || !self.settings.reapply_on_reboot {
             return;
         }
+        journal.known.clear();
         if let Some(current) = &mut journal.current {
             current.core.reapply(now);
             let lease = current.lease.clone();
