@@ -102,6 +102,8 @@ pub struct Start<'a, K> {
     pub known: Option<&'a K>,
     pub machine_id: &'a str,
     pub boot_id: &'a str,
+    /// The last boot that Skyhook did not ask for, if such a boot undoes packages.
+    pub epoch: Option<&'a str>,
     /// No step on this host had a number this high.
     pub next_step: u64,
     /// Unix milliseconds.
