@@ -20,10 +20,11 @@ use skyhook_tests::sim::{self, Run, Shape};
 use tokio::runtime::Runtime;
 
 /// Seeds that broke something once.
-const REGRESSIONS: [u64; 47] = [
+const REGRESSIONS: [u64; 53] = [
     2, 3, 10, 34, 131, 186, 276, 308, 411, 435, 437, 452, 525, 561, 664, 870, 1107, 1191, 1318,
     2049, 2516, 3304, 3532, 3936, 5292, 10915, 11216, 12021, 12272, 14515, 14517, 17718, 24674,
     25289, 26596, 31289, 35902, 46319, 65640, 72792, 74797, 85722, 111471, 149, 1809, 405, 415,
+    1333, 2190, 5433, 8026, 10305, 17898,
 ];
 
 const BUDGET: Duration = Duration::from_secs(60);

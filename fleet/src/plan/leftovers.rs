@@ -5,7 +5,7 @@
 use super::cache::{Cache, LeaseBits, NodeCell};
 use super::cause::Cause;
 use super::scan::{Order, Row};
-use super::{Draft, View};
+use super::{Draft, View, drain};
 use crate::effect::NodePatch;
 use crate::facts::NodeFact;
 use skyhook_crds::names;
@@ -52,7 +52,13 @@ pub(super) fn sweep(
             !is_leased(cell, **number) && row.is_none_or(|row| row.is_not_for(*id))
         };
         let left: Vec<u32> = cell.told.iter().filter(is_left).copied().collect();
-        if left.is_empty() {
+        // Nobody can tell whether a Skyhook that is not valid selects the node. All the same nothing drains for it there.
+        let is_invalid = |number: &&u32| {
+            let row = known.get(**number as usize).copied().flatten();
+            !is_leased(cell, **number) && row.is_some_and(|row| row.skyhook.checked.is_err())
+        };
+        let invalid: Vec<u32> = cell.told.iter().filter(is_invalid).copied().collect();
+        if left.is_empty() && invalid.is_empty() {
             continue;
         }
         let Some(node) = view.picture.nodes().get(*name) else {
@@ -61,6 +67,9 @@ pub(super) fn sweep(
         let mut patch = NodePatch::default();
         for number in left {
             patch.unite(NodePatch::default().forget(cache.names.text(number)));
+        }
+        for number in invalid {
+            patch.unite(drain::marks(cache.names.text(number), None));
         }
         draft.patch(node, patch.reduced(node), Cause::Status);
     }

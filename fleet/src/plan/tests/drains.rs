@@ -471,3 +471,26 @@ fn a_cordon_of_somebody_else_is_enough_for_a_drain() {
         assert_eq!(checked, Ok(()), "{}", effect.kind());
     }
 }
+
+/// A lease was abandoned in the middle of a drain, while the spec of its Skyhook was not valid.
+#[test]
+fn a_skyhook_that_is_not_valid_leaves_no_drain_behind() {
+    let left = |picture: &Picture| {
+        let effects = picture.plan().effects.into_iter();
+        let mut patches = effects.filter_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-1" => Some(patch),
+            _ => None,
+        });
+        let patch = patches.next().unwrap_or_default();
+        [START, BLOCKED].map(|key| patch.annotations.get(key) == Some(&None))
+    };
+    let marked = |picture: Picture| {
+        let picture = picture.skyhook(&["spec", "packages", "aa", "version"], json!("none"));
+        picture
+            .annotated(1, START, SINCE)
+            .annotated(1, BLOCKED, "[]")
+    };
+    assert_eq!(left(&marked(Picture::new())), [true, true]);
+    let leased = draining(&state("Draining", &[]));
+    assert_eq!(left(&marked(leased)), [false, false]);
+}

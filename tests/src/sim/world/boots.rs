@@ -19,6 +19,9 @@ pub(super) struct Boots {
     in_effect: BTreeSet<String>,
     /// There was one that Skyhook did not ask for.
     undone: bool,
+    /// Skyhooks whose record somebody has edited. The edit is not written over, also when it calls something complete that a
+    /// reboot undoes at the same time.
+    edited: BTreeSet<String>,
 }
 
 impl Boots {
@@ -33,6 +36,11 @@ impl Boots {
         self.epoch = boot_id;
         self.in_effect.clear();
         self.undone = true;
+    }
+
+    /// Somebody edits the node's record of a Skyhook.
+    pub(super) fn is_told_by_people(&mut self, skyhook: &str) {
+        self.edited.insert(skyhook.to_owned());
     }
 
     /// A step of a package has ended well.
@@ -70,10 +78,17 @@ impl<C: Core> World<'_, C> {
         }
     }
 
+    /// True when a reboot has undone what was installed on the node, and hosts of this cluster are known to lose it.
+    pub(super) fn is_undone_here(&self, node: &NodeFact) -> bool {
+        let machine = self.machines.get(&node.name);
+        self.settings.reapply_on_reboot && machine.is_some_and(|machine| machine.boot.undone)
+    }
+
     /// The first package of a Skyhook that is complete on a node although a reboot has undone it.
     pub(super) fn undone(&self, skyhook: &SkyhookFact, node: &NodeFact) -> Option<String> {
         let machine = self.machines.get(&node.name)?;
         let is_out = skyhook.is_disabled() || skyhook.is_paused() || skyhook.deleting;
+        let is_out = is_out || machine.boot.edited.contains(&skyhook.name);
         if !self.settings.reapply_on_reboot || is_out || !machine.boot.undone {
             return None;
         }

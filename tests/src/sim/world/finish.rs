@@ -203,6 +203,9 @@ impl<C: Core> World<'_, C> {
             &[Status::Complete, Status::Blocked, Status::Waiting]
         } else if open.is_empty() {
             &[Status::Complete]
+        } else if skyhook.is_disabled() && open.iter().all(|node| self.is_undone_here(node)) {
+            // A reboot has undone what the record says. While the Skyhook is disabled the record stays as it is.
+            &[Status::Complete, Status::Disabled]
         } else if skyhook.is_disabled() {
             &[Status::Disabled]
         } else {
