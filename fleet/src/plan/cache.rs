@@ -113,6 +113,8 @@ pub(super) struct NodeCell {
     pub(super) pending: bool,
     /// Numbers of the names of all Skyhooks that the Node says something about.
     pub(super) told: Vec<u32>,
+    /// The Node says something about a drain.
+    pub(super) has_drain_marks: bool,
     /// Numbers of the names of the revisions that the lease and the records on the Node refer to.
     pub(super) refers: Vec<u32>,
     pub(super) next: Option<NextWrite>,

@@ -205,6 +205,7 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
         }),
         creating: view.inflight.creating(name).is_some(),
         taint: node.map_or_else(TaintBits::default, |node| taint::bits(view, node)),
+        has_drain_marks: node.is_some_and(leftovers::has_drain_marks),
         told: node.map_or_else(Vec::new, |node| {
             let told = leftovers::told(node).into_iter();
             told.map(|skyhook| names.number(skyhook)).collect()
