@@ -7,7 +7,7 @@ use skyhook_crds::lease::protocol::{self, NodeFacts};
 use skyhook_crds::lease::{Phase, StopReason};
 
 use super::LeaseCase;
-use crate::effect::{NodePatch, Target};
+use crate::effect::{LiveCheck, NodePatch, Target};
 use crate::facts::{NodeFact, Record};
 use crate::plan::cause::Cause;
 use crate::plan::{Draft, cordon, drain, node_order, seconds, taint};
@@ -40,6 +40,12 @@ impl LeaseCase<'_> {
             picked: recorded.map(|s| s.picked.clone()).unwrap_or_default(),
         };
         let skyhook = self.skyhook_name();
+        // Without a stamp, the Node does not say which lease it was granted to: somebody removed the stamp or made it
+        // unreadable. This lease may be one of before, of which only a watch that lags still tells.
+        let check = LiveCheck {
+            lease: recorded.is_none().then(|| self.fact.uid.clone()),
+            ..LiveCheck::default()
+        };
         let is_edited = record.is_edited() || self.stop_ordered() == Some(StopReason::Edited);
         let cause = if is_edited {
             Cause::ResultBesideEdit
@@ -72,7 +78,10 @@ impl LeaseCase<'_> {
                 },
                 ..stamp
             };
-            let patch = NodePatch::default().stamp(skyhook, &stamp);
+            let patch = NodePatch {
+                check,
+                ..NodePatch::default().stamp(skyhook, &stamp)
+            };
             draft.patch(node, patch, cause);
         } else {
             let is_complete = status.phase == Some(Phase::Complete);
@@ -84,7 +93,10 @@ impl LeaseCase<'_> {
                 },
                 ..stamp
             };
-            let patch = NodePatch::default().states(skyhook, &self.reported(), stamp);
+            let patch = NodePatch {
+                check,
+                ..NodePatch::default().states(skyhook, &self.reported(), stamp)
+            };
             draft.patch(node, patch, cause);
         }
     }

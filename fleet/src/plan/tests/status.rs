@@ -150,6 +150,27 @@ fn a_result_is_complete_only_at_the_revision_that_is_wanted() {
     }
 }
 
+/// A watch that lags may still tell of a lease that ended before the node was granted to the next one.
+#[test]
+fn a_result_on_a_node_without_a_stamp_asks_whether_the_lease_is_still_there() {
+    for (stamped, want) in [(true, None), (false, Some("lease"))] {
+        let picture = if stamped {
+            stamp(Picture::new(), granted())
+        } else {
+            Picture::new().annotated(1, "skyhook.nvidia.com/stamp_s", "nonsense")
+        };
+        let done = with_package("Complete", "complete");
+        let plan = leased(picture, grant_and(json!({})), done).plan();
+        let check = plan.effects.iter().find_map(|effect| match effect {
+            Effect::PatchNode { patch, why, .. } if why.contains(&Cause::Result) => {
+                Some(patch.check.lease.as_deref())
+            }
+            _ => None,
+        });
+        assert_eq!(check, Some(want), "stamped: {stamped}");
+    }
+}
+
 #[test]
 fn a_slot_that_changes_hands_is_no_reason_to_write_the_nodes_that_wait() {
     let waiting = |budget: Value, cap: Option<usize>| {
