@@ -188,7 +188,8 @@ impl<C: Core> World<'_, C> {
                 node.name
             ));
         }
-        let stands_still = selected().any(|node| self.affliction(&node.name).is_some());
+        let stands_still = selected().any(|node| self.affliction(&node.name).is_some())
+            || self.holds_an_afflicted_node(skyhook);
         let is_kept_off = || selected().any(|node| self.is_excused(skyhook, node, held));
         let want: &[Status] = if skyhook.is_paused() {
             &[Status::Paused]
@@ -206,6 +207,12 @@ impl<C: Core> World<'_, C> {
         } else if skyhook.is_disabled() && open.iter().all(|node| self.is_undone_here(node)) {
             // A reboot has undone what the record says. While the Skyhook is disabled the record stays as it is.
             &[Status::Complete, Status::Disabled]
+        } else if open
+            .iter()
+            .all(|node| self.is_undone_here(node) && held.contains(&*node.name))
+        {
+            // The same, until the lease of another Skyhook is gone from the node.
+            &[Status::Complete, Status::Blocked, Status::Waiting]
         } else if skyhook.is_disabled() {
             &[Status::Disabled]
         } else {
@@ -228,6 +235,14 @@ impl<C: Core> World<'_, C> {
                 status.status
             ))
         }
+    }
+
+    /// Whether a node that never gets well has a lease of the Skyhook. It may not be selected any more.
+    fn holds_an_afflicted_node(&self, skyhook: &SkyhookFact) -> bool {
+        let mut leases = self.api.list(LEASES);
+        leases.any(|(node, lease)| {
+            lease["spec"]["skyhook"]["uid"] == *skyhook.uid && self.affliction(node).is_some()
+        })
     }
 
     /// Whether the host is at the Skyhook's revision, as the host knows it, and the Node says the same.
