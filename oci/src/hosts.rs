@@ -86,10 +86,15 @@ fn own_host(registry: &str) -> &str {
     }
 }
 
+/// The port of `host:port`, if it has one.
+fn port(authority: &str) -> Option<&str> {
+    let (_, port) = authority.rsplit_once(':')?;
+    port.parse::<u16>().is_ok().then_some(port)
+}
+
 /// Whether there is a port, and it is not the usual one of plain HTTP.
 fn has_odd_port(authority: &str) -> bool {
-    let port = authority.rsplit_once(':').map(|(_, port)| port);
-    port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 80))
+    port(authority).is_some_and(|port| port != "80")
 }
 
 /// What is configured for one registry.
@@ -275,22 +280,28 @@ pub(crate) fn endpoints(
     }
     let usual = || {
         let host = own_host(registry);
-        let name = Url::parse(&format!("http://{host}"))
-            .ok()
-            .and_then(|url| url.host_str().map(is_loopback));
-        let scheme = if insecure || name == Some(true) {
-            "http"
-        } else {
-            "https"
+        let url = Url::parse(&format!("http://{host}")).ok();
+        let is_local = url.is_some_and(|url| url.host_str().is_some_and(is_loopback));
+        // As in containerd: a registry on the machine itself is asked over TLS first, and no certificate of it is
+        // verified. Then it is asked over plain HTTP, unless its port says which of the two it speaks.
+        let (scheme, skip_verify) = match port(host) {
+            _ if insecure => ("http", false),
+            Some("80") if is_local => ("http", false),
+            None | Some("443") if is_local => ("https", true),
+            _ if is_local => ("http", true),
+            _ => ("https", false),
         };
         HostSettings {
             url: format!("{scheme}://{host}"),
+            skip_verify,
             ..HostSettings::default()
         }
     };
     let mut server = settings.server.clone().unwrap_or_else(usual);
     if server.url.is_empty() {
-        server.url = usual().url;
+        let usual = usual();
+        server.url = usual.url;
+        server.skip_verify |= usual.skip_verify;
         if let (true, Some(rest)) = (server.has_tls(), server.url.strip_prefix("http://")) {
             server.url = format!("https://{rest}");
             server.plain_fallback = true;

@@ -12,29 +12,57 @@ fn bases(endpoints: &[Endpoint]) -> Vec<String> {
 #[test]
 fn a_registry_without_settings_is_its_own_server() {
     let table = [
-        ("r.io", false, "https://r.io/v2/team/p/x"),
-        ("r.io:444", true, "http://r.io:444/v2/team/p/x"),
+        ("r.io", false, "https://r.io"),
+        ("r.io:444", true, "http://r.io:444"),
+        ("docker.io", false, "https://registry-1.docker.io"),
+        ("localhost.evil.io", false, "https://localhost.evil.io"),
+        // containerd's table of ports: 80 is plain, none and 443 are TLS, any other one may be both.
         (
-            "docker.io",
+            "localhost:5000",
             false,
-            "https://registry-1.docker.io/v2/team/p/x",
+            "https://localhost:5000 unverified, http://localhost:5000",
         ),
-        ("localhost:5000", false, "http://localhost:5000/v2/team/p/x"),
-        ("127.0.0.1:5000", false, "http://127.0.0.1:5000/v2/team/p/x"),
-        ("[::1]:5000", false, "http://[::1]:5000/v2/team/p/x"),
         (
-            "localhost.evil.io",
+            "127.0.0.1:5000",
             false,
-            "https://localhost.evil.io/v2/team/p/x",
+            "https://127.0.0.1:5000 unverified, http://127.0.0.1:5000",
         ),
+        (
+            "[::1]:5000",
+            false,
+            "https://[::1]:5000 unverified, http://[::1]:5000",
+        ),
+        ("localhost:80", false, "http://localhost"),
+        ("localhost:443", false, "https://localhost unverified"),
+        ("localhost", false, "https://localhost unverified"),
+        ("[::1]", false, "https://[::1] unverified"),
+        ("localhost:5000", true, "http://localhost:5000"),
     ];
     for (registry, insecure, want) in table {
         let got = endpoints(registry, &RegistrySettings::default(), insecure).unwrap();
-        let urls = got
-            .iter()
-            .map(|it| it.url(registry, "team/p", "x").to_string());
-        assert_eq!(urls.collect::<Vec<_>>(), [want]);
+        let urls = got.iter().map(|it| {
+            let url = it.url(registry, "team/p", "x").to_string();
+            let server = url.strip_suffix("/v2/team/p/x").unwrap();
+            let verified = if it.settings.skip_verify {
+                " unverified"
+            } else {
+                ""
+            };
+            format!("{server}{verified}")
+        });
+        assert_eq!(urls.collect::<Vec<_>>().join(", "), want, "{registry}");
     }
+}
+
+/// A registry on the machine itself that has certificates in its directory of hosts is asked with them, and as without.
+#[test]
+fn a_local_registry_with_settings_but_no_url_may_speak_plain_http() {
+    let settings = parse("capabilities = [\"pull\"]", Path::new("/d")).unwrap();
+    let got = endpoints("localhost:5000", &settings, false).unwrap();
+    let urls = got
+        .iter()
+        .map(|it| (it.base.scheme(), it.settings.skip_verify));
+    assert_eq!(urls.collect::<Vec<_>>(), [("https", true), ("http", false)]);
 }
 
 #[test]
