@@ -76,6 +76,9 @@ async fn taints_drains_and_order() -> anyhow::Result<()> {
     taints::reboots(&mut world, &nodes)
         .await
         .context("reboots")?;
+    taints::strange_nodes(&mut world, &nodes)
+        .await
+        .context("nodes that are no hosts")?;
     order::strict(&mut world, &leases)
         .await
         .context("strict-order")?;

@@ -304,3 +304,52 @@ pub(crate) async fn reboots(world: &mut World, nodes: &NodeRecorder) -> anyhow::
     ensure!(left == NONE, "{left:?}");
     Ok(())
 }
+
+/// Nodes that are no hosts of ours are selected too, and nothing is ever written on them.
+pub(crate) async fn strange_nodes(world: &mut World, nodes: &NodeRecorder) -> anyhow::Result<()> {
+    let strange = [
+        ("strange-windows", "kubernetes.io/os", "windows"),
+        ("strange-virtual", "type", "virtual-kubelet"),
+        (
+            "strange-fargate",
+            "eks.amazonaws.com/compute-type",
+            "fargate",
+        ),
+    ];
+    for (node, key, value) in strange {
+        world
+            .fixture
+            .node(node, &[("test", "strange"), (key, value)])
+            .await?;
+    }
+    world.node("strange-none", "strange", slow()).await?;
+    let auto = required(json!({ "autoTaintNewNodes": true }));
+    world.apply("strange", "strange", auto).await?;
+    world.complete("strange").await?;
+    let end = "; 3 selected nodes are left out: Windows, virtual-kubelet or Fargate";
+    let said = |skyhook: &Skyhook| {
+        let status = skyhook.status.as_ref();
+        let all = status.is_some_and(|status| status.complete_nodes == "1/1");
+        let conditions = status.into_iter().flat_map(|status| &status.conditions);
+        all && conditions
+            .into_iter()
+            .any(|condition| condition.type_ == "Ready" && condition.message.ends_with(end))
+    };
+    let what = "1/1 and three left out";
+    world.skyhook_until("strange", what, said).await?;
+    world.expect_settled_soon("strange-none", "strange").await?;
+    for (node, ..) in strange {
+        for version in versions(nodes, node)? {
+            let metadata = &version.metadata;
+            let keys = [&metadata.labels, &metadata.annotations];
+            let ours = keys.into_iter().flatten().flat_map(|map| map.keys());
+            let ours: Vec<&String> = ours.filter(|key| key.contains("skyhook")).collect();
+            ensure!(
+                ours.is_empty() && taints(&version) == NONE && !is_cordoned(&version),
+                "{node}: {ours:?}, {:?}",
+                taints(&version)
+            );
+        }
+    }
+    Ok(())
+}
