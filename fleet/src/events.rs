@@ -353,13 +353,13 @@ fn of_failure(
     skyhook: &str,
     reason: Option<NodeReason>,
 ) -> Vec<EventFact> {
-    let parked = ReasonCode::Parked.to_string();
-    let is_parked = reason.as_ref().is_some_and(|why| why.reason == parked);
+    let lost = ReasonCode::NodeNotReturning.to_string();
+    let is_lost = reason.as_ref().is_some_and(|why| why.reason == lost);
     let why = reason.map(|reason| reason.message).unwrap_or_default();
     let event = |subject, note| EventFact {
         subject,
         warning: true,
-        reason: if is_parked {
+        reason: if is_lost {
             "NodeNotReturning"
         } else {
             "PackageErroring"

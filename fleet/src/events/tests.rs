@@ -97,7 +97,7 @@ fn a_node_that_fails_is_told_to_its_skyhook_whatever_the_status_lists() {
     let index = testkit::index(&[testkit::node_object("worker-1")], &[skyhook], &[], &[]);
     for (code, reason) in [
         ("PackageErroring", "PackageErroring"),
-        ("Parked", "NodeNotReturning"),
+        ("NodeNotReturning", "NodeNotReturning"),
     ] {
         let why = json!({ "reason": code, "message": "exit code 3", "since": "t" });
         let effect = Effect::PatchNode {

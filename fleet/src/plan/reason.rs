@@ -31,10 +31,10 @@ pub enum ReasonCode {
     NewerVersion,
     NodeIgnored,
     NodeLeased,
+    NodeNotReturning,
     NodeNotSupported,
     NodeStateMalformed,
     PackageErroring,
-    Parked,
     Paused,
     Preparing,
     ResultDoesNotMatch,
@@ -85,10 +85,10 @@ impl ReasonCode {
             | Self::NewerVersion
             | Self::NodeIgnored
             | Self::NodeLeased
+            | Self::NodeNotReturning
             | Self::NodeNotSupported
             | Self::NodeStateMalformed
             | Self::PackageErroring
-            | Self::Parked
             | Self::Paused
             | Self::Preparing
             | Self::ResultDoesNotMatch

@@ -228,14 +228,14 @@ fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool 
 }
 
 /// The verdict on a node that is not Ready while work on it is under way; `None` for a Ready node. After
-/// `node_return_timeout` the node is called parked. A parked node keeps its slot, and other nodes go on within the rest
-/// of the budget.
+/// `node_return_timeout` it is said that the node does not return. It keeps its slot, and other nodes go on within the
+/// rest of the budget.
 fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<NodeVerdict> {
     if node.ready {
         return None;
     }
-    let parked = parked_at(view, node).is_some_and(|at| at <= view.now.mono);
-    Some(if parked {
+    let is_lost = lost_at(view, node).is_some_and(|at| at <= view.now.mono);
+    Some(if is_lost {
         let since = node
             .ready_since
             .map_or_else(String::new, |at| format!(" at {}", seconds(at)));
@@ -246,7 +246,7 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
         );
         (
             Status::Erroring,
-            Some(Reason::new(ReasonCode::Parked, message)),
+            Some(Reason::new(ReasonCode::NodeNotReturning, message)),
         )
     } else {
         let reason = Reason::new(ReasonCode::AwaitingNode, "the node is not Ready");
@@ -268,8 +268,8 @@ pub(super) fn has_result(
     }
 }
 
-/// The time from which a node that is not Ready is called parked; `None` for a Ready node.
-pub(super) fn parked_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
+/// The time from which it is said that a node does not return; `None` for a Ready node.
+pub(super) fn lost_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
     let since = node.ready_since.filter(|_| !node.ready)?;
     let away = view.age(since, view.clocks.away_seen(&node.name));
     Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(away))

@@ -106,7 +106,7 @@ fn end(
     let has_failed =
         is_wanted && failing.any(|(key, one)| restarts(lease, key, one.restarts) >= RESTARTS);
     let is_away = protocol::is_accepted(lease)
-        && verdict::parked_at(view, node).is_some_and(|at| at <= view.now.mono);
+        && verdict::lost_at(view, node).is_some_and(|at| at <= view.now.mono);
     let now = view.now.mono;
     let is_abandoned = plan::lease::abandoned_at(view, fact, lease).is_some_and(|at| at <= now);
     failed_if(has_failed || is_away || ((fact.forced || is_abandoned) && has_begun(lease)))

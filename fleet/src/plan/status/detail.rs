@@ -171,8 +171,10 @@ fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
 pub(super) fn rank(shown: &Shown<'_>) -> u8 {
     match shown.status {
         Status::Erroring => {
-            let parked = shown.reason.is_some_and(|r| r.code == ReasonCode::Parked);
-            u8::from(!parked)
+            let is_lost = shown
+                .reason
+                .is_some_and(|r| r.code == ReasonCode::NodeNotReturning);
+            u8::from(!is_lost)
         }
         Status::Blocked => 2,
         Status::InProgress => 3,

@@ -41,7 +41,7 @@ fn a_clock_that_is_set_back_delays_no_word_about_a_node_that_stays_away() {
         working(with_package("Running", "in_progress")),
         "2030-01-01T00:00:00Z",
     );
-    for (seconds, want) in [(899, "AwaitingNode"), (900, "Parked")] {
+    for (seconds, want) in [(899, "AwaitingNode"), (900, "NodeNotReturning")] {
         let now = Mono::from_secs(seconds);
         let away = Picture {
             now,
@@ -289,7 +289,7 @@ fn a_node_that_ended_and_went_away_is_told_to_be_erroring() {
             told(&old).starts_with("the node went away at 2023-11-14T21:00:00Z"),
             "{name}"
         );
-        assert_eq!(old.reason("s", "worker-1"), "Parked", "{name}");
+        assert_eq!(old.reason("s", "worker-1"), "NodeNotReturning", "{name}");
     }
     let ready = ended_in_another_boot();
     assert_eq!(status(&ready), "in_progress");
