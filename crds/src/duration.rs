@@ -53,6 +53,15 @@ pub(crate) fn not_negative(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
+/// The same without a message of our own, for fields that there are any number of: a check with a message costs the API
+/// server more than it allows there.
+pub(crate) fn not_negative_by_pattern(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = Option::<GoDuration>::json_schema(generator);
+    schema.insert("maxLength".to_owned(), json!(LONGEST));
+    schema.insert("pattern".to_owned(), json!(PATTERN));
+    schema
+}
+
 /// Not a duration.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 #[error("{0:?} is not a duration (write for example 30s, 1m30s or 2h)")]
