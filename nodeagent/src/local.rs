@@ -29,6 +29,7 @@ use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{ImageArgs, Images, Registries};
 use crate::machine::Half;
+use crate::machine::attempts::StepLimit;
 use crate::prepare::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
 
@@ -475,7 +476,7 @@ impl LocalRun {
             StepEnd::NotStarted => return Err(format!("{name} was not started")),
             StepEnd::Lost { problem } => return Err(format!("{name} was lost: {problem}")),
         };
-        let judged = prepared.judge(half, index, &result);
+        let judged = prepared.judge(half, index, &result, self.timeout.map(StepLimit::Step));
         prepared
             .note_step(half, index, judged.is_ok())
             .map_err(|e| chain(&e))?;

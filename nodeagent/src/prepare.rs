@@ -11,6 +11,7 @@ use skyhook_oci::package_config::{self, PackageConfig, Step};
 use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 
 use crate::host::Host;
+use crate::machine::attempts::StepLimit;
 use crate::machine::{Half, StepPlan};
 use crate::secret::Secret;
 use crate::supervise::{LogFile, ProcessLimit, Spec, StepResult};
@@ -394,9 +395,15 @@ impl Prepared {
             .collect()
     }
 
-    /// Says whether a step succeeded. A step that the agent ended, or that took too long, has failed with any exit
-    /// code. The error is a message for the user.
-    pub fn judge(&self, half: Half, index: usize, result: &StepResult) -> Result<(), String> {
+    /// Says whether a step succeeded. A step that the agent ended, or that took longer than `limit`, has failed with any
+    /// exit code. The error is a message for the user.
+    pub fn judge(
+        &self,
+        half: Half,
+        index: usize,
+        result: &StepResult,
+        limit: Option<StepLimit>,
+    ) -> Result<(), String> {
         let step = self.steps(half).get(index);
         let is_success =
             |code: i32| step.is_some_and(|step| step.returncodes.contains(&i64::from(code)));
@@ -404,7 +411,8 @@ impl Prepared {
             return Ok(());
         }
         let name = self.step_name(half, index);
-        Err(format!("{name} {}", result.describe()))
+        let limit = limit.map(StepLimit::describe);
+        Err(format!("{name} {}", result.describe(limit.as_deref())))
     }
 
     /// Name of a step in messages to the user.

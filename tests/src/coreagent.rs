@@ -355,7 +355,13 @@ impl Agent {
             } else {
                 Outcome::Succeeded
             };
-            let _closed = events.send(Event::StepExited { key, id, outcome });
+            let took_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let _closed = events.send(Event::StepExited {
+                key,
+                id,
+                outcome,
+                took_ms,
+            });
         });
     }
 

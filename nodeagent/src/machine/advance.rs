@@ -62,7 +62,8 @@ pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
         | Doing::Idle
         | Doing::Ready(_)
         | Doing::Preparing { .. }
-        | Doing::Step(_) => None,
+        | Doing::Step(_)
+        | Doing::GaveUp { .. } => None,
     });
     let pulls = p.entries.values().filter_map(|e| match e.image_state {
         ImageState::Failed {
@@ -137,14 +138,15 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
 }
 
 fn needs_image(p: &Progress, entry: &Entry) -> bool {
-    p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry)
+    let works = p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry);
+    works && !entry.has_given_up()
 }
 
 fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
     let free = match entry.doing {
         Doing::Idle | Doing::Ready(_) => true,
         Doing::Retry { at, .. } => retry::is_due(at, now),
-        Doing::Preparing { .. } | Doing::Step(_) => false,
+        Doing::Preparing { .. } | Doing::Step(_) | Doing::GaveUp { .. } => false,
     };
     free && may_start(p, entry)
 }
@@ -188,16 +190,23 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 ..cursor
             });
         }
-        doing @ (Doing::Idle | Doing::Retry { .. } | Doing::Preparing { .. } | Doing::Step(_)) => {
+        doing @ (Doing::Idle
+        | Doing::Retry { .. }
+        | Doing::Preparing { .. }
+        | Doing::Step(_)
+        | Doing::GaveUp { .. }) => {
             let half = match doing {
                 Doing::Retry { half, .. } => {
                     entry.restarts += 1;
                     half
                 }
-                Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Step(_) => {
-                    Half::Main
-                }
+                Doing::Idle
+                | Doing::Ready(_)
+                | Doing::Preparing { .. }
+                | Doing::Step(_)
+                | Doing::GaveUp { .. } => Half::Main,
             };
+            entry.spent_ms = 0;
             if entry.state != State::Erroring {
                 entry.set(entry.stage, State::InProgress, now);
             }

@@ -53,6 +53,8 @@ pub enum Event {
         key: String,
         id: u64,
         outcome: Outcome,
+        /// How long the step ran, in milliseconds.
+        took_ms: u64,
     },
     /// The supervisor died without a result, or something other than the agent ended the step.
     StepLost {
@@ -119,10 +121,12 @@ impl Event {
                 key,
                 id,
                 outcome: Outcome::Failed(reason),
+                took_ms,
             } => Self::StepExited {
                 key,
                 id,
                 outcome: Outcome::Failed(bounded(reason)),
+                took_ms,
             },
             Self::StepLost { key, id, problem } => Self::StepLost {
                 key,

@@ -7,6 +7,7 @@ use skyhook_crds::package::{Interrupt, key, name_of};
 use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State, glob};
 
+use super::attempts;
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 
 /// Sets every package to the first stage that it has to run.
@@ -14,6 +15,7 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     if p.too_old.is_some() {
         return;
     }
+    attempts::begin(p, now);
     // Pulls for an earlier lease ended with that lease, and its images may have been removed from the store.
     for entry in p.entries.values_mut() {
         entry.image_state = ImageState::Unknown;
@@ -98,6 +100,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
     if entry.stage != Stage::Uninstall || entry.is_parked() || entry.state == State::Complete {
         entry.doing = Doing::Idle;
         entry.failures = 0;
+        entry.attempts = 0;
         entry.restarts = 0;
         entry.image_state = ImageState::Unknown;
         entry.say("will be uninstalled");
@@ -136,6 +139,7 @@ fn open(
     now: i64,
 ) {
     let cycle = cycle(p, wanted, Some(stage), interrupt);
+    let revision = p.revision.clone();
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
@@ -147,6 +151,8 @@ fn open(
     entry.image_digest = None;
     entry.doing = Doing::Idle;
     entry.failures = 0;
+    entry.attempts = 0;
+    entry.tried_at = Some(revision);
     entry.restarts = 0;
     entry.message.clear();
     let state = if stage == Stage::Interrupt {

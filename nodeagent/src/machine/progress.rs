@@ -14,7 +14,7 @@ use crate::text;
 mod wanted;
 mod wave;
 
-pub use wanted::Wanted;
+pub use wanted::{Limits, Wanted};
 pub use wave::{Part, Permit, Wave, WaveAt};
 
 /// The work on one accepted lease.
@@ -60,6 +60,9 @@ pub struct Progress {
     pub reboots: BTreeMap<String, u32>,
     #[serde(default)]
     pub reboot_cap: RebootCap,
+    /// Limits of packages that set none themselves.
+    #[serde(default, skip_serializing_if = "Limits::is_unset")]
+    pub limits: Limits,
     /// Why the agent cannot work on this host. While this is set, no step starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,
@@ -136,6 +139,15 @@ pub struct Entry {
     /// Failed attempts of the current stage in a row.
     #[serde(default)]
     pub failures: u32,
+    /// Attempts of the current stage that have failed. Not each failure uses up an attempt.
+    #[serde(default)]
+    pub attempts: u32,
+    /// How long the steps of the current attempt ran that have ended, in milliseconds.
+    #[serde(default)]
+    pub spent_ms: u64,
+    /// Revision at which the attempts are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_at: Option<String>,
     #[serde(default)]
     pub image_state: ImageState,
     /// Whether a step of this version has started on the host. Before that the version is not in the Node's record,
@@ -211,7 +223,10 @@ pub enum ImageState {
 /// Step      ── an earlier agent died before its start ──► Ready
 /// Step      ── lost, with the host ─────────────────────► Ready, the third time Retry
 /// Step      ── lost, in the same boot ──────────────────► Retry, or Idle when the lease is stopped
+/// Step      ── failed, and this was the last attempt ───► GaveUp
+/// Idle      ── its interrupt has failed, the same ──────► GaveUp
 /// Retry     ── its time has come ───────────────────────► Preparing
+/// GaveUp    ── a lease with another revision is taken ──► Retry at once
 /// any       ── a lease starts another stage ────────────► Idle
 /// ```
 ///
@@ -229,6 +244,9 @@ pub enum Doing {
     Step(Cursor),
     /// An attempt failed. The steps of `half` run again at `at`, in Unix milliseconds.
     Retry { at: i64, half: Half },
+    /// The last attempt failed at `at`, in Unix milliseconds. Nothing happens until somebody runs the package again or
+    /// changes it.
+    GaveUp { half: Half, at: i64 },
 }
 
 /// The two halves of a stage.
@@ -286,6 +304,9 @@ impl Entry {
             had_interrupt: false,
             doing: Doing::Idle,
             failures: 0,
+            attempts: 0,
+            spent_ms: 0,
+            tried_at: None,
             image_state: ImageState::Unknown,
             started: false,
             lost_with_host: 0,
@@ -328,6 +349,19 @@ impl Entry {
     #[must_use]
     pub fn is_parked(&self) -> bool {
         self.stage == Stage::Uninstall && self.state == State::Skipped
+    }
+
+    /// True when the package has used up its attempts.
+    #[must_use]
+    pub const fn has_given_up(&self) -> bool {
+        match self.doing {
+            Doing::GaveUp { .. } => true,
+            Doing::Idle
+            | Doing::Preparing { .. }
+            | Doing::Ready(_)
+            | Doing::Step(_)
+            | Doing::Retry { .. } => false,
+        }
     }
 
     /// True while no step of the version has started and the Node's record does not list it.
@@ -390,8 +424,14 @@ impl Progress {
         };
         wave || self.entries.values().any(|e| match e.doing {
             Doing::Preparing { .. } | Doing::Step(_) => true,
-            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
+            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } | Doing::GaveUp { .. } => false,
         })
+    }
+
+    /// True while a package has used up its attempts.
+    #[must_use]
+    pub fn has_given_up(&self) -> bool {
+        self.entries.values().any(Entry::has_given_up)
     }
 
     /// Numbers of the steps that have started and not ended.
@@ -399,9 +439,20 @@ impl Progress {
     pub fn steps(&self) -> BTreeSet<u64> {
         let ids = self.entries.values().filter_map(|e| match &e.doing {
             Doing::Step(cursor) => Some(cursor.id),
-            Doing::Idle | Doing::Preparing { .. } | Doing::Ready(_) | Doing::Retry { .. } => None,
+            Doing::Idle
+            | Doing::Preparing { .. }
+            | Doing::Ready(_)
+            | Doing::Retry { .. }
+            | Doing::GaveUp { .. } => None,
         });
         ids.collect()
+    }
+
+    /// How long and how often the stages of a package are tried.
+    #[must_use]
+    pub fn limits_of(&self, entry: &Entry) -> Limits {
+        let own = self.wanted.get(&entry.name).map(|wanted| wanted.limits);
+        own.unwrap_or_default().or(self.limits)
     }
 
     /// True when the entry is of the version that the revision wants.

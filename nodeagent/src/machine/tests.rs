@@ -1,5 +1,6 @@
 //! Tests of the stages that packages run, on a simulated host that performs every effect.
 
+mod attempts;
 mod called_off;
 mod interrupts;
 mod lifecycle;

@@ -370,7 +370,7 @@ fn a_step_that_was_ended_or_took_too_long_has_failed_whatever_its_exit_code() {
             Some("was killed by signal 9"),
         ),
     ] {
-        let judged = prepared.judge(Half::Main, 0, &result);
+        let judged = prepared.judge(Half::Main, 0, &result, None);
         let want = want.map(|want| format!("{} {want}", prepared.step_name(Half::Main, 0)));
         assert_eq!(judged.err(), want, "{name}");
     }

@@ -224,6 +224,7 @@ impl Agent {
         let progress = Progress {
             reboots,
             reboot_cap: self.settings.reboot_cap,
+            limits: self.settings.limits,
             unable: self.unable.clone(),
             too_old,
             lease: lease.metadata.uid.clone().unwrap_or_default(),

@@ -18,6 +18,7 @@ use crate::host::exec::{StepEnd, StepRequest};
 use crate::host::limits;
 use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
+use crate::machine::attempts::{StepLimit, step_limit};
 use crate::machine::progress::{Cycle, ImageState};
 use crate::machine::{Effect, Entry, Event, Half};
 use crate::prepare::env::{self, Sources};
@@ -281,10 +282,15 @@ impl Agent {
         });
     }
 
+    /// What limits the time of the package's step that runs now or is started next.
+    pub(super) fn step_limit(&self, key: &str) -> Option<StepLimit> {
+        step_limit(self.run()?, key, self.settings.step_timeout)
+    }
+
     fn run_step(&mut self, key: String, id: u64, half: Half, index: usize) {
         let preparing = self.prepared(&key, half);
         let (runner, notes) = (Rc::clone(&self.runner), self.notes.clone());
-        let timeout = self.settings.step_timeout;
+        let timeout = self.step_limit(&key).map(StepLimit::duration);
         tokio::task::spawn_local(async move {
             let result = async {
                 let (prepared, facts) = preparing.await?;

@@ -1,6 +1,7 @@
 //! What a revision asks for: the parts of each package that the machine needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -27,6 +28,66 @@ pub struct Wanted {
     pub config: BTreeMap<String, String>,
     /// Digest of image, env, resources and agent image. A change of it restarts a cycle that is not complete.
     pub identity: String,
+    #[serde(default, skip_serializing_if = "Limits::is_unset")]
+    pub limits: Limits,
+}
+
+/// How long and how often a stage of a package is tried. They are no part of the identity: a change of them restarts
+/// nothing.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// How long the steps of one attempt may take together. 0: no limit. `None`: the default holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage_timeout_ms: Option<u64>,
+    /// How often a stage is tried. 0: for ever. `None`: the default holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+}
+
+impl Limits {
+    /// The limits that a package sets itself.
+    #[must_use]
+    pub fn of(package: &Package) -> Self {
+        let timeout = package.stage_timeout.as_ref();
+        Self {
+            stage_timeout_ms: timeout.and_then(|timeout| timeout.value().ok()).map(millis),
+            max_attempts: package
+                .max_attempts
+                .and_then(|most| u32::try_from(most).ok()),
+        }
+    }
+
+    /// These limits, and `default` for those that are not set.
+    #[must_use]
+    pub fn or(self, default: Self) -> Self {
+        Self {
+            stage_timeout_ms: self.stage_timeout_ms.or(default.stage_timeout_ms),
+            max_attempts: self.max_attempts.or(default.max_attempts),
+        }
+    }
+
+    /// How long the steps of one attempt may take together; `None`: as long as they like.
+    #[must_use]
+    pub fn stage_timeout_ms(self) -> Option<u64> {
+        self.stage_timeout_ms.filter(|timeout| *timeout > 0)
+    }
+
+    /// How often a stage is tried; `None`: for ever.
+    #[must_use]
+    pub fn max_attempts(self) -> Option<u32> {
+        self.max_attempts.filter(|most| *most > 0)
+    }
+
+    /// True when no limit is set.
+    pub(super) fn is_unset(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// In milliseconds, rounded up: a duration that is not zero stays a limit.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 impl Wanted {
@@ -50,6 +111,7 @@ impl Wanted {
             config_interrupts: package.config_interrupts.clone(),
             config: config_digests(&package.config_map),
             identity: hex::encode(&digest[..16]),
+            limits: Limits::of(package),
         }
     }
 

@@ -159,6 +159,7 @@ fn told(event: Event) -> machine::Event {
             } else {
                 Outcome::Failed("exited with 1".to_owned())
             },
+            took_ms: 0,
         },
         Event::StepNotStarted { key, id } => machine::Event::StepNotStarted { key, id },
         Event::RunningWritten => machine::Event::RunningWritten,
