@@ -27,6 +27,7 @@ pub enum ReasonCode {
     DrainTimedOut,
     Draining,
     EarlierSkyhook,
+    GaveUp,
     HostReplaced,
     NewerVersion,
     NodeIgnored,
@@ -81,6 +82,7 @@ impl ReasonCode {
             | Self::DrainTimedOut
             | Self::Draining
             | Self::EarlierSkyhook
+            | Self::GaveUp
             | Self::HostReplaced
             | Self::NewerVersion
             | Self::NodeIgnored

@@ -17,6 +17,7 @@ mod cache;
 mod cordons;
 mod drains;
 mod endings;
+mod given_up;
 mod host;
 mod joining;
 mod keys;

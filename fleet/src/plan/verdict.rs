@@ -143,36 +143,10 @@ fn leased(
         let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
         return working(ReasonCode::AwaitingAgent, message);
     }
-    let failed = status
-        .packages
-        .values()
-        .find(|p| p.state == State::Erroring);
-    if let Some(package) = failed {
-        let said = match package.message.as_str() {
-            "" => String::new(),
-            said => format!(": {said}"),
-        };
-        let message = format!(
-            "package {} failed in stage {}{said}",
-            package.name, package.stage
-        );
-        return (
-            Status::Erroring,
-            Some(Reason::new(ReasonCode::PackageErroring, message)),
-        );
+    if let Some(reason) = failure(view, lease, phase, status) {
+        return (Status::Erroring, Some(reason));
     }
     match phase {
-        Phase::Erroring if view.picture.is_agent_too_old(lease) => (
-            Status::Erroring,
-            Some(Reason::new(ReasonCode::AgentTooOld, status.message.clone())),
-        ),
-        Phase::Erroring => (
-            Status::Erroring,
-            Some(Reason::new(
-                ReasonCode::PackageErroring,
-                status.message.clone(),
-            )),
-        ),
         Phase::Preparing | Phase::AwaitingDrain
             if lease.spec.drain.state != DrainState::NotRequested =>
         {
@@ -194,10 +168,44 @@ fn leased(
         Phase::AwaitingDrain => {
             working(ReasonCode::AwaitingDrain, status.needs_drain_reason.clone())
         }
-        Phase::Running | Phase::Complete | Phase::Stopped | Phase::Unknown => {
+        Phase::Running | Phase::Erroring | Phase::Complete | Phase::Stopped | Phase::Unknown => {
             (Status::InProgress, None)
         }
     }
+}
+
+/// Why the work on a node fails, if it does.
+fn failure(
+    view: &View<'_>,
+    lease: &InterruptionLease,
+    phase: Phase,
+    status: &InterruptionLeaseStatus,
+) -> Option<Reason> {
+    if let Some(parked) = &status.parked {
+        let message = format!(
+            "package {} in stage {}: {}",
+            parked.package, parked.stage, parked.message
+        );
+        return Some(Reason::new(ReasonCode::GaveUp, message));
+    }
+    let mut packages = status.packages.values();
+    if let Some(package) = packages.find(|package| package.state == State::Erroring) {
+        let said = match package.message.as_str() {
+            "" => String::new(),
+            said => format!(": {said}"),
+        };
+        let message = format!(
+            "package {} failed in stage {}{said}",
+            package.name, package.stage
+        );
+        return Some(Reason::new(ReasonCode::PackageErroring, message));
+    }
+    let code = if view.picture.is_agent_too_old(lease) {
+        ReasonCode::AgentTooOld
+    } else {
+        ReasonCode::PackageErroring
+    };
+    (phase == Phase::Erroring).then(|| Reason::new(code, status.message.clone()))
 }
 
 /// The verdict on a node whose agent has ended: what the recording of its result waits for.

@@ -46,9 +46,9 @@ impl LeaseCase<'_> {
             Cause::Result
         };
         draft.patch(node, drain::marks(skyhook, None).reduced(node), cause);
-        // After a stop for a new revision, work on the node goes on soon. The cordon stays, because new pods would have
-        // to leave again.
-        if self.stop_ordered() != Some(StopReason::NewRevision) {
+        // After a stop for a new revision or an edit, work on the node goes on soon. The cordon stays: new pods would have
+        // to leave again, and the host may be between an interrupt and what comes after it.
+        if !self.goes_on_soon() {
             let patch = cordon::give_back(&draft.so_far(node), [skyhook]);
             draft.patch(node, patch, cause);
         }
@@ -85,6 +85,23 @@ impl LeaseCase<'_> {
             };
             let patch = NodePatch::default().states(skyhook, &self.reported(), stamp);
             draft.patch(node, patch, cause);
+        }
+    }
+
+    /// True when the agent was stopped because other work on the node comes next. The sweep gives the cordon back if that
+    /// work does not come.
+    fn goes_on_soon(&self) -> bool {
+        match self.stop_ordered() {
+            Some(StopReason::NewRevision | StopReason::Edited) => true,
+            None
+            | Some(
+                StopReason::Paused
+                | StopReason::Disabled
+                | StopReason::Deleted
+                | StopReason::DrainTimedOut
+                | StopReason::AgentTooOld
+                | StopReason::Unknown,
+            ) => false,
         }
     }
 
