@@ -73,11 +73,15 @@ async fn a_package_that_hangs_is_given_up_until_it_is_run_again() -> Result<()> 
         begin.elapsed()
     );
     let said = reason(&stands, "worker-1").1;
-    for part in [
-        "gave up after 2 attempts",
-        "stageTimeout",
-        "rerun work --skyhook hangs",
-    ] {
+    // The Skyhook has the beginning of it, the Node all.
+    for part in ["gave up after 2 attempts", "rerun work --skyhook hangs"] {
+        ensure!(said.contains(part), "{said} does not say {part}");
+    }
+    let nodes: Api<Node> = Api::all(client.clone());
+    let node = nodes.get("worker-1").await?;
+    let annotations = node.metadata.annotations.unwrap_or_default();
+    let said = &annotations[&names::reason(NAME)];
+    for part in ["stageTimeout", "apply_check.sh"] {
         ensure!(said.contains(part), "{said} does not say {part}");
     }
     ensure!(status(&stands, "worker-1") == Some(Status::Erroring));
@@ -114,7 +118,6 @@ async fn a_package_that_hangs_is_given_up_until_it_is_run_again() -> Result<()> 
 
     // As `package rerun work --stage apply` writes it.
     host.sh("rm /hang").await?;
-    let nodes: Api<Node> = Api::all(client.clone());
     let node = nodes.get("worker-1").await?;
     let key = names::node_state(NAME);
     let annotations = node.metadata.annotations.unwrap_or_default();

@@ -128,9 +128,10 @@ pub(super) fn use_up(p: &mut Progress, key: &str, half: Half, reason: &str, now:
         1 => "1 attempt".to_owned(),
         attempts => format!("{attempts} attempts"),
     };
+    // The status of the Skyhook shows the beginning of the message.
     entry.say(&format!(
-        "gave up after {times} (maxAttempts), the last one said: {reason}. It is not tried again until somebody runs it \
-         again (kubectl skyhook package rerun {} --skyhook {skyhook} --node NODE), resets the node or changes the package",
+        "gave up after {times}. To go on, run it again (kubectl skyhook package rerun {} --skyhook {skyhook} --node NODE), \
+         reset the node, or change the package. The last attempt said: {reason}",
         entry.name
     ));
     true

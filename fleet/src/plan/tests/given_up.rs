@@ -11,7 +11,7 @@ fn given_up(phase: &str, needs_drain: bool) -> Value {
     status["packages"]["aa|1.0.0"]["message"] = json!("gave up, too");
     status["parked"] = json!({
         "package": "aa", "version": "1.0.0", "stage": "config", "attempts": 3, "since": "t",
-        "message": "gave up after 3 attempts (maxAttempts), the last one said: exit code 3",
+        "message": "gave up after 3 attempts. The last attempt said: exit code 3",
     });
     status
 }
@@ -54,7 +54,7 @@ fn the_node_is_erroring_and_says_what_was_tried() {
         assert_eq!(reason.reason, "GaveUp", "{phase}");
         assert_eq!(
             reason.message,
-            "package aa in stage config: gave up after 3 attempts (maxAttempts), the last one said: exit code 3",
+            "package aa in stage config: gave up after 3 attempts. The last attempt said: exit code 3",
             "{phase}"
         );
         let shown = status.node_status["worker-1"];

@@ -133,10 +133,11 @@ fn it_is_said_what_the_last_attempt_said_and_who_can_go_on() {
     let status = report::status(world.progress(), &HostFacts::default(), 1);
     let parked = status.parked.expect("it has given up");
     for part in [
-        "gave up after 2 attempts (maxAttempts), the last one said: on order",
+        "gave up after 2 attempts. To go on, ",
         "kubectl skyhook package rerun aa --skyhook s --node",
-        "resets the node",
-        "changes the package",
+        "reset the node",
+        "change the package",
+        "The last attempt said: on order",
     ] {
         assert!(parked.message.contains(part), "{}", parked.message);
     }
