@@ -28,7 +28,7 @@ pub use error::StageError;
 pub(crate) use error::io_error;
 use error::laying_error;
 use files::PackageDir;
-use flags::Records;
+use flags::{Owner, Records};
 use root_dir::FileSystems;
 
 /// Directories of the host that Skyhook uses.
@@ -62,6 +62,8 @@ pub struct StageInput {
     pub order: Option<i64>,
     /// True when the files of this stage were put on the host after its last boot: see [`Prepared::has_files_for`].
     pub is_laid_out: bool,
+    /// Another package of the Skyhook has the same image.
+    pub shares_image: bool,
 }
 
 /// A stage whose files are on the host, so that its steps can run.
@@ -80,6 +82,7 @@ pub struct Prepared {
     secrets: Vec<Secret>,
     previous: String,
     digest: Option<Digest>,
+    owner: Owner,
 }
 
 /// Puts the stage's files on the host, and decides which steps run.
@@ -108,7 +111,17 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
             copy_resolv && !input.host.files.is_own(),
         )?;
     }
-    let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
+    let owner = Owner {
+        key: input.package.name.clone(),
+        shares_image: input.shares_image,
+    };
+    let records = Records::of(
+        &input.host,
+        &input.layout,
+        &input.skyhook,
+        &config,
+        owner.clone(),
+    );
     let previous = input
         .previous
         .clone()
@@ -134,6 +147,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         secrets: input.secrets,
         previous,
         digest: input.digest,
+        owner,
     };
     let main = prepared.steps(Half::Main);
     prepared.plan = StepPlan {
@@ -452,7 +466,8 @@ impl Prepared {
     }
 
     fn records(&self) -> Records {
-        Records::of(&self.host, &self.layout, &self.skyhook, &self.config)
+        let owner = self.owner.clone();
+        Records::of(&self.host, &self.layout, &self.skyhook, &self.config, owner)
     }
 }
 

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod faults;
+mod shared;
 
 fn step(more: Value) -> Value {
     let mut step = json!({
@@ -78,6 +79,7 @@ impl TestHost {
             previous: None,
             order: Some(3),
             is_laid_out: false,
+            shares_image: false,
         }
     }
 

@@ -198,6 +198,7 @@ impl Agent {
             previous: None,
             order: self.run().and_then(|run| run.order),
             is_laid_out: false,
+            shares_image: shares_image(&revision, &entry),
         };
         // If this process has prepared the stage, it has done so in this boot: no process survives a reboot.
         let before = self.stages.get(key).filter(|_| half == Half::Check);
@@ -336,6 +337,12 @@ impl Agent {
             let _sent = notes.send(done(key, id, half, index, result));
         });
     }
+}
+
+/// True when another package of the revision has the image of this one.
+fn shares_image(revision: &RevisionData, entry: &Entry) -> bool {
+    let mut packages = revision.packages.iter();
+    packages.any(|(name, package)| *name != entry.name && package.image == entry.image)
 }
 
 fn done(
