@@ -8,6 +8,7 @@ mod messages;
 mod properties;
 mod reboots;
 mod record;
+mod reruns;
 mod waits;
 pub(crate) mod world;
 
