@@ -1,5 +1,7 @@
 //! What the annotations of a Node say about the packages on it. Other tools read and edit this record.
 
+mod edits;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
@@ -8,6 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::package::{self, PackageStatus};
 use crate::stage::Stage;
+
+pub use edits::{digests, with_edits};
 
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
@@ -61,6 +65,9 @@ pub struct Stamp {
     /// them.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub states: String,
+    /// The same for each entry, while the node is worked on: what somebody edits then is told from what the agent changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<BTreeMap<String, String>>,
     /// `SKYHOOK_NODE_ORDER` of the node's last lease. It stays when the node is complete, so that no other node gets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<i64>,

@@ -28,6 +28,7 @@ mod policies;
 mod reapply;
 mod reasons;
 mod replaced;
+mod reruns;
 mod sequencing;
 mod skew;
 mod status;

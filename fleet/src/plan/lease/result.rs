@@ -35,6 +35,7 @@ impl LeaseCase<'_> {
             was_ready: false,
             drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
+            entries: None,
             order: self.lease.spec.order.or(recorded.and_then(|s| s.order)),
             picked: recorded.map(|s| s.picked.clone()).unwrap_or_default(),
         };
@@ -56,7 +57,8 @@ impl LeaseCase<'_> {
         if taints::ours(&self.view.settings.runtime_taint, node).is_none() {
             draft.patch(node, taint::protect(&draft.so_far(node), false), cause);
         }
-        // Somebody edited the record since the grant. The edit stays, and the node is planned again from it.
+        // Somebody edited the record since the grant. The edit stays, and the node is planned again from it. Other packages
+        // are as the agent has left them.
         if is_edited {
             // With the edit, an administrator may ask for another try of a package that has used up its reboots. So the
             // count of reboots starts anew.
@@ -71,7 +73,10 @@ impl LeaseCase<'_> {
                 },
                 ..stamp
             };
-            let patch = NodePatch::default().stamp(skyhook, &stamp);
+            let patch = match self.with_edits(record) {
+                Some(states) => NodePatch::default().states(skyhook, &states, stamp),
+                None => NodePatch::default().stamp(skyhook, &stamp),
+            };
             draft.patch(node, patch, cause);
         } else {
             let is_complete = status.phase == Some(Phase::Complete);
@@ -113,6 +118,14 @@ impl LeaseCase<'_> {
         } else {
             String::new()
         }
+    }
+
+    /// The record with what the agent has changed beside the edits; `None` to leave it as it is.
+    fn with_edits(&self, record: &Record) -> Option<PackageStates> {
+        let recorded = record.states.as_ref().ok()?;
+        let written = record.stamp.as_ref()?.entries.as_ref()?;
+        let states = installed::with_edits(recorded, written, &self.reported());
+        (states != *recorded).then_some(states)
     }
 
     fn reported(&self) -> PackageStates {
