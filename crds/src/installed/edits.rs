@@ -1,9 +1,9 @@
 //! Which entries of a record somebody has edited, while an agent works on the same node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{PackageStates, render_states, states_digest};
-use crate::package::PackageStatus;
+use crate::package::{PackageStatus, name_of};
 
 /// A digest of each entry, for [`super::Stamp::entries`].
 #[must_use]
@@ -21,8 +21,9 @@ fn digest(key: &str, status: &PackageStatus) -> String {
 }
 
 /// What an agent reports at the end, with the edits of the record that it was stopped for. `written` are the digests of the
-/// entries that the coordinator wrote last. What nobody has edited is as the agent has left it. In a record that was emptied,
-/// every entry was removed.
+/// entries that the coordinator wrote last. A package with an entry that somebody has changed, added or removed is as in the
+/// record, with all of its versions. Any other package is as the agent has left it. In a record that was emptied, every
+/// package was removed.
 #[must_use]
 pub fn with_edits(
     recorded: &PackageStates,
@@ -32,18 +33,14 @@ pub fn with_edits(
     if recorded.is_empty() {
         return PackageStates::new();
     }
-    let is_as_written =
-        |(key, status): &(&String, &PackageStatus)| written.get(*key) == Some(&digest(key, status));
-    let edited = recorded.iter().filter(|entry| !is_as_written(entry));
-    let kept = reported.iter().filter(|(key, _)| {
-        let status = recorded.get(*key);
-        match status {
-            Some(status) => is_as_written(&(*key, status)),
-            // Somebody has removed it, or it is there since the last write.
-            None => !written.contains_key(*key),
-        }
-    });
-    let all = edited.chain(kept);
+    let there = digests(recorded);
+    let keys = there.keys().chain(written.keys());
+    let edited = keys.filter(|key| there.get(*key) != written.get(*key));
+    let edited: BTreeSet<&str> = edited.map(|key| name_of(key)).collect();
+    let is_edited = |key: &str| edited.contains(name_of(key));
+    let kept = recorded.iter().filter(|(key, _)| is_edited(key));
+    let others = reported.iter().filter(|(key, _)| !is_edited(key));
+    let all = kept.chain(others);
     all.map(|(key, status)| (key.clone(), status.clone()))
         .collect()
 }
@@ -53,21 +50,21 @@ mod tests {
     use super::*;
     use crate::stage::{Stage, State};
 
-    /// `name stage state`, separated by commas.
+    /// `name stage state`, and a version if it is not 1, separated by commas.
     fn states(text: &str) -> PackageStates {
         let entries = text.split(", ").filter(|entry| !entry.is_empty());
         let entries = entries.map(|entry| {
             let parts: Vec<&str> = entry.split(' ').collect();
             let status = PackageStatus {
                 name: parts[0].to_owned(),
-                version: "1".to_owned(),
+                version: parts.get(3).unwrap_or(&"1").to_string(),
                 image: "i".to_owned(),
                 container_sha: None,
                 stage: parts[1].parse_stage(),
                 state: parts[2].parse_state(),
                 restarts: 0,
             };
-            (format!("{}|1", parts[0]), status)
+            (format!("{}|{}", status.name, status.version), status)
         });
         entries.collect()
     }
@@ -131,6 +128,13 @@ mod tests {
                 "aa config complete, cc config complete",
                 "aa config complete",
                 "aa config complete, cc config complete",
+            ),
+            (
+                "aa is edited at its old version while it is upgraded",
+                "aa config complete 1, bb config in_progress",
+                "aa apply in_progress 1, bb config in_progress",
+                "aa config complete 2, bb config complete",
+                "aa apply in_progress 1, bb config complete",
             ),
             (
                 "all is removed, and bb has begun since",
