@@ -441,6 +441,9 @@ pub struct PackageReport {
     /// Digest of the image manifest that was unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
+    /// What the package requests and the node does not have, for people. Nothing of the package starts meanwhile.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lacks: String,
     /// For people: why the package makes no progress.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

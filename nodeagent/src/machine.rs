@@ -14,6 +14,7 @@ pub mod progress;
 mod reboots;
 pub mod reconcile;
 pub mod retry;
+pub mod room;
 pub mod taking;
 mod turn;
 pub mod wave;
@@ -90,6 +91,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 wave::looked(&mut p, stands, now, &mut effects);
             }
         }
+        Event::NodeLooked { lacking } => room::set(&mut p, &lacking),
         Event::Interrupted => wave::interrupted(&mut p, now),
         Event::InterruptFailed { reason, asked } => wave::failed(&mut p, &reason, asked, now),
         Event::Ticked => {}

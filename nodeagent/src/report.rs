@@ -9,7 +9,7 @@ use skyhook_crds::lease::{
 use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
-use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
+use crate::machine::{Doing, Entry, Permit, Progress, plan, room, wave};
 use crate::text;
 
 /// Facts about the host that are part of the status.
@@ -154,6 +154,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
                 restarts: e.restarts,
                 pending: e.is_pending(),
                 image_digest: e.image_digest.clone(),
+                lacks: room::of(p, e).cloned().unwrap_or_default(),
                 message: e.message.clone(),
                 since: (!e.since.is_empty()).then(|| e.since.clone()),
             };

@@ -297,6 +297,9 @@ impl Agent {
                 lease: self.progress().map(|p| p.lease).unwrap_or_default(),
                 stands: true,
             },
+            Effect::LookAtNode => Event::NodeLooked {
+                lacking: std::collections::BTreeMap::default(),
+            },
             Effect::PrepareInterrupt { .. } => Event::InterruptPrepared {
                 before: std::collections::BTreeMap::default(),
             },

@@ -29,6 +29,7 @@ pub enum ReasonCode {
     EarlierSkyhook,
     GaveUp,
     HostReplaced,
+    InsufficientResources,
     NewerVersion,
     NodeIgnored,
     NodeLeased,
@@ -84,6 +85,7 @@ impl ReasonCode {
             | Self::EarlierSkyhook
             | Self::GaveUp
             | Self::HostReplaced
+            | Self::InsufficientResources
             | Self::NewerVersion
             | Self::NodeIgnored
             | Self::NodeLeased

@@ -155,6 +155,12 @@ fn leased(
         Phase::Running if !status.waits_for.is_empty() => {
             working(ReasonCode::AwaitingInterrupt, status.waits_for.clone())
         }
+        Phase::Accepted | Phase::Preparing | Phase::Running if lacking(status).is_some() => {
+            working(
+                ReasonCode::InsufficientResources,
+                lacking(status).unwrap_or_default(),
+            )
+        }
         Phase::Accepted | Phase::Preparing | Phase::Running
             if is_replaced(node.record(&skyhook.name).stamp.as_ref(), status) =>
         {
@@ -172,6 +178,15 @@ fn leased(
             (Status::InProgress, None)
         }
     }
+}
+
+/// The packages that request more than the node has.
+fn lacking(status: &InterruptionLeaseStatus) -> Option<String> {
+    let packages = status.packages.values();
+    let lacking = packages.filter(|package| !package.lacks.is_empty());
+    let lacking = lacking.map(|package| format!("package {} {}", package.name, package.lacks));
+    let lacking: Vec<String> = lacking.collect();
+    (!lacking.is_empty()).then(|| lacking.join("; "))
 }
 
 /// Why the work on a node fails, if it does.

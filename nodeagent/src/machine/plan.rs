@@ -7,8 +7,8 @@ use skyhook_crds::package::{Interrupt, key, name_of};
 use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State, glob};
 
-use super::attempts;
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
+use super::{attempts, room};
 
 /// Sets every package to the first stage that it has to run.
 pub(super) fn begin(p: &mut Progress, now: i64) {
@@ -46,6 +46,7 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     for key in unwanted {
         uninstall(p, &key, now);
     }
+    room::say(p);
 }
 
 /// Plans one package. Called at the start of a lease, and again after each complete cycle of the package.
@@ -336,12 +337,13 @@ fn matching(wanted: &Wanted, changed: &BTreeSet<String>) -> Option<Interrupt> {
     )
 }
 
-/// Interrupts that this lease still has to perform, by package.
+/// Interrupts that this lease still has to perform, by package. Those of packages that the node has no room for do not count:
+/// the node is not drained for them.
 #[must_use]
 pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
     let mut pending = BTreeMap::new();
     for entry in p.entries.values().filter(|e| p.is_wanted(e)) {
-        if entry.is_done() {
+        if entry.is_done() || room::is_waited_for(p, entry) {
             continue;
         }
         let later = entry

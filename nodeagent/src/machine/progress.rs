@@ -60,6 +60,9 @@ pub struct Progress {
     pub reboots: BTreeMap<String, u32>,
     #[serde(default)]
     pub reboot_cap: RebootCap,
+    /// When the Node was last read, in Unix milliseconds.
+    #[serde(default)]
+    pub node_seen_at: i64,
     /// Limits of packages that set none themselves.
     #[serde(default, skip_serializing_if = "Limits::is_unset")]
     pub limits: Limits,

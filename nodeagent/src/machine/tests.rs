@@ -9,6 +9,7 @@ mod properties;
 mod reboots;
 mod record;
 mod reruns;
+mod room;
 mod waits;
 pub(crate) mod world;
 

@@ -12,7 +12,7 @@ use skyhook_crds::{Stage, State};
 use super::effect::Effect;
 use super::progress::{Doing, Entry, Half, ImageState, Part, Permit, Progress, Wave, WaveAt};
 use super::turn::{is_running, is_turn};
-use super::{attempts, reboots, retry};
+use super::{attempts, reboots, retry, room};
 
 /// Asks for the permit, adds packages to the wave, and interrupts the host when every member has completed config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -127,6 +127,7 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
         && !entry.is_done()
         && !entry.is_parked()
         && !entry.has_given_up()
+        && room::of(p, entry).is_none()
         && entry.interrupt().is_some()
         && entry.image_state == ImageState::Ready
         && is_turn(p, entry)

@@ -20,7 +20,7 @@ use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
 use crate::machine::attempts::{StepLimit, step_limit};
 use crate::machine::progress::{Cycle, ImageState};
-use crate::machine::{Effect, Entry, Event, Half};
+use crate::machine::{Effect, Entry, Event, Half, room};
 use crate::prepare::env::{self, Sources};
 use crate::prepare::{self, Prepared, StageInput, metadata};
 use crate::secret::Secret;
@@ -50,6 +50,7 @@ impl Agent {
                 self.writer.want_running(resource_version);
             }
             Effect::LookAtLease => self.look(),
+            Effect::LookAtNode => self.look_at_node(),
             Effect::PrepareInterrupt { owner, interrupt } => {
                 self.prepare_interrupt(owner, interrupt);
             }
@@ -81,6 +82,25 @@ impl Agent {
                 ) => false,
             };
             let _sent = notes.send(Note::Event(Event::LeaseLooked { lease: uid, stands }));
+        });
+    }
+
+    /// Reads the Node again, and tells the machine what packages request and it does not have.
+    fn look_at_node(&self) {
+        let revision = self.run().map(|run| run.revision.clone());
+        let data = revision.and_then(|name| self.journal.revision(&name).ok());
+        let Some(data) = data else { return };
+        let (facts, notes) = (self.fetch_facts(&data), self.notes.clone());
+        tokio::task::spawn_local(async move {
+            let facts = facts.await;
+            // A Node that could not be read says nothing, and the packages go on waiting.
+            if facts.node.uid.is_empty() {
+                return;
+            }
+            let defaults = facts.default_resources.as_ref();
+            let lacking = room::lacking(&data.packages, defaults, &facts.node.allocatable);
+            let _sent = notes.send(Note::Facts(Box::new(facts)));
+            let _sent = notes.send(Note::Event(Event::NodeLooked { lacking }));
         });
     }
 

@@ -1,4 +1,4 @@
-//! Nodes on which a package has used up its attempts.
+//! Nodes on which a package has used up its attempts, or requests more than the node has.
 
 use super::leases::{effects, grant_and, granted, leased, stamp, with_package};
 use super::*;
@@ -192,4 +192,22 @@ fn a_rerun_stops_the_lease_and_a_new_one_comes_first() {
     assert!(!patch.annotations.contains_key(&names::node_state("s")));
     assert_eq!(patch.unschedulable, None);
     assert!(!patch.annotations.contains_key(names::CORDON_OWNERS));
+}
+
+#[test]
+fn a_package_that_requests_more_than_the_node_has_is_the_reason() {
+    let mut lacks = with_package("Preparing", "in_progress");
+    lacks["packages"]["aa|1.0.0"]["lacks"] = json!("requests cpu 10, and the node has 2");
+    lacks["packages"]["aa|1.0.0"]["pending"] = json!(true);
+    let status = status_of(&working(Picture::new(), json!({}), lacks));
+    let reason = &status.node_reasons["worker-1"];
+    assert_eq!(
+        (&*reason.reason, &*reason.message),
+        (
+            "InsufficientResources",
+            "package aa requests cpu 10, and the node has 2"
+        )
+    );
+    let shown = status.node_status["worker-1"];
+    assert_eq!(shown, skyhook_crds::Status::InProgress);
 }

@@ -30,6 +30,9 @@ pub struct Wanted {
     pub identity: String,
     #[serde(default, skip_serializing_if = "Limits::is_unset")]
     pub limits: Limits,
+    /// What the package requests and the node does not have, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacks: Option<String>,
 }
 
 /// How long and how often a stage of a package is tried. They are no part of the identity: a change of them restarts
@@ -112,7 +115,21 @@ impl Wanted {
             config: config_digests(&package.config_map),
             identity: hex::encode(&digest[..16]),
             limits: Limits::of(package),
+            lacks: None,
         }
+    }
+
+    /// The parts of every package of a revision, on a node that lacks this for packages.
+    #[must_use]
+    pub fn of_revision_on(
+        data: &RevisionData,
+        lacking: &BTreeMap<String, String>,
+    ) -> BTreeMap<String, Self> {
+        let mut wanted = Self::of_revision(data);
+        for (name, wanted) in &mut wanted {
+            wanted.lacks = lacking.get(name).cloned();
+        }
+        wanted
     }
 
     /// The parts of every package of a revision.

@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub running: BTreeMap<String, u64>,
     /// How long each step says that it ran.
     pub step_ms: u64,
+    /// What packages request and the node does not have.
+    pub lacking: BTreeMap<String, String>,
     /// The limits in the settings of the agent.
     pub limits: Limits,
 }
@@ -97,6 +99,7 @@ impl World {
             steps: BTreeMap::new(),
             running: BTreeMap::new(),
             step_ms: 0,
+            lacking: BTreeMap::new(),
             limits: Limits::default(),
         }
     }
@@ -181,8 +184,13 @@ impl World {
             wanted: spec
                 .packages
                 .iter()
-                .map(|(name, p)| (name.clone(), Wanted::of(p)))
+                .map(|(name, p)| {
+                    let lacks = self.lacking.get(name).cloned();
+                    let wanted = Wanted::of(p);
+                    (name.clone(), Wanted { lacks, ..wanted })
+                })
                 .collect(),
+            node_seen_at: self.now,
             entries: self.entries.clone(),
             next_step,
             begun: Some(false),
@@ -370,6 +378,9 @@ impl World {
             Effect::LookAtLease => Event::LeaseLooked {
                 lease: self.progress().lease.clone(),
                 stands: true,
+            },
+            Effect::LookAtNode => Event::NodeLooked {
+                lacking: self.lacking.clone(),
             },
             Effect::PrepareInterrupt { .. } => Event::InterruptPrepared {
                 before: BTreeMap::new(),

@@ -53,8 +53,8 @@ impl Machine {
             Effect::WriteRunning { resource_version } => Action::WriteRunning { resource_version },
             Effect::LookAtLease => Action::LookAtLease,
             Effect::PrepareInterrupt { .. } => Action::PrepareInterrupt,
-            // What was prepared meanwhile comes to a core that does not wait for it.
-            Effect::CallOffInterrupt => return None,
+            // What was prepared meanwhile comes to a core that does not wait for it. Nodes here have room for everything.
+            Effect::CallOffInterrupt | Effect::LookAtNode => return None,
             Effect::Interrupt { interrupt, .. } => Action::Interrupt(interrupt),
         })
     }
