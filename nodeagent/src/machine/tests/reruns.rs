@@ -100,7 +100,7 @@ fn each_edit_is_obeyed_whatever_the_package_did() {
         (Edit::RemoveAll, all),
     ];
     type Before = fn(&mut World);
-    let befores: [(&str, Before); 3] = [
+    let kinds: [(&str, Before); 3] = [
         ("complete", World::settle),
         ("at work on post-interrupt", |world| {
             world.settle_while(|world| world.entry(KEY).stage != Stage::PostInterrupt);
@@ -113,7 +113,7 @@ fn each_edit_is_obeyed_whatever_the_package_did() {
             assert!(world.entry(KEY).has_given_up());
         }),
     ];
-    for (name, before) in befores {
+    for (name, before) in kinds {
         for (edit, want) in rows {
             let mut world = World::new();
             world.lease(&spec());
