@@ -137,3 +137,51 @@ async fn a_package_that_hangs_is_given_up_until_it_is_run_again() -> Result<()> 
     ensure!(tries == ATTEMPTS + 1, "{tries} tries");
     Ok(())
 }
+
+/// A package requests more than the node has: it waits with the reason, another one goes on, and a smaller request ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_package_that_requests_more_than_the_node_has_waits() -> Result<()> {
+    if !hosts_can_run("a_package_that_requests_more_than_the_node_has_waits").await {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Setup::hosts(1)).await?;
+    let image = cluster.push("shellscript").await?;
+    let client = cluster.client();
+    let host = &cluster.worker("worker-1")?.host;
+    let manifest = |cpu: &str| {
+        let package = |name: &str, more: Value| {
+            let mut package = json!({
+                "version": image.version, "image": image.repository,
+                "configMap": { "apply.sh": format!("#!/bin/bash\necho {name} >>/applied\n") },
+            });
+            if !more.is_null() {
+                package["resources"] = more;
+            }
+            package
+        };
+        let large = json!({
+            "cpuRequest": cpu, "cpuLimit": cpu, "memoryRequest": "64Mi", "memoryLimit": "512Mi",
+        });
+        json!({
+            "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook", "metadata": { "name": "large" },
+            "spec": { "packages": { "large": package("large", large), "small": package("small", Value::Null) } },
+        })
+    };
+    apply(client.clone(), &manifest("10")).await?;
+    let waits = |s: &Skyhook| {
+        let (code, message) = reason(s, "worker-1");
+        let is_done = host
+            .read("/applied")
+            .is_ok_and(|applied| applied == "small\n");
+        is_done && code == "InsufficientResources" && message.contains("requests cpu 10")
+    };
+    wait_for(client.clone(), "large", "waiting", MINUTE, waits)
+        .await
+        .with_context(|| cluster.logs())?;
+    apply(client.clone(), &manifest("1")).await?;
+    wait_complete(client, "large", MINUTE)
+        .await
+        .with_context(|| cluster.logs())?;
+    assert_eq!(host.read("/applied")?, "small\nlarge\n");
+    Ok(())
+}
