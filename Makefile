@@ -56,7 +56,7 @@ setup:
 build: setup
 	cargo build --workspace --all-targets
 
-# Without the tests: a third of the work of `build`.
+# The programs without the tests, for those who only want to run them.
 programs: setup
 	cargo build --workspace --bins
 

@@ -9,3 +9,4 @@ soak:
 	SIM_SEEDS=100000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture seeds
 	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture nodes_that_never_get_well
 	SIM_SEEDS=200 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture fleets
+	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture policies_that_come_and_go

@@ -1,5 +1,6 @@
 //! What the annotations of a Node say about the packages on it. Other tools read and edit this record.
 
+mod early;
 mod edits;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::package::{self, PackageStatus};
-use crate::stage::Stage;
+use crate::package::PackageStatus;
+
+pub use early::{is_early, is_whole, parse_states, with_images};
 
 pub use edits::{digests, with_edits};
 
@@ -74,6 +76,9 @@ pub struct Stamp {
     /// When the node was first picked (RFC 3339), until it is complete. That long it keeps its `order`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub picked: String,
+    /// Another implementation had called the node complete when its record was taken over: it has left no interrupt undone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub settled: bool,
 }
 
 impl Stamp {
@@ -181,35 +186,6 @@ pub enum StateProblem {
     Newer { annotation: String, package: String },
 }
 
-/// Reads a `nodeState_<skyhook>` annotation. Records of early versions of NVIDIA Skyhook have the package's name alone
-/// as key.
-pub fn parse_states(annotation: &str, value: Option<&str>) -> Result<PackageStates, StateProblem> {
-    let Some(value) = value.filter(|value| !value.is_empty()) else {
-        return Ok(PackageStates::new());
-    };
-    let states: PackageStates =
-        serde_json::from_str(value).map_err(|e| StateProblem::Malformed {
-            annotation: annotation.to_owned(),
-            problem: e.to_string(),
-        })?;
-    if let Some((package, _)) = states.iter().find(|(_, one)| one.stage == Stage::Unknown) {
-        return Err(StateProblem::Newer {
-            annotation: annotation.to_owned(),
-            package: package.clone(),
-        });
-    }
-    if states.keys().all(|key| key.contains('|')) {
-        return Ok(states);
-    }
-    let (mut current, early): (PackageStates, PackageStates) =
-        states.into_iter().partition(|(key, _)| key.contains('|'));
-    for status in early.into_values() {
-        let key = package::key(&status.name, &status.version);
-        current.entry(key).or_insert(status);
-    }
-    Ok(current)
-}
-
 /// The annotation's value: compact JSON, keys sorted.
 #[must_use]
 pub fn render_states(states: &PackageStates) -> String {
@@ -255,7 +231,7 @@ mod tests {
 
     #[test]
     fn states_survive_a_round_trip_byte_for_byte() {
-        let states = parse_states("x", Some(STATE)).unwrap();
+        let states = parse_states("x", Some(STATE), false).unwrap();
         assert_eq!(render_states(&states), STATE);
         assert_eq!(render_states(&PackageStates::new()), "{}");
     }
@@ -274,7 +250,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                parse_states("x", value).unwrap().len(),
+                parse_states("x", value, false).unwrap().len(),
                 entries,
                 "{value:?}"
             );
@@ -284,7 +260,7 @@ mod tests {
     #[test]
     fn early_keys_get_their_version() {
         let early = r#"{"a":{"name":"a","version":"1.0.0","image":"r/a","stage":"config","state":"complete"}}"#;
-        let states = parse_states("x", Some(early)).unwrap();
+        let states = parse_states("x", Some(early), false).unwrap();
         assert_eq!(render_states(&states), STATE);
         // What a later version wrote of the same package stands.
         let both = early
@@ -292,13 +268,13 @@ mod tests {
             .replacen('}', "},\"a|1.0.0\":", 1);
         let both = both.trim_end_matches('}').to_owned()
             + r#"{"name":"a","version":"1.0.0","image":"r/a","stage":"config","state":"complete"}}"#;
-        let states = parse_states("x", Some(&both)).unwrap();
+        let states = parse_states("x", Some(&both), false).unwrap();
         assert_eq!(render_states(&states), STATE);
     }
 
     #[test]
     fn malformed_states_name_the_annotation() {
-        let error = parse_states("skyhook.nvidia.com/nodeState_s", Some("{"))
+        let error = parse_states("skyhook.nvidia.com/nodeState_s", Some("{"), false)
             .unwrap_err()
             .to_string();
         assert!(error.contains("skyhook.nvidia.com/nodeState_s"), "{error}");
@@ -307,7 +283,7 @@ mod tests {
     #[test]
     fn a_stage_of_a_newer_version_is_said_to_be_one() {
         let newer = STATE.replace("config", "quarantine");
-        let error = parse_states("x", Some(&newer)).unwrap_err();
+        let error = parse_states("x", Some(&newer), false).unwrap_err();
         let want = StateProblem::Newer {
             annotation: "x".into(),
             package: "a|1.0.0".into(),

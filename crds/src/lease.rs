@@ -150,6 +150,15 @@ pub struct Drain {
     pub more: i32,
 }
 
+impl Drain {
+    /// Pods that an administrator has to do something about before the drain can end.
+    pub fn blocking(&self) -> impl Iterator<Item = (&Blocker, BlockCause)> {
+        let blockers = self.blockers.iter();
+        let blockers = blockers.filter(|_| self.state == DrainState::Draining);
+        blockers.filter_map(|one| Some((one, one.cause.filter(|cause| cause.blocks())?)))
+    }
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde passes a reference"

@@ -12,7 +12,7 @@
 //! | [`InterruptionLease`] | `status` | the agent of the node that it is named after |
 //! | [`RolloutState`] | everything | coordinator |
 //! | `apps/v1 ControllerRevision` | everything ([`revision`]) | coordinator |
-//! | `v1 Node` | annotations and labels in [`names`], `unschedulable` | coordinator |
+//! | `v1 Node` | annotations and labels in [`names`], `unschedulable`, `taints` | coordinator |
 //!
 //! The pure rules of the lease (who may write what, and when) are in [`lease::protocol`].
 

@@ -35,6 +35,8 @@ pub struct LeaseClock {
     pub resumed: Option<Mono>,
     /// State and start time of the drain as the lease has them, and when they were first seen.
     drain: Option<(DrainState, Option<String>, Mono)>,
+    /// A pod was in the way of the drain that does not go by itself, at least once since `drain`.
+    blocked: bool,
     paused: bool,
     /// Name of the Skyhook that it is for.
     skyhook: String,
@@ -45,6 +47,12 @@ impl LeaseClock {
     #[must_use]
     pub fn drain_seen(&self) -> Option<Mono> {
         self.drain.as_ref().map(|(_, _, seen)| *seen)
+    }
+
+    /// True once a pod was in the way of the drain that does not go by itself.
+    #[must_use]
+    pub const fn was_blocked(&self) -> bool {
+        self.blocked
     }
 }
 
@@ -339,7 +347,9 @@ impl Clocks {
         let timed = clock.drain.as_ref();
         if timed.map(|(state, since, _)| (*state, since)) != drain {
             clock.drain = drain.map(|(state, since)| (state, since.clone(), now));
+            clock.blocked = false;
         }
+        clock.blocked |= spec.is_some_and(|spec| spec.drain.blocking().next().is_some());
         let stop = spec.and_then(|spec| spec.stop.as_ref());
         let paused = stop.is_some_and(|stop| stop.reason == StopReason::Paused);
         if clock.paused && !paused {

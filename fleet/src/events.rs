@@ -11,12 +11,13 @@ use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
 use skyhook_crds::stage::{Stage, Status};
 
+use crate::clocks::LeaseClock;
 use crate::effect::{Effect, NodePatch, Target};
 use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::cause::Cause;
 use crate::plan::reason::{ReasonCode, Withdrawal};
-use crate::plan::{DRAIN_BLOCKED, INVALID, NOT_FOUND, STOPPED};
+use crate::plan::{INVALID, NOT_FOUND, STOPPED};
 use crate::taints;
 
 pub use bound::Bound;
@@ -101,6 +102,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
         Effect::SetDrain { node, drain, .. } if drain.state == DrainState::Waiting => {
             of_waiting(index, node, drain)
         }
+        Effect::SetDrain { node, drain, .. } => of_blocked(index, node, drain),
         Effect::WithdrawLease {
             node,
             why: Withdrawal::AgentNotResponding,
@@ -222,7 +224,7 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
         events.push(event(true, "Invalid", problem));
     }
     // States that last until somebody acts, in conditions of their own. What they say may become another thing meanwhile.
-    for type_ in [NOT_FOUND, INVALID, STOPPED, DRAIN_BLOCKED] {
+    for type_ in [NOT_FOUND, INVALID, STOPPED] {
         let of = |status: &SkyhookStatus| {
             let mut conditions = status.conditions.iter();
             let holds = conditions.find(|c| c.type_ == type_ && c.status == "True");
@@ -231,11 +233,10 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
         let (Some(message), before) = (of(new), of(old)) else {
             continue;
         };
-        let is_more = match type_ {
-            STOPPED => !stopped(new).is_subset(&stopped(old)),
-            // The pods that it names come and go.
-            DRAIN_BLOCKED => false,
-            _ => before.as_ref() != Some(&message),
+        let is_more = if type_ == STOPPED {
+            !stopped(new).is_subset(&stopped(old))
+        } else {
+            before.as_ref() != Some(&message)
         };
         if before.is_none() || is_more {
             let reason = type_.trim_start_matches("skyhook.nvidia.com/");
@@ -451,6 +452,25 @@ fn of_waiting(index: &Index, node: &str, drain: &Drain) -> Vec<EventFact> {
         )
     };
     of_lease(index, node, "Drain", note)
+}
+
+/// Says which pods block a drain, the first time that any does. Later they come and go.
+fn of_blocked(index: &Index, node: &str, drain: &Drain) -> Vec<EventFact> {
+    let pods: Vec<String> = drain
+        .blocking()
+        .map(|(blocker, _)| format!("{}: {}", blocker.pod, blocker.reason))
+        .collect();
+    let clock = index.clocks.lease(node);
+    if pods.is_empty() || clock.is_some_and(LeaseClock::was_blocked) {
+        return Vec::new();
+    }
+    let note = |skyhook: &str| {
+        format!(
+            "node [{node}] cannot be drained for [skyhook:{skyhook}]: {}",
+            pods.join("; ")
+        )
+    };
+    of_lease(index, node, "DrainBlocked", note)
 }
 
 /// The events about a failure under a lease, on the Skyhook and on the Node.

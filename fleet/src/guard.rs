@@ -70,6 +70,8 @@ pub enum Broken {
     NewerRollout,
     #[error("the state of a roll-out was to lose members or failures without a judgement")]
     RolloutLost,
+    #[error("a record of another implementation was to be removed before ours is there")]
+    TakeoverLoses,
     #[error("a taint was to be changed that is not ours, or the order of taints was to change")]
     TaintNotOurs,
     #[error(
@@ -89,6 +91,20 @@ fn is_over_newer(index: &Index, node: &str, patch: &NodePatch) -> bool {
         let newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
         let ours = [names::stamp(skyhook), names::node_state(skyhook)];
         newer && ours.iter().any(|key| patch.annotations.contains_key(key))
+    })
+}
+
+/// True when the patch removes NodeWright's record of a Skyhook, and ours is neither there nor in the patch.
+fn loses_record(index: &Index, node: &str, patch: &NodePatch) -> bool {
+    let Some(node) = index.picture.nodes().get(node) else {
+        return false;
+    };
+    node.records.keys().any(|skyhook| {
+        let ours = names::node_state(skyhook);
+        let goes = patch.annotations.get(&names::successor(&ours)) == Some(&None);
+        let set = patch.annotations.get(&ours);
+        let is_there = set.map_or(node.annotations.contains_key(&ours), Option::is_some);
+        goes && !is_there
     })
 }
 
@@ -153,6 +169,7 @@ pub fn check_counted(
             node, patch, why, ..
         } => {
             require(!is_over_newer(index, node, patch), Broken::NewerRecord)?;
+            require(!loses_record(index, node, patch), Broken::TakeoverLoses)?;
             taints::check(index, settings, node, patch, why)?;
             uncordon(index, node, patch)
         }

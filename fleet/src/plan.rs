@@ -24,6 +24,7 @@ mod scan;
 pub mod standing;
 pub mod status;
 pub(crate) mod taint;
+mod takeover;
 mod verdict;
 
 use std::borrow::Cow;
@@ -43,7 +44,7 @@ use cache::{Cache, Counted, Rest};
 use cause::Cause;
 use ledger::Ledger;
 pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
-pub(crate) use status::{DRAIN_BLOCKED, INVALID, NOT_FOUND, STOPPED};
+pub(crate) use status::{INVALID, NOT_FOUND, STOPPED};
 
 /// The time, as data.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +117,7 @@ impl Cache {
         node_order::settle(&mut rows);
         lease::carry_on(view, &rows, &order, &ledger, self, &mut draft);
         reapply::nodes(view, &rows, &order, &mut draft);
+        takeover::nodes(view, &rows, &order, &mut draft);
         taint::nodes(view, &rows, &order, self, &mut draft);
         admit::nodes(view, &mut rows, &order, &mut ledger, &mut draft);
         cordon::sweep(view, &rows, &order, self, &mut draft);

@@ -69,9 +69,12 @@ impl Class {
             | Cause::CordonNotNeeded
             | Cause::Uncordoned
             | Cause::Untaint => Self::GiveBack,
-            Cause::AutoTaint | Cause::Protect | Cause::Grant | Cause::Cordon | Cause::Reapply => {
-                Self::GoOn
-            }
+            Cause::AutoTaint
+            | Cause::Protect
+            | Cause::Grant
+            | Cause::Cordon
+            | Cause::Adopted
+            | Cause::Reapply => Self::GoOn,
             Cause::Progress | Cause::Status => Self::Display,
         }
     }

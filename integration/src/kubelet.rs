@@ -33,13 +33,15 @@ impl<M> Clone for KubeNode<M> {
 
 impl<M: Machine> KubeNode<M> {
     /// Writes what containerd and kubelet need on a machine that is up, and starts them. `index` is
-    /// the machine's in its network, and `plane` has to know the kubelet
-    /// ([`Options::kubelets`](crate::controlplane::Options::kubelets)).
+    /// the machine's in its network, `plane` has to know the kubelet
+    /// ([`Options::kubelets`](crate::controlplane::Options::kubelets)), and `taints` (JSON) are those
+    /// that it registers the node with.
     pub async fn install(
         plane: &ControlPlane,
         network: &Network,
         host: Arc<M>,
         index: u8,
+        taints: &serde_json::Value,
     ) -> Result<Self> {
         host.route_through(network.gateway()).await?;
         let address = host.address().to_string();
@@ -51,7 +53,6 @@ impl<M: Machine> KubeNode<M> {
         } else {
             ("cgroupfs", "false")
         };
-        let not_own = (!M::OWN_KERNEL).to_string();
         let fill = |text: &str| {
             text.replace("@NODE@", host.name())
                 .replace("@ADDRESS@", &address)
@@ -59,7 +60,8 @@ impl<M: Machine> KubeNode<M> {
                 .replace("@APISERVER@", apiserver)
                 .replace("@DRIVER@", driver)
                 .replace("@OWN@", own)
-                .replace("@NOT_OWN@", &not_own)
+                .replace("@NOT_OWN@", &(!M::OWN_KERNEL).to_string())
+                .replace("@TAINTS@", &taints.to_string())
         };
         let units = "/etc/systemd/system";
         for (path, text) in [

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use serde_json::{Value, json};
 
 use crate::chart;
 use crate::cluster::{BETWEEN, push};
@@ -94,7 +95,8 @@ impl<M: Machine> RealCluster<M> {
             timings,
         };
         let started = Instant::now();
-        let starting = (0..count).map(|index| cluster.start_node(index));
+        let none = json!([]);
+        let starting = (0..count).map(|index| cluster.start_node(index, &none));
         let nodes = try_join_all(starting).await?;
         cluster.nodes = nodes;
         cluster.timings.push(("nodes Ready", started.elapsed()));
@@ -103,19 +105,24 @@ impl<M: Machine> RealCluster<M> {
 
     /// Boots one more host and waits until its node is Ready.
     pub async fn join(&mut self) -> Result<KubeNode<M>> {
+        self.join_tainted(&json!([])).await
+    }
+
+    /// The same; the kubelet registers its node with these taints (JSON).
+    pub async fn join_tainted(&mut self, taints: &Value) -> Result<KubeNode<M>> {
         let index = u8::try_from(self.nodes.len())?;
-        let node = self.start_node(index).await?;
+        let node = self.start_node(index, taints).await?;
         self.nodes.push(node.clone());
         Ok(node)
     }
 
-    async fn start_node(&self, index: u8) -> Result<KubeNode<M>> {
+    async fn start_node(&self, index: u8, taints: &Value) -> Result<KubeNode<M>> {
         let name = node_name(index + 1);
         let run = Arc::clone(&self.run);
         let host = M::create(run, &self.network, &self.disk, index, &name, &self.bin).await?;
         let host = Arc::new(host);
         host.boot().await?;
-        let node = KubeNode::install(&self.plane, &self.network, host, index).await?;
+        let node = KubeNode::install(&self.plane, &self.network, host, index, taints).await?;
         node.load_images(&images::ARCHIVES.map(str::to_owned))
             .await?;
         node.wait_ready(self.plane.client()).await?;

@@ -31,7 +31,7 @@ async fn every_example_is_accepted_and_can_be_decoded() -> Result<()> {
             .await?;
         seen += 1;
     }
-    assert!(seen >= 4, "only {seen} examples were found");
+    assert!(seen >= 5, "only {seen} examples were found");
     let listed = plane.kubectl(&["get", "skyhooks", "-o", "json"]).await?;
     let listed: serde_json::Value = serde_json::from_str(&listed)?;
     for item in listed["items"].as_array().context("a list has items")? {

@@ -1,6 +1,5 @@
 //! Command line flags and environment variables of the agent, and their checks.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -255,7 +254,7 @@ pub struct Settings {
     pub layout: Layout,
     pub registries: Registries,
     pub images: ImageArgs,
-    pub pull_secrets: BTreeSet<String>,
+    pub pull_secrets: Vec<String>,
     pub step_timeout: Option<Duration>,
     /// Limits of packages that set none themselves.
     pub limits: Limits,
@@ -290,12 +289,13 @@ impl RunArgs {
                 });
             }
         }
-        let mut pull_secrets: BTreeSet<String> = self
-            .image_pull_secrets
-            .into_iter()
-            .filter(|s| !s.is_empty())
-            .collect();
-        pull_secrets.insert(PULL_SECRET.to_owned());
+        let usual = PULL_SECRET.to_owned();
+        let mut pull_secrets: Vec<String> = Vec::new();
+        for name in self.image_pull_secrets.into_iter().chain([usual]) {
+            if !name.is_empty() && !pull_secrets.contains(&name) {
+                pull_secrets.push(name);
+            }
+        }
         Ok(Settings {
             node: self.node_name,
             namespace: self.namespace,
@@ -370,6 +370,17 @@ mod tests {
             .to_string();
         assert!(refused.contains("--default-memory-limit"), "{refused}");
         assert!(refused.contains("not a Kubernetes quantity"), "{refused}");
+    }
+
+    /// Secrets may hold several logins for the same images, of which the first is tried first.
+    #[test]
+    fn pull_secrets_keep_the_order_in_which_they_are_given() {
+        let flags = ["zebra", "", "ape", "zebra"].map(|name| format!("--image-pull-secret={name}"));
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let settings = parse(&flags).unwrap().settings().unwrap();
+        assert_eq!(settings.pull_secrets, ["zebra", "ape", PULL_SECRET]);
+        let usual = parse(&[]).unwrap().settings().unwrap().pull_secrets;
+        assert_eq!(usual, [PULL_SECRET]);
     }
 
     #[test]

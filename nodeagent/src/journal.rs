@@ -17,7 +17,7 @@ use skyhook_crds::revision::RevisionData;
 use skyhook_oci::{Durability, replace_file};
 
 use crate::located::Located;
-use crate::machine::{Entries, Progress};
+use crate::machine::{self, Entries, Progress};
 
 const MAGIC: &str = "skyhook-journal 1";
 
@@ -97,6 +97,17 @@ impl State {
         self.skyhooks
             .retain(|name, record| !(gone.contains(name) && record.entries.is_empty()));
         self.skyhooks.len() < before
+    }
+
+    /// All packages run again, after a reboot that Skyhook did not ask for and that undid their work: those of the last
+    /// lease, and those of other Skyhooks with their next one.
+    pub fn reapply(&mut self, now: i64) {
+        if let Some(run) = &mut self.run {
+            machine::reapply(run, now);
+        }
+        for record in self.skyhooks.values_mut() {
+            record.entries.clear();
+        }
     }
 
     /// The epoch in the boot `boot_id`. A reboot that Skyhook asked for keeps the epoch.

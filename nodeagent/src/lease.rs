@@ -368,8 +368,9 @@ impl LeaseApi {
     }
 
     /// Reads the credentials for registries from pull secrets. A secret that cannot be used harms itself alone: the error
-    /// of a pull names it. Only the secret that every installation may have need not exist.
-    pub async fn credentials(&self, secrets: &BTreeSet<String>) -> Credentials {
+    /// of a pull names it. Of logins for the same images, the one of the earlier secret is tried first. Only the secret
+    /// that every installation may have need not exist.
+    pub async fn credentials(&self, secrets: &[String]) -> Credentials {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let mut all = Credentials::anonymous();
         for name in secrets {

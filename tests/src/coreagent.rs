@@ -216,7 +216,7 @@ impl Agent {
             .get(&skyhook.name)
             .map(|record| &record.entries);
         let (entries, _) = of_lease(entries, &lease, &facts.machine_id, "");
-        let body = json!({ "phase": Phase::Accepted, "bootID": facts.boot_id, "machineID": facts.machine_id });
+        let body = json!({ "phase": Phase::Accepted, "bootID": facts.boot_id, "epoch": facts.epoch, "machineID": facts.machine_id });
         let Some(lease) = self.write(&lease, body).await? else {
             return Ok(());
         };
@@ -370,20 +370,8 @@ impl Agent {
 
     /// The boot ID changes, and the kubelet reports it.
     async fn reboot(&self) -> anyhow::Result<String> {
-        let boot_id = self.host.with(|disk| {
-            disk.boots += 1;
-            disk.facts.boot_id = format!("{}-{}", crate::bench::boot_id(&self.node), disk.boots);
-            disk.facts.boot_id.clone()
-        });
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let status = json!({ "status": { "nodeInfo": { "bootID": boot_id } } });
-        nodes
-            .patch_status(
-                &self.node,
-                &PatchParams::default(),
-                &Patch::Strategic(&status),
-            )
-            .await?;
+        let boot_id = self.host.boot(true);
+        report_boot(&self.client, &self.node, &boot_id).await?;
         Ok(boot_id)
     }
 
@@ -469,6 +457,17 @@ impl Agent {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The kubelet reports a boot.
+pub(crate) async fn report_boot(client: &Client, node: &str, boot_id: &str) -> kube::Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let status = json!({ "status": { "nodeInfo": { "bootID": boot_id } } });
+    let body = Patch::Strategic(&status);
+    nodes
+        .patch_status(node, &PatchParams::default(), &body)
+        .await?;
+    Ok(())
 }
 
 fn params() -> PatchParams {

@@ -7,5 +7,6 @@ pub mod crowd;
 pub mod model;
 pub mod pace;
 pub mod plugin;
+pub mod seen;
 pub mod sim;
 pub mod world;

@@ -56,7 +56,7 @@ pub fn runtime() -> std::io::Result<Runtime> {
 #[must_use]
 pub fn run<C: Core>(runtime: &Runtime, shape: Shape, seed: u64, traced: bool) -> Run {
     let mut rng = Rng::new(seed);
-    let settings = world::setup::settings(shape, &mut rng);
+    let settings = world::setup::settings(shape, C::REAPPLIES, &mut rng);
     World::<C>::new(runtime, &settings, shape, rng, traced).run()
 }
 

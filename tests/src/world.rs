@@ -14,7 +14,7 @@ use skyhook_integration::rollout::is_complete;
 use skyhook_integration::wait::{MINUTE, eventually};
 
 use crate::bench::{Fixture, InProcess};
-use crate::coreagent::{CoreAgent, FakeHost, HostScript};
+use crate::coreagent::{CoreAgent, FakeHost, HostScript, report_boot};
 
 /// The cluster.
 pub struct World {
@@ -35,15 +35,25 @@ impl std::fmt::Debug for World {
 impl World {
     /// Starts one without nodes.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let mut world = Self::start_idle().await?;
+        world.coordinate(settings);
+        Ok(world)
+    }
+
+    /// Starts one without nodes and without a coordinator.
+    pub async fn start_idle() -> anyhow::Result<Self> {
         let fixture = Fixture::start().await?;
-        let client = fixture.client.clone();
-        let coordinator = InProcess::start(client.clone(), settings);
         Ok(Self {
+            client: fixture.client.clone(),
             fixture,
-            client,
-            coordinator,
+            coordinator: InProcess::none(),
             hosts: BTreeMap::new(),
         })
+    }
+
+    /// Starts the coordinator.
+    pub fn coordinate(&mut self, settings: Settings) {
+        self.coordinator = InProcess::start(self.client.clone(), settings);
     }
 
     /// Adds a node that is labelled `test: LABEL`, with its agent.
@@ -146,14 +156,42 @@ impl World {
         Ok(self.get_node(node).await?.annotations().get(key).cloned())
     }
 
-    /// Sets or removes an annotation of a Node, as somebody else would.
-    pub async fn annotate(&self, node: &str, key: &str, value: Option<&str>) -> anyhow::Result<()> {
+    /// Changes a Node, as somebody else would.
+    pub async fn edit_node(&self, node: &str, change: Value) -> anyhow::Result<()> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let body = json!({ "metadata": { "annotations": { key: value } } });
         nodes
-            .patch(node, &PatchParams::default(), &Patch::Merge(&body))
+            .patch(node, &PatchParams::default(), &Patch::Merge(&change))
             .await?;
         Ok(())
+    }
+
+    /// Changes the status of a Node, as somebody else would.
+    pub async fn edit_node_status(&self, node: &str, change: Value) -> anyhow::Result<()> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        nodes
+            .patch_status(node, &PatchParams::default(), &Patch::Strategic(&change))
+            .await?;
+        Ok(())
+    }
+
+    /// Sets or removes an annotation of a Node, as somebody else would.
+    pub async fn annotate(&self, node: &str, key: &str, value: Option<&str>) -> anyhow::Result<()> {
+        let change = json!({ "metadata": { "annotations": { key: value } } });
+        self.edit_node(node, change).await
+    }
+
+    /// Gives a Node these taints, each as `key=value:effect`, and no others.
+    pub async fn taint(&self, node: &str, taints: &[&str]) -> anyhow::Result<()> {
+        let taints: Vec<Value> = taints.iter().map(|taint| taint_object(taint)).collect();
+        self.edit_node(node, json!({ "spec": { "taints": taints } }))
+            .await
+    }
+
+    /// A node is rebooted by somebody else.
+    pub async fn reboot(&self, node: &str) -> anyhow::Result<()> {
+        let host = self.host(node).context("a node with a host")?;
+        let boot_id = host.boot(false);
+        Ok(report_boot(&self.client, node, &boot_id).await?)
     }
 
     /// Sets or removes an annotation of a Skyhook.
@@ -179,7 +217,7 @@ impl World {
     ) -> anyhow::Result<BTreeMap<String, String>> {
         let key = names::node_state(skyhook);
         let states: PackageStates =
-            parse_states(&key, self.annotation(node, &key).await?.as_deref())?;
+            parse_states(&key, self.annotation(node, &key).await?.as_deref(), false)?;
         Ok(states
             .into_iter()
             .map(|(key, s)| (key, format!("{}/{}", s.stage, s.state)))
@@ -296,4 +334,10 @@ impl World {
         pods.delete(name, &DeleteParams::default()).await?;
         Ok(())
     }
+}
+
+fn taint_object(text: &str) -> Value {
+    let (pair, effect) = text.rsplit_once(':').unwrap_or((text, "NoSchedule"));
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    json!({ "key": key, "value": value, "effect": effect })
 }

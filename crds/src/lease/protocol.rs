@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{DrainState, InterruptionLease, Phase, StopReason};
 use crate::names;
+use crate::stage::State;
 
 /// What an agent does about the lease with its node's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,26 @@ pub fn agent_duty(lease: &InterruptionLease, node_uid: &str) -> AgentDuty {
 #[must_use]
 pub fn phase(lease: &InterruptionLease) -> Option<Phase> {
     lease.status.as_ref().and_then(|status| status.phase)
+}
+
+/// True when a step may have run under the lease, and the agent has not ended. Most agents tell it. Of one that does not,
+/// the packages say it: one has begun and is not complete. A package may have failed before the lease, so a failure alone
+/// says nothing.
+#[must_use]
+pub fn has_begun(lease: &InterruptionLease) -> bool {
+    let packages = lease
+        .status
+        .iter()
+        .flat_map(|status| status.packages.values());
+    let mut begun = packages.filter(|one| !one.pending && one.state != State::Complete);
+    match phase(lease) {
+        None | Some(Phase::Accepted | Phase::Complete | Phase::Stopped) => false,
+        Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => {
+            let told = lease.status.as_ref().and_then(|status| status.begun);
+            told.unwrap_or_else(|| begun.next().is_some())
+        }
+        Some(Phase::Running | Phase::Unknown) => true,
+    }
 }
 
 /// The form that an agent has to know for this lease, with a revision of the form `revision`.

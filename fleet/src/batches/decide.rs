@@ -91,8 +91,8 @@ struct Known<'a> {
     by_compartment: BTreeMap<CompartmentId, Vec<&'a Member<'a>>>,
     /// Members with a lease that has not ended.
     working: BTreeSet<&'a str>,
-    /// Members of the open batches of the stored state, and the compartment that opened each. A node that its labels move
-    /// before it is leased is in the batch of one compartment and present in another one.
+    /// Members that may still be leased in the open batches of the stored state, and the compartment that opened each. A
+    /// node that its labels move before it is leased is in the batch of one compartment and present in another one.
     in_batches: BTreeMap<&'a str, CompartmentId>,
     /// Compartments in which a lease has a slot that it will give back: its node has not failed.
     moving: BTreeSet<CompartmentId>,
@@ -113,8 +113,11 @@ impl<'a> Known<'a> {
             let state = stored.get(&compartment.name)?;
             (state.is_open() && compartment.pace.is_some()).then_some((id, state))
         });
-        let in_batches =
-            open.flat_map(|(id, state)| state.members.iter().map(move |one| (one.as_str(), id)));
+        let in_batches = open.flat_map(|(id, state)| {
+            let members = state.members.iter().enumerate();
+            let open = members.filter(|(at, _)| !state.has_failed(*at) && !state.is_struck(*at));
+            open.map(move |(_, one)| (one.as_str(), id))
+        });
         Self {
             by_id: rollout.members.iter().map(|one| (one.id, one)).collect(),
             by_compartment,

@@ -3,18 +3,19 @@
 use super::{Clocks, LeaseClock};
 
 impl LeaseClock {
-    pub(crate) fn fields() -> [&'static str; 7] {
+    pub(crate) fn fields() -> [&'static str; 8] {
         let Self {
             uid: _,
             granted: _,
             given_up: _,
             resumed: _,
             drain: _,
+            blocked: _,
             paused: _,
             skyhook: _,
         } = Self::default();
         [
-            "uid", "granted", "given_up", "resumed", "drain", "paused", "skyhook",
+            "uid", "granted", "given_up", "resumed", "drain", "blocked", "paused", "skyhook",
         ]
     }
 }

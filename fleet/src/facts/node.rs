@@ -30,7 +30,7 @@ pub struct NodeFact {
     pub ready: bool,
     /// When `ready` last changed.
     pub ready_since: Option<Timestamp>,
-    /// Only the conditions with the prefix `skyhook.nvidia.com/`.
+    /// Only the conditions with the prefix `skyhook.nvidia.com/` or `nodewright.nvidia.com/`.
     pub conditions: Vec<WireCondition>,
     /// By name of the Skyhook. Boxed, because a map has room for eleven values at least, and most nodes have one.
     pub records: BTreeMap<String, Box<Record>>,
@@ -42,6 +42,7 @@ impl NodeFact {
     #[must_use]
     pub fn new(node: WireNode) -> Self {
         let prefix = format!("{}/", names::GROUP);
+        let theirs = format!("{}/", names::SUCCESSOR);
         let annotations: BTreeMap<String, String> = node
             .metadata
             .annotations
@@ -50,11 +51,9 @@ impl NodeFact {
             .filter(|(key, _)| names::is_mark(key) || names::PROTECTIONS.contains(&key.as_str()))
             .collect();
         let skyhooks = annotations.keys().filter_map(|key| {
-            key.strip_prefix(&prefix)?
-                .split_once('_')
-                .and_then(|(kind, skyhook)| {
-                    matches!(kind, "nodeState" | "stamp").then(|| skyhook.to_owned())
-                })
+            let name = key.strip_prefix(&prefix).or(key.strip_prefix(&theirs))?;
+            let (kind, skyhook) = name.split_once('_')?;
+            matches!(kind, "nodeState" | "stamp").then(|| skyhook.to_owned())
         });
         let records = skyhooks
             .map(|skyhook| {
@@ -66,7 +65,7 @@ impl NodeFact {
             .status
             .conditions
             .into_iter()
-            .partition(|c| c.condition.type_.starts_with(&prefix));
+            .partition(|c| names::is_mark(&c.condition.type_));
         let ready = others.into_iter().find(|c| c.condition.type_ == "Ready");
         let uid = node.metadata.uid.unwrap_or_default();
         Self {
@@ -118,7 +117,10 @@ impl NodeFact {
     /// True while an administrator keeps every Skyhook off the node.
     #[must_use]
     pub fn is_ignored(&self) -> bool {
-        self.labels.get(names::IGNORE) == Some("true")
+        let theirs = names::successor(names::IGNORE);
+        [names::IGNORE, &theirs]
+            .iter()
+            .any(|key| self.labels.get(key) == Some("true"))
     }
 
     /// The record of a Skyhook on this node; an empty record when the Skyhook was never there.

@@ -1,17 +1,36 @@
 //! What a Node's annotations say about Skyhooks.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StateProblem};
 use skyhook_crds::names;
+use skyhook_crds::stage::Status;
+
+use super::Checked;
+
+/// Who wrote a Node's record of a Skyhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// We, or a version of NVIDIA Skyhook whose records we understand as they are.
+    Ours,
+    /// An early version of NVIDIA Skyhook.
+    Early,
+    /// NodeWright.
+    Successor,
+}
 
 /// What a Node's annotations say about one Skyhook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
+    /// An entry of another implementation may lack its image: see [`Record::states_for`].
     pub states: Result<PackageStates, StateProblem>,
     /// Digest of the current value of the annotation `nodeState_<skyhook>`.
     pub digest: String,
     pub stamp: Option<Stamp>,
+    pub origin: Origin,
+    /// The implementation that wrote the record called the node complete.
+    pub said_complete: bool,
 }
 
 impl Record {
@@ -21,6 +40,38 @@ impl Record {
         self.stamp
             .as_ref()
             .is_some_and(|stamp| !stamp.states.is_empty() && stamp.states != self.digest)
+    }
+
+    /// The package states, with missing images filled in from the spec of the Skyhook.
+    pub fn states_for(
+        &self,
+        skyhook: &str,
+        checked: &Checked,
+    ) -> Result<Cow<'_, PackageStates>, Cow<'_, StateProblem>> {
+        let states = self.states.as_ref().map_err(Cow::Borrowed)?;
+        if states.values().all(|one| !one.image.is_empty()) {
+            return Ok(Cow::Borrowed(states));
+        }
+        let (states, left_out) = installed::with_images(states, &checked.data.packages);
+        match left_out.first() {
+            Some(package) if self.origin != Origin::Early => {
+                Err(Cow::Owned(StateProblem::Malformed {
+                    annotation: self.annotation(skyhook),
+                    problem: format!("{package}: the field image is missing"),
+                }))
+            }
+            Some(_) | None => Ok(Cow::Owned(states)),
+        }
+    }
+
+    /// The annotation that the package states are in.
+    #[must_use]
+    pub fn annotation(&self, skyhook: &str) -> String {
+        let ours = names::node_state(skyhook);
+        match self.origin {
+            Origin::Successor => names::successor(&ours),
+            Origin::Ours | Origin::Early => ours,
+        }
     }
 }
 
@@ -41,12 +92,39 @@ pub(crate) fn cordon(annotations: &BTreeMap<String, String>) -> CordonRecord {
     cordon
 }
 
+/// Reads the record of a Skyhook. Once we have written a stamp, only our record counts. Without one, NodeWright's counts
+/// before that of NVIDIA Skyhook, which NodeWright leaves behind for a day.
 pub(super) fn record(annotations: &BTreeMap<String, String>, skyhook: &str) -> Record {
-    let key = names::node_state(skyhook);
-    let value = annotations.get(&key).map(String::as_str);
+    let value = |key: &str| annotations.get(key).map(String::as_str);
+    let stamp = Stamp::parse(value(&names::stamp(skyhook)));
+    let ours = names::node_state(skyhook);
+    let theirs = names::successor(&ours);
+    let version = value(&names::version(skyhook));
+    let origin = if stamp.is_some() {
+        Origin::Ours
+    } else if annotations.contains_key(&theirs) {
+        Origin::Successor
+    } else if annotations.contains_key(&ours) && is_early(version, value(&ours)) {
+        Origin::Early
+    } else {
+        Origin::Ours
+    };
+    let (key, status) = match origin {
+        Origin::Successor => (theirs, names::successor(&names::status(skyhook))),
+        Origin::Ours | Origin::Early => (ours, names::status(skyhook)),
+    };
+    let states = value(&key);
     Record {
-        states: installed::parse_states(&key, value),
-        digest: installed::states_digest(value.unwrap_or_default()),
-        stamp: Stamp::parse(annotations.get(&names::stamp(skyhook)).map(String::as_str)),
+        states: installed::parse_states(&key, states, origin == Origin::Early),
+        digest: installed::states_digest(states.unwrap_or_default()),
+        stamp,
+        origin,
+        said_complete: value(&status) == Some(Status::Complete.as_str()),
     }
+}
+
+/// True for the record of an early version. A record without a version is one only if it has the form of one: the
+/// annotation may be lost.
+fn is_early(version: Option<&str>, states: Option<&str>) -> bool {
+    installed::is_early(version) && (version.is_some() || !installed::is_whole(states))
 }

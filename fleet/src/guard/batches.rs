@@ -141,11 +141,7 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
     let open = open.find(|state| state.batch == batch.number);
     let is_lost = open.is_some_and(|state| {
         let position = state.position(&fact.member);
-        let was_at_work = matches!(
-            protocol::phase(lease),
-            Some(Phase::Running | Phase::Erroring)
-        );
-        position.is_some_and(|at| was_at_work && !state.has_failed(at))
+        position.is_some_and(|at| protocol::has_begun(lease) && !state.has_failed(at))
             && !is_done(index, lease)
             && !has_result(index, fact, lease)
     });

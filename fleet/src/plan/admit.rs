@@ -302,7 +302,7 @@ fn reserve(
         return false;
     }
     let record = node.record(&skyhook.name);
-    let Ok(installed) = &record.states else {
+    let Ok(installed) = record.states_for(&skyhook.name, checked) else {
         return false;
     };
     let generation = skyhook.generation;
@@ -319,7 +319,7 @@ fn reserve(
                 generation,
             },
             revision: checked.revision.clone(),
-            installed: installed.clone(),
+            installed: installed.into_owned(),
             stamp: record.stamp.clone(),
             interrupts_left: standing::owed(skyhook, record, checked),
             compartment: part.compartment,

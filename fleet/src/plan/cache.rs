@@ -113,6 +113,8 @@ pub(super) struct NodeCell {
     pub(super) pending: bool,
     /// Numbers of the names of all Skyhooks that the Node says something about.
     pub(super) told: Vec<u32>,
+    /// The Node says something about a drain.
+    pub(super) has_drain_marks: bool,
     /// Numbers of the names of the revisions that the lease and the records on the Node refer to.
     pub(super) refers: Vec<u32>,
     pub(super) next: Option<NextWrite>,
@@ -247,6 +249,8 @@ pub(super) struct Cell {
     pub(super) parked: bool,
     /// A reboot has undone the recorded result, so the packages have to be applied again.
     pub(super) lost: bool,
+    /// The Node's record is another implementation's, or keys of another one are left beside ours.
+    pub(super) foreign: bool,
     /// The node has a lease of the Skyhook, and its record says that it is complete all the same.
     pub(super) complete: bool,
     /// The node has to keep the runtime-required taint until the Skyhook is complete there.

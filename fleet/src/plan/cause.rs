@@ -25,6 +25,8 @@ pub enum Cause {
     Grant,
     /// The node is to be drained.
     Cordon,
+    /// The record of another implementation is taken over.
+    Adopted,
     /// A reboot has undone what was installed.
     Reapply,
     /// What the agent reports while it works.
@@ -46,6 +48,7 @@ impl fmt::Display for Cause {
             Self::Protect => "protection against autoscalers",
             Self::Grant => "grant",
             Self::Cordon => "cordon",
+            Self::Adopted => "record taken over",
             Self::Reapply => "reapplied after a reboot",
             Self::Progress => "progress",
             Self::Status => "status",

@@ -18,7 +18,7 @@ use crate::effect::{Effect, Target};
 use crate::facts::{Checked, LeaseFact, NodeFact};
 use crate::pods::{self, PodFact, RefusedBy, Rules, Verdict};
 use crate::settings::Settings;
-pub(in crate::plan) use marks::{awaited, blocking, marks};
+pub(in crate::plan) use marks::{awaited, marks};
 
 /// How often the pods of a draining node are listed. The node is drained when two lists, at least this far apart, show
 /// no pod that has to leave: the scheduler may still bind a pod while the first list is taken.
@@ -87,7 +87,7 @@ pub(super) fn carry_on(
     if state == DrainState::Draining {
         evict(view, fact, node, checked, watch, &left, draft);
     }
-    let (mut blockers, more) = blockers(&left, watch, waiting);
+    let (mut blockers, more) = blockers(&left, watch, &current.blockers, waiting);
     blockers.extend(weakened.map(|other| Blocker {
         pod: format!("node/{other}"),
         reason: "another control-plane node, is not Ready".to_owned(),
@@ -265,15 +265,18 @@ fn evict(
 fn blockers(
     left: &[(&PodFact, Verdict)],
     watch: &DrainWatch,
+    current: &[Blocker],
     waiting: bool,
 ) -> (Vec<Blocker>, i32) {
     let mut blockers: Vec<Blocker> = left
         .iter()
         .filter(|(_, verdict)| !waiting || *verdict == Verdict::WaitFor)
-        .map(|(pod, verdict)| Blocker {
-            pod: pod.path(),
-            reason: reason(pod, verdict, watch),
-            cause: cause(pod, verdict, watch),
+        .map(|(pod, verdict)| {
+            not_asked_yet(pod, verdict, watch, current).unwrap_or_else(|| Blocker {
+                pod: pod.path(),
+                reason: reason(pod, verdict, watch),
+                cause: cause(pod, verdict, watch),
+            })
         })
         .collect();
     let ends_by_itself = |blocker: &Blocker| !blocker.cause.is_some_and(BlockCause::blocks);
@@ -281,6 +284,22 @@ fn blockers(
     let more = blockers.len().saturating_sub(MAX_BLOCKERS);
     blockers.truncate(MAX_BLOCKERS);
     (blockers, i32::try_from(more).unwrap_or(i32::MAX))
+}
+
+/// What the lease says of a pod that a budget keeps, until this replica has an answer of its own. Another one may have led
+/// before.
+fn not_asked_yet(
+    pod: &PodFact,
+    verdict: &Verdict,
+    watch: &DrainWatch,
+    current: &[Blocker],
+) -> Option<Blocker> {
+    if *verdict != Verdict::Evict || watch.evictions.contains_key(&pod.uid) {
+        return None;
+    }
+    let by_budget = Some(BlockCause::PodDisruptionBudget);
+    let mut kept = current.iter().filter(|one| one.cause == by_budget);
+    kept.find(|one| one.pod == pod.path()).cloned()
 }
 
 fn reason(pod: &PodFact, verdict: &Verdict, watch: &DrainWatch) -> String {

@@ -5,7 +5,7 @@
 use super::cache::{Cache, LeaseBits, NodeCell};
 use super::cause::Cause;
 use super::scan::{Order, Row};
-use super::{Draft, View};
+use super::{Draft, View, drain};
 use crate::effect::NodePatch;
 use crate::facts::NodeFact;
 use skyhook_crds::names;
@@ -29,6 +29,16 @@ pub(super) fn told(node: &NodeFact) -> Vec<&str> {
     told
 }
 
+/// True when a Node says something about a drain.
+pub(super) fn has_drain_marks(node: &NodeFact) -> bool {
+    let prefixes = [names::drain_start(""), names::drain_blocked("")];
+    let mut prefixes = prefixes.iter().flatten();
+    prefixes.any(|prefix| {
+        let mut keys = node.annotations.keys();
+        keys.any(|key| key.starts_with(prefix.as_str()))
+    })
+}
+
 /// Removes what is left over on all Nodes.
 pub(super) fn sweep(
     view: &View<'_>,
@@ -47,12 +57,16 @@ pub(super) fn sweep(
     }
     for (name, id) in order {
         let cell = &cache.nodes[id.index()];
-        let is_left = |number: &&u32| {
-            let row = known.get(**number as usize).copied().flatten();
-            !is_leased(cell, **number) && row.is_none_or(|row| row.is_not_for(*id))
-        };
-        let left: Vec<u32> = cell.told.iter().filter(is_left).copied().collect();
-        if left.is_empty() {
+        let row = |number: u32| known.get(number as usize).copied().flatten();
+        let unleased = || cell.told.iter().copied().filter(|n| !is_leased(cell, *n));
+        let is_left = |number: &u32| row(*number).is_none_or(|row| row.is_not_for(*id));
+        let left: Vec<u32> = unleased().filter(is_left).collect();
+        // Nobody can tell whether a Skyhook that is not valid selects the node. All the same nothing drains for it there.
+        let is_invalid =
+            |number: &u32| row(*number).is_some_and(|row| row.skyhook.checked.is_err());
+        let invalid = unleased().filter(|number| cell.has_drain_marks && is_invalid(number));
+        let invalid: Vec<u32> = invalid.collect();
+        if left.is_empty() && invalid.is_empty() {
             continue;
         }
         let Some(node) = view.picture.nodes().get(*name) else {
@@ -61,6 +75,9 @@ pub(super) fn sweep(
         let mut patch = NodePatch::default();
         for number in left {
             patch.unite(NodePatch::default().forget(cache.names.text(number)));
+        }
+        for number in invalid {
+            patch.unite(drain::marks(cache.names.text(number), None));
         }
         draft.patch(node, patch.reduced(node), Cause::Status);
     }

@@ -186,7 +186,13 @@ fn tell(
         .conditions(&skyhook.name, shown.status)
         .annotation(&key, since);
     patch.unite(marks);
-    let patch = patch.reduced(node);
+    let mut patch = patch.reduced(node);
+    // The Node names a lease that the lease watch has not delivered, or has delivered the end of. While the watch lags,
+    // another replica may have granted that lease: the status must not go back and forth.
+    let stamp = node.record(&skyhook.name).stamp.as_ref();
+    if shown.standing != Standing::Leased && stamp.is_some_and(|stamp| !stamp.granted.is_empty()) {
+        patch.check.not_for.insert(skyhook.name.clone());
+    }
     // Another status is written at once. If only the reason or the drain is another one, it is written at most once a
     // second.
     let is_detail = patch.annotations.keys().all(|key| details.contains(key))

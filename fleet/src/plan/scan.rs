@@ -9,7 +9,7 @@ use super::ledger::Selected;
 use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
 use super::standing::{self, Held, Standing};
-use super::{View, cordon, leftovers, node_order, reapply, taint};
+use super::{View, cordon, leftovers, node_order, reapply, taint, takeover};
 use crate::clocks::Mono;
 use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
@@ -205,6 +205,7 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
         }),
         creating: view.inflight.creating(name).is_some(),
         taint: node.map_or_else(TaintBits::default, |node| taint::bits(view, node)),
+        has_drain_marks: node.is_some_and(leftovers::has_drain_marks),
         told: node.map_or_else(Vec::new, |node| {
             let told = leftovers::told(node).into_iter();
             told.map(|skyhook| names.number(skyhook)).collect()
@@ -305,6 +306,8 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, held: Held<'_>
         standing: checked.map(|checked| standing::judge(view, skyhook, checked, node, held)),
         parked: skyhook.is_parked_over(node),
         lost: checked.is_some() && reapply::lost(view, skyhook, node).is_some(),
+        foreign: checked
+            .is_some_and(|checked| takeover::of(view, skyhook, checked, node).is_some()),
         started: cordon::is_started(node, &skyhook.name),
         in_midst: node_order::is_in_midst(node.record(&skyhook.name)),
         matches: checked.map_or_else(Matches::default, |_| {

@@ -7,7 +7,7 @@ use skyhook_crds::{installed, names};
 use super::View;
 use super::reason::{Reason, ReasonCode};
 use crate::clocks::Mono;
-use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
+use crate::facts::{Checked, LeaseFact, NodeFact, Origin, SkyhookFact};
 use crate::taints;
 pub(crate) use work::{outstanding, owed};
 
@@ -74,6 +74,10 @@ pub(super) fn judge(
         let message = format!("label {}=true keeps every Skyhook off", names::IGNORE);
         return Standing::Blocked(Reason::new(ReasonCode::NodeIgnored, message));
     }
+    if node.record(&skyhook.name).origin != Origin::Ours {
+        let message = "the record of the implementation that was here before is being taken over";
+        return Standing::Waiting(Reason::new(ReasonCode::Settling, message));
+    }
     if let Some(reason) = missing_policy(view, skyhook) {
         return Standing::Blocked(reason);
     }
@@ -98,18 +102,7 @@ pub(super) fn judge(
         return Standing::Waiting(Reason::new(ReasonCode::EarlierSkyhook, message));
     }
     if let Some(lease) = lease {
-        let message = match &lease.lease {
-            Ok(lease) => format!(
-                "the node is worked on for Skyhook {}",
-                lease.spec.skyhook.name
-            ),
-            Err(problem) => format!(
-                "the node's InterruptionLease {problem}: correct it, or when nothing runs on the node, give its slot back: \
-                 {}",
-                force_release(&node.name, &lease.uid)
-            ),
-        };
-        return Standing::Waiting(Reason::new(ReasonCode::NodeLeased, message));
+        return Standing::Waiting(leased(lease, node));
     }
     if view.inflight.creating(&node.name).is_some() {
         let message = "a lease of the node is being created for another Skyhook";
@@ -126,6 +119,21 @@ pub(super) fn judge(
         return Standing::Blocked(Reason::new(ReasonCode::DrainTimedOut, DRAIN_TIMED_OUT));
     }
     Standing::Eligible
+}
+
+/// The reason while the node is leased for another Skyhook.
+fn leased(lease: &LeaseFact, node: &NodeFact) -> Reason {
+    let message = match &lease.lease {
+        Ok(lease) => format!(
+            "the node is worked on for Skyhook {}",
+            lease.spec.skyhook.name
+        ),
+        Err(problem) => format!(
+            "the node's InterruptionLease {problem}: correct it, or when nothing runs on the node, give its slot back: {}",
+            force_release(&node.name, &lease.uid)
+        ),
+    };
+    Reason::new(ReasonCode::NodeLeased, message)
 }
 
 /// Until when the node gets no lease because its last drain took too long; `None` if there is no such time, or if it is

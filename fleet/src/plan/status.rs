@@ -33,7 +33,6 @@ use crate::picture::{NodeId, Tick};
 pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
-pub(crate) use drains::DRAIN_BLOCKED;
 use installed::Installed;
 pub(super) use message::{MAX_REASON, cut};
 

@@ -204,7 +204,8 @@ fn is_complete(view: &View<'_>, row: &Row<'_>, node: &NodeFact, id: NodeId) -> b
         lease.is_some_and(|lease| is_recorded(lease, node))
     };
     row.cell(id).is_some_and(|cell| match cell.standing {
-        Some(Standing::Complete) => true,
+        // Its record is emptied in the same pass if a reboot has undone it.
+        Some(Standing::Complete) => !cell.lost,
         Some(Standing::Leased) => cell.complete && is_done(),
         Some(Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible) | None => false,
     })
@@ -223,6 +224,8 @@ fn waits(row: &Row<'_>, id: NodeId) -> bool {
 
 fn write(view: &View<'_>, case: &Case, node: &NodeFact, draft: &mut Draft<'_>) {
     let mut carries = case.bits.carries;
+    // Somebody has uncordoned the node, so the mark of our cordon goes, unless the node is cordoned again now.
+    let mut is_unmarked = case.bits.uncordoned;
     match decide(case) {
         Duty::Keep => {}
         Duty::Add => {
@@ -234,6 +237,7 @@ fn write(view: &View<'_>, case: &Case, node: &NodeFact, draft: &mut Draft<'_>) {
             let mut patch = remove(view, node, only_ours);
             if cordon {
                 patch.unite(cordon_after(&draft.so_far(node)));
+                is_unmarked = false;
             }
             patch.check.not_for.extend(case.stamped.iter().cloned());
             draft.patch(node, patch, Cause::Untaint);
@@ -251,7 +255,7 @@ fn write(view: &View<'_>, case: &Case, node: &NodeFact, draft: &mut Draft<'_>) {
     if is_wanted || has_some {
         draft.patch(node, protect(&so_far, is_wanted), Cause::Protect);
     }
-    if case.bits.uncordoned {
+    if is_unmarked {
         draft.patch(node, forget_cordon(), Cause::Uncordoned);
     }
 }

@@ -33,6 +33,7 @@ mod sequencing;
 mod skew;
 mod status;
 mod taints;
+mod takeover;
 mod told;
 mod words;
 

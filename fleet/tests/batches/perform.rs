@@ -2,7 +2,7 @@
 
 use super::Config;
 use super::coordinator::{Act, Memo, verdict};
-use super::state::{Bits, COMPARTMENTS, Lease, NODES, Phase, State, Stored};
+use super::state::{Bits, COMPARTMENTS, Compartment, Lease, NODES, Phase, State, Stored};
 
 /// Carries an action out.
 pub(crate) fn perform(config: &Config, memo: &Memo, state: &mut State, who: usize, act: Act) {
@@ -85,10 +85,15 @@ fn put(state: &mut State, next: Stored) {
         }
     }
     let open = next.compartments.iter().filter(|one| one.batch != 0);
-    let ids: Vec<u8> = open.flat_map(|one| one.ids().iter().copied()).collect();
+    let may_be_leased = |one: &Compartment| {
+        let members = one.ids().iter().enumerate();
+        let there = members.filter(|(at, _)| !one.failed.has(*at) && !one.struck.has(*at));
+        there.map(|(_, id)| *id).collect::<Vec<u8>>()
+    };
+    let ids: Vec<u8> = open.flat_map(may_be_leased).collect();
     let twice = |id: &u8| ids.iter().filter(|other| *other == id).count() > 1;
     if ids.iter().any(twice) {
-        state.broken = Some("a node is a member of two open batches");
+        state.broken = Some("a node may be leased in two open batches");
     }
     state.stored = next;
     for coordinator in &mut state.coordinators {

@@ -29,6 +29,7 @@ mkdir -p /data/skyhook /data/log /persistent
 rm -rf /var/lib/skyhook /var/log/skyhook
 ln -s /data/skyhook /var/lib/skyhook
 ln -s /data/log /var/log/skyhook
+mkdir -p /var/lib/skyhook-agent
 mv /var/lib/skyhook-agent /data/agent
 ln -s /data/agent /var/lib/skyhook-agent
 mv /etc/machine-id /persistent/machine-id

@@ -51,6 +51,18 @@ pub(super) async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
         is_cordoned(cluster, busy.trim()).await?,
         "drained without a cordon"
     );
+    let condition =
+        "jsonpath={.status.conditions[?(@.type==\"DrainBlocked\")]['reason','message']}";
+    let condition = ["get", "skyhook", "reboot", "-o", condition];
+    // The budget has the name of the workload as well.
+    let words = [
+        "PodDisruptionBudget",
+        "1/1 nodes blocked draining",
+        "default/web-",
+        "disruption budget web",
+    ];
+    let says_all = |said: &str| words.iter().all(|word| said.contains(word));
+    cluster.until(&condition, MINUTE, says_all).await?;
     cluster
         .plane
         .kubectl(&["scale", "deployment/web", "--replicas=2"])
@@ -61,6 +73,8 @@ pub(super) async fn a_budget_for_pods_delays_the_drain_before_a_reboot(
     assert_eq!(now.count, boot.count + 1, "one reboot");
     assert_eq!(node.host.read("/reboot-steps")?, "apply\npost\n");
     assert!(!is_cordoned(cluster, busy.trim()).await?);
+    let left = cluster.plane.kubectl(&condition).await?;
+    ensure!(left.trim().is_empty(), "DrainBlocked is left: {left}");
     let web = cluster
         .plane
         .kubectl(&["get", "pods", "-l", "app=web", "-o", "wide"])

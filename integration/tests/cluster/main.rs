@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use skyhook_crds::Status;
 use skyhook_integration::chart;
 use skyhook_integration::install::NAMESPACE;
 use skyhook_integration::kubelet::KubeNode;
 use skyhook_integration::real::RealCluster;
 use skyhook_integration::registry::Image;
-use skyhook_integration::rollout::{
-    LeaseRecorder, apply, example, scripts, wait_complete, wait_for,
-};
+use skyhook_integration::rollout::{LeaseRecorder, apply, example, scripts, wait_complete};
 use skyhook_integration::skip::cluster_can_run;
 use skyhook_integration::wait::{MINUTE, eventually};
 
 mod drain;
+mod join;
 mod uninstall;
 
 /// The clean-up before an uninstall gives up on a step that does not end after a third of this.
@@ -43,9 +41,11 @@ async fn story(cluster: &mut RealCluster) -> Result<()> {
     the_commands_of_the_readme_work(cluster).await?;
     uninstall::an_uninstall_with_skyhooks_present_ends_by_itself(cluster, &image).await?;
     let providers = credential_providers(cluster).await?;
+    join::taint_all(cluster).await?;
     cluster
         .install(&["--set", HURRY, "--set", &providers])
         .await?;
+    join::the_coordinator_runs_on_a_tainted_node(cluster).await?;
     the_sample_completes(cluster, &image).await?;
     for node in &cluster.nodes {
         let asked = node.host.read("/asked")?;
@@ -55,7 +55,8 @@ async fn story(cluster: &mut RealCluster) -> Result<()> {
     an_interrupt_restarts_containerd(cluster, &image).await?;
     drain::a_budget_for_pods_delays_the_drain_before_a_reboot(cluster, &image).await?;
     drain::a_drain_that_may_deletes_pods_past_their_budget(cluster, &image).await?;
-    a_node_that_joins_is_treated_as_well(cluster, &image).await?;
+    join::a_node_that_joins_tainted_is_configured_before_pods_run_there(cluster, &image).await?;
+    join::a_node_that_is_registered_anew_is_not_configured_again(cluster).await?;
     uninstall::an_uninstall_leaves_nothing_of_ours(cluster, &image).await
 }
 
@@ -248,41 +249,6 @@ async fn an_interrupt_restarts_containerd(cluster: &RealCluster, image: &Image) 
             "containerd was not restarted"
         );
         assert!(!is_cordoned(cluster, node.host.name()).await?);
-    }
-    Ok(())
-}
-
-async fn a_node_that_joins_is_treated_as_well(
-    cluster: &mut RealCluster,
-    image: &Image,
-) -> Result<()> {
-    let steps = json!({"apply.sh": "while [ ! -e /go ]; do sleep 0.2; done; echo joined >/joined"});
-    apply(
-        cluster.client(),
-        &scripts("join", image, &steps, &json!({})),
-    )
-    .await?;
-    let underway = |skyhook: &skyhook_crds::Skyhook| {
-        skyhook
-            .status
-            .as_ref()
-            .is_some_and(|s| s.status == Status::InProgress)
-    };
-    wait_for(cluster.client(), "join", "in progress", MINUTE, underway).await?;
-    let third = cluster.join().await?;
-    for node in &cluster.nodes {
-        node.host.exec(["touch", "/go"]).await?;
-    }
-    let done = wait_complete(cluster.client(), "join", 3 * MINUTE).await?;
-    assert_eq!(done.status.unwrap_or_default().complete_nodes, "3/3");
-    assert_eq!(third.host.read("/joined")?, "joined\n");
-    // What was complete on two nodes is not forgotten on the third.
-    for (name, file) in [
-        ("skyhook-sample", "/skyhook-hello-world"),
-        ("restart", "/containerd-steps"),
-    ] {
-        wait_complete(cluster.client(), name, 2 * MINUTE).await?;
-        third.host.read(file)?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "the journal is files")]
 
 use super::*;
+use serde_json::json;
 use skyhook_oci::{Disk, replace_on};
 
 use crate::host::Host;
@@ -118,6 +119,37 @@ fn only_a_reboot_that_was_asked_for_keeps_the_epoch() {
     ] {
         assert_eq!(journal.epoch_in("new"), want, "{name}");
     }
+}
+
+/// The Node may be gone meanwhile, and its record with it: the journal alone would say that all is there.
+#[test]
+fn a_reboot_that_undid_the_packages_undid_those_of_every_skyhook() {
+    let entry = json!({
+        "name": "a", "version": "1", "image": "r/a", "stage": "config", "state": "complete", "begun": true,
+    });
+    let entries: Entries = serde_json::from_value(json!({ "a|1": entry })).unwrap();
+    let record = Record {
+        lease: "one".into(),
+        entries: entries.clone(),
+        ..Record::default()
+    };
+    let mut journal = State {
+        skyhooks: [("earlier".to_owned(), record)].into(),
+        run: Some(Progress {
+            lease: "two".into(),
+            entries,
+            ended: Some(skyhook_crds::lease::Phase::Complete),
+            ..Progress::default()
+        }),
+        ..State::default()
+    };
+    journal.reapply(0);
+    let run = journal.run.as_ref().unwrap();
+    assert_eq!(run.ended, Some(skyhook_crds::lease::Phase::Stopped));
+    assert_eq!(run.entries, Entries::new());
+    let earlier = &journal.skyhooks["earlier"];
+    assert_eq!(earlier.entries, Entries::new());
+    assert_eq!(earlier.lease, "one");
 }
 
 #[test]

@@ -89,7 +89,7 @@ async fn no_call_waits_for_ever_for_a_server_that_says_nothing() {
 #[tokio::test]
 async fn a_pull_secret_that_the_server_does_not_give_is_named() {
     let api = silent_server(b"").await;
-    let names = BTreeSet::from([PULL_SECRET.to_owned()]);
+    let names = [PULL_SECRET.to_owned()];
     let credentials = timeout(Duration::from_secs(10), api.credentials(&names)).await;
     let problems = credentials.unwrap().all_problems();
     assert_eq!(problems.len(), 1);

@@ -23,7 +23,8 @@ pub enum Source {
     Journal,
     /// The Node: a user edited its annotations, or the host has no journal.
     Node,
-    /// Neither: the Node's result is from another host, or from this host before its disk was replaced.
+    /// Neither: the Node's result is from another host, from this host before its disk was replaced, or from before a reboot
+    /// that has undone it.
     Nothing,
 }
 
@@ -47,6 +48,16 @@ pub fn of_lease(
         wait_for_interrupts(&mut entries, lease);
     }
     (entries, source)
+}
+
+/// True when the host was rebooted since the Node's result, and Skyhook did not ask for that: the reboot came after the
+/// coordinator had created the lease, or before it knew of the reboot. `epoch` is the last boot that Skyhook did not ask
+/// for.
+#[must_use]
+pub fn is_undone(lease: &InterruptionLease, epoch: &str) -> bool {
+    let stamp = lease.spec.stamp.as_ref();
+    let result = stamp.filter(|stamp| stamp.has_result() && !stamp.epoch.is_empty());
+    result.is_some_and(|stamp| stamp.epoch != epoch)
 }
 
 /// Sets packages that are only in the Node's record to the interrupt that NVIDIA Skyhook left undone: in the record they
@@ -358,6 +369,29 @@ mod tests {
             assert_eq!(entry.stage, want, "{name}");
             let waits = want == Stage::Interrupt;
             assert_eq!(entry.interrupt(), waits.then_some(&interrupt), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_reboot_undoes_the_result_that_a_lease_begins_with() {
+        let of = |lease: &str, epoch: &str| Stamp {
+            epoch: epoch.into(),
+            ..stamp(lease, "m")
+        };
+        for (name, stamp, want) in [
+            ("no record", None, false),
+            ("no result", Some(of("", "first")), false),
+            (
+                "a result of an agent that tells no boot",
+                Some(of("l", "")),
+                false,
+            ),
+            ("a result of this boot", Some(of("l", "second")), false),
+            ("a result of an earlier boot", Some(of("l", "first")), true),
+        ] {
+            let mut lease = InterruptionLease::new("n", InterruptionLeaseSpec::default());
+            lease.spec.stamp = stamp;
+            assert_eq!(is_undone(&lease, "second"), want, "{name}");
         }
     }
 

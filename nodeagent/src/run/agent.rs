@@ -208,9 +208,7 @@ impl Agent {
         let is_lost = epoch != state.epoch && !state.epoch.is_empty();
         if is_lost && self.settings.reapply_on_reboot {
             tracing::warn!("the host was rebooted, not by Skyhook: running all packages again");
-            if let Some(run) = &mut state.run {
-                machine::reapply(run, now());
-            }
+            state.reapply(now());
         }
         state.boot_id.clone_from(&self.facts.boot_id);
         state.epoch.clone_from(&epoch);

@@ -15,7 +15,7 @@ use super::note::{Attempt, Note, RunFacts, Taken};
 use super::steps::{await_steps, running_steps};
 use crate::host::limits;
 use crate::lease::ApiError;
-use crate::machine::reconcile::{Source, has_unknown_stage, of_lease};
+use crate::machine::reconcile::{Source, has_unknown_stage, is_undone, of_lease};
 use crate::machine::retry::API;
 use crate::machine::taking::{Action, TakingEvent};
 use crate::machine::{Entries, Event, Progress, Wanted, room};
@@ -141,6 +141,9 @@ impl Agent {
 
     /// The packages that are installed on this host: see [`crate::machine::reconcile`].
     fn reconciled(&self, lease: &InterruptionLease) -> (Entries, Source) {
+        if self.settings.reapply_on_reboot && is_undone(lease, &self.facts.epoch) {
+            return (Entries::new(), Source::Nothing);
+        }
         let journal = self.journalled(&lease.spec.skyhook.name);
         of_lease(journal, lease, &self.facts.machine_id, &self.facts.host_id)
     }

@@ -1,5 +1,5 @@
 //! `make bench-plan N=10000`: the planner alone, without an API server, on N nodes of which every one holds a lease of a
-//! Skyhook with four packages. Prints `bench NAME VALUE` lines: a first pass, in which every lease is granted, and a pass
+//! Skyhook with four packages. With TAINTED=50, every 50th node carries the runtime-required taint. Prints `bench NAME VALUE` lines: a first pass, in which every lease is granted, and a pass
 //! after one lease changed, with all agents at work.
 #![expect(
     clippy::disallowed_methods,
@@ -26,11 +26,8 @@ const TIMES: usize = 9;
 const AT: Mono = Mono::from_secs(1000);
 
 fn main() -> anyhow::Result<()> {
-    let nodes: usize = match std::env::var("N") {
-        Ok(text) => text.parse().context("N is a number of nodes")?,
-        Err(_) => 10_000,
-    };
-    let mut fleet = Fleet::new(nodes)?;
+    let nodes = number("N", 10_000)?;
+    let mut fleet = Fleet::new(nodes, number("TAINTED", 0)?)?;
     let mut cache = Cache::default();
     let (full, plan) = fleet.timed(&mut cache);
     let grants = plan.effects.iter().filter(|e| e.kind() == "GrantLease");
@@ -60,6 +57,16 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A number from the environment.
+fn number(name: &str, unset: usize) -> anyhow::Result<usize> {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{name} has to be a number of nodes")),
+        Err(_) => Ok(unset),
+    }
+}
+
 /// A fleet of one Skyhook.
 struct Fleet {
     index: Index,
@@ -70,8 +77,8 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Every node has a lease that is reserved and stamped.
-    fn new(nodes: usize) -> anyhow::Result<Self> {
+    /// Every node has a lease that is reserved and stamped; one of so many is tainted, of 0 none.
+    fn new(nodes: usize, tainted: usize) -> anyhow::Result<Self> {
         let mut packages = Map::new();
         for name in PACKAGES {
             let package = json!({ "version": "1.0.0", "image": format!("example.com/{name}") });
@@ -82,8 +89,9 @@ impl Fleet {
                 "name": "scale", "uid": "uid-scale", "resourceVersion": "1", "generation": 1,
                 "finalizers": [names::SKYHOOK_FINALIZER],
             },
-            "spec": { "packages": packages },
+            "spec": { "packages": packages, "runtimeRequired": tainted > 0 },
         });
+        let taint = json!({ "key": names::GROUP, "effect": "NoSchedule" });
         let mut fleet = Self {
             index: Index::default(),
             settings: Settings::default(),
@@ -104,7 +112,10 @@ impl Fleet {
         for n in 0..nodes {
             let name = name(n);
             let stamp = json!({ "granted": format!("lease-{name}") }).to_string();
+            let is_tainted = tainted > 0 && n.is_multiple_of(tainted);
+            let taints: Vec<&Value> = Some(&taint).filter(|_| is_tainted).into_iter().collect();
             let node = json!({
+                "spec": { "taints": taints },
                 "metadata": {
                     "name": name, "uid": format!("uid-{name}"), "resourceVersion": "1",
                     "annotations": { names::stamp("scale"): stamp }, "labels": {},

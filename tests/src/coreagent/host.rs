@@ -65,8 +65,10 @@ impl FakeHost {
     /// A host with an empty disk.
     #[must_use]
     pub fn new(node: &str, script: HostScript) -> Self {
+        let boot_id = crate::bench::boot_id(node);
         let facts = HostFacts {
-            boot_id: crate::bench::boot_id(node),
+            epoch: boot_id.clone(),
+            boot_id,
             machine_id: node.to_owned(),
             agent_version: "test".to_owned(),
             ..HostFacts::default()
@@ -93,6 +95,20 @@ impl FakeHost {
     /// Changes how the host behaves.
     pub fn change(&self, change: impl FnOnce(&mut HostScript)) {
         self.with(|disk| change(&mut disk.script));
+    }
+
+    /// Boots the host again, and says what its boot ID is then. Unless Skyhook has asked for the boot, nothing that was in
+    /// effect in the last one can be relied on.
+    pub(crate) fn boot(&self, asked: bool) -> String {
+        self.with(|disk| {
+            disk.boots += 1;
+            let first = crate::bench::boot_id(&disk.facts.machine_id);
+            disk.facts.boot_id = format!("{first}-{}", disk.boots);
+            if !asked {
+                disk.facts.epoch.clone_from(&disk.facts.boot_id);
+            }
+            disk.facts.boot_id.clone()
+        })
     }
 
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut Disk) -> T) -> T {

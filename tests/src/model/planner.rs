@@ -238,7 +238,7 @@ fn change(patch: &NodePatch) -> NodeChange {
     let value = |key: &str| patch.annotations.get(key);
     NodeChange {
         record: value(&names::node_state(rules::SKYHOOK)).and_then(|states| {
-            rules::content(&installed::parse_states("", states.as_deref()).ok()?)
+            rules::content(&installed::parse_states("", states.as_deref(), false).ok()?)
         }),
         mark: value(&names::stamp(rules::SKYHOOK))
             .and_then(|stamp| Some(rules::mark(&Stamp::parse(stamp.as_deref())?))),

@@ -179,6 +179,8 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         node_machine_id: number(mark.node_machine),
         granted: lease_uid(node, mark.granted),
         was_ready: mark.was_ready,
+        // The model takes nothing over.
+        settled: false,
         // The model's drains have no deadline.
         drain_timed_out: String::new(),
         states: mark.states.map(digest).unwrap_or_default(),

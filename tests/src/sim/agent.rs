@@ -102,6 +102,8 @@ pub struct Start<'a, K> {
     pub known: Option<&'a K>,
     pub machine_id: &'a str,
     pub boot_id: &'a str,
+    /// The last boot that Skyhook did not ask for, if such a boot undoes packages.
+    pub epoch: Option<&'a str>,
     /// No step on this host had a number this high.
     pub next_step: u64,
     /// Unix milliseconds.
@@ -132,4 +134,8 @@ pub trait Core: Clone + Debug {
     fn is_at(known: &Self::Known, data: &RevisionData) -> bool;
     /// The number of the next step.
     fn next_step(&self) -> u64;
+    /// True for one that runs its packages again after a reboot that Skyhook did not ask for.
+    const REAPPLIES: bool;
+    /// There was such a reboot.
+    fn reapply(&mut self, _now: i64) {}
 }

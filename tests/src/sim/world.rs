@@ -1,6 +1,7 @@
 //! The world: one clock, one queue of events, one source of chance. Coordinators, agents, kubelets, the garbage
 //! collector and an administrator act in it, and requests take their time.
 
+mod boots;
 pub mod check;
 mod ending;
 pub mod faults;

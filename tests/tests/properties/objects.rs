@@ -135,6 +135,7 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
         if stamped > 0 {
             annotations[names::stamp(skyhook)] = json!(stamp.render());
         }
+        left_by_others(node.foreign[at], skyhook, &mut annotations);
         let owner = match node.cordons[at] {
             0 => continue,
             1 => lease_uid.clone(),
@@ -170,6 +171,30 @@ pub(in super::super) fn node_object(name: &str, node: &ANode, revisions: &[Strin
             "conditions": [{ "type": "Ready", "status": if node.ready { "True" } else { "False" } }],
         },
     })
+}
+
+/// What other implementations have left of a Skyhook.
+fn left_by_others(form: u8, skyhook: &str, annotations: &mut Value) {
+    let theirs = |key: String| names::successor(&key);
+    let (state, status) = (names::node_state(skyhook), names::status(skyhook));
+    match form {
+        1 | 2 => {
+            annotations[theirs(state)] = json!(states(form + 2));
+            let word = if form == 1 { "complete" } else { "in_progress" };
+            annotations[theirs(status)] = json!(word);
+        }
+        3 => annotations[theirs(state)] = json!("{"),
+        4 => annotations[theirs(names::cordon(skyhook))] = json!("true"),
+        5 | 6 => {
+            let mut entry = json!({ "name": "one", "stage": "config", "state": "complete" });
+            if form == 5 {
+                entry["version"] = json!(VERSION);
+            }
+            annotations[state] = json!(json!({ "one": entry }).to_string());
+            annotations[names::version(skyhook)] = json!("v0.5.0");
+        }
+        _ => {}
+    }
 }
 
 fn taints(node: &ANode) -> Vec<Value> {

@@ -34,6 +34,9 @@ pub(super) struct ANode {
     taint: ATaint,
     /// Per Skyhook: the record, who stamped it, and whether it was edited since.
     records: [(u8, u8, bool); 2],
+    /// Per Skyhook: what another implementation has left: nothing, a record of NodeWright (complete, in the middle, not
+    /// readable), its cordon alone, or a record of an early version of NVIDIA Skyhook (with a version, and without).
+    foreign: [u8; 2],
     /// Per Skyhook: no cordon, one of this lease, one of another.
     cordons: [u8; 2],
     was_unschedulable: bool,
@@ -184,11 +187,13 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
     let record = || (0..5_u8, 0..5_u8, prop::bool::weighted(0.2));
     let records = (record(), record());
     let cordons = (0..3_u8, 0..3_u8, any::<bool>());
+    let foreign = || prop_oneof![2 => Just(0), 1 => 0..7_u8];
     let lease = prop::option::weighted(0.5, a_lease());
     let creating = prop::option::weighted(0.1, 0..2_usize);
     (
         flags,
         records,
+        (foreign(), foreign()),
         cordons,
         lease,
         creating,
@@ -198,6 +203,7 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
             |(
                 (control_plane, ready, unschedulable, tier, ignored, tainted, taint),
                 records,
+                foreign,
                 cordons,
                 lease,
                 creating,
@@ -211,6 +217,7 @@ pub(super) fn a_node() -> impl Strategy<Value = ANode> {
                 tainted,
                 taint,
                 records: [records.0, records.1],
+                foreign: [foreign.0, foreign.1],
                 cordons: [cordons.0, cordons.1],
                 was_unschedulable: cordons.2,
                 lease,

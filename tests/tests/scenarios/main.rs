@@ -11,12 +11,18 @@ use serde_json::{Value, json};
 use skyhook_coordinator::config::Settings;
 use skyhook_crds::lease::DrainState;
 use skyhook_crds::{Skyhook, Status, names};
+use skyhook_integration::rollout::LeaseRecorder;
 use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::coreagent::{FakeHost, HostScript};
+use skyhook_tests::seen::NodeRecorder;
 use skyhook_tests::world::World;
 
+mod adoption;
+mod drains;
 mod interrupts;
 mod nodes;
+mod order;
+mod taints;
 
 use interrupts::{grouping, interrupt};
 use nodes::{cleanup, forged_pods, lifecycle, upgrade_of_skyhook};
@@ -44,6 +50,52 @@ async fn scenarios_of_the_reference() -> anyhow::Result<()> {
     world.coordinator.stop().await
 }
 
+/// Each with nodes of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn taints_drains_and_order() -> anyhow::Result<()> {
+    let settings = Settings {
+        reapply_on_reboot: true,
+        drain_cool_down: Duration::from_secs(2),
+        ..Settings::default()
+    };
+    let mut world = World::start(settings).await?;
+    let nodes = NodeRecorder::start(world.client.clone()).await?;
+    let leases = LeaseRecorder::start(world.client.clone()).await?;
+    taints::runtime_required(&mut world, &nodes)
+        .await
+        .context("runtime-required")?;
+    taints::auto_taint(&mut world, &nodes)
+        .await
+        .context("auto-taint-new-nodes")?;
+    taints::scheduling(&mut world, &nodes)
+        .await
+        .context("taint-scheduling")?;
+    taints::cordon_after(&mut world, &nodes)
+        .await
+        .context("cordon after the taint")?;
+    taints::reboots(&mut world, &nodes)
+        .await
+        .context("reboots")?;
+    order::strict(&mut world, &leases)
+        .await
+        .context("strict-order")?;
+    drains::of_a_cordoned_node(&mut world, &nodes)
+        .await
+        .context("a cordon of somebody else")?;
+    drains::blocked(&mut world)
+        .await
+        .context("a drain that a budget blocks")?;
+    drains::protections(&mut world, &nodes)
+        .await
+        .context("what keeps autoscalers off")?;
+    world.coordinator.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn adoption_of_what_others_left() -> anyhow::Result<()> {
+    adoption::of_all_versions().await
+}
+
 const IMAGE: &str = "ghcr.io/nvidia/skyhook/agentless";
 
 fn package(version: &str, more: Value) -> Value {
@@ -59,6 +111,15 @@ fn slow() -> HostScript {
         step_time: Duration::from_millis(50),
         ..HostScript::default()
     }
+}
+
+/// Fails unless nothing about a Node is wrong for five seconds.
+async fn holds(what: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    for _ in 0..50 {
+        what()?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
 }
 
 /// How often something ran on a host.

@@ -23,7 +23,7 @@ pub(in crate::plan) fn marks(skyhook: &str, lease: Option<&InterruptionLease>) -
     let since = drain.and_then(|drain| drain.since.clone());
     let pods: Vec<Blocked<'_>> = lease
         .into_iter()
-        .flat_map(blocking)
+        .flat_map(|lease| lease.spec.drain.blocking())
         .map(|(blocker, cause)| {
             let (namespace, name) = blocker.pod.split_once('/').unwrap_or(("", &blocker.pod));
             Blocked {
@@ -45,16 +45,6 @@ pub(in crate::plan) fn marks(skyhook: &str, lease: Option<&InterruptionLease>) -
         .fold(NodePatch::default(), |patch, (key, value)| {
             patch.annotation(&key, value)
         })
-}
-
-/// Pods that an administrator has to do something about before the drain under the lease can end.
-pub(in crate::plan) fn blocking(
-    lease: &InterruptionLease,
-) -> impl Iterator<Item = (&Blocker, BlockCause)> {
-    let drain = &lease.spec.drain;
-    let blockers = drain.blockers.iter();
-    let blockers = blockers.filter(|_| drain.state == DrainState::Draining);
-    blockers.filter_map(|blocker| Some((blocker, blocker.cause.filter(|cause| cause.blocks())?)))
 }
 
 /// Pods that must not be interrupted, for which the drain under the lease waits.

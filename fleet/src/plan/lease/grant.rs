@@ -1,10 +1,11 @@
 //! The writes before an agent has accepted a lease: the Node is stamped with the lease, and the lease is granted or
 //! withdrawn.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use skyhook_crds::installed::{self, Stamp};
+use skyhook_crds::installed::{self, Stamp, is_early};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
@@ -61,7 +62,11 @@ impl LeaseCase<'_> {
         if record.stamp.as_ref().is_some_and(Stamp::is_newer) {
             return Some(Withdrawal::NewerRecord);
         }
-        if record.states.as_ref().ok() != Some(&self.lease.spec.installed) {
+        let states = skyhook.checked.as_ref().map_or_else(
+            |_| record.states.as_ref().ok().map(Cow::Borrowed),
+            |checked| record.states_for(&skyhook.name, checked).ok(),
+        );
+        if states.as_deref() != Some(&self.lease.spec.installed) {
             return Some(Withdrawal::RecordChanged);
         }
         let result_of = |stamp: Option<&Stamp>| stamp.map(|s| s.lease.clone()).unwrap_or_default();
@@ -112,7 +117,8 @@ impl LeaseCase<'_> {
             .stamp(skyhook, &stamp)
             .status(skyhook, Status::InProgress)
             .conditions(skyhook, Status::InProgress);
-        if is_to_be_stamped(node.annotations.get(&version_key)) {
+        // The version that first worked on the node stays there. Only an early one is replaced, as NVIDIA Skyhook does.
+        if is_early(node.annotations.get(&version_key).map(String::as_str)) {
             patch = patch.annotation(&version_key, Some(VERSION.to_owned()));
         }
         patch.unite(taint::protect(&draft.so_far(node), true));
@@ -161,13 +167,4 @@ impl LeaseCase<'_> {
             draft.wake_at(deadline);
         }
     }
-}
-
-/// True when the version annotation has to be written. The version that first worked on the node stays there. Only a
-/// missing version and versions v0.5 to v0.7 are replaced, as NVIDIA Skyhook does.
-fn is_to_be_stamped(version: Option<&String>) -> bool {
-    version.is_none_or(|version| {
-        let old = ["v0.5.", "v0.6.", "v0.7."];
-        version.is_empty() || old.iter().any(|old| version.starts_with(old))
-    })
 }

@@ -33,6 +33,7 @@ impl LeaseCase<'_> {
             node_machine_id: node.machine_id.clone(),
             granted: String::new(),
             was_ready: false,
+            settled: false,
             drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
             entries: None,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skyhook_crds::lease::protocol::{self, ResultDuty};
-use skyhook_crds::lease::{InterruptionLease, InterruptionLeaseSpec, Phase};
+use skyhook_crds::lease::{InterruptionLease, InterruptionLeaseSpec};
 use skyhook_crds::policy::CompartmentId;
 use skyhook_crds::stage::State;
 
@@ -92,7 +92,7 @@ fn end(
     let node = view.picture.nodes().get(&fact.node);
     let node = node.filter(|node| node.uid == lease.spec.node.uid);
     let Some(node) = node else {
-        return failed_if(has_begun(lease));
+        return failed_if(protocol::has_begun(lease));
     };
     if id
         .and_then(|id| row.cell(id))
@@ -113,7 +113,9 @@ fn end(
         && verdict::lost_at(view, node).is_some_and(|at| at <= view.now.mono);
     let now = view.now.mono;
     let is_abandoned = plan::lease::abandoned_at(view, fact, lease).is_some_and(|at| at <= now);
-    failed_if(has_failed || is_away || ((fact.forced || is_abandoned) && has_begun(lease)))
+    failed_if(
+        has_failed || is_away || ((fact.forced || is_abandoned) && protocol::has_begun(lease)),
+    )
 }
 
 /// How often a package was restarted under the lease. The number that the agent reports goes on from the record on the Node,
@@ -143,25 +145,6 @@ fn is_released_next(node: Option<&NodeFact>, row: &Row<'_>, lease: &Interruption
 
 const fn failed_if(failed: bool) -> End {
     if failed { End::Failed } else { End::Not }
-}
-
-/// True when a step may have run under the lease, and the agent has not ended. Most agents tell it. Of one that does not,
-/// the packages say it: one has begun and is not complete. A package may have failed before the lease, so a failure alone
-/// says nothing.
-fn has_begun(lease: &InterruptionLease) -> bool {
-    let packages = lease
-        .status
-        .iter()
-        .flat_map(|status| status.packages.values());
-    let mut begun = packages.filter(|one| !one.pending && one.state != State::Complete);
-    match protocol::phase(lease) {
-        None | Some(Phase::Accepted | Phase::Complete | Phase::Stopped) => false,
-        Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => {
-            let told = lease.status.as_ref().and_then(|status| status.begun);
-            told.unwrap_or_else(|| begun.next().is_some())
-        }
-        Some(Phase::Running | Phase::Unknown) => true,
-    }
 }
 
 /// True for a control-plane node that may not be leased for a long time: another one is not Ready, or another one is

@@ -6,7 +6,7 @@ use skyhook_crds::installed::{PackageStates, Stamp, StateProblem};
 use skyhook_crds::package::Interrupt;
 use skyhook_crds::revision::{self, RevisionData, Work};
 
-use crate::facts::{Checked, NodeFact, Record, SkyhookFact};
+use crate::facts::{Checked, NodeFact, Origin, Record, SkyhookFact};
 use crate::picture::Picture;
 use crate::plan::reason::{Reason, ReasonCode};
 
@@ -18,13 +18,15 @@ pub(crate) fn outstanding(
     node: &NodeFact,
 ) -> Result<BTreeMap<String, Work>, Reason> {
     let record = node.record(&skyhook.name);
-    let states = record.states.as_ref().map_err(|problem| {
-        let word = match problem {
-            StateProblem::Malformed { .. } => ReasonCode::NodeStateMalformed,
-            StateProblem::Newer { .. } => ReasonCode::NewerVersion,
-        };
-        Reason::new(word, problem.to_string())
-    })?;
+    let states = record
+        .states_for(&skyhook.name, checked)
+        .map_err(|problem| {
+            let word = match &*problem {
+                StateProblem::Malformed { .. } => ReasonCode::NodeStateMalformed,
+                StateProblem::Newer { .. } => ReasonCode::NewerVersion,
+            };
+            Reason::new(word, problem.to_string())
+        })?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
     if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
         return Ok(revision::work(&PackageStates::new(), None, &checked.data));
@@ -51,7 +53,7 @@ pub(crate) fn outstanding(
             .map(|name| (name.clone(), Work::Config))
             .collect());
     }
-    let mut work = revision::work(states, recorded, &checked.data);
+    let mut work = revision::work(&states, recorded, &checked.data);
     for package in owed(skyhook, record, checked).into_keys() {
         work.entry(package).or_insert(Work::Interrupt);
     }
@@ -71,10 +73,15 @@ pub(crate) fn owed(
     record: &Record,
     checked: &Checked,
 ) -> BTreeMap<String, Interrupt> {
-    match &record.states {
-        Ok(states) if !record.stamp.as_ref().is_some_and(Stamp::has_result) => {
-            revision::left_undone(states, skyhook.config_updates(), &checked.data)
-        }
-        Ok(_) | Err(_) => BTreeMap::new(),
+    let stamp = record.stamp.as_ref();
+    let is_settled = stamp.is_some_and(|stamp| stamp.settled)
+        || (record.origin != Origin::Ours && record.said_complete);
+    if is_settled || stamp.is_some_and(Stamp::has_result) {
+        return BTreeMap::new();
     }
+    let states = record.states_for(&skyhook.name, checked);
+    states.map_or_else(
+        |_| BTreeMap::new(),
+        |states| revision::left_undone(&states, skyhook.config_updates(), &checked.data),
+    )
 }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
-use skyhook_crds::installed::PackageStates;
+use skyhook_crds::installed::{PackageStates, Stamp};
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
 use skyhook_crds::stage::Status;
 
@@ -143,7 +143,9 @@ fn priority(
     let record = shown.node.record(&skyhook.name);
     let noted = || {
         let noted = current.node_priority.get(name);
-        noted.filter(|_| record.stamp.is_none()).cloned()
+        noted
+            .filter(|_| !record.stamp.as_ref().is_some_and(Stamp::has_result))
+            .cloned()
     };
     let reserved = || {
         let created = node_order::created(view.picture.lease_of(name, &skyhook.uid)?)?;

@@ -10,7 +10,7 @@ use super::message::names_of;
 use crate::plan::scan::Row;
 use crate::plan::{View, drain};
 
-pub(crate) const DRAIN_BLOCKED: &str = "DrainBlocked";
+const DRAIN_BLOCKED: &str = "DrainBlocked";
 const BLOCKED: &str = "Blocked";
 /// Conditions about drains that are there only while they are true.
 pub(super) const WHILE_TRUE: [&str; 2] = [DRAIN_BLOCKED, BLOCKED];
@@ -24,7 +24,7 @@ pub(super) fn conditions(view: &View<'_>, row: &Row<'_>, summary: &Summary<'_>) 
     let mut awaited = Found::default();
     let mut causes: BTreeSet<BlockCause> = BTreeSet::new();
     for (node, lease) in drains(view, row, summary) {
-        for (blocker, cause) in drain::blocking(lease) {
+        for (blocker, cause) in lease.spec.drain.blocking() {
             causes.insert(cause);
             blocked.add(node, &blocker.reason, blocker);
         }

@@ -2,7 +2,7 @@
 
 use super::leases::{effects, grant_and, granted, leased, phase, stamp, with_package};
 use super::*;
-use crate::events::events;
+use crate::events::{Subject, events};
 use skyhook_crds::names;
 use skyhook_crds::skyhook::SkyhookStatus;
 
@@ -349,24 +349,53 @@ fn a_condition_about_a_drain_is_removed_when_it_no_longer_holds() {
     let mut after = draining(&state("Draining", &[]));
     after = after.skyhook(&["status"], serde_json::to_value(&before).unwrap());
     assert!(!types(&status(&after)).contains(&"DrainBlocked".to_owned()));
-    // It is told once, when it begins.
-    let told = |old: Option<&SkyhookStatus>, new: &SkyhookStatus| {
-        let old = old.map(|old| serde_json::to_value(old).unwrap());
-        let picture = Picture::new().skyhook(&["status"], old.unwrap_or_default());
-        let effect = Effect::WriteSkyhookStatus {
-            name: "s".into(),
-            at: version("uid-of-s", "1"),
-            status: Box::new(new.clone()),
-            turning: false,
-        };
-        let told = events(&picture.index(), &effect).into_iter();
-        let told = told.filter(|event| event.reason == "DrainBlocked");
-        told.map(|event| (event.warning, event.note))
-            .collect::<Vec<_>>()
+}
+
+/// Pods come and go while a drain goes on, and another replica may lead.
+#[test]
+fn a_drain_is_told_once_to_be_blocked() {
+    let set = |drain: &Value| Effect::SetDrain {
+        node: "worker-1".into(),
+        at: version("lease", "5"),
+        drain: serde_json::from_value(drain.clone()).unwrap(),
     };
-    let message = "1/3 nodes blocked draining (worker-1); default/web on worker-1: the disruption budget web needs 2";
-    assert_eq!(told(None, &before), [(true, message.to_owned())]);
-    assert_eq!(told(Some(&before), &before), []);
+    let web = || state("Draining", &[budget("default/web")]);
+    let free = || state("Draining", &[]);
+    let told = |index: &Index, drain: &Value| -> Vec<(String, String)> {
+        let told = events(index, &set(drain)).into_iter();
+        let told = told.map(|event| {
+            let of = match event.subject {
+                Subject::Skyhook { name, .. } | Subject::Node { name, .. } => name,
+            };
+            assert!(event.warning && event.reason == "DrainBlocked", "{of}");
+            (of, event.note)
+        });
+        told.collect()
+    };
+    let note = "node [worker-1] cannot be drained for [skyhook:s]: default/web: the disruption budget web needs 2";
+    let both = ["s", "worker-1"].map(|of| (of.to_owned(), note.to_owned()));
+    let mut index = draining(&free()).index();
+    assert_eq!(told(&index, &free()), []);
+    assert_eq!(told(&index, &web()), both);
+    // The watch delivers this drain, then one that nothing blocks any more.
+    for (version, drain) in [("6", web()), ("7", free())] {
+        let mut lease = draining(&drain).leases.remove(0);
+        lease["metadata"]["resourceVersion"] = json!(version);
+        let lease = serde_json::from_value(lease).unwrap();
+        index.apply(crate::index::Change::Lease(Box::new(lease)), Mono::ZERO);
+        assert_eq!(told(&index, &web()), [], "{version}");
+    }
+    // Another replica finds it blocked.
+    assert_eq!(told(&draining(&web()).index(), &web()), []);
+    // A new drain is told.
+    let mut later = web();
+    later["since"] = json!("2026-01-01T01:00:00Z");
+    let mut lease = draining(&later).leases.remove(0);
+    lease["metadata"]["resourceVersion"] = json!("8");
+    lease["spec"]["drain"]["blockers"] = json!([]);
+    let lease = serde_json::from_value(lease).unwrap();
+    index.apply(crate::index::Change::Lease(Box::new(lease)), Mono::ZERO);
+    assert_eq!(told(&index, &later), both);
 }
 
 /// The deadline of a drain that a budget blocks.
@@ -441,4 +470,27 @@ fn a_cordon_of_somebody_else_is_enough_for_a_drain() {
         let checked = crate::guard::check(&index, &picture.settings, &effect);
         assert_eq!(checked, Ok(()), "{}", effect.kind());
     }
+}
+
+/// A lease was abandoned in the middle of a drain, while the spec of its Skyhook was not valid.
+#[test]
+fn a_skyhook_that_is_not_valid_leaves_no_drain_behind() {
+    let left = |picture: &Picture| {
+        let effects = picture.plan().effects.into_iter();
+        let mut patches = effects.filter_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-1" => Some(patch),
+            _ => None,
+        });
+        let patch = patches.next().unwrap_or_default();
+        [START, BLOCKED].map(|key| patch.annotations.get(key) == Some(&None))
+    };
+    let marked = |picture: Picture| {
+        let picture = picture.skyhook(&["spec", "packages", "aa", "version"], json!("none"));
+        picture
+            .annotated(1, START, SINCE)
+            .annotated(1, BLOCKED, "[]")
+    };
+    assert_eq!(left(&marked(Picture::new())), [true, true]);
+    let leased = draining(&state("Draining", &[]));
+    assert_eq!(left(&marked(leased)), [false, false]);
 }

@@ -4,6 +4,7 @@
 
 mod clocks;
 mod taints;
+mod takeover;
 mod writes;
 
 use super::leases::{grant_and, granted, leased, phase, stamp, with_package};

@@ -3,6 +3,7 @@
 
 use super::leases::{grant_and, granted, leased, phase, stamp};
 use super::*;
+use crate::effect::LiveCheck;
 use crate::plan::reason::ReasonCode;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
@@ -298,4 +299,36 @@ fn admit_refusal_of(picture: &Picture) -> String {
         _ => None,
     });
     reason.map_or_else(String::new, |reason| reason.message)
+}
+
+/// The lease that the Node names may be one that another replica has granted, and that this replica's watch has not
+/// delivered yet.
+#[test]
+fn a_node_that_names_an_unseen_lease_is_told_nothing_before_a_get_has_shown_that_the_lease_is_gone()
+{
+    let asked = |picture: Picture| {
+        let effects = picture.plan().effects;
+        let patches = effects.into_iter().find_map(|effect| match effect {
+            Effect::PatchNode { node, patch, .. } if node == "worker-1" => Some(patch),
+            _ => None,
+        });
+        patches.map(|patch| {
+            (
+                patch.labels["skyhook.nvidia.com/status_s"].clone(),
+                patch.check,
+            )
+        })
+    };
+    let waiting = || Some("waiting".to_owned());
+    let full = || budget(json!({ "count": 0 }));
+    assert_eq!(
+        asked(full()),
+        Some((waiting(), LiveCheck::default())),
+        "no GET for a Node that names no lease"
+    );
+    let check = LiveCheck {
+        not_for: ["s".to_owned()].into(),
+        ..LiveCheck::default()
+    };
+    assert_eq!(asked(stamp(full(), granted())), Some((waiting(), check)));
 }

@@ -62,10 +62,22 @@ impl Machine {
 
 impl Core for Machine {
     type Known = Entries;
+    const REAPPLIES: bool = true;
+
+    fn reapply(&mut self, now: i64) {
+        machine::reapply(&mut self.0, now);
+    }
 
     fn begin(start: &Start<'_, Entries>) -> Self {
         let spec = &start.lease.spec;
-        let (entries, _) = reconcile::of_lease(start.known, start.lease, start.machine_id, "");
+        let undone = start
+            .epoch
+            .is_some_and(|epoch| reconcile::is_undone(start.lease, epoch));
+        let (entries, _) = if undone {
+            (Entries::new(), reconcile::Source::Nothing)
+        } else {
+            reconcile::of_lease(start.known, start.lease, start.machine_id, "")
+        };
         Self(Progress {
             lease: start.lease.metadata.uid.clone().unwrap_or_default(),
             skyhook: spec.skyhook.clone(),

@@ -218,6 +218,7 @@ impl Scripted {
 
 impl Core for Scripted {
     type Known = Known;
+    const REAPPLIES: bool = false;
 
     fn begin(start: &Start<'_, Known>) -> Self {
         let mut known = reconcile(start);

@@ -20,6 +20,8 @@ pub struct Journal<C: Core> {
     pub current: Option<Current<C>>,
     /// Numbers of steps are never used twice on a host.
     pub next_step: u64,
+    /// The last boot that Skyhook did not ask for, as the agent noted it when it started.
+    pub epoch: String,
 }
 
 impl<C: Core> Default for Journal<C> {
@@ -28,6 +30,7 @@ impl<C: Core> Default for Journal<C> {
             known: BTreeMap::new(),
             current: None,
             next_step: 1,
+            epoch: String::new(),
         }
     }
 }
@@ -76,6 +79,8 @@ pub struct Host<'a> {
     pub node_uid: &'a str,
     pub machine_id: &'a str,
     pub boot_id: &'a str,
+    /// The last boot that Skyhook did not ask for.
+    pub epoch: &'a str,
 }
 
 impl Agent {
@@ -146,6 +151,7 @@ impl Agent {
             if duty == AgentDuty::Finished {
                 let facts = HostFacts {
                     boot_id: host.boot_id.to_owned(),
+                    epoch: host.epoch.to_owned(),
                     machine_id: host.machine_id.to_owned(),
                     agent_version: String::new(),
                     ..HostFacts::default()
@@ -182,6 +188,7 @@ impl Agent {
         let mut wanted = InterruptionLeaseStatus {
             phase: report.phase,
             boot_id: host.boot_id.to_owned(),
+            epoch: host.epoch.to_owned(),
             machine_id: host.machine_id.to_owned(),
             ..there.clone()
         };

@@ -302,6 +302,9 @@ impl<C: Core> World<'_, C> {
                     ))
                 });
                 if let Some(states) = rerun {
+                    if let Some(machine) = self.machines.get_mut(&node) {
+                        machine.boot.is_told_by_people(&name);
+                    }
                     let body = json!({ "metadata": { "annotations": { names::node_state(&name): states } } });
                     self.as_admin("PATCH", &path, body);
                 }

@@ -179,6 +179,15 @@ impl<C: Core> World<'_, C> {
                 node.name
             ));
         }
+        let settled = selected().filter(|node| self.is_at(skyhook, node));
+        let settled = settled.filter(|node| !self.is_excused(skyhook, node, held));
+        let undone = settled.filter_map(|node| Some((node, self.undone(skyhook, node)?)));
+        if let Some((node, package)) = undone.into_iter().next() {
+            return Some(format!(
+                "{package} of {name} was not applied again on {} after a reboot",
+                node.name
+            ));
+        }
         let stands_still = selected().any(|node| self.affliction(&node.name).is_some());
         let is_kept_off = || selected().any(|node| self.is_excused(skyhook, node, held));
         let want: &[Status] = if skyhook.is_paused() {
@@ -194,6 +203,9 @@ impl<C: Core> World<'_, C> {
             &[Status::Complete, Status::Blocked, Status::Waiting]
         } else if open.is_empty() {
             &[Status::Complete]
+        } else if skyhook.is_disabled() && open.iter().all(|node| self.is_undone_here(node)) {
+            // A reboot has undone what the record says. While the Skyhook is disabled the record stays as it is.
+            &[Status::Complete, Status::Disabled]
         } else if skyhook.is_disabled() {
             &[Status::Disabled]
         } else {

@@ -10,6 +10,7 @@ use skyhook_crds::lease::protocol::is_older;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{InterruptionLease, Stage};
 
+use super::boots::Boots;
 use super::ending::Affliction;
 use super::{Event, NODES, World};
 use crate::sim::Shape;
@@ -32,6 +33,8 @@ pub struct Machine<C: Core> {
     pub steps: BTreeMap<u64, HostStep>,
     /// Steps that ended well, by lease.
     finished: BTreeSet<(String, String, Stage, bool, usize, String)>,
+    /// What became of it over reboots.
+    pub(super) boot: Boots,
     /// What the agent's watch has not delivered.
     pub inbox: VecDeque<Option<Arc<Value>>>,
     pub watch_due: bool,
@@ -59,6 +62,7 @@ impl<C: Core> Machine<C> {
             agent: None,
             journal: Journal::default(),
             steps: BTreeMap::new(),
+            boot: Boots::default(),
             finished: BTreeSet::new(),
             inbox: VecDeque::new(),
             watch_due: false,
@@ -76,6 +80,11 @@ impl<C: Core> Machine<C> {
     pub fn works_on(&self, lease: &str) -> bool {
         let current = self.journal.current.as_ref();
         current.is_some_and(|current| current.lease == lease)
+    }
+
+    /// What had finished under this lease is undone: its steps run again.
+    pub(super) fn is_undone(&mut self, lease: &str) {
+        self.finished.retain(|(of, ..)| of != lease);
     }
 
     /// The steps that run now.
@@ -126,6 +135,7 @@ impl<C: Core> World<'_, C> {
         machine.inbox.clear();
         let restarted = machine.journal.current.is_some();
         let boot_id = machine.boot_id();
+        self.note_boot(node);
         self.note(|| format!("agent of {node} starts in {boot_id}"));
         self.agent_watch_due(node);
         if restarted {
@@ -350,6 +360,7 @@ impl<C: Core> World<'_, C> {
                 step.index,
                 step.content.clone(),
             );
+            machine.boot.has_run(&step);
             machine.finished.insert(done);
         } else {
             self.checks.excuse(node, now);
@@ -373,6 +384,9 @@ impl<C: Core> World<'_, C> {
         if interrupt.kind == InterruptType::Reboot {
             let away = self.rng.between(2_000, 40_000);
             self.power_off(node, away);
+            if let Some(machine) = self.machines.get_mut(node) {
+                machine.boot.is_asked_for();
+            }
             return;
         }
         let delay = self.rng.between(10, 2_000);
@@ -417,6 +431,8 @@ impl<C: Core> World<'_, C> {
         };
         machine.up = true;
         machine.boots += 1;
+        let boot_id = machine.boot_id();
+        machine.boot.begins(boot_id);
         self.note(|| format!("{node} boots"));
         let agent = self.rng.between(50, 5_000);
         let kubelet = self.rng.between(50, 15_000);

@@ -118,6 +118,7 @@ impl<C: Core> World<'_, C> {
                 node_uid: &machine.node_uid,
                 machine_id: &machine.machine_id,
                 boot_id: &boot_id,
+                epoch: &machine.journal.epoch,
             };
             let Some(act) = agent.next(&machine.journal, host, now) else {
                 self.sleep_agent(node);
@@ -250,6 +251,7 @@ impl<C: Core> World<'_, C> {
             known: machine.journal.known.get(&skyhook),
             machine_id: &machine.machine_id,
             boot_id: &boot_id,
+            epoch: Some(machine.journal.epoch.as_str()).filter(|_| self.settings.reapply_on_reboot),
             next_step: machine.journal.next_step,
             now,
         });

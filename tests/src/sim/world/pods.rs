@@ -51,7 +51,10 @@ impl<C: Core> World<'_, C> {
             self.rng.below(8)
         };
         match kind {
-            1 => metadata["ownerReferences"] = Value::Null,
+            // Nobody would delete one of these later on.
+            1 if self.weather.calm_since.is_none() => {
+                metadata["ownerReferences"] = Value::Null;
+            }
             2 => spec["tolerations"] = json!([{ "operator": "Exists" }]),
             3 => metadata["ownerReferences"] = owner("DaemonSet"),
             _ => {}

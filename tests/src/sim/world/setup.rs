@@ -12,9 +12,11 @@ use crate::sim::agent::Core;
 use crate::sim::api::Request;
 use crate::sim::rng::Rng;
 
-/// Settings of the coordinators.
+/// Settings of the coordinators. `reapplies` says what the agents can do.
 #[must_use]
-pub fn settings(shape: Shape, rng: &mut Rng) -> Settings {
+pub fn settings(shape: Shape, reapplies: bool, rng: &mut Rng) -> Settings {
+    // All other worlds are as they would be without it.
+    let reapply = Rng::new(rng.clone().below(u64::MAX)).one_in(4);
     let cap = rng.one_in(3).then(|| rng.between(1, 3) * shape.scale());
     let cap = cap.filter(|_| shape != Shape::Slow);
     Settings {
@@ -22,6 +24,7 @@ pub fn settings(shape: Shape, rng: &mut Rng) -> Settings {
         accept_timeout: Duration::from_secs(rng.between(20, 120)),
         agent_backoff: Duration::from_secs(rng.between(5, 60)),
         drain_cool_down: Duration::from_secs(rng.between(5, 60)),
+        reapply_on_reboot: reapply && reapplies && shape == Shape::Small,
         ..Settings::default()
     }
 }

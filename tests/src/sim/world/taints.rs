@@ -199,7 +199,9 @@ impl<C: Core> World<'_, C> {
             self.fail(problem);
         }
         let mark = names::RUNTIME_REQUIRED_CORDON;
-        if after.annotations.contains_key(mark) && !before.annotations.contains_key(mark) {
+        // Somebody may have uncordoned the node, and tainted it anew, while it had the mark.
+        let was_marked = before.annotations.contains_key(mark) && before.unschedulable;
+        if after.annotations.contains_key(mark) && after.unschedulable && !was_marked {
             // From here on it is as if an administrator had cordoned the node.
             self.checks.cordoned.insert(name.to_owned());
         }

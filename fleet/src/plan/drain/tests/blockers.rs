@@ -122,6 +122,31 @@ fn a_blocker_has_a_cause_where_somebody_can_do_something() {
     }
 }
 
+/// Another replica has led before, and has written why the pod stays.
+#[test]
+fn a_pod_that_a_budget_keeps_is_named_until_there_is_another_answer() {
+    let kept = json!({
+        "state": "Draining", "since": "2026-01-01T00:00:00Z",
+        "blockers": [{ "pod": "default/web", "reason": "the budget", "cause": "PodDisruptionBudget" }],
+    });
+    let case = |evictions: Vec<(&'static str, Option<(RefusedBy, &'static str)>)>| Case {
+        drain: kept.clone(),
+        evictions,
+        ..listed(vec![pod("web", json!({}))])
+    };
+    assert_eq!(case(Vec::new()).effects(), ["evict web"]);
+    for (answer, cause) in [
+        (None, None),
+        (
+            Some((DisruptionBudget, "another")),
+            Some(PodDisruptionBudget),
+        ),
+    ] {
+        let blockers = written(&case(vec![("web", answer)])).blockers;
+        assert_eq!(blockers[0].cause, cause);
+    }
+}
+
 #[test]
 fn many_blockers_are_counted_and_those_that_stay_are_named_first() {
     let mut pods: Vec<PodFact> = (0..30)

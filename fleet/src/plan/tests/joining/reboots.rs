@@ -282,3 +282,21 @@ fn a_reboot_that_nobody_asked_for_brings_the_taint_back() {
     let all = keys(&leased, &leased.index(), "worker-1");
     assert!(!all.contains(&names::node_state("s")), "{all:?}");
 }
+
+/// What the record says is not there any more, and the record is emptied in the same write.
+#[test]
+fn a_reboot_that_has_undone_a_result_keeps_the_taint() {
+    let picture = |epoch: &str| {
+        let picture = required(json!({}));
+        let checked = picture.index().picture.skyhooks()["s"].checked.clone();
+        let result = Stamp {
+            revision: checked.unwrap().revision.clone(),
+            ..result(epoch, epoch)
+        };
+        tainted(rebooted(picture, result), 1, &[OURS])
+    };
+    let off = written(&picture("boot-of-worker-1"), "worker-1");
+    assert!(off.contains(&"taints []".to_owned()), "{off:?}");
+    let kept = written(&picture("before"), "worker-1");
+    assert!(!kept.contains(&"taints []".to_owned()), "{kept:?}");
+}

@@ -169,8 +169,9 @@ fn what_is_decided_on_the_clocks_of_a_lease() {
             |replica| replica.take(Change::LeaseGone("worker-1".into())),
         ),
     ]);
+    // No pass reads `blocked`: it says whether an event is due.
     let rows = [
-        "uid", "granted", "given_up", "resumed", "drain", "paused", "skyhook",
+        "uid", "granted", "given_up", "resumed", "drain", "blocked", "paused", "skyhook",
     ];
     assert_eq!(LeaseClock::fields(), rows, "each needs a row above");
 }

@@ -361,3 +361,42 @@ fn compartments_without_a_strategy_go_on_while_states_cannot_be_listed() {
     let paced = of(json!({ "compartment": "__default__" }));
     assert_eq!(unlistable(&paced), none);
 }
+
+/// An agent that reports an error has not always begun: it may not be able to pull an image.
+#[test]
+fn the_guard_lets_a_lease_go_under_which_no_step_has_run() {
+    use crate::guard::{Broken, check};
+    let gone = |status: Value| {
+        let spec = in_batch(grant_and(json!({})));
+        let picture = leased(with_batch(exponential(), &[1], &json!({})), spec, status);
+        picture.node(1, &["metadata", "uid"], json!("another"))
+    };
+    for (phase, state, begun, want) in [
+        ("Erroring", "complete", None, Ok(())),
+        ("Erroring", "erroring", Some(false), Ok(())),
+        ("Preparing", "complete", None, Ok(())),
+        ("Erroring", "erroring", None, Err(Broken::ReleaseUnkept)),
+        (
+            "Preparing",
+            "complete",
+            Some(true),
+            Err(Broken::ReleaseUnkept),
+        ),
+        ("Running", "complete", None, Err(Broken::ReleaseUnkept)),
+    ] {
+        let mut status = with_package(phase, state);
+        status["begun"] = json!(begun);
+        let picture = gone(status);
+        let release = Effect::ReleaseLeaseOfGoneNode {
+            node: "worker-1".into(),
+            at: version("lease", "5"),
+            node_uid: "uid-of-worker-1".into(),
+        };
+        let index = picture.index();
+        let name = format!("{phase} {state} {begun:?}");
+        assert_eq!(check(&index, &picture.settings, &release), want, "{name}");
+        let released = of(&picture.plan());
+        let is_released = released.contains(&"ReleaseLeaseOfGoneNode".to_owned());
+        assert_eq!(is_released, want.is_ok(), "{name}");
+    }
+}

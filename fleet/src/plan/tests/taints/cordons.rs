@@ -93,6 +93,15 @@ fn the_cordon_after_the_taint_stays_until_somebody_uncordons() {
     let gone = ["nodewright.nvidia.com/runtimeRequiredCordon goes"];
     assert_eq!(written(&successor, "worker-1"), gone, "T2e: NodeWright's");
 
+    // Somebody has uncordoned the node, and has put the taint there again: it is cordoned with its mark.
+    let again = required(json!({ "runtimeRequiredCordonAfter": true })).annotated(1, mark, "true");
+    let again = written(&between(again), "worker-1");
+    let cordoned: Vec<&String> = again
+        .iter()
+        .filter(|line| !line.starts_with("taints"))
+        .collect();
+    assert_eq!(cordoned, ["cordon"], "T2e: {again:?}");
+
     // T2f: a drain needs the cordon, and the annotation goes all the same.
     let mut status = with_package("AwaitingDrain", "in_progress");
     status["needsDrain"] = json!(true);
