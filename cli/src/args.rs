@@ -13,7 +13,16 @@ pub use global::{Connection, Global};
 #[command(
     name = "kubectl-skyhook",
     bin_name = "kubectl skyhook",
-    disable_help_subcommand = false
+    after_help = "Examples:
+  # How far are the roll-outs, and who is being worked on
+  kubectl skyhook status --watch
+
+  # Why does it stand still, and which command helps
+  kubectl skyhook explain gpu-init
+  kubectl skyhook explain worker-1
+
+  # What is wrong with a manifest, without a cluster
+  kubectl skyhook validate -f skyhook.yaml"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -28,6 +37,25 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Show how far Skyhooks are, who is being worked on, and how long the rest takes.
+    #[command(after_help = "Examples:
+  # All Skyhooks
+  kubectl skyhook status
+
+  # One, with its nodes, as it goes on
+  kubectl skyhook status gpu-init --watch")]
+    Status(StatusArgs),
+    /// Say why a node or a Skyhook stands still, and which command helps.
+    #[command(after_help = "Examples:
+  kubectl skyhook explain worker-1
+  kubectl skyhook explain gpu-init -o json")]
+    Explain(Named),
+    /// Say what is wrong with Skyhooks and DeploymentPolicies in files, without a cluster.
+    #[command(after_help = "Examples:
+  kubectl skyhook validate -f skyhook.yaml -f policy.yaml
+  helm template . | kubectl skyhook validate -f -
+  kubectl skyhook validate -f skyhook.yaml -o json")]
+    Validate(ValidateArgs),
     /// Pause a Skyhook: nothing new begins, and what runs stops before its next step.
     #[command(after_help = "Examples:
   kubectl skyhook pause gpu-init
@@ -229,6 +257,31 @@ pub struct Confirmed {
     pub name: String,
     #[command(flatten)]
     pub confirm: Confirm,
+}
+
+/// A node or a Skyhook.
+#[derive(Args, Debug)]
+pub struct Named {
+    /// Name of a node or of a Skyhook.
+    pub name: String,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Name of one Skyhook; its nodes are shown as well.
+    pub name: Option<String>,
+    /// Go on until Ctrl-C.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Arguments of `validate`.
+#[derive(Args, Debug)]
+pub struct ValidateArgs {
+    /// A file with manifests, or `-` for the standard input; any number of times.
+    #[arg(short, long = "filename", required = true)]
+    pub filename: Vec<String>,
 }
 
 /// Arguments of `reset`.

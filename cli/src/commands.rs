@@ -16,6 +16,7 @@ use anyhow::Result;
 
 use crate::args::{Cli, Command, NodeCommand, PackageCommand, PolicyCommand, candidates};
 use crate::session::{Io, Session};
+use crate::{explain, progress, validate};
 use lifecycle::Action;
 
 /// Runs a command line.
@@ -34,6 +35,9 @@ pub async fn run(cli: Cli, io: Io<'_>) -> Result<()> {
         return session.print(&help.to_string());
     };
     match command {
+        Command::Status(args) => progress::run(session, &args).await,
+        Command::Explain(args) => explain::run(session, &args).await,
+        Command::Validate(args) => validate::run(session, &args),
         Command::Pause(args) => lifecycle::run(session, Action::Pause, &args).await,
         Command::Resume(args) => lifecycle::run(session, Action::Resume, &args).await,
         Command::Disable(args) => lifecycle::run(session, Action::Disable, &args).await,

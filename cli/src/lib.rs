@@ -6,11 +6,14 @@ pub mod args;
 mod commands;
 mod connect;
 mod edit;
+mod explain;
 pub mod output;
 mod patterns;
+mod progress;
 mod record;
 pub mod session;
 #[cfg(test)]
 mod testing;
+mod validate;
 
 pub use commands::run;

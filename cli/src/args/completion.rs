@@ -27,11 +27,28 @@ impl Shell {
             Self::Kubectl => return out.write_all(FOR_KUBECTL.as_bytes()),
         };
         let mut script = Vec::new();
-        let mut command = super::Cli::command();
-        clap_complete::generate(shell, &mut command, "kubectl-skyhook", &mut script);
-        out.write_all(&script)
+        // A script for bash looks for nested commands under a name of the program without hyphens.
+        let name = match self {
+            Self::Bash => "kubectl_skyhook",
+            Self::Zsh | Self::Fish | Self::Kubectl => PROGRAM,
+        };
+        let mut command = super::Cli::command().name(name);
+        clap_complete::generate(shell, &mut command, name, &mut script);
+        let script = String::from_utf8_lossy(&script);
+        for line in script.lines() {
+            let registers = line.trim_start().starts_with("complete -F");
+            let head = line.strip_suffix(name).filter(|_| registers);
+            match head {
+                Some(head) => writeln!(out, "{head}{PROGRAM}")?,
+                None => writeln!(out, "{line}")?,
+            }
+        }
+        Ok(())
     }
 }
+
+/// The name of the program.
+const PROGRAM: &str = "kubectl-skyhook";
 
 /// Asks the shell to complete nothing itself, such as names of files.
 const NO_FILES: &str = ":4";
@@ -111,15 +128,44 @@ mod tests {
     #[test]
     fn every_shell_has_a_script() {
         for (shell, want) in [
-            (Shell::Bash, "complete -F _kubectl__skyhook"),
+            (Shell::Bash, "-o default kubectl-skyhook\n"),
             (Shell::Zsh, "#compdef kubectl-skyhook"),
             (Shell::Fish, "complete -c kubectl-skyhook"),
             (Shell::Kubectl, "kubectl-skyhook __complete"),
         ] {
-            let mut script = Vec::new();
-            shell.script(&mut script).unwrap();
-            let script = String::from_utf8(script).unwrap();
+            let script = script(shell);
             assert!(script.contains(want), "{shell:?}: {script:.300}");
+        }
+    }
+
+    fn script(shell: Shell) -> String {
+        let mut script = Vec::new();
+        shell.script(&mut script).unwrap();
+        String::from_utf8(script).unwrap()
+    }
+
+    #[test]
+    fn bash_completes_commands_and_flags() {
+        for (words, want) in [
+            (vec!["pa"], "pause package"),
+            (vec!["node", "un"], "unignore"),
+            (vec!["dp", "re"], "reset"),
+            (vec!["reset", "--skip"], "--skip-batch-reset"),
+        ] {
+            let line = words.join(" ");
+            let (last, at) = (words[words.len() - 1], words.len());
+            let ask = format!(
+                "{}\nCOMP_WORDS=(kubectl-skyhook {line}); COMP_CWORD={at}\n\
+                 _kubectl_skyhook kubectl-skyhook {last} x\necho \"${{COMPREPLY[@]}}\"",
+                script(Shell::Bash)
+            );
+            let mut bash = std::process::Command::new("bash");
+            let output = bash
+                .args(["--norc", "-c", &ask])
+                .output()
+                .expect("bash runs");
+            let given = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(given.trim(), want, "{line}");
         }
     }
 }
