@@ -39,7 +39,34 @@ pub(crate) const NO_MATCH: &str = "No nodes matched the specified patterns\n";
 pub(crate) async fn list_nodes(session: &mut Session<'_>, skyhook: &str) -> Result<()> {
     let format = session.global.format()?;
     let nodes = all(&session.client().await?).await?;
+    say_unreadable(session, &nodes, Some(skyhook))?;
     session.print(&listed(skyhook, &nodes, format)?)
+}
+
+/// With `--verbose`, says which records cannot be read. They are in no output.
+fn say_unreadable(session: &mut Session<'_>, nodes: &[Node], only: Option<&str>) -> Result<()> {
+    let lines = if session.global.verbose {
+        unreadable(nodes, only)
+    } else {
+        Vec::new()
+    };
+    lines.iter().try_for_each(|line| session.say(line))
+}
+
+fn unreadable(nodes: &[Node], only: Option<&str>) -> Vec<String> {
+    let records = nodes
+        .iter()
+        .flat_map(|node| record::skyhooks_of(node).map(move |skyhook| (node, skyhook)));
+    let records = records.filter(|(_, skyhook)| only.is_none_or(|only| only == *skyhook));
+    records
+        .filter_map(|(node, skyhook)| match Read::of(node, skyhook) {
+            Read::Unreadable(problem) => Some(format!(
+                "Warning: skipping node {:?} - invalid annotation: {problem}",
+                node.name_any()
+            )),
+            Read::Nothing | Read::Entries(_) => None,
+        })
+        .collect()
 }
 
 /// Runs `node status`.
@@ -50,6 +77,7 @@ pub(crate) async fn status(
 ) -> Result<()> {
     let format = session.global.format()?;
     let nodes = chosen(all(&session.client().await?).await?, patterns)?;
+    say_unreadable(session, &nodes, skyhook)?;
     session.print(&shown(&nodes, !patterns.is_empty(), skyhook, format)?)
 }
 

@@ -176,3 +176,11 @@ worker-2   gpu-init  bb       2.0      apply   in_progress  0         r/bb   fal
     let nobody = shown(&[], true, None, Format::Table).unwrap();
     assert_eq!(nobody, "No nodes matched the specified patterns\n");
 }
+
+#[test]
+fn records_that_cannot_be_read_are_named() {
+    let warning =
+        "Warning: skipping node \"broken\" - invalid annotation: expected ident at line 1 column 2";
+    assert_eq!(unreadable(&fleet(), None), [warning]);
+    assert_eq!(unreadable(&fleet(), Some("base")), [""; 0]);
+}
