@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use kube::ResourceExt as _;
 use kube::api::Api;
 use serde_json::{Value, json};
-use skyhook_crds::{InterruptionLease, names};
+use skyhook_crds::{InterruptionLease, InterruptionLeaseSpec, names};
 
 use crate::args::ForceReleaseArgs;
 use crate::edit::{self, Part};
@@ -28,6 +28,11 @@ pub(crate) async fn run(session: &mut Session<'_>, args: &ForceReleaseArgs) -> R
         }
     };
     session.print(&summary(node, &lease.data))?;
+    if !is_accepted(&lease.data) {
+        return session.print(
+            "\nThe agent has not accepted the lease, so nothing runs under it: the coordinator takes the slot back by itself\n",
+        );
+    }
     if session.global.dry_run {
         return session.print("\n[dry-run] No changes applied\n");
     }
@@ -42,7 +47,9 @@ pub(crate) async fn run(session: &mut Session<'_>, args: &ForceReleaseArgs) -> R
     write
         .await
         .with_context(|| format!("patching the lease of node {node:?}"))?;
-    session.print(&format!("\nThe slot of node {node:?} is given back\n"))
+    session.print(&format!(
+        "\nThe coordinator gives the slot of node {node:?} back\n"
+    ))
 }
 
 fn summary(node: &str, lease: &Value) -> String {
@@ -56,6 +63,14 @@ fn summary(node: &str, lease: &Value) -> String {
         since.unwrap_or_default(),
         package.unwrap_or_default()
     )
+}
+
+/// False while the agent has done nothing under a lease. Nobody has to release that by force. A lease that cannot be decoded
+/// may be one under which something runs.
+fn is_accepted(lease: &Value) -> bool {
+    let decoded: Result<InterruptionLeaseSpec, _> =
+        serde_json::from_value(lease.get("spec").cloned().unwrap_or_default());
+    decoded.is_err() || lease.pointer("/status/phase").is_some()
 }
 
 /// The value is the UID of the lease, so that no later lease of the node is released by it.
@@ -85,6 +100,10 @@ mod tests {
         let want =
             "Node: w\nSkyhook: s\nPhase: Running since 2026-11-27T10:00:00Z\nPackage: aa|1.0\n";
         assert_eq!(summary("w", &running), want);
+        assert!(is_accepted(&running));
+        let new = serde_json::to_value(lease("w", "s", &json!({}), &json!(null))).unwrap();
+        assert!(!is_accepted(&new));
+        assert!(is_accepted(&json!({ "spec": "?" })));
         let want = "Node: w\nSkyhook: unknown\nPhase: not accepted by the agent\n";
         assert_eq!(summary("w", &json!({ "spec": "?" })), want);
     }

@@ -20,16 +20,25 @@ impl Place<'_> {
         parked.or(current).unwrap_or("PACKAGE").to_owned()
     }
 
-    fn agent(&self) -> [String; 2] {
+    /// Whether the agent has begun. What it has not begun, nobody has to release by force.
+    fn is_accepted(&self) -> bool {
+        let status = self.lease.and_then(|lease| lease.status.as_ref());
+        status.is_some_and(|status| status.phase.is_some())
+    }
+
+    fn agent(&self) -> Vec<String> {
         let Self {
             namespace, node, ..
         } = self;
-        [
-            format!(
-                "the agent's pod on the node: kubectl get pods -n {namespace} -o wide --field-selector spec.nodeName={node}"
-            ),
-            format!("only if the machine will not come back: kubectl skyhook force-release {node}"),
-        ]
+        let pods = format!(
+            "the agent's pod on the node: kubectl get pods -n {namespace} -o wide --field-selector spec.nodeName={node}"
+        );
+        let gone =
+            format!("only if the machine will not come back: kubectl skyhook force-release {node}");
+        [pods]
+            .into_iter()
+            .chain(self.is_accepted().then_some(gone))
+            .collect()
     }
 
     fn failed(&self) -> [String; 2] {
@@ -54,7 +63,7 @@ pub(super) fn of(reason: &str, place: &Place<'_>) -> Vec<String> {
     } = place;
     let one = |text: String| vec![text];
     match reason {
-        "AgentNotResponding" | "AwaitingAgent" => place.agent().into(),
+        "AgentNotResponding" | "AwaitingAgent" => place.agent(),
         "AgentTooOld" => one(format!(
             "the agents are updated by their DaemonSet: kubectl get daemonsets -n {namespace}"
         )),

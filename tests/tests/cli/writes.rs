@@ -39,14 +39,39 @@ pub(crate) async fn running(world: &mut World) -> anyhow::Result<()> {
     world.expect_settled_soon("run-1", "run").await
 }
 
-/// A node without an agent holds its slot until somebody releases it.
+/// A node whose agent does not end holds its slot until somebody releases it.
 pub(crate) async fn release(world: &mut World) -> anyhow::Result<()> {
-    expect(
-        world,
-        &["force-release", "dead-1"],
-        "Node \"dead-1\" has no lease: nothing is to be released\n",
-    )
-    .await?;
+    let nothing = "Node \"stuck-1\" has no lease: nothing is to be released\n";
+    expect(world, &["force-release", "stuck-1"], nothing).await?;
+    let endless = HostScript {
+        step_time: Duration::from_secs(3600),
+        ..HostScript::default()
+    };
+    world.node("stuck-1", "stuck", endless).await?;
+    world.apply("stuck", "stuck", packages(&json!({}))).await?;
+    let begun = |lease: &InterruptionLease| {
+        let status = lease.status.as_ref();
+        status.is_some_and(|status| status.begun == Some(true))
+    };
+    world
+        .lease_until("stuck-1", "begun", |lease| lease.is_some_and(begun))
+        .await?;
+    let leases: Api<InterruptionLease> = Api::all(world.client.clone());
+    let first = leases.get("stuck-1").await?.uid();
+    let said = plugin(world, &["force-release", "stuck-1"], "n\n").await?;
+    ensure!(
+        said.out
+            .starts_with("Node: stuck-1\nSkyhook: stuck\nPhase: "),
+        "{said:#?}"
+    );
+    ensure!(said.out.ends_with("Aborted\n"), "{said:#?}");
+    plugin(world, &["force-release", "stuck-1", "-y"], "").await?;
+    world
+        .lease_until("stuck-1", "released", |lease| {
+            lease.is_none_or(|lease| lease.uid() != first)
+        })
+        .await?;
+
     world.fixture.node("dead-1", &[("test", "dead")]).await?;
     world.apply("dead", "dead", packages(&json!({}))).await?;
     world
@@ -54,21 +79,10 @@ pub(crate) async fn release(world: &mut World) -> anyhow::Result<()> {
             lease.is_some_and(|lease| lease.spec.granted.is_some())
         })
         .await?;
-    let leases: Api<InterruptionLease> = Api::all(world.client.clone());
-    let first = leases.get("dead-1").await?.uid();
-    let said = plugin(world, &["force-release", "dead-1"], "n\n").await?;
-    ensure!(
-        said.out
-            .starts_with("Node: dead-1\nSkyhook: dead\nPhase: not accepted by the agent\n"),
-        "{said:#?}"
-    );
-    ensure!(said.out.ends_with("Aborted\n"), "{said:#?}");
-    plugin(world, &["force-release", "dead-1", "-y"], "").await?;
-    world
-        .lease_until("dead-1", "released", |lease| {
-            lease.is_none_or(|lease| lease.uid() != first)
-        })
-        .await
+    let said = plugin(world, &["force-release", "dead-1", "-y"], "").await?;
+    let new = "The agent has not accepted the lease, so nothing runs under it: ";
+    ensure!(said.out.contains(new), "{said:#?}");
+    Ok(())
 }
 
 /// Whoever writes at the same time loses nothing.
