@@ -46,6 +46,7 @@ help:
 	@echo "make bench-cluster  two real nodes, the chart, the sample: time, memory, image sizes, writes"
 	@echo "make cluster      nodes with real kubelets to try things out on, until Ctrl-C"
 	@echo "make images       OCI archives of both programs, without a container engine"
+	@echo "make plugin       the plugin for kubectl, as a static program; bench-cli: how long it takes to start"
 	@echo "make gen          write the CRDs"
 
 setup:

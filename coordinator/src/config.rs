@@ -37,7 +37,7 @@ pub struct Settings {
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
 
-    /// How long a node may stay away in mid-run before it is called parked.
+    /// How long a node may stay away in mid-run before its Skyhook says that it does not return.
     #[arg(long, env = "NODE_RETURN_TIMEOUT", default_value = "15m", value_parser = duration)]
     pub node_return_timeout: Duration,
 

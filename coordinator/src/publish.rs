@@ -122,15 +122,19 @@ fn event(fact: &EventFact) -> Event {
 }
 
 /// kube's recorder takes events that differ only in their note for the same event, and keeps the first note. So the
-/// action contains a digest of the note: otherwise a second message would be shown as the first one.
+/// action contains a digest of the note: otherwise a second message would be shown as the first one. An action that
+/// programs look for stays as it is on a Node, which has few of them.
 fn action(fact: &EventFact) -> String {
+    if let (Some(action), Subject::Node { .. }) = (fact.action, &fact.subject) {
+        return action.to_owned();
+    }
     let digest = Sha256::digest(fact.note.as_bytes());
     let said: String = digest
         .iter()
         .take(4)
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    format!("{}-{said}", fact.reason)
+    format!("{}-{said}", fact.action.unwrap_or(fact.reason))
 }
 
 fn reference(subject: &Subject) -> ObjectReference {
@@ -185,6 +189,7 @@ mod tests {
             },
             warning,
             reason: "State",
+            action: None,
             note: format!("note {n}"),
         }
     }
@@ -227,6 +232,7 @@ mod tests {
                 },
                 warning: false,
                 reason: "State",
+                action: None,
                 note: format!("Skyhook transitioned [in_progress] -> [{to}]"),
             })
         };
@@ -236,5 +242,29 @@ mod tests {
         assert_ne!(key(&erroring), key(&complete));
         assert_eq!(key(&complete), key(&transition("complete")));
         assert_eq!(complete.reason, "State");
+    }
+
+    #[test]
+    fn programs_find_the_action_of_an_event_on_a_node() {
+        let name = "worker-1".to_owned();
+        let uid = "u".to_owned();
+        let action = |subject| {
+            let fact = EventFact {
+                subject,
+                action: Some("RestartLimitExceeded"),
+                ..told(true, 1)
+            };
+            event(&fact).action
+        };
+        let node = Subject::Node {
+            name: name.clone(),
+            uid: uid.clone(),
+        };
+        assert_eq!(action(node), "RestartLimitExceeded");
+        let on_skyhook = action(Subject::Skyhook { name, uid });
+        assert!(
+            on_skyhook.starts_with("RestartLimitExceeded-"),
+            "{on_skyhook}"
+        );
     }
 }

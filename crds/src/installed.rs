@@ -1,6 +1,7 @@
 //! What the annotations of a Node say about the packages on it. Other tools read and edit this record.
 
 mod early;
+mod edits;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +12,8 @@ use sha2::{Digest, Sha256};
 use crate::package::PackageStatus;
 
 pub use early::{is_early, is_whole, parse_states, with_images};
+
+pub use edits::{digests, with_edits};
 
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
@@ -64,6 +67,9 @@ pub struct Stamp {
     /// them.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub states: String,
+    /// The same for each entry, while the node is worked on: what somebody edits then is told from what the agent changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries: Option<BTreeMap<String, String>>,
     /// `SKYHOOK_NODE_ORDER` of the node's last lease. It stays when the node is complete, so that no other node gets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<i64>,

@@ -339,6 +339,9 @@ pub struct InterruptionLeaseStatus {
     /// For people: what a due interrupt waits for, for example a running step, or a program that inhibits a reboot.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub waits_for: String,
+    /// Set while a package is parked: it has used up its attempts, and the agent does not try it again by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<Parked>,
     /// Version of the agent that wrote this.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent_version: String,
@@ -404,6 +407,26 @@ impl Phase {
     }
 }
 
+/// A package that has used up its attempts. It waits until somebody runs it again or changes it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Parked {
+    /// Name of the package.
+    pub package: String,
+    #[serde(default)]
+    pub version: String,
+    /// The stage that has failed.
+    pub stage: Stage,
+    /// How often the stage was tried.
+    pub attempts: i32,
+    /// When the last attempt failed (RFC 3339).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub since: String,
+    /// For people: what the last attempt said, and who can go on.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
 /// What the agent reports of one package.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
@@ -427,6 +450,9 @@ pub struct PackageReport {
     /// Digest of the image manifest that was unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
+    /// What the package requests and the node does not have, for people. Nothing of the package starts meanwhile.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lacks: String,
     /// For people: why the package makes no progress.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,

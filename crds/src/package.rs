@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::EnvVar;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::duration::GoDuration;
+use crate::duration::{self, GoDuration};
 use crate::image;
 use crate::quantity::Quantity;
 use crate::stage::{Stage, State};
@@ -56,6 +56,16 @@ pub struct Package {
     /// How long a step may go on after it was told to end, for example `2m`. The default is 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graceful_shutdown: Option<GoDuration>,
+    /// How long the steps of one stage may take together, checks included, for example `30m`. Then the running step is
+    /// ended, and the attempt has failed. `0s` means no limit. The default is a setting of the installation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "duration::not_negative_by_pattern")]
+    pub stage_timeout: Option<GoDuration>,
+    /// How often a stage of the package is tried on a node. Then the node gives the package up, until somebody runs it again
+    /// or changes it. 0 means that it is tried for ever. The default is a setting of the installation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub max_attempts: Option<i32>,
 }
 
 /// CPU and memory for a package's steps.
@@ -164,6 +174,12 @@ pub enum InvalidPackage {
     Resources { package: String, problem: String },
     #[error("spec.packages[{package}].gracefulShutdown: {problem}")]
     GracefulShutdown { package: String, problem: String },
+    #[error("spec.packages[{package}].stageTimeout: {problem}, greater than or equal to 0")]
+    StageTimeout { package: String, problem: String },
+    #[error(
+        "spec.packages[{package}].maxAttempts is {value}: it must be greater than or equal to 0 (0: the package is tried for ever)"
+    )]
+    MaxAttempts { package: String, value: i32 },
     #[error(
         "spec.packages[{package}].configMap[{key:?}]: a key is a file name of at most 253 characters A-Z, a-z, 0-9, '-', '_' and '.', as in a ConfigMap"
     )]
@@ -259,6 +275,17 @@ impl Package {
                 package,
                 problem: problem.to_string(),
             });
+        }
+        if let Some(timeout) = &self.stage_timeout
+            && let Err(problem) = timeout.value()
+        {
+            return Err(InvalidPackage::StageTimeout {
+                package,
+                problem: problem.to_string(),
+            });
+        }
+        if let Some(value) = self.max_attempts.filter(|attempts| *attempts < 0) {
+            return Err(InvalidPackage::MaxAttempts { package, value });
         }
         if let Some(key) = self.config_map.keys().find(|key| !is_valid_key(key)) {
             return Err(InvalidPackage::ConfigMapKey {

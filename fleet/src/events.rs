@@ -9,7 +9,7 @@ use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::{BlockCause, Drain, DrainState, StopReason};
 use skyhook_crds::names;
 use skyhook_crds::skyhook::{NodeReason, SkyhookStatus};
-use skyhook_crds::stage::Status;
+use skyhook_crds::stage::{Stage, Status};
 
 use crate::clocks::LeaseClock;
 use crate::effect::{Effect, NodePatch, Target};
@@ -35,6 +35,8 @@ pub struct EventFact {
     pub subject: Subject,
     pub warning: bool,
     pub reason: &'static str,
+    /// What was done or not done, for programs. `None`: the reason says it.
+    pub action: Option<&'static str>,
     pub note: String,
 }
 
@@ -79,6 +81,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
                     subject,
                     warning: false,
                     reason: "Reboot",
+                    action: None,
                     note: format!("detected reboot, resetting node [{node}] to be reapplied"),
                 });
             }
@@ -171,6 +174,7 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
         subject,
         warning: true,
         reason,
+        action: None,
         note,
     };
     subject.map(event).into_iter().collect()
@@ -198,6 +202,7 @@ fn of_status(subject: &Subject, old: &SkyhookStatus, new: &SkyhookStatus) -> Vec
         subject: subject.clone(),
         warning,
         reason,
+        action: None,
         note,
     };
     let mut events = Vec::new();
@@ -272,6 +277,7 @@ fn of_start(index: &Index, subject: &Subject, node: &str) -> Option<EventFact> {
         subject: subject.clone(),
         warning: false,
         reason: "Started",
+        action: None,
         note: format!("[skyhook:{skyhook}] begins on node [{node}]"),
     })
 }
@@ -281,10 +287,11 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
         subject: subject.clone(),
         warning,
         reason,
+        action: None,
         note,
     };
     let prefix = names::status("");
-    let mut events = Vec::new();
+    let mut events = of_given_up(index, subject, node, patch);
     for (key, value) in &patch.labels {
         let (Some(skyhook), Some(value)) = (key.strip_prefix(&prefix), value) else {
             continue;
@@ -303,7 +310,9 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
                 .flatten();
             let reason: Option<NodeReason> =
                 reason.and_then(|text| serde_json::from_str(&text).ok());
-            events.extend(of_failure(index, subject, node, skyhook, reason));
+            if !is_given_up(reason.as_ref()) {
+                events.extend(of_failure(index, subject, node, skyhook, reason));
+            }
         }
     }
     let there = index
@@ -345,6 +354,37 @@ fn of_node(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> V
     events
 }
 
+/// The events when a package of a node has used up its attempts, also while the node is erroring already.
+fn of_given_up(index: &Index, subject: &Subject, node: &str, patch: &NodePatch) -> Vec<EventFact> {
+    let prefix = names::reason("");
+    let read = |text: &String| serde_json::from_str::<NodeReason>(text).ok();
+    let there = index.picture.nodes().get(node);
+    let mut events = Vec::new();
+    for (key, value) in &patch.annotations {
+        let Some(skyhook) = key.strip_prefix(&prefix) else {
+            continue;
+        };
+        let before = there.and_then(|fact| fact.annotations.get(key));
+        let reason = value.as_ref().and_then(read);
+        if is_given_up(reason.as_ref()) && !is_given_up(before.and_then(read).as_ref()) {
+            events.extend(of_failure(index, subject, node, skyhook, reason));
+        }
+    }
+    events
+}
+
+fn is_given_up(reason: Option<&NodeReason>) -> bool {
+    reason.is_some_and(|reason| reason.reason == ReasonCode::GaveUp.to_string())
+}
+
+/// True when the package that has given up under the lease of the node was to interrupt the host.
+fn is_interrupt_given_up(index: &Index, node: &str) -> bool {
+    let lease = index.picture.leases().get(node);
+    let status = lease.and_then(|fact| fact.lease.as_ref().ok()?.status.as_ref());
+    let parked = status.and_then(|status| status.parked.as_ref());
+    parked.is_some_and(|parked| parked.stage == Stage::Interrupt)
+}
+
 /// The events when a Node becomes erroring, on the Node and on its Skyhook: the Skyhook's status may have no room for
 /// the node.
 fn of_failure(
@@ -354,17 +394,23 @@ fn of_failure(
     skyhook: &str,
     reason: Option<NodeReason>,
 ) -> Vec<EventFact> {
-    let parked = ReasonCode::Parked.to_string();
-    let is_parked = reason.as_ref().is_some_and(|why| why.reason == parked);
+    let lost = ReasonCode::NodeNotReturning.to_string();
+    let is_lost = reason.as_ref().is_some_and(|why| why.reason == lost);
+    let (code, action) = if is_lost {
+        ("NodeNotReturning", None)
+    } else if !is_given_up(reason.as_ref()) {
+        ("PackageErroring", None)
+    } else if is_interrupt_given_up(index, node) {
+        ("Interrupt", Some("RestartLimitExceeded"))
+    } else {
+        ("GaveUp", None)
+    };
     let why = reason.map(|reason| reason.message).unwrap_or_default();
     let event = |subject, note| EventFact {
         subject,
         warning: true,
-        reason: if is_parked {
-            "NodeNotReturning"
-        } else {
-            "PackageErroring"
-        },
+        reason: code,
+        action,
         note,
     };
     let mut events = vec![event(
@@ -454,6 +500,7 @@ fn of_lease(
             subject,
             warning: true,
             reason,
+            action: None,
             note: note(&spec.skyhook.name),
         })
         .collect()

@@ -66,6 +66,7 @@ impl Class {
             Cause::Result
             | Cause::ResultBesideEdit
             | Cause::CordonWithoutOwner
+            | Cause::CordonNotNeeded
             | Cause::Uncordoned
             | Cause::Untaint => Self::GiveBack,
             Cause::AutoTaint

@@ -20,7 +20,7 @@ pub struct Settings {
     pub drain_cool_down: Duration,
     /// The node that the coordinator itself runs on. This node is the last to get a lease.
     pub node_name: Option<String>,
-    /// How long a node may be not Ready while work on it is under way, before it is called parked.
+    /// How long a node may be not Ready while work on it is under way, before its Skyhook says that it does not return.
     pub node_return_timeout: Duration,
     /// Apply the packages of a node again after a reboot that Skyhook did not ask for.
     pub reapply_on_reboot: bool,

@@ -53,7 +53,7 @@ async fn it_lints_and_renders_with_every_switch() -> Result<()> {
         ],
         &[
             "--set",
-            "agent.imagePullSecrets={a,b},agent.insecureRegistries={r:1},agent.stepTimeoutSeconds=60",
+            "agent.imagePullSecrets={a,b},agent.insecureRegistries={r:1},agent.stepTimeoutSeconds=60,agent.maxAttempts=4,agent.stageTimeoutSeconds=1800",
         ],
         &[
             "--set",

@@ -10,7 +10,7 @@ use skyhook_crds::quantity::Quantity;
 use crate::host::interrupt::Patience;
 use crate::image::{ImageArgs, Registries};
 use crate::lease::PULL_SECRET;
-use crate::machine::progress::RebootCap;
+use crate::machine::progress::{Limits, RebootCap};
 use crate::prepare::Layout;
 
 /// Runs Skyhook packages on this host.
@@ -155,6 +155,13 @@ pub struct RunArgs {
     /// Longest time that one step may take, in seconds; no limit when unset.
     #[arg(long, env = "STEP_TIMEOUT_SECONDS")]
     pub step_timeout_seconds: Option<u64>,
+    /// Longest time that the steps of one stage may take together, in seconds, for packages without `stageTimeout`; no
+    /// limit when unset or 0.
+    #[arg(long, env = "STAGE_TIMEOUT_SECONDS")]
+    pub stage_timeout_seconds: Option<u64>,
+    /// How often a stage is tried, for packages without `maxAttempts`; for ever when unset or 0.
+    #[arg(long, env = "MAX_ATTEMPTS")]
+    pub max_attempts: Option<u32>,
     #[command(flatten)]
     pub step_defaults: StepDefaults,
     /// Run all packages again after a reboot that Skyhook did not ask for.
@@ -249,6 +256,8 @@ pub struct Settings {
     pub images: ImageArgs,
     pub pull_secrets: Vec<String>,
     pub step_timeout: Option<Duration>,
+    /// Limits of packages that set none themselves.
+    pub limits: Limits,
     /// Requests and limits of steps when neither their package nor the namespace has any.
     pub step_resources: Option<Resources>,
     pub reapply_on_reboot: bool,
@@ -313,6 +322,12 @@ impl RunArgs {
             images: self.images,
             pull_secrets,
             step_timeout: self.step_timeout_seconds.map(Duration::from_secs),
+            limits: Limits {
+                stage_timeout_ms: self
+                    .stage_timeout_seconds
+                    .map(|seconds| seconds.saturating_mul(1000)),
+                max_attempts: self.max_attempts,
+            },
             step_resources: self.step_defaults.resources(),
             reapply_on_reboot: self.reapply_on_reboot,
             reboot_cap: RebootCap(self.reboot_cap),
@@ -366,6 +381,25 @@ mod tests {
         assert_eq!(settings.pull_secrets, ["zebra", "ape", PULL_SECRET]);
         let usual = parse(&[]).unwrap().settings().unwrap().pull_secrets;
         assert_eq!(usual, [PULL_SECRET]);
+    }
+
+    #[test]
+    fn attempts_are_not_limited_unless_a_flag_says_so() {
+        for (flags, stage_timeout_ms, max_attempts) in [
+            (&[][..], None, None),
+            (
+                &["--stage-timeout-seconds=1800", "--max-attempts=4"],
+                Some(1_800_000),
+                Some(4),
+            ),
+        ] {
+            let want = Limits {
+                stage_timeout_ms,
+                max_attempts,
+            };
+            let settings = parse(flags).unwrap().settings().unwrap();
+            assert_eq!(settings.limits, want, "{flags:?}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::host::exec::{StepEnd, StepRequest, Supervisors};
 use crate::host::interrupt::{Interrupter, Patience};
 use crate::host::systemd::{Bus, ScopeLimits};
 use crate::image::{ImageArgs, Images, Registries};
-use crate::machine::Half;
+use crate::machine::{Half, attempts::StepLimit};
 use crate::prepare::{self, Layout, Prepared, StageInput};
 use crate::supervise::Spec;
 
@@ -416,6 +416,7 @@ impl LocalRun {
             previous: self.previous.clone(),
             order: (!names_order).then_some(0),
             is_laid_out: false,
+            shares_image: false,
         };
         let prepared = prepare::prepare(input).map_err(|e| e.explained())?;
         for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
@@ -475,7 +476,7 @@ impl LocalRun {
             StepEnd::NotStarted => return Err(format!("{name} was not started")),
             StepEnd::Lost { problem } => return Err(format!("{name} was lost: {problem}")),
         };
-        let judged = prepared.judge(half, index, &result);
+        let judged = prepared.judge(half, index, &result, self.timeout.map(StepLimit::Step));
         prepared
             .note_step(half, index, judged.is_ok())
             .map_err(|e| chain(&e))?;

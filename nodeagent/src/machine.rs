@@ -7,16 +7,19 @@
 use std::collections::BTreeMap;
 
 mod advance;
+pub mod attempts;
 pub mod effect;
 pub mod plan;
 pub mod progress;
 mod reboots;
 pub mod reconcile;
 pub mod retry;
+pub mod room;
 pub mod taking;
 mod turn;
 pub mod wave;
 
+use attempts::{Failure, fail};
 pub use effect::{Effect, Event, Input, LeaseView, Outcome};
 pub use progress::{
     Cursor, Cycle, Doing, Entries, Entry, Half, Permit, Progress, StepPlan, Wanted,
@@ -65,7 +68,12 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
         Event::StageFailed { key, reason, class } => {
             stage_failed(&mut p, &key, &reason, class, now);
         }
-        Event::StepExited { key, id, outcome } => step_exited(&mut p, &key, id, outcome, now),
+        Event::StepExited {
+            key,
+            id,
+            outcome,
+            took_ms,
+        } => step_exited(&mut p, &key, id, outcome, took_ms, now),
         Event::StepLost { key, id, problem } => step_lost(&mut p, &key, id, problem, now),
         Event::StepNotStarted { key, id } => not_started(&mut p, &key, id),
         Event::RunningWritten => p.permit = Permit::Granted,
@@ -83,6 +91,7 @@ pub fn step(mut p: Progress, input: Input) -> (Progress, Vec<Effect>) {
                 wave::looked(&mut p, stands, now, &mut effects);
             }
         }
+        Event::NodeLooked { lacking } => room::set(&mut p, &lacking),
         Event::Interrupted => wave::interrupted(&mut p, now),
         Event::InterruptFailed { reason, asked } => wave::failed(&mut p, &reason, asked, now),
         Event::Ticked => {}
@@ -144,7 +153,7 @@ fn restarted(p: &mut Progress, boot_id: String, now: i64, effects: &mut Vec<Effe
                     effects.push(Effect::EndStep { id: cursor.id });
                 }
             }
-            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => {}
+            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } | Doing::GaveUp { .. } => {}
         }
     }
 }
@@ -250,8 +259,11 @@ fn go_to(p: &mut Progress, key: &str, mut cursor: Cursor, now: i64) {
             stage_done(p, key, now);
         } else {
             let reason = text::joined(&cursor.failed);
-            fail(p, key, Half::Check, &reason, now);
+            fail(p, key, Half::Check, &reason, Failure::OfPackage, now);
         }
+    } else if attempts::is_over_time(p, key) {
+        let reason = "its steps took longer than stageTimeout together";
+        fail(p, key, cursor.half, reason, Failure::OfPackage, now);
     } else if let Some(entry) = p.entries.get_mut(key) {
         entry.doing = Doing::Ready(cursor);
     }
@@ -261,9 +273,11 @@ fn stage_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, no
     let half = match p.entries.get(key).map(|e| &e.doing) {
         Some(Doing::Preparing { half }) => *half,
         Some(Doing::Step(cursor)) => cursor.half,
-        None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. }) => return,
+        None | Some(Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } | Doing::GaveUp { .. }) => {
+            return;
+        }
     };
-    fail(p, key, half, reason, now);
+    fail(p, key, half, reason, Failure::OfSurroundings, now);
     let what = format!("{} {key}", p.lease);
     if let Some(entry) = p.entries.get_mut(key) {
         match class {
@@ -281,17 +295,22 @@ fn stage_failed(p: &mut Progress, key: &str, reason: &str, class: RetryClass, no
     }
 }
 
-fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, now: i64) {
+fn step_exited(p: &mut Progress, key: &str, id: u64, outcome: Outcome, took_ms: u64, now: i64) {
     let Some(cursor) = running(p, key, id) else {
         return;
     };
+    if let Some(entry) = p.entries.get_mut(key) {
+        entry.spent_ms = entry.spent_ms.saturating_add(took_ms);
+    }
     let mut next = Cursor {
         index: cursor.index + 1,
         is_to_end: false,
         ..cursor
     };
     match (next.half, outcome) {
-        (Half::Main, Outcome::Failed(reason)) => fail(p, key, Half::Main, &reason, now),
+        (Half::Main, Outcome::Failed(reason)) => {
+            fail(p, key, Half::Main, &reason, Failure::OfPackage, now);
+        }
         (Half::Check, Outcome::Failed(reason)) => {
             note_failed_check(&mut next.failed, &reason);
             go_to(p, key, next, now);
@@ -317,7 +336,7 @@ fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
         return;
     };
     if cursor.boot_id == p.boot_id {
-        return fail(p, key, cursor.half, &problem, now);
+        return fail(p, key, cursor.half, &problem, Failure::OfPackage, now);
     }
     let Some(entry) = p.entries.get_mut(key) else {
         return;
@@ -331,7 +350,7 @@ fn step_lost(p: &mut Progress, key: &str, id: u64, problem: String, now: i64) {
         "the host went down {} times while this step ran: the step may be the cause",
         entry.lost_with_host
     );
-    fail(p, key, cursor.half, &problem, now);
+    fail(p, key, cursor.half, &problem, Failure::OfSurroundings, now);
 }
 
 fn not_started(p: &mut Progress, key: &str, id: u64) {
@@ -382,6 +401,7 @@ pub fn reapply(p: &mut Progress, now: i64) {
         .retain(|_, e| !wanted.contains_key(&e.name) && e.stage == Stage::Uninstall);
     for entry in p.entries.values_mut() {
         entry.doing = Doing::Idle;
+        entry.attempts = 0;
     }
     p.wave = None;
     plan::begin(p, now);
@@ -394,29 +414,9 @@ fn running(p: &Progress, key: &str, id: u64) -> Option<Cursor> {
         | Doing::Idle
         | Doing::Ready(_)
         | Doing::Preparing { .. }
-        | Doing::Retry { .. } => None,
+        | Doing::Retry { .. }
+        | Doing::GaveUp { .. } => None,
     }
-}
-
-fn fail(p: &mut Progress, key: &str, half: Half, reason: &str, now: i64) {
-    let lease = p.lease.clone();
-    let stopping = p.stop.is_some();
-    let Some(entry) = p.entries.get_mut(key) else {
-        return;
-    };
-    if stopping {
-        // The agent ended the step because of the stop: this is not a failure of the package.
-        entry.doing = Doing::Idle;
-        entry.say(reason);
-        return;
-    }
-    entry.failures += 1;
-    entry.say(reason);
-    entry.set(entry.stage, State::Erroring, now);
-    entry.doing = Doing::Retry {
-        at: now + retry::delay_ms(entry.failures, &format!("{lease} {key}")),
-        half,
-    };
 }
 
 fn stage_done(p: &mut Progress, key: &str, now: i64) {
@@ -430,6 +430,8 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     entry.lost_with_host = 0;
     entry.doing = Doing::Idle;
     entry.failures = 0;
+    entry.attempts = 0;
+    entry.spent_ms = 0;
     entry.message.clear();
     match entry.stage {
         Stage::Uninstall if !wanted => {

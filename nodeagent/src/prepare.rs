@@ -11,6 +11,7 @@ use skyhook_oci::package_config::{self, PackageConfig, Step};
 use skyhook_oci::{Digest, Store, Target, UnpackOptions};
 
 use crate::host::Host;
+use crate::machine::attempts::StepLimit;
 use crate::machine::{Half, StepPlan};
 use crate::secret::Secret;
 use crate::supervise::{LogFile, ProcessLimit, Spec, StepResult};
@@ -27,7 +28,7 @@ pub use error::StageError;
 pub(crate) use error::io_error;
 use error::laying_error;
 use files::PackageDir;
-use flags::Records;
+use flags::{Owner, Records};
 use root_dir::FileSystems;
 
 /// Directories of the host that Skyhook uses.
@@ -61,6 +62,8 @@ pub struct StageInput {
     pub order: Option<i64>,
     /// True when the files of this stage were put on the host after its last boot: see [`Prepared::has_files_for`].
     pub is_laid_out: bool,
+    /// Another package of the Skyhook has the same image.
+    pub shares_image: bool,
 }
 
 /// A stage whose files are on the host, so that its steps can run.
@@ -79,6 +82,7 @@ pub struct Prepared {
     secrets: Vec<Secret>,
     previous: String,
     digest: Option<Digest>,
+    owner: Owner,
 }
 
 /// Puts the stage's files on the host, and decides which steps run.
@@ -107,7 +111,17 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
             copy_resolv && !input.host.files.is_own(),
         )?;
     }
-    let records = Records::of(&input.host, &input.layout, &input.skyhook, &config);
+    let owner = Owner {
+        key: input.package.name.clone(),
+        shares_image: input.shares_image,
+    };
+    let records = Records::of(
+        &input.host,
+        &input.layout,
+        &input.skyhook,
+        &config,
+        owner.clone(),
+    );
     let previous = input
         .previous
         .clone()
@@ -133,6 +147,7 @@ pub fn prepare(input: StageInput) -> Result<Prepared, StageError> {
         secrets: input.secrets,
         previous,
         digest: input.digest,
+        owner,
     };
     let main = prepared.steps(Half::Main);
     prepared.plan = StepPlan {
@@ -394,9 +409,15 @@ impl Prepared {
             .collect()
     }
 
-    /// Says whether a step succeeded. A step that the agent ended, or that took too long, has failed with any exit
-    /// code. The error is a message for the user.
-    pub fn judge(&self, half: Half, index: usize, result: &StepResult) -> Result<(), String> {
+    /// Says whether a step succeeded. A step that the agent ended, or that took longer than `limit`, has failed with any
+    /// exit code. The error is a message for the user.
+    pub fn judge(
+        &self,
+        half: Half,
+        index: usize,
+        result: &StepResult,
+        limit: Option<StepLimit>,
+    ) -> Result<(), String> {
         let step = self.steps(half).get(index);
         let is_success =
             |code: i32| step.is_some_and(|step| step.returncodes.contains(&i64::from(code)));
@@ -404,7 +425,8 @@ impl Prepared {
             return Ok(());
         }
         let name = self.step_name(half, index);
-        Err(format!("{name} {}", result.describe()))
+        let limit = limit.map(StepLimit::describe);
+        Err(format!("{name} {}", result.describe(limit.as_deref())))
     }
 
     /// Name of a step in messages to the user.
@@ -444,7 +466,8 @@ impl Prepared {
     }
 
     fn records(&self) -> Records {
-        Records::of(&self.host, &self.layout, &self.skyhook, &self.config)
+        let owner = self.owner.clone();
+        Records::of(&self.host, &self.layout, &self.skyhook, &self.config, owner)
     }
 }
 

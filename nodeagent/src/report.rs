@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 use skyhook_crds::lease::{
-    FORMAT, InterruptionLeaseStatus, PackageReport, Phase, StopReason, protocol,
+    FORMAT, InterruptionLeaseStatus, PackageReport, Parked, Phase, StopReason, protocol,
 };
 use skyhook_crds::{Stage, State};
 
 use crate::machine::progress::{ImageState, Shown, WaveAt, time};
-use crate::machine::{Doing, Entry, Permit, Progress, plan, wave};
+use crate::machine::{Doing, Entry, Permit, Progress, plan, room, wave};
 use crate::text;
 
 /// Facts about the host that are part of the status.
@@ -49,6 +49,7 @@ pub fn status(p: &Progress, host: &HostFacts, generation: i64) -> InterruptionLe
         host_id: host.host_id.clone(),
         epoch: host.epoch.clone(),
         reboots: p.reboots.clone(),
+        parked: parked(p),
         waits_for: text::message(&wave::waits_for(p).unwrap_or_default()),
         disk_bytes: host.disk_bytes,
         agent_version: host.agent_version.clone(),
@@ -104,6 +105,25 @@ pub fn finished(
     (wanted != *reported).then_some(wanted)
 }
 
+/// The first package that has given up, if there is one.
+fn parked(p: &Progress) -> Option<Parked> {
+    p.entries.values().find_map(|entry| match entry.doing {
+        Doing::GaveUp { at, .. } => Some(Parked {
+            package: entry.name.clone(),
+            version: entry.version.clone(),
+            stage: entry.stage,
+            attempts: i32::try_from(entry.attempts).unwrap_or(i32::MAX),
+            since: time(at),
+            message: entry.message.clone(),
+        }),
+        Doing::Idle
+        | Doing::Preparing { .. }
+        | Doing::Ready(_)
+        | Doing::Step(_)
+        | Doing::Retry { .. } => None,
+    })
+}
+
 /// Updates `since`. Must be called after every change of the progress.
 pub fn mark_since(p: &mut Progress, now: i64) {
     let what = match shown(p) {
@@ -134,6 +154,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
                 restarts: e.restarts,
                 pending: e.is_pending(),
                 image_digest: e.image_digest.clone(),
+                lacks: room::of(p, e).cloned().unwrap_or_default(),
                 message: e.message.clone(),
                 since: (!e.since.is_empty()).then(|| e.since.clone()),
             };
@@ -143,10 +164,14 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
 }
 
 /// Whether the node must be drained. `None` until the images of all packages with an interrupt are pulled: a node is
-/// not drained for a package whose image cannot be pulled.
+/// not drained for a package whose image cannot be pulled. While a package has given up, the node is drained only if it
+/// was drained before.
 fn needs_drain(p: &Progress) -> Option<bool> {
     if p.too_old.is_some() {
         return None;
+    }
+    if p.has_given_up() && p.permit != Permit::Granted {
+        return Some(false);
     }
     let pending = plan::pending_interrupts(p);
     let at_hand = p
@@ -182,7 +207,7 @@ fn phase(p: &Progress) -> Phase {
     }
     let started = p.entries.values().any(|e| match &e.doing {
         Doing::Preparing { .. } | Doing::Step(_) | Doing::Ready(_) => true,
-        Doing::Idle | Doing::Retry { .. } => false,
+        Doing::Idle | Doing::Retry { .. } | Doing::GaveUp { .. } => false,
     });
     if pending.is_empty() && started {
         Phase::Running
@@ -200,7 +225,7 @@ fn shown(p: &Progress) -> Option<&Entry> {
         .min_by_key(|e| {
             let running = match e.doing {
                 Doing::Preparing { .. } | Doing::Step(_) | Doing::Ready(_) => 1,
-                Doing::Idle | Doing::Retry { .. } => 2,
+                Doing::Idle | Doing::Retry { .. } | Doing::GaveUp { .. } => 2,
             };
             if e.state == State::Erroring {
                 0

@@ -12,6 +12,7 @@
 //! | `EndStep` | `Supervisors::end` | none: the step exits |
 //! | `WriteRunning` | `call` in `status` | `RunningWritten`, `RunningRefused` |
 //! | `LookAtLease` | `look` in `effects` | `LeaseLooked` |
+//! | `LookAtNode` | `look_at_node` in `effects` | `NodeLooked` |
 //! | `PrepareInterrupt` | `prepare_interrupt` in `interrupt` | `InterruptPrepared`, `InterruptWaits`, `InterruptFailed` |
 //! | `CallOffInterrupt` | `call_off_interrupt` in `interrupt` | none |
 //! | `Interrupt` | `interrupt` in `interrupt` | `Interrupted`, `InterruptWaits`, `InterruptFailed`; after a reboot `Restarted` |

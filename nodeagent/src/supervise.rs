@@ -156,7 +156,7 @@ pub fn main() -> io::Result<()> {
     let text = serde_json::to_vec(&result)?;
     write_result(&directory.join(RESULT), &text).map_err(|e| {
         let file = spec.directory.join(RESULT);
-        let (file, how) = (file.display(), result.describe());
+        let (file, how) = (file.display(), result.describe(None));
         io::Error::other(format!("{file} cannot be written: {e}; the step {how}"))
     })?;
     // The agent may have ended already. The next agent reads the file.
@@ -267,10 +267,11 @@ fn before_exec(command: &mut Command, root: Option<CString>) {
 }
 
 fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -> StepResult {
+    let begun = Instant::now();
     // A deadline that is too large for `Instant` means no deadline.
     let deadline = spec
         .timeout_ms
-        .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms)));
+        .and_then(|ms| begun.checked_add(Duration::from_millis(ms)));
     let mut result = StepResult::default();
     let status = loop {
         match child.try_wait() {
@@ -298,6 +299,7 @@ fn watch(spec: &Spec, child: &mut Child, output: &mut Output, signals: SigSet) -
             break end(child, output, Duration::from_millis(spec.grace_ms));
         }
     };
+    result.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     output.drain();
     result.code = status.and_then(|s| s.code());
     result.signal = status.and_then(|s| s.signal());

@@ -297,6 +297,9 @@ impl Agent {
                 lease: self.progress().map(|p| p.lease).unwrap_or_default(),
                 stands: true,
             },
+            Effect::LookAtNode => Event::NodeLooked {
+                lacking: std::collections::BTreeMap::default(),
+            },
             Effect::PrepareInterrupt { .. } => Event::InterruptPrepared {
                 before: std::collections::BTreeMap::default(),
             },
@@ -355,7 +358,13 @@ impl Agent {
             } else {
                 Outcome::Succeeded
             };
-            let _closed = events.send(Event::StepExited { key, id, outcome });
+            let took_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let _closed = events.send(Event::StepExited {
+                key,
+                id,
+                outcome,
+                took_ms,
+            });
         });
     }
 

@@ -199,6 +199,22 @@ pub fn wants_drain(lease: &InterruptionLease) -> bool {
     asked && open && lease.spec.stop.is_none() && lease.metadata.deletion_timestamp.is_none()
 }
 
+/// True when the agent works, has not taken a drain, and says that it needs none: a drain that is under way has to end.
+#[must_use]
+pub fn declines_drain(lease: &InterruptionLease) -> bool {
+    let status = lease.status.as_ref();
+    let open = match phase(lease) {
+        Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Erroring) => true,
+        None
+        | Some(
+            Phase::Accepted | Phase::Running | Phase::Complete | Phase::Stopped | Phase::Unknown,
+        ) => false,
+    };
+    open && status.and_then(|status| status.needs_drain) == Some(false)
+        && lease.spec.stop.is_none()
+        && lease.metadata.deletion_timestamp.is_none()
+}
+
 /// What the coordinator knows about the lease's Node when it decides about the result or the release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeFacts<'a> {

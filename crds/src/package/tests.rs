@@ -85,6 +85,22 @@ fn bad_packages_name_the_field() {
         (
             "pkg",
             Package {
+                stage_timeout: Some(GoDuration("-5m".into())),
+                ..package("r/x", "1.0.0")
+            },
+            "spec.packages[pkg].stageTimeout: \"-5m\" is not a duration",
+        ),
+        (
+            "pkg",
+            Package {
+                max_attempts: Some(-1),
+                ..package("r/x", "1.0.0")
+            },
+            "spec.packages[pkg].maxAttempts is -1",
+        ),
+        (
+            "pkg",
+            Package {
                 container_sha: Some("sha256:cd".into()),
                 ..package("r/x@sha256:ab", "1.0.0")
             },

@@ -56,6 +56,9 @@ fn work_of_a_node() {
         name: "X".into(),
         ..Default::default()
     });
+    let mut limited = a1.clone();
+    limited.stage_timeout = Some(crate::duration::GoDuration("5m".into()));
+    limited.max_attempts = Some(3);
     let done = states(&[("aa", "1.0.0", Stage::Config, State::Complete)]);
     let post = states(&[("aa", "1.0.0", Stage::PostInterrupt, State::Complete)]);
     for (name, states, recorded, wanted, want) in [
@@ -150,9 +153,16 @@ fn work_of_a_node() {
         ),
         (
             "env changed",
-            done,
+            done.clone(),
             Some(data([&a1])),
             data([&with_env]),
+            None,
+        ),
+        (
+            "limits of attempts",
+            done,
+            Some(data([&a1])),
+            data([&limited]),
             None,
         ),
     ] {

@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::Selector;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::{InvalidSkyhook, selector};
-use crate::duration::GoDuration;
+use crate::duration::{self, GoDuration};
 
 /// How a node is drained. If no field is set, every pod is evicted, with these exceptions: pods of DaemonSets, mirror pods,
 /// finished pods, pods in kube-system, and pods that tolerate the taint of cordoned nodes.
@@ -32,31 +31,15 @@ pub struct DrainConfig {
     /// How long pods may take to leave, from the time when all pods of podNonInterruptLabels have finished. The default is
     /// 1h; with 0s there is no limit. After that time, the node is uncordoned and tried again later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "not_negative")]
+    #[schemars(schema_with = "duration::not_negative")]
     pub timeout: Option<GoDuration>,
     /// Grace period of evicted pods, rounded up to whole seconds. If it is unset, each pod has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "not_negative")]
+    #[schemars(schema_with = "duration::not_negative")]
     pub grace_period: Option<GoDuration>,
     /// Only pods that match have to leave. If it is unset, all pods have to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
-}
-
-/// The API server refuses a duration that [`GoDuration::value`] does not read. The lengths are limited, because the API
-/// server knows beforehand then that a check takes little time.
-fn not_negative(generator: &mut SchemaGenerator) -> Schema {
-    const RULE: &str = "self.matches('^[+]?(0|(([0-9]{1,6}([.][0-9]{0,9})?|[.][0-9]{1,9})h\
-        |([0-9]{1,8}([.][0-9]{0,9})?|[.][0-9]{1,9})m\
-        |([0-9]{1,10}([.][0-9]{0,9})?|[.][0-9]{1,9})s\
-        |([0-9]{1,18}([.][0-9]{0,9})?|[.][0-9]{1,9})(ns|us|µs|μs|ms))+)$')";
-    let message =
-        "must be a duration greater than or equal to 0 (write for example 30s, 1m30s or 2h)";
-    let mut schema = Option::<GoDuration>::json_schema(generator);
-    schema.insert("maxLength".to_owned(), json!(64));
-    let rules = json!([{ "rule": RULE, "message": message }]);
-    schema.insert("x-kubernetes-validations".to_owned(), rules);
-    schema
 }
 
 /// Drain options after the checks, defaults filled in.
@@ -102,7 +85,7 @@ fn whole_seconds(duration: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::SkyhookSpec;

@@ -61,8 +61,10 @@ impl NodePatch {
     #[must_use]
     pub fn states(mut self, skyhook: &str, states: &PackageStates, stamp: Stamp) -> Self {
         let value = skyhook_crds::installed::render_states(states);
+        let is_worked_on = !stamp.granted.is_empty();
         let stamp = Stamp {
             states: skyhook_crds::installed::states_digest(&value),
+            entries: is_worked_on.then(|| skyhook_crds::installed::digests(states)),
             ..stamp
         };
         self.annotations

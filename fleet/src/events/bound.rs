@@ -103,6 +103,7 @@ mod tests {
             subject: of,
             warning: true,
             reason: "PackageErroring",
+            action: None,
             note: format!("node [worker-{n}]: exit code 3"),
         }
     }

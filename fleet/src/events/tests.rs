@@ -97,7 +97,7 @@ fn a_node_that_fails_is_told_to_its_skyhook_whatever_the_status_lists() {
     let index = testkit::index(&[testkit::node_object("worker-1")], &[skyhook], &[], &[]);
     for (code, reason) in [
         ("PackageErroring", "PackageErroring"),
-        ("Parked", "NodeNotReturning"),
+        ("NodeNotReturning", "NodeNotReturning"),
     ] {
         let why = json!({ "reason": code, "message": "exit code 3", "since": "t" });
         let effect = Effect::PatchNode {
@@ -125,5 +125,91 @@ fn a_node_that_fails_is_told_to_its_skyhook_whatever_the_status_lists() {
             (skyhook, reason, "node [worker-1]: exit code 3".to_owned()),
         ];
         assert_eq!(told, want);
+    }
+}
+
+/// A package gives up while its node is erroring already: the reason alone changes.
+#[test]
+fn that_a_package_has_given_up_is_told_once() {
+    let skyhook = json!({ "metadata": { "name": "s", "uid": "uid-of-s", "resourceVersion": "1" } });
+    let reason =
+        |code: &str| json!({ "reason": code, "message": "3 attempts", "since": "t" }).to_string();
+    for (name, before, stage, after, becomes_erroring, want) in [
+        (
+            "after failures",
+            Some("PackageErroring"),
+            "config",
+            "GaveUp",
+            false,
+            Some(("GaveUp", None)),
+        ),
+        (
+            "at the first failure",
+            None,
+            "config",
+            "GaveUp",
+            true,
+            Some(("GaveUp", None)),
+        ),
+        (
+            "it says the same",
+            Some("GaveUp"),
+            "config",
+            "GaveUp",
+            false,
+            None,
+        ),
+        (
+            "an interrupt",
+            Some("PackageErroring"),
+            "interrupt",
+            "GaveUp",
+            false,
+            Some(("Interrupt", Some("RestartLimitExceeded"))),
+        ),
+        (
+            "it fails again after a rerun",
+            Some("GaveUp"),
+            "config",
+            "PackageErroring",
+            false,
+            None,
+        ),
+    ] {
+        let mut node = testkit::node_object("worker-1");
+        if let Some(before) = before {
+            node["metadata"]["annotations"] = json!({ names::reason("s"): reason(before) });
+        }
+        let lease = json!({
+            "metadata": { "name": "worker-1", "uid": "lease", "resourceVersion": "1" },
+            "spec": {
+                "node": { "name": "worker-1", "uid": "uid-of-worker-1" },
+                "skyhook": { "name": "s", "uid": "uid-of-s" }, "revision": "r",
+            },
+            "status": {
+                "phase": "Erroring", "parked": { "package": "aa", "stage": stage, "attempts": 3 },
+            },
+        });
+        let index = testkit::index(&[node], std::slice::from_ref(&skyhook), &[lease], &[]);
+        let mut patch = NodePatch::default().annotation(&names::reason("s"), Some(reason(after)));
+        if becomes_erroring {
+            patch = patch.status("s", Status::Erroring);
+        }
+        let effect = Effect::PatchNode {
+            node: "worker-1".into(),
+            at: crate::plan::version("uid-of-worker-1", "1"),
+            patch,
+            why: [Cause::Status].into(),
+        };
+        let told: Vec<_> = events(&index, &effect)
+            .into_iter()
+            .map(|event| (event.warning, event.reason, event.action))
+            .collect();
+        // On the Node and on the Skyhook.
+        let want: Vec<_> = want
+            .into_iter()
+            .flat_map(|(reason, action)| [(true, reason, action); 2])
+            .collect();
+        assert_eq!(told, want, "{name}");
     }
 }

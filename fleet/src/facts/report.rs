@@ -5,9 +5,9 @@ use skyhook_crds::stage::State;
 
 /// Leaves out what nobody reads here: digests of images, times, and most messages. A failing node says 2 KiB in each
 /// message. Of its packages, only the message of the first one that fails is read, and then the message about all of them is
-/// not.
+/// not. If one has given up, only what it says about that is read.
 pub(super) fn without_unused(mut status: InterruptionLeaseStatus) -> InterruptionLeaseStatus {
-    let mut fails = false;
+    let mut fails = status.parked.is_some();
     for package in status.packages.values_mut() {
         package.image_digest = None;
         package.since = None;
@@ -46,6 +46,22 @@ mod tests {
             let said: Vec<String> = packages.chain([status.message]).collect();
             said.join(",")
         };
+        let parked =
+            json!({ "package": "bb", "stage": "apply", "attempts": 3, "message": "gave up" });
+        let status = json!({ "phase": "Erroring", "message": "all", "parked": parked, "packages": {
+            "bb|1.0.0": {
+                "name": "bb", "version": "1.0.0", "image": "r", "stage": "apply", "state": "erroring", "message": "bb",
+            },
+        } });
+        let status = without_unused(serde_json::from_value(status).unwrap());
+        assert_eq!(
+            (&*status.message, &*status.packages["bb|1.0.0"].message),
+            ("", "")
+        );
+        assert_eq!(
+            status.parked.map(|parked| parked.message).as_deref(),
+            Some("gave up")
+        );
         assert_eq!(read(["complete", "erroring", "erroring"]), ",bb,,");
         assert_eq!(read(["complete", "in_progress", "complete"]), ",,,all");
     }

@@ -11,6 +11,8 @@ pub enum Cause {
     ResultBesideEdit,
     /// A cordon whose owner is gone is given back.
     CordonWithoutOwner,
+    /// The agent does not need the cordon any more, though its lease goes on.
+    CordonNotNeeded,
     /// Somebody uncordoned the node.
     Uncordoned,
     /// A runtime-required taint is taken off.
@@ -39,6 +41,7 @@ impl fmt::Display for Cause {
             Self::Result => "result",
             Self::ResultBesideEdit => "result beside an edit",
             Self::CordonWithoutOwner => "cordon without an owner",
+            Self::CordonNotNeeded => "cordon not needed",
             Self::Uncordoned => "uncordoned by somebody",
             Self::Untaint => "taint taken off",
             Self::AutoTaint => "tainted",

@@ -50,6 +50,9 @@ pub(super) fn carry_on(
     checked: &Checked,
     draft: &mut Draft<'_>,
 ) {
+    if protocol::declines_drain(lease) {
+        return end(fact, lease, node, draft);
+    }
     if !protocol::wants_drain(lease) {
         return;
     }
@@ -97,6 +100,23 @@ pub(super) fn carry_on(
         more,
     };
     write(view, fact, current, wanted, draft);
+}
+
+/// Ends a drain that the agent does not need any more, because a package has used up its attempts before the host was
+/// touched. The lease says so first: an agent that takes the drain meanwhile finds a newer lease. Then the cordon is given
+/// back.
+fn end(fact: &LeaseFact, lease: &InterruptionLease, node: &NodeFact, draft: &mut Draft<'_>) {
+    let skyhook = lease.spec.skyhook.name.as_str();
+    if lease.spec.drain.state != DrainState::NotRequested {
+        draft.push(Effect::SetDrain {
+            node: fact.node.clone(),
+            at: version(&fact.uid, &fact.resource_version),
+            drain: Drain::default(),
+        });
+    } else if cordon::is_held(node, skyhook, &fact.uid) {
+        let patch = cordon::give_back(&draft.so_far(node), [skyhook]);
+        draft.patch(node, patch, Cause::CordonNotNeeded);
+    }
 }
 
 /// When the drain's deadline is, in time since the process started; `None` while it has none.

@@ -27,14 +27,16 @@ pub enum ReasonCode {
     DrainTimedOut,
     Draining,
     EarlierSkyhook,
+    GaveUp,
     HostReplaced,
+    InsufficientResources,
     NewerVersion,
     NodeIgnored,
     NodeLeased,
+    NodeNotReturning,
     NodeNotSupported,
     NodeStateMalformed,
     PackageErroring,
-    Parked,
     Paused,
     Preparing,
     ResultDoesNotMatch,
@@ -81,14 +83,16 @@ impl ReasonCode {
             | Self::DrainTimedOut
             | Self::Draining
             | Self::EarlierSkyhook
+            | Self::GaveUp
             | Self::HostReplaced
+            | Self::InsufficientResources
             | Self::NewerVersion
             | Self::NodeIgnored
             | Self::NodeLeased
+            | Self::NodeNotReturning
             | Self::NodeNotSupported
             | Self::NodeStateMalformed
             | Self::PackageErroring
-            | Self::Parked
             | Self::Paused
             | Self::Preparing
             | Self::ResultDoesNotMatch

@@ -110,7 +110,7 @@ fn show(
     let lease = view.picture.lease_of(&node.name, &skyhook.uid);
     let lease = lease.and_then(|fact| fact.lease.as_deref().ok());
     if lease.is_some()
-        && let Some(at) = verdict::parked_at(view, node).filter(|at| *at > view.now.mono)
+        && let Some(at) = verdict::lost_at(view, node).filter(|at| *at > view.now.mono)
     {
         draft.wake_at(at);
     }

@@ -143,36 +143,10 @@ fn leased(
         let message = "the node has booted anew, and its agent has not reported since: is its pod running there?";
         return working(ReasonCode::AwaitingAgent, message);
     }
-    let failed = status
-        .packages
-        .values()
-        .find(|p| p.state == State::Erroring);
-    if let Some(package) = failed {
-        let said = match package.message.as_str() {
-            "" => String::new(),
-            said => format!(": {said}"),
-        };
-        let message = format!(
-            "package {} failed in stage {}{said}",
-            package.name, package.stage
-        );
-        return (
-            Status::Erroring,
-            Some(Reason::new(ReasonCode::PackageErroring, message)),
-        );
+    if let Some(reason) = failure(view, lease, phase, status) {
+        return (Status::Erroring, Some(reason));
     }
     match phase {
-        Phase::Erroring if view.picture.is_agent_too_old(lease) => (
-            Status::Erroring,
-            Some(Reason::new(ReasonCode::AgentTooOld, status.message.clone())),
-        ),
-        Phase::Erroring => (
-            Status::Erroring,
-            Some(Reason::new(
-                ReasonCode::PackageErroring,
-                status.message.clone(),
-            )),
-        ),
         Phase::Preparing | Phase::AwaitingDrain
             if lease.spec.drain.state != DrainState::NotRequested =>
         {
@@ -180,6 +154,12 @@ fn leased(
         }
         Phase::Running if !status.waits_for.is_empty() => {
             working(ReasonCode::AwaitingInterrupt, status.waits_for.clone())
+        }
+        Phase::Accepted | Phase::Preparing | Phase::Running if lacking(status).is_some() => {
+            working(
+                ReasonCode::InsufficientResources,
+                lacking(status).unwrap_or_default(),
+            )
         }
         Phase::Accepted | Phase::Preparing | Phase::Running
             if is_replaced(node.record(&skyhook.name).stamp.as_ref(), status) =>
@@ -194,10 +174,53 @@ fn leased(
         Phase::AwaitingDrain => {
             working(ReasonCode::AwaitingDrain, status.needs_drain_reason.clone())
         }
-        Phase::Running | Phase::Complete | Phase::Stopped | Phase::Unknown => {
+        Phase::Running | Phase::Erroring | Phase::Complete | Phase::Stopped | Phase::Unknown => {
             (Status::InProgress, None)
         }
     }
+}
+
+/// The packages that request more than the node has.
+fn lacking(status: &InterruptionLeaseStatus) -> Option<String> {
+    let packages = status.packages.values();
+    let lacking = packages.filter(|package| !package.lacks.is_empty());
+    let lacking = lacking.map(|package| format!("package {} {}", package.name, package.lacks));
+    let lacking: Vec<String> = lacking.collect();
+    (!lacking.is_empty()).then(|| lacking.join("; "))
+}
+
+/// Why the work on a node fails, if it does.
+fn failure(
+    view: &View<'_>,
+    lease: &InterruptionLease,
+    phase: Phase,
+    status: &InterruptionLeaseStatus,
+) -> Option<Reason> {
+    if let Some(parked) = &status.parked {
+        let message = format!(
+            "package {} in stage {}: {}",
+            parked.package, parked.stage, parked.message
+        );
+        return Some(Reason::new(ReasonCode::GaveUp, message));
+    }
+    let mut packages = status.packages.values();
+    if let Some(package) = packages.find(|package| package.state == State::Erroring) {
+        let said = match package.message.as_str() {
+            "" => String::new(),
+            said => format!(": {said}"),
+        };
+        let message = format!(
+            "package {} failed in stage {}{said}",
+            package.name, package.stage
+        );
+        return Some(Reason::new(ReasonCode::PackageErroring, message));
+    }
+    let code = if view.picture.is_agent_too_old(lease) {
+        ReasonCode::AgentTooOld
+    } else {
+        ReasonCode::PackageErroring
+    };
+    (phase == Phase::Erroring).then(|| Reason::new(code, status.message.clone()))
 }
 
 /// The verdict on a node whose agent has ended: what the recording of its result waits for.
@@ -228,14 +251,14 @@ fn is_replaced(stamp: Option<&Stamp>, status: &InterruptionLeaseStatus) -> bool 
 }
 
 /// The verdict on a node that is not Ready while work on it is under way; `None` for a Ready node. After
-/// `node_return_timeout` the node is called parked. A parked node keeps its slot, and other nodes go on within the rest
-/// of the budget.
+/// `node_return_timeout` it is said that the node does not return. It keeps its slot, and other nodes go on within the
+/// rest of the budget.
 fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<NodeVerdict> {
     if node.ready {
         return None;
     }
-    let parked = parked_at(view, node).is_some_and(|at| at <= view.now.mono);
-    Some(if parked {
+    let is_lost = lost_at(view, node).is_some_and(|at| at <= view.now.mono);
+    Some(if is_lost {
         let since = node
             .ready_since
             .map_or_else(String::new, |at| format!(" at {}", seconds(at)));
@@ -246,7 +269,7 @@ fn away(view: &View<'_>, node: &NodeFact, lease: &InterruptionLease) -> Option<N
         );
         (
             Status::Erroring,
-            Some(Reason::new(ReasonCode::Parked, message)),
+            Some(Reason::new(ReasonCode::NodeNotReturning, message)),
         )
     } else {
         let reason = Reason::new(ReasonCode::AwaitingNode, "the node is not Ready");
@@ -268,8 +291,8 @@ pub(super) fn has_result(
     }
 }
 
-/// The time from which a node that is not Ready is called parked; `None` for a Ready node.
-pub(super) fn parked_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
+/// The time from which it is said that a node does not return; `None` for a Ready node.
+pub(super) fn lost_at(view: &View<'_>, node: &NodeFact) -> Option<Mono> {
     let since = node.ready_since.filter(|_| !node.ready)?;
     let away = view.age(since, view.clocks.away_seen(&node.name));
     Some(view.now.mono + view.settings.node_return_timeout.saturating_sub(away))

@@ -2,6 +2,7 @@
 //! program, so that two of them run at a time.
 #![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
+mod attempts;
 mod faults;
 mod interrupts;
 mod packages;

@@ -193,7 +193,7 @@ async fn three_hosts_are_interrupted_one_at_a_time() -> Result<()> {
     lost_host(&cluster, &image, &cordons).await
 }
 
-/// A host goes down for its reboot and stays away: it is parked and says so, keeps its slot, and goes on when it is back.
+/// A host goes down for its reboot and stays away: it says so, keeps its slot, and goes on when it is back.
 async fn lost_host(
     cluster: &Cluster,
     image: &skyhook_integration::registry::Image,
@@ -213,15 +213,15 @@ async fn lost_host(
     .with_context(|| cluster.logs())?;
     let host = &cluster.worker(&node)?.host;
     host.kill().await?;
-    let parked = |s: &Skyhook| {
+    let lost = |s: &Skyhook| {
         s.status
             .as_ref()
             .and_then(|s| s.node_reasons.get(&node))
             .is_some_and(|r| {
-                r.reason == "Parked" && r.message.contains("keeps its lease and its slot")
+                r.reason == "NodeNotReturning" && r.message.contains("keeps its lease and its slot")
             })
     };
-    wait_for(cluster.client(), "lost", "parked", 2 * MINUTE, parked)
+    wait_for(cluster.client(), "lost", "not returning", 2 * MINUTE, lost)
         .await
         .with_context(|| cluster.logs())?;
     tokio::time::sleep(Duration::from_secs(3)).await;

@@ -8,7 +8,7 @@ use skyhook_crds::{Stage, State};
 use super::effect::Effect;
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
 use super::turn::{is_leaving, is_running, is_turn};
-use super::{retry, wave};
+use super::{retry, room, wave};
 
 /// Maximum number of packages that prepare a stage or run a step at the same time. Each running step needs a supervisor
 /// process.
@@ -31,6 +31,7 @@ pub(super) fn advance(p: &mut Progress, now: i64) -> Vec<Effect> {
         p.ended = Some(Phase::Complete);
         return effects;
     }
+    room::advance(p, now, &mut effects);
     pull(p, now, &mut effects);
     wave::advance(p, now, &mut effects);
     if wave::is_due(p) {
@@ -62,7 +63,8 @@ pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
         | Doing::Idle
         | Doing::Ready(_)
         | Doing::Preparing { .. }
-        | Doing::Step(_) => None,
+        | Doing::Step(_)
+        | Doing::GaveUp { .. } => None,
     });
     let pulls = p.entries.values().filter_map(|e| match e.image_state {
         ImageState::Failed {
@@ -76,7 +78,7 @@ pub(super) fn wake_at(p: &Progress, now: i64) -> Option<i64> {
         | ImageState::Pulling { .. }
         | ImageState::Ready => None,
     });
-    let others = entries.chain(wave::wake_at(p));
+    let others = entries.chain(wave::wake_at(p)).chain(room::wake_at(p));
     let others = others.map(|at| retry::wake_at(at, now));
     others.chain(pulls).min()
 }
@@ -137,14 +139,15 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
 }
 
 fn needs_image(p: &Progress, entry: &Entry) -> bool {
-    p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry)
+    let works = p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry);
+    works && !entry.has_given_up() && room::of(p, entry).is_none()
 }
 
 fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
     let free = match entry.doing {
         Doing::Idle | Doing::Ready(_) => true,
         Doing::Retry { at, .. } => retry::is_due(at, now),
-        Doing::Preparing { .. } | Doing::Step(_) => false,
+        Doing::Preparing { .. } | Doing::Step(_) | Doing::GaveUp { .. } => false,
     };
     free && may_start(p, entry)
 }
@@ -152,6 +155,7 @@ fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
 /// True when the package may start. Does not check whether a delay is over or a step is running.
 fn may_start(p: &Progress, entry: &Entry) -> bool {
     entry.image_state == ImageState::Ready
+        && room::of(p, entry).is_none()
         && !entry.is_done()
         && entry.stage != Stage::Interrupt
         && is_turn(p, entry)
@@ -188,16 +192,23 @@ fn start(p: &mut Progress, key: &str, now: i64, effects: &mut Vec<Effect>) {
                 ..cursor
             });
         }
-        doing @ (Doing::Idle | Doing::Retry { .. } | Doing::Preparing { .. } | Doing::Step(_)) => {
+        doing @ (Doing::Idle
+        | Doing::Retry { .. }
+        | Doing::Preparing { .. }
+        | Doing::Step(_)
+        | Doing::GaveUp { .. }) => {
             let half = match doing {
                 Doing::Retry { half, .. } => {
                     entry.restarts += 1;
                     half
                 }
-                Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Step(_) => {
-                    Half::Main
-                }
+                Doing::Idle
+                | Doing::Ready(_)
+                | Doing::Preparing { .. }
+                | Doing::Step(_)
+                | Doing::GaveUp { .. } => Half::Main,
             };
+            entry.spent_ms = 0;
             if entry.state != State::Erroring {
                 entry.set(entry.stage, State::InProgress, now);
             }

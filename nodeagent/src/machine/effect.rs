@@ -53,6 +53,8 @@ pub enum Event {
         key: String,
         id: u64,
         outcome: Outcome,
+        /// How long the step ran, in milliseconds.
+        took_ms: u64,
     },
     /// The supervisor died without a result, or something other than the agent ended the step.
     StepLost {
@@ -88,6 +90,10 @@ pub enum Event {
     RevisionSeen {
         packages: BTreeMap<String, (String, String)>,
     },
+    /// The Node was read again: what packages request and it does not have, by package.
+    NodeLooked {
+        lacking: BTreeMap<String, String>,
+    },
     Interrupted,
     InterruptFailed {
         reason: String,
@@ -119,10 +125,12 @@ impl Event {
                 key,
                 id,
                 outcome: Outcome::Failed(reason),
+                took_ms,
             } => Self::StepExited {
                 key,
                 id,
                 outcome: Outcome::Failed(bounded(reason)),
+                took_ms,
             },
             Self::StepLost { key, id, problem } => Self::StepLost {
                 key,
@@ -151,6 +159,7 @@ impl Event {
             | Self::LeaseLooked { .. }
             | Self::InterruptPrepared { .. }
             | Self::RevisionSeen { .. }
+            | Self::NodeLooked { .. }
             | Self::Interrupted
             | Self::Ticked => self,
         }
@@ -222,6 +231,8 @@ pub enum Effect {
     WriteRunning { resource_version: String },
     /// Read the lease and answer whether it still asks for this work.
     LookAtLease,
+    /// Read the Node and answer what packages request and it does not have.
+    LookAtNode,
     /// Before a restart of services: find their units. Before a reboot: report the reboot and wait for inhibitors.
     PrepareInterrupt { owner: String, interrupt: Interrupt },
     /// Stop preparing the interrupt.

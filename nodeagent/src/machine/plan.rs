@@ -8,12 +8,14 @@ use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State, glob};
 
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
+use super::{attempts, room};
 
 /// Sets every package to the first stage that it has to run.
 pub(super) fn begin(p: &mut Progress, now: i64) {
     if p.too_old.is_some() {
         return;
     }
+    attempts::begin(p, now);
     // Pulls for an earlier lease ended with that lease, and its images may have been removed from the store.
     for entry in p.entries.values_mut() {
         entry.image_state = ImageState::Unknown;
@@ -44,6 +46,7 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     for key in unwanted {
         uninstall(p, &key, now);
     }
+    room::say(p);
 }
 
 /// Plans one package. Called at the start of a lease, and again after each complete cycle of the package.
@@ -98,6 +101,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
     if entry.stage != Stage::Uninstall || entry.is_parked() || entry.state == State::Complete {
         entry.doing = Doing::Idle;
         entry.failures = 0;
+        entry.attempts = 0;
         entry.restarts = 0;
         entry.image_state = ImageState::Unknown;
         entry.say("will be uninstalled");
@@ -136,6 +140,7 @@ fn open(
     now: i64,
 ) {
     let cycle = cycle(p, wanted, Some(stage), interrupt);
+    let revision = p.revision.clone();
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
@@ -147,6 +152,8 @@ fn open(
     entry.image_digest = None;
     entry.doing = Doing::Idle;
     entry.failures = 0;
+    entry.attempts = 0;
+    entry.tried_at = Some(revision);
     entry.restarts = 0;
     entry.message.clear();
     let state = if stage == Stage::Interrupt {
@@ -330,12 +337,13 @@ fn matching(wanted: &Wanted, changed: &BTreeSet<String>) -> Option<Interrupt> {
     )
 }
 
-/// Interrupts that this lease still has to perform, by package.
+/// Interrupts that this lease still has to perform, by package. Those of packages that the node has no room for do not count:
+/// the node is not drained for them.
 #[must_use]
 pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
     let mut pending = BTreeMap::new();
     for entry in p.entries.values().filter(|e| p.is_wanted(e)) {
-        if entry.is_done() {
+        if entry.is_done() || room::is_waited_for(p, entry) {
             continue;
         }
         let later = entry

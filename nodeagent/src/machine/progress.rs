@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use skyhook_crds::installed::PackageStates;
 use skyhook_crds::lease::{Phase, SkyhookRef, StopReason};
 use skyhook_crds::package::{Interrupt, PackageStatus, key};
-use skyhook_crds::revision::{RevisionData, config_digests, is_finished};
-use skyhook_crds::{Package, Stage, State};
+use skyhook_crds::revision::is_finished;
+use skyhook_crds::{Stage, State};
 
 use crate::text;
 
+mod wanted;
 mod wave;
 
+pub use wanted::{Limits, Wanted};
 pub use wave::{Part, Permit, Wave, WaveAt};
 
 /// The work on one accepted lease.
@@ -59,6 +60,12 @@ pub struct Progress {
     pub reboots: BTreeMap<String, u32>,
     #[serde(default)]
     pub reboot_cap: RebootCap,
+    /// When the Node was last read, in Unix milliseconds.
+    #[serde(default)]
+    pub node_seen_at: i64,
+    /// Limits of packages that set none themselves.
+    #[serde(default, skip_serializing_if = "Limits::is_unset")]
+    pub limits: Limits,
     /// Why the agent cannot work on this host. While this is set, no step starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unable: Option<String>,
@@ -102,61 +109,6 @@ pub struct Stopping {
     pub end_steps_at: Option<i64>,
 }
 
-/// The parts of a package in a revision that the machine needs.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Wanted {
-    pub version: String,
-    pub image: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container_sha: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub depends_on: BTreeSet<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interrupt: Option<Interrupt>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub config_interrupts: BTreeMap<String, Interrupt>,
-    /// Digests of the configMap's values, by key.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub config: BTreeMap<String, String>,
-    /// Digest of image, env, resources and agent image. A change of it restarts a cycle that is not complete.
-    pub identity: String,
-}
-
-impl Wanted {
-    /// The parts of `package`.
-    #[must_use]
-    pub fn of(package: &Package) -> Self {
-        let identity = serde_json::json!([
-            package.image,
-            package.container_sha,
-            package.env,
-            package.resources,
-            package.agent_image_override,
-        ]);
-        let digest = Sha256::digest(identity.to_string().as_bytes());
-        Self {
-            version: package.version.clone(),
-            image: package.image.clone(),
-            container_sha: package.container_sha.clone(),
-            depends_on: package.depends_on.keys().cloned().collect(),
-            interrupt: package.interrupt.clone(),
-            config_interrupts: package.config_interrupts.clone(),
-            config: config_digests(&package.config_map),
-            identity: hex::encode(&digest[..16]),
-        }
-    }
-
-    /// The parts of every package of a revision.
-    #[must_use]
-    pub fn of_revision(data: &RevisionData) -> BTreeMap<String, Self> {
-        data.packages
-            .iter()
-            .map(|(name, package)| (name.clone(), Self::of(package)))
-            .collect()
-    }
-}
-
 /// One package at one version on the host.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -190,6 +142,15 @@ pub struct Entry {
     /// Failed attempts of the current stage in a row.
     #[serde(default)]
     pub failures: u32,
+    /// Attempts of the current stage that have failed. Not each failure uses up an attempt.
+    #[serde(default)]
+    pub attempts: u32,
+    /// How long the steps of the current attempt ran that have ended, in milliseconds.
+    #[serde(default)]
+    pub spent_ms: u64,
+    /// Revision at which the attempts are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_at: Option<String>,
     #[serde(default)]
     pub image_state: ImageState,
     /// Whether a step of this version has started on the host. Before that the version is not in the Node's record,
@@ -265,7 +226,10 @@ pub enum ImageState {
 /// Step      ── an earlier agent died before its start ──► Ready
 /// Step      ── lost, with the host ─────────────────────► Ready, the third time Retry
 /// Step      ── lost, in the same boot ──────────────────► Retry, or Idle when the lease is stopped
+/// Step      ── failed, and this was the last attempt ───► GaveUp
+/// Idle      ── its interrupt has failed, the same ──────► GaveUp
 /// Retry     ── its time has come ───────────────────────► Preparing
+/// GaveUp    ── a lease with another revision is taken ──► Retry at once
 /// any       ── a lease starts another stage ────────────► Idle
 /// ```
 ///
@@ -283,6 +247,9 @@ pub enum Doing {
     Step(Cursor),
     /// An attempt failed. The steps of `half` run again at `at`, in Unix milliseconds.
     Retry { at: i64, half: Half },
+    /// The last attempt failed at `at`, in Unix milliseconds. Nothing happens until somebody runs the package again or
+    /// changes it.
+    GaveUp { half: Half, at: i64 },
 }
 
 /// The two halves of a stage.
@@ -340,6 +307,9 @@ impl Entry {
             had_interrupt: false,
             doing: Doing::Idle,
             failures: 0,
+            attempts: 0,
+            spent_ms: 0,
+            tried_at: None,
             image_state: ImageState::Unknown,
             started: false,
             lost_with_host: 0,
@@ -382,6 +352,19 @@ impl Entry {
     #[must_use]
     pub fn is_parked(&self) -> bool {
         self.stage == Stage::Uninstall && self.state == State::Skipped
+    }
+
+    /// True when the package has used up its attempts.
+    #[must_use]
+    pub const fn has_given_up(&self) -> bool {
+        match self.doing {
+            Doing::GaveUp { .. } => true,
+            Doing::Idle
+            | Doing::Preparing { .. }
+            | Doing::Ready(_)
+            | Doing::Step(_)
+            | Doing::Retry { .. } => false,
+        }
     }
 
     /// True while no step of the version has started and the Node's record does not list it.
@@ -444,8 +427,14 @@ impl Progress {
         };
         wave || self.entries.values().any(|e| match e.doing {
             Doing::Preparing { .. } | Doing::Step(_) => true,
-            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
+            Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } | Doing::GaveUp { .. } => false,
         })
+    }
+
+    /// True while a package has used up its attempts.
+    #[must_use]
+    pub fn has_given_up(&self) -> bool {
+        self.entries.values().any(Entry::has_given_up)
     }
 
     /// Numbers of the steps that have started and not ended.
@@ -453,9 +442,20 @@ impl Progress {
     pub fn steps(&self) -> BTreeSet<u64> {
         let ids = self.entries.values().filter_map(|e| match &e.doing {
             Doing::Step(cursor) => Some(cursor.id),
-            Doing::Idle | Doing::Preparing { .. } | Doing::Ready(_) | Doing::Retry { .. } => None,
+            Doing::Idle
+            | Doing::Preparing { .. }
+            | Doing::Ready(_)
+            | Doing::Retry { .. }
+            | Doing::GaveUp { .. } => None,
         });
         ids.collect()
+    }
+
+    /// How long and how often the stages of a package are tried.
+    #[must_use]
+    pub fn limits_of(&self, entry: &Entry) -> Limits {
+        let own = self.wanted.get(&entry.name).map(|wanted| wanted.limits);
+        own.unwrap_or_default().or(self.limits)
     }
 
     /// True when the entry is of the version that the revision wants.

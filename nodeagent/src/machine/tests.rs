@@ -1,5 +1,6 @@
 //! Tests of the stages that packages run, on a simulated host that performs every effect.
 
+mod attempts;
 mod called_off;
 mod interrupts;
 mod lifecycle;
@@ -7,6 +8,8 @@ mod messages;
 mod properties;
 mod reboots;
 mod record;
+mod reruns;
+mod room;
 mod waits;
 pub(crate) mod world;
 

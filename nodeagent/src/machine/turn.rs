@@ -8,7 +8,7 @@ use super::progress::{Doing, Entry, Progress};
 pub(super) fn is_running(entry: &Entry) -> bool {
     match entry.doing {
         Doing::Preparing { .. } | Doing::Step(_) => true,
-        Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } => false,
+        Doing::Idle | Doing::Ready(_) | Doing::Retry { .. } | Doing::GaveUp { .. } => false,
     }
 }
 

@@ -10,9 +10,9 @@ use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
-use super::progress::{Doing, Entry, ImageState, Part, Permit, Progress, Wave, WaveAt};
+use super::progress::{Doing, Entry, Half, ImageState, Part, Permit, Progress, Wave, WaveAt};
 use super::turn::{is_running, is_turn};
-use super::{reboots, retry};
+use super::{attempts, reboots, retry, room};
 
 /// Asks for the permit, adds packages to the wave, and interrupts the host when every member has completed config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -27,6 +27,8 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
         return;
     }
     match p.permit {
+        // While a package has given up, the node cannot be complete, so it is not kept empty for the others.
+        Permit::None if p.has_given_up() => return,
         Permit::None => {
             if let Some(resource_version) = p.drained.take() {
                 p.permit = Permit::Asked;
@@ -124,6 +126,8 @@ fn can_join(p: &Progress, entry: &Entry) -> bool {
     p.is_wanted(entry)
         && !entry.is_done()
         && !entry.is_parked()
+        && !entry.has_given_up()
+        && room::of(p, entry).is_none()
         && entry.interrupt().is_some()
         && entry.image_state == ImageState::Ready
         && is_turn(p, entry)
@@ -329,6 +333,7 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
         }
         entry.doing = Doing::Idle;
         entry.failures = 0;
+        entry.attempts = 0;
         entry.message.clear();
         entry.set(Stage::PostInterrupt, State::InProgress, now);
     }
@@ -337,10 +342,14 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
 /// Called when the interrupt failed: sets the message of its package, and schedules the next attempt.
 pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
     let Some(wave) = &mut p.wave else { return };
-    let WaveAt::Interrupting { owner, .. } = &wave.at else {
+    let WaveAt::Interrupting {
+        owner, interrupt, ..
+    } = &wave.at
+    else {
         return;
     };
     let owner = owner.clone();
+    let is_reboot = interrupt.kind == InterruptType::Reboot;
     wave.failures += 1;
     wave.due = false;
     wave.waits_for.clear();
@@ -355,6 +364,27 @@ pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
         entry.say(reason);
         entry.restarts += 1;
         entry.set(Stage::Interrupt, State::Erroring, now);
+    }
+    // Reboots are counted apart from attempts.
+    let counts = !is_reboot && p.stop.is_none();
+    if counts && attempts::use_up(p, &owner, Half::Main, reason, now) {
+        leave(p, &owner, now);
+    }
+}
+
+/// Takes a package that has given up out of the wave. The interrupt of the other members is prepared anew, without it.
+fn leave(p: &mut Progress, key: &str, now: i64) {
+    let at = now + retry::delay_ms(1, &p.lease);
+    let Some(wave) = &mut p.wave else { return };
+    wave.members.remove(key);
+    wave.failures = 0;
+    wave.before.clear();
+    wave.at = WaveAt::Retry { at };
+    // A reboot that was asked for may still happen.
+    if wave.members.is_empty() && wave.reboot_asked.is_none() {
+        p.wave = None;
+    } else if wave.members.is_empty() {
+        wave.at = WaveAt::Gathering;
     }
 }
 

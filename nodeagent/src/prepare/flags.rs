@@ -5,6 +5,7 @@
     reason = "this is the shell's file handling"
 )]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -23,13 +24,29 @@ use crate::host::Host;
 /// File mode of a record.
 const FILE: u32 = 0o644;
 
+/// Begins the line of a flag that names the packages whose step has run: keys of the Skyhook, separated by spaces. Flags of
+/// NVIDIA Skyhook have no such line.
+const PACKAGES: &str = "packages: ";
+
 /// The records of one package.
 pub(super) struct Records {
     files: Root,
     /// Directory with the records of the Skyhook: a path in the host's file system.
     root: PathBuf,
+    /// Name and version in `config.json`.
     name: String,
     version: String,
+    owner: Owner,
+}
+
+/// The package that records are of. Several packages of a Skyhook may have one image, and with it the same files of flags
+/// and of the history.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    /// Key of the package in the Skyhook.
+    pub key: String,
+    /// Another package of the Skyhook has the same image: what does not name its package may be of the other one.
+    pub shares_image: bool,
 }
 
 #[derive(Serialize, Deserialize, Default)]
@@ -37,6 +54,9 @@ struct History {
     #[serde(rename = "current-version")]
     current: String,
     history: Vec<Past>,
+    /// The current version of each package, by its key in the Skyhook. NVIDIA Skyhook does not write it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    packages: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,8 +71,10 @@ impl Records {
         layout: &Layout,
         skyhook: &SkyhookRef,
         config: &PackageConfig,
+        owner: Owner,
     ) -> Self {
         Self {
+            owner,
             files: host.files.clone(),
             root: PathBuf::from(format!("{}/{}", layout.copy_root, skyhook.name)),
             name: config.package_name.clone(),
@@ -80,7 +102,27 @@ impl Records {
             | Stage::Interrupt
             | Stage::Unknown => false,
         };
-        heeds && self.files.exists(self.flag(step))
+        heeds && self.is_ours(&self.flag(step))
+    }
+
+    /// True for a flag that a step of this package has set.
+    fn is_ours(&self, flag: &Path) -> bool {
+        if !self.files.exists(flag) {
+            return false;
+        }
+        let text = self.files.read_to_string(flag).unwrap_or_default();
+        match packages(&text) {
+            Some(mut packages) => packages.any(|key| key == self.owner.key),
+            None => !self.owner.shares_image,
+        }
+    }
+
+    /// The other packages whose steps have set this flag.
+    fn others(&self, flag: &Path) -> Vec<String> {
+        let text = self.files.read_to_string(flag).unwrap_or_default();
+        let others = packages(&text).into_iter().flatten();
+        let others = others.filter(|key| *key != self.owner.key);
+        others.map(str::to_owned).collect()
     }
 
     fn flag(&self, step: &Step) -> PathBuf {
@@ -97,15 +139,41 @@ impl Records {
 
     pub(super) fn set_flag(&self, step: &Step) -> Result<(), StageError> {
         let always = if step.idempotence { "True" } else { "False" };
+        let flag = self.flag(step);
+        let mut packages = self.others(&flag);
+        packages.push(self.owner.key.clone());
         self.write(
-            &self.flag(step),
-            &format!("last_run: {}\nstep_always_runs: {always}\n", now()),
+            &flag,
+            &format!(
+                "last_run: {}\nstep_always_runs: {always}\n{PACKAGES}{}\n",
+                now(),
+                packages.join(" ")
+            ),
         )
     }
 
+    /// Removes the flags of this package. Those that other packages have set as well stay for these.
     pub(super) fn remove_flags(&self) -> Result<(), StageError> {
         let directory = self.flags().join(&self.name).join(&self.version);
-        Ok(self.files.remove_tree(directory)?)
+        let names = self.files.list(&directory).unwrap_or_default();
+        let mut is_empty = true;
+        for flag in names.into_iter().map(|name| directory.join(name)) {
+            let others = self.others(&flag);
+            if others.is_empty() {
+                self.files.remove_tree(&flag)?;
+                continue;
+            }
+            is_empty = false;
+            let before = self.files.read_to_string(&flag).unwrap_or_default();
+            let lines = before.lines().filter(|line| !line.starts_with(PACKAGES));
+            let mut text: String = lines.flat_map(|line| [line, "\n"]).collect();
+            text += &format!("{PACKAGES}{}\n", others.join(" "));
+            self.write(&flag, &text)?;
+        }
+        if is_empty {
+            self.files.remove_tree(directory)?;
+        }
+        Ok(())
     }
 
     /// Writes line number `index` of `check_results`, which has a line for each check of a mode. The lines after it go: a
@@ -131,10 +199,12 @@ impl Records {
 
     /// The current version in the history, or `unknown` if the history has none.
     pub(super) fn previous_version(&self) -> String {
-        match self.history() {
-            Some(history) if !history.current.is_empty() => history.current,
-            Some(_) | None => "unknown".to_owned(),
-        }
+        let history = self.history().unwrap_or_default();
+        let own = history.packages.get(&self.owner.key).cloned();
+        let shared = Some(history.current).filter(|_| !self.owner.shares_image);
+        own.or(shared)
+            .filter(|version| !version.is_empty())
+            .unwrap_or_else(|| "unknown".to_owned())
     }
 
     fn history_file(&self) -> PathBuf {
@@ -161,9 +231,13 @@ impl Records {
     /// Makes a version the current one and adds it to the history, unless it is the current one already.
     pub(super) fn note_version(&self, version: &str) -> Result<(), StageError> {
         let mut history = self.history().unwrap_or_default();
-        if history.current == version {
+        let own = history.packages.get(&self.owner.key);
+        if history.current == version && own.is_some_and(|own| own == version) {
             return Ok(());
         }
+        history
+            .packages
+            .insert(self.owner.key.clone(), version.to_owned());
         history.current = version.to_owned();
         history.history.insert(
             0,
@@ -213,6 +287,12 @@ pub fn note_interrupt(
         note(&format!("{kind}_{n}.complete"))?;
     }
     Ok(())
+}
+
+/// The packages that a flag names; `None` for a flag that names none.
+fn packages(flag: &str) -> Option<impl Iterator<Item = &str>> {
+    let line = flag.lines().find_map(|line| line.strip_prefix(PACKAGES))?;
+    Some(line.split_whitespace())
 }
 
 fn write(files: &Root, file: &Path, text: &str) -> Result<(), StageError> {

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod faults;
+mod shared;
 
 fn step(more: Value) -> Value {
     let mut step = json!({
@@ -78,6 +79,7 @@ impl TestHost {
             previous: None,
             order: Some(3),
             is_laid_out: false,
+            shares_image: false,
         }
     }
 
@@ -370,7 +372,7 @@ fn a_step_that_was_ended_or_took_too_long_has_failed_whatever_its_exit_code() {
             Some("was killed by signal 9"),
         ),
     ] {
-        let judged = prepared.judge(Half::Main, 0, &result);
+        let judged = prepared.judge(Half::Main, 0, &result, None);
         let want = want.map(|want| format!("{} {want}", prepared.step_name(Half::Main, 0)));
         assert_eq!(judged.err(), want, "{name}");
     }

@@ -190,6 +190,7 @@ impl Agent {
         if let Some(run) = &mut state.run {
             run.next_step = run.next_step.max(state.next_step);
             run.reboot_cap = self.settings.reboot_cap;
+            run.limits = self.settings.limits;
             run.unable.clone_from(&self.unable);
         }
         self.journal.save(state)?;

@@ -18,7 +18,7 @@ use crate::lease::ApiError;
 use crate::machine::reconcile::{Source, has_unknown_stage, is_undone, of_lease};
 use crate::machine::retry::API;
 use crate::machine::taking::{Action, TakingEvent};
-use crate::machine::{Entries, Event, Progress, Wanted};
+use crate::machine::{Entries, Event, Progress, Wanted, room};
 use crate::prepare::metadata::NodeFacts;
 use crate::report;
 
@@ -224,9 +224,15 @@ impl Agent {
         } else {
             protocol::known_reboots(&lease)
         };
+        let lacking = room::lacking(
+            &revision.packages,
+            facts.default_resources.as_ref(),
+            &facts.node.allocatable,
+        );
         let progress = Progress {
             reboots,
             reboot_cap: self.settings.reboot_cap,
+            limits: self.settings.limits,
             unable: self.unable.clone(),
             too_old,
             lease: lease.metadata.uid.clone().unwrap_or_default(),
@@ -234,7 +240,8 @@ impl Agent {
             revision: spec.revision.clone(),
             order: spec.order,
             serial: revision.serial,
-            wanted: Wanted::of_revision(&revision),
+            wanted: Wanted::of_revision_on(&revision, &lacking),
+            node_seen_at: now(),
             entries,
             next_step: self.journal.state.next_step,
             begun: Some(false),

@@ -18,8 +18,9 @@ use crate::host::exec::{StepEnd, StepRequest};
 use crate::host::limits;
 use crate::image::Images;
 use crate::lease::{ApiError, LeaseApi};
+use crate::machine::attempts::{StepLimit, step_limit};
 use crate::machine::progress::{Cycle, ImageState};
-use crate::machine::{Effect, Entry, Event, Half};
+use crate::machine::{Effect, Entry, Event, Half, room};
 use crate::prepare::env::{self, Sources};
 use crate::prepare::{self, Prepared, StageInput, metadata};
 use crate::secret::Secret;
@@ -49,6 +50,7 @@ impl Agent {
                 self.writer.want_running(resource_version);
             }
             Effect::LookAtLease => self.look(),
+            Effect::LookAtNode => self.look_at_node(),
             Effect::PrepareInterrupt { owner, interrupt } => {
                 self.prepare_interrupt(owner, interrupt);
             }
@@ -80,6 +82,25 @@ impl Agent {
                 ) => false,
             };
             let _sent = notes.send(Note::Event(Event::LeaseLooked { lease: uid, stands }));
+        });
+    }
+
+    /// Reads the Node again, and tells the machine what packages request and it does not have.
+    fn look_at_node(&self) {
+        let revision = self.run().map(|run| run.revision.clone());
+        let data = revision.and_then(|name| self.journal.revision(&name).ok());
+        let Some(data) = data else { return };
+        let (facts, notes) = (self.fetch_facts(&data), self.notes.clone());
+        tokio::task::spawn_local(async move {
+            let facts = facts.await;
+            // A Node that could not be read says nothing, and the packages go on waiting.
+            if facts.node.uid.is_empty() {
+                return;
+            }
+            let defaults = facts.default_resources.as_ref();
+            let lacking = room::lacking(&data.packages, defaults, &facts.node.allocatable);
+            let _sent = notes.send(Note::Facts(Box::new(facts)));
+            let _sent = notes.send(Note::Event(Event::NodeLooked { lacking }));
         });
     }
 
@@ -197,6 +218,7 @@ impl Agent {
             previous: None,
             order: self.run().and_then(|run| run.order),
             is_laid_out: false,
+            shares_image: shares_image(&revision, &entry),
         };
         // If this process has prepared the stage, it has done so in this boot: no process survives a reboot.
         let before = self.stages.get(key).filter(|_| half == Half::Check);
@@ -281,10 +303,15 @@ impl Agent {
         });
     }
 
+    /// What limits the time of the package's step that runs now or is started next.
+    pub(super) fn step_limit(&self, key: &str) -> Option<StepLimit> {
+        step_limit(self.run()?, key, self.settings.step_timeout)
+    }
+
     fn run_step(&mut self, key: String, id: u64, half: Half, index: usize) {
         let preparing = self.prepared(&key, half);
         let (runner, notes) = (Rc::clone(&self.runner), self.notes.clone());
-        let timeout = self.settings.step_timeout;
+        let timeout = self.step_limit(&key).map(StepLimit::duration);
         tokio::task::spawn_local(async move {
             let result = async {
                 let (prepared, facts) = preparing.await?;
@@ -330,6 +357,12 @@ impl Agent {
             let _sent = notes.send(done(key, id, half, index, result));
         });
     }
+}
+
+/// True when another package of the revision has the image of this one.
+fn shares_image(revision: &RevisionData, entry: &Entry) -> bool {
+    let mut packages = revision.packages.iter();
+    packages.any(|(name, package)| *name != entry.name && package.image == entry.image)
 }
 
 fn done(

@@ -9,12 +9,13 @@ use skyhook_crds::Stage;
 use skyhook_crds::package::{Interrupt, InterruptType};
 use skyhook_oci::chain;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::agent::{Agent, Reboot};
 use super::note::Note;
 use crate::host::interrupt::{InterruptError, Interrupter};
 use crate::host::journal;
+use crate::machine::attempts::{StepLimit, step_limit};
 use crate::machine::progress::WaveAt;
 use crate::machine::{Event, Progress, wave};
 use crate::prepare::flags::note_interrupt;
@@ -27,7 +28,8 @@ impl Agent {
     pub(super) fn prepare_interrupt(&mut self, owner: String, interrupt: Interrupt) {
         tracing::info!(%owner, ?interrupt, "preparing to interrupt the host");
         if interrupt.kind != InterruptType::Reboot {
-            return self.find_obstacles(interrupt);
+            let limit = self.interrupt_limit(&owner, &interrupt);
+            return self.find_obstacles(interrupt, limit);
         }
         self.writer.hurry();
         self.pending_interrupt.reboot = Some(Reboot {
@@ -46,12 +48,19 @@ impl Agent {
                     "the reboot could not be announced in the status of the lease in time: rebooting anyway"
                 );
             }
-            self.find_obstacles(reboot.interrupt);
+            self.find_obstacles(reboot.interrupt, None);
         }
     }
 
-    fn find_obstacles(&mut self, interrupt: Interrupt) {
-        let task = self.with_interrupter(async move |interrupter| {
+    /// What limits the time of an interrupt: the stageTimeout of its package. A reboot has limits of its own.
+    fn interrupt_limit(&self, owner: &str, interrupt: &Interrupt) -> Option<StepLimit> {
+        let run = self.run()?;
+        let limit = step_limit(run, owner, None);
+        limit.filter(|_| interrupt.kind != InterruptType::Reboot)
+    }
+
+    fn find_obstacles(&mut self, interrupt: Interrupt, limit: Option<StepLimit>) {
+        let task = self.with_interrupter(limit, async move |interrupter| {
             let prepared = interrupter.prepare(&interrupt).await;
             prepared.map(|before| Event::InterruptPrepared { before })
         });
@@ -76,7 +85,8 @@ impl Agent {
         tracing::warn!(%owner, ?interrupt, "interrupting the host");
         let is_noop = interrupt.kind == InterruptType::Noop;
         let entry = self.journal_entry(owner, &interrupt).filter(|_| !is_noop);
-        self.with_interrupter(async move |interrupter| {
+        let limit = self.interrupt_limit(owner, &interrupt);
+        self.with_interrupter(limit, async move |interrupter| {
             if let Some(entry) = entry {
                 entry.write(interrupter.root).await;
             }
@@ -88,6 +98,7 @@ impl Agent {
     /// Runs a part of an interrupt in its own task, and sends the resulting event to the machine.
     fn with_interrupter(
         &self,
+        limit: Option<StepLimit>,
         work: impl AsyncFnOnce(&Interrupter<'_>) -> Result<Event, InterruptError> + 'static,
     ) -> AbortHandle {
         let (bus, notes) = (Rc::clone(&self.bus), self.notes.clone());
@@ -103,10 +114,9 @@ impl Agent {
                 patience,
                 waits: &waits,
             };
-            let event = work(&interrupter).await.unwrap_or_else(|error| {
-                let reason = chain(&error);
+            let ended = within(limit, work(&interrupter)).await;
+            let event = ended.unwrap_or_else(|(reason, asked)| {
                 tracing::warn!(%reason, "the interrupt failed");
-                let asked = error.may_have_been_asked();
                 Event::InterruptFailed { reason, asked }
             });
             let _sent = notes.send(Note::Event(event));
@@ -170,6 +180,21 @@ impl Agent {
     }
 }
 
+/// The event at the end of a part of an interrupt, or why it failed, and whether a reboot may have been asked for.
+async fn within(
+    limit: Option<StepLimit>,
+    work: impl Future<Output = Result<Event, InterruptError>>,
+) -> Result<Event, (String, bool)> {
+    let failed = |error: InterruptError| (chain(&error), error.may_have_been_asked());
+    let Some(limit) = limit else {
+        return work.await.map_err(failed);
+    };
+    match timeout(limit.duration(), work).await {
+        Ok(ended) => ended.map_err(failed),
+        Err(_elapsed) => Err((format!("it took longer than {}", limit.describe()), true)),
+    }
+}
+
 /// An entry for systemd's journal on the host.
 struct JournalEntry {
     message: String,
@@ -195,5 +220,35 @@ impl JournalEntry {
             Err(error) => error.to_string(),
         };
         tracing::warn!(%problem, "the interrupt cannot be written to systemd's journal");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_interrupt_ends_when_its_time_is_over() {
+        let whole = Duration::from_secs(300);
+        let limit = Some(StepLimit::Stage { left: whole, whole });
+        for (name, limit, takes, want) in [
+            ("in time", limit, 299, Ok(Event::Interrupted)),
+            (
+                "too late",
+                limit,
+                301,
+                Err((
+                    "it took longer than 300s, the stageTimeout of the package".to_owned(),
+                    true,
+                )),
+            ),
+            ("no limit", None, 86_400, Ok(Event::Interrupted)),
+        ] {
+            let work = async {
+                tokio::time::sleep(Duration::from_secs(takes)).await;
+                Ok(Event::Interrupted)
+            };
+            assert_eq!(within(limit, work).await, want, "{name}");
+        }
     }
 }

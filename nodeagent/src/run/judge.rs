@@ -20,7 +20,8 @@ const BUS_ATTEMPTS: u32 = 20;
 /// What the end of a step means for the machine.
 #[derive(Debug)]
 enum Judged {
-    Outcome(Outcome),
+    /// The outcome, and how long the step ran.
+    Outcome(Outcome, u64),
     /// An earlier agent died before it had started the step.
     NotStarted,
     /// The step has no usable result, for this reason.
@@ -33,7 +34,12 @@ impl Agent {
         let judged = self.judge(&done);
         let StepDone { key, id, .. } = done;
         self.feed(match judged {
-            Ok(Judged::Outcome(outcome)) => Event::StepExited { key, id, outcome },
+            Ok(Judged::Outcome(outcome, took_ms)) => Event::StepExited {
+                key,
+                id,
+                outcome,
+                took_ms,
+            },
             Ok(Judged::NotStarted) => Event::StepNotStarted { key, id },
             Ok(Judged::Lost(problem)) => {
                 tracing::warn!(package = %key, %problem, "a step ended without a result");
@@ -57,13 +63,18 @@ impl Agent {
         let entry = self.run().and_then(|run| run.entries.get(&done.key));
         let ended_by_us = entry.is_some_and(|entry| match &entry.doing {
             Doing::Step(cursor) => cursor.id == done.id && cursor.is_to_end,
-            Doing::Idle | Doing::Ready(_) | Doing::Preparing { .. } | Doing::Retry { .. } => false,
+            Doing::Idle
+            | Doing::Ready(_)
+            | Doing::Preparing { .. }
+            | Doing::Retry { .. }
+            | Doing::GaveUp { .. } => false,
         });
         if result.ended && !ended_by_us {
             let problem = "something other than the agent stopped its scope or its supervisor";
             return Ok(Judged::Lost(format!("{name}: {problem}")));
         }
-        let outcome = match prepared.judge(done.half, done.index, result) {
+        let limit = self.step_limit(&done.key);
+        let outcome = match prepared.judge(done.half, done.index, result, limit) {
             Ok(()) => Outcome::Succeeded,
             Err(reason) => Outcome::Failed(reason),
         };
@@ -79,7 +90,7 @@ impl Agent {
                 tracing::warn!(package = %done.key, step = %name, %reason, "the step has failed");
             }
         }
-        Ok(Judged::Outcome(outcome))
+        Ok(Judged::Outcome(outcome, result.took_ms))
     }
 
     /// Sends the event, unless the host is going down. A step that dies with the host has not failed: after the reboot,

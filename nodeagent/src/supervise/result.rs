@@ -28,6 +28,8 @@ pub struct StepResult {
     pub mask_problem: Option<String>,
     /// End of stderr or, if that is empty, of stdout.
     pub tail: String,
+    /// How long the step ran, in milliseconds. Changes of the host's clock make no difference.
+    pub took_ms: u64,
     /// Unix milliseconds.
     pub finished_at: i64,
 }
@@ -61,10 +63,11 @@ impl StepResult {
         }
     }
 
-    /// A message that says what went wrong, with the last lines of the output.
+    /// A message that says what went wrong, with the last lines of the output. `limit` is what the step took longer than,
+    /// if it took too long.
     #[must_use]
-    pub fn describe(&self) -> String {
-        let mut problem = self.problem();
+    pub fn describe(&self, limit: Option<&str>) -> String {
+        let mut problem = self.problem(limit);
         if let Some(log) = &self.log_problem {
             problem = format!("{problem} (its log is missing or not complete: {log})");
         }
@@ -80,10 +83,13 @@ impl StepResult {
         }
     }
 
-    fn problem(&self) -> String {
+    fn problem(&self, limit: Option<&str>) -> String {
         let problem = match (&self.error, self.code, self.signal) {
             (Some(error), _, _) => format!("could not be run: {error}"),
-            _ if self.timed_out => "took too long and was ended".to_owned(),
+            _ if self.timed_out => match limit {
+                Some(limit) => format!("took longer than {limit}, and was ended"),
+                None => "took too long and was ended".to_owned(),
+            },
             _ if self.ended => "was ended: the lease was stopped".to_owned(),
             (None, Some(code), _) => format!("exited with {code}"),
             (None, None, Some(signal)) => format!("was killed by signal {signal}"),
@@ -170,13 +176,13 @@ mod tests {
                 "exited with 1 (not all secrets are masked): last words",
             ),
         ] {
-            assert_eq!(result.describe(), want);
+            assert_eq!(result.describe(None), want);
         }
     }
 
     #[test]
     fn a_result_of_an_earlier_version_is_read() {
         let result: StepResult = serde_json::from_str(r#"{"code":3,"tail":"x"}"#).unwrap();
-        assert_eq!(result.describe(), "exited with 3: x");
+        assert_eq!(result.describe(None), "exited with 3: x");
     }
 }

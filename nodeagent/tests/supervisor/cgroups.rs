@@ -91,7 +91,7 @@ fn a_step_over_its_memory_limit_says_so() {
         return;
     };
     assert_eq!(result.code, Some(137), "{result:?}");
-    let described = result.describe();
+    let described = result.describe(None);
     assert!(
         described.starts_with("was killed: out of memory, memoryLimit 32Mi"),
         "{described}"

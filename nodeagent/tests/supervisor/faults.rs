@@ -18,7 +18,7 @@ fn a_host_that_cannot_be_entered_is_a_result() {
             spec.directory = "/no/such/directory".into();
         },
     );
-    let described = supervisor.result().describe();
+    let described = supervisor.result().describe(None);
     assert!(
         described.starts_with("could not be run: the host's namespaces cannot be entered"),
         "{described}"
@@ -53,7 +53,7 @@ fn a_step_whose_log_cannot_be_opened_runs_without() {
     let result = supervisor.result();
     assert_eq!(result.code, Some(3), "{result:?}");
     assert_eq!(
-        result.describe(),
+        result.describe(None),
         "exited with 3 (its log is missing or not complete: File name too long (os error 36)): why"
     );
 }
@@ -172,7 +172,7 @@ fn a_step_on_a_file_system_without_exec_says_so_and_what_to_do() {
             spec.program = var.join("lib/apply.sh").to_string_lossy().into_owned();
         },
     );
-    let described = supervisor.result().describe();
+    let described = supervisor.result().describe(None);
     let program = var.join("lib/apply.sh");
     let want = format!(
         "could not be run: {0} cannot be started: {0} is on the file system at {1}, which is mounted noexec: \

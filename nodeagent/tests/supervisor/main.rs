@@ -123,7 +123,7 @@ fn exit_codes_and_what_was_printed_last() {
     let result = supervisor.result();
     assert_eq!((result.code, result.signal), (Some(42), None));
     assert_eq!(result.tail, "the end");
-    assert_eq!(result.describe(), "exited with 42: the end");
+    assert_eq!(result.describe(None), "exited with 42: the end");
     assert!(supervisor.log(".log").ends_with(b" fine\n"));
     assert!(supervisor.log(".err").ends_with(b" the end\n"));
 }
@@ -222,7 +222,15 @@ fn a_step_has_so_much_time() {
     let mut supervisor = Supervisor::start("sleep 60", |spec| spec.timeout_ms = Some(300));
     let result = supervisor.result();
     assert!(result.timed_out && !result.ended);
-    assert_eq!(result.describe(), "took too long and was ended");
+    assert!(
+        (300..10_000).contains(&result.took_ms),
+        "{}",
+        result.took_ms
+    );
+    assert_eq!(
+        result.describe(Some("300ms")),
+        "took longer than 300ms, and was ended"
+    );
 }
 
 #[test]

@@ -184,6 +184,10 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         // The model's drains have no deadline.
         drain_timed_out: String::new(),
         states: mark.states.map(digest).unwrap_or_default(),
+        entries: mark
+            .states
+            .filter(|_| mark.granted != 0)
+            .map(|content| installed::digests(&states(content))),
         // The model does not number its nodes.
         order: None,
         picked: String::new(),
@@ -303,6 +307,7 @@ fn report(status: PackageStatus) -> PackageReport {
         state: status.state,
         restarts: status.restarts,
         image_digest: None,
+        lacks: String::new(),
         message: String::new(),
         since: None,
     }

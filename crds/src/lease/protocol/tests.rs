@@ -446,3 +446,44 @@ fn the_higher_count_of_reboots_is_believed() {
         counts(&[("aa|1", 2), ("bb|1", 3), ("cc|1", 1)])
     );
 }
+
+#[test]
+fn a_drain_ends_when_the_agent_says_that_it_needs_none() {
+    let declines = |phase, needs_drain| {
+        let mut lease = Given::granted().phase(phase).drained();
+        lease.0.status.as_mut().expect("set above").needs_drain = needs_drain;
+        lease
+    };
+    let no = Some(false);
+    for (name, given, want) in [
+        ("it says so", declines(Phase::Erroring, no), true),
+        (
+            "it does not know yet",
+            declines(Phase::Preparing, None),
+            false,
+        ),
+        (
+            "it needs one",
+            declines(Phase::AwaitingDrain, Some(true)),
+            false,
+        ),
+        (
+            "it has just accepted the lease",
+            declines(Phase::Accepted, no),
+            false,
+        ),
+        (
+            "it has taken the drain",
+            declines(Phase::Running, no),
+            false,
+        ),
+        ("it has ended", declines(Phase::Complete, no), false),
+        (
+            "it is told to stop",
+            declines(Phase::Erroring, no).stop(StopReason::Edited),
+            false,
+        ),
+    ] {
+        assert_eq!(declines_drain(&given.0), want, "{name}");
+    }
+}

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use skyhook_crds::installed::{Stamp, is_early};
+use skyhook_crds::installed::{self, Stamp, is_early};
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
@@ -106,6 +106,7 @@ impl LeaseCase<'_> {
             was_ready: node.ready,
             drain_timed_out: String::new(),
             states: record.digest.clone(),
+            entries: record.states.as_ref().ok().map(installed::digests),
             order: self.lease.spec.order.or(before.order),
             picked: picked.unwrap_or_else(|| seconds(created.unwrap_or(self.view.now.wall))),
             ..before

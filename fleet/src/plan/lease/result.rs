@@ -36,6 +36,7 @@ impl LeaseCase<'_> {
             settled: false,
             drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
+            entries: None,
             order: self.lease.spec.order.or(recorded.and_then(|s| s.order)),
             picked: recorded.map(|s| s.picked.clone()).unwrap_or_default(),
         };
@@ -53,9 +54,9 @@ impl LeaseCase<'_> {
             Cause::Result
         };
         draft.patch(node, drain::marks(skyhook, None).reduced(node), cause);
-        // After a stop for a new revision, work on the node goes on soon. The cordon stays, because new pods would have
-        // to leave again.
-        if self.stop_ordered() != Some(StopReason::NewRevision) {
+        // After a stop for a new revision or an edit, work on the node goes on soon. The cordon stays: new pods would have
+        // to leave again, and the host may be between an interrupt and what comes after it.
+        if !self.goes_on_soon() {
             let patch = cordon::give_back(&draft.so_far(node), [skyhook]);
             draft.patch(node, patch, cause);
         }
@@ -63,7 +64,8 @@ impl LeaseCase<'_> {
         if taints::ours(&self.view.settings.runtime_taint, node).is_none() {
             draft.patch(node, taint::protect(&draft.so_far(node), false), cause);
         }
-        // Somebody edited the record since the grant. The edit stays, and the node is planned again from it.
+        // Somebody edited the record since the grant. The edit stays, and the node is planned again from it. Other packages
+        // are as the agent has left them.
         if is_edited {
             // With the edit, an administrator may ask for another try of a package that has used up its reboots. So the
             // count of reboots starts anew.
@@ -78,11 +80,11 @@ impl LeaseCase<'_> {
                 },
                 ..stamp
             };
-            let patch = NodePatch {
-                check,
-                ..NodePatch::default().stamp(skyhook, &stamp)
+            let patch = match self.with_edits(record) {
+                Some(states) => NodePatch::default().states(skyhook, &states, stamp),
+                None => NodePatch::default().stamp(skyhook, &stamp),
             };
-            draft.patch(node, patch, cause);
+            draft.patch(node, NodePatch { check, ..patch }, cause);
         } else {
             let is_complete = status.phase == Some(Phase::Complete);
             let stamp = Stamp {
@@ -101,6 +103,23 @@ impl LeaseCase<'_> {
         }
     }
 
+    /// True when the agent was stopped because other work on the node comes next. The sweep gives the cordon back if that
+    /// work does not come.
+    fn goes_on_soon(&self) -> bool {
+        match self.stop_ordered() {
+            Some(StopReason::NewRevision | StopReason::Edited) => true,
+            None
+            | Some(
+                StopReason::Paused
+                | StopReason::Disabled
+                | StopReason::Deleted
+                | StopReason::DrainTimedOut
+                | StopReason::AgentTooOld
+                | StopReason::Unknown,
+            ) => false,
+        }
+    }
+
     /// The time for the stamp if the drain took too long. The back-off after it has to hold after a change of the leading
     /// replica as well.
     fn drain_timed_out_now(&self) -> String {
@@ -109,6 +128,14 @@ impl LeaseCase<'_> {
         } else {
             String::new()
         }
+    }
+
+    /// The record with what the agent has changed beside the edits; `None` to leave it as it is.
+    fn with_edits(&self, record: &Record) -> Option<PackageStates> {
+        let recorded = record.states.as_ref().ok()?;
+        let written = record.stamp.as_ref()?.entries.as_ref()?;
+        let states = installed::with_edits(recorded, written, &self.reported());
+        (states != *recorded).then_some(states)
     }
 
     fn reported(&self) -> PackageStates {

@@ -16,7 +16,8 @@ use crate::plan::scan::{Order, Row};
 use crate::plan::standing::Standing;
 use crate::plan::{self, View, admit, verdict};
 
-/// A package that was restarted so often under its lease has failed for good, as far as batches go. It is tried further.
+/// A package that was restarted so often under its lease has failed for good, as far as batches go. It is tried further,
+/// unless it gives up before.
 const RESTARTS: i32 = 3;
 
 /// The leases of a Skyhook, and those that are being created for it.
@@ -103,10 +104,13 @@ fn end(
     let is_wanted = checked.is_ok_and(|checked| checked.revision == lease.spec.revision);
     let packages = lease.status.iter().flat_map(|status| &status.packages);
     let mut failing = packages.filter(|(_, one)| one.state == State::Erroring);
-    let has_failed =
-        is_wanted && failing.any(|(key, one)| restarts(lease, key, one.restarts) >= RESTARTS);
+    let mut status = lease.status.iter();
+    let has_given_up = status.any(|status| status.parked.is_some());
+    let has_failed = is_wanted
+        && (has_given_up
+            || failing.any(|(key, one)| restarts(lease, key, one.restarts) >= RESTARTS));
     let is_away = protocol::is_accepted(lease)
-        && verdict::parked_at(view, node).is_some_and(|at| at <= view.now.mono);
+        && verdict::lost_at(view, node).is_some_and(|at| at <= view.now.mono);
     let now = view.now.mono;
     let is_abandoned = plan::lease::abandoned_at(view, fact, lease).is_some_and(|at| at <= now);
     failed_if(

@@ -20,6 +20,14 @@ const MAX_READY: usize = 4096;
 /// Longest message of any other condition, in bytes.
 const MAX_MESSAGE: usize = 1024;
 
+/// Nodes whose record cannot be read: the name that NodeWright gives the condition.
+const MALFORMED: &str = "NodeStateMalformed";
+/// Conditions that are removed when they do not hold. Earlier versions wrote the second one.
+const WHILE_TRUE: [&str; 2] = [MALFORMED, "skyhook.nvidia.com/NodeStateMalformed"];
+/// How many nodes the condition names, and how many characters of a name it has.
+const MALFORMED_NODES: usize = 5;
+const MALFORMED_NAME: usize = 10;
+
 /// All conditions of a Skyhook: those of others stay as they are.
 pub(super) fn all(
     view: &View<'_>,
@@ -33,6 +41,7 @@ pub(super) fn all(
     let mut ours = vec![ready(view, row, summary, ledger, wanted)];
     ours.extend(transition(skyhook, wanted, current));
     ours.extend(of_nodes(summary, current));
+    ours.extend(malformed(summary));
     ours.extend(drains::conditions(view, row, summary));
     ours.extend(compartments::conditions(view, row));
     let mut merged = merge(
@@ -43,7 +52,10 @@ pub(super) fn all(
     );
     merged.retain(|condition| {
         let is_wanted = || ours.iter().any(|our| our.type_ == condition.type_);
-        let mut passing = compartments::WHILE_TRUE.iter().chain(&drains::WHILE_TRUE);
+        let mut passing = compartments::WHILE_TRUE
+            .iter()
+            .chain(&drains::WHILE_TRUE)
+            .chain(&WHILE_TRUE);
         !passing.any(|type_| *type_ == condition.type_) || is_wanted()
     });
     if merged.len() > MAX_CONDITIONS {
@@ -119,12 +131,6 @@ fn of_nodes(summary: &Summary<'_>, current: &SkyhookStatus) -> Vec<Wanted> {
             "has ignore label set. Skipping.",
             "No nodes have ignore label set.",
         ),
-        (
-            "skyhook.nvidia.com/NodeStateMalformed",
-            ReasonCode::NodeStateMalformed,
-            "has package states that cannot be read. Skipping.",
-            "The package states of all nodes can be read.",
-        ),
     ];
     let mut conditions = Vec::new();
     for (type_, code, some, none) in table {
@@ -142,6 +148,32 @@ fn of_nodes(summary: &Summary<'_>, current: &SkyhookStatus) -> Vec<Wanted> {
         }
     }
     conditions
+}
+
+/// The nodes whose record cannot be read, in the words of NodeWright. Each of them waits alone.
+fn malformed(summary: &Summary<'_>) -> Option<Wanted> {
+    let nodes = summary.with_reason(ReasonCode::NodeStateMalformed);
+    let mut nodes: Vec<&str> = nodes.map(|shown| shown.node.name.as_str()).collect();
+    nodes.sort_unstable();
+    let named = nodes.iter().take(MALFORMED_NODES).map(|name| {
+        let cut: String = name.chars().take(MALFORMED_NAME).collect();
+        if cut.len() < name.len() {
+            cut + "..."
+        } else {
+            cut
+        }
+    });
+    let named: Vec<String> = named.collect();
+    let more = match nodes.len().saturating_sub(MALFORMED_NODES) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "nodeState annotation cannot be parsed on {} node(s): {}{more}",
+        nodes.len(),
+        named.join(", ")
+    );
+    (!nodes.is_empty()).then(|| Wanted::new(MALFORMED, true, "ParseError", message))
 }
 
 const fn ready_reason(status: Status) -> &'static str {

@@ -173,8 +173,13 @@ fn take(wanted: &mut SkyhookStatus, entry: Entry<'_>) {
 pub(super) fn rank(shown: &Shown<'_>) -> u8 {
     match shown.status {
         Status::Erroring => {
-            let parked = shown.reason.is_some_and(|r| r.code == ReasonCode::Parked);
-            u8::from(!parked)
+            let waits_for_somebody = shown.reason.is_some_and(|reason| {
+                matches!(
+                    reason.code,
+                    ReasonCode::NodeNotReturning | ReasonCode::GaveUp
+                )
+            });
+            u8::from(!waits_for_somebody)
         }
         Status::Blocked => 2,
         Status::InProgress => 3,

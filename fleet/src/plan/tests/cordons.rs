@@ -4,7 +4,7 @@ use super::leases::{grant_and, granted, leased, stamp, with_package};
 use super::*;
 
 #[test]
-fn a_result_gives_the_cordon_back_except_for_a_new_revision() {
+fn a_result_gives_the_cordon_back_unless_other_work_comes_next() {
     let cordoned = || {
         stamp(Picture::new(), granted())
             .annotated(1, "skyhook.nvidia.com/cordon_s", "true")
@@ -32,6 +32,8 @@ fn a_result_gives_the_cordon_back_except_for_a_new_revision() {
         new_revision,
         stopped.clone()
     )));
+    let edited = grant_and(json!({ "stop": { "reason": StopReason::Edited, "since": "t" } }));
+    assert!(!uncordons(&leased(cordoned(), edited, stopped.clone())));
     let disabled = grant_and(json!({ "stop": { "reason": StopReason::Disabled, "since": "t" } }));
     assert!(uncordons(&leased(cordoned(), disabled, stopped)));
 }

@@ -41,7 +41,7 @@ fn a_clock_that_is_set_back_delays_no_word_about_a_node_that_stays_away() {
         working(with_package("Running", "in_progress")),
         "2030-01-01T00:00:00Z",
     );
-    for (seconds, want) in [(899, "AwaitingNode"), (900, "Parked")] {
+    for (seconds, want) in [(899, "AwaitingNode"), (900, "NodeNotReturning")] {
         let now = Mono::from_secs(seconds);
         let away = Picture {
             now,
@@ -289,7 +289,7 @@ fn a_node_that_ended_and_went_away_is_told_to_be_erroring() {
             told(&old).starts_with("the node went away at 2023-11-14T21:00:00Z"),
             "{name}"
         );
-        assert_eq!(old.reason("s", "worker-1"), "Parked", "{name}");
+        assert_eq!(old.reason("s", "worker-1"), "NodeNotReturning", "{name}");
     }
     let ready = ended_in_another_boot();
     assert_eq!(status(&ready), "in_progress");
@@ -370,7 +370,7 @@ fn what_the_conditions_of_a_skyhook_say() {
     assert_eq!(
         lines,
         [
-            "NodeStateMalformed True: Node [worker-3] has package states that cannot be read. Skipping.",
+            "NodeStateMalformed True: nodeState annotation cannot be parsed on 1 node(s): worker-3",
             "NodesIgnored True: Node [worker-2] has ignore label set. Skipping.",
             "TaintNotTolerable True: Node [worker-1] has taints that are not tolerable. Skipping.",
         ]
@@ -390,7 +390,6 @@ fn what_the_conditions_of_a_skyhook_say() {
     assert_eq!(
         lines,
         [
-            "NodeStateMalformed False: The package states of all nodes can be read.",
             "NodesIgnored False: No nodes have ignore label set.",
             "TaintNotTolerable False: All nodes have tolerable taints.",
         ]
@@ -412,4 +411,56 @@ fn what_the_conditions_of_a_skyhook_say() {
         ready(&status),
         "AgentsRefused: pods cannot be created: the quota is used up"
     );
+}
+
+#[test]
+fn one_record_that_cannot_be_read_harms_one_node() {
+    let key = "skyhook.nvidia.com/nodeState_s";
+    let condition = |picture: &Picture| {
+        let effects = picture.plan().effects.into_iter();
+        let mut statuses = effects.filter_map(|effect| match effect {
+            Effect::WriteSkyhookStatus { status, .. } => Some(*status),
+            _ => None,
+        });
+        let conditions = statuses.next().expect("a status is written").conditions;
+        let mut conditions = conditions.into_iter();
+        let found = conditions.find(|one| one.type_.ends_with("NodeStateMalformed"));
+        found.map(|one| (one.type_, one.status, one.reason, one.message))
+    };
+    let one = Picture::new().annotated(1, key, "{");
+    assert_eq!(one.reserved(), ["s/worker-2"]);
+    let mut many = Picture::new();
+    many.nodes = (1..=7)
+        .map(|n| testkit::node_object(&format!("worker-with-a-name-{n}")))
+        .collect();
+    for n in 1..=7 {
+        many = many.annotated(n, key, "{");
+    }
+    // What an earlier version wrote goes.
+    let earlier = json!([{
+        "type": "skyhook.nvidia.com/NodeStateMalformed", "status": "True", "reason": "NodeStateMalformed",
+        "message": "m", "lastTransitionTime": "2026-11-26T12:00:00Z",
+    }]);
+    let healed = Picture::new().skyhook(&["status"], json!({ "conditions": earlier }));
+    let want = |message: &str| {
+        let words = ["NodeStateMalformed", "True", "ParseError", message];
+        let [type_, status, reason, message] = words.map(str::to_owned);
+        Some((type_, status, reason, message))
+    };
+    for (picture, want) in [
+        (
+            &one,
+            want("nodeState annotation cannot be parsed on 1 node(s): worker-1"),
+        ),
+        (
+            &many,
+            want(
+                "nodeState annotation cannot be parsed on 7 node(s): worker-wit..., worker-wit..., worker-wit..., \
+                 worker-wit..., worker-wit... and 2 more",
+            ),
+        ),
+        (&healed, None),
+    ] {
+        assert_eq!(condition(picture), want);
+    }
 }

@@ -85,6 +85,7 @@ fn no_text_is_longer_than_a_message() {
                 key,
                 id,
                 outcome: Outcome::Failed(reason),
+                took_ms: 0,
             },
         ),
         (
@@ -131,7 +132,12 @@ fn the_reasons_of_many_failed_checks_are_a_message_together() {
     let mut most = 0;
     while let Some(Effect::RunStep { key, id, index, .. }) = world.queue.pop_front() {
         let outcome = Outcome::Failed(format!("check-{index:03} {}", nasty()));
-        world.input_queued(Event::StepExited { key, id, outcome });
+        world.input_queued(Event::StepExited {
+            key,
+            id,
+            outcome,
+            took_ms: 0,
+        });
         most = most.max(serde_json::to_string(world.progress()).unwrap().len());
     }
     let entry = world.entry("aa|1.0.0");

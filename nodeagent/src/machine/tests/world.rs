@@ -1,12 +1,15 @@
 //! A simulated host that performs the effects of the machine. Tests can make steps and pulls fail.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use skyhook_crds::lease::{InterruptionLeaseSpec, Phase, SkyhookRef, StopReason};
 use skyhook_crds::package::{Interrupt, InterruptType, PackageStatus};
 use skyhook_crds::{InterruptionLease, Package, Stage, State};
 use skyhook_oci::RetryClass;
 
+use super::super::attempts::{StepLimit, step_limit};
+use super::super::progress::Limits;
 use super::super::reconcile::of_lease;
 use super::super::*;
 
@@ -68,6 +71,12 @@ pub(crate) struct World {
     pub steps: BTreeMap<u64, Outcome>,
     /// Packages with a running step.
     pub running: BTreeMap<String, u64>,
+    /// How long each step says that it ran.
+    pub step_ms: u64,
+    /// What packages request and the node does not have.
+    pub lacking: BTreeMap<String, String>,
+    /// The limits in the settings of the agent.
+    pub limits: Limits,
 }
 
 impl World {
@@ -89,6 +98,9 @@ impl World {
             stop: None,
             steps: BTreeMap::new(),
             running: BTreeMap::new(),
+            step_ms: 0,
+            lacking: BTreeMap::new(),
+            limits: Limits::default(),
         }
     }
 
@@ -145,8 +157,14 @@ impl World {
         self.entries.extend(of_lease(None, &lease, "", "").0);
     }
 
-    /// Takes a new lease.
+    /// Takes a new lease, at a revision of its own.
     pub(crate) fn lease(&mut self, spec: &Spec) {
+        let revision = format!("s-{}", self.leases + 1);
+        self.lease_at(spec, &revision);
+    }
+
+    /// Takes a new lease at this revision.
+    pub(crate) fn lease_at(&mut self, spec: &Spec, revision: &str) {
         let next_step = self.run.as_ref().map_or(1, |r| r.next_step);
         if let Some(run) = self.run.take() {
             self.entries = run.entries;
@@ -160,13 +178,19 @@ impl World {
                 uid: "u".into(),
                 generation: i64::from(self.leases),
             },
-            revision: format!("s-{}", self.leases),
+            revision: revision.to_owned(),
+            limits: self.limits,
             serial: spec.serial,
             wanted: spec
                 .packages
                 .iter()
-                .map(|(name, p)| (name.clone(), Wanted::of(p)))
+                .map(|(name, p)| {
+                    let lacks = self.lacking.get(name).cloned();
+                    let wanted = Wanted::of(p);
+                    (name.clone(), Wanted { lacks, ..wanted })
+                })
                 .collect(),
+            node_seen_at: self.now,
             entries: self.entries.clone(),
             next_step,
             begun: Some(false),
@@ -292,6 +316,20 @@ impl World {
         panic!("never ends: {:#?}", self.progress());
     }
 
+    /// Performs all effects and lets time pass, until the work on the lease has ended or waits for nothing that comes by
+    /// itself.
+    pub(crate) fn settle_to_rest(&mut self) {
+        for _ in 0..10_000 {
+            self.settle_quiet();
+            let Some(at) = wake_at(self.progress(), self.now) else {
+                return;
+            };
+            self.now = self.now.max(at);
+            self.input_queued(Event::Ticked);
+        }
+        panic!("never rests: {:#?}", self.progress());
+    }
+
     pub(crate) fn settle_stopped(&mut self) {
         self.settle_quiet();
     }
@@ -323,15 +361,16 @@ impl World {
                 },
             },
             Effect::RunStep { key, id, half, .. } => {
-                let outcome = self.run_step(&key, id, half);
-                Event::StepExited { key, id, outcome }
+                let limit = step_limit(self.progress(), &key, None).map(StepLimit::duration);
+                let late = limit.filter(|limit| *limit < Duration::from_millis(self.step_ms));
+                let outcome = match (self.run_step(&key, id, half), late) {
+                    (Outcome::Succeeded, Some(_)) => Outcome::Failed("took too long".into()),
+                    (outcome, _) => outcome,
+                };
+                self.exited(key, id, outcome)
             }
             Effect::AdoptStep { key, id, .. } => match self.steps.get(&id) {
-                Some(outcome) => Event::StepExited {
-                    key,
-                    id,
-                    outcome: outcome.clone(),
-                },
+                Some(outcome) => self.exited(key, id, outcome.clone()),
                 None => Event::StepNotStarted { key, id },
             },
             Effect::EndStep { .. } => Event::Ticked,
@@ -339,6 +378,9 @@ impl World {
             Effect::LookAtLease => Event::LeaseLooked {
                 lease: self.progress().lease.clone(),
                 stands: true,
+            },
+            Effect::LookAtNode => Event::NodeLooked {
+                lacking: self.lacking.clone(),
             },
             Effect::PrepareInterrupt { .. } => Event::InterruptPrepared {
                 before: BTreeMap::new(),
@@ -350,12 +392,35 @@ impl World {
                     self.power_cut();
                     return;
                 }
-                self.log
-                    .push(format!("service {}", interrupt.services.join(",")));
-                Event::Interrupted
+                let what = format!("service {}", interrupt.services.join(","));
+                self.log.push(what.clone());
+                if self.is_to_fail(what) {
+                    Event::InterruptFailed {
+                        reason: "on order".into(),
+                        asked: false,
+                    }
+                } else {
+                    Event::Interrupted
+                }
             }
         };
         self.input_queued(event);
+    }
+
+    fn is_to_fail(&mut self, what: String) -> bool {
+        let left = self.faults.entry(what).or_default();
+        let fails = *left > 0;
+        *left = left.saturating_sub(1);
+        fails
+    }
+
+    fn exited(&self, key: String, id: u64, outcome: Outcome) -> Event {
+        Event::StepExited {
+            key,
+            id,
+            outcome,
+            took_ms: self.step_ms,
+        }
     }
 
     fn pull(&mut self, key: String) -> Event {
@@ -386,9 +451,7 @@ impl World {
         if half == Half::Main || self.log_checks {
             self.log.push(what.clone());
         }
-        let left = self.faults.entry(what).or_default();
-        let outcome = if *left > 0 {
-            *left = left.saturating_sub(1);
+        let outcome = if self.is_to_fail(what) {
             Outcome::Failed("on order".into())
         } else {
             Outcome::Succeeded

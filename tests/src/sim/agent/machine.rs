@@ -53,8 +53,8 @@ impl Machine {
             Effect::WriteRunning { resource_version } => Action::WriteRunning { resource_version },
             Effect::LookAtLease => Action::LookAtLease,
             Effect::PrepareInterrupt { .. } => Action::PrepareInterrupt,
-            // What was prepared meanwhile comes to a core that does not wait for it.
-            Effect::CallOffInterrupt => return None,
+            // What was prepared meanwhile comes to a core that does not wait for it. Nodes here have room for everything.
+            Effect::CallOffInterrupt | Effect::LookAtNode => return None,
             Effect::Interrupt { interrupt, .. } => Action::Interrupt(interrupt),
         })
     }
@@ -171,6 +171,7 @@ fn told(event: Event) -> machine::Event {
             } else {
                 Outcome::Failed("exited with 1".to_owned())
             },
+            took_ms: 0,
         },
         Event::StepNotStarted { key, id } => machine::Event::StepNotStarted { key, id },
         Event::RunningWritten => machine::Event::RunningWritten,

@@ -354,6 +354,7 @@ fn shown(status: &PackageStatus) -> PackageReport {
         state: status.state,
         restarts: status.restarts,
         image_digest: None,
+        lacks: String::new(),
         message: String::new(),
         since: None,
     }

@@ -106,6 +106,10 @@ fn a_failure_is_kept_before_its_lease_goes() {
     assert!(!is_kept(&tried), "it is tried again");
     let failing = lease(open(json!([])), erroring(3), own);
     assert!(is_kept(&failing));
+    let mut given_up = erroring(0);
+    given_up["parked"] = json!({ "package": "aa", "stage": "apply", "attempts": 1 });
+    let given_up = lease(open(json!([])), given_up, own);
+    assert!(is_kept(&given_up), "it is not tried again");
 
     let replaced = |failed: Value, status: Value| {
         let mut picture = lease(open(failed), status, own);

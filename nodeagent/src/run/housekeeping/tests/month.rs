@@ -148,7 +148,12 @@ fn a_node_that_errs_for_a_month_stays_within_its_bounds() {
             host.supervise(id, index, world.now);
             runs += 1;
             let outcome = Outcome::Failed(format!("check {index} {}", "x".repeat(2_100)));
-            world.input_queued(Event::StepExited { key, id, outcome });
+            world.input_queued(Event::StepExited {
+                key,
+                id,
+                outcome,
+                took_ms: 0,
+            });
             host.commit(&world);
         } else {
             world.perform(effect);

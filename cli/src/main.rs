@@ -1,0 +1,73 @@
+//! `kubectl-skyhook`: parses the command line, runs it, and says what went wrong.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the shell of the program reads the environment"
+)]
+
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use skyhook_cli::args::Cli;
+use skyhook_cli::session::{Io, Screen};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let failed = error.use_stderr();
+            let printed = error.print();
+            return if failed || printed.is_err() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let (stdout, stderr, stdin) = (std::io::stdout(), std::io::stderr(), std::io::stdin());
+    let screen = screen(&stdout);
+    let (mut out, mut err, mut input) = (stdout.lock(), stderr.lock(), stdin.lock());
+    let io = Io {
+        out: &mut out,
+        err: &mut err,
+        input: &mut input,
+        screen,
+    };
+    let done = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(skyhook_cli::run(cli, io)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has read enough of it.
+        Err(error) if is_closed(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody to tell if this fails too.
+            let _told = writeln!(err, "Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+fn screen(stdout: &std::io::Stdout) -> Screen {
+    let is_terminal = stdout.is_terminal();
+    let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let size = rustix::termios::tcgetwinsize(stdout);
+    let width = size
+        .ok()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|width| *width > 0);
+    Screen {
+        is_terminal,
+        colours: is_terminal && !no_colour && !dumb,
+        width: width.unwrap_or(Screen::default().width),
+    }
+}
