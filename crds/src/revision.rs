@@ -24,9 +24,31 @@ pub struct RevisionData {
     pub packages: BTreeMap<String, Package>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serial: bool,
+    /// Names of packages that are left on hosts as they are: nothing of them runs any more, and the Node's record keeps
+    /// their entries. They were removed from the spec while their `uninstall.enabled` was false.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_behind: BTreeSet<String>,
 }
 
 impl RevisionData {
+    /// A revision in the oldest form that says all of it. An agent that does not know `uninstall` would uninstall what has
+    /// to stay, and leave what has to go.
+    #[must_use]
+    pub fn new(
+        packages: BTreeMap<String, Package>,
+        serial: bool,
+        left_behind: BTreeSet<String>,
+    ) -> Self {
+        let is_first =
+            left_behind.is_empty() && packages.values().all(|package| package.uninstall.is_none());
+        Self {
+            format: if is_first { 0 } else { 1 },
+            packages,
+            serial,
+            left_behind,
+        }
+    }
+
     /// Reads the content of a revision. One of a newer form keeps nothing but its form: the rest may mean something else
     /// than it says here.
     pub fn read(data: Value) -> Result<Self, serde_json::Error> {

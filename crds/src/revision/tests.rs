@@ -1,7 +1,7 @@
 #![expect(clippy::too_many_lines, reason = "one table, a row per case")]
 
 use super::*;
-use crate::package::{Interrupt, InterruptType, PackageStatus};
+use crate::package::{Interrupt, InterruptType, PackageStatus, Uninstall};
 
 fn package(name: &str, version: &str) -> Package {
     Package {
@@ -13,14 +13,9 @@ fn package(name: &str, version: &str) -> Package {
 }
 
 fn data<const N: usize>(packages: [&Package; N]) -> RevisionData {
-    RevisionData {
-        format: 0,
-        packages: packages
-            .into_iter()
-            .map(|p| (p.name.clone(), p.clone()))
-            .collect(),
-        serial: false,
-    }
+    let packages = packages.into_iter();
+    let packages = packages.map(|p| (p.name.clone(), p.clone()));
+    RevisionData::new(packages.collect(), false, BTreeSet::new())
 }
 
 fn states(entries: &[(&str, &str, Stage, State)]) -> PackageStates {
@@ -170,6 +165,26 @@ fn work_of_a_node() {
         assert_eq!(got.get("aa").copied(), want, "{name}");
         assert_eq!(got.len(), usize::from(want.is_some()), "{name}");
     }
+}
+
+#[test]
+fn a_revision_has_the_oldest_form_that_says_all_of_it() {
+    let plain = package("aa", "1.0.0");
+    let with = |enabled| Package {
+        uninstall: Some(Uninstall {
+            enabled,
+            apply: false,
+        }),
+        ..plain.clone()
+    };
+    assert_eq!(data([&plain]).format, 0);
+    assert_eq!(data([&with(true)]).format, 1);
+    assert_eq!(data([&with(false)]).format, 1);
+    let left = RevisionData::new(BTreeMap::new(), false, ["aa".to_owned()].into());
+    assert_eq!(left.format, 1);
+    let json = serde_json::to_value(&left).unwrap();
+    assert_eq!(json["leftBehind"], serde_json::json!(["aa"]));
+    assert_eq!(RevisionData::read(json).unwrap(), left);
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! Facts about Skyhooks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use skyhook_crds::lease::FORMAT;
 use skyhook_crds::names;
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
@@ -54,11 +53,8 @@ impl SkyhookFact {
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
             let checked = spec.check(&name).map_err(|e| e.to_string())?;
-            let data = RevisionData {
-                format: FORMAT,
-                packages: checked.packages.clone(),
-                serial: spec.serial,
-            };
+            let packages = checked.packages.clone();
+            let data = RevisionData::new(packages, spec.serial, BTreeSet::new());
             let revision = revision::name(&name, &uid, &data);
             Ok(Arc::new(Checked {
                 spec: checked,

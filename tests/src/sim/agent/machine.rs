@@ -84,6 +84,7 @@ impl Core for Machine {
             revision: spec.revision.clone(),
             serial: start.data.serial,
             wanted: Wanted::of_revision(start.data),
+            left_behind: start.data.left_behind.clone(),
             entries,
             next_step: start.next_step,
             begun: Some(false),

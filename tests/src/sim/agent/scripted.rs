@@ -346,6 +346,7 @@ impl Core for Scripted {
 fn shown(status: &PackageStatus) -> PackageReport {
     PackageReport {
         pending: false,
+        left_behind: false,
         name: status.name.clone(),
         version: status.version.clone(),
         image: status.image.clone(),
