@@ -448,7 +448,7 @@ pub struct PackageReport {
     /// True while no step of this version has begun: nothing of it is on the host, and the Node's record does not list it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending: bool,
-    /// True for a version that stays on the host beside a lower one, see `leftBehind` of the stamp.
+    /// True for a version that stays on the host, and of which nothing runs: its package's `uninstall.enabled` is false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left_behind: bool,
     /// Digest of the image manifest that was unpacked.
@@ -466,6 +466,12 @@ pub struct PackageReport {
 }
 
 impl PackageReport {
+    /// True for a package that has failed and is tried again, or has given up.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.state == State::Erroring && !self.left_behind
+    }
+
     /// The part that goes to the Node's annotation and the Skyhook's status.
     #[must_use]
     pub fn status(&self) -> PackageStatus {

@@ -153,7 +153,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
                 state: e.state,
                 restarts: e.restarts,
                 pending: e.is_pending(),
-                left_behind: e.left_behind,
+                left_behind: plan::is_left_behind(p, e),
                 image_digest: e.image_digest.clone(),
                 lacks: room::of(p, e).cloned().unwrap_or_default(),
                 message: e.message.clone(),

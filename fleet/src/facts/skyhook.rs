@@ -84,6 +84,26 @@ impl SkyhookFact {
         }
     }
 
+    /// Takes over the packages of earlier revisions that stay on hosts although the spec does not have them any more. Returns
+    /// true if this changes the revision.
+    pub(crate) fn leave_behind(&mut self, mut names: BTreeSet<String>) -> bool {
+        let Ok(checked) = &self.checked else {
+            return false;
+        };
+        let data = &checked.data;
+        names.retain(|name| !data.packages.contains_key(name));
+        if names == data.left_behind {
+            return false;
+        }
+        let data = RevisionData::new(data.packages.clone(), data.serial, names);
+        self.checked = Ok(Arc::new(Checked {
+            spec: checked.spec.clone(),
+            revision: revision::name(&self.name, &self.uid, &data),
+            data,
+        }));
+        true
+    }
+
     /// True when the Skyhook has our finalizer, so that it is not gone before its leases and cordons are.
     #[must_use]
     pub fn is_adopted(&self) -> bool {

@@ -9,6 +9,7 @@ use skyhook_crds::{Stage, State, glob};
 
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 use super::turn::is_leaving;
+pub use super::uninstall::is_left_behind;
 use super::{attempts, room, uninstall};
 
 /// Sets every package to the first stage that it has to run.
@@ -114,6 +115,8 @@ fn remove(p: &mut Progress, key: &str, now: i64) {
         p.entries.remove(key);
         return;
     }
+    // An uninstall that was asked for goes on to its interrupt.
+    let is_asked_for = entry.is_taken_away() && !entry.is_parked();
     if entry.stage != Stage::Uninstall || entry.is_parked() || entry.state == State::Complete {
         entry.doing = Doing::Idle;
         entry.failures = 0;
@@ -124,7 +127,7 @@ fn remove(p: &mut Progress, key: &str, now: i64) {
         entry.set(Stage::Uninstall, State::InProgress, now);
     }
     // The version is going to be uninstalled, so its interrupt is no longer needed.
-    if let Some(cycle) = &mut entry.cycle {
+    if let Some(cycle) = entry.cycle.as_mut().filter(|_| !is_asked_for) {
         cycle.interrupt = None;
     }
 }

@@ -180,7 +180,8 @@ pub(super) fn leave_behind(p: &mut Progress, name: &str, wanted: &Wanted) {
 }
 
 /// True for a version that stays on the host, and of which nothing runs.
-pub(super) fn is_left_behind(p: &Progress, entry: &Entry) -> bool {
+#[must_use]
+pub fn is_left_behind(p: &Progress, entry: &Entry) -> bool {
     entry.left_behind
         || (p.left_behind.contains(&entry.name) && !p.wanted.contains_key(&entry.name))
 }

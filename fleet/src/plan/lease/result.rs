@@ -141,8 +141,12 @@ impl LeaseCase<'_> {
     /// The versions that the agent has left on the host, and that a lower version was installed over.
     fn left_behind(&self) -> BTreeSet<String> {
         let packages = self.lease.status.iter().flat_map(|status| &status.packages);
+        let revision = self.view.picture.revisions().get(&self.lease.spec.revision);
+        let data = revision.and_then(|revision| revision.data.as_deref());
+        // Nothing was installed over packages that the revision does not have.
+        let has = |name: &str| data.is_none_or(|data| data.packages.contains_key(name));
         packages
-            .filter(|(_, report)| report.left_behind)
+            .filter(|(_, report)| report.left_behind && has(&report.name))
             .map(|(key, _)| key.clone())
             .collect()
     }

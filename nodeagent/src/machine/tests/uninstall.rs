@@ -501,6 +501,18 @@ fn the_interrupt_of_an_uninstall_is_performed_whatever_the_spec_says_then() {
 }
 
 #[test]
+fn an_uninstall_that_was_asked_for_keeps_its_interrupt_when_the_package_is_removed_meanwhile() {
+    let mut world = at_uninstall(&rebooting(aa()));
+    world.settle_until(|effect| matches!(effect, Effect::RunStep { .. }));
+    world.stop(StopReason::NewRevision);
+    world.settle_stopped();
+    world.lease(&Spec::of(&[]));
+    world.settle();
+    assert_eq!(world.log.join("; "), "aa@1.0.0 uninstall; reboot");
+    assert_eq!(there(&world), "");
+}
+
+#[test]
 fn an_interrupt_of_an_uninstall_without_a_journal() {
     for (name, state, package, ran) in [
         ("left", State::InProgress, going(rebooting(aa())), "reboot"),
