@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::package::PackageStatus;
+use crate::stage::Stage;
 
 pub use early::{is_early, is_whole, parse_states, with_images};
 
@@ -18,9 +19,10 @@ pub use edits::{digests, with_edits};
 /// Package states by `name|version`.
 pub type PackageStates = BTreeMap<String, PackageStatus>;
 
-/// The newest form of the record on Nodes that this version writes and understands. The first form is 0. The number grows
-/// when an older version would misread what a newer one writes.
-pub const FORMAT: u32 = 0;
+/// The newest form of the record on Nodes that this version writes and understands. The number grows when an older version
+/// would misread what a newer one writes. The first form is 0. A record has form 1 while it has the stage
+/// `uninstall-interrupt` or a version that is left behind.
+pub const FORMAT: u32 = 1;
 
 /// Where the package states of a Node came from (annotation [`crate::names::stamp`]).
 ///
@@ -79,9 +81,28 @@ pub struct Stamp {
     /// Another implementation had called the node complete when its record was taken over: it has left no interrupt undone.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub settled: bool,
+    /// Versions that stay on the host although a lower version of the package was installed over them, by `name|version`:
+    /// their package had `uninstall.enabled: false` then.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_behind: BTreeSet<String>,
 }
 
 impl Stamp {
+    /// The stamp of a record with these entries, in the oldest form that says all of it.
+    #[must_use]
+    pub fn in_form_of(self, states: &PackageStates) -> Self {
+        let mut left_behind = self.left_behind;
+        left_behind.retain(|key| states.contains_key(key));
+        let mut stages = states.values().map(|status| status.stage);
+        let is_second =
+            !left_behind.is_empty() || stages.any(|stage| stage == Stage::UninstallInterrupt);
+        Self {
+            format: u32::from(is_second),
+            left_behind,
+            ..self
+        }
+    }
+
     /// The order that the node keeps under its next lease.
     #[must_use]
     pub fn kept_order(&self) -> Option<i64> {
@@ -213,7 +234,8 @@ mod tests {
     fn a_stamp_of_a_newer_form_is_seen_as_such_whatever_it_holds() {
         for (annotation, want) in [
             (r#"{"lease":"u","revision":"r"}"#, Some((0, false))),
-            (r#"{"format":1,"lease":"u"}"#, Some((1, true))),
+            (r#"{"format":1,"lease":"u"}"#, Some((1, false))),
+            (r#"{"format":2,"lease":"u"}"#, Some((2, true))),
             (r#"{"format":7,"lease":{"uid":"u"}}"#, Some((7, true))),
             (
                 r#"{"format":99999999999,"lease":[]}"#,
@@ -227,6 +249,42 @@ mod tests {
             assert_eq!(given, want, "{annotation}");
         }
         assert!(!Stamp::default().render().contains("format"));
+    }
+
+    #[test]
+    fn a_record_has_the_oldest_form_that_says_all_of_it() {
+        let states = parse_states("x", Some(STATE), false).unwrap();
+        let interrupting = STATE.replace("config", "uninstall-interrupt");
+        let interrupting = parse_states("x", Some(&interrupting), false).unwrap();
+        let left = Stamp {
+            left_behind: ["a|2.0.0".to_owned()].into(),
+            ..Stamp::default()
+        };
+        let higher = states["a|1.0.0"].clone();
+        let mut with_left = states.clone();
+        with_left.insert("a|2.0.0".to_owned(), higher);
+        for (name, stamp, states, want) in [
+            ("nothing new", Stamp::default(), &states, 0),
+            (
+                "an uninstall that waits for its interrupt",
+                Stamp::default(),
+                &interrupting,
+                1,
+            ),
+            ("a version is left behind", left.clone(), &with_left, 1),
+            ("it is there no longer", left, &states, 0),
+            (
+                "no longer",
+                Stamp {
+                    format: 1,
+                    ..Stamp::default()
+                },
+                &states,
+                0,
+            ),
+        ] {
+            assert_eq!(stamp.in_form_of(states).format, want, "{name}");
+        }
     }
 
     #[test]

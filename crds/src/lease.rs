@@ -15,9 +15,10 @@ use crate::installed::Stamp;
 use crate::package::{Interrupt, PackageStatus};
 use crate::stage::{Stage, State};
 
-/// The newest form of leases and of revisions that this version writes and understands; 0 is the first. It grows when an
-/// agent of an older version would do something else than what a newer coordinator means.
-pub const FORMAT: i32 = 0;
+/// The newest form of leases and of revisions that this version writes and understands. It grows when an agent of an older
+/// version would do something else than what a newer coordinator means. 0 is the first, and 1 has `uninstall` of packages,
+/// and versions that are left behind.
+pub const FORMAT: i32 = 1;
 
 /// The right to work on one node, given by the coordinator out of the budget.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -447,6 +448,9 @@ pub struct PackageReport {
     /// True while no step of this version has begun: nothing of it is on the host, and the Node's record does not list it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pending: bool,
+    /// True for a version that stays on the host, and of which nothing runs: its package's `uninstall.enabled` is false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_behind: bool,
     /// Digest of the image manifest that was unpacked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
@@ -462,6 +466,12 @@ pub struct PackageReport {
 }
 
 impl PackageReport {
+    /// True for a package that has failed and is tried again, or has given up.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.state == State::Erroring && !self.left_behind
+    }
+
     /// The part that goes to the Node's annotation and the Skyhook's status.
     #[must_use]
     pub fn status(&self) -> PackageStatus {

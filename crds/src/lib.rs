@@ -35,7 +35,7 @@ pub mod stage;
 pub mod version;
 
 pub use lease::{InterruptionLease, InterruptionLeaseSpec, InterruptionLeaseStatus};
-pub use package::{Interrupt, InterruptType, Package};
+pub use package::{Interrupt, InterruptType, Package, Uninstall};
 pub use policy::{DeploymentPolicy, DeploymentPolicySpec};
 pub use rollout::{RolloutState, RolloutStateSpec};
 pub use skyhook::{Skyhook, SkyhookSpec, SkyhookStatus};

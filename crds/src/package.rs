@@ -1,5 +1,7 @@
 //! A package of a Skyhook: its image, its configuration, and the interrupts it asks for.
 
+mod uninstall;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::EnvVar;
@@ -11,6 +13,8 @@ use crate::image;
 use crate::quantity::Quantity;
 use crate::stage::{Stage, State};
 use crate::version;
+
+pub use uninstall::Uninstall;
 
 /// One package. `image` carries no tag: the tag is the version.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -66,6 +70,10 @@ pub struct Package {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub max_attempts: Option<i32>,
+    /// Whether the package can be uninstalled, and whether it is to be. Without it, the package is uninstalled when it is
+    /// removed from the spec or gets a lower version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uninstall: Option<Uninstall>,
 }
 
 /// CPU and memory for a package's steps.
@@ -181,6 +189,10 @@ pub enum InvalidPackage {
     )]
     MaxAttempts { package: String, value: i32 },
     #[error(
+        "spec.packages[{package}].uninstall.apply: uninstall.apply requires uninstall.enabled to be true: set enabled to true, or apply to false"
+    )]
+    Uninstall { package: String },
+    #[error(
         "spec.packages[{package}].configMap[{key:?}]: a key is a file name of at most 253 characters A-Z, a-z, 0-9, '-', '_' and '.', as in a ConfigMap"
     )]
     ConfigMapKey { package: String, key: String },
@@ -263,6 +275,18 @@ impl Package {
             (Some(digest), _) | (None, Some(digest)) => Some(digest.to_owned()),
             (None, None) => None,
         };
+        self.check_settings(&package)?;
+        Ok(Self {
+            name: package,
+            image: parts.repository.to_owned(),
+            container_sha,
+            ..self.clone()
+        })
+    }
+
+    /// Checks the settings of how the package is run and configured.
+    fn check_settings(&self, key: &str) -> Result<(), InvalidPackage> {
+        let package = key.to_owned();
         if let Some(resources) = &self.resources
             && let Err(problem) = resources.validate()
         {
@@ -287,24 +311,37 @@ impl Package {
         if let Some(value) = self.max_attempts.filter(|attempts| *attempts < 0) {
             return Err(InvalidPackage::MaxAttempts { package, value });
         }
+        if self
+            .uninstall
+            .is_some_and(|uninstall| !uninstall.is_valid())
+        {
+            return Err(InvalidPackage::Uninstall { package });
+        }
         if let Some(key) = self.config_map.keys().find(|key| !is_valid_key(key)) {
             return Err(InvalidPackage::ConfigMapKey {
                 package,
                 key: key.clone(),
             });
         }
-        Ok(Self {
-            name: package,
-            image: parts.repository.to_owned(),
-            container_sha,
-            ..self.clone()
-        })
+        Ok(())
     }
 
     /// Key of the package's state.
     #[must_use]
     pub fn key(&self) -> String {
         key(&self.name, &self.version)
+    }
+
+    /// True when the package has to go from every node, whatever version of it is there.
+    #[must_use]
+    pub fn is_to_go(&self) -> bool {
+        self.uninstall.is_some_and(Uninstall::is_due)
+    }
+
+    /// True when what is on a host stays there although the package is removed or gets a lower version.
+    #[must_use]
+    pub fn stays_behind(&self) -> bool {
+        self.uninstall.is_some_and(|uninstall| !uninstall.enabled)
     }
 }
 

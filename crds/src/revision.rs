@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::glob;
 use crate::installed::{PackageStates, hex};
 use crate::lease::FORMAT;
-use crate::package::{Interrupt, Package};
+use crate::package::{Interrupt, Package, PackageStatus};
 use crate::stage::{Stage, State};
 
 /// What a revision holds: everything that an agent needs, and nothing that only paces the roll-out.
@@ -24,9 +24,31 @@ pub struct RevisionData {
     pub packages: BTreeMap<String, Package>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serial: bool,
+    /// Names of packages that are left on hosts as they are: nothing of them runs any more, and the Node's record keeps
+    /// their entries. They were removed from the spec while their `uninstall.enabled` was false.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_behind: BTreeSet<String>,
 }
 
 impl RevisionData {
+    /// A revision in the oldest form that says all of it. An agent that does not know `uninstall` would uninstall what has
+    /// to stay, and leave what has to go.
+    #[must_use]
+    pub fn new(
+        packages: BTreeMap<String, Package>,
+        serial: bool,
+        left_behind: BTreeSet<String>,
+    ) -> Self {
+        let is_first =
+            left_behind.is_empty() && packages.values().all(|package| package.uninstall.is_none());
+        Self {
+            format: if is_first { 0 } else { 1 },
+            packages,
+            serial,
+            left_behind,
+        }
+    }
+
     /// Reads the content of a revision. One of a newer form keeps nothing but its form: the rest may mean something else
     /// than it says here.
     pub fn read(data: Value) -> Result<Self, serde_json::Error> {
@@ -88,24 +110,48 @@ pub enum Work {
     Config,
     /// The package has to be interrupted, and all else is done.
     Interrupt,
+    /// The package is there, and its spec asks for its uninstall.
+    Uninstall,
+    /// The package is not complete, and depends on one that has to go: nothing can be done for it.
+    Blocked,
+}
+
+/// True when an agent can do nothing for what is left: all of it waits for packages that have to go.
+#[must_use]
+pub fn is_idle(work: &BTreeMap<String, Work>) -> bool {
+    work.values().all(|work| *work == Work::Blocked)
 }
 
 /// The work that is left until a node is at a revision, by package. If there is none, the node is complete.
 ///
 /// `recorded` is the revision that the node's record was written at. Without one (a node that NVIDIA Skyhook alone has
-/// worked on) a package that is complete at its version counts as configured; see also [`left_undone`].
+/// worked on) a package that is complete at its version counts as configured; see also [`left_undone`]. `left_behind` are
+/// the versions that stay on the host, see [`crate::installed::Stamp`].
 #[must_use]
 pub fn work(
     states: &PackageStates,
+    left_behind: &BTreeSet<String>,
     recorded: Option<&RevisionData>,
     wanted: &RevisionData,
 ) -> BTreeMap<String, Work> {
+    let is_to_go = |name: &str| wanted.packages.get(name).is_some_and(Package::is_to_go);
+    // A lower version was installed over what is left behind. Only an uninstall that is asked for takes it away.
+    let states: BTreeMap<&String, &PackageStatus> = states
+        .iter()
+        .filter(|(key, state)| !left_behind.contains(*key) || is_to_go(&state.name))
+        .collect();
     let mut work = BTreeMap::new();
     for (name, package) in &wanted.packages {
         let there = states
             .values()
             .filter(|s| s.name == *name)
             .collect::<Vec<_>>();
+        if package.is_to_go() {
+            if !there.is_empty() {
+                work.insert(name.clone(), Work::Uninstall);
+            }
+            continue;
+        }
         let found = match states.get(&package.key()) {
             Some(state) if is_finished(state.stage, state.state) => {
                 recorded.and_then(|data| match data.packages.get(name) {
@@ -124,8 +170,10 @@ pub fn work(
         }
     }
     let wanted_keys: BTreeSet<String> = wanted.packages.values().map(Package::key).collect();
+    let is_left =
+        |name: &String| wanted.left_behind.contains(name) && !wanted.packages.contains_key(name);
     for (key, state) in states {
-        if !wanted_keys.contains(key) {
+        if !wanted_keys.contains(key) && !is_to_go(&state.name) && !is_left(&state.name) {
             let found = work.entry(state.name.clone()).or_insert(Work::Removed);
             // Another version was begun over the wanted one. More has to be done than to configure it.
             if matches!(found, Work::Config | Work::Interrupt) {
@@ -133,7 +181,25 @@ pub fn work(
             }
         }
     }
+    for name in work.keys().cloned().collect::<Vec<_>>() {
+        if wanted.packages.contains_key(&name)
+            && !is_to_go(&name)
+            && is_blocked(wanted, &work, &name)
+        {
+            work.insert(name, Work::Blocked);
+        }
+    }
     work
+}
+
+/// True when a package that is not complete waits for one that has to go, directly or through others that are not complete.
+fn is_blocked(wanted: &RevisionData, work: &BTreeMap<String, Work>, name: &str) -> bool {
+    let package = wanted.packages.get(name);
+    let mut dependencies = package.into_iter().flat_map(|one| one.depends_on.keys());
+    dependencies.any(|other| {
+        wanted.packages.get(other).is_some_and(Package::is_to_go)
+            || (work.contains_key(other) && is_blocked(wanted, work, other))
+    })
 }
 
 /// The interrupts that NVIDIA Skyhook has left undone on a node, by package. Only for a node that it alone has worked on.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 /// upgrade:    upgrade ─► config ──► […]
 /// downgrade:  uninstall (old) ──► apply (new) ──► config ──► […]
 /// removal:    uninstall
+/// asked for:  uninstall ─► [uninstall-interrupt]
 /// ```
 #[derive(
     Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
@@ -19,8 +20,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     Uninstall,
-    /// Written by NodeWright: the package is uninstalled, and its interrupt comes next. It is only read: this version writes
-    /// none.
+    /// The package is uninstalled, and the interrupt of that comes next. Then its entry is removed.
     UninstallInterrupt,
     Upgrade,
     Apply,

@@ -382,7 +382,7 @@ fn is_interrupt_given_up(index: &Index, node: &str) -> bool {
     let lease = index.picture.leases().get(node);
     let status = lease.and_then(|fact| fact.lease.as_ref().ok()?.status.as_ref());
     let parked = status.and_then(|status| status.parked.as_ref());
-    parked.is_some_and(|parked| parked.stage == Stage::Interrupt)
+    parked.is_some_and(|one| matches!(one.stage, Stage::Interrupt | Stage::UninstallInterrupt))
 }
 
 /// The events when a Node becomes erroring, on the Node and on its Skyhook: the Skyhook's status may have no room for

@@ -148,8 +148,9 @@ impl Picture {
         }
     }
 
-    pub(crate) fn skyhook(&mut self, skyhook: SkyhookFact) -> Changed {
+    pub(crate) fn skyhook(&mut self, mut skyhook: SkyhookFact) -> Changed {
         self.note(Kind::Skyhook, &skyhook.name);
+        skyhook.leave_behind(self.left_behind(&skyhook));
         let held = self.skyhooks.get(&skyhook.name);
         let differs = held.is_none_or(|held| read::skyhook_differs(held, &skyhook));
         let (name, uid) = (skyhook.name.clone(), skyhook.uid.clone());

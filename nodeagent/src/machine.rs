@@ -17,6 +17,7 @@ pub mod retry;
 pub mod room;
 pub mod taking;
 mod turn;
+mod uninstall;
 pub mod wave;
 
 use attempts::{Failure, fail};
@@ -362,7 +363,8 @@ fn not_started(p: &mut Progress, key: &str, id: u64) {
 }
 
 /// Called when the lease is stopped for a new revision: ends steps of packages whose version, image, env, resources or
-/// agent image the revision changes. An uninstall step continues, because it removes an old version in any case.
+/// agent image the revision changes. The step of an uninstall that nobody asked for continues, because it removes an old
+/// version in any case.
 fn end_changed(
     p: &mut Progress,
     packages: &BTreeMap<String, (String, String)>,
@@ -372,6 +374,7 @@ fn end_changed(
         return;
     }
     for entry in p.entries.values_mut() {
+        let is_taken_away = entry.is_taken_away();
         let Doing::Step(cursor) = &mut entry.doing else {
             continue;
         };
@@ -381,7 +384,12 @@ fn end_changed(
                 let runs_with = entry.cycle.as_ref().map(|c| &c.identity);
                 *version == entry.version && runs_with == Some(identity)
             });
-        if !is_same && entry.stage != Stage::Uninstall {
+        // An uninstall that is called off, or that goes on with a new version in the spec, goes on to the end of its step.
+        let has_version = packages
+            .get(&entry.name)
+            .is_some_and(|(version, _)| *version == entry.version);
+        let is_spared = entry.stage == Stage::Uninstall && !(is_taken_away && has_version);
+        if !is_same && !is_spared {
             cursor.is_to_end = true;
             effects.push(Effect::EndStep { id: cursor.id });
         }
@@ -434,14 +442,13 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     entry.spent_ms = 0;
     entry.message.clear();
     match entry.stage {
-        Stage::Uninstall if !wanted => {
-            p.entries.remove(key);
-            unpark(p, &name, now);
-        }
+        Stage::Uninstall if !wanted => uninstall::succeeded(p, key, now),
         Stage::Uninstall => entry.set(Stage::Apply, State::InProgress, now),
         Stage::Apply | Stage::Upgrade => {
             entry.set(Stage::Config, State::InProgress, now);
-            p.entries.retain(|k, e| e.name != name || k == key);
+            // A version that is left behind is higher.
+            p.entries
+                .retain(|k, e| e.name != name || k == key || e.left_behind);
         }
         Stage::Config => {
             entry.configured = entry.cycle.as_ref().map(|c| c.content.clone());
@@ -460,26 +467,6 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
             p.reboots.remove(key);
             plan::plan_package(p, &name, now);
         }
-    }
-}
-
-/// Called when an old version is uninstalled. The new version starts, unless another old version is still being
-/// uninstalled.
-fn unpark(p: &mut Progress, name: &str, now: i64) {
-    let leaving = p
-        .entries
-        .values()
-        .any(|e| e.name == name && e.stage == Stage::Uninstall && !e.is_parked());
-    if leaving {
-        return;
-    }
-    if let Some(entry) = p
-        .entries
-        .values_mut()
-        .find(|e| e.name == name && e.is_parked())
-    {
-        entry.message.clear();
-        entry.set(Stage::Apply, State::InProgress, now);
     }
 }
 

@@ -153,6 +153,7 @@ pub fn packages(p: &Progress) -> BTreeMap<String, PackageReport> {
                 state: e.state,
                 restarts: e.restarts,
                 pending: e.is_pending(),
+                left_behind: plan::is_left_behind(p, e),
                 image_digest: e.image_digest.clone(),
                 lacks: room::of(p, e).cloned().unwrap_or_default(),
                 message: e.message.clone(),
@@ -177,8 +178,8 @@ fn needs_drain(p: &Progress) -> Option<bool> {
     let at_hand = p
         .entries
         .values()
-        .filter(|e| p.is_wanted(e) && pending.contains_key(&e.name))
-        .all(|e| e.image_state == ImageState::Ready);
+        .filter(|e| pending.contains_key(&e.name) && plan::is_worked_on(p, e))
+        .all(|e| e.image_state == ImageState::Ready || e.stage == Stage::UninstallInterrupt);
     if pending.is_empty() && p.permit != Permit::Granted {
         Some(false)
     } else {
@@ -198,7 +199,8 @@ fn phase(p: &Progress) -> Phase {
     if p.hindrance().is_some() {
         return Phase::Erroring;
     }
-    if p.entries.values().any(|e| e.state == State::Erroring) {
+    let mut there = p.entries.values().filter(|e| plan::is_worked_on(p, e));
+    if there.any(|e| e.state == State::Erroring) {
         return Phase::Erroring;
     }
     let pending = plan::pending_interrupts(p);
@@ -221,7 +223,7 @@ fn phase(p: &Progress) -> Phase {
 fn shown(p: &Progress) -> Option<&Entry> {
     p.entries
         .values()
-        .filter(|e| !e.is_done() && (p.is_wanted(e) || e.stage == Stage::Uninstall))
+        .filter(|e| !e.is_done() && plan::is_worked_on(p, e))
         .min_by_key(|e| {
             let running = match e.doing {
                 Doing::Preparing { .. } | Doing::Step(_) | Doing::Ready(_) => 1,

@@ -238,6 +238,7 @@ impl Agent {
                 order: lease.spec.order,
                 serial: data.serial,
                 wanted: Wanted::of_revision(&data),
+                left_behind: data.left_behind.clone(),
                 entries,
                 next_step: disk.journal.next_step,
                 begun: Some(false),

@@ -199,3 +199,34 @@ fn state_entries_have_the_bytes_tools_compare() {
         r#"{"name":"dax","version":"1.2.3","image":"ghcr.io/nvidia/skyhook/agentless","stage":"post-interrupt","state":"complete"}"#
     );
 }
+
+#[test]
+fn what_a_package_says_about_its_uninstall() {
+    for (given, to_go, stays) in [
+        (None, false, false),
+        (Some((false, false)), false, true),
+        (Some((true, false)), false, false),
+        (Some((true, true)), true, false),
+    ] {
+        let uninstall = given.map(|(enabled, apply)| Uninstall { enabled, apply });
+        let given = Package {
+            uninstall,
+            ..package("r/x", "1.0.0")
+        };
+        assert!(given.normalised("pkg").is_ok(), "{uninstall:?}");
+        let said = (given.is_to_go(), given.stays_behind());
+        assert_eq!(said, (to_go, stays), "{uninstall:?}");
+    }
+    let left_out: Uninstall = serde_json::from_str("{}").unwrap();
+    let without = Package {
+        uninstall: Some(Uninstall {
+            enabled: false,
+            apply: true,
+        }),
+        ..package("r/x", "1.0.0")
+    };
+    let message = without.normalised("pkg").unwrap_err().to_string();
+    let want = "spec.packages[pkg].uninstall.apply: uninstall.apply requires uninstall.enabled to be true: set enabled";
+    assert!(message.starts_with(want), "{message}");
+    assert_eq!(left_out, Uninstall::default());
+}

@@ -1,7 +1,7 @@
 #![expect(clippy::too_many_lines, reason = "one table, a row per case")]
 
 use super::*;
-use crate::package::{Interrupt, InterruptType, PackageStatus};
+use crate::package::{Interrupt, InterruptType, PackageStatus, Uninstall};
 
 fn package(name: &str, version: &str) -> Package {
     Package {
@@ -13,14 +13,9 @@ fn package(name: &str, version: &str) -> Package {
 }
 
 fn data<const N: usize>(packages: [&Package; N]) -> RevisionData {
-    RevisionData {
-        format: 0,
-        packages: packages
-            .into_iter()
-            .map(|p| (p.name.clone(), p.clone()))
-            .collect(),
-        serial: false,
-    }
+    let packages = packages.into_iter();
+    let packages = packages.map(|p| (p.name.clone(), p.clone()));
+    RevisionData::new(packages.collect(), false, BTreeSet::new())
 }
 
 fn states(entries: &[(&str, &str, Stage, State)]) -> PackageStates {
@@ -166,10 +161,175 @@ fn work_of_a_node() {
             None,
         ),
     ] {
-        let got = work(&states, recorded.as_ref(), &wanted);
+        let got = work(&states, &BTreeSet::new(), recorded.as_ref(), &wanted);
         assert_eq!(got.get("aa").copied(), want, "{name}");
         assert_eq!(got.len(), usize::from(want.is_some()), "{name}");
     }
+}
+
+#[test]
+fn work_where_packages_go_or_stay() {
+    let plain = |version: &str| package("aa", version);
+    let with = |version: &str, enabled, apply| Package {
+        uninstall: Some(Uninstall { enabled, apply }),
+        ..plain(version)
+    };
+    let on = |name: &str, package: Package| Package {
+        depends_on: [(name.to_owned(), "1.0.0".to_owned())].into(),
+        ..package
+    };
+    let bb = || on("aa", package("bb", "1.0.0"));
+    let cc = || on("bb", package("cc", "1.0.0"));
+    let (one, two) = (
+        ("aa", "1.0.0", Stage::Config, State::Complete),
+        ("aa", "2.0.0", Stage::Config, State::Complete),
+    );
+    let b1 = ("bb", "1.0.0", Stage::Config, State::Complete);
+    let at = |stage, state| vec![("aa", "1.0.0", stage, state)];
+    let gone = || with("1.0.0", true, true);
+    let left_in = |names: &[&str], data: RevisionData| {
+        let names = names.iter().map(|name| (*name).to_owned());
+        RevisionData::new(data.packages, false, names.collect())
+    };
+    for (name, there, left, wanted, want) in [
+        (
+            "to go, and complete",
+            vec![one],
+            "",
+            data([&gone()]),
+            "aa Uninstall",
+        ),
+        ("to go, and gone", vec![], "", data([&gone()]), ""),
+        (
+            "to go, and failing",
+            at(Stage::Uninstall, State::Erroring),
+            "",
+            data([&gone()]),
+            "aa Uninstall",
+        ),
+        (
+            "its interrupt is left",
+            at(Stage::UninstallInterrupt, State::Skipped),
+            "",
+            data([&gone()]),
+            "aa Uninstall",
+        ),
+        (
+            "another version is there",
+            vec![one],
+            "",
+            data([&with("2.0.0", true, true)]),
+            "aa Uninstall",
+        ),
+        (
+            "only what was left behind is there",
+            vec![two],
+            "aa|2.0.0",
+            data([&gone()]),
+            "aa Uninstall",
+        ),
+        (
+            "called off",
+            at(Stage::Uninstall, State::InProgress),
+            "",
+            data([&with("1.0.0", true, false)]),
+            "aa Unfinished",
+        ),
+        (
+            "a dependent is complete",
+            vec![one, b1],
+            "",
+            data([&gone(), &bb()]),
+            "aa Uninstall",
+        ),
+        (
+            "a dependent is not there, nor is what depends on it",
+            vec![],
+            "",
+            data([&gone(), &bb(), &cc()]),
+            "bb Blocked, cc Blocked",
+        ),
+        (
+            "a dependent is complete, so its own dependent is not blocked",
+            vec![b1],
+            "",
+            data([&gone(), &bb(), &cc()]),
+            "cc Unfinished",
+        ),
+        (
+            "removed, and stays",
+            vec![one],
+            "",
+            left_in(&["aa"], data([])),
+            "",
+        ),
+        (
+            "removed in the middle, and stays",
+            at(Stage::Config, State::Erroring),
+            "",
+            left_in(&["aa"], data([])),
+            "",
+        ),
+        ("removed", vec![one], "", data([]), "aa Removed"),
+        (
+            "a lower version over one that stays",
+            vec![one, two],
+            "aa|2.0.0",
+            data([&with("1.0.0", false, false)]),
+            "",
+        ),
+        (
+            "and its block has changed",
+            vec![one, two],
+            "aa|2.0.0",
+            data([&plain("1.0.0")]),
+            "",
+        ),
+        (
+            "back to what was left behind",
+            vec![one, two],
+            "aa|2.0.0",
+            data([&with("2.0.0", false, false)]),
+            "aa Version",
+        ),
+        (
+            "a lower version, and nobody has left anything behind yet",
+            vec![one, two],
+            "",
+            data([&with("1.0.0", false, false)]),
+            "aa Removed",
+        ),
+    ] {
+        let left = [left.to_owned()].into();
+        let got = work(&states(&there), &left, None, &wanted);
+        let shown: Vec<String> = got.iter().map(|(n, w)| format!("{n} {w:?}")).collect();
+        assert_eq!(shown.join(", "), want, "{name}");
+        assert_eq!(
+            is_idle(&got),
+            !want.contains("aa") && !want.contains("Unf"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_revision_has_the_oldest_form_that_says_all_of_it() {
+    let plain = package("aa", "1.0.0");
+    let with = |enabled| Package {
+        uninstall: Some(Uninstall {
+            enabled,
+            apply: false,
+        }),
+        ..plain.clone()
+    };
+    assert_eq!(data([&plain]).format, 0);
+    assert_eq!(data([&with(true)]).format, 1);
+    assert_eq!(data([&with(false)]).format, 1);
+    let left = RevisionData::new(BTreeMap::new(), false, ["aa".to_owned()].into());
+    assert_eq!(left.format, 1);
+    let json = serde_json::to_value(&left).unwrap();
+    assert_eq!(json["leftBehind"], serde_json::json!(["aa"]));
+    assert_eq!(RevisionData::read(json).unwrap(), left);
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl NodePatch {
         let stamp = Stamp {
             states: skyhook_crds::installed::states_digest(&value),
             entries: is_worked_on.then(|| skyhook_crds::installed::digests(states)),
-            ..stamp
+            ..stamp.in_form_of(states)
         };
         self.annotations
             .insert(skyhook_crds::names::node_state(skyhook), Some(value));

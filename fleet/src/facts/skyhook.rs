@@ -1,9 +1,8 @@
 //! Facts about Skyhooks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use skyhook_crds::lease::FORMAT;
 use skyhook_crds::names;
 use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
@@ -54,11 +53,8 @@ impl SkyhookFact {
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
             let checked = spec.check(&name).map_err(|e| e.to_string())?;
-            let data = RevisionData {
-                format: FORMAT,
-                packages: checked.packages.clone(),
-                serial: spec.serial,
-            };
+            let packages = checked.packages.clone();
+            let data = RevisionData::new(packages, spec.serial, BTreeSet::new());
             let revision = revision::name(&name, &uid, &data);
             Ok(Arc::new(Checked {
                 spec: checked,
@@ -86,6 +82,26 @@ impl SkyhookFact {
             name,
             uid,
         }
+    }
+
+    /// Takes over the packages of earlier revisions that stay on hosts although the spec does not have them any more. Returns
+    /// true if this changes the revision.
+    pub(crate) fn leave_behind(&mut self, mut names: BTreeSet<String>) -> bool {
+        let Ok(checked) = &self.checked else {
+            return false;
+        };
+        let data = &checked.data;
+        names.retain(|name| !data.packages.contains_key(name));
+        if names == data.left_behind {
+            return false;
+        }
+        let data = RevisionData::new(data.packages.clone(), data.serial, names);
+        self.checked = Ok(Arc::new(Checked {
+            spec: checked.spec.clone(),
+            revision: revision::name(&self.name, &self.uid, &data),
+            data,
+        }));
+        true
     }
 
     /// True when the Skyhook has our finalizer, so that it is not gone before its leases and cordons are.

@@ -3,8 +3,8 @@
 use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::Phase;
 use skyhook_crds::lease::protocol;
+use skyhook_crds::revision;
 use skyhook_crds::rollout::RolloutStateSpec;
-use skyhook_crds::stage::State;
 
 use super::{Broken, Counts};
 use crate::facts::{LeaseFact, SkyhookFact};
@@ -66,7 +66,7 @@ pub(super) fn is_at_work(index: &Index, fact: &LeaseFact, lease: &InterruptionLe
     let node = index.picture.nodes().get(&fact.node);
     let is_there = node.is_some_and(|node| node.uid == lease.spec.node.uid && node.ready);
     let packages = lease.status.iter().flat_map(|s| s.packages.values());
-    let mut failing = packages.filter(|one| one.state == State::Erroring);
+    let mut failing = packages.filter(|one| one.is_failing());
     let works = matches!(
         protocol::phase(lease),
         Some(Phase::Preparing | Phase::AwaitingDrain | Phase::Running)
@@ -82,7 +82,7 @@ fn is_done(index: &Index, lease: &InterruptionLease) -> bool {
     let checked = skyhook.and_then(|skyhook| Some((skyhook, skyhook.checked.as_deref().ok()?)));
     node.zip(checked).is_some_and(|(node, (skyhook, checked))| {
         standing::outstanding(&index.picture, skyhook, checked, node)
-            .is_ok_and(|work| work.is_empty())
+            .is_ok_and(|work| revision::is_idle(&work))
     })
 }
 

@@ -1,10 +1,12 @@
 //! Objects that every node of a Skyhook depends on: revisions, policies and the states of roll-outs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use skyhook_crds::revision::RevisionData;
 
 use super::{Changed, Kind, Picture, Tick, keep_newer, read};
 use crate::effect::Target;
-use crate::facts::{PolicyFact, RevisionFact, RolloutFact};
+use crate::facts::{PolicyFact, RevisionFact, RolloutFact, SkyhookFact};
 
 impl Picture {
     pub(crate) fn revision(&mut self, revision: RevisionFact) -> Changed {
@@ -17,12 +19,59 @@ impl Picture {
         let decides = keep_newer(&mut self.revisions, key, revision, |r| &r.resource_version);
         if decides && differs {
             self.revisions_changed = self.ids.tick();
+            self.leave_behind(&name);
         }
         Changed::Came {
             target: Target::Revision(name),
             uid,
             version,
             decides,
+        }
+    }
+
+    /// Names of the packages that stay on hosts although the Skyhook's spec may not have them any more: when the spec still
+    /// had them, their `uninstall.enabled` was false. The newest stored revision tells this, and the spec that is held, which
+    /// may not be stored yet.
+    pub(super) fn left_behind(&self, skyhook: &SkyhookFact) -> BTreeSet<String> {
+        let owned = self.revisions.values();
+        let owned = owned.filter(|revision| revision.owner == skyhook.uid);
+        let newest = owned.max_by_key(|revision| (revision.number, &revision.name));
+        let stored = newest.and_then(|revision| revision.data.as_deref());
+        let held = self.skyhooks.get(&skyhook.name);
+        let held = held.filter(|held| held.uid == skyhook.uid);
+        let held = held.and_then(|held| Some(&held.checked.as_ref().ok()?.data));
+        let stay = |data: &RevisionData| -> BTreeSet<String> {
+            let packages = data.packages.values().filter(|one| one.stays_behind());
+            let packages = packages.map(|one| one.name.clone());
+            packages.chain(data.left_behind.iter().cloned()).collect()
+        };
+        let mut names = stored.map_or_else(BTreeSet::new, stay);
+        if let Some(held) = held {
+            names.retain(|name| !held.packages.contains_key(name));
+            let mut of_held = stay(held);
+            if !self.synced.contains(&Kind::Revision) {
+                // It may have been told by a revision that is not the newest.
+                of_held.retain(|name| held.packages.contains_key(name));
+            }
+            names.append(&mut of_held);
+        }
+        names
+    }
+
+    /// Does the same for the Skyhook of a revision that came.
+    fn leave_behind(&mut self, revision: &str) {
+        let owner = self.revisions.get(revision).map(|one| &one.owner);
+        let mut skyhooks = self.skyhooks.values();
+        let Some(skyhook) = skyhooks.find(|one| Some(&one.uid) == owner) else {
+            return;
+        };
+        let (name, names) = (skyhook.name.clone(), self.left_behind(skyhook));
+        let Some(skyhook) = self.skyhooks.get_mut(&name) else {
+            return;
+        };
+        if skyhook.leave_behind(names) {
+            let tick = self.ids.tick();
+            self.skyhooks_changed.insert(name, tick);
         }
     }
 

@@ -309,6 +309,11 @@ fn reserve(
     draft.push(Effect::ReserveLease {
         node: node.name.clone(),
         spec: Box::new(InterruptionLeaseSpec {
+            // Who does not know the record's form does not know what to do with its entries.
+            format: record
+                .stamp
+                .as_ref()
+                .map_or(0, |stamp| i32::from(stamp.format > 0)),
             node: NodeRef {
                 name: node.name.clone(),
                 uid: node.uid.clone(),

@@ -21,6 +21,7 @@ pub enum ReasonCode {
     ClusterBudgetExhausted,
     ControlPlane,
     Deleted,
+    DependencyUninstalled,
     DeploymentPolicyInvalid,
     DeploymentPolicyNotFound,
     Disabled,
@@ -77,6 +78,7 @@ impl ReasonCode {
             | Self::AwaitingNode
             | Self::BudgetZero
             | Self::Deleted
+            | Self::DependencyUninstalled
             | Self::DeploymentPolicyInvalid
             | Self::DeploymentPolicyNotFound
             | Self::Disabled

@@ -16,6 +16,7 @@ use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
 use skyhook_crds::policy::Matches;
+use skyhook_crds::revision;
 use skyhook_crds::skyhook::Sequencing;
 
 /// Names of nodes in alphabetical order, each with its number.
@@ -297,7 +298,7 @@ fn judge(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact, held: Held<'_>
     let own = own.filter(|_| view.picture.lease_of(&node.name, &skyhook.uid).is_some());
     let complete = own.is_some_and(|checked| {
         let work = standing::outstanding(view.picture, skyhook, checked, node);
-        work.is_ok_and(|work| work.is_empty())
+        work.is_ok_and(|work| revision::is_idle(&work))
     });
     Cell {
         complete,

@@ -2,6 +2,10 @@
 
 mod work;
 
+use std::collections::BTreeMap;
+
+use skyhook_crds::package::Package;
+use skyhook_crds::revision::{self, Work};
 use skyhook_crds::{installed, names};
 
 use super::View;
@@ -67,6 +71,7 @@ pub(super) fn judge(
     }
     match outstanding(view.picture, skyhook, checked, node) {
         Ok(work) if work.is_empty() => return Standing::Complete,
+        Ok(work) if revision::is_idle(&work) => return Standing::Blocked(blocked(checked, &work)),
         Ok(_) => {}
         Err(reason) => return Standing::Blocked(reason),
     }
@@ -119,6 +124,24 @@ pub(super) fn judge(
         return Standing::Blocked(Reason::new(ReasonCode::DrainTimedOut, DRAIN_TIMED_OUT));
     }
     Standing::Eligible
+}
+
+/// The reason where all that is left depends on packages that were uninstalled.
+fn blocked(checked: &Checked, work: &BTreeMap<String, Work>) -> Reason {
+    let packages = &checked.data.packages;
+    let is_to_go = |name: &&String| packages.get(*name).is_some_and(Package::is_to_go);
+    let said = work.keys().filter_map(|name| {
+        let gone = packages.get(name)?.depends_on.keys().find(is_to_go)?;
+        Some(format!(
+            "package {name} is blocked: dependency {gone} has been uninstalled"
+        ))
+    });
+    let said: Vec<String> = said.collect();
+    let message = format!(
+        "{}. Set uninstall.apply of the dependency to false, or remove the package",
+        said.join("; ")
+    );
+    Reason::new(ReasonCode::DependencyUninstalled, message)
 }
 
 /// The reason while the node is leased for another Skyhook.

@@ -10,6 +10,7 @@ mod installed;
 mod message;
 #[cfg(test)]
 mod tests;
+mod uninstalls;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -35,6 +35,7 @@ mod status;
 mod taints;
 mod takeover;
 mod told;
+mod uninstalls;
 mod words;
 
 /// A picture in the making.

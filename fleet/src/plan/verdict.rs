@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::lease::protocol::{self, ResultDuty};
 use skyhook_crds::lease::{DrainState, InterruptionLease, InterruptionLeaseStatus, Phase};
-use skyhook_crds::stage::{State, Status};
+use skyhook_crds::stage::Status;
 
 use super::reason::{Reason, ReasonCode};
 use super::standing::{self, Standing};
@@ -204,7 +204,7 @@ fn failure(
         return Some(Reason::new(ReasonCode::GaveUp, message));
     }
     let mut packages = status.packages.values();
-    if let Some(package) = packages.find(|package| package.state == State::Erroring) {
+    if let Some(package) = packages.find(|package| package.is_failing()) {
         let said = match package.message.as_str() {
             "" => String::new(),
             said => format!(": {said}"),

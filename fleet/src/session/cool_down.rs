@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use skyhook_crds::lease::protocol;
 use skyhook_crds::lease::{InterruptionLease, Phase, StopReason};
+use skyhook_crds::revision;
 
 use crate::clocks::{Backoff, Mono};
 use crate::index::Index;
@@ -105,5 +106,5 @@ fn leaves_work(picture: &Picture, lease: &InterruptionLease) -> Option<bool> {
         && protocol::phase(lease) == Some(Phase::Complete)
         && is_same;
     let work = standing::outstanding(picture, skyhook, checked, node).ok()?;
-    is_meant.then_some(!work.is_empty())
+    is_meant.then_some(!revision::is_idle(&work))
 }

@@ -10,3 +10,4 @@ mod paths;
 mod power;
 mod registries;
 mod rollout;
+mod uninstall;

@@ -8,6 +8,7 @@ use skyhook_crds::{Stage, State};
 use super::effect::Effect;
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
 use super::turn::{is_leaving, is_running, is_turn};
+use super::uninstall::{is_blocked, is_left_behind, is_settled};
 use super::{retry, room, wave};
 
 /// Maximum number of packages that prepare a stage or run a step at the same time. Each running step needs a supervisor
@@ -109,7 +110,11 @@ fn stop(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
 }
 
 fn is_complete(p: &Progress) -> bool {
-    p.wanted.keys().all(|name| p.is_complete(name)) && p.entries.values().all(|e| p.is_wanted(e))
+    let may_stay = |e: &Entry| {
+        let is_wanted = p.is_wanted(e) || is_blocked(p, &e.name);
+        (is_wanted && !is_leaving(p, e)) || is_left_behind(p, e)
+    };
+    p.wanted.keys().all(|name| is_settled(p, name)) && p.entries.values().all(may_stay)
 }
 
 fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -140,7 +145,10 @@ fn pull(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
 
 fn needs_image(p: &Progress, entry: &Entry) -> bool {
     let works = p.is_wanted(entry) && !entry.is_done() || is_leaving(p, entry);
-    works && !entry.has_given_up() && room::of(p, entry).is_none()
+    works
+        && entry.stage != Stage::UninstallInterrupt
+        && !entry.has_given_up()
+        && room::of(p, entry).is_none()
 }
 
 fn can_start(p: &Progress, entry: &Entry, now: i64) -> bool {
@@ -157,7 +165,7 @@ fn may_start(p: &Progress, entry: &Entry) -> bool {
     entry.image_state == ImageState::Ready
         && room::of(p, entry).is_none()
         && !entry.is_done()
-        && entry.stage != Stage::Interrupt
+        && !entry.awaits_interrupt()
         && is_turn(p, entry)
         && (entry.interrupt().is_none() || is_gathering(p, entry))
 }

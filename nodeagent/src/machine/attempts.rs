@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use skyhook_crds::{Stage, State};
+use skyhook_crds::State;
 
 use super::progress::{Doing, Half, Progress};
 use super::retry;
@@ -147,7 +147,7 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
         entry.tried_at = Some(p.revision.clone());
         entry.attempts = 0;
         if let Doing::GaveUp { half, .. } = entry.doing {
-            entry.doing = if entry.stage == Stage::Interrupt {
+            entry.doing = if entry.awaits_interrupt() {
                 Doing::Idle
             } else {
                 Doing::Retry { at: now, half }

@@ -8,7 +8,9 @@ use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State, glob};
 
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
-use super::{attempts, room};
+use super::turn::is_leaving;
+pub use super::uninstall::is_left_behind;
+use super::{attempts, room, uninstall};
 
 /// Sets every package to the first stage that it has to run.
 pub(super) fn begin(p: &mut Progress, now: i64) {
@@ -23,15 +25,14 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
     // A version that never started is not on the host: it is neither upgraded nor uninstalled. If it is wanted, it is
     // planned again.
     p.entries.retain(|_, e| e.started);
-    // NodeWright has uninstalled such a version, and only its interrupt was left. Nothing of it is on the host. If it is
-    // wanted, it is applied anew, and its interrupt comes at the end.
-    p.entries
-        .retain(|_, e| e.stage != Stage::UninstallInterrupt);
-    let wanted = &p.wanted;
+    uninstall::begin(p);
+    let (wanted, entries) = (&p.wanted, &p.entries);
     p.reboots.retain(|key, _| {
-        wanted
-            .iter()
-            .any(|(name, w)| *key == self::key(name, &w.version))
+        let mut wanted = wanted.iter();
+        wanted.any(|(name, w)| *key == self::key(name, &w.version))
+            || entries
+                .get(key)
+                .is_some_and(|e| e.stage == Stage::UninstallInterrupt)
     });
     let names: Vec<String> = p.wanted.keys().cloned().collect();
     for name in names {
@@ -41,10 +42,11 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
         .entries
         .values()
         .filter(|e| !p.wanted.contains_key(&e.name))
+        .filter(|e| !uninstall::is_left_behind(p, e))
         .map(Entry::key)
         .collect();
     for key in unwanted {
-        uninstall(p, &key, now);
+        remove(p, &key, now);
     }
     room::say(p);
 }
@@ -54,7 +56,17 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
     let Some(wanted) = p.wanted.get(name).cloned() else {
         return;
     };
+    if wanted.is_to_go() {
+        uninstall::take_away(p, name, &wanted, now);
+        return;
+    }
+    uninstall::leave_behind(p, name, &wanted);
     let wanted_key = key(name, &wanted.version);
+    let there = p.entries.get(&wanted_key);
+    if there.is_some_and(|e| e.stage == Stage::UninstallInterrupt) {
+        // It is planned again after its interrupt.
+        return;
+    }
     // A parked version (one that waits until another version is uninstalled) that never started is not on the host. A
     // parked version that was installed before has to be uninstalled.
     p.entries
@@ -62,10 +74,11 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
     let others: Vec<(String, Option<Ordering>, bool)> = p
         .entries
         .values()
-        .filter(|e| e.name == name && e.version != wanted.version)
+        .filter(|e| e.name == name && e.version != wanted.version && !e.left_behind)
         .map(|e| {
             let order = compare(&e.version, &wanted.version).ok();
-            (e.key(), order, e.stage == Stage::Uninstall)
+            let goes = matches!(e.stage, Stage::Uninstall | Stage::UninstallInterrupt);
+            (e.key(), order, goes)
         })
         .collect();
     let leaving: Vec<&String> = others
@@ -75,7 +88,7 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
         .collect();
     if !leaving.is_empty() {
         for key in leaving {
-            uninstall(p, key, now);
+            remove(p, key, now);
         }
         park(p, name, &wanted, now);
     } else if p.entries.contains_key(&wanted_key) {
@@ -90,14 +103,20 @@ pub(super) fn plan_package(p: &mut Progress, name: &str, now: i64) {
     }
 }
 
-fn uninstall(p: &mut Progress, key: &str, now: i64) {
+/// Plans the uninstall of a version that the revision does not want, although nobody asked for the uninstall.
+fn remove(p: &mut Progress, key: &str, now: i64) {
     let Some(entry) = p.entries.get_mut(key) else {
         return;
     };
+    if entry.stage == Stage::UninstallInterrupt {
+        return;
+    }
     if entry.is_parked() && !entry.started {
         p.entries.remove(key);
         return;
     }
+    // An uninstall that was asked for goes on to its interrupt.
+    let is_asked_for = entry.is_taken_away() && !entry.is_parked();
     if entry.stage != Stage::Uninstall || entry.is_parked() || entry.state == State::Complete {
         entry.doing = Doing::Idle;
         entry.failures = 0;
@@ -108,7 +127,7 @@ fn uninstall(p: &mut Progress, key: &str, now: i64) {
         entry.set(Stage::Uninstall, State::InProgress, now);
     }
     // The version is going to be uninstalled, so its interrupt is no longer needed.
-    if let Some(cycle) = &mut entry.cycle {
+    if let Some(cycle) = entry.cycle.as_mut().filter(|_| !is_asked_for) {
         cycle.interrupt = None;
     }
 }
@@ -291,8 +310,11 @@ fn go_on(
 /// Plans a package whose next stage is known only from the Node's record: NVIDIA Skyhook wrote the record, or a user
 /// edited it to run stages again.
 fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) {
-    // The interrupt that the lease names may differ from the package's own.
-    let owed = entry.interrupt().or(wanted.interrupt.as_ref()).cloned();
+    // The interrupt that the lease names may differ from the package's own. An uninstall that is called off had its own one.
+    let owed = entry
+        .interrupt()
+        .filter(|_| entry.stage != Stage::Uninstall);
+    let owed = owed.or(wanted.interrupt.as_ref()).cloned();
     let has_interrupt = owed.is_some();
     let stage = match (entry.stage, entry.state) {
         (Stage::Uninstall, _) => Stage::Apply,
@@ -311,6 +333,12 @@ fn adopt(p: &mut Progress, key: &str, entry: &Entry, wanted: &Wanted, now: i64) 
     if let Some(entry) = p.entries.get_mut(key) {
         entry.restarts = restarts;
     }
+}
+
+/// True for a version that the lease installs or uninstalls.
+#[must_use]
+pub fn is_worked_on(p: &Progress, entry: &Entry) -> bool {
+    p.is_wanted(entry) || is_leaving(p, entry)
 }
 
 /// Keys of the configMap that were added, changed or removed.
@@ -337,13 +365,20 @@ fn matching(wanted: &Wanted, changed: &BTreeSet<String>) -> Option<Interrupt> {
     )
 }
 
-/// Interrupts that this lease still has to perform, by package. Those of packages that the node has no room for do not count:
-/// the node is not drained for them.
+/// Interrupts that this lease still has to perform, by package, those after uninstalls included. Those of packages that the
+/// node has no room for, or that depend on an uninstalled package, do not count: the node is not drained for them.
 #[must_use]
 pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
-    let mut pending = BTreeMap::new();
-    for entry in p.entries.values().filter(|e| p.is_wanted(e)) {
-        if entry.is_done() || room::is_waited_for(p, entry) {
+    let mut pending: BTreeMap<String, Interrupt> = BTreeMap::new();
+    for entry in p.entries.values() {
+        if is_leaving(p, entry) {
+            if let Some(interrupt) = entry.interrupt() {
+                pending.insert(entry.name.clone(), interrupt.clone());
+            }
+            continue;
+        }
+        let waits = || room::is_waited_for(p, entry) || uninstall::is_blocked(p, &entry.name);
+        if !p.is_wanted(entry) || entry.is_done() || waits() {
             continue;
         }
         let later = entry
@@ -353,7 +388,9 @@ pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
             .and_then(|(cycle, wanted)| {
                 matching(wanted, &changed_keys(&cycle.content, &wanted.config))
             });
-        if let Some(interrupt) = Interrupt::merge(entry.interrupt().into_iter().chain(&later)) {
+        let other = pending.get(&entry.name);
+        let all = entry.interrupt().into_iter().chain(&later).chain(other);
+        if let Some(interrupt) = Interrupt::merge(all) {
             pending.insert(entry.name.clone(), interrupt);
         }
     }

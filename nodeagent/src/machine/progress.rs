@@ -5,12 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use skyhook_crds::installed::PackageStates;
 use skyhook_crds::lease::{Phase, SkyhookRef, StopReason};
-use skyhook_crds::package::{Interrupt, PackageStatus, key};
-use skyhook_crds::revision::is_finished;
+use skyhook_crds::package::{Interrupt, key};
 use skyhook_crds::{Stage, State};
 
-use crate::text;
-
+mod entry;
 mod wanted;
 mod wave;
 
@@ -33,6 +31,9 @@ pub struct Progress {
     pub serial: bool,
     /// Packages of the revision, by name.
     pub wanted: BTreeMap<String, Wanted>,
+    /// Packages that the revision leaves on the host as they are.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left_behind: BTreeSet<String>,
     /// Packages on the host, by `name|version`.
     pub entries: Entries,
     #[serde(default)]
@@ -160,6 +161,9 @@ pub struct Entry {
     /// How often in a row the host went down while a step of the current stage ran.
     #[serde(default)]
     pub lost_with_host: u32,
+    /// The version stays on the host, and a lower version of the package was installed over it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_behind: bool,
 }
 
 /// One run of a package through its stages.
@@ -287,127 +291,6 @@ pub struct StepPlan {
     pub checks: usize,
 }
 
-impl Entry {
-    /// A package that is not on the host yet.
-    #[must_use]
-    pub fn new(name: &str, wanted: &Wanted, stage: Stage, state: State, since: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            version: wanted.version.clone(),
-            image: wanted.image.clone(),
-            container_sha: wanted.container_sha.clone(),
-            stage,
-            state,
-            restarts: 0,
-            image_digest: None,
-            message: String::new(),
-            since: since.to_owned(),
-            cycle: None,
-            configured: None,
-            had_interrupt: false,
-            doing: Doing::Idle,
-            failures: 0,
-            attempts: 0,
-            spent_ms: 0,
-            tried_at: None,
-            image_state: ImageState::Unknown,
-            started: false,
-            lost_with_host: 0,
-        }
-    }
-
-    /// A package that is in the Node's record and not in the journal.
-    #[must_use]
-    pub fn adopted(status: &PackageStatus) -> Self {
-        let wanted = Wanted {
-            version: status.version.clone(),
-            image: status.image.clone(),
-            container_sha: status.container_sha.clone(),
-            ..Wanted::default()
-        };
-        let entry = Self {
-            restarts: status.restarts,
-            ..Self::new(&status.name, &wanted, status.stage, status.state, "")
-        };
-        Self {
-            // The record lists a package from the start of its first step on. Only a parked version is listed earlier.
-            started: !entry.is_parked(),
-            ..entry
-        }
-    }
-
-    /// `name|version`.
-    #[must_use]
-    pub fn key(&self) -> String {
-        key(&self.name, &self.version)
-    }
-
-    /// True when the package has completed its cycle.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
-        is_finished(self.stage, self.state)
-    }
-
-    /// True for a parked version: the new version of a downgrade, which waits until the old version is uninstalled.
-    #[must_use]
-    pub fn is_parked(&self) -> bool {
-        self.stage == Stage::Uninstall && self.state == State::Skipped
-    }
-
-    /// True when the package has used up its attempts.
-    #[must_use]
-    pub const fn has_given_up(&self) -> bool {
-        match self.doing {
-            Doing::GaveUp { .. } => true,
-            Doing::Idle
-            | Doing::Preparing { .. }
-            | Doing::Ready(_)
-            | Doing::Step(_)
-            | Doing::Retry { .. } => false,
-        }
-    }
-
-    /// True while no step of the version has started and the Node's record does not list it.
-    #[must_use]
-    pub fn is_pending(&self) -> bool {
-        !self.started && !self.is_parked()
-    }
-
-    /// The interrupt that the package still waits for.
-    #[must_use]
-    pub fn interrupt(&self) -> Option<&Interrupt> {
-        self.cycle.as_ref().and_then(|c| c.interrupt.as_ref())
-    }
-
-    /// The entry of the Node's annotation.
-    #[must_use]
-    pub fn status(&self) -> PackageStatus {
-        PackageStatus {
-            name: self.name.clone(),
-            version: self.version.clone(),
-            image: self.image.clone(),
-            container_sha: self.container_sha.clone(),
-            stage: self.stage,
-            state: self.state,
-            restarts: self.restarts,
-        }
-    }
-
-    /// Sets the message. A text that is longer than [`text::LONGEST`] is cut in the middle.
-    pub(crate) fn say(&mut self, message: &str) {
-        self.message = text::cut(message, text::LONGEST);
-    }
-
-    /// Sets `stage` and `state`. If one of them changes, also sets `since`.
-    pub(crate) fn set(&mut self, stage: Stage, state: State, now: i64) {
-        if (self.stage, self.state) != (stage, state) {
-            self.since = time(now);
-        }
-        self.stage = stage;
-        self.state = state;
-    }
-}
-
 impl Progress {
     /// Why nothing runs under the lease: the agent cannot work on this host, or is too old for the lease.
     #[must_use]
@@ -458,12 +341,12 @@ impl Progress {
         own.unwrap_or_default().or(self.limits)
     }
 
-    /// True when the entry is of the version that the revision wants.
+    /// True when the entry is of the version that the revision wants on the host.
     #[must_use]
     pub fn is_wanted(&self, entry: &Entry) -> bool {
         self.wanted
             .get(&entry.name)
-            .is_some_and(|w| w.version == entry.version)
+            .is_some_and(|w| w.version == entry.version && !w.is_to_go())
     }
 
     /// Key of the wanted version of `name`.

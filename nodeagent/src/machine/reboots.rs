@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use skyhook_crds::State;
 use skyhook_crds::package::InterruptType;
-use skyhook_crds::{Stage, State};
 
 use super::progress::{Entry, Progress};
 
@@ -86,7 +86,7 @@ pub(super) fn refuse(p: &mut Progress, now: i64) {
                 "a reboot was asked for {times} for this version (the cap is {cap}), and {why}. No further reboot is \
                  asked for: change the package's version, configuration or interrupt"
             ));
-            entry.set(Stage::Interrupt, State::Erroring, now);
+            entry.set(entry.interrupt_stage(), State::Erroring, now);
         }
     }
 }

@@ -46,6 +46,7 @@ pub fn of_lease(
         reconcile(journal, &lease.spec.installed, lease.spec.stamp.as_ref());
     if source == Source::Node {
         wait_for_interrupts(&mut entries, lease);
+        leave_behind(&mut entries, lease);
     }
     (entries, source)
 }
@@ -78,6 +79,16 @@ fn wait_for_interrupts(entries: &mut Entries, lease: &InterruptionLease) {
             start: None,
             interrupt: Some(interrupt.clone()),
         });
+    }
+}
+
+/// Marks versions that are only in the Node's record and were left behind on the host.
+fn leave_behind(entries: &mut Entries, lease: &InterruptionLease) {
+    let left = lease.spec.stamp.iter().flat_map(|stamp| &stamp.left_behind);
+    for key in left {
+        if let Some(entry) = entries.get_mut(key).filter(|e| e.cycle.is_none()) {
+            entry.left_behind = true;
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skyhook_crds::Package;
 use skyhook_crds::package::Resources;
 use skyhook_crds::quantity::Quantity;
+use skyhook_crds::{Package, Stage};
 
 use super::progress::{Entry, Progress};
 use super::retry;
@@ -50,7 +50,9 @@ fn lacks(resources: &Resources, allocatable: &BTreeMap<String, String>) -> Optio
 #[must_use]
 pub fn of<'a>(p: &'a Progress, entry: &Entry) -> Option<&'a String> {
     let wanted = p.wanted.get(&entry.name).filter(|_| p.is_wanted(entry))?;
-    wanted.lacks.as_ref().filter(|_| !entry.is_done())
+    // The interrupt after an uninstall runs no step.
+    let runs = !entry.is_done() && entry.stage != Stage::UninstallInterrupt;
+    wanted.lacks.as_ref().filter(|_| runs)
 }
 
 /// True when the package, or one that it waits for, requests more than the node has.

@@ -10,6 +10,7 @@ mod reboots;
 mod record;
 mod reruns;
 mod room;
+mod uninstall;
 mod waits;
 pub(crate) mod world;
 

@@ -3,6 +3,7 @@
 use skyhook_crds::Stage;
 
 use super::progress::{Doing, Entry, Progress};
+use super::uninstall::is_left_behind;
 
 /// True while a step of the package runs or is being prepared.
 pub(super) fn is_running(entry: &Entry) -> bool {
@@ -12,9 +13,18 @@ pub(super) fn is_running(entry: &Entry) -> bool {
     }
 }
 
-/// True for a version that is being uninstalled.
+/// True for a version that is being uninstalled, or whose interrupt after that is left.
 pub(super) fn is_leaving(p: &Progress, entry: &Entry) -> bool {
-    !p.is_wanted(entry) && entry.stage == Stage::Uninstall && !entry.is_parked()
+    match entry.stage {
+        Stage::UninstallInterrupt => true,
+        Stage::Uninstall => !p.is_wanted(entry) && !entry.is_parked() && !is_left_behind(p, entry),
+        Stage::Upgrade
+        | Stage::Apply
+        | Stage::Config
+        | Stage::Interrupt
+        | Stage::PostInterrupt
+        | Stage::Unknown => false,
+    }
 }
 
 /// True when the dependencies are complete and, for a serial Skyhook, it is the turn of this package.
@@ -35,7 +45,10 @@ fn serial_turn(p: &Progress) -> Option<String> {
     leaving.map(|e| e.name.clone()).or_else(|| {
         p.wanted
             .iter()
-            .find(|(name, w)| !p.is_complete(name) && w.depends_on.iter().all(|d| p.is_complete(d)))
+            .find(|(name, w)| {
+                let can_start = w.depends_on.iter().all(|d| p.is_complete(d));
+                !w.is_to_go() && !p.is_complete(name) && can_start
+            })
             .map(|(name, _)| name.clone())
     })
 }

@@ -1,5 +1,5 @@
-//! Waves: packages with an interrupt run apply or upgrade and config together, interrupt the host once, and then run
-//! post-interrupt.
+//! Waves: packages with an interrupt run apply or upgrade and config together, or uninstall, interrupt the host once, and
+//! then run post-interrupt, or are gone.
 //!
 //! When an interrupt is due, no step starts on the host, and a reboot waits for running steps: a step that dies with
 //! the host would look like a failure of its package.
@@ -11,8 +11,8 @@ use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
 use super::progress::{Doing, Entry, Half, ImageState, Part, Permit, Progress, Wave, WaveAt};
-use super::turn::{is_running, is_turn};
-use super::{attempts, reboots, retry, room};
+use super::turn::{is_leaving, is_running, is_turn};
+use super::{attempts, reboots, retry, room, uninstall};
 
 /// Asks for the permit, adds packages to the wave, and interrupts the host when every member has completed config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -55,11 +55,10 @@ pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
     }
     if wave.at == WaveAt::Gathering && !wave.due {
         wave.members.extend(waiting);
-        let through = wave.members.iter().all(|key| {
-            p.entries
-                .get(key)
-                .is_none_or(|e| e.stage == Stage::Interrupt)
-        });
+        let through = wave
+            .members
+            .iter()
+            .all(|key| p.entries.get(key).is_none_or(Entry::awaits_interrupt));
         wave.due = through && !wave.members.is_empty();
     }
     if wave.at == WaveAt::Gathering && wave.due && awaited(p).is_empty() {
@@ -123,13 +122,15 @@ pub(super) fn wake_at(p: &Progress) -> Option<i64> {
 }
 
 fn can_join(p: &Progress, entry: &Entry) -> bool {
-    p.is_wanted(entry)
+    let is_at_hand =
+        entry.image_state == ImageState::Ready || entry.stage == Stage::UninstallInterrupt;
+    (p.is_wanted(entry) || is_leaving(p, entry))
         && !entry.is_done()
         && !entry.is_parked()
         && !entry.has_given_up()
         && room::of(p, entry).is_none()
         && entry.interrupt().is_some()
-        && entry.image_state == ImageState::Ready
+        && is_at_hand
         && is_turn(p, entry)
 }
 
@@ -159,7 +160,7 @@ fn look(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
                     Some((_, i)) => describe(i),
                     None => String::new(),
                 });
-                entry.set(Stage::Interrupt, state, now);
+                entry.set(entry.interrupt_stage(), state, now);
             }
         }
     }
@@ -301,7 +302,7 @@ pub(super) fn waits(p: &mut Progress, reason: &str) {
     }
 }
 
-/// Called when the interrupt has happened: its packages continue with post-interrupt. Members that have reached the
+/// Called when the interrupt has happened: its packages continue with post-interrupt, and uninstalled ones are gone. Members that have reached the
 /// reboot cap stay in the wave.
 pub(super) fn interrupted(p: &mut Progress, now: i64) {
     let participants = reboots::participants(p);
@@ -328,6 +329,10 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
         let Some(entry) = p.entries.get_mut(key) else {
             continue;
         };
+        if entry.stage == Stage::UninstallInterrupt {
+            uninstall::gone(p, key, now);
+            continue;
+        }
         if let Some(cycle) = &mut entry.cycle {
             cycle.interrupt = None;
         }
@@ -363,7 +368,7 @@ pub(super) fn failed(p: &mut Progress, reason: &str, asked: bool, now: i64) {
     if let Some(entry) = p.entries.get_mut(&owner) {
         entry.say(reason);
         entry.restarts += 1;
-        entry.set(Stage::Interrupt, State::Erroring, now);
+        entry.set(entry.interrupt_stage(), State::Erroring, now);
     }
     // Reboots are counted apart from attempts.
     let counts = !is_reboot && p.stop.is_none();

@@ -179,8 +179,9 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
         node_machine_id: number(mark.node_machine),
         granted: lease_uid(node, mark.granted),
         was_ready: mark.was_ready,
-        // The model takes nothing over.
+        // The model takes nothing over, and leaves nothing behind.
         settled: false,
+        left_behind: Default::default(),
         // The model's drains have no deadline.
         drain_timed_out: String::new(),
         states: mark.states.map(digest).unwrap_or_default(),
@@ -299,6 +300,7 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
 fn report(status: PackageStatus) -> PackageReport {
     PackageReport {
         pending: false,
+        left_behind: false,
         name: status.name,
         version: status.version,
         image: status.image,

@@ -134,6 +134,8 @@ pub trait Core: Clone + Debug {
     fn is_at(known: &Self::Known, data: &RevisionData) -> bool;
     /// The number of the next step.
     fn next_step(&self) -> u64;
+    /// True for one that uninstalls what the spec asks it to.
+    const UNINSTALLS: bool;
     /// True for one that runs its packages again after a reboot that Skyhook did not ask for.
     const REAPPLIES: bool;
     /// There was such a reboot.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use skyhook_crds::installed::{self, Stamp, is_early};
 use skyhook_crds::names;
+use skyhook_crds::revision;
 use skyhook_crds::stage::Status;
 
 use super::LeaseCase;
@@ -78,7 +79,7 @@ impl LeaseCase<'_> {
         }
         let checked = skyhook.checked.as_ref().ok()?;
         let idle = standing::outstanding(self.view.picture, skyhook, checked, node)
-            .is_ok_and(|work| work.is_empty());
+            .is_ok_and(|work| revision::is_idle(&work));
         idle.then_some(Withdrawal::NothingToDo)
     }
 

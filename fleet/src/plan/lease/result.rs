@@ -1,6 +1,6 @@
 //! Writes an agent's reports on the Node: its progress, and in the end its result with a stamp that names the lease.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::{self, PackageStates, Stamp};
 use skyhook_crds::lease::protocol::{self, NodeFacts};
@@ -22,7 +22,7 @@ impl LeaseCase<'_> {
         let record = self.record(node);
         let recorded = record.stamp.as_ref();
         let stamp = Stamp {
-            format: installed::FORMAT,
+            format: recorded.map_or(0, |stamp| stamp.format),
             lease: self.fact.uid.clone(),
             revision: self.lease.spec.revision.clone(),
             boot_id: status.boot_id.clone(),
@@ -34,6 +34,7 @@ impl LeaseCase<'_> {
             granted: String::new(),
             was_ready: false,
             settled: false,
+            left_behind: self.left_behind(),
             drain_timed_out: self.drain_timed_out_now(),
             states: record.digest.clone(),
             entries: None,
@@ -146,6 +147,19 @@ impl LeaseCase<'_> {
             .collect()
     }
 
+    /// The versions that the agent has left on the host, and that a lower version was installed over.
+    fn left_behind(&self) -> BTreeSet<String> {
+        let packages = self.lease.status.iter().flat_map(|status| &status.packages);
+        let revision = self.view.picture.revisions().get(&self.lease.spec.revision);
+        let data = revision.and_then(|revision| revision.data.as_deref());
+        // Nothing was installed over packages that the revision does not have.
+        let has = |name: &str| data.is_none_or(|data| data.packages.contains_key(name));
+        packages
+            .filter(|(_, report)| report.left_behind && has(&report.name))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
     /// Copies progress to the Node, at most once per second.
     pub(super) fn mirror(&self, node: &NodeFact, draft: &mut Draft<'_>) {
         let record = self.record(node);
@@ -163,6 +177,7 @@ impl LeaseCase<'_> {
         if !draft.is_too_soon(&Target::Node(node.name.clone())) {
             let stamp = Stamp {
                 reboots: status.reboots.clone(),
+                left_behind: self.left_behind(),
                 ..stamp.clone()
             };
             let patch = NodePatch::default().states(self.skyhook_name(), &reported, stamp);

@@ -12,6 +12,7 @@ use crate::facts::{LeaseFact, NodeFact};
 use crate::picture::NodeId;
 use crate::plan::ledger::Ledger;
 use crate::plan::pacing::Pacing;
+use crate::plan::reason::ReasonCode;
 use crate::plan::scan::{Order, Row};
 use crate::plan::standing::Standing;
 use crate::plan::{self, View, admit, verdict};
@@ -103,7 +104,7 @@ fn end(
     let checked = row.skyhook.checked.as_ref();
     let is_wanted = checked.is_ok_and(|checked| checked.revision == lease.spec.revision);
     let packages = lease.status.iter().flat_map(|status| &status.packages);
-    let mut failing = packages.filter(|(_, one)| one.state == State::Erroring);
+    let mut failing = packages.filter(|(_, one)| one.is_failing());
     let mut status = lease.status.iter();
     let has_given_up = status.any(|status| status.parked.is_some());
     let has_failed = is_wanted
@@ -170,6 +171,15 @@ fn is_in_mid_run(row: &Row<'_>, node: &NodeFact) -> bool {
     is_left && !has_timed_out
 }
 
+/// True when no lease can bring the node further.
+fn is_through(standing: &Standing) -> bool {
+    match standing {
+        Standing::Complete => true,
+        Standing::Blocked(reason) => reason.code == ReasonCode::DependencyUninstalled,
+        Standing::Leased | Standing::Waiting(_) | Standing::Eligible => false,
+    }
+}
+
 /// The selected nodes, in the order of names.
 pub(super) fn members<'a>(
     view: &View<'a>,
@@ -194,7 +204,7 @@ pub(super) fn members<'a>(
         };
         let end = match ends.get(node.member.as_str()) {
             Some(end) => *end,
-            None if *standing == Standing::Complete => End::Complete,
+            None if is_through(standing) => End::Complete,
             None => End::Not,
         };
         let is_own = view.settings.node_name.as_deref() == Some(*name);

@@ -1,6 +1,6 @@
 //! What is left to do on a node for a Skyhook.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::{PackageStates, Stamp, StateProblem};
 use skyhook_crds::package::Interrupt;
@@ -29,7 +29,8 @@ pub(crate) fn outstanding(
         })?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
     if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
-        return Ok(revision::work(&PackageStates::new(), None, &checked.data));
+        let (states, left_behind) = (PackageStates::new(), BTreeSet::new());
+        return Ok(revision::work(&states, &left_behind, None, &checked.data));
     }
     let recorded = match stamp {
         None => None,
@@ -46,14 +47,17 @@ pub(crate) fn outstanding(
     if stamp.is_some() && recorded.is_none() {
         // The revision that the node was brought to no longer exists, so nobody can tell how the packages were
         // configured. Under a lease, the agent finds out from its journal.
-        return Ok(checked
-            .data
-            .packages
-            .keys()
-            .map(|name| (name.clone(), Work::Config))
+        // A package that has to go, and is gone, is not looked at.
+        let there = |name: &str| states.values().any(|state| state.name == name);
+        let packages = checked.data.packages.iter();
+        return Ok(packages
+            .filter(|(name, package)| !package.is_to_go() || there(name))
+            .map(|(name, _)| (name.clone(), Work::Config))
             .collect());
     }
-    let mut work = revision::work(&states, recorded, &checked.data);
+    let none = BTreeSet::new();
+    let left_behind = stamp.map_or(&none, |stamp| &stamp.left_behind);
+    let mut work = revision::work(&states, left_behind, recorded, &checked.data);
     for package in owed(skyhook, record, checked).into_keys() {
         work.entry(package).or_insert(Work::Interrupt);
     }

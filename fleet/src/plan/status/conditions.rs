@@ -6,7 +6,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::stage::Status;
 
 use super::message::{cut, names_of};
-use super::{Summary, compartments, drains, message};
+use super::{Summary, compartments, drains, message, uninstalls};
 use crate::facts::SkyhookFact;
 use crate::plan::View;
 use crate::plan::ledger::Ledger;
@@ -42,7 +42,9 @@ pub(super) fn all(
     ours.extend(transition(skyhook, wanted, current));
     ours.extend(of_nodes(summary, current));
     ours.extend(malformed(summary));
-    ours.extend(drains::conditions(view, row, summary));
+    ours.extend(uninstalls::conditions(row, summary));
+    let dependents = uninstalls::blocked(row, summary);
+    ours.extend(drains::conditions(view, row, summary, dependents));
     ours.extend(compartments::conditions(view, row));
     let mut merged = merge(
         &current.conditions,
@@ -55,6 +57,7 @@ pub(super) fn all(
         let mut passing = compartments::WHILE_TRUE
             .iter()
             .chain(&drains::WHILE_TRUE)
+            .chain(&uninstalls::WHILE_TRUE)
             .chain(&WHILE_TRUE);
         !passing.any(|type_| *type_ == condition.type_) || is_wanted()
     });
@@ -82,7 +85,7 @@ fn ready(
 ) -> Wanted {
     let skyhook = row.skyhook;
     let refused = view.picture.agents_refused();
-    let left_out = message::left_out(summary);
+    let left_out = uninstalls::note(row, summary) + &message::left_out(summary);
     let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
         (Err(problem), _, _) => ("Invalid", message::invalid(view, skyhook, problem)),
         (Ok(_), Status::Complete, _) => (

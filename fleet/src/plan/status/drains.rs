@@ -18,8 +18,14 @@ pub(super) const WHILE_TRUE: [&str; 2] = [DRAIN_BLOCKED, BLOCKED];
 /// Pods in one message.
 const MAX_PODS: usize = 10;
 
-/// Conditions about drains that do not go on.
-pub(super) fn conditions(view: &View<'_>, row: &Row<'_>, summary: &Summary<'_>) -> Vec<Wanted> {
+/// Conditions about drains that do not go on. `dependents` says which packages wait for one that was uninstalled: there is
+/// one condition for both.
+pub(super) fn conditions(
+    view: &View<'_>,
+    row: &Row<'_>,
+    summary: &Summary<'_>,
+    dependents: Option<String>,
+) -> Vec<Wanted> {
     let mut blocked = Found::default();
     let mut awaited = Found::default();
     let mut causes: BTreeSet<BlockCause> = BTreeSet::new();
@@ -43,11 +49,17 @@ pub(super) fn conditions(view: &View<'_>, row: &Row<'_>, summary: &Summary<'_>) 
         let message = blocked.message(total, "blocked draining");
         conditions.push(Wanted::new(DRAIN_BLOCKED, true, reason, message));
     }
-    if !awaited.nodes.is_empty() {
-        let message = awaited.message(total, "wait for pods that podNonInterruptLabels matches");
-        let reason = "NonInterruptPodsRunning";
-        conditions.push(Wanted::new(BLOCKED, true, reason, message));
-    }
+    let waits = "wait for pods that podNonInterruptLabels matches";
+    let pods = (!awaited.nodes.is_empty()).then(|| awaited.message(total, waits));
+    let (reason, message) = match (dependents, pods) {
+        (None, None) => return conditions,
+        (None, Some(pods)) => ("NonInterruptPodsRunning", pods),
+        (Some(dependents), None) => ("DependencyUninstalled", dependents),
+        (Some(dependents), Some(pods)) => {
+            ("DependencyUninstalled", format!("{dependents}; {pods}"))
+        }
+    };
+    conditions.push(Wanted::new(BLOCKED, true, reason, message));
     conditions
 }
 

@@ -76,11 +76,10 @@ fn counts(view: &View<'_>, skyhook: &SkyhookFact) -> (BTreeMap<String, i32>, i32
         if let Some(lease) = lease.filter(|lease| lease.spec.granted.is_some()) {
             let revision = view.picture.revisions().get(&lease.spec.revision);
             let data = revision.and_then(|revision| revision.data.as_ref());
-            packages.extend(
-                data.iter()
-                    .flat_map(|data| data.packages.keys())
-                    .map(String::as_str),
-            );
+            // What has to go is not installed.
+            let installed = data.iter().flat_map(|data| &data.packages);
+            let installed = installed.filter(|(_, package)| !package.is_to_go());
+            packages.extend(installed.map(|(name, _)| name.as_str()));
         }
         packages.sort_unstable();
         packages.dedup();

@@ -468,7 +468,7 @@ fn when_the_agent_is_done() {
                 Picture::new().annotated(
                     1,
                     "skyhook.nvidia.com/stamp_s",
-                    r#"{"format":1,"granted":"lease"}"#,
+                    r#"{"format":2,"granted":"lease"}"#,
                 ),
                 grant_and(json!({})),
                 done(),

@@ -109,7 +109,7 @@ fn what_a_newer_version_wrote_is_left_alone() {
             "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
         },
         "revision": 1,
-        "data": { "format": 1, "packages": "in another form" },
+        "data": { "format": 2, "packages": "in another form" },
     });
     let revision = serde_json::from_value(revision).unwrap();
     index.apply(

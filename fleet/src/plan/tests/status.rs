@@ -61,7 +61,7 @@ fn every_node_that_does_not_move_has_a_reason() {
         ),
         (
             "newer",
-            Picture::new().annotated(1, "skyhook.nvidia.com/stamp_s", r#"{"format":1}"#),
+            Picture::new().annotated(1, "skyhook.nvidia.com/stamp_s", r#"{"format":2}"#),
             "worker-1",
             "NewerVersion",
         ),

@@ -314,7 +314,7 @@ fn a_leased_node_with_a_newer_record_says_so() {
             status,
         );
         assert_eq!(picture.reason("s", "worker-1"), "NewerVersion", "{phase}");
-        let want = "the node's record was written by a newer version (form 7, this one knows 0): upgrade the coordinator, \
+        let want = "the node's record was written by a newer version (form 7, this one knows 1): upgrade the coordinator, \
                     or delete the node's annotation skyhook.nvidia.com/stamp_s to have its packages applied again";
         assert_eq!(told(&picture), want, "{phase}");
         let writes = picture

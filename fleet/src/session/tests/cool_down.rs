@@ -183,7 +183,7 @@ fn a_node_whose_agent_is_too_old_is_left_alone_for_that_skyhook() {
     let lease = serde_json::json!({
         "metadata": { "name": "n1", "uid": "l1", "resourceVersion": "5" },
         "spec": {
-            "format": 1,
+            "format": 2,
             "node": { "name": "n1", "uid": "uid-of-n1" },
             "skyhook": { "name": "s", "uid": "s1" },
             "revision": "r",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use skyhook_crds::Package;
-use skyhook_crds::package::Interrupt;
+use skyhook_crds::package::{Interrupt, Uninstall};
 use skyhook_crds::revision::{RevisionData, config_digests};
 
 /// The parts of a package in a revision that the machine needs.
@@ -30,6 +30,8 @@ pub struct Wanted {
     pub identity: String,
     #[serde(default, skip_serializing_if = "Limits::is_unset")]
     pub limits: Limits,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uninstall: Option<Uninstall>,
     /// What the package requests and the node does not have, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacks: Option<String>,
@@ -115,8 +117,21 @@ impl Wanted {
             config: config_digests(&package.config_map),
             identity: hex::encode(&digest[..16]),
             limits: Limits::of(package),
+            uninstall: package.uninstall,
             lacks: None,
         }
+    }
+
+    /// True when every version of the package has to go from the host.
+    #[must_use]
+    pub fn is_to_go(&self) -> bool {
+        self.uninstall.is_some_and(Uninstall::is_due)
+    }
+
+    /// True when a higher version stays on the host when a lower one is installed.
+    #[must_use]
+    pub fn stays_behind(&self) -> bool {
+        self.uninstall.is_some_and(|uninstall| !uninstall.enabled)
     }
 
     /// The parts of every package of a revision, on a node that lacks this for packages.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use skyhook_crds::lease::Phase;
-use skyhook_crds::package::{Interrupt, InterruptType};
+use skyhook_crds::package::{Interrupt, InterruptType, Uninstall};
 use skyhook_crds::{Package, Stage, State};
 
-use super::super::{Doing, Effect, Entry, Event, wake_at};
+use super::super::{Doing, Effect, Event, wake_at};
 use super::world::{Spec, World, pkg};
 
 fn interrupts() -> impl Strategy<Value = Option<Interrupt>> {
@@ -22,28 +22,45 @@ fn interrupts() -> impl Strategy<Value = Option<Interrupt>> {
 }
 
 fn specs() -> impl Strategy<Value = Spec> {
-    let package = (1_u8..4, interrupts(), interrupts(), 0_u8..3, any::<bool>());
+    let uninstall = prop_oneof![
+        3 => Just(None),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(enabled, apply)| Some(Uninstall {
+            enabled,
+            apply: enabled && apply,
+        })),
+    ];
+    let package = (
+        1_u8..4,
+        interrupts(),
+        interrupts(),
+        0_u8..3,
+        any::<bool>(),
+        uninstall,
+    );
     (prop::collection::vec(package, 0..5), any::<bool>()).prop_map(|(packages, serial)| {
         let names = ["aa", "bb", "cc", "dd", "ee"];
         let versions: Vec<String> = packages.iter().map(|p| format!("{}.0.0", p.0)).collect();
         let packages: Vec<Package> = packages
             .into_iter()
             .enumerate()
-            .map(|(n, (_, interrupt, on_key, config, depends))| Package {
-                interrupt,
-                config_interrupts: on_key.map(|i| ("k*".to_owned(), i)).into_iter().collect(),
-                config_map: if config == 0 {
-                    BTreeMap::new()
-                } else {
-                    [(format!("k{config}"), config.to_string())].into()
+            .map(
+                |(n, (_, interrupt, on_key, config, depends, uninstall))| Package {
+                    uninstall,
+                    interrupt,
+                    config_interrupts: on_key.map(|i| ("k*".to_owned(), i)).into_iter().collect(),
+                    config_map: if config == 0 {
+                        BTreeMap::new()
+                    } else {
+                        [(format!("k{config}"), config.to_string())].into()
+                    },
+                    depends_on: if depends && n > 0 {
+                        [(names[n - 1].to_owned(), versions[n - 1].clone())].into()
+                    } else {
+                        BTreeMap::new()
+                    },
+                    ..pkg(names[n], &versions[n])
                 },
-                depends_on: if depends && n > 0 {
-                    [(names[n - 1].to_owned(), versions[n - 1].clone())].into()
-                } else {
-                    BTreeMap::new()
-                },
-                ..pkg(names[n], &versions[n])
-            })
+            )
             .collect();
         let spec = Spec::of(&packages);
         if serial { spec.serial() } else { spec }
@@ -79,12 +96,36 @@ fn check_order(log: &[String]) {
     }
 }
 
+/// True for a package that depends on one that has to go, directly or not.
+fn needs_one_that_goes(spec: &Spec, package: &Package) -> bool {
+    package.depends_on.keys().any(|name| {
+        let other = &spec.packages[name];
+        other.is_to_go() || needs_one_that_goes(spec, other)
+    })
+}
+
 fn check_complete(world: &World, spec: &Spec) {
     assert_eq!(world.ended(), Some(Phase::Complete));
-    let keys: BTreeSet<String> = spec.packages.values().map(Package::key).collect();
-    let on_host: BTreeSet<String> = world.progress().entries.keys().cloned().collect();
-    assert_eq!(on_host, keys);
-    assert!(world.progress().entries.values().all(Entry::is_done));
+    let entries = &world.progress().entries;
+    for package in spec.packages.values() {
+        let mut versions = entries.values().filter(|e| e.name == package.name);
+        if package.is_to_go() {
+            assert_eq!(versions.next(), None, "it is still there");
+        } else if !needs_one_that_goes(spec, package) {
+            assert!(entries[&package.key()].is_done(), "{entries:#?}");
+        }
+    }
+    for entry in entries.values() {
+        let stays = match spec.packages.get(&entry.name) {
+            Some(package) => {
+                entry.version == package.version
+                    || entry.left_behind
+                    || needs_one_that_goes(spec, package)
+            }
+            None => spec.left_behind.contains(&entry.name),
+        };
+        assert!(stays, "{entry:#?}");
+    }
 }
 
 /// Runs both specifications. `deaths` says at which effects the agent is killed: the number of the effect; whether the
@@ -93,7 +134,8 @@ fn check_complete(world: &World, spec: &Spec) {
 fn run(before: &Spec, after: &Spec, deaths: &[(usize, bool, bool)]) -> (World, usize) {
     let mut world = World::new();
     let mut performed = 0;
-    for spec in [before, after] {
+    let after = after.clone().after(before);
+    for spec in [before, &after] {
         world.lease(spec);
         for _ in 0..20_000 {
             if let Some(effect) = world.queue.pop_front() {
@@ -190,11 +232,36 @@ fn death_at_every_effect_of_an_install_and_an_upgrade() {
     };
     let before = Spec::of(&[with("1.0.0"), pkg("bb", "2.0.0"), pkg("cc", "1.0.0")]);
     let after = Spec::of(&[with("2.0.0"), pkg("bb", "1.0.0")]);
-    let (calm, effects) = run(&before, &after, &[]);
+    die_at_every_effect(&before, &after);
+}
+
+#[test]
+fn death_at_every_effect_of_an_uninstall() {
+    let reboot = Some(Interrupt {
+        kind: InterruptType::Reboot,
+        services: vec![],
+    });
+    let aa = |apply| Package {
+        interrupt: reboot.clone(),
+        uninstall: Some(Uninstall {
+            enabled: true,
+            apply,
+        }),
+        ..pkg("aa", "1.0.0")
+    };
+    let before = Spec::of(&[aa(false), pkg("bb", "1.0.0")]);
+    let after = Spec::of(&[aa(true), pkg("bb", "2.0.0")]);
+    die_at_every_effect(&before, &after);
+    // Taken back.
+    die_at_every_effect(&after, &before);
+}
+
+fn die_at_every_effect(before: &Spec, after: &Spec) {
+    let (calm, effects) = run(before, after, &[]);
     for at in 0..effects {
         for late in [false, true] {
             for power in [false, true] {
-                let (world, _) = run(&before, &after, &[(at, late, power)]);
+                let (world, _) = run(before, after, &[(at, late, power)]);
                 assert_eq!(
                     outcome(&world),
                     outcome(&calm),

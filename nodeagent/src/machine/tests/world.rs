@@ -1,6 +1,6 @@
 //! A simulated host that performs the effects of the machine. Tests can make steps and pulls fail.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use skyhook_crds::lease::{InterruptionLeaseSpec, Phase, SkyhookRef, StopReason};
@@ -18,6 +18,8 @@ use super::super::*;
 pub(crate) struct Spec {
     pub packages: BTreeMap<String, Package>,
     pub serial: bool,
+    /// Packages that the revision leaves on the host.
+    pub left_behind: BTreeSet<String>,
 }
 
 impl Spec {
@@ -28,6 +30,19 @@ impl Spec {
                 .map(|p| (p.name.clone(), p.clone()))
                 .collect(),
             serial: false,
+            left_behind: BTreeSet::new(),
+        }
+    }
+
+    /// The specification as the coordinator makes a revision of it after this one: packages that are no longer there, and must
+    /// not be uninstalled, are left behind.
+    pub(crate) fn after(self, before: &Self) -> Self {
+        let stay = before.packages.values().filter(|p| p.stays_behind());
+        let stay = stay.map(|p| &p.name).chain(&before.left_behind);
+        let gone = stay.filter(|name| !self.packages.contains_key(*name));
+        Self {
+            left_behind: gone.cloned().collect(),
+            ..self
         }
     }
 
@@ -190,6 +205,7 @@ impl World {
                     (name.clone(), Wanted { lacks, ..wanted })
                 })
                 .collect(),
+            left_behind: spec.left_behind.clone(),
             node_seen_at: self.now,
             entries: self.entries.clone(),
             next_step,

@@ -6,7 +6,7 @@ use skyhook_crds::installed::PackageStates;
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::machine::progress::{StepPlan, states};
 use skyhook_nodeagent::machine::{
-    self, Effect, Entries, Half, Input, Outcome, Progress, Wanted, reconcile,
+    self, Effect, Entries, Entry, Half, Input, Outcome, Progress, Wanted, reconcile,
 };
 use skyhook_nodeagent::report::{self, HostFacts};
 
@@ -63,6 +63,7 @@ impl Machine {
 impl Core for Machine {
     type Known = Entries;
     const REAPPLIES: bool = true;
+    const UNINSTALLS: bool = true;
 
     fn reapply(&mut self, now: i64) {
         machine::reapply(&mut self.0, now);
@@ -84,6 +85,7 @@ impl Core for Machine {
             revision: spec.revision.clone(),
             serial: start.data.serial,
             wanted: Wanted::of_revision(start.data),
+            left_behind: start.data.left_behind.clone(),
             entries,
             next_step: start.next_step,
             begun: Some(false),
@@ -141,8 +143,14 @@ impl Core for Machine {
                 .is_some_and(|e| e.is_done() && e.configured.as_ref() == Some(&wanted.config))
         };
         // What never began is not on the host, and a later run forgets that it was wanted.
-        let there = known.values().filter(|entry| !entry.is_pending()).count();
-        there == wanted.len() && wanted.iter().all(|(name, wanted)| is_there(name, wanted))
+        let mut there = known.values().filter(|entry| !entry.is_pending());
+        let belongs = |entry: &Entry| match wanted.get(&entry.name) {
+            Some(wanted) if wanted.is_to_go() => false,
+            Some(wanted) => wanted.version == entry.version || entry.left_behind,
+            None => data.left_behind.contains(&entry.name) || entry.left_behind,
+        };
+        let mut all = wanted.iter().filter(|(_, wanted)| !wanted.is_to_go());
+        there.all(belongs) && all.all(|(name, wanted)| is_there(name, wanted))
     }
 
     fn next_step(&self) -> u64 {

@@ -219,6 +219,7 @@ impl Scripted {
 impl Core for Scripted {
     type Known = Known;
     const REAPPLIES: bool = false;
+    const UNINSTALLS: bool = false;
 
     fn begin(start: &Start<'_, Known>) -> Self {
         let mut known = reconcile(start);
@@ -335,7 +336,7 @@ impl Core for Scripted {
             serial: false,
             ..RevisionData::default()
         };
-        revision::work(&known.states, Some(&recorded), data).is_empty()
+        revision::work(&known.states, &BTreeSet::new(), Some(&recorded), data).is_empty()
     }
 
     fn next_step(&self) -> u64 {
@@ -346,6 +347,7 @@ impl Core for Scripted {
 fn shown(status: &PackageStatus) -> PackageReport {
     PackageReport {
         pending: false,
+        left_behind: false,
         name: status.name.clone(),
         version: status.version.clone(),
         image: status.image.clone(),
@@ -383,7 +385,7 @@ fn tasks(known: &Known, data: &RevisionData) -> Vec<Task> {
         serial: false,
         ..RevisionData::default()
     };
-    let work = revision::work(&known.states, Some(&recorded), data);
+    let work = revision::work(&known.states, &BTreeSet::new(), Some(&recorded), data);
     let unwanted = known
         .states
         .iter()
@@ -413,11 +415,14 @@ fn task(known: &Known, package: &Package, work: Work) -> Task {
         Work::Config => Stage::Config,
         Work::Interrupt => Stage::Interrupt,
         Work::Version => Stage::Upgrade,
-        Work::Unfinished | Work::Removed => match known.states.get(&key) {
-            // A cycle with the same content goes on where it stands.
-            Some(status) if begun_with_this && status.stage != Stage::Uninstall => status.stage,
-            Some(_) | None => Stage::Apply,
-        },
+        // The simulation gives packages that go only to agents that run the real machine.
+        Work::Unfinished | Work::Removed | Work::Uninstall | Work::Blocked => {
+            match known.states.get(&key) {
+                // A cycle with the same content goes on where it stands.
+                Some(status) if begun_with_this && status.stage != Stage::Uninstall => status.stage,
+                Some(_) | None => Stage::Apply,
+            }
+        }
     };
     let interrupt = package
         .interrupt

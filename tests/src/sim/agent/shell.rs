@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt as _;
 use skyhook_crds::lease::protocol::{self, AgentDuty};
-use skyhook_crds::lease::{InterruptionLease, InterruptionLeaseStatus, Phase, StopReason};
+use skyhook_crds::lease::{FORMAT, InterruptionLease, InterruptionLeaseStatus, Phase, StopReason};
 use skyhook_crds::revision::RevisionData;
 use skyhook_nodeagent::machine::LeaseView;
 use skyhook_nodeagent::report::{self, HostFacts};
@@ -186,6 +186,7 @@ impl Agent {
         }
         let there = lease.status.clone().unwrap_or_default();
         let mut wanted = InterruptionLeaseStatus {
+            format: FORMAT,
             phase: report.phase,
             boot_id: host.boot_id.to_owned(),
             epoch: host.epoch.to_owned(),

@@ -11,6 +11,7 @@ use super::setup::{NAMES, ROLLOUT_PATH};
 use super::{Event, LEASES, NODES, PODS, REVISIONS, ROLLOUTS, SKYHOOKS, World};
 use crate::sim::agent::Core;
 use crate::sim::api::{Request, Response};
+use crate::sim::rng::Rng;
 
 /// How things are just now.
 #[derive(Debug, Default)]
@@ -258,6 +259,8 @@ impl<C: Core> World<'_, C> {
                 let body = json!({ "spec": { "priority": self.rng.between(1, 3) * 100 } });
                 self.as_admin("PATCH", &path, body);
             }
+            _ if Rng::new(self.rng.clone().below(u64::MAX)).one_in(3)
+                && self.switch_uninstalls(&name) => {}
             _ => {
                 let body = self.manifest(&name);
                 self.api.edit(SKYHOOKS, &name, |object| {

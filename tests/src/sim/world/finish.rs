@@ -1,10 +1,12 @@
 //! What has to be true when everything has come to rest, and for a minute after: nothing is written any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use skyhook_crds::installed::PackageStates;
+use skyhook_crds::names;
+use skyhook_crds::revision::{self, RevisionData, Work};
 use skyhook_crds::skyhook::Sequencing;
 use skyhook_crds::stage::Status;
-use skyhook_crds::{names, revision};
 use skyhook_fleet::facts::{NodeFact, SkyhookFact};
 
 use super::ending::WRITES_A_MINUTE;
@@ -259,7 +261,7 @@ impl<C: Core> World<'_, C> {
             .map(|c| c.core.known());
         let known = current.or_else(|| machine.journal.known.get(&skyhook.name).cloned());
         let there = known.is_some_and(|known| {
-            C::is_at(&known, &checked.data)
+            C::is_at(&known, &self.newest(skyhook, &checked.data))
                 && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(&known))
         });
         // Nobody can tell that a machine took a Node over that carries a complete record and no result of ours.
@@ -270,10 +272,51 @@ impl<C: Core> World<'_, C> {
             .is_none_or(|stamp| !stamp.has_result());
         let taken_for_complete = record.states.as_ref().is_ok_and(|states| {
             let left = || revision::left_undone(states, skyhook.config_updates(), &checked.data);
-            let work = || revision::work(states, None, &checked.data);
+            let work = || self.work(skyhook, node, states);
             unstamped && work().is_empty() && left().is_empty()
         });
         there || taken_for_complete || (checked.data.packages.is_empty() && record.states.is_ok())
+    }
+
+    /// The revision of the Skyhook with what the newest stored one leaves behind: the spec alone does not tell.
+    fn newest(&self, skyhook: &SkyhookFact, data: &RevisionData) -> RevisionData {
+        let owned = self.api.list(REVISIONS).map(|(_, object)| object);
+        let owned = owned.filter(|object| {
+            let owner = &object["metadata"]["ownerReferences"][0]["uid"];
+            *owner == *skyhook.uid
+        });
+        let newest = owned.max_by_key(|object| object["revision"].as_i64());
+        let left = newest.map(|object| object["data"]["leftBehind"].clone());
+        let left: BTreeSet<String> = left
+            .and_then(|left| serde_json::from_value(left).ok())
+            .unwrap_or_default();
+        let left = left.into_iter();
+        let left = left.filter(|name| !data.packages.contains_key(name));
+        RevisionData::new(data.packages.clone(), data.serial, left.collect())
+    }
+
+    /// What is left to do on a node, as its record and the spec tell.
+    pub(super) fn work(
+        &self,
+        skyhook: &SkyhookFact,
+        node: &NodeFact,
+        states: &PackageStates,
+    ) -> BTreeMap<String, Work> {
+        let Ok(checked) = &skyhook.checked else {
+            return BTreeMap::new();
+        };
+        let stamp = node.record(&skyhook.name).stamp.as_ref();
+        let left = stamp.map_or_else(BTreeSet::new, |stamp| stamp.left_behind.clone());
+        revision::work(states, &left, None, &self.newest(skyhook, &checked.data))
+    }
+
+    /// Whether all that is left on the node waits for packages that were uninstalled.
+    fn is_blocked(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+        let states = node.record(&skyhook.name).states.as_ref();
+        states.is_ok_and(|states| {
+            let work = self.work(skyhook, node, states);
+            !work.is_empty() && revision::is_idle(&work)
+        })
     }
 
     /// Whether something that was left as it is keeps the Skyhook off the node.
@@ -315,6 +358,7 @@ impl<C: Core> World<'_, C> {
             || weakened
             || self.affliction(&node.name).is_some()
             || malformed
+            || self.is_blocked(skyhook, node)
             || zero
             || earlier
             || full

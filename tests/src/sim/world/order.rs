@@ -16,7 +16,8 @@ fn lacks(node: &NodeFact, skyhook: &SkyhookFact) -> bool {
     let Ok(checked) = &skyhook.checked else {
         return skyhook.is_parked_over(node);
     };
-    let mut wanted = checked.data.packages.iter();
+    let packages = checked.data.packages.iter();
+    let mut wanted = packages.filter(|(_, package)| !package.is_to_go());
     let is_there = |name: &str, version: &str| {
         let states = node.record(&skyhook.name).states.as_ref();
         let key = format!("{name}|{version}");

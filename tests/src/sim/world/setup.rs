@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use skyhook_fleet::settings::Settings;
 
 use super::host::Machine;
-use super::{Event, POLICIES, World};
+use super::{Event, POLICIES, SKYHOOKS, World};
 use crate::sim::Shape;
 use crate::sim::agent::Core;
 use crate::sim::api::Request;
@@ -283,6 +283,42 @@ impl<C: Core> World<'_, C> {
             2 => package["configInterrupts"] = json!({ "key": { "type": "noop" } }),
             _ => {}
         }
+        // All that is drawn besides is as it would be without it.
+        let own = Rng::new(self.rng.clone().below(u64::MAX)).below(8);
+        if C::UNINSTALLS && self.shape != Shape::Slow {
+            match own {
+                0 => package["uninstall"] = json!({ "enabled": true, "apply": true }),
+                1 | 2 => package["uninstall"] = json!({ "enabled": true }),
+                3 => package["uninstall"] = json!({ "enabled": false }),
+                _ => {}
+            }
+        }
         package
+    }
+
+    /// Asks for the uninstall of every package of a Skyhook that can be uninstalled, or takes this back. False if there is
+    /// none.
+    pub(super) fn switch_uninstalls(&mut self, name: &str) -> bool {
+        let mut found = false;
+        let skyhook = self
+            .api
+            .get(SKYHOOKS, name)
+            .map(|object| &object["spec"]["packages"]);
+        let packages = skyhook
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        for (package, spec) in packages {
+            if spec["uninstall"]["enabled"] != true {
+                continue;
+            }
+            found = true;
+            let apply = spec["uninstall"]["apply"] != true;
+            let body =
+                json!({ "spec": { "packages": { package: { "uninstall": { "apply": apply } } } } });
+            let path = format!("/apis/skyhook.nvidia.com/v1alpha1/skyhooks/{name}");
+            self.as_admin("PATCH", &path, body);
+        }
+        found
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Taint;
 use serde::Deserialize as _;
 use serde_json::{Value, json};
-use skyhook_crds::{names, revision};
+use skyhook_crds::names;
 use skyhook_fleet::facts::{NodeFact, SkyhookFact, WireNode};
 use skyhook_fleet::taints;
 
@@ -266,8 +266,7 @@ impl<C: Core> World<'_, C> {
             !lease["status"]["phase"].is_null() && !recorded
         });
         let states = record.states.as_ref();
-        !is_under_way
-            && states.is_ok_and(|states| revision::work(states, None, &checked.data).is_empty())
+        !is_under_way && states.is_ok_and(|states| self.work(skyhook, node, states).is_empty())
     }
 
     /// What is not as it has to be when everything is at rest.
