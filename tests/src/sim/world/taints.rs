@@ -252,9 +252,9 @@ impl<C: Core> World<'_, C> {
     /// True when the Node says that every package that the Skyhook wants is installed, by a result and not by what an agent
     /// reports while it works.
     fn is_on_record(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
-        let Ok(checked) = &skyhook.checked else {
+        if skyhook.checked.is_err() {
             return false;
-        };
+        }
         let record = node.record(&skyhook.name);
         let stamp = record.stamp.as_ref();
         let lease = self.api.get(LEASES, &node.name).filter(|lease| {
