@@ -45,10 +45,23 @@ fn main() -> ExitCode {
         Err(error) if is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // There is nobody to tell if this fails too.
-            let _told = writeln!(err, "Error: {error:#}");
+            let _told = writeln!(err, "Error: {}", told(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes. Some libraries repeat the cause in the error itself: then it is not said twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn is_closed(error: &anyhow::Error) -> bool {
@@ -69,5 +82,19 @@ fn screen(stdout: &std::io::Stdout) -> Screen {
         is_terminal,
         colours: is_terminal && !no_colour && !dumb,
         width: width.unwrap_or(Screen::default().width),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let cause = std::io::Error::other("no such file");
+        let repeated = anyhow::Error::new(cause).context("cannot read a: no such file");
+        let error = repeated.context("initializing kubernetes client");
+        let want = "initializing kubernetes client: cannot read a: no such file";
+        assert_eq!(told(&error), want);
     }
 }

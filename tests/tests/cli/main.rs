@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Parser as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
@@ -178,9 +178,9 @@ async fn lifecycle(world: &mut World) -> anyhow::Result<()> {
         .get(names::VERSION)
         .cloned();
     ensure!(version.is_some(), "no other annotation is lost");
-    let error = plugin(world, &["pause", "nobody", "-y"], "")
-        .await
-        .unwrap_err();
+    let Err(error) = plugin(world, &["pause", "nobody", "-y"], "").await else {
+        bail!("there is no Skyhook to pause");
+    };
     let error = format!("{error:#}");
     ensure!(
         error.contains(

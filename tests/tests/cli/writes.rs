@@ -79,6 +79,22 @@ pub(crate) async fn release(world: &mut World) -> anyhow::Result<()> {
             lease.is_some_and(|lease| lease.spec.granted.is_some())
         })
         .await?;
+    eventually(MINUTE, async || {
+        let said = plugin(world, &["explain", "dead-1"], "").await?;
+        let help = "kubectl get pods -n skyhook -o wide --field-selector spec.nodeName=dead-1";
+        for want in ["Skyhook dead on node dead-1: ", "  AwaitingAgent: ", help] {
+            ensure!(said.out.contains(want), "{want}: {said:#?}");
+        }
+        let whole = plugin(world, &["explain", "dead"], "").await?;
+        ensure!(whole.out.contains(help), "{whole:#?}");
+        let status = plugin(world, &["status", "dead"], "").await?;
+        ensure!(
+            status.out.contains("\ndead-1   AwaitingAgent"),
+            "{status:#?}"
+        );
+        Ok(())
+    })
+    .await?;
     let said = plugin(world, &["force-release", "dead-1", "-y"], "").await?;
     let new = "The agent has not accepted the lease, so nothing runs under it: ";
     ensure!(said.out.contains(new), "{said:#?}");
