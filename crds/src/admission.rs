@@ -4,8 +4,10 @@
 //! mistakes, in the same words, in objects that were stored without these rules.
 //!
 //! A rule stands at the field that it is about, as low as possible: an object that was stored before the rule can then be
-//! edited elsewhere, because the API server evaluates a rule only where the value has changed. A rule at the root is evaluated
-//! at each write, so it has to compare with the old object.
+//! edited elsewhere, because a rule counts only where the value has changed. While a rule of the map of packages is broken (for
+//! names and dependencies), no package can be changed; while deploymentPolicy and interruptionBudget are both set, nothing of
+//! the spec can. Metadata and the status can always be written. A rule at the root would count at each write, so it has to
+//! compare with the old object.
 //!
 //! The API server estimates beforehand what a rule costs at most, so everything that a rule looks at has a bound. The bounds
 //! are far above what is in use. Before they or the rules are changed, ask the oldest Kubernetes that the chart supports

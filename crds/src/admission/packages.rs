@@ -143,11 +143,16 @@ fn steps(package: &mut Schema<'_>) -> Result<(), UnknownField> {
 
 /// A limit is not below its request.
 pub(super) fn limits() -> Vec<ValidationRule> {
-    let rule = |limit: &str, request: &str, words| {
+    let rule = |field: &str, request: &str, words| {
+        let [limit, request] = [field, request].map(|field| format!("self.{field}"));
+        // A quantity that is none is told by its pattern.
+        let both_are = [&limit, &request]
+            .map(|of| format!("has({of}) && isQuantity(string({of}))"))
+            .join(" && ");
         let rule = format!(
-            "!has(self.{request}) || !has(self.{limit}) || quantity(string(self.{limit})).compareTo(quantity(string(self.{request}))) >= 0"
+            "!({both_are}) || quantity(string({limit})).compareTo(quantity(string({request}))) >= 0"
         );
-        Rule::new(rule, words).about(limit).0
+        Rule::new(rule, words).about(field).0
     };
     vec![
         rule("cpuLimit", "cpuRequest", words::CPU_LIMIT),
