@@ -21,9 +21,8 @@ enum Blocks {
 
 /// Mistakes by name.
 fn mistakes() -> Vec<(&'static str, Blocks, Value)> {
-    let aa = |change: Value| json!({ "packages": { "aa": change } });
     let label = json!({ "matchLabels": { "a b": "c" } });
-    vec![
+    let mut mistakes = vec![
         (
             "budget",
             Blocks::Nothing,
@@ -44,6 +43,14 @@ fn mistakes() -> Vec<(&'static str, Blocks, Value)> {
             Blocks::Nothing,
             json!({ "drainConfig": { "timeout": "soon" } }),
         ),
+    ];
+    mistakes.extend(mistakes_of_packages());
+    mistakes
+}
+
+fn mistakes_of_packages() -> Vec<(&'static str, Blocks, Value)> {
+    let aa = |change: Value| json!({ "packages": { "aa": change } });
+    vec![
         (
             "version",
             Blocks::Nothing,
