@@ -95,11 +95,11 @@ check: setup lengths rooms pure fmt-check typos deny lint chart
 
 fmt:
 	cargo fmt --all
-	cd integration/controlplane && gofmt -w .
+	gofmt -w integration/controlplane integration/oldest
 
 fmt-check:
 	cargo fmt --all -- --check
-	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l integration/controlplane)"; fi
+	@if command -v gofmt >/dev/null; then test -z "$$(gofmt -l integration/controlplane integration/oldest)"; fi
 
 lint:
 	cargo clippy --workspace --all-targets -- -D warnings

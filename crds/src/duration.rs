@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 /// A duration, kept as written.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -35,32 +34,12 @@ impl fmt::Display for GoDuration {
 
 /// Matches what [`GoDuration::value`] reads. The lengths are limited, because the API server knows beforehand then that a
 /// check takes little time.
-const PATTERN: &str = "^[+]?(0|(([0-9]{1,6}([.][0-9]{0,9})?|[.][0-9]{1,9})h\
+pub(crate) const PATTERN: &str = "^[+]?(0|(([0-9]{1,6}([.][0-9]{0,9})?|[.][0-9]{1,9})h\
     |([0-9]{1,8}([.][0-9]{0,9})?|[.][0-9]{1,9})m\
     |([0-9]{1,10}([.][0-9]{0,9})?|[.][0-9]{1,9})s\
     |([0-9]{1,18}([.][0-9]{0,9})?|[.][0-9]{1,9})(ns|us|µs|μs|ms))+)$";
-const LONGEST: usize = 64;
-
-/// The API server refuses a duration that [`GoDuration::value`] does not read, with a message that says how to write one.
-pub(crate) fn not_negative(generator: &mut SchemaGenerator) -> Schema {
-    let message =
-        "must be a duration greater than or equal to 0 (write for example 30s, 1m30s or 2h)";
-    let mut schema = Option::<GoDuration>::json_schema(generator);
-    schema.insert("maxLength".to_owned(), json!(LONGEST));
-    let rule = format!("self.matches('{PATTERN}')");
-    let rules = json!([{ "rule": rule, "message": message }]);
-    schema.insert("x-kubernetes-validations".to_owned(), rules);
-    schema
-}
-
-/// The same without a message of our own, for fields that there are any number of: a check with a message costs the API
-/// server more than it allows there.
-pub(crate) fn not_negative_by_pattern(generator: &mut SchemaGenerator) -> Schema {
-    let mut schema = Option::<GoDuration>::json_schema(generator);
-    schema.insert("maxLength".to_owned(), json!(LONGEST));
-    schema.insert("pattern".to_owned(), json!(PATTERN));
-    schema
-}
+/// Longest text of a duration that the API server takes.
+pub(crate) const LONGEST: i64 = 64;
 
 /// Not a duration.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What is wrong with an object, field by field.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// One problem, with the path of the field that has it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
@@ -36,6 +37,33 @@ impl Problems {
             field: field.into(),
             problem: problem.into(),
         });
+    }
+
+    /// Adds the problems of a part.
+    pub(crate) fn extend(&mut self, errors: FieldErrors) {
+        self.0.extend(errors.0);
+    }
+
+    /// How many there are so far.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// `value`, or the least of the range and a problem when it is outside.
+    pub(crate) fn within(&mut self, value: i32, range: RangeInclusive<i32>, field: &str) -> u32 {
+        let least = *range.start();
+        let value = if range.contains(&value) {
+            value
+        } else {
+            let bound = if *range.end() == i32::MAX {
+                format!("{least} or more")
+            } else {
+                format!("from {least} to {}", range.end())
+            };
+            self.add(field, format!("it is {value}, and must be {bound}"));
+            least
+        };
+        value.unsigned_abs()
     }
 
     /// `checked`, unless there were problems.

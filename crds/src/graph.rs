@@ -2,48 +2,37 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::admission::words;
+use crate::field::Problems;
 use crate::package::Package;
 
-/// Why the packages cannot be ordered.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidGraph {
-    #[error("spec.packages[{package}].dependsOn: graph is not valid, missing: [{}]", .missing.join(" "))]
-    Missing {
-        package: String,
-        missing: Vec<String>,
-    },
-    #[error("spec.packages[{package}].dependsOn[{dependency}] is empty: write the version")]
-    EmptyVersion { package: String, dependency: String },
-    #[error("spec.packages: dependsOn forms a cycle: {}", .path.join(" -> "))]
-    Cycle { path: Vec<String> },
+/// Checks that every dependency exists at its version and that there is no cycle.
+pub(crate) fn check(packages: &BTreeMap<String, Package>, problems: &mut Problems) {
+    let missing: Vec<Vec<String>> = packages
+        .iter()
+        .map(|(name, package)| missing(name, package, packages))
+        .filter(|missing| !missing.is_empty())
+        .collect();
+    if !missing.is_empty() {
+        problems.add("spec.packages", words::with(words::MISSING, &missing));
+    }
+    if let Some(cycle) = find_cycle(packages) {
+        let path = cycle.join(" -> ");
+        problems.add("spec.packages", words::CYCLE.replace("%s", &path));
+    }
 }
 
-/// Checks that every dependency exists at its version and that there is no cycle.
-pub fn check(packages: &BTreeMap<String, Package>) -> Result<(), InvalidGraph> {
-    for (name, package) in packages {
-        let mut missing = Vec::new();
-        for (dependency, version) in &package.depends_on {
-            if version.is_empty() {
-                return Err(InvalidGraph::EmptyVersion {
-                    package: name.clone(),
-                    dependency: dependency.clone(),
-                });
-            }
-            if packages
-                .get(dependency)
-                .is_none_or(|p| &p.version != version)
-            {
-                missing.push(crate::package::key(dependency, version));
-            }
-        }
-        if !missing.is_empty() {
-            return Err(InvalidGraph::Missing {
-                package: name.clone(),
-                missing,
-            });
-        }
-    }
-    find_cycle(packages).map_or(Ok(()), |path| Err(InvalidGraph::Cycle { path }))
+fn missing(name: &str, package: &Package, packages: &BTreeMap<String, Package>) -> Vec<String> {
+    let is_there = |(dependency, version): &(&String, &String)| {
+        let found = packages.get(*dependency);
+        found.is_some_and(|found| found.version == **version)
+    };
+    let missing = package.depends_on.iter().filter(|one| !is_there(one));
+    missing
+        .map(|(dependency, version)| {
+            format!("{name} needs {}", crate::package::key(dependency, version))
+        })
+        .collect()
 }
 
 /// Packages whose own dependencies are all in `complete`, without those in `complete`; the order of names.
@@ -61,13 +50,17 @@ pub fn runnable<'a>(
         .collect()
 }
 
-/// A cycle, as the names along it with the first one repeated at the end.
+/// A cycle, as the names along it with the first one repeated at the end. Dependencies that do not exist are in none.
 fn find_cycle(packages: &BTreeMap<String, Package>) -> Option<Vec<String>> {
-    let mut complete = BTreeSet::new();
+    let mut complete: BTreeSet<&String> = BTreeSet::new();
+    let waits_for = |name: &String, complete: &BTreeSet<&String>| {
+        let mut all = packages[name].depends_on.keys();
+        all.find(|d| packages.contains_key(*d) && !complete.contains(*d))
+    };
     loop {
-        let next: Vec<String> = runnable(packages, &complete)
-            .into_iter()
-            .map(str::to_owned)
+        let left = packages.keys().filter(|name| !complete.contains(*name));
+        let next: Vec<&String> = left
+            .filter(|name| waits_for(name, &complete).is_none())
             .collect();
         if next.is_empty() {
             break;
@@ -75,13 +68,10 @@ fn find_cycle(packages: &BTreeMap<String, Package>) -> Option<Vec<String>> {
         complete.extend(next);
     }
     // Everything left depends on something left: following one such dependency each must come round.
-    let mut at = packages.keys().find(|name| !complete.contains(*name))?;
+    let mut at = packages.keys().find(|name| !complete.contains(name))?;
     let mut path = vec![at.clone()];
     loop {
-        at = packages[at]
-            .depends_on
-            .keys()
-            .find(|d| !complete.contains(*d))?;
+        at = waits_for(at, &complete)?;
         let seen = path.iter().position(|name| name == at);
         path.push(at.clone());
         if let Some(start) = seen {
@@ -114,26 +104,46 @@ mod tests {
             .collect()
     }
 
+    fn problems(graph: &BTreeMap<String, Package>) -> Vec<String> {
+        let mut problems = Problems::default();
+        check(graph, &mut problems);
+        let found = problems.or(());
+        found.map_or_else(
+            |errors| errors.0.iter().map(|e| e.problem.clone()).collect(),
+            |()| Vec::new(),
+        )
+    }
+
     #[test]
     fn a_package_waits_for_its_own_dependencies_only() {
         let graph = packages(&[("a", &[]), ("b", &["a"]), ("root", &[])]);
-        assert_eq!(check(&graph), Ok(()));
+        assert_eq!(problems(&graph), [""; 0]);
         assert_eq!(runnable(&graph, &BTreeSet::new()), ["a", "root"]);
         assert_eq!(runnable(&graph, &["a".to_owned()].into()), ["b", "root"]);
     }
 
     #[test]
     fn what_cannot_be_ordered_is_named() {
+        let cycle = |path: &str| format!("dependsOn forms a cycle: {path}");
+        let missing = |list: &str| format!("graph is not valid, missing: {list}");
         for (graph, want) in [
-            (packages(&[("a", &["a"])]), "a -> a"),
+            (packages(&[("a", &["a"])]), vec![cycle("a -> a")]),
             (
                 packages(&[("a", &["b"]), ("b", &["c"]), ("c", &["b"])]),
-                "b -> c -> b",
+                vec![cycle("b -> c -> b")],
             ),
-            (packages(&[("a", &["x"])]), "missing: [x|1.0.0]"),
+            (
+                packages(&[("a", &["x", "y"]), ("b", &["y"])]),
+                vec![missing(
+                    r#"[["a needs x|1.0.0", "a needs y|1.0.0"], ["b needs y|1.0.0"]]"#,
+                )],
+            ),
+            (
+                packages(&[("a", &["b", "x"]), ("b", &["a"])]),
+                vec![missing(r#"[["a needs x|1.0.0"]]"#), cycle("a -> b -> a")],
+            ),
         ] {
-            let message = check(&graph).unwrap_err().to_string();
-            assert!(message.contains(want), "{message:?} does not say {want:?}");
+            assert_eq!(problems(&graph), want);
         }
     }
 
@@ -141,12 +151,8 @@ mod tests {
     fn a_dependency_at_another_version_is_missing() {
         let mut graph = packages(&[("a", &[]), ("b", &["a"])]);
         graph.get_mut("a").unwrap().version = "2.0.0".into();
-        assert!(
-            check(&graph)
-                .unwrap_err()
-                .to_string()
-                .contains("missing: [a|1.0.0]")
-        );
+        let want = r#"graph is not valid, missing: [["b needs a|1.0.0"]]"#;
+        assert_eq!(problems(&graph), [want]);
     }
 
     proptest! {
@@ -160,7 +166,7 @@ mod tests {
                     package.depends_on.insert(format!("p{to:02}x"), "1.0.0".into());
                 }
             }
-            prop_assert_eq!(check(&graph), Ok(()));
+            prop_assert_eq!(problems(&graph), [""; 0]);
             let mut complete = BTreeSet::new();
             while complete.len() < graph.len() {
                 let next: Vec<String> = runnable(&graph, &complete).into_iter().map(str::to_owned).collect();
@@ -182,7 +188,7 @@ mod tests {
                     package.depends_on.insert(format!("p{to}x"), "1.0.0".into());
                 }
             }
-            if let Err(InvalidGraph::Cycle { path }) = check(&graph) {
+            if let Some(path) = find_cycle(&graph) {
                 prop_assert!(path.len() >= 2);
                 prop_assert_eq!(path.first(), path.last());
                 for pair in path.windows(2) {

@@ -1,7 +1,7 @@
 //! The `image` of a package, split into repository, tag and digest.
 //!
-//! Only the split: whether the parts are well-formed is the OCI client's to say. NVIDIA Skyhook cuts at the
-//! first colon and so loses registry ports; here a tag is what follows the last colon after the last slash.
+//! Whether a registry could have such a repository is the OCI client's to say. NVIDIA Skyhook cuts at the
+//! first colon and so loses registry ports; here a tag is what follows the first colon after the last slash.
 
 /// An image split into its parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub fn split(image: &str) -> ImageParts<'_> {
         None => (image, None),
     };
     let path = name.rfind('/').map_or(0, |slash| slash + 1);
-    match name[path..].rfind(':') {
+    match name[path..].find(':') {
         Some(colon) => ImageParts {
             repository: &name[..path + colon],
             tag: Some(&name[path + colon + 1..]),
@@ -33,6 +33,30 @@ pub fn split(image: &str) -> ImageParts<'_> {
             digest,
         },
     }
+}
+
+/// True for what may be an image: it names a repository without spaces, and a digest is one.
+#[must_use]
+pub fn is_valid(image: &str) -> bool {
+    let (name, digest) = match image.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (image, None),
+    };
+    !name.is_empty()
+        && !name.starts_with([':', '/'])
+        && !name.contains([' ', '\t', '\r', '\n'])
+        && digest.is_none_or(is_digest)
+}
+
+/// True for `sha256:` and 64 hexadecimal digits.
+#[must_use]
+pub fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(|digits| {
+        digits.len() == 64
+            && digits
+                .bytes()
+                .all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 #[cfg(test)]
@@ -49,6 +73,7 @@ mod tests {
             ("r/x@sha256:ab", "r/x", None, Some("sha256:ab")),
             ("r:1/x:2@sha256:ab", "r:1/x", Some("2"), Some("sha256:ab")),
             ("busybox:latest", "busybox", Some("latest"), None),
+            ("r/x:1:2", "r/x", Some("1:2"), None),
         ] {
             assert_eq!(
                 split(image),

@@ -16,6 +16,7 @@
 //!
 //! The pure rules of the lease (who may write what, and when) are in [`lease::protocol`].
 
+pub mod admission;
 pub mod conditions;
 pub mod duration;
 pub mod field;
@@ -30,6 +31,7 @@ pub mod policy;
 pub mod quantity;
 pub mod revision;
 pub mod rollout;
+mod selector;
 pub mod skyhook;
 pub mod stage;
 pub mod version;

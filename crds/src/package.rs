@@ -1,5 +1,6 @@
 //! A package of a Skyhook: its image, its configuration, and the interrupts it asks for.
 
+mod check;
 mod uninstall;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,11 +9,9 @@ use k8s_openapi::api::core::v1::EnvVar;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::duration::{self, GoDuration};
-use crate::image;
+use crate::duration::GoDuration;
 use crate::quantity::Quantity;
 use crate::stage::{Stage, State};
-use crate::version;
 
 pub use uninstall::Uninstall;
 
@@ -22,7 +21,7 @@ pub use uninstall::Uninstall;
 pub struct Package {
     /// Name of the package. It can be left out: it is the key in `packages`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(regex(pattern = r"^[a-z][-a-z0-9]{0,41}[a-z]$"), length(max = 43))]
+    #[schemars(length(max = 43))]
     pub name: String,
     /// Version of the package: a semantic version. It is also the tag of the image, with "_" in place of "+".
     pub version: String,
@@ -63,7 +62,6 @@ pub struct Package {
     /// How long the steps of one stage may take together, checks included, for example `30m`. Then the running step is
     /// ended, and the attempt has failed. `0s` means no limit. The default is a setting of the installation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "duration::not_negative_by_pattern")]
     pub stage_timeout: Option<GoDuration>,
     /// How often a stage of the package is tried on a node. Then the node gives the package up, until somebody runs it again
     /// or changes it. 0 means that it is tried for ever. The default is a setting of the installation.
@@ -153,68 +151,6 @@ pub fn name_of(key: &str) -> &str {
     key.split_once('|').map_or(key, |(name, _)| name)
 }
 
-/// Why a package of a stored Skyhook cannot be run. Admission refuses the same.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidPackage {
-    #[error(
-        "spec.packages[{0}]: package name [{0}] is not valid: 2 to 43 characters a-z, 0-9 and -, first and last a letter"
-    )]
-    Name(String),
-    #[error(
-        "spec.packages[{key}].name is {name:?}: name must not be set explicitly, or equal the key"
-    )]
-    NameDiffers { key: String, name: String },
-    #[error(
-        "spec.packages[{package}].version: error version string for {package} is invalid: {version}"
-    )]
-    Version { package: String, version: String },
-    #[error(
-        "spec.packages[{package}].image: the tag is the version, so leave out :{tag} or write it as version {version}"
-    )]
-    Tag {
-        package: String,
-        tag: String,
-        version: String,
-    },
-    #[error("spec.packages[{package}].image is empty")]
-    NoImage { package: String },
-    #[error("spec.packages[{package}].resources: {problem}")]
-    Resources { package: String, problem: String },
-    #[error("spec.packages[{package}].gracefulShutdown: {problem}")]
-    GracefulShutdown { package: String, problem: String },
-    #[error("spec.packages[{package}].stageTimeout: {problem}, greater than or equal to 0")]
-    StageTimeout { package: String, problem: String },
-    #[error(
-        "spec.packages[{package}].maxAttempts is {value}: it must be greater than or equal to 0 (0: the package is tried for ever)"
-    )]
-    MaxAttempts { package: String, value: i32 },
-    #[error(
-        "spec.packages[{package}].uninstall.apply: uninstall.apply requires uninstall.enabled to be true: set enabled to true, or apply to false"
-    )]
-    Uninstall { package: String },
-    #[error(
-        "spec.packages[{package}].configMap[{key:?}]: a key is a file name of at most 253 characters A-Z, a-z, 0-9, '-', '_' and '.', as in a ConfigMap"
-    )]
-    ConfigMapKey { package: String, key: String },
-    #[error(
-        "spec.packages[{package}].image carries {in_image}, containerSHA says {container_sha}: leave one out"
-    )]
-    Digests {
-        package: String,
-        in_image: String,
-        container_sha: String,
-    },
-}
-
-/// True for a key that a ConfigMap may have: it becomes the name of a file.
-fn is_valid_key(key: &str) -> bool {
-    let is_plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
-    (1..=253).contains(&key.len())
-        && key.bytes().all(is_plain)
-        && key != "."
-        && !key.starts_with("..")
-}
-
 /// True for a name that the API accepts: `^[a-z][-a-z0-9]{0,41}[a-z]$`.
 #[must_use]
 pub fn is_valid_name(name: &str) -> bool {
@@ -229,103 +165,6 @@ pub fn is_valid_name(name: &str) -> bool {
 }
 
 impl Package {
-    /// The package as everything after decoding uses it: named by its key, its image without tag and digest.
-    pub fn normalised(&self, key: &str) -> Result<Self, InvalidPackage> {
-        let package = key.to_owned();
-        if !is_valid_name(key) {
-            return Err(InvalidPackage::Name(package));
-        }
-        if !self.name.is_empty() && self.name != key {
-            return Err(InvalidPackage::NameDiffers {
-                key: package,
-                name: self.name.clone(),
-            });
-        }
-        if version::parse(&self.version).is_err() {
-            return Err(InvalidPackage::Version {
-                package,
-                version: self.version.clone(),
-            });
-        }
-        let parts = image::split(&self.image);
-        if parts.repository.is_empty() {
-            return Err(InvalidPackage::NoImage { package });
-        }
-        if let Some(tag) = parts.tag
-            && tag != self.version
-            && tag != image_tag(&self.version)
-        {
-            return Err(InvalidPackage::Tag {
-                package,
-                tag: tag.to_owned(),
-                version: self.version.clone(),
-            });
-        }
-        let container_sha = match (
-            parts.digest,
-            self.container_sha.as_deref().filter(|sha| !sha.is_empty()),
-        ) {
-            (Some(in_image), Some(sha)) if in_image != sha => {
-                return Err(InvalidPackage::Digests {
-                    package,
-                    in_image: in_image.to_owned(),
-                    container_sha: sha.to_owned(),
-                });
-            }
-            (Some(digest), _) | (None, Some(digest)) => Some(digest.to_owned()),
-            (None, None) => None,
-        };
-        self.check_settings(&package)?;
-        Ok(Self {
-            name: package,
-            image: parts.repository.to_owned(),
-            container_sha,
-            ..self.clone()
-        })
-    }
-
-    /// Checks the settings of how the package is run and configured.
-    fn check_settings(&self, key: &str) -> Result<(), InvalidPackage> {
-        let package = key.to_owned();
-        if let Some(resources) = &self.resources
-            && let Err(problem) = resources.validate()
-        {
-            return Err(InvalidPackage::Resources { package, problem });
-        }
-        if let Some(grace) = &self.graceful_shutdown
-            && let Err(problem) = grace.value()
-        {
-            return Err(InvalidPackage::GracefulShutdown {
-                package,
-                problem: problem.to_string(),
-            });
-        }
-        if let Some(timeout) = &self.stage_timeout
-            && let Err(problem) = timeout.value()
-        {
-            return Err(InvalidPackage::StageTimeout {
-                package,
-                problem: problem.to_string(),
-            });
-        }
-        if let Some(value) = self.max_attempts.filter(|attempts| *attempts < 0) {
-            return Err(InvalidPackage::MaxAttempts { package, value });
-        }
-        if self
-            .uninstall
-            .is_some_and(|uninstall| !uninstall.is_valid())
-        {
-            return Err(InvalidPackage::Uninstall { package });
-        }
-        if let Some(key) = self.config_map.keys().find(|key| !is_valid_key(key)) {
-            return Err(InvalidPackage::ConfigMapKey {
-                package,
-                key: key.clone(),
-            });
-        }
-        Ok(())
-    }
-
     /// Key of the package's state.
     #[must_use]
     pub fn key(&self) -> String {
@@ -349,41 +188,6 @@ impl Package {
 #[must_use]
 pub fn image_tag(version: &str) -> String {
     version.replace('+', "_")
-}
-
-impl Resources {
-    /// Says what is wrong: all four fields or none, all above zero, limits not below requests.
-    pub fn validate(&self) -> Result<(), String> {
-        let fields = [
-            ("cpuRequest", &self.cpu_request),
-            ("cpuLimit", &self.cpu_limit),
-            ("memoryRequest", &self.memory_request),
-            ("memoryLimit", &self.memory_limit),
-        ];
-        if fields.iter().all(|(_, value)| value.is_none()) {
-            return Ok(());
-        }
-        let mut values = Vec::new();
-        for (name, value) in fields {
-            let Some(value) = value else {
-                return Err(format!(
-                    "{name} is missing: set all four of cpuRequest, cpuLimit, memoryRequest, memoryLimit, or none"
-                ));
-            };
-            let milli = value.milli().map_err(|e| format!("{name}: {e}"))?;
-            if milli <= 0 {
-                return Err(format!("{name} is {value}: it must be above zero"));
-            }
-            values.push(milli);
-        }
-        if values[1] < values[0] {
-            return Err("cpuLimit is below cpuRequest".to_owned());
-        }
-        if values[3] < values[2] {
-            return Err("memoryLimit is below memoryRequest".to_owned());
-        }
-        Ok(())
-    }
 }
 
 impl Interrupt {

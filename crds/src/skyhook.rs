@@ -7,15 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
-use kube::core::{Selector, labels::ParseExpressionError};
+use kube::core::Selector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::duration::InvalidDuration;
+use crate::admission::words;
+use crate::field::{FieldErrors, Problems};
 use crate::graph;
 use crate::names;
-use crate::package::{InvalidPackage, Package, PackageStatus};
+use crate::package::{Package, PackageStatus, is_valid_name};
 use crate::policy::BatchState;
+use crate::selector;
 use crate::stage::Status;
 pub use drain::{CheckedDrain, DrainConfig};
 
@@ -352,34 +354,6 @@ pub struct CompartmentStatus {
     pub published: Option<String>,
 }
 
-/// Why a stored Skyhook cannot be rolled out. Only this Skyhook is parked; the others go on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidSkyhook {
-    #[error(transparent)]
-    Package(#[from] InvalidPackage),
-    #[error(transparent)]
-    Graph(#[from] graph::InvalidGraph),
-    #[error("spec.nodeSelectors: node selectors are not valid: {0}")]
-    NodeSelectors(String),
-    #[error("spec.podNonInterruptLabels: the selector is not valid: {0}")]
-    PodNonInterruptLabels(String),
-    #[error("spec.interruptionBudget: both percent and count can not be set at the same time")]
-    Budget,
-    #[error("spec.deploymentPolicy and spec.interruptionBudget are mutually exclusive")]
-    PolicyAndBudget,
-    #[error("spec.drainConfig.podSelector: the selector is not valid: {0}")]
-    DrainPodSelector(String),
-    #[error("spec.drainConfig.timeout: {0}; it must be greater than or equal to 0")]
-    DrainTimeout(InvalidDuration),
-    #[error("spec.drainConfig.gracePeriod: {0}; it must be greater than or equal to 0")]
-    DrainGracePeriod(InvalidDuration),
-    #[error(
-        "metadata.name has {length} characters: above {max} the node annotations that carry the name are not valid",
-        max = names::MAX_SKYHOOK_NAME
-    )]
-    NameTooLong { length: usize },
-}
-
 /// A Skyhook's spec after the checks: what the roll-out works with.
 #[derive(Clone, Debug)]
 pub struct CheckedSkyhook {
@@ -391,33 +365,40 @@ pub struct CheckedSkyhook {
 }
 
 impl SkyhookSpec {
-    /// Checks all that admission checks. An object that was stored without admission is parked if it is not valid.
-    pub fn check(&self, name: &str) -> Result<CheckedSkyhook, InvalidSkyhook> {
+    /// Finds everything that is wrong. An object that was stored without the rules of the API server
+    /// ([`admission`](crate::admission)) is parked if it is not valid. The sizes that the API server bounds do not matter here.
+    pub fn check(&self, name: &str) -> Result<CheckedSkyhook, FieldErrors> {
+        let mut problems = Problems::default();
         if name.len() > names::MAX_SKYHOOK_NAME {
-            return Err(InvalidSkyhook::NameTooLong { length: name.len() });
+            problems.add(
+                "metadata.name",
+                format!(
+                    "it has {} characters: above {} the node annotations that carry the name are not valid",
+                    name.len(),
+                    names::MAX_SKYHOOK_NAME
+                ),
+            );
         }
-        if let Some(budget) = &self.interruption_budget {
-            if budget.percent.is_some() && budget.count.is_some() {
-                return Err(InvalidSkyhook::Budget);
-            }
-            if !self.deployment_policy.is_empty()
-                && (budget.percent.is_some() || budget.count.is_some())
-            {
-                return Err(InvalidSkyhook::PolicyAndBudget);
-            }
-        }
-        let packages = self
-            .packages
-            .iter()
-            .map(|(key, package)| Ok((key.clone(), package.normalised(key)?)))
-            .collect::<Result<BTreeMap<_, _>, InvalidPackage>>()?;
-        graph::check(&packages)?;
-        let node_selector = self.node_selector()?;
-        let pods = selector(self.pod_non_interrupt_labels.as_ref())
-            .map_err(|e| InvalidSkyhook::PodNonInterruptLabels(e.to_string()))?;
+        problems.within(self.priority, 1..=i32::MAX, "spec.priority");
+        self.check_budget(&mut problems);
+        let node_selector = self.check_node_selector(&mut problems);
+        let path = "spec.podNonInterruptLabels";
+        let pods = checked_selector(self.pod_non_interrupt_labels.as_ref(), path, &mut problems);
         let pods_to_wait_for = (!pods.selects_all()).then_some(pods);
-        let drain = CheckedDrain::new(&self.drain_config.clone().unwrap_or_default())?;
-        Ok(CheckedSkyhook {
+        let drain = self.drain_config.clone().unwrap_or_default();
+        let drain = CheckedDrain::new(&drain, &mut problems);
+        self.check_names(&mut problems);
+        graph::check(&self.packages, &mut problems);
+        let mut packages = BTreeMap::new();
+        for (key, package) in &self.packages {
+            match package.normalised(key) {
+                Ok(package) => {
+                    packages.insert(key.clone(), package);
+                }
+                Err(errors) => problems.extend(errors),
+            }
+        }
+        problems.or(CheckedSkyhook {
             packages,
             node_selector,
             pods_to_wait_for,
@@ -425,10 +406,55 @@ impl SkyhookSpec {
         })
     }
 
+    fn check_budget(&self, problems: &mut Problems) {
+        let Some(budget) = &self.interruption_budget else {
+            return;
+        };
+        let path = "spec.interruptionBudget";
+        if budget.percent.is_some() && budget.count.is_some() {
+            problems.add(path, words::BUDGET);
+        }
+        if !self.deployment_policy.is_empty()
+            && (budget.percent.is_some() || budget.count.is_some())
+        {
+            problems.add("spec.deploymentPolicy", words::POLICY_AND_BUDGET);
+        }
+        for (given, field, most) in [
+            (budget.percent, "percent", 100),
+            (budget.count, "count", i32::MAX),
+        ] {
+            if let Some(value) = given {
+                problems.within(value, 0..=most, &format!("{path}.{field}"));
+            }
+        }
+    }
+
+    fn check_names(&self, problems: &mut Problems) {
+        let path = "spec.packages";
+        let keys = self.packages.keys();
+        let wrong: Vec<&String> = keys.filter(|key| !is_valid_name(key)).collect();
+        if !wrong.is_empty() {
+            problems.add(path, words::with(words::PACKAGE_NAME, &wrong));
+        }
+        let differs = |(key, package): &(&String, &Package)| {
+            !package.name.is_empty() && package.name != **key
+        };
+        let differing = self.packages.iter().filter(differs);
+        let differing: Vec<&String> = differing.map(|(key, _)| key).collect();
+        if !differing.is_empty() {
+            problems.add(path, words::with(words::NAME_DIFFERS, &differing));
+        }
+    }
+
     /// The nodes that it is for. Other mistakes in the spec make no difference.
-    pub fn node_selector(&self) -> Result<Selector, InvalidSkyhook> {
-        selector(self.node_selectors.as_ref())
-            .map_err(|e| InvalidSkyhook::NodeSelectors(e.to_string()))
+    pub fn node_selector(&self) -> Result<Selector, FieldErrors> {
+        let mut problems = Problems::default();
+        let selector = self.check_node_selector(&mut problems);
+        problems.or(selector)
+    }
+
+    fn check_node_selector(&self, problems: &mut Problems) -> Selector {
+        checked_selector(self.node_selectors.as_ref(), "spec.nodeSelectors", problems)
     }
 
     /// `a:1.0.0,b:2.0.0`, the order of names.
@@ -443,11 +469,14 @@ impl SkyhookSpec {
     }
 }
 
-fn selector(given: Option<&LabelSelector>) -> Result<Selector, ParseExpressionError> {
-    given.map_or_else(
-        || Ok(Selector::default()),
-        |selector| Selector::try_from(selector.clone()),
-    )
+fn checked_selector(
+    given: Option<&LabelSelector>,
+    path: &str,
+    problems: &mut Problems,
+) -> Selector {
+    given.map_or_else(Selector::default, |given| {
+        selector::check(given, path, problems)
+    })
 }
 
 #[expect(

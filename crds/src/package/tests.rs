@@ -1,5 +1,8 @@
 use super::*;
 
+const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const OTHER: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
 fn package(image: &str, version: &str) -> Package {
     Package {
         image: image.into(),
@@ -10,11 +13,13 @@ fn package(image: &str, version: &str) -> Package {
 
 #[test]
 fn normalising_keeps_ports_and_pins() {
+    let pinned = format!("r/x@{DIGEST}");
     for (image, sha, want_image, want_sha) in [
         ("ghcr.io/a/b", None, "ghcr.io/a/b", None),
         ("localhost:5000/a/b:1.2.3", None, "localhost:5000/a/b", None),
-        ("r/x@sha256:ab", None, "r/x", Some("sha256:ab")),
-        ("r/x", Some("sha256:cd"), "r/x", Some("sha256:cd")),
+        (pinned.as_str(), None, "r/x", Some(DIGEST)),
+        (pinned.as_str(), Some(DIGEST), "r/x", Some(DIGEST)),
+        ("r/x", Some(OTHER), "r/x", Some(OTHER)),
         ("r/x", Some(""), "r/x", None),
     ] {
         let given = Package {
@@ -31,84 +36,85 @@ fn normalising_keeps_ports_and_pins() {
     }
 }
 
+fn problems(given: &Package) -> Vec<String> {
+    let errors = given.normalised("pkg").unwrap_err();
+    errors.0.iter().map(ToString::to_string).collect()
+}
+
 #[test]
-fn bad_packages_name_the_field() {
-    for (key, given, want) in [
+fn everything_that_is_wrong_is_found_with_its_field() {
+    let given: Package = serde_json::from_value(serde_json::json!({
+        "version": "latest",
+        "image": "r/x y:2.0.0",
+        "containerSHA": "sha256:cd",
+        "configMap": { "a/b": "", "good": "", "..": "" },
+        "configInterrupts": { "good": { "type": "noop" }, "g*": { "type": "noop" }, "bad": { "type": "noop" }, "x*": { "type": "noop" } },
+        "env": [
+            { "name": "A=B" },
+            { "name": "B", "value": "b", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } },
+            { "name": "C", "value": "", "valueFrom": {} },
+        ],
+        "resources": { "cpuRequest": 2, "cpuLimit": 1, "memoryLimit": "0" },
+        "gracefulShutdown": "soon",
+        "stageTimeout": "-5m",
+        "maxAttempts": -1,
+        "uninstall": { "apply": true },
+    }))
+    .unwrap();
+    let duration =
+        "must be a duration greater than or equal to 0 (write for example 30s, 1m30s or 2h)";
+    let want = [
+        "version: error version string is invalid: latest (write for example 1.2.3, v1.2 or 1.2.3-rc.1)",
+        "image: not an image: write a registry and a path without spaces; a digest is sha256: and 64 hexadecimal digits",
+        "image: the tag is the version, so leave out :2.0.0 or write it as version latest",
+        "containerSHA: not a digest: write sha256: and 64 hexadecimal digits, or leave it out",
+        r#"configMap: not file names of at most 253 characters A-Z, a-z, 0-9, -, _ and .: ["..", "a/b"]"#,
+        r#"configInterrupts: neither a key of configMap nor a glob that matches one: ["bad", "x*"]"#,
+        r#"env[0].name: "A=B" is not the name of a variable: write printable ASCII characters without ="#,
+        "env[1]: value and valueFrom are mutually exclusive: leave one of them out",
+        "env[2].valueFrom: set exactly one of configMapKeyRef, fieldRef, fileKeyRef, resourceFieldRef and secretKeyRef",
+        "resources: set all four of cpuRequest, cpuLimit, memoryRequest, memoryLimit, or none",
+        "resources.memoryLimit: it is 0, and must be above zero",
+        "resources.cpuLimit: cpuLimit is below cpuRequest: raise the limit or lower the request",
+        &format!("gracefulShutdown: {duration}"),
+        &format!("stageTimeout: {duration}"),
+        "maxAttempts: it is -1, and must be 0 or more",
+        "uninstall.apply: uninstall.apply requires uninstall.enabled to be true: set enabled to true, or apply to false",
+    ];
+    assert_eq!(
+        problems(&given),
+        want.map(|one| format!("spec.packages[pkg].{one}"))
+    );
+}
+
+#[test]
+fn images_and_digests_are_well_formed() {
+    let not_an_image = "spec.packages[pkg].image: not an image";
+    let pinned = format!("r/x@{DIGEST}");
+    let twice = format!("r/x@{DIGEST}@{DIGEST}");
+    let in_capitals = format!("r/x@{}", DIGEST.to_uppercase());
+    for (image, sha, want) in [
+        ("", "", not_an_image),
+        (":1.0.0", "", not_an_image),
+        ("/x", "", not_an_image),
+        ("r/x@", "", not_an_image),
+        ("r/x@sha256:ab", "", not_an_image),
+        (twice.as_str(), "", not_an_image),
+        (in_capitals.as_str(), "", not_an_image),
+        ("r/x", "ab", "spec.packages[pkg].containerSHA: not a digest"),
         (
-            "p",
-            package("r/x", "1.0.0"),
-            "package name [p] is not valid",
-        ),
-        (
-            "p1",
-            package("r/x", "1.0.0"),
-            "package name [p1] is not valid",
-        ),
-        (
-            "pkg",
-            Package {
-                name: "other".into(),
-                ..package("r/x", "1.0.0")
-            },
-            "name must not be set explicitly",
-        ),
-        (
-            "pkg",
-            package("r/x", "latest"),
-            "version string for pkg is invalid: latest",
-        ),
-        ("pkg", package("r/x:2.0.0", "1.0.0"), "leave out :2.0.0"),
-        (
-            "pkg",
-            package("", "1.0.0"),
-            "spec.packages[pkg].image is empty",
-        ),
-        (
-            "pkg",
-            Package {
-                resources: Some(Resources {
-                    cpu_limit: Some(Quantity("1".into())),
-                    ..Resources::default()
-                }),
-                ..package("r/x", "1.0.0")
-            },
-            "cpuRequest is missing",
-        ),
-        (
-            "pkg",
-            Package {
-                graceful_shutdown: Some(GoDuration("soon".into())),
-                ..package("r/x", "1.0.0")
-            },
-            "gracefulShutdown",
-        ),
-        (
-            "pkg",
-            Package {
-                stage_timeout: Some(GoDuration("-5m".into())),
-                ..package("r/x", "1.0.0")
-            },
-            "spec.packages[pkg].stageTimeout: \"-5m\" is not a duration",
-        ),
-        (
-            "pkg",
-            Package {
-                max_attempts: Some(-1),
-                ..package("r/x", "1.0.0")
-            },
-            "spec.packages[pkg].maxAttempts is -1",
-        ),
-        (
-            "pkg",
-            Package {
-                container_sha: Some("sha256:cd".into()),
-                ..package("r/x@sha256:ab", "1.0.0")
-            },
-            "leave one out",
+            pinned.as_str(),
+            OTHER,
+            "spec.packages[pkg].containerSHA: image carries another digest",
         ),
     ] {
-        let message = given.normalised(key).unwrap_err().to_string();
-        assert!(message.contains(want), "{message:?} does not say {want:?}");
+        let given = Package {
+            container_sha: Some(sha.to_owned()),
+            ..package(image, "1.0.0")
+        };
+        let problems = problems(&given);
+        assert_eq!(problems.len(), 1, "{image}: {problems:?}");
+        assert!(problems[0].starts_with(want), "{image}: {problems:?}");
     }
 }
 
@@ -134,32 +140,47 @@ fn keys_of_a_config_map_are_file_names() {
         let got = given.normalised("pkg");
         assert_eq!(got.is_ok(), valid, "{key:?}: {got:?}");
         if let Err(problem) = got {
-            let field = format!("spec.packages[pkg].configMap[{key:?}]: ");
-            assert!(problem.to_string().starts_with(&field), "{problem}");
+            assert!(
+                problem.to_string().ends_with(&format!(": [{key:?}]")),
+                "{problem}"
+            );
         }
     }
 }
 
 #[test]
 fn limits_are_not_below_requests() {
-    let resources = |request: &str, limit: &str| Resources {
-        cpu_request: Some(Quantity(request.into())),
-        cpu_limit: Some(Quantity(limit.into())),
-        memory_request: Some(Quantity("64Mi".into())),
-        memory_limit: Some(Quantity("1Gi".into())),
+    let resources = |request: &str, limit: &str| Package {
+        resources: Some(Resources {
+            cpu_request: Some(Quantity(request.into())),
+            cpu_limit: Some(Quantity(limit.into())),
+            memory_request: Some(Quantity("64Mi".into())),
+            memory_limit: Some(Quantity("1Gi".into())),
+        }),
+        ..package("r/x", "1.0.0")
     };
-    assert_eq!(resources("500m", "1").validate(), Ok(()));
+    let path = "spec.packages[pkg].resources";
+    assert!(resources("500m", "1").normalised("pkg").is_ok());
     assert_eq!(
-        resources("2", "1").validate(),
-        Err("cpuLimit is below cpuRequest".into())
+        problems(&resources("2", "1")),
+        [format!(
+            "{path}.cpuLimit: cpuLimit is below cpuRequest: raise the limit or lower the request"
+        )]
     );
-    assert!(
-        resources("0", "1")
-            .validate()
-            .unwrap_err()
-            .contains("above zero")
+    assert_eq!(
+        problems(&resources("0", "x")),
+        [
+            format!("{path}.cpuRequest: it is 0, and must be above zero"),
+            format!(
+                "{path}.cpuLimit: \"x\" is not a Kubernetes quantity (write for example 500m, 2 or 512Mi)"
+            ),
+        ]
     );
-    assert_eq!(Resources::default().validate(), Ok(()));
+    let empty = Package {
+        resources: Some(Resources::default()),
+        ..package("r/x", "1.0.0")
+    };
+    assert!(empty.normalised("pkg").is_ok());
 }
 
 #[test]

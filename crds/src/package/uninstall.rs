@@ -6,11 +6,6 @@ use serde::{Deserialize, Serialize};
 /// Whether a package can be uninstalled, and whether it is to be.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!self.apply || self.enabled",
-    "message": "uninstall.apply requires uninstall.enabled to be true",
-    "fieldPath": ".apply",
-}]))]
 pub struct Uninstall {
     /// The package has steps that uninstall it. If it is false, they never run: when the package is removed from the spec or
     /// gets a lower version, what is on the host stays there.

@@ -1,14 +1,11 @@
 //! Checks a DeploymentPolicy, and turns it into what a roll-out works with.
 
-use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::core::{Expression, Selector};
+use kube::core::Expression;
 
 use super::{Budget, Compartment, DEFAULT_COMPARTMENT, DeploymentPolicySpec, Strategy};
+use crate::admission::words;
 use crate::field::{FieldErrors, Problems};
-use crate::names::{is_label_key, is_label_value};
+use crate::selector;
 
 /// Most compartments of a policy.
 pub const MOST_COMPARTMENTS: usize = 64;
@@ -105,25 +102,11 @@ impl DeploymentPolicySpec {
                 ),
             );
         }
-        let mut names = BTreeSet::new();
-        let mut compartments: Vec<CheckedCompartment> = Vec::new();
-        for (at, given) in self.compartments.iter().enumerate() {
-            let path = format!("spec.compartments[{at}]");
-            if !names.insert(given.name.as_str()) {
-                problems.add(
-                    format!("{path}.name"),
-                    format!("there is another compartment {:?}", given.name),
-                );
-            }
-            let earlier = &self.compartments[..at];
-            if let Some(twin) = earlier.iter().find(|one| one.selector == given.selector) {
-                problems.add(
-                    format!("{path}.selector"),
-                    format!("compartment {:?} has the same selector", twin.name),
-                );
-            }
-            compartments.push(compartment(given, &path, &mut problems));
-        }
+        twins(&self.compartments, &mut problems);
+        let compartments = self.compartments.iter().enumerate();
+        let compartments = compartments
+            .map(|(at, one)| compartment(one, &format!("spec.compartments[{at}]"), &mut problems))
+            .collect();
         problems.or(CheckedPolicy {
             default,
             compartments,
@@ -132,14 +115,27 @@ impl DeploymentPolicySpec {
     }
 }
 
+/// Compartments that cannot be told apart, or that match the same nodes.
+fn twins(all: &[Compartment], problems: &mut Problems) {
+    type Alike = fn(&Compartment, &Compartment) -> bool;
+    let rules: [(&str, Alike); 2] = [
+        (words::SAME_NAMES, |a, b| a.name == b.name),
+        (words::SAME_SELECTORS, |a, b| a.selector == b.selector),
+    ];
+    for (words, are_alike) in rules {
+        let has_twin = |one: &&Compartment| all.iter().filter(|b| are_alike(one, b)).count() > 1;
+        let names: Vec<&String> = all.iter().filter(has_twin).map(|one| &one.name).collect();
+        if !names.is_empty() {
+            problems.add("spec.compartments", words::with(words, &names));
+        }
+    }
+}
+
 fn compartment(given: &Compartment, path: &str, problems: &mut Problems) -> CheckedCompartment {
     if given.name.is_empty() {
         problems.add(format!("{path}.name"), "a compartment needs a name");
     } else if given.name == DEFAULT_COMPARTMENT {
-        problems.add(
-            format!("{path}.name"),
-            format!("{DEFAULT_COMPARTMENT} is the name of spec.default: choose another one"),
-        );
+        problems.add(format!("{path}.name"), words::DEFAULT_NAME);
     } else if given.name.len() > LONGEST_NAME {
         problems.add(
             format!("{path}.name"),
@@ -152,77 +148,30 @@ fn compartment(given: &Compartment, path: &str, problems: &mut Problems) -> Chec
     let strategy = given.strategy.as_ref();
     CheckedCompartment {
         name: given.name.clone(),
-        selector: selector(&given.selector, &format!("{path}.selector"), problems),
+        selector: selector::check(&given.selector, &format!("{path}.selector"), problems)
+            .into_iter()
+            .collect(),
         ceiling: ceiling(&given.budget, &format!("{path}.budget"), problems),
         pace: strategy.and_then(|one| pace(one, &format!("{path}.strategy"), problems)),
     }
-}
-
-fn selector(given: &LabelSelector, path: &str, problems: &mut Problems) -> Vec<Expression> {
-    let wrong = wrong_labels(given);
-    if !wrong.is_empty() {
-        for problem in wrong {
-            problems.add(path, problem);
-        }
-        return Vec::new();
-    }
-    let selector = Selector::try_from(given.clone()).unwrap_or_else(|error| {
-        problems.add(path, format!("the selector is not valid: {error}"));
-        Selector::default()
-    });
-    selector.into_iter().collect()
-}
-
-/// What Kubernetes refuses in a selector, and the conversion of it takes. Such a selector would match no node, or all of them.
-fn wrong_labels(given: &LabelSelector) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let labels = given.match_labels.iter().flatten();
-    let labels = labels.map(|(key, value)| (key, std::slice::from_ref(value)));
-    let expressions = given.match_expressions.iter().flatten();
-    for one in expressions.clone() {
-        let has_values = one.values.as_ref().is_some_and(|all| !all.is_empty());
-        let (operator, key) = (&one.operator, &one.key);
-        match operator.as_str() {
-            "In" | "NotIn" if !has_values => {
-                wrong.push(format!("operator {operator} of label {key:?} needs values"));
-            }
-            "Exists" | "DoesNotExist" if has_values => {
-                wrong.push(format!(
-                    "operator {operator} of label {key:?} takes no values"
-                ));
-            }
-            _ => {}
-        }
-    }
-    let expressions = expressions.map(|one| (&one.key, one.values.as_deref().unwrap_or_default()));
-    for (key, values) in labels.chain(expressions) {
-        if !is_label_key(key) {
-            wrong.push(format!("{key:?} is no key of a label"));
-        }
-        let mut values = values.iter();
-        if let Some(value) = values.find(|value| !value.is_empty() && !is_label_value(value)) {
-            wrong.push(format!("{value:?} is no value of a label"));
-        }
-    }
-    wrong
 }
 
 fn ceiling(given: &Budget, path: &str, problems: &mut Problems) -> Ceiling {
     match (given.percent, given.count) {
         (Some(percent), None) => {
             let path = format!("{path}.percent");
-            Ceiling::Percent(within(percent, 1..=100, &path, problems))
+            Ceiling::Percent(problems.within(percent, 1..=100, &path))
         }
         (None, Some(count)) => {
             let path = format!("{path}.count");
-            Ceiling::Count(within(count, 1..=i32::MAX, &path, problems))
+            Ceiling::Count(problems.within(count, 1..=i32::MAX, &path))
         }
         (given_percent, _) => {
             let both = given_percent.is_some();
             let problem = if both {
-                "percent and count are both set: set one of them"
+                words::BUDGET_BOTH
             } else {
-                "neither percent nor count is set: set one of them"
+                words::BUDGET_NEITHER
             };
             problems.add(path, problem);
             Ceiling::Count(1)
@@ -237,12 +186,12 @@ fn pace(given: &Strategy, path: &str, problems: &mut Problems) -> Option<Pace> {
         given.exponential.is_some(),
     ];
     if set.iter().filter(|is_set| **is_set).count() != 1 {
-        problems.add(path, "set exactly one of fixed, linear and exponential");
+        problems.add(path, words::STRATEGY);
         return None;
     }
     let (kind, growth, common) = if let Some(linear) = &given.linear {
         let path = format!("{path}.linear.delta");
-        let delta = within(linear.delta, 1..=i32::MAX, &path, problems);
+        let delta = problems.within(linear.delta, 1..=i32::MAX, &path);
         let common = (
             linear.initial_batch,
             linear.batch_threshold,
@@ -252,7 +201,7 @@ fn pace(given: &Strategy, path: &str, problems: &mut Problems) -> Option<Pace> {
         ("linear", Growth::Linear { delta }, common)
     } else if let Some(exponential) = &given.exponential {
         let path = format!("{path}.exponential.growthFactor");
-        let factor = within(exponential.growth_factor, 2..=i32::MAX, &path, problems);
+        let factor = problems.within(exponential.growth_factor, 2..=i32::MAX, &path);
         let common = (
             exponential.initial_batch,
             exponential.batch_threshold,
@@ -273,7 +222,7 @@ fn pace(given: &Strategy, path: &str, problems: &mut Problems) -> Option<Pace> {
     let (initial_batch, batch_threshold, failure_threshold, safety_limit) = common;
     let path = format!("{path}.{kind}");
     let mut number =
-        |value, range, name: &str| within(value, range, &format!("{path}.{name}"), problems);
+        |value, range, name: &str| problems.within(value, range, &format!("{path}.{name}"));
     Some(Pace {
         growth,
         initial_batch: number(initial_batch, 1..=i32::MAX, "initialBatch"),
@@ -282,21 +231,4 @@ fn pace(given: &Strategy, path: &str, problems: &mut Problems) -> Option<Pace> {
             .map(|threshold| number(threshold, 1..=i32::MAX, "failureThreshold")),
         safety_limit: number(safety_limit, 1..=100, "safetyLimit"),
     })
-}
-
-/// `value`, or the least of the range and a problem when it is outside.
-fn within(value: i32, range: RangeInclusive<i32>, path: &str, problems: &mut Problems) -> u32 {
-    let least = *range.start();
-    let value = if range.contains(&value) {
-        value
-    } else {
-        let bound = if *range.end() == i32::MAX {
-            format!("{least} or more")
-        } else {
-            format!("from {least} to {}", range.end())
-        };
-        problems.add(path, format!("it is {value}, and must be {bound}"));
-        least
-    };
-    value.unsigned_abs()
 }

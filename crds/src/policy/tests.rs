@@ -43,15 +43,15 @@ fn every_problem_is_found_with_its_field() {
         [
             "spec.default.budget: percent and count are both set: set one of them",
             &format!("spec.default.strategy: {one_of}"),
+            "spec.compartments: several compartments have the same name: [\"x\", \"x\"]",
+            "spec.compartments: several compartments have the same selector: [\"\", \"__default__\"]",
             "spec.compartments[0].name: a compartment needs a name",
             "spec.compartments[0].budget: neither percent nor count is set: set one of them",
-            "spec.compartments[1].selector: compartment \"\" has the same selector",
             "spec.compartments[1].name: __default__ is the name of spec.default: choose another one",
             "spec.compartments[1].budget.percent: it is 101, and must be from 1 to 100",
-            "spec.compartments[2].selector: the selector is not valid: \
-             failed to parse value as expression: Invalid expression operator",
+            "spec.compartments[2].selector.matchExpressions[0].operator: \"Near\" is not supported: \
+             write In, NotIn, Exists or DoesNotExist",
             "spec.compartments[2].budget.count: it is 0, and must be 1 or more",
-            "spec.compartments[3].name: there is another compartment \"x\"",
             &format!("{exponential}.growthFactor: it is 1, and must be 2 or more"),
             &format!("{exponential}.initialBatch: it is 0, and must be 1 or more"),
             &format!("{exponential}.batchThreshold: it is 0, and must be from 1 to 100"),
@@ -84,42 +84,45 @@ fn a_selector_that_kubernetes_refuses_is_refused() {
         json!({"default": fixed(), "compartments": [one]})
     };
     let expression = |key: &str, operator: &str, values: Value| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
-    for (selector, problem) in [
-        (
-            expression("a", "In", json!([])),
-            "operator In of label \"a\" needs values",
-        ),
-        (
-            expression("a", "NotIn", json!(null)),
-            "operator NotIn of label \"a\" needs values",
-        ),
-        (
-            expression("a", "Exists", json!(["b"])),
-            "operator Exists of label \"a\" takes no values",
-        ),
+    let expressions = "matchExpressions[0]";
+    let values = "In and NotIn need values, Exists and DoesNotExist have none";
+    for (selector, field, problem) in [
+        (expression("a", "In", json!([])), "values", values),
+        (expression("a", "NotIn", json!(null)), "values", values),
+        (expression("a", "Exists", json!(["b"])), "values", values),
         (
             expression("a", "DoesNotExist", json!(["b"])),
-            "operator DoesNotExist of label \"a\" takes no values",
+            "values",
+            values,
         ),
         (
             expression("a b", "Exists", json!(null)),
-            "\"a b\" is no key of a label",
+            "key",
+            "not a label key: ",
         ),
         (
             expression("a", "In", json!(["b", "-"])),
-            "\"-\" is no value of a label",
-        ),
-        (
-            json!({"matchLabels": {"": "b"}}),
-            "\"\" is no key of a label",
-        ),
-        (
-            json!({"matchLabels": {"a": "b c"}}),
-            "\"b c\" is no value of a label",
+            "values[1]",
+            "\"-\" is not a label value: ",
         ),
     ] {
-        let path = "spec.compartments[0].selector";
-        assert_eq!(problems(with(&selector)), [format!("{path}: {problem}")]);
+        let want = format!("spec.compartments[0].selector.{expressions}.{field}: {problem}");
+        let found = problems(with(&selector));
+        assert!(
+            found.len() == 1 && found[0].starts_with(&want),
+            "{found:?} is not {want:?}"
+        );
+    }
+    for (labels, field, problem) in [
+        (json!({"": "b"}), "", "[\"\"]: not a label key: "),
+        (json!({"a": "b c"}), "[a]", "\"b c\" is not a label value: "),
+    ] {
+        let want = format!("spec.compartments[0].selector.matchLabels{field}: {problem}");
+        let found = problems(with(&json!({ "matchLabels": labels })));
+        assert!(
+            found.len() == 1 && found[0].starts_with(&want),
+            "{found:?} is not {want:?}"
+        );
     }
     for selector in [
         json!({}),

@@ -7,8 +7,10 @@ use kube::core::Selector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{InvalidSkyhook, selector};
-use crate::duration::{self, GoDuration};
+use super::checked_selector;
+use crate::admission::words;
+use crate::duration::GoDuration;
+use crate::field::Problems;
 
 /// How a node is drained. If no field is set, every pod is evicted, with these exceptions: pods of DaemonSets, mirror pods,
 /// finished pods, pods in kube-system, and pods that tolerate the taint of cordoned nodes.
@@ -31,11 +33,9 @@ pub struct DrainConfig {
     /// How long pods may take to leave, from the time when all pods of podNonInterruptLabels have finished. The default is
     /// 1h; with 0s there is no limit. After that time, the node is uncordoned and tried again later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "duration::not_negative")]
     pub timeout: Option<GoDuration>,
     /// Grace period of evicted pods, rounded up to whole seconds. If it is unset, each pod has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "duration::not_negative")]
     pub grace_period: Option<GoDuration>,
     /// Only pods that match have to leave. If it is unset, all pods have to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -57,23 +57,27 @@ pub struct CheckedDrain {
 }
 
 impl CheckedDrain {
-    pub(super) fn new(config: &DrainConfig) -> Result<Self, InvalidSkyhook> {
-        let timeout = config.timeout.as_ref().map(GoDuration::value).transpose();
-        let timeout = timeout.map_err(InvalidSkyhook::DrainTimeout)?;
+    pub(super) fn new(config: &DrainConfig, problems: &mut Problems) -> Self {
+        let mut value = |given: &Option<GoDuration>, field: &str| {
+            let value = given.as_ref()?.value();
+            if value.is_err() {
+                problems.add(format!("spec.drainConfig.{field}"), words::DURATION);
+            }
+            value.ok()
+        };
+        let timeout = value(&config.timeout, "timeout");
         let timeout = timeout.unwrap_or(Duration::from_secs(3600));
-        let grace = config.grace_period.as_ref();
-        let grace = grace.map(GoDuration::value).transpose();
-        let grace = grace.map_err(InvalidSkyhook::DrainGracePeriod)?;
-        Ok(Self {
+        let grace = value(&config.grace_period, "gracePeriod");
+        let path = "spec.drainConfig.podSelector";
+        Self {
             timeout: (!timeout.is_zero()).then_some(timeout),
             grace_period: grace.map(whole_seconds),
             force: config.force.unwrap_or(true),
             delete_empty_dir_data: config.delete_empty_dir_data.unwrap_or(true),
             disable_eviction: config.disable_eviction.unwrap_or(false),
             ignore_daemon_sets: config.ignore_daemon_sets.unwrap_or(true),
-            pod_selector: selector(config.pod_selector.as_ref())
-                .map_err(|e| InvalidSkyhook::DrainPodSelector(e.to_string()))?,
-        })
+            pod_selector: checked_selector(config.pod_selector.as_ref(), path, problems),
+        }
     }
 }
 
@@ -154,8 +158,8 @@ mod tests {
         for field in ["timeout", "gracePeriod"] {
             let problem = checked(&json!({ field: "-1s" })).unwrap_err();
             let want = format!(
-                "spec.drainConfig.{field}: \"-1s\" is not a duration (write for example 30s, 1m30s or 2h); it must be \
-                 greater than or equal to 0"
+                "spec.drainConfig.{field}: must be a duration greater than or equal to 0 (write for example 30s, 1m30s \
+                 or 2h)"
             );
             assert_eq!(problem, want);
         }

@@ -6,10 +6,6 @@ fn spec(value: Value) -> SkyhookSpec {
     serde_json::from_value(value).unwrap()
 }
 
-fn one_package() -> Value {
-    json!({ "something": { "version": "1.1.1", "image": "ghcr.io/nvidia/skyhook-packages/shellscript" } })
-}
-
 #[test]
 fn defaults_are_those_of_the_reference() {
     let spec = spec(json!({}));
@@ -56,7 +52,7 @@ fn everything_that_manifests_carry_decodes() {
                 "name": "dexter",
                 "version": "1.2.3",
                 "image": "ghcr.io/nvidia/skyhook/agentless",
-                "containerSHA": "sha256:0123",
+                "containerSHA": "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
                 "agentImageOverride": "ghcr.io/nvidia/skyhook/agentless:3.2.3",
                 "interrupt": { "type": "service", "services": ["cron", "containerd"] },
                 "configInterrupts": { "*.properties": { "type": "reboot" } },
@@ -81,61 +77,68 @@ fn everything_that_manifests_carry_decodes() {
 }
 
 #[test]
-fn what_cannot_be_rolled_out_names_the_field_and_the_fix() {
-    let long = "x".repeat(54);
-    for (name, value, want) in [
-        (
-            "s",
-            json!({ "interruptionBudget": { "percent": 1, "count": 1 } }),
-            "both percent and count can not be set at the same time",
-        ),
-        (
-            "s",
-            json!({ "interruptionBudget": { "count": 1 }, "deploymentPolicy": "p" }),
-            "mutually exclusive",
-        ),
-        (
-            "s",
-            json!({ "nodeSelectors": { "matchExpressions": [{ "key": "a", "operator": "Sometimes" }] } }),
-            "node selectors are not valid",
-        ),
-        (
-            "s",
-            json!({ "podNonInterruptLabels": { "matchExpressions": [{ "key": "a", "operator": "Sometimes" }] } }),
-            "spec.podNonInterruptLabels",
-        ),
-        (
-            "s",
-            json!({ "drainConfig": { "timeout": "soon" } }),
-            "spec.drainConfig.timeout",
-        ),
-        (
-            "s",
-            json!({ "packages": { "a": { "version": "1.0.0", "image": "i" } } }),
-            "package name [a] is not valid",
-        ),
-        (
-            "s",
-            json!({ "packages": { "aa": { "version": "1.0.0", "image": "i", "dependsOn": { "bb": "1.0.0" } } } }),
-            "graph is not valid, missing: [bb|1.0.0]",
-        ),
-        (
-            "s",
-            json!({ "packages": {
-                "aa": { "version": "1.0.0", "image": "i", "dependsOn": { "bb": "1.0.0" } },
-                "bb": { "version": "1.0.0", "image": "i", "dependsOn": { "aa": "1.0.0" } },
-            } }),
-            "cycle: aa -> bb -> aa",
-        ),
-        (
-            long.as_str(),
-            json!({ "packages": one_package() }),
-            "metadata.name has 54 characters",
-        ),
-    ] {
-        let message = spec(value).check(name).unwrap_err().to_string();
-        assert!(message.contains(want), "{message:?} does not say {want:?}");
-    }
+fn everything_that_is_wrong_is_found_with_its_field() {
+    let given = spec(json!({
+        "priority": 0,
+        "interruptionBudget": { "percent": 101, "count": -1 },
+        "deploymentPolicy": "p",
+        "nodeSelectors": {
+            "matchLabels": { "a b": "c", "/": "-" },
+            "matchExpressions": [{ "key": "a", "operator": "Sometimes" }, { "key": "a b", "operator": "In" }],
+        },
+        "podNonInterruptLabels": { "matchExpressions": [{ "key": "a", "operator": "Exists", "values": ["-"] }] },
+        "drainConfig": { "timeout": "soon", "podSelector": { "matchLabels": { "a": "b c" } } },
+        "packages": {
+            "a": { "version": "1.0.0", "image": "i", "dependsOn": { "bb": "1.0.0" } },
+            "cc": { "version": "1", "image": "i", "name": "dd", "dependsOn": { "dd": "1.0.0" } },
+            "dd": { "version": "1.0.0", "image": "i:2", "dependsOn": { "cc": "1" } },
+        },
+    }));
+    let label_key = "not a label key: an optional DNS name and /, then at most 63 characters A-Z, a-z, 0-9, -, _ and ., \
+         first and last alphanumeric";
+    let label_value = "is not a label value: at most 63 characters A-Z, a-z, 0-9, -, _ and ., first and last alphanumeric";
+    let values = "In and NotIn need values, Exists and DoesNotExist have none";
+    let want = [
+        "metadata.name: it has 54 characters: above 53 the node annotations that carry the name are not valid".to_owned(),
+        "spec.priority: it is 0, and must be 1 or more".to_owned(),
+        "spec.interruptionBudget: both percent and count can not be set at the same time: leave one of them out".to_owned(),
+        "spec.deploymentPolicy: deploymentPolicy and interruptionBudget are mutually exclusive: leave one of them out".to_owned(),
+        "spec.interruptionBudget.percent: it is 101, and must be from 0 to 100".to_owned(),
+        "spec.interruptionBudget.count: it is -1, and must be 0 or more".to_owned(),
+        format!("spec.nodeSelectors.matchLabels: [\"/\", \"a b\"]: {label_key}"),
+        format!("spec.nodeSelectors.matchLabels[/]: \"-\" {label_value}"),
+        "spec.nodeSelectors.matchExpressions[0].operator: \"Sometimes\" is not supported: write In, NotIn, Exists or \
+         DoesNotExist".to_owned(),
+        format!("spec.nodeSelectors.matchExpressions[1].key: {label_key}"),
+        format!("spec.nodeSelectors.matchExpressions[1].values: {values}"),
+        format!("spec.podNonInterruptLabels.matchExpressions[0].values: {values}"),
+        format!("spec.podNonInterruptLabels.matchExpressions[0].values[0]: \"-\" {label_value}"),
+        "spec.drainConfig.timeout: must be a duration greater than or equal to 0 (write for example 30s, 1m30s or 2h)".to_owned(),
+        format!("spec.drainConfig.podSelector.matchLabels[a]: \"b c\" {label_value}"),
+        "spec.packages: package name [\"a\"] is not valid: 2 to 43 characters a-z, 0-9 and -, first and last a letter".to_owned(),
+        "spec.packages: name must not be set explicitly, or equal the key: leave it out in [\"cc\"]".to_owned(),
+        "spec.packages: graph is not valid, missing: [[\"a needs bb|1.0.0\"]]".to_owned(),
+        "spec.packages: dependsOn forms a cycle: cc -> dd -> cc".to_owned(),
+        "spec.packages[dd].image: the tag is the version, so leave out :2 or write it as version 1.0.0".to_owned(),
+    ];
+    let errors = given.check(&"x".repeat(54)).unwrap_err();
+    let found: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
+    assert_eq!(found, want);
+    assert_eq!(errors.to_string(), want.join("; "));
+}
+
+/// Which nodes a parked Skyhook is for is known as long as its selector is right.
+#[test]
+fn other_mistakes_do_not_matter_to_the_node_selector() {
+    let wrong = spec(json!({ "priority": 0, "nodeSelectors": { "matchLabels": { "a": "b" } } }));
+    assert!(!wrong.node_selector().unwrap().selects_all());
+    let selector = json!({ "matchExpressions": [{ "key": "a", "operator": "In" }] });
+    let unknown = spec(json!({ "nodeSelectors": selector }));
+    let problem = unknown.node_selector().unwrap_err().to_string();
+    assert!(
+        problem.starts_with("spec.nodeSelectors.matchExpressions[0].values: "),
+        "{problem}"
+    );
 }
 
 #[test]

@@ -148,7 +148,7 @@ async fn simple(world: &mut World) -> anyhow::Result<()> {
         "dexter": package("1.2.3", json!({ "configMap": { "game.properties": "a", "ui.properties": "b" } })),
         "spencer": package("3.2.3", json!({ "dependsOn": { "dexter": "1.2.3" } })),
         "foobar": package("1.2", json!({
-            "dependsOn": { "dexter": "1.2.3" }, "containerSHA": "sha256:0123",
+            "dependsOn": { "dexter": "1.2.3" }, "containerSHA": "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
             "resources": { "cpuRequest": "50m", "cpuLimit": "50m", "memoryRequest": "32Mi", "memoryLimit": "32Mi" },
         })),
     });
@@ -194,7 +194,7 @@ async fn simple(world: &mut World) -> anyhow::Result<()> {
         .await?
         .unwrap_or_default();
     ensure!(
-        annotation.contains(r#""containerSHA":"sha256:0123""#),
+        annotation.contains(r#""containerSHA":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef""#),
         "{annotation}"
     );
     ensure!(

@@ -106,7 +106,7 @@ fn a_parked_skyhook_says_why_and_the_same_status_is_not_written_again() {
     assert!(
         ready
             .message
-            .contains("error version string for aa is invalid"),
+            .contains("spec.packages[aa].version: error version string is invalid: x"),
         "{}",
         ready.message
     );
