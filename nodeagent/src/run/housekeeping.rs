@@ -190,9 +190,14 @@ impl Agent {
 
     fn kept(&self) -> Vec<Kept> {
         let runs = self.runs().map(|run| (&run.skyhook.name, &run.entries));
-        let recorded = &self.journal.state.skyhooks;
+        // The record of an earlier lease does not count any more when a later one for the same Skyhook has ended.
+        let is_old = |name: &String| {
+            let mut ended = self.runs().filter(|run| run.ended.is_some());
+            ended.any(|run| run.skyhook.name == *name)
+        };
+        let recorded = self.journal.state.skyhooks.iter();
         recorded
-            .iter()
+            .filter(|(name, _)| !is_old(name))
             .map(|(name, record)| (name, &record.entries))
             .chain(runs)
             .flat_map(|(skyhook, entries)| {
