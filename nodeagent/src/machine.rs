@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 mod advance;
 pub mod attempts;
 pub mod effect;
+mod gone;
+mod left;
 pub mod plan;
 pub mod progress;
 mod reboots;
@@ -442,7 +444,7 @@ fn stage_done(p: &mut Progress, key: &str, now: i64) {
     entry.spent_ms = 0;
     entry.message.clear();
     match entry.stage {
-        Stage::Uninstall if !wanted => uninstall::succeeded(p, key, now),
+        Stage::Uninstall if !wanted => gone::succeeded(p, key, now),
         Stage::Uninstall => entry.set(Stage::Apply, State::InProgress, now),
         Stage::Apply | Stage::Upgrade => {
             entry.set(Stage::Config, State::InProgress, now);

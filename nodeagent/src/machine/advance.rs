@@ -6,9 +6,9 @@ use skyhook_crds::lease::Phase;
 use skyhook_crds::{Stage, State};
 
 use super::effect::Effect;
+use super::left::{is_blocked, is_left_behind, is_settled};
 use super::progress::{Cursor, Doing, Entry, Half, ImageState, Progress, WaveAt};
 use super::turn::{is_leaving, is_running, is_turn};
-use super::uninstall::{is_blocked, is_left_behind, is_settled};
 use super::{retry, room, wave};
 
 /// Maximum number of packages that prepare a stage or run a step at the same time. Each running step needs a supervisor

@@ -7,10 +7,10 @@ use skyhook_crds::package::{Interrupt, key, name_of};
 use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State, glob};
 
+pub use super::left::is_left_behind;
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted, time};
 use super::turn::is_leaving;
-pub use super::uninstall::is_left_behind;
-use super::{attempts, room, uninstall};
+use super::{attempts, left, room, uninstall};
 
 /// Sets every package to the first stage that it has to run.
 pub(super) fn begin(p: &mut Progress, now: i64) {
@@ -42,7 +42,7 @@ pub(super) fn begin(p: &mut Progress, now: i64) {
         .entries
         .values()
         .filter(|e| !p.wanted.contains_key(&e.name))
-        .filter(|e| !uninstall::is_left_behind(p, e))
+        .filter(|e| !is_left_behind(p, e))
         .map(Entry::key)
         .collect();
     for key in unwanted {
@@ -377,7 +377,7 @@ pub fn pending_interrupts(p: &Progress) -> BTreeMap<String, Interrupt> {
             }
             continue;
         }
-        let waits = || room::is_waited_for(p, entry) || uninstall::is_blocked(p, &entry.name);
+        let waits = || room::is_waited_for(p, entry) || left::is_blocked(p, &entry.name);
         if !p.is_wanted(entry) || entry.is_done() || waits() {
             continue;
         }

@@ -2,8 +2,8 @@
 
 use skyhook_crds::Stage;
 
+use super::left::is_left_behind;
 use super::progress::{Doing, Entry, Progress};
-use super::uninstall::is_left_behind;
 
 /// True while a step of the package runs or is being prepared.
 pub(super) fn is_running(entry: &Entry) -> bool {

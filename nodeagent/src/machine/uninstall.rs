@@ -14,15 +14,12 @@
 //! the package, and the change takes effect only with the interrupt.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
 
 use skyhook_crds::package::key;
 use skyhook_crds::version::compare;
 use skyhook_crds::{Stage, State};
 
-use super::plan::plan_package;
 use super::progress::{Cycle, Doing, Entry, ImageState, Progress, Wanted};
-use super::turn::is_leaving;
 
 /// Settles what an uninstall has left over in the entries that a lease begins with.
 pub(super) fn begin(p: &mut Progress) {
@@ -112,44 +109,6 @@ pub(super) fn take_away(p: &mut Progress, name: &str, wanted: &Wanted, now: i64)
     }
 }
 
-/// Called when the steps of an uninstall have succeeded. The version is gone, or its interrupt comes next.
-pub(super) fn succeeded(p: &mut Progress, key: &str, now: i64) {
-    let Some(entry) = p.entries.get_mut(key) else {
-        return;
-    };
-    if entry.interrupt().is_some() {
-        entry.say("uninstalled, waiting for the interrupt");
-        entry.set(Stage::UninstallInterrupt, State::Skipped, now);
-    } else {
-        gone(p, key, now);
-    }
-}
-
-/// Called when a version is gone from the host. What waited for that goes on.
-pub(super) fn gone(p: &mut Progress, key: &str, now: i64) {
-    let Some(entry) = p.entries.remove(key) else {
-        return;
-    };
-    p.reboots.remove(key);
-    let name = entry.name;
-    let mut others = p.entries.values().filter(|e| e.name == name);
-    if others.clone().any(|e| is_leaving(p, e)) {
-        return;
-    }
-    let waiting = others.find(|e| e.is_parked()).map(Entry::key);
-    let Some(waiting) = waiting else {
-        // The version itself is wanted again.
-        if p.wanted_key(&name).as_deref() == Some(key) {
-            plan_package(p, &name, now);
-        }
-        return;
-    };
-    if let Some(entry) = p.entries.get_mut(&waiting) {
-        entry.message.clear();
-        entry.set(Stage::Apply, State::InProgress, now);
-    }
-}
-
 /// Marks higher versions of a package that stay on the host when a lower version is installed over them. Forgets the entry of
 /// the wanted version if another version was installed over it, so that it is installed again.
 pub(super) fn leave_behind(p: &mut Progress, name: &str, wanted: &Wanted) {
@@ -177,38 +136,4 @@ pub(super) fn leave_behind(p: &mut Progress, name: &str, wanted: &Wanted) {
     if is_covered {
         p.entries.remove(&key(name, &wanted.version));
     }
-}
-
-/// True for a version that stays on the host, and of which nothing runs.
-#[must_use]
-pub fn is_left_behind(p: &Progress, entry: &Entry) -> bool {
-    entry.left_behind
-        || (p.left_behind.contains(&entry.name) && !p.wanted.contains_key(&entry.name))
-}
-
-/// True when nothing is left to do for a package of the revision.
-pub(super) fn is_settled(p: &Progress, name: &str) -> bool {
-    let is_there = || p.entries.values().any(|entry| entry.name == name);
-    match p.wanted.get(name) {
-        Some(wanted) if wanted.is_to_go() => !is_there(),
-        Some(_) => p.is_complete(name) || is_blocked(p, name),
-        None => true,
-    }
-}
-
-/// True for a package that is not complete and depends on one that was uninstalled: it waits until that one is installed
-/// again.
-pub(super) fn is_blocked(p: &Progress, name: &str) -> bool {
-    let mut seen = BTreeSet::new();
-    !p.is_complete(name) && waits_for_gone(p, name, &mut seen)
-}
-
-fn waits_for_gone<'a>(p: &'a Progress, name: &'a str, seen: &mut BTreeSet<&'a str>) -> bool {
-    let Some(wanted) = p.wanted.get(name).filter(|_| seen.insert(name)) else {
-        return false;
-    };
-    wanted.depends_on.iter().any(|dependency| {
-        let to_go = p.wanted.get(dependency).is_some_and(Wanted::is_to_go);
-        to_go || (!p.is_complete(dependency) && waits_for_gone(p, dependency, seen))
-    })
 }

@@ -12,7 +12,7 @@ use skyhook_crds::{Stage, State};
 use super::effect::Effect;
 use super::progress::{Doing, Entry, Half, ImageState, Part, Permit, Progress, Wave, WaveAt};
 use super::turn::{is_leaving, is_running, is_turn};
-use super::{attempts, reboots, retry, room, uninstall};
+use super::{attempts, gone, reboots, retry, room};
 
 /// Asks for the permit, adds packages to the wave, and interrupts the host when every member has completed config.
 pub(super) fn advance(p: &mut Progress, now: i64, effects: &mut Vec<Effect>) {
@@ -330,7 +330,7 @@ fn go_on(p: &mut Progress, members: &BTreeSet<String>, now: i64) {
             continue;
         };
         if entry.stage == Stage::UninstallInterrupt {
-            uninstall::gone(p, key, now);
+            gone::gone(p, key, now);
             continue;
         }
         if let Some(cycle) = &mut entry.cycle {
