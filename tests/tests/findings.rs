@@ -20,6 +20,7 @@ use kube::runtime::watcher;
 use serde_json::{Value, json};
 use skyhook_coordinator::config::Settings;
 use skyhook_crds::lease::Phase;
+use skyhook_crds::skyhook::SkyhookStatus;
 use skyhook_crds::{InterruptionLease, Skyhook, names};
 use skyhook_integration::controlplane::Options;
 use skyhook_integration::wait::{MINUTE, eventually};
@@ -185,6 +186,32 @@ async fn a_pause_writes_nothing_to_complete_nodes() -> anyhow::Result<()> {
     }
     let told = told().await?;
     ensure!(told.len() == NODES, "{told:?}");
+    Ok(())
+}
+
+/// The API server refused to number the revision of such a spec anew, because it writes these characters in another way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spec_with_characters_that_go_escapes_is_rolled_out_again() -> anyhow::Result<()> {
+    let fixture = Fixture::start().await?;
+    let _agents = fixture.workers(1, Duration::ZERO).await?;
+    let _coordinator = InProcess::start(fixture.client.clone(), Settings::default());
+    fixture.skyhook(skyhook(1)).await?;
+    let script = "test 1 > 0 && echo <é\u{2028}>";
+    for (generation, script) in [(2, script), (3, "another"), (4, script)] {
+        let package = json!({ "configMap": { "run.sh": script } });
+        edit(
+            &fixture,
+            json!({ "spec": { "packages": { "something": package } } }),
+        )
+        .await?;
+        fixture
+            .until("sample", MINUTE, |skyhook| {
+                let of_spec = |s: &SkyhookStatus| s.observed_generation == generation;
+                skyhook.status.as_ref().is_some_and(of_spec) && status(skyhook) == "complete"
+            })
+            .await
+            .with_context(|| format!("generation {generation}"))?;
+    }
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::api::{Api, Patch};
+use kube::core::Request;
 use serde_json::json;
 use skyhook_crds::names;
 use skyhook_crds::revision::RevisionData;
@@ -35,7 +36,7 @@ impl Applier {
             revision: number,
         };
         let failed = |source| failed("create", "controllerrevision", name, source);
-        let source = match self.revisions().create(&post(), &revision).await {
+        let source = match self.create_escaped(&revision).await {
             Ok(created) => return Ok(Some(Change::Revision(Box::new(created)))),
             Err(source) => source,
         };
@@ -45,6 +46,20 @@ impl Applier {
         let mended = self.mend_revision(revision).await.map_err(failed)?;
         let mended = mended.ok_or_else(|| failed(source))?;
         Ok(Some(Change::Revision(Box::new(mended))))
+    }
+
+    /// Creates a revision. When somebody patches it later, the API server writes its data anew, with escapes for some
+    /// characters, and refuses the patch if the bytes of the data have changed by that. So the escapes are there from the
+    /// beginning.
+    async fn create_escaped(
+        &self,
+        revision: &ControllerRevision,
+    ) -> Result<ControllerRevision, kube::Error> {
+        let json = serde_json::to_string(revision).map_err(kube::Error::SerdeError)?;
+        let request = Request::new(self.revisions().resource_url());
+        let request = request.create(&post(), escaped(&json).into_bytes());
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        self.client.request(request).await
     }
 
     /// Repairs a revision of ours that exists although the watch does not show it: somebody removed the label that the
@@ -106,6 +121,37 @@ impl Applier {
     }
 }
 
+/// JSON in which the characters that Go escapes are escapes. These characters are in strings alone.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            _ => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_go_escapes_is_escaped_and_means_the_same() {
+        let text = json!({ "a": "1 > 0 && <b>\u{2028}\u{2029}é\n" }).to_string();
+        let got = escaped(&text);
+        assert_eq!(
+            got,
+            r#"{"a":"1 \u003e 0 \u0026\u0026 \u003cb\u003e\u2028\u2029é\n"}"#
+        );
+        let read: serde_json::Value = serde_json::from_str(&got).unwrap();
+        assert_eq!(read.to_string(), text);
+    }
 }
