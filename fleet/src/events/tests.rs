@@ -4,6 +4,8 @@ use serde_json::json;
 use skyhook_crds::policy::BatchState;
 use skyhook_crds::skyhook::CompartmentStatus;
 
+use skyhook_crds::skyhook::SkyhookStatus;
+
 use super::*;
 use crate::testkit;
 
