@@ -49,8 +49,11 @@ pub(super) fn check(
         let mut skyhooks = index.picture.skyhooks().values();
         skyhooks.any(|skyhook| skyhook.taints_new(node))
     };
+    // A node that has joined with the taint may lose it with the first write: all that requires it is complete there.
+    let carries = |taints: &[Taint]| taints.iter().any(|taint| is_ours(&taint));
+    let has_taint = carries(&node.taints) || carries(after);
     let is_first = node.is_new() && !node.is_ignored() && !why.contains(&Cause::Grant);
-    if is_first && !after.iter().any(|taint| is_ours(&taint)) && is_marked() && is_protected() {
+    if is_first && !has_taint && is_marked() && is_protected() {
         return Err(Broken::FirstMark);
     }
     Ok(())

@@ -10,6 +10,7 @@ use skyhook_crds::InterruptionLease;
 use skyhook_crds::lease::Phase;
 use skyhook_crds::lease::protocol;
 use skyhook_crds::names;
+use skyhook_crds::package::Package;
 use skyhook_crds::stage::Status;
 
 use super::cache::{Cache, Rest, ShownCell};
@@ -204,10 +205,14 @@ fn tell(
     }
 }
 
-/// True when the lease's result says that the node is complete at the revision that the Skyhook asks for now.
+/// True when the lease's result says that the node is complete at the revision that the Skyhook asks for now. Where
+/// packages have to go, others may wait for them, and only the record tells.
 fn is_complete_here(skyhook: &SkyhookFact, lease: &InterruptionLease) -> bool {
-    let wanted = skyhook.checked.as_ref().map(|checked| &checked.revision);
-    protocol::phase(lease) == Some(Phase::Complete) && wanted == Ok(&lease.spec.revision)
+    let wanted = skyhook.checked.as_deref().is_ok_and(|checked| {
+        let mut packages = checked.data.packages.values();
+        checked.revision == lease.spec.revision && !packages.any(Package::is_to_go)
+    });
+    protocol::phase(lease) == Some(Phase::Complete) && wanted
 }
 
 /// The value of the reason annotation. Its time stays the same while the reason stays the same.

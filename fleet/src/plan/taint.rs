@@ -16,7 +16,7 @@ use super::cause::Cause;
 use super::reapply::{self, Reboot};
 use super::scan::{Order, Row};
 use super::standing::Standing;
-use super::{Draft, View, lease};
+use super::{Draft, View, lease, verdict};
 use crate::effect::NodePatch;
 use crate::facts::{NodeFact, SkyhookFact};
 use crate::picture::NodeId;
@@ -206,7 +206,10 @@ fn is_complete(view: &View<'_>, row: &Row<'_>, node: &NodeFact, id: NodeId) -> b
     row.cell(id).is_some_and(|cell| match cell.standing {
         // Its record is emptied in the same pass if a reboot has undone it.
         Some(Standing::Complete) => !cell.lost,
-        Some(Standing::Leased) => cell.complete && is_done(),
+        // A lease may also end when all that is left waits for packages that have to go.
+        Some(Standing::Leased) => {
+            cell.complete && is_done() && verdict::is_complete(view, row.skyhook, node)
+        }
         Some(Standing::Blocked(_) | Standing::Waiting(_) | Standing::Eligible) | None => false,
     })
 }

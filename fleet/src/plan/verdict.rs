@@ -318,7 +318,8 @@ fn more_blockers(more: i32) -> Option<String> {
     (more > 0).then(|| format!("and {more} more"))
 }
 
-fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+/// True when the Node's record says that nothing is left to do for the Skyhook.
+pub(super) fn is_complete(view: &View<'_>, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
     skyhook.checked.as_ref().is_ok_and(|checked| {
         standing::outstanding(view.picture, skyhook, checked, node)
             .is_ok_and(|work| work.is_empty())

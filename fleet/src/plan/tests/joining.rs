@@ -275,6 +275,25 @@ fn the_guard_lets_nothing_come_before_the_taint() {
     }
 }
 
+/// All packages have to go, and none of them was ever there: the first write to the node takes its taint off.
+#[test]
+fn a_node_that_joins_tainted_where_nothing_is_to_be_done_loses_its_taint_at_once() {
+    let going = json!({ "aa": {
+        "version": "1.0.0", "image": "example.com/aa", "uninstall": { "enabled": true, "apply": true },
+    } });
+    let picture = tainted(auto(), 1, &[OURS]).skyhook(&["spec", "packages"], going);
+    let index = picture.index();
+    let mut untainted = false;
+    for effect in picture.plan_of(&index).effects {
+        let given = guard::check(&index, &picture.settings, &effect);
+        assert_eq!(given, Ok(()), "{effect:?}");
+        if let Effect::PatchNode { node, patch, .. } = &effect {
+            untainted |= node == "worker-1" && patch.taints == Some(Vec::new());
+        }
+    }
+    assert!(untainted);
+}
+
 /// R1: how long a node is left alone whose agent has not accepted a lease.
 #[test]
 fn a_node_that_has_just_joined_is_tried_again_soon() {

@@ -1,6 +1,7 @@
 //! Packages whose uninstall is asked for, and what is left behind on hosts.
 
 use super::leases::{effects, grant_and, granted, leased, phase, stamp};
+use super::taints::tainted;
 use super::*;
 use crate::index::Change;
 use skyhook_crds::installed::Stamp;
@@ -202,6 +203,40 @@ fn a_node_where_all_that_is_left_is_blocked_gets_no_lease_and_says_so() {
     let said = &status.node_reasons["worker-1"].message;
     let want = "package bb is blocked: dependency aa has been uninstalled. Set uninstall.apply";
     assert!(said.starts_with(want), "{said}");
+}
+
+/// The lease of such a node ends, because its agent can do nothing: the node is not complete by that.
+#[test]
+fn a_node_where_all_that_is_left_is_blocked_is_not_complete_when_its_lease_ends() {
+    let mut bb = package("1.0.0", None);
+    bb["dependsOn"] = json!({ "aa": "1.0.0" });
+    let packages = json!({ "aa": package("1.0.0", GONE), "bb": bb });
+    let picture = || {
+        let picture = cluster(packages.clone(), &[""]);
+        let picture = picture.skyhook(&["spec", "runtimeRequired"], json!(true));
+        tainted(
+            picture,
+            1,
+            &["skyhook.nvidia.com=runtime-required:NoSchedule"],
+        )
+    };
+    let recorded = Stamp {
+        lease: "lease".into(),
+        ..granted()
+    };
+    for (name, stamped) in [("taken", granted()), ("recorded", recorded)] {
+        let picture = stamp(picture(), stamped);
+        let picture = leased(picture, grant_and(json!({})), phase("Complete"));
+        for effect in picture.plan().effects {
+            let Effect::PatchNode { node, patch, .. } = effect else {
+                continue;
+            };
+            let label = patch.labels.get("skyhook.nvidia.com/status_s");
+            let label = label.and_then(Option::as_deref);
+            assert!(node != "worker-1" || label != Some("complete"), "{name}");
+            assert_eq!(patch.taints, None, "{name}");
+        }
+    }
 }
 
 /// The picture after the Skyhook had these packages, with the names of what is left behind then.
