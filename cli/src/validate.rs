@@ -5,12 +5,11 @@
 )]
 
 mod schema;
-mod skyhook;
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
-use skyhook_crds::field::FieldError;
+use skyhook_crds::field::{FieldError, FieldErrors};
 use skyhook_crds::names::GROUP;
 use skyhook_crds::{DeploymentPolicySpec, SkyhookSpec};
 
@@ -184,8 +183,10 @@ impl Checked {
 
 fn check_skyhook(name: &str, object: &Value) -> Vec<FieldError> {
     let mut errors = schema::check::<skyhook_crds::Skyhook>(object);
-    if let Some(spec) = decoded::<SkyhookSpec>(object, &mut errors) {
-        errors.extend(skyhook::problems(name, &spec));
+    if let Some(spec) = decoded::<SkyhookSpec>(object, &mut errors)
+        && let Err(problems) = spec.check(name)
+    {
+        add(&mut errors, problems);
     }
     errors
 }
@@ -195,12 +196,16 @@ fn check_policy(object: &Value) -> Vec<FieldError> {
     if let Some(spec) = decoded::<DeploymentPolicySpec>(object, &mut errors)
         && let Err(problems) = spec.check()
     {
-        // What the schema says of a field is not said twice.
-        let known: Vec<String> = errors.iter().map(|error| error.field.clone()).collect();
-        let more = problems.0.into_iter();
-        errors.extend(more.filter(|problem| !known.contains(&problem.field)));
+        add(&mut errors, problems);
     }
     errors
+}
+
+/// Adds problems to those that the schema tells. What it says of a field is not said twice.
+fn add(errors: &mut Vec<FieldError>, problems: FieldErrors) {
+    let known: Vec<String> = errors.iter().map(|error| error.field.clone()).collect();
+    let more = problems.0.into_iter();
+    errors.extend(more.filter(|problem| !known.contains(&problem.field)));
 }
 
 /// The spec, if it can be decoded. Why it cannot is an error, unless there are some already.
