@@ -110,7 +110,7 @@ async fn nothing_is_left(cluster: &Cluster, name: &str) -> Result<()> {
         let left = host.sh(&find).await?;
         ensure!(left.trim().is_empty(), "left on the host: {left}");
         let pins = format!(
-            "find /var/lib/skyhook-agent -type d -name pins | xargs grep -rl '{name}/work|'; true"
+            "find /var/lib/skyhook-agent -type d -name pins | xargs grep -rl '{name}/work|' || true"
         );
         let pins = host.sh(&pins).await?;
         ensure!(pins.trim().is_empty(), "still pinned: {pins}");
@@ -366,9 +366,15 @@ async fn uninstall_mixed_packages_and_downgrades() -> Result<()> {
     let enabled = format!("enabled|{first} config complete");
     until_recorded(&cluster, name, &[&enabled, &stays_there]).await?;
 
-    // downgrade-enabled-false-preserves-state
+    // downgrade-enabled-false-preserves-state. A package that can be uninstalled is not removed while it is there.
     host.sh("rm /log").await?;
+    let uninstalled = packages(first, going());
     let packages = |version: &str| json!({ "stays": one("stays", version, stays.clone()) });
+    let refused = apply(cluster.client(), &all(packages("2.0.0"))).await;
+    let refused = refused.expect_err("it is still there").to_string();
+    let why = "package enabled has uninstall.enabled=true and is still on 1 nodes";
+    ensure!(refused.contains(why), "{refused}");
+    complete(&cluster, &all(uninstalled)).await?;
     complete(&cluster, &all(packages("2.0.0"))).await?;
     complete(&cluster, &all(packages(first))).await?;
     let log = host.read(LOG)?;
