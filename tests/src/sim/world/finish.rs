@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::installed::PackageStates;
 use skyhook_crds::names;
+use skyhook_crds::package::Package;
 use skyhook_crds::revision::{self, RevisionData, Work};
 use skyhook_crds::skyhook::Sequencing;
 use skyhook_crds::stage::Status;
@@ -260,9 +261,9 @@ impl<C: Core> World<'_, C> {
             .filter(|c| c.skyhook == skyhook.name)
             .map(|c| c.core.known());
         let known = current.or_else(|| machine.journal.known.get(&skyhook.name).cloned());
-        let there = known.is_some_and(|known| {
-            C::is_at(&known, &self.newest(skyhook, &checked.data))
-                && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(&known))
+        let there = known.as_ref().is_some_and(|known| {
+            C::is_at(known, &self.newest(skyhook, &checked.data))
+                && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(known))
         });
         // Nobody can tell that a machine took a Node over that carries a complete record and no result of ours.
         let record = node.record(&skyhook.name);
@@ -275,7 +276,14 @@ impl<C: Core> World<'_, C> {
             let work = || self.work(skyhook, node, states);
             unstamped && work().is_empty() && left().is_empty()
         });
-        there || taken_for_complete || (checked.data.packages.is_empty() && record.states.is_ok())
+        let packages = &checked.data.packages;
+        let is_nothing_there = record.states.as_ref().is_ok_and(BTreeMap::is_empty)
+            && known.is_none_or(|known| C::states(&known).is_empty());
+        let is_nothing_wanted = packages.values().all(Package::is_to_go) && is_nothing_there;
+        there
+            || taken_for_complete
+            || is_nothing_wanted
+            || (packages.is_empty() && record.states.is_ok())
     }
 
     /// The revision of the Skyhook with what the newest stored one leaves behind: the spec alone does not tell.
