@@ -289,6 +289,10 @@ async fn uninstall_cancel_and_fix_config() -> Result<()> {
 }
 
 /// Packages with and without the block side by side, and what stays on the host.
+#[expect(
+    clippy::too_many_lines,
+    reason = "each part begins with what the one before has left on the host"
+)]
 #[tokio::test(flavor = "multi_thread")]
 async fn uninstall_mixed_packages_and_downgrades() -> Result<()> {
     if !hosts_can_run("uninstall_mixed_packages_and_downgrades").await {
