@@ -70,7 +70,7 @@ spec:
     let given = text(manifest);
     for field in [
         "spec.interruptionBudget",
-        "spec.nodeSelectors",
+        "spec.nodeSelectors.matchExpressions[0].operator",
         "spec.packages[aa].version",
         "spec.packages[bb].image",
         "spec.packages[cc].resources",
