@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use k8s_openapi::api::core::v1::Node;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde::Serialize;
 use skyhook_crds::{InterruptionLease, Skyhook};
@@ -23,6 +23,25 @@ pub(crate) struct Facts {
     /// By node.
     pub(crate) leases: BTreeMap<String, InterruptionLease>,
     pub(crate) nodes: BTreeMap<String, Node>,
+}
+
+impl Facts {
+    fn new(
+        namespace: &str,
+        skyhooks: Vec<Skyhook>,
+        leases: Vec<InterruptionLease>,
+        nodes: Vec<Node>,
+    ) -> Self {
+        fn by_name<K: ResourceExt>(all: Vec<K>) -> BTreeMap<String, K> {
+            all.into_iter().map(|one| (one.name_any(), one)).collect()
+        }
+        Self {
+            namespace: namespace.to_owned(),
+            skyhooks: by_name(skyhooks),
+            leases: by_name(leases),
+            nodes: by_name(nodes),
+        }
+    }
 }
 
 /// Why something stands still, and what that comes from.
@@ -86,18 +105,12 @@ async fn facts(session: &Session<'_>) -> Result<Facts> {
         Err(error) => return Err(said(error)),
     };
     let nodes = list(&Api::<Node>::all(client), &all).await?;
-    Ok(Facts {
-        namespace: session.global.namespace.clone(),
-        skyhooks: skyhooks
-            .into_iter()
-            .map(|one| (one.name_any(), one))
-            .collect(),
-        leases: leases
-            .into_iter()
-            .map(|one| (one.name_any(), one))
-            .collect(),
-        nodes: nodes.into_iter().map(|one| (one.name_any(), one)).collect(),
-    })
+    Ok(Facts::new(
+        &session.global.namespace,
+        skyhooks,
+        leases,
+        nodes,
+    ))
 }
 
 /// Each finding, and below it, indented, what it comes from.

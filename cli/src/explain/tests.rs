@@ -20,18 +20,7 @@ fn node(name: &str, reasons: &[(&str, &str, &str, &str)]) -> Node {
 }
 
 fn facts(nodes: Vec<Node>, skyhooks: Vec<Skyhook>, leases: Vec<InterruptionLease>) -> Facts {
-    Facts {
-        namespace: "skyhook".to_owned(),
-        skyhooks: skyhooks
-            .into_iter()
-            .map(|one| (one.name_any(), one))
-            .collect(),
-        leases: leases
-            .into_iter()
-            .map(|one| (one.name_any(), one))
-            .collect(),
-        nodes: nodes.into_iter().map(|one| (one.name_any(), one)).collect(),
-    }
+    Facts::new("skyhook", skyhooks, leases, nodes)
 }
 
 fn skyhook(name: &str, reasons: &Value) -> Skyhook {
