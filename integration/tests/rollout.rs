@@ -198,35 +198,30 @@ async fn failures_say_what_and_where_and_since_when() -> Result<()> {
 }
 
 /// Waits until the Skyhook's status names `words` as the reason of a node that was started, and says since
-/// when. Returns that status and that Node, whose own record agrees.
+/// when. Returns that status and that Node, whose own record says the same: it is another write.
 async fn explained(cluster: &Cluster, name: &str, words: &[&str]) -> Result<(SkyhookStatus, Node)> {
-    let culprit = |skyhook: &Skyhook| {
-        let status = skyhook.status.as_ref()?;
-        let named = status
-            .node_reasons
-            .iter()
-            .find(|(_, reason)| words.iter().all(|word| reason.message.contains(word)));
+    let culprit = |status: &SkyhookStatus| {
+        let mut reasons = status.node_reasons.iter();
+        let named = reasons.find(|(_, reason)| words.iter().all(|word| reason.message.contains(word)));
         named.map(|(node, reason)| (node.clone(), reason.since.clone()))
     };
-    let what = format!("a node whose reason names {words:?}");
-    let found = wait_for(cluster.client(), name, &what, MINUTE, |one| {
-        culprit(one).is_some()
-    })
-    .await;
-    let skyhook = with_logs(cluster, found)?;
-    let (node, since) = culprit(&skyhook).context("it was waited for")?;
+    let (skyhooks, nodes) = (
+        Api::<Skyhook>::all(cluster.client()),
+        Api::<Node>::all(cluster.client()),
+    );
+    let found = eventually(MINUTE, async || {
+        let status = skyhooks.get(name).await?.status.context("no status")?;
+        let (node, since) = culprit(&status)
+            .with_context(|| format!("no reason with {words:?} in {:#?}", status.node_reasons))?;
+        let node = nodes.get(&node).await?;
+        let recorded = node.annotations().get(&names::status(name));
+        let shown = status.node_status.get(&node.name_any());
+        let (recorded, shown) = (recorded.map(String::as_str), shown.map(|one| one.as_str()));
+        ensure!(recorded == shown, "the Node says {recorded:?}, the Skyhook {shown:?}");
+        Ok((status, node, since))
+    });
+    let (status, node, since) = with_logs(cluster, found.await)?;
     since.parse::<jiff::Timestamp>().context(since)?;
-    let status = skyhook.status.context("it was waited for")?;
-    let node = Api::<Node>::all(cluster.client()).get(&node).await?;
-    let recorded = node
-        .annotations()
-        .get(&names::status(name))
-        .map(String::as_str);
-    let shown = status
-        .node_status
-        .get(&node.name_any())
-        .map(|status| status.as_str());
-    assert_eq!(recorded, shown);
     Ok((status, node))
 }
 

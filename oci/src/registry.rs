@@ -93,7 +93,7 @@ impl Session {
         let mut hosts: Vec<Server> = Vec::new();
         let mut problems = credentials.problems(&name);
         for endpoint in hosts::endpoints(registry, settings, insecure)? {
-            let client = transport::client(&endpoint, net)?;
+            let (client, wants_certificate) = transport::client(&endpoint, net)?;
             let repository = endpoint.repository(reference.repository());
             let there = format!("{}/{repository}", endpoint.authority);
             let mut logins = match endpoint.is_origin {
@@ -117,6 +117,7 @@ impl Session {
                 headers,
                 access: std::sync::Mutex::default(),
                 speaks_tls,
+                wants_certificate,
             });
         }
         problems.extend(settings.problems.iter().cloned());
@@ -430,6 +431,7 @@ async fn body(
                 return Err(RegistryError::Http {
                     what,
                     host,
+                    wants_certificate: false,
                     source: source.without_url(),
                 });
             }

@@ -62,6 +62,8 @@ metadata: {{name: late, namespace: default}}
 spec:
   nodeSelector: {{kubernetes.io/hostname: {NEW}}}
   restartPolicy: Never
+  # A drain for another Skyhook leaves it alone.
+  tolerations: [{{key: node.kubernetes.io/unschedulable, operator: Exists}}]
   terminationGracePeriodSeconds: 1
   containers:
     - name: late

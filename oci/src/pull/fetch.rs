@@ -325,6 +325,7 @@ impl Blob {
                     let error = RegistryError::Http {
                         what: what(),
                         host,
+                        wants_certificate: false,
                         source,
                     };
                     return resume(error, sink);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use reqwest::StatusCode;
 
 use super::verify::advice;
-use crate::chain;
 use crate::config::RetryClass;
 use crate::digest::Mismatch;
 use crate::hosts::HostsError;
@@ -21,10 +20,13 @@ pub enum RegistryError {
     Hosts(#[from] HostsError),
     #[error("{} has no usable certificate or key: {reason}", path.display())]
     Certificate { path: PathBuf, reason: String },
-    #[error("{what} from {host}{}", hint(source))]
+    /// `wants_certificate`: the server asked for a client certificate, and there was none for it. It closes the
+    /// connection then, and whether its reason arrives is a matter of chance.
+    #[error("{what} from {host}{}", certificate_hint(*wants_certificate))]
     Http {
         what: String,
         host: String,
+        wants_certificate: bool,
         source: reqwest::Error,
     },
     #[error("{what} from {host}: {reason}")]
@@ -110,6 +112,7 @@ impl RegistryError {
             None => Self::Http {
                 what,
                 host,
+                wants_certificate: false,
                 source: source.without_url(),
             },
         }
@@ -167,12 +170,10 @@ impl RegistryError {
     }
 }
 
-/// What an error of the HTTP client may mean, if its text does not tell. In HTTP/2 the reason of a closed connection is
-/// lost.
-fn hint(error: &reqwest::Error) -> &'static str {
-    match chain(error).ends_with("connection closed") {
+fn certificate_hint(wants_certificate: bool) -> &'static str {
+    match wants_certificate {
         true => {
-            " (it closed the connection: if it wants a client certificate, name one in the registry's hosts.toml)"
+            " (it wants a client certificate: name one that it accepts in the registry's hosts.toml)"
         }
         false => "",
     }

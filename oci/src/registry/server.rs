@@ -27,6 +27,8 @@ pub(super) struct Server {
     /// Whether the server has spoken TLS in this session, even with a certificate that is not trusted. Its plain form
     /// shares this.
     pub(super) speaks_tls: Arc<AtomicBool>,
+    /// Whether it has asked for a client certificate, and there was none for it.
+    pub(super) wants_certificate: Arc<AtomicBool>,
 }
 
 /// What a server has said about authentication.
@@ -81,7 +83,16 @@ impl Server {
         }
         let host = url.host_str().unwrap_or_default();
         let answer = request.send().await;
-        let answer = answer.map_err(|source| RegistryError::of_request(ask.what, host, source));
+        let answer = answer.map_err(|source| {
+            let mut error = RegistryError::of_request(ask.what, host, source);
+            if let RegistryError::Http {
+                wants_certificate, ..
+            } = &mut error
+            {
+                *wants_certificate = self.wants_certificate.load(Ordering::Relaxed);
+            }
+            error
+        });
         let is_unreachable = matches!(answer, Err(RegistryError::Http { .. }));
         if url.scheme() == "https" && url.origin() == self.endpoint.base.origin() && !is_unreachable
         {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Proxy};
@@ -24,12 +25,17 @@ const HTTP2_STREAM_WINDOW: u32 = 1 << 20;
 const HTTP2_CONNECTION_WINDOW: u32 = 4 << 20;
 const HTTP2_FRAME: u32 = 256 << 10;
 
-/// A client for one endpoint. The paths of its certificates are paths in `files`.
-pub(super) fn client(endpoint: &Endpoint, net: &Net<'_>) -> Result<Client, RegistryError> {
+/// A client for one endpoint, and whether the server has asked for a client certificate that the client does not have.
+/// The paths of its certificates are paths in `files`.
+pub(super) fn client(
+    endpoint: &Endpoint,
+    net: &Net<'_>,
+) -> Result<(Client, Arc<AtomicBool>), RegistryError> {
     let uses_tls = endpoint.base.scheme() == "https";
-    let tls = tls(&endpoint.settings, net, uses_tls)?;
+    let lacking = Arc::default();
+    let tls = tls(&endpoint.settings, net, uses_tls, &lacking)?;
     let proxies = net.proxies.clone();
-    Client::builder()
+    let client = Client::builder()
         .tls_backend_preconfigured(tls)
         .user_agent(concat!("skyhook/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::none())
@@ -42,7 +48,8 @@ pub(super) fn client(endpoint: &Endpoint, net: &Net<'_>) -> Result<Client, Regis
         .http2_max_frame_size(HTTP2_FRAME)
         .proxy(Proxy::custom(move |url| proxies.for_url(url)))
         .build()
-        .map_err(RegistryError::Client)
+        .map_err(RegistryError::Client)?;
+    Ok((client, lacking))
 }
 
 pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> {
@@ -60,8 +67,13 @@ pub(super) fn headers(settings: &HostSettings) -> Result<HeaderMap, HostsError> 
 }
 
 /// The settings of TLS. The server chooses HTTP/2 if it speaks it.
-fn tls(settings: &HostSettings, net: &Net<'_>, used: bool) -> Result<ClientConfig, RegistryError> {
-    let mut config = authenticated_tls(settings, net, used)?;
+fn tls(
+    settings: &HostSettings,
+    net: &Net<'_>,
+    used: bool,
+    lacking: &Arc<AtomicBool>,
+) -> Result<ClientConfig, RegistryError> {
+    let mut config = authenticated_tls(settings, net, used, lacking)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
@@ -70,6 +82,7 @@ fn authenticated_tls(
     settings: &HostSettings,
     net: &Net<'_>,
     used: bool,
+    lacking: &Arc<AtomicBool>,
 ) -> Result<ClientConfig, RegistryError> {
     let files = net.files;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -86,10 +99,7 @@ fn authenticated_tls(
         };
         builder.with_custom_certificate_verifier(Arc::new(server))
     };
-    if settings.client.is_empty() {
-        return Ok(builder.with_no_client_auth());
-    }
-    let clients = settings
+    let pairs = settings
         .client
         .iter()
         .map(|(certificate, key)| {
@@ -102,30 +112,38 @@ fn authenticated_tls(
             Ok(Arc::new(pair))
         })
         .collect::<Result<_, RegistryError>>()?;
-    Ok(builder.with_client_cert_resolver(Arc::new(Clients(clients))))
+    let lacking = Arc::clone(lacking);
+    Ok(builder.with_client_cert_resolver(Arc::new(Clients { pairs, lacking })))
 }
 
 /// The client certificates of a registry. The server says which issuers it accepts.
 #[derive(Debug)]
-struct Clients(Vec<Arc<CertifiedKey>>);
+struct Clients {
+    pairs: Vec<Arc<CertifiedKey>>,
+    /// Becomes true when the server asks and there is none for it.
+    lacking: Arc<AtomicBool>,
+}
 
 impl ResolvesClientCert for Clients {
     /// The first certificate with an issuer that the server accepts. If there is none, the first one that the server
     /// can check: an intermediate authority may connect it with an accepted one.
     fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let mut usable = self
-            .0
+            .pairs
             .iter()
             .filter(|it| it.key.choose_scheme(schemes).is_some());
-        usable
+        let chosen = usable
             .clone()
             .find(|it| it.cert.iter().any(|one| is_issued_by(one, issuers)))
-            .or_else(|| usable.next())
-            .cloned()
+            .or_else(|| usable.next());
+        if chosen.is_none() {
+            self.lacking.store(true, Ordering::Relaxed);
+        }
+        chosen.cloned()
     }
 
     fn has_certs(&self) -> bool {
-        !self.0.is_empty()
+        !self.pairs.is_empty()
     }
 }
 
