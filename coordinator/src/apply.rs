@@ -37,7 +37,7 @@ pub enum ApplyError {
     OtherLease { node: String },
     #[error("no open batch has node {node}")]
     NotInBatch { node: String },
-    #[error("the Skyhook that owns rolloutstate {name} is there")]
+    #[error("the Skyhook that {name} was written for is there")]
     Owned { name: String },
 }
 
@@ -165,13 +165,28 @@ impl Applier {
                 number,
                 data,
             } => {
-                let owner = owner::<Skyhook>(skyhook, skyhook_uid, Some(true));
-                self.create_revision(name, owner, *number, data).await
+                let of = (skyhook.as_str(), skyhook_uid.as_str());
+                self.create_revision(name, of, *number, data).await
             }
             Effect::RenumberRevision { name, at, number } => {
                 self.renumber_revision(name, at, *number).await
             }
-            Effect::PruneRevision { name, at } => self.prune_revision(name, at).await,
+            Effect::DisownRevision {
+                name,
+                at,
+                skyhook_uid,
+            } => self.disown_revision(name, at, skyhook_uid).await,
+            Effect::PruneRevision {
+                name,
+                at,
+                skyhook,
+                not_of,
+            } => {
+                if let Some(owner) = not_of {
+                    self.check_gone(skyhook, owner, name).await?;
+                }
+                self.prune_revision(name, at).await
+            }
             Effect::PatchNode {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::rbac::v1::Role;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt as _};
@@ -51,7 +52,7 @@ pub async fn run(client: Client, settings: &Settings, args: &CleanupArgs) -> any
     let (ready, _) = watch::channel(false);
     let coordinating = run::run(client.clone(), &settings, stopped, ready);
     tokio::pin!(coordinating);
-    let cleaning = clean(&client, args.timeout);
+    let cleaning = clean(&client, &settings.namespace, args.timeout);
     tokio::pin!(cleaning);
     let cleaned = tokio::select! {
         cleaned = &mut cleaning => cleaned,
@@ -83,7 +84,7 @@ async fn finish(
     cleaned
 }
 
-async fn clean(client: &Client, timeout: Duration) -> anyhow::Result<()> {
+async fn clean(client: &Client, namespace: &str, timeout: Duration) -> anyhow::Result<()> {
     let started = Instant::now();
     let policies: Api<WirePolicy> = Api::all(client.clone());
     let skyhooks: Api<WireSkyhook> = Api::all(client.clone());
@@ -122,6 +123,9 @@ async fn clean(client: &Client, timeout: Duration) -> anyhow::Result<()> {
     delete_all(&policies)
         .await
         .context("delete DeploymentPolicies")?;
+    delete_revisions(client, namespace)
+        .await
+        .context("delete ControllerRevisions")?;
     tracing::info!(took = ?started.elapsed(), "no Skyhook and no lease is left");
     Ok(())
 }
@@ -156,6 +160,17 @@ where
                     .await,
             )?;
         }
+    }
+    Ok(())
+}
+
+/// Deletes the revisions that outlived their Skyhooks because Nodes name them.
+async fn delete_revisions(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(names::REVISION_OF);
+    for revision in revisions.list(&ours).await? {
+        let name = revision.name_any();
+        forgive(revisions.delete(&name, &DeleteParams::default()).await)?;
     }
     Ok(())
 }

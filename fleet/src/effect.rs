@@ -76,9 +76,19 @@ pub enum Effect {
         at: AsOf,
         number: i64,
     },
+    /// Takes the owner references off a revision, so that it outlives its Skyhook.
+    DisownRevision {
+        name: String,
+        at: AsOf,
+        skyhook_uid: String,
+    },
     PruneRevision {
         name: String,
         at: AsOf,
+        skyhook: String,
+        /// UID of the Skyhook that a revision was written for which no longer exists. The revision stays if a GET shows that
+        /// this Skyhook exists.
+        not_of: Option<String>,
     },
     /// Creates the lease of a node, which takes a slot of the budget.
     ReserveLease {
@@ -216,6 +226,7 @@ impl Effect {
             | Self::WriteSkyhookStatus { name, .. } => Target::Skyhook(name.clone()),
             Self::CreateRevision { name, .. }
             | Self::RenumberRevision { name, .. }
+            | Self::DisownRevision { name, .. }
             | Self::PruneRevision { name, .. } => Target::Revision(name.clone()),
             Self::WriteRollout { name, .. } | Self::DeleteRollout { name, .. } => {
                 Target::Rollout(name.clone())
@@ -245,6 +256,7 @@ impl Effect {
             | Self::ReleaseSkyhook { at, .. }
             | Self::WriteSkyhookStatus { at, .. }
             | Self::RenumberRevision { at, .. }
+            | Self::DisownRevision { at, .. }
             | Self::PruneRevision { at, .. }
             | Self::DeleteRollout { at, .. }
             | Self::GrantLease { at, .. }
@@ -278,6 +290,7 @@ impl Effect {
             | Self::WriteSkyhookStatus { .. }
             | Self::CreateRevision { .. }
             | Self::RenumberRevision { .. }
+            | Self::DisownRevision { .. }
             | Self::PruneRevision { .. }
             | Self::WriteRollout { .. }
             | Self::DeleteRollout { .. }
@@ -302,6 +315,7 @@ impl Effect {
             Self::WriteSkyhookStatus { .. } => "WriteSkyhookStatus",
             Self::CreateRevision { .. } => "CreateRevision",
             Self::RenumberRevision { .. } => "RenumberRevision",
+            Self::DisownRevision { .. } => "DisownRevision",
             Self::PruneRevision { .. } => "PruneRevision",
             Self::WriteRollout { .. } => "WriteRollout",
             Self::DeleteRollout { .. } => "DeleteRollout",

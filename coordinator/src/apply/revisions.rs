@@ -1,7 +1,9 @@
 //! Writes of revisions.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::api::{Api, Patch};
 use kube::core::Request;
@@ -11,6 +13,7 @@ use skyhook_crds::revision::RevisionData;
 
 use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post};
 use skyhook_fleet::effect::AsOf;
+use skyhook_fleet::facts::RevisionFact;
 use skyhook_fleet::index::Change;
 
 impl Applier {
@@ -21,15 +24,15 @@ impl Applier {
     pub(super) async fn create_revision(
         &self,
         name: &str,
-        owner: OwnerReference,
+        (skyhook, skyhook_uid): (&str, &str),
         number: i64,
         data: &RevisionData,
     ) -> Result<Option<Change>, ApplyError> {
         let revision = ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
-                labels: Some([(names::REVISION_OF.to_owned(), owner.name.clone())].into()),
-                owner_references: Some(vec![owner]),
+                labels: Some([(names::REVISION_OF.to_owned(), skyhook.to_owned())].into()),
+                annotations: Some(owner(skyhook_uid)),
                 ..ObjectMeta::default()
             },
             data: serde_json::to_value(data).ok().map(RawExtension),
@@ -68,18 +71,13 @@ impl Applier {
         &self,
         wanted: ControllerRevision,
     ) -> Result<Option<ControllerRevision>, kube::Error> {
-        let name = wanted.metadata.name.unwrap_or_default();
+        let name = wanted.metadata.name.clone().unwrap_or_default();
         let Some(there) = self.revisions().get_opt(&name).await? else {
             return Ok(None);
         };
-        let owner = |owners: &Option<Vec<OwnerReference>>| {
-            let first = owners.as_ref().and_then(|owners| owners.first());
-            first.map(|owner| owner.uid.clone())
-        };
-        let owners = &there.metadata.owner_references;
-        let ours =
-            there.data == wanted.data && owner(owners) == owner(&wanted.metadata.owner_references);
-        if !ours {
+        let labels = wanted.metadata.labels.clone();
+        let owner = RevisionFact::new(there.clone()).owner;
+        if there.data != wanted.data || owner != RevisionFact::new(wanted).owner {
             return Ok(None);
         }
         let at = AsOf {
@@ -87,7 +85,7 @@ impl Applier {
             resource_version: there.metadata.resource_version.unwrap_or_default(),
         };
         let mut metadata = guard(&at);
-        metadata["labels"] = json!(wanted.metadata.labels);
+        metadata["labels"] = json!(labels);
         let body = json!({ "metadata": metadata });
         let api = self.revisions();
         let mended = api.patch(&name, &manager(), &Patch::Merge(&body)).await?;
@@ -110,6 +108,24 @@ impl Applier {
         Ok(Some(Change::Revision(Box::new(written))))
     }
 
+    /// Notes the owner of a revision in an annotation, in place of its owner references.
+    pub(super) async fn disown_revision(
+        &self,
+        name: &str,
+        at: &AsOf,
+        skyhook_uid: &str,
+    ) -> Result<Option<Change>, ApplyError> {
+        let mut metadata = guard(at);
+        metadata["annotations"] = json!(owner(skyhook_uid));
+        metadata["ownerReferences"] = json!(null);
+        let body = json!({ "metadata": metadata });
+        let api = self.revisions();
+        let written = api.patch(name, &manager(), &Patch::Merge(&body)).await;
+        let written =
+            written.map_err(|source| failed("patch", "controllerrevision", name, source))?;
+        Ok(Some(Change::Revision(Box::new(written))))
+    }
+
     pub(super) async fn prune_revision(
         &self,
         name: &str,
@@ -119,6 +135,11 @@ impl Applier {
         deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
         Ok(Some(Change::RevisionGone(name.to_owned())))
     }
+}
+
+/// The annotation of a revision that names its Skyhook.
+fn owner(skyhook_uid: &str) -> BTreeMap<String, String> {
+    [(names::REVISION_OWNER.to_owned(), skyhook_uid.to_owned())].into()
 }
 
 /// JSON in which the characters that Go escapes are escapes. These characters are in strings alone.

@@ -83,18 +83,29 @@ impl Applier {
         not_of: Option<&str>,
     ) -> Result<Option<Change>, ApplyError> {
         if let Some(owner) = not_of {
-            let api: Api<WireSkyhook> = Api::all(self.client.clone());
-            let live = api.get_opt(name).await;
-            let live = live.map_err(|source| failed("get", "skyhook", name, source))?;
-            if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(owner)) {
-                return Err(ApplyError::Owned {
-                    name: name.to_owned(),
-                });
-            }
+            self.check_gone(name, owner, name).await?;
         }
         let deleted = self.rollouts().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "rolloutstate", name, source))?;
         Ok(None)
+    }
+
+    /// Checks with a GET that the Skyhook with the UID `uid`, for which the object `object` was written, does not exist.
+    pub(super) async fn check_gone(
+        &self,
+        skyhook: &str,
+        uid: &str,
+        object: &str,
+    ) -> Result<(), ApplyError> {
+        let api: Api<WireSkyhook> = Api::all(self.client.clone());
+        let live = api.get_opt(skyhook).await;
+        let live = live.map_err(|source| failed("get", "skyhook", skyhook, source))?;
+        if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid)) {
+            return Err(ApplyError::Owned {
+                name: object.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Checks with a GET that the stored state lets the node be worked on in its batch.

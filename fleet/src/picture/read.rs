@@ -93,7 +93,9 @@ pub(super) fn revision_differs(held: &RevisionFact, new: &RevisionFact) -> bool 
         uid,
         resource_version,
         // Objects with the same UID and resource version are equal.
+        skyhook: _,
         owner: _,
+        goes_with_owner: _,
         number: _,
         data: _,
     } = new;

@@ -30,12 +30,12 @@ impl Picture {
     }
 
     /// Names of the packages that stay on hosts although the Skyhook's spec may not have them any more: when the spec still
-    /// had them, their `uninstall.enabled` was false. The newest stored revision tells this, and the spec that is held, which
-    /// may not be stored yet.
+    /// had them, their `uninstall.enabled` was false. The newest stored revision tells this, which may be one of an earlier
+    /// Skyhook of this name, and the spec that is held, which may not be stored yet.
     pub(super) fn left_behind(&self, skyhook: &SkyhookFact) -> BTreeSet<String> {
-        let owned = self.revisions.values();
-        let owned = owned.filter(|revision| revision.owner == skyhook.uid);
-        let newest = owned.max_by_key(|revision| (revision.number, &revision.name));
+        let all = self.revisions.values();
+        let all = all.filter(|revision| revision.skyhook == skyhook.name);
+        let newest = all.max_by_key(|revision| (revision.number, &revision.name));
         let stored = newest.and_then(|revision| revision.data.as_deref());
         let held = self.skyhooks.get(&skyhook.name);
         let held = held.filter(|held| held.uid == skyhook.uid);
@@ -60,9 +60,8 @@ impl Picture {
 
     /// Does the same for the Skyhook of a revision that came.
     fn leave_behind(&mut self, revision: &str) {
-        let owner = self.revisions.get(revision).map(|one| &one.owner);
-        let mut skyhooks = self.skyhooks.values();
-        let Some(skyhook) = skyhooks.find(|one| Some(&one.uid) == owner) else {
+        let revision = self.revisions.get(revision);
+        let Some(skyhook) = revision.and_then(|one| self.skyhooks.get(&one.skyhook)) else {
             return;
         };
         let (name, names) = (skyhook.name.clone(), self.left_behind(skyhook));

@@ -1,5 +1,5 @@
-//! Our finalizer on Skyhooks. It is added to every Skyhook, and removed from a deleted Skyhook that has no lease, no cordon
-//! and no taint left.
+//! Our finalizer on Skyhooks. It is added to every Skyhook, and removed from a deleted Skyhook that has no lease, no cordon,
+//! no taint and no revision left that would go with it.
 
 use skyhook_crds::names;
 
@@ -35,7 +35,8 @@ pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut D
     }
 }
 
-/// True when no lease, no cordon and no taint of the Skyhook is left.
+/// True when no lease, no cordon and no taint of the Skyhook is left, and no revision
+/// that would go with it.
 fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
     let mut leases = view.picture.leases().values();
     let lease = leases.any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
@@ -45,5 +46,8 @@ fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
         .any(|(_, spec)| spec.skyhook.uid == skyhook.uid);
     let mut nodes = view.picture.nodes().values();
     let cordon = nodes.any(|node| node.cordon.owners.contains_key(&skyhook.name));
-    !lease && !creating && !cordon && taint::left(view, skyhook).next().is_none()
+    let mut revisions = view.picture.revisions().values();
+    let revision = revisions.any(|one| one.goes_with_owner && one.owner == skyhook.uid);
+    let left = lease || creating || cordon || revision;
+    !left && taint::left(view, skyhook).next().is_none()
 }

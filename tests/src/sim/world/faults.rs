@@ -8,7 +8,7 @@ use skyhook_crds::names;
 use super::ending::Affliction;
 use super::host::Machine;
 use super::setup::{NAMES, ROLLOUT_PATH};
-use super::{Event, LEASES, NODES, PODS, REVISIONS, ROLLOUTS, SKYHOOKS, World};
+use super::{Event, LEASES, NODES, PODS, ROLLOUTS, SKYHOOKS, World};
 use crate::sim::agent::Core;
 use crate::sim::api::{Request, Response};
 use crate::sim::rng::Rng;
@@ -435,7 +435,6 @@ impl<C: Core> World<'_, C> {
                 LEASES,
                 "/apis/skyhook.nvidia.com/v1alpha1/interruptionleases",
             ),
-            (SKYHOOKS, REVISIONS, "/apis/apps/v1/namespaces"),
             (SKYHOOKS, ROLLOUTS, ROLLOUT_PATH),
         ] {
             let orphans: Vec<(String, Value)> = self
@@ -443,7 +442,9 @@ impl<C: Core> World<'_, C> {
                 .list(dependent)
                 .filter(|(_, object)| {
                     let reference = &object["metadata"]["ownerReferences"][0];
-                    let name = reference["name"].as_str().unwrap_or_default();
+                    let Some(name) = reference["name"].as_str() else {
+                        return false;
+                    };
                     self.api
                         .get(owner, name)
                         .is_none_or(|o| o["metadata"]["uid"] != reference["uid"])

@@ -290,8 +290,8 @@ impl<C: Core> World<'_, C> {
     fn newest(&self, skyhook: &SkyhookFact, data: &RevisionData) -> RevisionData {
         let owned = self.api.list(REVISIONS).map(|(_, object)| object);
         let owned = owned.filter(|object| {
-            let owner = &object["metadata"]["ownerReferences"][0]["uid"];
-            *owner == *skyhook.uid
+            let of = &object["metadata"]["labels"][names::REVISION_OF];
+            *of == *skyhook.name
         });
         let newest = owned.max_by_key(|object| object["revision"].as_i64());
         let left = newest.map(|object| object["data"]["leftBehind"].clone());
