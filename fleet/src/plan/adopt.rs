@@ -1,11 +1,11 @@
 //! Our finalizer on Skyhooks. It is added to every Skyhook, and removed from a deleted Skyhook that has no lease, no cordon,
-//! no taint and no revision left that would go with it.
+//! no taint and no revision left that would go with it, and of which no Node says anything but what is on the host.
 
 use skyhook_crds::names;
 
-use super::{Draft, View, taint, version};
+use super::{Draft, View, leftovers, taint, version};
 use crate::effect::Effect;
-use crate::facts::SkyhookFact;
+use crate::facts::{NodeFact, SkyhookFact};
 
 /// Adds our finalizer to Skyhooks, and removes it from those that are being deleted.
 pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft<'_>) {
@@ -35,8 +35,17 @@ pub(super) fn skyhooks(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut D
     }
 }
 
-/// True when no lease, no cordon and no taint of the Skyhook is left, and no revision
-/// that would go with it.
+/// The Nodes that still say something about a Skyhook that is being deleted.
+pub(super) fn unclean<'a>(
+    view: &View<'a>,
+    skyhook: &'a SkyhookFact,
+) -> impl Iterator<Item = &'a NodeFact> {
+    let nodes = view.picture.nodes().values();
+    nodes.filter(|node| !leftovers::clean(node, &skyhook.name).is_empty())
+}
+
+/// True when no lease, no cordon and no taint of the Skyhook is left, no revision that would go with it, and every Node is
+/// clean.
 fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
     let mut leases = view.picture.leases().values();
     let lease = leases.any(|lease| lease.skyhook_uid() == Some(skyhook.uid.as_str()));
@@ -49,5 +58,5 @@ fn nothing_left(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
     let mut revisions = view.picture.revisions().values();
     let revision = revisions.any(|one| one.goes_with_owner && one.owner == skyhook.uid);
     let left = lease || creating || cordon || revision;
-    !left && taint::left(view, skyhook).next().is_none()
+    !left && taint::left(view, skyhook).next().is_none() && unclean(view, skyhook).next().is_none()
 }
