@@ -8,6 +8,7 @@ mod pods;
 mod revisions;
 mod rollouts;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -406,6 +407,11 @@ fn owner<K: kube::Resource<DynamicType = ()>>(
         controller,
         block_owner_deletion: None,
     }
+}
+
+/// The annotation with the Skyhook that an object was written for, in place of an owner reference.
+fn written_for(skyhook_uid: &str) -> BTreeMap<String, String> {
+    [(names::WRITTEN_FOR.to_owned(), skyhook_uid.to_owned())].into()
 }
 
 fn post() -> PostParams {

@@ -71,11 +71,7 @@ pub enum Effect {
         data: Box<RevisionData>,
     },
     /// A revision that is used again becomes the newest.
-    RenumberRevision {
-        name: String,
-        at: AsOf,
-        number: i64,
-    },
+    RenumberRevision { name: String, at: AsOf, number: i64 },
     /// Takes the owner references off a revision, so that it outlives its Skyhook.
     DisownRevision {
         name: String,
@@ -123,10 +119,7 @@ pub enum Effect {
         why: Withdrawal,
     },
     /// Deletes a lease whose result is recorded on the Node, or that an administrator releases by force.
-    ReleaseLease {
-        node: String,
-        at: AsOf,
-    },
+    ReleaseLease { node: String, at: AsOf },
     /// Deletes a lease whose Node no longer exists. A GET right before the write must show that no Node has that UID.
     ReleaseLeaseOfGoneNode {
         node: String,
@@ -135,14 +128,13 @@ pub enum Effect {
     },
     /// Deletes a lease without its result: its Skyhook is deleted or disabled, and its agent did not stop in time or
     /// its node did not come back. So neither can block the deletion of a Skyhook.
-    AbandonLease {
-        node: String,
-        at: AsOf,
-    },
+    AbandonLease { node: String, at: AsOf },
     /// Creates the state of a Skyhook's roll-out, or replaces it.
     WriteRollout {
         name: String,
         skyhook_uid: String,
+        /// An owner reference names the Skyhook. Not while it is being deleted: the garbage collector may be faster.
+        goes_with_owner: bool,
         /// `None` to create it.
         at: Option<AsOf>,
         spec: Box<RolloutStateSpec>,

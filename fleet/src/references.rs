@@ -40,9 +40,7 @@ impl References {
         for revision in names
             .into_iter()
             .filter_map(|name| index.picture.revisions().get(name))
-            .filter(|revision| {
-                index.picture.skyhooks().contains_key(&revision.skyhook)
-            })
+            .filter(|revision| index.picture.skyhooks().contains_key(&revision.skyhook))
         {
             if let Some(data) = &revision.data {
                 all.take(data);

@@ -1,7 +1,5 @@
 //! Writes of revisions.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
@@ -11,7 +9,7 @@ use serde_json::json;
 use skyhook_crds::names;
 use skyhook_crds::revision::RevisionData;
 
-use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post};
+use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post, written_for};
 use skyhook_fleet::effect::AsOf;
 use skyhook_fleet::facts::RevisionFact;
 use skyhook_fleet::index::Change;
@@ -32,7 +30,7 @@ impl Applier {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 labels: Some([(names::REVISION_OF.to_owned(), skyhook.to_owned())].into()),
-                annotations: Some(owner(skyhook_uid)),
+                annotations: Some(written_for(skyhook_uid)),
                 ..ObjectMeta::default()
             },
             data: serde_json::to_value(data).ok().map(RawExtension),
@@ -116,7 +114,7 @@ impl Applier {
         skyhook_uid: &str,
     ) -> Result<Option<Change>, ApplyError> {
         let mut metadata = guard(at);
-        metadata["annotations"] = json!(owner(skyhook_uid));
+        metadata["annotations"] = json!(written_for(skyhook_uid));
         metadata["ownerReferences"] = json!(null);
         let body = json!({ "metadata": metadata });
         let api = self.revisions();
@@ -135,11 +133,6 @@ impl Applier {
         deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
         Ok(Some(Change::RevisionGone(name.to_owned())))
     }
-}
-
-/// The annotation of a revision that names its Skyhook.
-fn owner(skyhook_uid: &str) -> BTreeMap<String, String> {
-    [(names::REVISION_OWNER.to_owned(), skyhook_uid.to_owned())].into()
 }
 
 /// JSON in which the characters that Go escapes are escapes. These characters are in strings alone.

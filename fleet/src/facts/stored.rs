@@ -43,7 +43,7 @@ impl RevisionFact {
             uid: metadata.uid.unwrap_or_default(),
             resource_version: metadata.resource_version.unwrap_or_default(),
             skyhook: labels.remove(names::REVISION_OF).unwrap_or(skyhook),
-            owner: annotations.remove(names::REVISION_OWNER).unwrap_or(uid),
+            owner: annotations.remove(names::WRITTEN_FOR).unwrap_or(uid),
             goes_with_owner,
             number: object.revision,
             data: object
@@ -88,8 +88,10 @@ pub struct RolloutFact {
     pub name: String,
     pub uid: String,
     pub resource_version: String,
-    /// UID of the Skyhook that owns it.
+    /// UID of the Skyhook that it is about.
     pub owner: String,
+    /// An owner reference names the Skyhook: the state goes with it.
+    pub goes_with_owner: bool,
     /// The state, or why it cannot be used: a newer version wrote it, or it cannot be read. It is not written over then.
     pub spec: Result<Arc<RolloutStateSpec>, String>,
 }
@@ -100,6 +102,8 @@ impl RolloutFact {
     pub fn new(object: WireRollout) -> Self {
         let owners = object.metadata.owner_references.unwrap_or_default();
         let owner = owners.into_iter().find(|owner| owner.kind == "Skyhook");
+        let mut annotations = object.metadata.annotations.unwrap_or_default();
+        let written_for = annotations.remove(names::WRITTEN_FOR);
         let format = object
             .spec
             .get("format")
@@ -117,7 +121,11 @@ impl RolloutFact {
             name: object.metadata.name.unwrap_or_default(),
             uid: object.metadata.uid.unwrap_or_default(),
             resource_version: object.metadata.resource_version.unwrap_or_default(),
-            owner: owner.map(|owner| owner.uid).unwrap_or_default(),
+            goes_with_owner: owner.is_some(),
+            owner: owner
+                .map(|owner| owner.uid)
+                .or(written_for)
+                .unwrap_or_default(),
             spec,
         }
     }

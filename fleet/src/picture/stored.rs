@@ -20,6 +20,7 @@ impl Picture {
         if decides && differs {
             self.revisions_changed = self.ids.tick();
             self.leave_behind(&name);
+            self.survey_of(&name);
         }
         Changed::Came {
             target: Target::Revision(name),
@@ -74,11 +75,23 @@ impl Picture {
         }
     }
 
+    /// What a lease may have done to its node depends on its revision.
+    fn survey_of(&mut self, revision: &str) {
+        let revision = self.revisions.get(revision);
+        if let Some(skyhook) = revision.map(|one| one.skyhook.clone()) {
+            self.survey_all(&skyhook);
+        }
+    }
+
     pub(crate) fn revision_gone(&mut self, name: &str) -> Changed {
         self.revisions_changed = self.ids.tick();
+        let gone = self.revisions.remove(name);
+        if let Some(revision) = &gone {
+            self.survey_all(&revision.skyhook);
+        }
         Changed::Gone {
             target: Target::Revision(name.to_owned()),
-            was_there: self.revisions.remove(name).is_some(),
+            was_there: gone.is_some(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::cause::Cause;
 use super::scan::{Order, Row};
 use super::{Draft, View, drain};
 use crate::effect::NodePatch;
-use crate::facts::{NodeFact, Record};
+use crate::facts::{Goal, NodeFact, Record};
 use skyhook_crds::installed::StateProblem;
 use skyhook_crds::names;
 
@@ -60,9 +60,7 @@ pub(super) fn clean(node: &NodeFact, skyhook: &str) -> NodePatch {
     let mut patch = NodePatch::default().forget(skyhook);
     let keeps = stays_behind(node.record(skyhook));
     let goes = |key: &str| {
-        named(key).is_some_and(|(kind, of)| {
-            of == skyhook && !(keeps && OF_RECORD.contains(&kind))
-        })
+        named(key).is_some_and(|(kind, of)| of == skyhook && !(keeps && OF_RECORD.contains(&kind)))
     };
     let annotations = node.annotations.keys().filter(|key| goes(key));
     patch
@@ -110,7 +108,10 @@ pub(super) fn sweep(
         let cell = &cache.nodes[id.index()];
         let row = |number: u32| known.get(number as usize).copied().flatten();
         let unleased = || cell.told.iter().copied().filter(|n| !is_leased(cell, *n));
-        let is_deleted = |number: &u32| row(*number).is_none_or(|row| row.skyhook.deleting);
+        let is_deleted = |number: &u32| {
+            let row = row(*number);
+            row.is_none_or(|row| row.skyhook.goal() == Goal::Nothing)
+        };
         let deleted: Vec<u32> = unleased().filter(is_deleted).collect();
         let is_left = |number: &u32| row(*number).is_some_and(|row| row.is_not_for(*id));
         let left: Vec<u32> = unleased().filter(is_left).collect();

@@ -10,7 +10,7 @@ use super::cache::Cache;
 use super::scan::Order;
 use super::{Draft, View, version};
 use crate::effect::Effect;
-use crate::facts::{RevisionFact, SkyhookFact};
+use crate::facts::{Goal, RevisionFact, SkyhookFact};
 
 /// How many revisions of a Skyhook are kept: the current one, and the newest of those that nothing refers to. Revisions
 /// that something refers to are kept in addition.
@@ -21,7 +21,8 @@ pub(super) fn keep(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft
     for skyhook in skyhooks {
         if skyhook.deleting {
             disown(view, skyhook, draft);
-        } else {
+        }
+        if skyhook.goal() != Goal::Nothing {
             current(view, skyhook, draft);
         }
     }
@@ -30,7 +31,8 @@ pub(super) fn keep(view: &View<'_>, skyhooks: &[&SkyhookFact], draft: &mut Draft
 /// Takes the owner references, which earlier versions wrote, off the revisions of a Skyhook that is being deleted.
 fn disown(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
     let revisions = view.picture.revisions().values();
-    let owned = |revision: &&RevisionFact| revision.goes_with_owner && revision.owner == skyhook.uid;
+    let owned =
+        |revision: &&RevisionFact| revision.goes_with_owner && revision.owner == skyhook.uid;
     for revision in revisions.filter(owned) {
         draft.push(Effect::DisownRevision {
             name: revision.name.clone(),
@@ -107,7 +109,16 @@ pub(super) fn prune(
     for revision in revisions.values() {
         let skyhook = view.picture.skyhooks().get(&revision.skyhook);
         let skyhook = skyhook.filter(|skyhook| skyhook.uid == revision.owner);
-        if skyhook.is_some_and(|skyhook| !skyhook.deleting) || revision.goes_with_owner {
+        let is_needed = skyhook.is_some_and(|skyhook| {
+            let checked = skyhook.checked.as_ref();
+            let is_current = checked.is_ok_and(|checked| checked.revision == revision.name);
+            match skyhook.goal() {
+                Goal::Normal => true,
+                Goal::Uninstall => is_current,
+                Goal::Nothing => false,
+            }
+        });
+        if is_needed || revision.goes_with_owner {
             continue;
         }
         let used = referred.get_or_insert_with(|| all_referred(order, cache));

@@ -16,6 +16,7 @@ use crate::testkit;
 mod anew;
 mod cache;
 mod cordons;
+mod deletion;
 mod drains;
 mod endings;
 mod given_up;

@@ -191,6 +191,7 @@ impl<C: Core> World<'_, C> {
 
     /// The Node is deleted and registered anew under its name, with another machine behind it or the same.
     fn replace(&mut self, node: &str, machine: bool) {
+        self.checks.rewritten.insert(node.to_owned());
         if machine && let Some(held) = self.machines.get_mut(node) {
             let mut fresh = Machine::new(format!("{}-next", held.machine_id), String::new());
             fresh.life = held.life + 1;
@@ -209,6 +210,7 @@ impl<C: Core> World<'_, C> {
         if self.api.get(NODES, node).is_none() {
             return;
         }
+        self.checks.rewritten.insert(node.to_owned());
         self.kill_agent(node, None);
         let Some(held) = self.machines.get_mut(node) else {
             return;
@@ -286,6 +288,7 @@ impl<C: Core> World<'_, C> {
         let Some(node) = self.some_node() else { return };
         let name = self.some_skyhook().unwrap_or_else(|| NAMES[0].to_owned());
         let path = format!("/api/v1/nodes/{node}");
+        self.checks.rewritten.insert(node.clone());
         match self.rng.below(8) {
             0 => {
                 let body = json!({ "metadata": { "annotations": {
