@@ -159,35 +159,10 @@ impl Applier {
             Effect::WriteSkyhookStatus {
                 name, at, status, ..
             } => self.skyhook_status(name, at, status).await,
-            Effect::CreateRevision {
-                name,
-                skyhook,
-                skyhook_uid,
-                number,
-                data,
-            } => {
-                let of = (skyhook.as_str(), skyhook_uid.as_str());
-                self.create_revision(name, of, *number, data).await
-            }
-            Effect::RenumberRevision { name, at, number } => {
-                self.renumber_revision(name, at, *number).await
-            }
-            Effect::DisownRevision {
-                name,
-                at,
-                skyhook_uid,
-            } => self.disown_revision(name, at, skyhook_uid).await,
-            Effect::PruneRevision {
-                name,
-                at,
-                skyhook,
-                not_of,
-            } => {
-                if let Some(owner) = not_of {
-                    self.check_gone(skyhook, owner, name).await?;
-                }
-                self.prune_revision(name, at).await
-            }
+            Effect::CreateRevision { .. }
+            | Effect::RenumberRevision { .. }
+            | Effect::DisownRevision { .. }
+            | Effect::PruneRevision { .. } => self.revision(effect).await,
             Effect::PatchNode {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,

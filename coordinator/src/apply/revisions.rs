@@ -10,7 +10,7 @@ use skyhook_crds::names;
 use skyhook_crds::revision::RevisionData;
 
 use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post, written_for};
-use skyhook_fleet::effect::AsOf;
+use skyhook_fleet::effect::{AsOf, Effect};
 use skyhook_fleet::facts::RevisionFact;
 use skyhook_fleet::index::Change;
 
@@ -19,7 +19,47 @@ impl Applier {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    pub(super) async fn create_revision(
+    /// Makes the writes that are about revisions.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the caller picks these effects"
+    )]
+    pub(super) async fn revision(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
+        match effect {
+            Effect::CreateRevision {
+                name,
+                skyhook,
+                skyhook_uid,
+                number,
+                data,
+            } => {
+                let of = (skyhook.as_str(), skyhook_uid.as_str());
+                self.create_revision(name, of, *number, data).await
+            }
+            Effect::RenumberRevision { name, at, number } => {
+                self.renumber_revision(name, at, *number).await
+            }
+            Effect::DisownRevision {
+                name,
+                at,
+                skyhook_uid,
+            } => self.disown_revision(name, at, skyhook_uid).await,
+            Effect::PruneRevision {
+                name,
+                at,
+                skyhook,
+                not_of,
+            } => {
+                if let Some(owner) = not_of {
+                    self.check_gone(skyhook, owner, name).await?;
+                }
+                self.prune_revision(name, at).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn create_revision(
         &self,
         name: &str,
         (skyhook, skyhook_uid): (&str, &str),
@@ -90,7 +130,7 @@ impl Applier {
         Ok(Some(mended))
     }
 
-    pub(super) async fn renumber_revision(
+    async fn renumber_revision(
         &self,
         name: &str,
         at: &AsOf,
@@ -107,7 +147,7 @@ impl Applier {
     }
 
     /// Notes the owner of a revision in an annotation, in place of its owner references.
-    pub(super) async fn disown_revision(
+    async fn disown_revision(
         &self,
         name: &str,
         at: &AsOf,
@@ -124,11 +164,7 @@ impl Applier {
         Ok(Some(Change::Revision(Box::new(written))))
     }
 
-    pub(super) async fn prune_revision(
-        &self,
-        name: &str,
-        at: &AsOf,
-    ) -> Result<Option<Change>, ApplyError> {
+    async fn prune_revision(&self, name: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
         let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
         Ok(Some(Change::RevisionGone(name.to_owned())))
