@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::rbac::v1::Role;
 use kube::api::{Api, DeleteParams, ListParams};
 use kube::{Client, ResourceExt as _};
@@ -80,7 +81,7 @@ pub async fn run(client: Client, settings: &Settings, args: &CleanupArgs) -> any
     let (ready, _) = watch::channel(false);
     let coordinating = run::run(client.clone(), &settings, stopped, ready);
     tokio::pin!(coordinating);
-    let cleaning = clean(&client, args.timeout);
+    let cleaning = clean(&client, &settings.namespace, args.timeout);
     tokio::pin!(cleaning);
     let cleaned = tokio::select! {
         cleaned = &mut cleaning => cleaned,
@@ -124,14 +125,16 @@ struct Kinds {
     skyhooks: Api<WireSkyhook>,
     leases: Api<WireLease>,
     policies: Api<WirePolicy>,
+    revisions: Api<ControllerRevision>,
 }
 
-async fn clean(client: &Client, time: Duration) -> anyhow::Result<()> {
+async fn clean(client: &Client, namespace: &str, time: Duration) -> anyhow::Result<()> {
     let started = Instant::now();
     let kinds = Kinds {
         skyhooks: Api::all(client.clone()),
         leases: Api::all(client.clone()),
         policies: Api::all(client.clone()),
+        revisions: Api::namespaced(client.clone(), namespace),
     };
     let mut released = false;
     let mut used = Means::Delete;
@@ -193,6 +196,9 @@ impl Kinds {
             delete(&self.policies, &policies)
                 .await
                 .context("delete DeploymentPolicies")?;
+            delete_revisions(&self.revisions)
+                .await
+                .context("delete ControllerRevisions")?;
         }
         Ok(left)
     }
@@ -225,6 +231,16 @@ impl Kinds {
         }
         Ok(skyhooks.len())
     }
+}
+
+/// Deletes the revisions that outlived their Skyhooks because Nodes name them.
+async fn delete_revisions(revisions: &Api<ControllerRevision>) -> anyhow::Result<()> {
+    let ours = ListParams::default().labels(names::REVISION_OF);
+    for revision in revisions.list(&ours).await? {
+        let name = revision.name_any();
+        forgive(revisions.delete(&name, &DeleteParams::default()).await)?;
+    }
+    Ok(())
 }
 
 /// Orders the leading coordinator to release every accepted lease without the result of its agent.
