@@ -240,6 +240,20 @@ pub enum PackageCommand {
   # From one stage on
   kubectl skyhook package rerun shellscript --skyhook gpu-init --node 'worker-.*' --stage config")]
     Rerun(RerunArgs),
+    /// Show what the steps of a package have printed on nodes.
+    #[command(
+        long_about = "Show what the steps of a package have printed on nodes.
+
+The logs are on the nodes. They are read through the agents' pods, which needs the verbs create and get for pods/exec in the
+namespace of the installation. Of each step its last run is shown.",
+        after_help = "Examples:
+  kubectl skyhook package logs shellscript --skyhook gpu-init --node worker-1
+  kubectl skyhook package logs shellscript --skyhook gpu-init --node worker-1 --stage config --tail 20
+
+  # What is printed from now on
+  kubectl skyhook package logs shellscript --skyhook gpu-init --node worker-1 -f"
+    )]
+    Logs(LogsArgs),
 }
 
 /// Skips the question.
@@ -341,6 +355,32 @@ pub struct RerunArgs {
     pub stage: Option<String>,
     #[command(flatten)]
     pub confirm: Confirm,
+}
+
+/// Arguments of `package logs`.
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// Name of the package.
+    pub package: String,
+    /// Name of the Skyhook.
+    #[arg(long)]
+    pub skyhook: String,
+    /// Name of a node, or a regular expression; any number of times. All nodes that have the package on record when
+    /// there is none.
+    #[arg(long)]
+    pub node: Vec<String>,
+    /// Only this stage and its checks: uninstall, upgrade, apply, config or post-interrupt.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// Go on with what is printed from now on, until Ctrl-C.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last lines of each run of a step; -1 for all.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub tail: i64,
+    /// All runs whose logs are kept, not the last one alone.
+    #[arg(long)]
+    pub all: bool,
 }
 
 /// Arguments of `force-release`.

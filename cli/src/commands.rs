@@ -4,6 +4,7 @@ mod force_release;
 mod ignore;
 mod leases;
 mod lifecycle;
+mod logs;
 mod node;
 mod package;
 mod policy;
@@ -53,6 +54,7 @@ pub async fn run(cli: Cli, io: Io<'_>) -> Result<()> {
             node,
         }) => package::status(session, &package, &skyhook, &node).await,
         Command::Package(PackageCommand::Rerun(args)) => rerun::run(session, &args).await,
+        Command::Package(PackageCommand::Logs(args)) => logs::run(session, &args).await,
         Command::Version(args) => version::run(session, &args).await,
         Command::Completion { shell } => Ok(shell.script(session.io.out)?),
         Command::Complete { words } => session.print(&candidates(&words)),
