@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{Api, AttachParams, ListParams};
 use kube::{Client, ResourceExt as _};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::{Sender, channel};
 
 use crate::session::{list, said};
 
@@ -125,6 +125,29 @@ pub(crate) async fn run(
         None => None,
     };
     ended(status.as_ref(), &last_words)
+}
+
+/// Runs `skyhook-agent` with these words in a pod, and returns what it printed.
+pub(crate) async fn output(api: &Api<Pod>, pod: &str, words: &[String]) -> Result<String> {
+    let (sender, mut receiver) = channel(64);
+    let run = async move {
+        let done = run(api, pod, words, false, 0, &sender).await;
+        // Ends the receiver.
+        drop(sender);
+        done
+    };
+    let read = async {
+        let mut text = String::new();
+        while let Some(printed) = receiver.recv().await {
+            if printed.stream == Stream::Out {
+                text.push_str(&printed.line);
+                text.push('\n');
+            }
+        }
+        text
+    };
+    let (done, text) = tokio::join!(run, read);
+    done.map(|()| text)
 }
 
 fn refused(error: kube::Error) -> anyhow::Error {

@@ -125,6 +125,21 @@ this for machines that are gone or switched off.",
     /// Work with packages.
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),
+    /// Put everything that a maintainer asks for into one archive, without secrets.
+    #[command(
+        long_about = "Put everything that a maintainer asks for into one archive, without secrets.
+
+It holds the objects of Skyhook, what is Skyhook's about nodes, events, revisions, and the ends of the logs of the coordinator
+and the agents. With --hosts, it holds as well what is on the agents' hosts, and the output of the steps there, which needs the
+verbs create and get for pods/exec in the namespace of the installation. Secrets are never read, and what looks like a secret
+is masked. What could not be had is said.",
+        after_help = "Examples:
+  kubectl skyhook support
+
+  # With what is on the hosts of two nodes
+  kubectl skyhook support --node worker-1 --node worker-2 --hosts --file /tmp/support.tar.gz"
+    )]
+    Support(SupportArgs),
     /// Show the versions of the plugin and of the operator.
     #[command(after_help = "Examples:
   kubectl skyhook version
@@ -390,6 +405,24 @@ pub struct ForceReleaseArgs {
     pub node: String,
     #[command(flatten)]
     pub confirm: Confirm,
+}
+
+/// Arguments of `support`.
+#[derive(Args, Debug)]
+pub struct SupportArgs {
+    /// The file to write. It must not exist. By default skyhook-support-TIME.tar.gz in this directory.
+    #[arg(long)]
+    pub file: Option<std::path::PathBuf>,
+    /// Name of a node whose agent is asked, or a regular expression; any number of times. Without it, at most 20: those
+    /// that are worked on and those whose agents do not run come first.
+    #[arg(long)]
+    pub node: Vec<String>,
+    /// Ask the agents what is on their hosts, and what the steps there have printed.
+    #[arg(long)]
+    pub hosts: bool,
+    /// How many lines of each log.
+    #[arg(long, default_value_t = 2000)]
+    pub tail: u32,
 }
 
 /// Arguments of `version`.

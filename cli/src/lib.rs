@@ -13,6 +13,7 @@ mod patterns;
 mod progress;
 mod record;
 pub mod session;
+mod support;
 #[cfg(test)]
 mod testing;
 mod validate;
