@@ -5,8 +5,8 @@
 sim: build
 	cargo test --workspace --test sim -- --nocapture
 
-soak:
-	SIM_SEEDS=100000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture seeds
-	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture nodes_that_never_get_well
-	SIM_SEEDS=200 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture fleets
-	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --release -p skyhook-tests --test sim -- --nocapture policies_that_come_and_go
+soak: build
+	SIM_SEEDS=100000 SIM_KEEP_GOING=1 cargo test --workspace --test sim -- --nocapture seeds
+	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --workspace --test sim -- --nocapture nodes_that_never_get_well
+	SIM_SEEDS=200 SIM_KEEP_GOING=1 cargo test --workspace --test sim -- --nocapture fleets
+	SIM_SEEDS=10000 SIM_KEEP_GOING=1 cargo test --workspace --test sim -- --nocapture policies_that_come_and_go

@@ -202,7 +202,8 @@ async fn failures_say_what_and_where_and_since_when() -> Result<()> {
 async fn explained(cluster: &Cluster, name: &str, words: &[&str]) -> Result<(SkyhookStatus, Node)> {
     let culprit = |status: &SkyhookStatus| {
         let mut reasons = status.node_reasons.iter();
-        let named = reasons.find(|(_, reason)| words.iter().all(|word| reason.message.contains(word)));
+        let named =
+            reasons.find(|(_, reason)| words.iter().all(|word| reason.message.contains(word)));
         named.map(|(node, reason)| (node.clone(), reason.since.clone()))
     };
     let (skyhooks, nodes) = (
@@ -217,7 +218,10 @@ async fn explained(cluster: &Cluster, name: &str, words: &[&str]) -> Result<(Sky
         let recorded = node.annotations().get(&names::status(name));
         let shown = status.node_status.get(&node.name_any());
         let (recorded, shown) = (recorded.map(String::as_str), shown.map(|one| one.as_str()));
-        ensure!(recorded == shown, "the Node says {recorded:?}, the Skyhook {shown:?}");
+        ensure!(
+            recorded == shown,
+            "the Node says {recorded:?}, the Skyhook {shown:?}"
+        );
         Ok((status, node, since))
     });
     let (status, node, since) = with_logs(cluster, found.await)?;

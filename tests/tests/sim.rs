@@ -19,13 +19,19 @@ use skyhook_tests::sim::agent::scripted::Scripted;
 use skyhook_tests::sim::{self, Run, Shape};
 use tokio::runtime::Runtime;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds that broke something once.
-const REGRESSIONS: [u64; 61] = [
+const REGRESSIONS: [u64; 65] = [
     2, 3, 10, 34, 131, 186, 276, 308, 411, 435, 437, 452, 525, 561, 664, 870, 1107, 1191, 1318,
     2049, 2516, 3304, 3532, 3936, 5292, 10915, 11216, 12021, 12272, 14515, 14517, 17718, 24674,
     25289, 26596, 31289, 35902, 46319, 65640, 72792, 74797, 85722, 111471, 149, 1809, 405, 415,
-    1333, 2190, 5433, 8026, 10305, 17898, 98749, 99405, 346, 357, 382, 839, 1018, 1930,
+    1333, 2190, 5433, 8026, 10305, 17898, 98749, 99405, 346, 357, 382, 839, 1018, 1930, 3958, 8474,
+    11745, 13057,
 ];
+/// The same of nodes that never get well.
+const FORSAKEN_REGRESSIONS: [u64; 5] = [207, 582, 797, 975, 1213];
 
 const BUDGET: Duration = Duration::from_secs(60);
 /// As many as this also when that takes longer than a minute: two idle cores do twice as many in it.
@@ -209,9 +215,11 @@ fn a_slow_api_server_holds_up_no_node_that_is_done() {
 #[test]
 fn seeds_that_broke_something_once() {
     let runtime = sim::runtime().expect("a runtime without I/O can be built");
-    for seed in REGRESSIONS {
-        let run = check(&runtime, Shape::Small, seed);
-        let told = sim::explain(Shape::Small, seed, &run, LINES);
+    let small = REGRESSIONS.map(|seed| (Shape::Small, seed));
+    let forsaken = FORSAKEN_REGRESSIONS.map(|seed| (Shape::Forsaken, seed));
+    for (shape, seed) in small.into_iter().chain(forsaken) {
+        let run = check(&runtime, shape, seed);
+        let told = sim::explain(shape, seed, &run, LINES);
         assert!(run.failure.is_none(), "{told}");
     }
 }

@@ -29,8 +29,21 @@ pub(crate) fn outstanding(
         })?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
     if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
-        let (states, left_behind) = (PackageStates::new(), BTreeSet::new());
-        return Ok(revision::work(&states, &left_behind, None, &checked.data));
+        let (nothing, left_behind) = (PackageStates::new(), BTreeSet::new());
+        let mut work = revision::work(&nothing, &left_behind, None, &checked.data);
+        // What has to go is not there, but the record says so. Under a lease the agent corrects it.
+        for state in states.values() {
+            match checked.data.packages.get(&state.name) {
+                Some(package) if package.is_to_go() => {
+                    work.insert(state.name.clone(), Work::Uninstall);
+                }
+                Some(_) => {}
+                None => {
+                    work.insert(state.name.clone(), Work::Removed);
+                }
+            }
+        }
+        return Ok(work);
     }
     let recorded = match stamp {
         None => None,

@@ -54,6 +54,26 @@ fn a_machine_that_took_a_complete_node_over_is_noticed() {
     }
 }
 
+/// The record of the machine before names a package that has to go, and nothing else can be done on the node.
+#[test]
+fn a_record_of_another_machine_is_corrected_under_a_lease() {
+    let gone = json!({
+        "version": "1.0.0", "image": "r/aa", "uninstall": { "enabled": true, "apply": true },
+    });
+    let waits = json!({ "version": "1.0.0", "image": "r/bb", "dependsOn": { "aa": "1.0.0" } });
+    for (name, packages) in [
+        ("alone", json!({ "aa": gone })),
+        (
+            "with one that waits for it",
+            json!({ "aa": gone, "bb": waits }),
+        ),
+        ("removed from the spec", json!({})),
+    ] {
+        let picture = recorded("s-other", "before").skyhook(&["spec", "packages"], packages);
+        assert_eq!(picture.reserved(), ["s/worker-1"], "{name}");
+    }
+}
+
 /// What is planned for worker-1 when its result is of a revision with this number; the Skyhook's own has number 1.
 fn with_result_of(number: i64, lease: bool) -> Vec<String> {
     let picture = recorded("s-other", "m")

@@ -1,6 +1,8 @@
 //! Endings that are not all healthy: nodes that never come back, agents that never start, steps that never succeed, pods
 //! that are never let go. What they are about stands still and says why; everything else gets where it belongs.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 use skyhook_crds::names;
 use skyhook_fleet::facts::{NodeFact, SkyhookFact};
@@ -134,7 +136,7 @@ impl<C: Core> World<'_, C> {
     }
 
     /// Whether what stands still holds every slot of a Skyhook.
-    pub(super) fn is_full(&self, skyhook: &SkyhookFact) -> bool {
+    pub(super) fn is_full(&self, skyhook: &SkyhookFact, held: &BTreeSet<&str>) -> bool {
         let selected = self
             .checks
             .nodes
@@ -143,10 +145,10 @@ impl<C: Core> World<'_, C> {
         let slots = skyhook.spec.interruption_budget.as_ref();
         let slots = slots.map_or(usize::MAX, |budget| budget.slots(selected.count()));
         let leases = self.api.list(LEASES);
-        let held = leases.filter(|(node, lease)| {
-            lease["spec"]["skyhook"]["uid"] == *skyhook.uid && self.affliction(node).is_some()
+        let kept = leases.filter(|(node, lease)| {
+            lease["spec"]["skyhook"]["uid"] == *skyhook.uid && held.contains(node.as_str())
         });
-        held.count() >= slots
+        kept.count() >= slots
     }
 
     /// A node that does not move says why.

@@ -91,7 +91,9 @@ impl<C: Core> World<'_, C> {
                 let mut skyhooks = self.checks.skyhooks.values();
                 skyhooks.any(|s| *uid == *s.uid && !s.is_disabled() && !s.deleting)
             };
-            if stands_still {
+            let waits = lease["status"]["phase"] == "AwaitingDrain"
+                && self.is_weakened(&self.checks.nodes[node]);
+            if stands_still || waits {
                 held.insert(node);
                 continue;
             }
@@ -104,7 +106,7 @@ impl<C: Core> World<'_, C> {
             held.insert(node);
         }
         for node in self.checks.nodes.values() {
-            if let Some(problem) = self.unmet_node(node, held.contains(node.name.as_str())) {
+            if let Some(problem) = self.unmet_node(node, &held) {
                 return Some(problem);
             }
         }
@@ -114,7 +116,7 @@ impl<C: Core> World<'_, C> {
             .find_map(|skyhook| self.unmet_skyhook(skyhook, &held))
     }
 
-    fn unmet_node(&self, node: &NodeFact, held: bool) -> Option<String> {
+    fn unmet_node(&self, node: &NodeFact, held: &BTreeSet<&str>) -> Option<String> {
         let name = &node.name;
         if self.affliction(name).is_some() {
             return None;
@@ -126,7 +128,7 @@ impl<C: Core> World<'_, C> {
         if !self.machines.get(name).is_some_and(|m| m.up && node.ready) {
             return Some(format!("{name} is not back"));
         }
-        if held {
+        if held.contains(name.as_str()) || self.keeps_cordon(node, held) {
             return None;
         }
         if let Some(problem) = self.unmet_taint(node) {
@@ -153,6 +155,27 @@ impl<C: Core> World<'_, C> {
                 node.unschedulable
             )
         })
+    }
+
+    /// Whether the node waits with its cordon, in the midst of its packages, for what never gets well.
+    fn keeps_cordon(&self, node: &NodeFact, held: &BTreeSet<&str>) -> bool {
+        let owners = &node.cordon.owners;
+        !self.weather.afflicted.is_empty()
+            && !owners.is_empty()
+            && owners.keys().all(|owner| {
+                let skyhook = self.checks.skyhooks.get(owner);
+                skyhook.is_some_and(|skyhook| {
+                    let is_active = !skyhook.is_disabled() && !skyhook.deleting;
+                    is_active && !self.is_at(skyhook, node) && self.is_excused(skyhook, node, held)
+                })
+            })
+    }
+
+    /// Whether another control-plane node never gets well: this one is not interrupted then.
+    fn is_weakened(&self, node: &NodeFact) -> bool {
+        let mut others = self.checks.nodes.values();
+        node.is_control_plane()
+            && others.any(|n| n.is_control_plane() && self.affliction(&n.name).is_some())
     }
 
     fn unmet_skyhook(&self, skyhook: &SkyhookFact, held: &BTreeSet<&str>) -> Option<String> {
@@ -313,9 +336,22 @@ impl<C: Core> World<'_, C> {
         let Ok(checked) = &skyhook.checked else {
             return BTreeMap::new();
         };
-        let stamp = node.record(&skyhook.name).stamp.as_ref();
-        let left = stamp.map_or_else(BTreeSet::new, |stamp| stamp.left_behind.clone());
-        revision::work(states, &left, None, &self.newest(skyhook, &checked.data))
+        let newest = self.newest(skyhook, &checked.data);
+        let Some(stamp) = &node.record(&skyhook.name).stamp else {
+            return revision::work(states, &BTreeSet::new(), None, &newest);
+        };
+        // What another machine recorded says nothing of this one.
+        let recorded_by = &stamp.node_machine_id;
+        if !recorded_by.is_empty() && *recorded_by != node.machine_id {
+            let nothing = PackageStates::new();
+            let mut work = revision::work(&nothing, &BTreeSet::new(), None, &newest);
+            // A lease corrects the record.
+            let is_to_stay = |name| newest.packages.get(name).is_some_and(|one| !one.is_to_go());
+            let stale = states.values().filter(|state| !is_to_stay(&state.name));
+            work.extend(stale.map(|state| (state.name.clone(), Work::Removed)));
+            return work;
+        }
+        revision::work(states, &stamp.left_behind, None, &newest)
     }
 
     /// Whether all that is left on the node waits for packages that were uninstalled.
@@ -351,19 +387,15 @@ impl<C: Core> World<'_, C> {
                 }
         });
         let cap = self.settings.max_concurrent_nodes;
-        let full = cap.is_some_and(|cap| held.len() >= cap) || self.is_full(skyhook);
+        let full = cap.is_some_and(|cap| held.len() >= cap) || self.is_full(skyhook, held);
         let control_plane = node.is_control_plane()
             && held.iter().any(|other| {
                 let other = self.checks.nodes.get(*other);
                 other.is_some_and(NodeFact::is_control_plane)
             });
-        let weakened = node.is_control_plane() && {
-            let mut others = self.checks.nodes.values();
-            others.any(|n| n.is_control_plane() && self.affliction(&n.name).is_some())
-        };
         ignored
             || self.is_kept_off_by_taint(skyhook, node)
-            || weakened
+            || self.is_weakened(node)
             || self.affliction(&node.name).is_some()
             || malformed
             || self.is_blocked(skyhook, node)
