@@ -1,6 +1,7 @@
 //! Tests of which pod is an agent's, and of programs that run in it: against a server that answers as the API server
 //! does.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
@@ -8,7 +9,9 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tokio_tungstenite::tungstenite::handshake::server::{
+    Callback, ErrorResponse, Request, Response,
+};
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use super::*;
@@ -129,6 +132,36 @@ struct Answer {
     waits: bool,
 }
 
+/// Takes the connection, or refuses it, and notes what was asked for.
+struct Accept {
+    refuses: bool,
+    asked: Arc<Mutex<String>>,
+}
+
+impl Callback for Accept {
+    fn on_request(
+        self,
+        request: &Request,
+        mut response: Response,
+    ) -> Result<Response, ErrorResponse> {
+        *self.asked.lock().unwrap() = request.uri().to_string();
+        if self.refuses {
+            let status = json!({
+                "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+                "message": "pods \"p\" is forbidden",
+            });
+            let mut refusal = ErrorResponse::new(Some(status.to_string()));
+            *refusal.status_mut() = http::StatusCode::FORBIDDEN;
+            return Err(refusal);
+        }
+        let protocol = HeaderValue::from_static("v5.channel.k8s.io");
+        response
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", protocol);
+        Ok(response)
+    }
+}
+
 /// A server for one request. Its end is what was asked for.
 async fn serve(answer: Answer) -> (Client, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -137,41 +170,25 @@ async fn serve(answer: Answer) -> (Client, tokio::task::JoinHandle<String>) {
     let client = Client::try_from(config).unwrap();
     let served = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut asked = String::new();
-        #[expect(clippy::result_large_err, reason = "the type is that of the library")]
-        let accept = |request: &Request,
-                      mut response: Response|
-         -> Result<Response, ErrorResponse> {
-            asked = request.uri().to_string();
-            if answer.refuses {
-                let status = json!({
-                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
-                    "message": "pods \"p\" is forbidden",
-                });
-                let mut refusal = ErrorResponse::new(Some(status.to_string()));
-                *refusal.status_mut() = http::StatusCode::FORBIDDEN;
-                return Err(refusal);
+        let asked = Arc::new(Mutex::new(String::new()));
+        let accept = Accept {
+            refuses: answer.refuses,
+            asked: Arc::clone(&asked),
+        };
+        if let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, accept).await {
+            for (channel, bytes) in answer.messages {
+                let message = [&[channel][..], &bytes].concat();
+                socket.send(Message::binary(message)).await.unwrap();
             }
-            let protocol = HeaderValue::from_static("v5.channel.k8s.io");
-            response
-                .headers_mut()
-                .insert("Sec-WebSocket-Protocol", protocol);
-            Ok(response)
-        };
-        let Ok(mut socket) = tokio_tungstenite::accept_hdr_async(stream, accept).await else {
-            return asked;
-        };
-        for (channel, bytes) in answer.messages {
-            let message = [&[channel][..], &bytes].concat();
-            socket.send(Message::binary(message)).await.unwrap();
+            if answer.waits {
+                // Until the client goes away.
+                while let Some(Ok(_)) = socket.next().await {}
+            } else {
+                socket.close(None).await.unwrap();
+            }
         }
-        if answer.waits {
-            // Until the client goes away.
-            while let Some(Ok(_)) = socket.next().await {}
-        } else {
-            socket.close(None).await.unwrap();
-        }
-        asked
+        let asked = asked.lock().unwrap();
+        asked.clone()
     });
     (client, served)
 }

@@ -88,7 +88,8 @@ fn is_over(while_stdin: bool) -> anyhow::Result<bool> {
     // An error (EINTR) has the same effect as the end of the pause.
     let _woken = poll(&mut polled, PollTimeout::from(PAUSE_MS));
     let seen = |at: usize| polled.get(at).and_then(PollFd::revents);
-    if seen(0).is_some_and(|seen| seen.contains(PollFlags::POLLERR)) {
+    // Only errors and the end of the output were asked for.
+    if seen(0).is_some_and(|seen| !seen.is_empty()) {
         return Ok(true);
     }
     if seen(1).is_none_or(|seen| seen.is_empty()) {
