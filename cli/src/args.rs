@@ -125,6 +125,21 @@ this for machines that are gone or switched off.",
     /// Work with packages.
     #[command(subcommand, visible_alias = "pkg")]
     Package(PackageCommand),
+    /// Put everything that a maintainer asks for into one archive, without secrets.
+    #[command(
+        long_about = "Put everything that a maintainer asks for into one archive, without secrets.
+
+It holds the objects of Skyhook, what is Skyhook's about nodes, events, revisions, and the ends of the logs of the coordinator
+and the agents. With --hosts, it holds as well what is on the agents' hosts, and the output of the steps there, which needs the
+verbs create and get for pods/exec in the namespace of the installation. Secrets are never read, and what looks like a secret
+is masked. What could not be had is said.",
+        after_help = "Examples:
+  kubectl skyhook support
+
+  # With what is on the hosts of two nodes
+  kubectl skyhook support --node worker-1 --node worker-2 --hosts --file /tmp/support.tar.gz"
+    )]
+    Support(SupportArgs),
     /// Show the versions of the plugin and of the operator.
     #[command(after_help = "Examples:
   kubectl skyhook version
@@ -240,6 +255,20 @@ pub enum PackageCommand {
   # From one stage on
   kubectl skyhook package rerun shellscript --skyhook gpu-init --node 'worker-.*' --stage config")]
     Rerun(RerunArgs),
+    /// Show what the steps of a package have printed on nodes.
+    #[command(
+        long_about = "Show what the steps of a package have printed on nodes.
+
+The logs are on the nodes. They are read through the agents' pods, which needs the verbs create and get for pods/exec in the
+namespace of the installation. Of each step its last run is shown.",
+        after_help = "Examples:
+  kubectl skyhook package logs shellscript --skyhook gpu-init --node worker-1
+  kubectl skyhook package logs shellscript --skyhook gpu-init --node worker-1 --stage config --tail 20
+
+  # What is printed from now on
+  kubectl skyhook package logs shellscript --skyhook gpu-init --node worker-1 -f"
+    )]
+    Logs(LogsArgs),
 }
 
 /// Skips the question.
@@ -343,6 +372,32 @@ pub struct RerunArgs {
     pub confirm: Confirm,
 }
 
+/// Arguments of `package logs`.
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// Name of the package.
+    pub package: String,
+    /// Name of the Skyhook.
+    #[arg(long)]
+    pub skyhook: String,
+    /// Name of a node, or a regular expression; any number of times. All nodes that have the package on record when
+    /// there is none.
+    #[arg(long)]
+    pub node: Vec<String>,
+    /// Only this stage and its checks: uninstall, upgrade, apply, config or post-interrupt.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// Go on with what is printed from now on, until Ctrl-C.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last lines of each run of a step; -1 for all.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true)]
+    pub tail: i64,
+    /// All runs whose logs are kept, not the last one alone.
+    #[arg(long)]
+    pub all: bool,
+}
+
 /// Arguments of `force-release`.
 #[derive(Args, Debug)]
 pub struct ForceReleaseArgs {
@@ -350,6 +405,24 @@ pub struct ForceReleaseArgs {
     pub node: String,
     #[command(flatten)]
     pub confirm: Confirm,
+}
+
+/// Arguments of `support`.
+#[derive(Args, Debug)]
+pub struct SupportArgs {
+    /// The file to write. It must not exist. By default skyhook-support-TIME.tar.gz in this directory.
+    #[arg(long)]
+    pub file: Option<std::path::PathBuf>,
+    /// Name of a node whose agent is asked, or a regular expression; any number of times. Without it, at most 20: those
+    /// that are worked on and those whose agents do not run come first.
+    #[arg(long)]
+    pub node: Vec<String>,
+    /// Ask the agents what is on their hosts, and what the steps there have printed.
+    #[arg(long)]
+    pub hosts: bool,
+    /// How many lines of each log.
+    #[arg(long, default_value_t = 2000)]
+    pub tail: u32,
 }
 
 /// Arguments of `version`.

@@ -4,6 +4,7 @@ mod force_release;
 mod ignore;
 mod leases;
 mod lifecycle;
+mod logs;
 mod node;
 mod package;
 mod policy;
@@ -12,11 +13,13 @@ mod reset;
 mod update_state;
 mod version;
 
+pub(crate) use version::OURS;
+
 use anyhow::Result;
 
 use crate::args::{Cli, Command, NodeCommand, PackageCommand, PolicyCommand, candidates};
 use crate::session::{Io, Session};
-use crate::{explain, progress, validate};
+use crate::{explain, progress, support, validate};
 use lifecycle::Action;
 
 /// Runs a command line.
@@ -53,7 +56,9 @@ pub async fn run(cli: Cli, io: Io<'_>) -> Result<()> {
             node,
         }) => package::status(session, &package, &skyhook, &node).await,
         Command::Package(PackageCommand::Rerun(args)) => rerun::run(session, &args).await,
+        Command::Package(PackageCommand::Logs(args)) => logs::run(session, &args).await,
         Command::Version(args) => version::run(session, &args).await,
+        Command::Support(args) => support::run(session, &args).await,
         Command::Completion { shell } => Ok(shell.script(session.io.out)?),
         Command::Complete { words } => session.print(&candidates(&words)),
     }

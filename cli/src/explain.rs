@@ -26,7 +26,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    fn new(
+    pub(crate) fn new(
         namespace: &str,
         skyhooks: Vec<Skyhook>,
         leases: Vec<InterruptionLease>,
@@ -111,6 +111,13 @@ async fn facts(session: &Session<'_>) -> Result<Facts> {
         leases,
         nodes,
     ))
+}
+
+/// Every Skyhook, explained.
+pub(crate) fn everything(facts: &Facts) -> String {
+    let names = facts.skyhooks.keys();
+    let findings: Vec<Finding> = names.map(|name| chain::of_skyhook(facts, name)).collect();
+    text(&findings)
 }
 
 /// Each finding, and below it, indented, what it comes from.

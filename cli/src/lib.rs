@@ -2,6 +2,7 @@
 //! and labels of Nodes and Skyhooks, the batch state of Skyhooks, and the order to release a lease by force. It decides
 //! nothing: the coordinator obeys what it writes.
 
+mod agents;
 pub mod args;
 mod commands;
 mod connect;
@@ -12,6 +13,7 @@ mod patterns;
 mod progress;
 mod record;
 pub mod session;
+mod support;
 #[cfg(test)]
 mod testing;
 mod validate;

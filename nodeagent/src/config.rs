@@ -13,6 +13,10 @@ use crate::lease::PULL_SECRET;
 use crate::machine::progress::{Limits, RebootCap};
 use crate::prepare::Layout;
 
+mod look;
+
+pub use look::{Form, LogsArgs, ShowArgs};
+
 /// Runs Skyhook packages on this host.
 #[derive(Parser, Debug)]
 #[command(name = "skyhook-agent", version)]
@@ -32,6 +36,10 @@ pub enum Command {
     LocalRun(LocalRunArgs),
     /// Check a package and say what is wrong with it.
     Validate(ValidateArgs),
+    /// Show what steps on this host have printed.
+    Logs(LogsArgs),
+    /// Show what is on this host: journal, steps, images, disk.
+    Show(ShowArgs),
     /// Run one step; started by the agent itself.
     #[command(hide = true)]
     Supervise,
@@ -63,6 +71,28 @@ pub struct StateArgs {
         default_value = "/var/lib/skyhook-agent"
     )]
     pub state_dir: PathBuf,
+}
+
+/// Where packages are put on the host, and where their steps log.
+#[derive(Args, Debug, Clone)]
+pub struct LayoutArgs {
+    /// Directory on the host for package files, flags and history.
+    #[arg(long, env = "COPY_DIR_ROOT", default_value = "/var/lib/skyhook")]
+    pub copy_dir_root: String,
+    /// Directory on the host for step logs.
+    #[arg(long, env = "AGENT_LOG_ROOT", default_value = "/var/log/skyhook")]
+    pub log_root: String,
+}
+
+impl LayoutArgs {
+    /// The directories, without a slash at the end.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        Layout {
+            copy_root: self.copy_dir_root.trim_end_matches('/').to_owned(),
+            log_root: self.log_root.trim_end_matches('/').to_owned(),
+        }
+    }
 }
 
 /// Flags of `ready`.
@@ -131,12 +161,8 @@ pub struct RunArgs {
     /// Namespace of the installation.
     #[arg(long, env = "NAMESPACE", default_value = "skyhook")]
     pub namespace: String,
-    /// Directory on the host for package files, flags and history.
-    #[arg(long, env = "COPY_DIR_ROOT", default_value = "/var/lib/skyhook")]
-    pub copy_dir_root: String,
-    /// Directory on the host for step logs.
-    #[arg(long, env = "AGENT_LOG_ROOT", default_value = "/var/log/skyhook")]
-    pub log_root: String,
+    #[command(flatten)]
+    pub layout: LayoutArgs,
     /// Registry (HOST:PORT) to contact without TLS. May be given several times.
     #[arg(
         long = "insecure-registry",
@@ -277,8 +303,8 @@ impl RunArgs {
     pub fn settings(self) -> Result<Settings, InvalidSetting> {
         let text = |path: &PathBuf| path.to_string_lossy().into_owned();
         for (flag, value) in [
-            ("copy-dir-root", &self.copy_dir_root),
-            ("log-root", &self.log_root),
+            ("copy-dir-root", &self.layout.copy_dir_root),
+            ("log-root", &self.layout.log_root),
             ("state-dir", &text(&self.state.state_dir)),
             ("host-root", &text(&self.state.host_root)),
         ] {
@@ -301,10 +327,7 @@ impl RunArgs {
             namespace: self.namespace,
             host_root: self.state.host_root,
             state_dir: self.state.state_dir,
-            layout: Layout {
-                copy_root: self.copy_dir_root.trim_end_matches('/').to_owned(),
-                log_root: self.log_root.trim_end_matches('/').to_owned(),
-            },
+            layout: self.layout.layout(),
             registries: Registries {
                 insecure: self
                     .insecure_registries

@@ -10,6 +10,7 @@ use skyhook_oci::Root;
 
 use crate::located::Located;
 
+pub mod disk;
 pub mod exec;
 pub mod identity;
 pub mod interrupt;

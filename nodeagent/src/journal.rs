@@ -35,6 +35,8 @@ pub enum JournalError {
         "{path} was written by a newer agent ({form:?}, this one knows {MAGIC:?}): run the newer version again"
     )]
     Newer { path: String, form: String },
+    #[error("{path} is corrupt: an agent that starts keeps it aside and uses the Node's record")]
+    Corrupt { path: String },
     #[error("revision {name} is not in the journal at {path}")]
     NoRevision {
         name: String,
@@ -202,28 +204,34 @@ impl Journal {
             .create(directory.join("revisions").path())
             .map_err(failed("creating the directory"))?;
         let path = directory.join("journal");
-        let (state, aside) = match fs::read(path.path()) {
-            Ok(bytes) => match decode(&bytes) {
-                Some(state) => (state, None),
-                None => {
-                    if let Some(form) = newer(&bytes) {
-                        let path = path.to_string();
-                        return Err(JournalError::Newer { path, form });
-                    }
-                    let aside = directory.join("journal.corrupt");
-                    fs::rename(path.path(), aside.path())
-                        .map_err(failed("keeping a corrupt journal aside"))?;
-                    (State::default(), Some(aside))
-                }
-            },
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (State::default(), None),
-            Err(e) => return Err(failed("reading the journal")(e)),
+        let (state, aside) = match found(&path)? {
+            Found::Nothing => (State::default(), None),
+            Found::Whole(state) => (*state, None),
+            Found::Corrupt => {
+                let aside = directory.join("journal.corrupt");
+                fs::rename(path.path(), aside.path())
+                    .map_err(failed("keeping a corrupt journal aside"))?;
+                (State::default(), Some(aside))
+            }
         };
         let journal = Self {
             directory: directory.clone(),
             state,
         };
         Ok((journal, aside))
+    }
+
+    /// The content of the journal in a directory; `None` if there is none. Changes nothing. An agent may write the
+    /// journal at the same time: this is what it was before or after that.
+    pub fn look(directory: &Located) -> Result<Option<State>, JournalError> {
+        let path = directory.join("journal");
+        match found(&path)? {
+            Found::Nothing => Ok(None),
+            Found::Whole(state) => Ok(Some(*state)),
+            Found::Corrupt => Err(JournalError::Corrupt {
+                path: path.to_string(),
+            }),
+        }
     }
 
     /// Replaces the content of the journal: first on the disk, then in memory.
@@ -311,6 +319,37 @@ impl Journal {
         self.directory
             .join("revisions")
             .join(format!("{}.json", name.replace('/', "_")))
+    }
+}
+
+/// What is in the file of a journal.
+enum Found {
+    Nothing,
+    Corrupt,
+    Whole(Box<State>),
+}
+
+fn found(path: &Located) -> Result<Found, JournalError> {
+    let bytes = match fs::read(path.path()) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(source) => {
+            return Err(JournalError::Io {
+                path: path.to_string(),
+                action: "reading the journal",
+                source,
+            });
+        }
+    };
+    if let Some(state) = decode(&bytes) {
+        return Ok(Found::Whole(Box::new(state)));
+    }
+    match newer(&bytes) {
+        Some(form) => Err(JournalError::Newer {
+            path: path.to_string(),
+            form,
+        }),
+        None => Ok(Found::Corrupt),
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! [`machine`] makes all decisions and has no side effects. [`run`] sends events to it and performs its effects, with
 //! the help of [`host`] (processes, systemd), [`prepare`] (files of a package on the host) and [`lease`] (the
-//! Kubernetes API). [`supervise`] is the process that runs one step.
+//! Kubernetes API). [`supervise`] is the process that runs one step. [`look`] shows what is on the host.
 
 pub mod config;
 pub mod host;
@@ -13,6 +13,7 @@ pub mod lease;
 pub mod local;
 pub mod located;
 pub mod logs;
+pub mod look;
 pub mod machine;
 pub mod prepare;
 pub mod report;

@@ -1,5 +1,8 @@
 //! Step logs: two files per run of a step. The logs of the newest five runs are kept. Only root and its group can read
 //! them.
+//!
+//! The package and the mode (stage) that a step belongs to are extended attributes of its files. Neither their names nor
+//! their lines, which are those of NVIDIA Skyhook, say them: two packages may have the same `config.json`.
 #![expect(clippy::disallowed_methods, reason = "this is the shell's log writing")]
 
 use std::fs::{self, File, OpenOptions};
@@ -9,11 +12,18 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use rustix::fs::XattrFlags;
 use serde::{Deserialize, Serialize};
 
 mod prune;
+mod runs;
 
 pub use prune::{Bounds, prune};
+pub use runs::{Line, Named, Reader, Run, Selected, Wish, find, select};
+
+/// The extended attributes of a log file that hold the package and the mode of its step.
+const PACKAGE: &str = "user.skyhook.package";
+const MODE: &str = "user.skyhook.mode";
 
 /// Number of runs of a step whose logs are kept.
 const KEPT: usize = 5;
@@ -27,10 +37,17 @@ const LARGEST: u64 = 32 << 20;
 pub struct LogFile {
     pub directory: PathBuf,
     pub step: String,
+    /// Name of the package in the Skyhook.
+    #[serde(default)]
+    pub package: String,
+    /// Name of the mode in `config.json` that the step belongs to.
+    #[serde(default)]
+    pub mode: String,
 }
 
 /// The pipe from which a line was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
 pub enum Stream {
     Out,
     Err,
@@ -69,6 +86,13 @@ impl LogPair {
             err: Bounded::open(&with_err(&base))?,
             stamp: local_time(),
         };
+        for file in [&pair.out, &pair.err] {
+            // Not every file system has extended attributes. Without them, package and mode are not known later.
+            for (name, value) in [(PACKAGE, &log.package), (MODE, &log.mode)] {
+                let (file, value) = (file.file.get_ref(), value.as_bytes());
+                let _marked = rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
+            }
+        }
         // An error is ignored: the next run tries again.
         let _rotated = rotate(directory, &step_name(&log.step));
         Ok(pair)
@@ -305,6 +329,8 @@ mod tests {
         let log = LogFile {
             directory: directory.path().to_owned(),
             step: "a.sh".into(),
+            package: "a".into(),
+            mode: "apply".into(),
         };
         let pair = LogPair::create(&log, Timestamp::now()).unwrap();
         assert_eq!(pair.problem(), None);
@@ -315,6 +341,8 @@ mod tests {
         let log = |directory: &Path| LogFile {
             directory: directory.to_owned(),
             step: "a.sh".into(),
+            package: "a".into(),
+            mode: "apply".into(),
         };
         let time = Timestamp::UNIX_EPOCH;
         for kind in ["pipe", "symlink"] {
@@ -340,6 +368,8 @@ mod tests {
         let log = LogFile {
             directory: directory.path().to_owned(),
             step: "nested/a.sh".into(),
+            package: "a".into(),
+            mode: "apply".into(),
         };
         let mut pair = LogPair::create(&log, Timestamp::now()).unwrap();
         pair.line(Stream::Out, b"hello");

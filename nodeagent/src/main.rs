@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use skyhook_nodeagent::config::{Cli, Command};
-use skyhook_nodeagent::{host, local, run, supervise, validate};
+use skyhook_nodeagent::{host, local, look, run, supervise, validate};
 
 fn main() -> ExitCode {
     // Start a supervisor without parsing the command line: it should need little memory.
@@ -25,6 +25,8 @@ fn main() -> ExitCode {
         Command::Ready(args) => run::ready(&args),
         Command::LocalRun(args) => return local::main(args),
         Command::Validate(args) => validate::main(&args),
+        Command::Logs(args) => look::logs::main(&args),
+        Command::Show(args) => look::show::main(&args),
         Command::Supervise => Ok(()),
         Command::InRoot(args) => host::in_root(&args.root, &args.program, &args.arguments),
     };

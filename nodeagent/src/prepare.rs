@@ -347,6 +347,8 @@ impl Prepared {
                 self.config.package_version
             )),
             step: step.path.clone(),
+            package: self.package.name.clone(),
+            mode: self.mode(half).to_owned(),
         });
         Ok(Spec {
             directory: PathBuf::new(),
@@ -368,12 +370,10 @@ impl Prepared {
     }
 
     fn grace_ms(&self) -> u64 {
-        self.package
-            .graceful_shutdown
-            .as_ref()
-            .and_then(|grace| grace.value().ok())
-            .and_then(|grace| u64::try_from(grace.as_millis()).ok())
-            .unwrap_or(30_000)
+        let given = self.package.graceful_shutdown.as_ref();
+        let grace = given.and_then(|grace| grace.value().ok());
+        let millis = grace.and_then(|grace| u64::try_from(grace.as_millis()).ok());
+        millis.unwrap_or(30_000)
     }
 
     fn step(&self, half: Half, index: usize) -> Result<&Step, StageError> {

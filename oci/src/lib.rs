@@ -109,5 +109,5 @@ pub use remove::{RemoveError, mounts_below, remove_tree};
 pub use replace::{Disk, Durability, NewFile, replace_file, replace_on};
 pub use root::{Entry, Root, kind_of_file, names};
 pub use space::Room;
-pub use store::{Collected, Store, StoreConfig, StoreError, StoredImage};
+pub use store::{Collected, Contents, ImageContents, Store, StoreConfig, StoreError, StoredImage};
 pub use unpack::{Target, UnpackError, UnpackOptions, Unpacked, remove_left_over_unpacks};

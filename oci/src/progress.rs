@@ -7,8 +7,7 @@ use crate::digest::Digest;
 
 mod render;
 
-pub(crate) use render::size;
-pub use render::{Display, bar, show};
+pub use render::{Display, bar, show, size};
 
 /// One step of a pull or an unpack.
 #[derive(Debug, Clone, PartialEq, Eq)]

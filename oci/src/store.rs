@@ -39,6 +39,7 @@ use crate::space::Room;
 use crate::unpack::{self, Source, Target, UnpackError, UnpackOptions, Unpacked};
 
 mod blob;
+mod contents;
 mod files;
 mod gc;
 mod lease;
@@ -48,6 +49,7 @@ mod pins;
 mod space;
 
 pub(crate) use blob::BlobWriter;
+pub use contents::{Contents, ImageContents};
 pub use gc::Collected;
 pub(crate) use lease::Lease;
 

@@ -96,6 +96,8 @@ pub(crate) fn candidates(words: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Stdio;
+
     use super::*;
 
     fn names(words: &[&str]) -> Vec<String> {
@@ -159,11 +161,17 @@ mod tests {
                  _kubectl_skyhook kubectl-skyhook {last} x\necho \"${{COMPREPLY[@]}}\"",
                 script(Shell::Bash)
             );
-            let mut bash = std::process::Command::new("bash");
-            let output = bash
-                .args(["--norc", "-c", &ask])
-                .output()
+            // The script is too long for an argument.
+            let mut bash = std::process::Command::new("bash")
+                .args(["--norc", "-s"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
                 .expect("bash runs");
+            let mut input = bash.stdin.take().unwrap();
+            input.write_all(ask.as_bytes()).unwrap();
+            drop(input);
+            let output = bash.wait_with_output().unwrap();
             let given = String::from_utf8(output.stdout).unwrap();
             assert_eq!(given.trim(), want, "{line}");
         }

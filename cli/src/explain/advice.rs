@@ -42,10 +42,17 @@ impl Place<'_> {
     }
 
     fn failed(&self) -> [String; 2] {
-        let Self { skyhook, node, .. } = self;
+        let Self {
+            namespace,
+            skyhook,
+            node,
+            ..
+        } = self;
         let package = self.package();
         [
-            format!("what the steps wrote is on the node in /var/log/skyhook/{skyhook}/{package}/"),
+            format!(
+                "what the steps wrote: kubectl skyhook package logs {package} -n {namespace} --skyhook {skyhook} --node {node}"
+            ),
             format!(
                 "try it again: kubectl skyhook package rerun {package} --skyhook {skyhook} --node {node}"
             ),

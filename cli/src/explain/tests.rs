@@ -82,7 +82,7 @@ Skyhook base on node worker-2: waiting since 2026-11-27T10:00:00Z
   because Skyhook base on node worker-1: erroring since 2026-11-27T10:00:00Z
     GaveUp: package aa in stage config: it failed
     it is worked on: Erroring, package aa|1.0.0, stage config, since 2026-11-27T09:00:00Z
-    > what the steps wrote is on the node in /var/log/skyhook/base/aa/
+    > what the steps wrote: kubectl skyhook package logs aa -n skyhook --skyhook base --node worker-1
     > try it again: kubectl skyhook package rerun aa --skyhook base --node worker-1
 
 Skyhook gpu on node worker-2: waiting since 2026-11-27T10:00:00Z
@@ -92,7 +92,7 @@ Skyhook gpu on node worker-2: waiting since 2026-11-27T10:00:00Z
     because Skyhook base on node worker-1: erroring since 2026-11-27T10:00:00Z
       GaveUp: package aa in stage config: it failed
       it is worked on: Erroring, package aa|1.0.0, stage config, since 2026-11-27T09:00:00Z
-      > what the steps wrote is on the node in /var/log/skyhook/base/aa/
+      > what the steps wrote: kubectl skyhook package logs aa -n skyhook --skyhook base --node worker-1
       > try it again: kubectl skyhook package rerun aa --skyhook base --node worker-1
 ";
     assert_eq!(text(&chain::of_node(&chain(), "worker-2")), want);
@@ -105,7 +105,7 @@ Skyhook base: in_progress, 1/4 nodes complete
   because Skyhook base on node worker-1: erroring since 2026-11-27T10:00:00Z
     GaveUp: package aa in stage config: it failed
     it is worked on: Erroring, package aa|1.0.0, stage config, since 2026-11-27T09:00:00Z
-    > what the steps wrote is on the node in /var/log/skyhook/base/aa/
+    > what the steps wrote: kubectl skyhook package logs aa -n skyhook --skyhook base --node worker-1
     > try it again: kubectl skyhook package rerun aa --skyhook base --node worker-1
   because Skyhook base on node worker-2: waiting since 2026-11-27T10:00:00Z
     BudgetExhausted: 1 of 1 nodes of the interruptionBudget are in use

@@ -39,13 +39,13 @@ impl Default for Bounds {
 
 /// A log file of a step.
 #[derive(Debug)]
-struct Log {
+pub(super) struct Log {
     /// Names of the Skyhook and of the package.
-    package: (String, String),
-    version: String,
+    pub(super) package: (String, String),
+    pub(super) version: String,
     written: SystemTime,
     bytes: u64,
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 /// Removes the oldest logs below `root` (`<root>/<Skyhook>/<package>/<version>/…`) until the rest is within the bounds.
@@ -79,7 +79,8 @@ pub fn prune(root: &Located, bounds: Bounds, now: SystemTime) -> u64 {
     of_host
 }
 
-fn logs(root: &Path) -> Vec<Log> {
+/// All log files of steps below `root`.
+pub(super) fn logs(root: &Path) -> Vec<Log> {
     let mut found = Vec::new();
     for (skyhook, at) in directories(root) {
         for (package, at) in directories(&at) {

@@ -6,12 +6,11 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use skyhook_crds::Package;
-use skyhook_oci::{Root, Store, StoreError, chain, mounts_below, remove_tree};
+use skyhook_oci::{Root, Store, StoreError, chain, remove_tree};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -23,6 +22,7 @@ use super::agent::{Agent, now};
 use super::note::Note;
 use super::steps::step_directories;
 use super::time::{next_look, next_sweep};
+use crate::host::disk::disk_bytes;
 use crate::host::exec::is_running;
 use crate::journal::State;
 use crate::logs::{Bounds, prune};
@@ -294,37 +294,6 @@ async fn count(notes: UnboundedSender<Note>, ours: Vec<PathBuf>) {
     if let Ok(bytes) = tokio::task::spawn_blocking(bytes).await {
         let _sent = notes.send(Note::Disk(bytes));
     }
-}
-
-/// Bytes of all files below `directory`. Does not follow symlinks, and does not enter other mounts.
-fn disk_bytes(directory: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt as _;
-    // Paths in mountinfo have no symlinks.
-    let Ok(directory) = fs::canonicalize(directory) else {
-        return 0;
-    };
-    let mounted: BTreeSet<PathBuf> = mounts_below(&directory)
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
-    let mut bytes = 0;
-    let mut left = vec![directory];
-    while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if mounted.contains(&path) {
-                continue;
-            }
-            let Ok(metadata) = entry.metadata() else {
-                continue;
-            };
-            bytes += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                left.push(path);
-            }
-        }
-    }
-    bytes
 }
 
 /// Unpins images of packages that are no longer installed, and runs the store's garbage collection. `kept` are the

@@ -56,6 +56,8 @@ impl Supervisor {
             log: Some(LogFile {
                 directory: directory.path().join("logs"),
                 step: "step.sh".into(),
+                package: "a".into(),
+                mode: "apply".into(),
             }),
             buffer_limit: 8192,
             grace_ms: 500,

@@ -155,7 +155,8 @@ impl Display {
 }
 
 /// Formats a number of bytes in a unit that fits.
-pub(crate) fn size(bytes: u64) -> String {
+#[must_use]
+pub fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match bytes {
         0..1024 => format!("{bytes} B"),

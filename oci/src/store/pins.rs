@@ -19,9 +19,9 @@ use crate::digest::Digest;
 const COARSE: Duration = Duration::from_millis(100);
 
 #[derive(Serialize, Deserialize)]
-struct PinRecord {
-    owner: String,
-    manifest: Digest,
+pub(super) struct PinRecord {
+    pub(super) owner: String,
+    pub(super) manifest: Digest,
 }
 
 impl Store {

@@ -1,5 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests read the clock")]
 
+use std::fs;
+
 use skyhook_crds::lease::Phase;
 use skyhook_oci::{Room, StoreConfig};
 

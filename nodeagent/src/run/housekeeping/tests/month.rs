@@ -1,5 +1,6 @@
 //! A node whose package fails for a month, with a real directory and a simulated clock.
 
+use std::fs;
 use std::time::SystemTime;
 
 use super::super::*;
@@ -58,6 +59,8 @@ impl Host {
         let log = LogFile {
             directory: self.at(&format!("logs/s/aa/1.0.{}", (time - BEGIN) / VERSION)),
             step: format!("check-{index}.sh"),
+            package: "aa".to_owned(),
+            mode: "apply-check".to_owned(),
         };
         let timestamp = jiff::Timestamp::from_millisecond(time).unwrap();
         let mut pair = LogPair::create(&log, timestamp).unwrap();
