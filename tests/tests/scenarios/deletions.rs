@@ -11,7 +11,7 @@ use skyhook_integration::wait::{MINUTE, eventually};
 use skyhook_tests::coreagent::HostScript;
 use skyhook_tests::world::World;
 
-use super::{package, position, slow, times};
+use super::{package, slow, times};
 
 fn skyhooks(world: &World) -> Api<Skyhook> {
     Api::all(world.client.clone())
@@ -181,124 +181,5 @@ pub(super) async fn made_anew(world: &mut World, leases: &LeaseRecorder) -> anyh
         "{:#?}",
         host.ledger()
     );
-    Ok(())
-}
-
-/// Packages that can be uninstalled are, one node after the other, and then nothing tells of the Skyhook.
-pub(super) async fn uninstall_on_delete(
-    world: &mut World,
-    leases: &LeaseRecorder,
-) -> anyhow::Result<()> {
-    let hosts = [
-        world.node("away-1", "away", slow()).await?,
-        world.node("away-2", "away", slow()).await?,
-    ];
-    let enabled = json!({ "enabled": true });
-    let spec = json!({ "interruptionBudget": { "count": 1 }, "packages": {
-        "plain": package("1.0.0", json!({ "uninstall": enabled })),
-        "rebooting": package("1.0.0", json!({ "uninstall": enabled, "interrupt": { "type": "reboot" } })),
-    } });
-    world.apply("away", "away", spec).await?;
-    world.complete("away").await?;
-    let reboots = |ledger: &[String]| ledger.iter().filter(|one| one.contains("reboot")).count();
-    let before: Vec<usize> = hosts.iter().map(|host| reboots(&host.ledger())).collect();
-    // Nodes that are not selected any more are cleaned as well.
-    world
-        .edit_node(
-            "away-2",
-            json!({ "metadata": { "labels": { "test": "elsewhere" } } }),
-        )
-        .await?;
-    world
-        .annotate_skyhook("away", names::PAUSE, Some("true"))
-        .await?;
-    skyhooks(world)
-        .delete("away", &DeleteParams::default())
-        .await?;
-    let says = |skyhook: &Skyhook, reason: &str| {
-        let conditions = skyhook.status.iter().flat_map(|status| &status.conditions);
-        let mut blocked = conditions.filter(|one| one.type_ == "DeletionBlocked");
-        blocked.any(|one| one.reason == reason)
-    };
-    world
-        .skyhook_until("away", "it cannot go while it is paused", |skyhook| {
-            says(skyhook, "PausedWithPendingUninstall")
-        })
-        .await?;
-    world
-        .annotate_skyhook("away", names::DISABLE, Some("true"))
-        .await?;
-    world
-        .skyhook_until("away", "nor while it is disabled", |skyhook| {
-            says(skyhook, "DisabledWithPendingUninstall")
-        })
-        .await?;
-    for key in [names::DISABLE, names::PAUSE] {
-        world.annotate_skyhook("away", key, None).await?;
-    }
-    gone(world, "away").await?;
-    for (host, before) in hosts.iter().zip(before) {
-        for package in ["plain", "rebooting"] {
-            let what = format!("{package}|1.0.0 uninstall");
-            ensure!(times(host, &what) == 1, "{what}: {:#?}", host.ledger());
-        }
-        ensure!(
-            reboots(&host.ledger()) == before + 1,
-            "{:#?}",
-            host.ledger()
-        );
-        position(host, "rebooting|1.0.0 uninstall-check")?;
-    }
-    for node in ["away-1", "away-2"] {
-        let object = world.get_node(node).await?;
-        let said: Vec<&String> = object
-            .annotations()
-            .keys()
-            .chain(object.labels().keys())
-            .filter(|key| key.ends_with("_away"))
-            .collect();
-        ensure!(said.is_empty(), "{node}: {said:?}");
-        let conditions = object.status.and_then(|status| status.conditions);
-        let conditions = conditions.unwrap_or_default();
-        ensure!(
-            !conditions.iter().any(|one| one.type_.contains("/away/")),
-            "{conditions:?}"
-        );
-    }
-    ensure!(leases.most_granted()? == 1, "one node after the other");
-    eventually(MINUTE, async || {
-        let left = revisions(world, "away").await?.len();
-        ensure!(left == 0, "{left} revisions are left");
-        Ok(())
-    })
-    .await
-}
-
-/// The way out when nobody can uninstall: the package need not be.
-pub(super) async fn deletion_that_nobody_waits_for(world: &mut World) -> anyhow::Result<()> {
-    let host = world.node("stuck-1", "stuck", slow()).await?;
-    let spec = |enabled: bool| {
-        let package = package("1.0.0", json!({ "uninstall": { "enabled": enabled } }));
-        json!({ "packages": { "stuck": package } })
-    };
-    world.apply("stuck", "stuck", spec(true)).await?;
-    world.complete("stuck").await?;
-    host.change(|script| {
-        script.failures.insert("stuck".to_owned(), 1000);
-    });
-    skyhooks(world)
-        .delete("stuck", &DeleteParams::default())
-        .await?;
-    world
-        .skyhook_until("stuck", "the uninstall fails", |skyhook| {
-            let conditions = skyhook.status.iter().flat_map(|status| &status.conditions);
-            conditions.clone().any(|one| one.type_ == "UninstallFailed")
-                && conditions.clone().any(|one| one.reason == "Deleting")
-        })
-        .await?;
-    world.apply("stuck", "stuck", spec(false)).await?;
-    gone(world, "stuck").await?;
-    let states = world.states("stuck-1", "stuck").await?;
-    ensure!(states.len() == 1, "it stays on record: {states:?}");
     Ok(())
 }

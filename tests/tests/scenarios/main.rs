@@ -102,12 +102,6 @@ async fn deletions() -> anyhow::Result<()> {
     deletions::made_anew(&mut world, &leases)
         .await
         .context("made anew")?;
-    deletions::uninstall_on_delete(&mut world, &leases)
-        .await
-        .context("uninstall-on-delete and delete-blocked")?;
-    deletions::deletion_that_nobody_waits_for(&mut world)
-        .await
-        .context("a way out")?;
     world.coordinator.stop().await
 }
 
