@@ -28,7 +28,7 @@ IMAGES ?= $(CARGO_TARGET_DIR)/images
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 .PHONY: help setup build programs release controlplane previous demo test check fmt fmt-check lint lengths rooms pure typos deny \
-        gen gen-check unit integration vm-test bench-one static images bench-cluster cluster chart
+        gen gen-check golden unit integration vm-test bench-one static images bench-cluster cluster chart
 
 help:
 	@echo "make demo         a roll-out on three real hosts, live"
@@ -48,6 +48,7 @@ help:
 	@echo "make images       OCI archives of both programs, without a container engine"
 	@echo "make plugin       the plugin for kubectl, as a static program; bench-cli: how long it takes to start"
 	@echo "make gen          write the CRDs"
+	@echo "make golden       write what the chart renders, and the tables in its README"
 
 setup:
 	@.ci/setup
@@ -124,6 +125,10 @@ deny: setup
 
 gen: programs
 	$(DEBUG)/crdgen $(CRDS)
+
+# What the tests of the chart compare with. `git diff` shows what a change of the chart comes to.
+golden: setup
+	SKYHOOK_GOLDEN=write cargo test -p skyhook-integration --test chart -- each_value the_readme
 
 gen-check: build
 	$(DEBUG)/crdgen --check $(CRDS)

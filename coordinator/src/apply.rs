@@ -8,6 +8,7 @@ mod pods;
 mod revisions;
 mod rollouts;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -37,7 +38,7 @@ pub enum ApplyError {
     OtherLease { node: String },
     #[error("no open batch has node {node}")]
     NotInBatch { node: String },
-    #[error("the Skyhook that owns rolloutstate {name} is there")]
+    #[error("the Skyhook that {name} was written for is there")]
     Owned { name: String },
 }
 
@@ -158,20 +159,10 @@ impl Applier {
             Effect::WriteSkyhookStatus {
                 name, at, status, ..
             } => self.skyhook_status(name, at, status).await,
-            Effect::CreateRevision {
-                name,
-                skyhook,
-                skyhook_uid,
-                number,
-                data,
-            } => {
-                let owner = owner::<Skyhook>(skyhook, skyhook_uid, Some(true));
-                self.create_revision(name, owner, *number, data).await
-            }
-            Effect::RenumberRevision { name, at, number } => {
-                self.renumber_revision(name, at, *number).await
-            }
-            Effect::PruneRevision { name, at } => self.prune_revision(name, at).await,
+            Effect::CreateRevision { .. }
+            | Effect::RenumberRevision { .. }
+            | Effect::DisownRevision { .. }
+            | Effect::PruneRevision { .. } => self.revision(effect).await,
             Effect::PatchNode {
                 node, at, patch, ..
             } => self.node(node, at, patch, wall).await,
@@ -391,6 +382,11 @@ fn owner<K: kube::Resource<DynamicType = ()>>(
         controller,
         block_owner_deletion: None,
     }
+}
+
+/// The annotation with the Skyhook that an object was written for, in place of an owner reference.
+fn written_for(skyhook_uid: &str) -> BTreeMap<String, String> {
+    [(names::WRITTEN_FOR.to_owned(), skyhook_uid.to_owned())].into()
 }
 
 fn post() -> PostParams {

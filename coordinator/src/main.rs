@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use kube::{Client, Config};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::run;
+use skyhook_coordinator::uninstall::removal::{self, RemovalArgs};
 use skyhook_coordinator::uninstall::{self, CleanupArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Delete all Skyhooks and see that nothing of them holds up an uninstall.
     Cleanup(CleanupArgs),
+    /// Wait until no CustomResourceDefinition of Skyhook is being deleted, and see that nothing holds that up.
+    FinishRemoval(RemovalArgs),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<()> {
                 Some(Command::Cleanup(args)) => {
                     uninstall::run(client().await?, &settings, &args).await
                 }
+                Some(Command::FinishRemoval(args)) => removal::run(client().await?, &args).await,
             }
         })
 }

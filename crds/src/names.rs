@@ -36,6 +36,10 @@ pub const PROTECTIONS: [&str; 2] = [SCALE_DOWN_DISABLED, DO_NOT_DISRUPT];
 /// Label on ControllerRevisions and leases: the Skyhook's name, which is never too long for a label value
 /// ([`MAX_SKYHOOK_NAME`]).
 pub const REVISION_OF: &str = "skyhook.nvidia.com/name";
+/// Annotation on ControllerRevisions, and on RolloutStates of Skyhooks that are being deleted: UID of the Skyhook that it was
+/// written for. There is no owner reference: the garbage collector would delete what is still needed, in a foreground
+/// deletion even before the Skyhook.
+pub const WRITTEN_FOR: &str = "skyhook.nvidia.com/owner";
 /// Label on leases: the compartment of a DeploymentPolicy that the lease counts in.
 pub const COMPARTMENT: &str = "skyhook.nvidia.com/compartment";
 /// Label on leases: the number of the batch that the lease belongs to.

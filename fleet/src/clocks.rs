@@ -394,7 +394,12 @@ impl Clocks {
     }
 
     /// Updates, for the leases of one Skyhook, since when they are given up. Returns the nodes of those that changed.
-    fn time_given_up(&mut self, skyhook: &str, picture: &Picture, now: Mono) -> Vec<String> {
+    pub(crate) fn time_given_up(
+        &mut self,
+        skyhook: &str,
+        picture: &Picture,
+        now: Mono,
+    ) -> Vec<String> {
         let mut changed = Vec::new();
         let clocks = self.leases.iter_mut();
         for (node, clock) in clocks.filter(|(_, clock)| clock.skyhook == skyhook) {

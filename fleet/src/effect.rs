@@ -71,14 +71,20 @@ pub enum Effect {
         data: Box<RevisionData>,
     },
     /// A revision that is used again becomes the newest.
-    RenumberRevision {
+    RenumberRevision { name: String, at: AsOf, number: i64 },
+    /// Takes the owner references off a revision, so that it outlives its Skyhook.
+    DisownRevision {
         name: String,
         at: AsOf,
-        number: i64,
+        skyhook_uid: String,
     },
     PruneRevision {
         name: String,
         at: AsOf,
+        skyhook: String,
+        /// UID of the Skyhook that a revision was written for which no longer exists. The revision stays if a GET shows that
+        /// this Skyhook exists.
+        not_of: Option<String>,
     },
     /// Creates the lease of a node, which takes a slot of the budget.
     ReserveLease {
@@ -113,10 +119,7 @@ pub enum Effect {
         why: Withdrawal,
     },
     /// Deletes a lease whose result is recorded on the Node, or that an administrator releases by force.
-    ReleaseLease {
-        node: String,
-        at: AsOf,
-    },
+    ReleaseLease { node: String, at: AsOf },
     /// Deletes a lease whose Node no longer exists. A GET right before the write must show that no Node has that UID.
     ReleaseLeaseOfGoneNode {
         node: String,
@@ -125,14 +128,13 @@ pub enum Effect {
     },
     /// Deletes a lease without its result: its Skyhook is deleted or disabled, and its agent did not stop in time or
     /// its node did not come back. So neither can block the deletion of a Skyhook.
-    AbandonLease {
-        node: String,
-        at: AsOf,
-    },
+    AbandonLease { node: String, at: AsOf },
     /// Creates the state of a Skyhook's roll-out, or replaces it.
     WriteRollout {
         name: String,
         skyhook_uid: String,
+        /// An owner reference names the Skyhook. Not while it is being deleted: the garbage collector may be faster.
+        goes_with_owner: bool,
         /// `None` to create it.
         at: Option<AsOf>,
         spec: Box<RolloutStateSpec>,
@@ -216,6 +218,7 @@ impl Effect {
             | Self::WriteSkyhookStatus { name, .. } => Target::Skyhook(name.clone()),
             Self::CreateRevision { name, .. }
             | Self::RenumberRevision { name, .. }
+            | Self::DisownRevision { name, .. }
             | Self::PruneRevision { name, .. } => Target::Revision(name.clone()),
             Self::WriteRollout { name, .. } | Self::DeleteRollout { name, .. } => {
                 Target::Rollout(name.clone())
@@ -245,6 +248,7 @@ impl Effect {
             | Self::ReleaseSkyhook { at, .. }
             | Self::WriteSkyhookStatus { at, .. }
             | Self::RenumberRevision { at, .. }
+            | Self::DisownRevision { at, .. }
             | Self::PruneRevision { at, .. }
             | Self::DeleteRollout { at, .. }
             | Self::GrantLease { at, .. }
@@ -278,6 +282,7 @@ impl Effect {
             | Self::WriteSkyhookStatus { .. }
             | Self::CreateRevision { .. }
             | Self::RenumberRevision { .. }
+            | Self::DisownRevision { .. }
             | Self::PruneRevision { .. }
             | Self::WriteRollout { .. }
             | Self::DeleteRollout { .. }
@@ -302,6 +307,7 @@ impl Effect {
             Self::WriteSkyhookStatus { .. } => "WriteSkyhookStatus",
             Self::CreateRevision { .. } => "CreateRevision",
             Self::RenumberRevision { .. } => "RenumberRevision",
+            Self::DisownRevision { .. } => "DisownRevision",
             Self::PruneRevision { .. } => "PruneRevision",
             Self::WriteRollout { .. } => "WriteRollout",
             Self::DeleteRollout { .. } => "DeleteRollout",

@@ -12,7 +12,6 @@ use skyhook_crds::stage::{Stage, Status};
 
 use crate::clocks::LeaseClock;
 use crate::effect::{Effect, NodePatch, Target};
-use crate::facts::SkyhookFact;
 use crate::index::Index;
 use crate::plan::cause::Cause;
 use crate::plan::reason::{ReasonCode, Withdrawal};
@@ -141,14 +140,8 @@ pub fn refused(index: &Index, effect: &Effect, error: &str) -> Vec<EventFact> {
             if let Effect::CreateRevision { skyhook: owner, .. } = effect {
                 skyhook(owner)
             } else {
-                let owner = index
-                    .picture
-                    .revisions()
-                    .get(&name)
-                    .map(|r| r.owner.as_str());
-                let owned = |s: &&SkyhookFact| Some(s.uid.as_str()) == owner;
-                let owner = index.picture.skyhooks().values().find(owned);
-                owner.and_then(|s| skyhook(&s.name))
+                let revision = index.picture.revisions().get(&name);
+                revision.and_then(|revision| skyhook(&revision.skyhook))
             }
         }
         Target::Node(node) | Target::Lease(node) | Target::Pods(node) => {

@@ -28,7 +28,7 @@ pub use lease::LeaseFact;
 pub use node::NodeFact;
 pub(crate) use record::cordon;
 pub use record::{Origin, Record};
-pub use skyhook::{Checked, SkyhookFact};
+pub use skyhook::{Checked, Deletion, Goal, Keeps, SkyhookFact};
 pub use stored::{PolicyFact, RevisionFact, RolloutFact};
 pub use taint::TaintDuty;
 

@@ -52,6 +52,8 @@ pub enum Broken {
     WithdrawAccepted,
     #[error("a lease was to be released without its result on the node")]
     ReleaseUnrecorded,
+    #[error("a revision was to be deleted that a lease or the stamp of a Node names")]
+    RevisionNeeded,
     #[error("a record was to be written over that a newer version wrote")]
     NewerRecord,
     #[error(
@@ -173,6 +175,9 @@ pub fn check_counted(
             taints::check(index, settings, node, patch, why)?;
             uncordon(index, node, patch)
         }
+        Effect::PruneRevision { name, .. } => {
+            require(!is_referred_to(index, name), Broken::RevisionNeeded)
+        }
         Effect::StopLease {
             node,
             at,
@@ -190,11 +195,22 @@ pub fn check_counted(
         | Effect::WriteSkyhookStatus { .. }
         | Effect::CreateRevision { .. }
         | Effect::RenumberRevision { .. }
-        | Effect::PruneRevision { .. }
+        | Effect::DisownRevision { .. }
         | Effect::DeleteRollout { .. }
         | Effect::LookForLeases { .. }
         | Effect::LookForState { .. } => Ok(()),
     }
+}
+
+/// True when a lease or the stamp of a Node names the revision.
+fn is_referred_to(index: &Index, revision: &str) -> bool {
+    let leases = index.picture.leases().values();
+    let mut leases = leases.filter_map(|fact| fact.lease.as_ref().ok());
+    let records = index.picture.nodes().values();
+    let records = records.flat_map(|node| node.records.values());
+    let mut stamps = records.filter_map(|record| record.stamp.as_ref());
+    leases.any(|lease| lease.spec.revision == revision)
+        || stamps.any(|stamp| stamp.revision == revision)
 }
 
 fn release(index: &Index, node: &str, at: &AsOf) -> Result<(), Broken> {

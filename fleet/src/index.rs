@@ -185,7 +185,10 @@ impl Index {
     fn saw(&mut self, changed: &Changed, now: Mono) {
         let creates: Vec<String> = self.creates_ended(changed);
         self.inflight.saw(changed, now);
-        let timed = self.clocks.saw(changed, &self.picture, now);
+        let mut timed = self.clocks.saw(changed, &self.picture, now);
+        for skyhook in self.picture.take_turned() {
+            timed.extend(self.clocks.time_given_up(&skyhook, &self.picture, now));
+        }
         for node in creates.iter().chain(&timed) {
             self.picture.touch(node);
         }

@@ -6,6 +6,7 @@
 //! a list is incomplete, see [`Picture::is_synced`]. Every change that a decision may depend on raises a counter, see
 //! [`Picture::touched`].
 
+mod deletion;
 mod ids;
 mod read;
 mod stored;
@@ -19,7 +20,7 @@ use skyhook_crds::lease::protocol::{self, is_older};
 
 use crate::effect::Target;
 use crate::facts::{
-    LeaseFact, NodeFact, PolicyFact, RevisionFact, RolloutFact, SkyhookFact, Texts, WireNode,
+    Goal, LeaseFact, NodeFact, PolicyFact, RevisionFact, RolloutFact, SkyhookFact, Texts, WireNode,
     WireSkyhook,
 };
 
@@ -113,6 +114,8 @@ pub struct Picture {
     revisions_changed: Tick,
     policies_changed: Tick,
     rollouts_changed: Tick,
+    /// Skyhooks whose goal has changed although they have not.
+    turned: BTreeSet<String>,
 }
 
 impl Picture {
@@ -134,13 +137,16 @@ impl Picture {
             self.ids.place(&node.name);
         }
         if !older {
-            self.nodes.insert(node.name.clone(), node);
+            let name = node.name.clone();
+            self.nodes.insert(name.clone(), node);
+            self.survey(&name);
         }
         changed
     }
 
     pub(crate) fn node_gone(&mut self, name: &str) -> Changed {
         let was_there = self.nodes.remove(name).is_some();
+        self.survey(name);
         self.release(name);
         Changed::Gone {
             target: Target::Node(name.to_owned()),
@@ -152,6 +158,9 @@ impl Picture {
         self.note(Kind::Skyhook, &skyhook.name);
         skyhook.leave_behind(self.left_behind(&skyhook));
         let held = self.skyhooks.get(&skyhook.name);
+        if let Some(held) = held.filter(|held| held.uid == skyhook.uid && skyhook.deleting) {
+            skyhook.deletion = held.deletion.clone();
+        }
         let differs = held.is_none_or(|held| read::skyhook_differs(held, &skyhook));
         let (name, uid) = (skyhook.name.clone(), skyhook.uid.clone());
         let version = skyhook.resource_version.clone();
@@ -163,6 +172,9 @@ impl Picture {
         } else if taken {
             // Every pass compares the stored status with the wanted one, so the next pass must not be skipped.
             self.ids.tick();
+        }
+        if taken {
+            self.survey_all(&name);
         }
         Changed::Came {
             target: Target::Skyhook(name),
@@ -199,15 +211,18 @@ impl Picture {
             decides: true,
         };
         self.tally.comes(&lease);
-        if let Some(before) = self.leases.insert(lease.node.clone(), lease) {
+        let node = lease.node.clone();
+        if let Some(before) = self.leases.insert(node.clone(), lease) {
             self.tally.goes(&before);
         }
+        self.survey(&node);
         changed
     }
 
     pub(crate) fn lease_gone(&mut self, node: &str) -> Changed {
         let before = self.leases.remove(node);
         let was_there = before.inspect(|lease| self.tally.goes(lease)).is_some();
+        self.survey(node);
         self.release(node);
         Changed::Gone {
             target: Target::Lease(node.to_owned()),
@@ -350,13 +365,14 @@ impl Picture {
             .filter(|lease| lease.skyhook_uid() == Some(skyhook_uid))
     }
 
-    /// True when the lease's Skyhook is gone, being deleted or disabled.
+    /// True when nobody waits for the result of the lease: its Skyhook is gone or disabled, or it is being deleted and
+    /// nothing is left to uninstall.
     #[must_use]
     pub fn is_given_up(&self, lease: &InterruptionLease) -> bool {
         self.skyhooks
             .get(&lease.spec.skyhook.name)
             .filter(|skyhook| skyhook.uid == lease.spec.skyhook.uid)
-            .is_none_or(|skyhook| skyhook.deleting || skyhook.is_disabled())
+            .is_none_or(|skyhook| skyhook.goal() == Goal::Nothing || skyhook.is_disabled())
     }
 
     /// True when the agent that works on the lease is too old for the lease or for its revision.

@@ -45,6 +45,7 @@ impl Class {
             | Effect::AdoptSkyhook { .. }
             | Effect::CreateRevision { .. }
             | Effect::RenumberRevision { .. }
+            | Effect::DisownRevision { .. }
             | Effect::WriteRollout { .. }
             | Effect::LookForLeases { .. }
             | Effect::LookForState { .. }

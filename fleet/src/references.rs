@@ -18,7 +18,7 @@ pub struct References {
 impl References {
     /// Collects the names from the current specs of the Skyhooks, from the revisions of existing leases, and from the
     /// revisions that nodes have results of, because an uninstall reads these again. Revisions of Skyhooks that no
-    /// longer exist are left out.
+    /// longer exist are left out, unless there is another Skyhook of the same name.
     #[must_use]
     pub fn of(index: &Index) -> Self {
         let mut all = Self::default();
@@ -40,13 +40,7 @@ impl References {
         for revision in names
             .into_iter()
             .filter_map(|name| index.picture.revisions().get(name))
-            .filter(|revision| {
-                index
-                    .picture
-                    .skyhooks()
-                    .values()
-                    .any(|s| s.uid == revision.owner)
-            })
+            .filter(|revision| index.picture.skyhooks().contains_key(&revision.skyhook))
         {
             if let Some(data) = &revision.data {
                 all.take(data);
@@ -126,13 +120,14 @@ mod tests {
         Change::Skyhook(Box::new(skyhook))
     }
 
-    fn revision(name: &str, owner: &str, env: &[serde_json::Value]) -> Change {
+    fn revision(name: &str, skyhook: &str, env: &[serde_json::Value]) -> Change {
         Change::Revision(Box::new(
             serde_json::from_value(json!({
-                "metadata": {"name": name, "uid": name, "resourceVersion": "1", "ownerReferences": [{
-                    "apiVersion": "skyhook.nvidia.com/v1alpha1", "kind": "Skyhook",
-                    "name": "one", "uid": owner,
-                }]},
+                "metadata": {
+                    "name": name, "uid": name, "resourceVersion": "1",
+                    "labels": {"skyhook.nvidia.com/name": skyhook},
+                    "annotations": {"skyhook.nvidia.com/owner": "of this Skyhook or of an earlier one"},
+                },
                 "revision": 1,
                 "data": {"packages": {"pkg": {"version": "1.0.0", "image": "r/pkg", "env": env}}},
             }))
@@ -167,15 +162,15 @@ mod tests {
                     json!({"name": "Y", "value": "plain"}),
                 ],
             ),
-            revision("one-old", "uid-one", &[env("secretKeyRef", "s-old")]),
+            revision("one-old", "one", &[env("secretKeyRef", "s-old")]),
             revision(
                 "one-older",
-                "uid-one",
+                "one",
                 &[env("secretKeyRef", "nobody-needs-it")],
             ),
             revision(
                 "three-old",
-                "uid-three",
+                "three",
                 &[env("secretKeyRef", "its-skyhook-is-gone")],
             ),
             Change::Node(Box::new(stamped)),

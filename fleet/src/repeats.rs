@@ -108,6 +108,7 @@ fn content(effect: &Effect) -> Option<u64> {
         Effect::CreateRevision { .. } => {}
         Effect::ReleaseSkyhook { .. }
         | Effect::RenumberRevision { .. }
+        | Effect::DisownRevision { .. }
         | Effect::PruneRevision { .. }
         | Effect::DeleteRollout { .. }
         | Effect::LookForLeases { .. }

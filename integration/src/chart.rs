@@ -115,10 +115,15 @@ pub async fn seed(plane: &ControlPlane, repository: &Repository) -> Result<Strin
 
 /// `helm template` with these arguments: needs no cluster.
 pub async fn template(args: &[&str]) -> Result<String> {
+    template_of(&path(), args).await
+}
+
+/// [`template`] of another chart than ours.
+pub async fn template_of(chart: &Path, args: &[&str]) -> Result<String> {
     let mut command = Command::new(program()?);
     command
         .args(["template", RELEASE])
-        .arg(path())
+        .arg(chart)
         .args(["--namespace", "skyhook"])
         .args(args);
     output(command).await

@@ -2,10 +2,18 @@
 
 #[path = "chart/admission.rs"]
 mod admission;
+#[path = "chart/golden.rs"]
+mod golden;
 #[path = "chart/placement.rs"]
 mod placement;
+#[path = "chart/readme.rs"]
+mod readme;
+#[path = "chart/roles.rs"]
+mod roles;
 #[path = "chart/taints.rs"]
 mod taints;
+#[path = "chart/values.rs"]
+mod values;
 
 use std::collections::BTreeSet;
 
@@ -116,10 +124,6 @@ async fn what_cannot_work_is_refused_with_the_reason() -> Result<()> {
         (
             &["--set", "agent.imageCredentialProviderBinDir=/opt/plugins"],
             "go together",
-        ),
-        (
-            &["--set", "agent.env.HTTPS_PROXY=http://proxy:3128"],
-            "a list of variables",
         ),
         (
             &["--set", "agent.registryHostsDir=/a:b"],
@@ -299,84 +303,6 @@ async fn pods_have_what_they_need_and_no_more() -> Result<()> {
             .iter()
             .any(|t| t["key"] == "node.kubernetes.io/unschedulable")
     );
-    Ok(())
-}
-
-/// Nobody is given a wildcard, and only the coordinator's own Role reaches secrets without names.
-#[tokio::test]
-async fn no_role_is_wider_than_it_says() -> Result<()> {
-    if !chart_can_run("no_role_is_wider_than_it_says").await {
-        return Ok(());
-    }
-    for object in render(&[]).await? {
-        let kind = object["kind"].as_str().unwrap_or_default();
-        if !matches!(kind, "Role" | "ClusterRole") {
-            continue;
-        }
-        let name = &object["metadata"]["name"];
-        for rule in object["rules"].as_array().into_iter().flatten() {
-            for field in ["verbs", "resources", "apiGroups"] {
-                let values = rule[field].as_array().context("a list")?;
-                ensure!(!values.contains(&json!("*")), "{name}: {rule}");
-            }
-            let resources = rule["resources"].as_array().context("a list")?;
-            let reads_secrets = resources.contains(&json!("secrets"));
-            let is_the_keeper = kind == "Role" && *name == COORDINATOR;
-            ensure!(
-                !reads_secrets || is_the_keeper || rule["resourceNames"].is_array(),
-                "{name}: {rule}"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// One right: its namespace (empty for the whole cluster), API group, resource, verb, and whether it is bound to names.
-type Right = (String, String, String, String, bool);
-
-/// All rights in the Roles and ClusterRoles whose name begins with `account`.
-fn rights(objects: &[Value], account: &str) -> BTreeSet<Right> {
-    let texts = |list: &Value| -> Vec<String> {
-        let texts = list.as_array().into_iter().flatten();
-        texts.filter_map(Value::as_str).map(str::to_owned).collect()
-    };
-    let mut rights = BTreeSet::new();
-    for role in objects {
-        let kind = role["kind"].as_str().unwrap_or_default();
-        let name = role["metadata"]["name"].as_str().unwrap_or_default();
-        if !matches!(kind, "Role" | "ClusterRole") || !name.starts_with(account) {
-            continue;
-        }
-        let namespace = role["metadata"]["namespace"].as_str().unwrap_or_default();
-        for rule in role["rules"].as_array().into_iter().flatten() {
-            let named = rule["resourceNames"].is_array();
-            for group in texts(&rule["apiGroups"]) {
-                for resource in texts(&rule["resources"]) {
-                    for verb in texts(&rule["verbs"]) {
-                        let (group, resource) = (group.clone(), resource.clone());
-                        rights.insert((namespace.to_owned(), group, resource, verb, named));
-                    }
-                }
-            }
-        }
-    }
-    rights
-}
-
-/// Tests with a real API server run the coordinator with the rights in a manifest of their own. If these were more than
-/// the chart's, such a test would pass although the coordinator of the chart is refused.
-#[tokio::test]
-async fn tests_run_the_coordinator_with_no_right_that_the_chart_does_not_grant() -> Result<()> {
-    let test = "tests_run_the_coordinator_with_no_right_that_the_chart_does_not_grant";
-    if !chart_can_run(test).await {
-        return Ok(());
-    }
-    let granted = rights(&render(&[]).await?, COORDINATOR);
-    let manifest = documents(include_str!("../manifests/coordinator.yaml"))?;
-    let used = rights(&manifest, "skyhook-coordinator");
-    ensure!(used.len() > 20, "{used:?}");
-    let lacking: Vec<_> = used.difference(&granted).collect();
-    ensure!(lacking.is_empty(), "the chart does not grant {lacking:?}");
     Ok(())
 }
 

@@ -69,6 +69,26 @@ pub struct State {
     /// The work on the current lease or, if there is none, on the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<Progress>,
+    /// For how many milliseconds nothing was seen of a Skyhook, neither on the Node nor of its revisions, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub missing: BTreeMap<String, i64>,
+    /// When the agent looked for them last, in Unix milliseconds.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub looked: i64,
+}
+
+/// The longest time between two looks that counts. So a look counts little when the clock was set forward, or when the
+/// agent did not run.
+pub const LOOK_MS: i64 = 3_600_000;
+/// How long nothing must be seen of a Skyhook before the host forgets it.
+const FORGOTTEN_MS: i64 = 24 * 3_600_000;
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+const fn is_zero(time: &i64) -> bool {
+    *time == 0
 }
 
 impl State {
@@ -93,12 +113,30 @@ impl State {
         }
     }
 
-    /// Removes Skyhooks that are in `gone` and have no package on the host. Returns true if it removed any.
-    pub fn forget(&mut self, gone: &BTreeSet<String>) -> bool {
-        let before = self.skyhooks.len();
-        self.skyhooks
-            .retain(|name, record| !(gone.contains(name) && record.entries.is_empty()));
-        self.skyhooks.len() < before
+    /// Notes that nothing is seen of the Skyhooks in `missing`. Returns those of which nothing was seen for so long that
+    /// the host forgets them.
+    pub fn note_missing(&mut self, missing: &BTreeSet<String>, now: i64) -> BTreeSet<String> {
+        let passed = now.saturating_sub(self.looked).clamp(0, LOOK_MS);
+        let before = std::mem::take(&mut self.missing);
+        self.missing = missing
+            .iter()
+            .map(|name| {
+                let so_far = before.get(name).map(|so_far| so_far.saturating_add(passed));
+                (name.clone(), so_far.unwrap_or_default())
+            })
+            .collect();
+        // A time that nobody needs is not written.
+        self.looked = if missing.is_empty() { 0 } else { now };
+        let forgotten = self.missing.iter().filter(|(_, ms)| **ms >= FORGOTTEN_MS);
+        forgotten.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Removes all of the Skyhooks in `gone`, except of one that is worked on.
+    pub fn forget(&mut self, gone: &BTreeSet<String>) {
+        self.skyhooks.retain(|name, _| !gone.contains(name));
+        self.missing.retain(|name, _| !gone.contains(name));
+        self.run
+            .take_if(|run| run.ended.is_some() && gone.contains(&run.skyhook.name));
     }
 
     /// All packages run again, after a reboot that Skyhook did not ask for and that undid their work: those of the last

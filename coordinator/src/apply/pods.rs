@@ -10,6 +10,10 @@ use skyhook_fleet::effect::Effect;
 use skyhook_fleet::index::Change;
 use skyhook_fleet::pods::{PodFact, Refusal, RefusedBy};
 
+/// What the API server says to a deletion for which the chart gives the coordinator no right.
+const NO_DELETION: &str = "cannot delete resource \"pods\"";
+const ALLOW_DELETION: &str = "; set rbac.allowDisableEviction in the values of the chart, or drainConfig.disableEviction to false";
+
 impl Applier {
     pub(super) async fn survey_pods(
         &self,
@@ -146,9 +150,12 @@ fn refusal(status: &kube::core::Status) -> Refusal {
     } else {
         causes.join("; ")
     };
+    // Without this right, Skyhooks with drainConfig.disableEviction cannot drain.
+    let lacks_right = status.code == 403 && status.message.contains(NO_DELETION);
+    let way_out = if lacks_right { ALLOW_DELETION } else { "" };
     Refusal {
         by: refused_by(status),
-        text: format!("eviction refused ({}): {why}", status.code),
+        text: format!("eviction refused ({}): {why}{way_out}", status.code),
     }
 }
 
@@ -236,6 +243,20 @@ mod tests {
             });
             assert_eq!(problem(answer).ok(), want, "{name}");
         }
+    }
+
+    /// The chart gives the coordinator this right only where a value says so.
+    #[test]
+    fn a_deletion_without_the_right_says_which_value_gives_it() {
+        let said =
+            "pods \"x\" is forbidden: User \"u\" cannot delete resource \"pods\" in API group \"\"";
+        let refusal = problem(answer(403, said, &json!([]))).unwrap().unwrap();
+        assert_eq!(refusal.by, RefusedBy::Server);
+        let want = format!(
+            "eviction refused (403): {said}; set rbac.allowDisableEviction in the values of the chart, or \
+             drainConfig.disableEviction to false"
+        );
+        assert_eq!(refusal.text, want);
     }
 
     #[test]

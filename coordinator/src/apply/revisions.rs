@@ -1,7 +1,7 @@
 //! Writes of revisions.
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::api::{Api, Patch};
 use kube::core::Request;
@@ -9,8 +9,9 @@ use serde_json::json;
 use skyhook_crds::names;
 use skyhook_crds::revision::RevisionData;
 
-use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post};
-use skyhook_fleet::effect::AsOf;
+use super::{Applier, ApplyError, failed, guard, guarded_delete, manager, post, written_for};
+use skyhook_fleet::effect::{AsOf, Effect};
+use skyhook_fleet::facts::RevisionFact;
 use skyhook_fleet::index::Change;
 
 impl Applier {
@@ -18,18 +19,58 @@ impl Applier {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    pub(super) async fn create_revision(
+    /// Makes the writes that are about revisions.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the caller picks these effects"
+    )]
+    pub(super) async fn revision(&self, effect: &Effect) -> Result<Option<Change>, ApplyError> {
+        match effect {
+            Effect::CreateRevision {
+                name,
+                skyhook,
+                skyhook_uid,
+                number,
+                data,
+            } => {
+                let of = (skyhook.as_str(), skyhook_uid.as_str());
+                self.create_revision(name, of, *number, data).await
+            }
+            Effect::RenumberRevision { name, at, number } => {
+                self.renumber_revision(name, at, *number).await
+            }
+            Effect::DisownRevision {
+                name,
+                at,
+                skyhook_uid,
+            } => self.disown_revision(name, at, skyhook_uid).await,
+            Effect::PruneRevision {
+                name,
+                at,
+                skyhook,
+                not_of,
+            } => {
+                if let Some(owner) = not_of {
+                    self.check_gone(skyhook, owner, name).await?;
+                }
+                self.prune_revision(name, at).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn create_revision(
         &self,
         name: &str,
-        owner: OwnerReference,
+        (skyhook, skyhook_uid): (&str, &str),
         number: i64,
         data: &RevisionData,
     ) -> Result<Option<Change>, ApplyError> {
         let revision = ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
-                labels: Some([(names::REVISION_OF.to_owned(), owner.name.clone())].into()),
-                owner_references: Some(vec![owner]),
+                labels: Some([(names::REVISION_OF.to_owned(), skyhook.to_owned())].into()),
+                annotations: Some(written_for(skyhook_uid)),
                 ..ObjectMeta::default()
             },
             data: serde_json::to_value(data).ok().map(RawExtension),
@@ -68,18 +109,13 @@ impl Applier {
         &self,
         wanted: ControllerRevision,
     ) -> Result<Option<ControllerRevision>, kube::Error> {
-        let name = wanted.metadata.name.unwrap_or_default();
+        let name = wanted.metadata.name.clone().unwrap_or_default();
         let Some(there) = self.revisions().get_opt(&name).await? else {
             return Ok(None);
         };
-        let owner = |owners: &Option<Vec<OwnerReference>>| {
-            let first = owners.as_ref().and_then(|owners| owners.first());
-            first.map(|owner| owner.uid.clone())
-        };
-        let owners = &there.metadata.owner_references;
-        let ours =
-            there.data == wanted.data && owner(owners) == owner(&wanted.metadata.owner_references);
-        if !ours {
+        let labels = wanted.metadata.labels.clone();
+        let owner = RevisionFact::new(there.clone()).owner;
+        if there.data != wanted.data || owner != RevisionFact::new(wanted).owner {
             return Ok(None);
         }
         let at = AsOf {
@@ -87,14 +123,14 @@ impl Applier {
             resource_version: there.metadata.resource_version.unwrap_or_default(),
         };
         let mut metadata = guard(&at);
-        metadata["labels"] = json!(wanted.metadata.labels);
+        metadata["labels"] = json!(labels);
         let body = json!({ "metadata": metadata });
         let api = self.revisions();
         let mended = api.patch(&name, &manager(), &Patch::Merge(&body)).await?;
         Ok(Some(mended))
     }
 
-    pub(super) async fn renumber_revision(
+    async fn renumber_revision(
         &self,
         name: &str,
         at: &AsOf,
@@ -110,11 +146,25 @@ impl Applier {
         Ok(Some(Change::Revision(Box::new(written))))
     }
 
-    pub(super) async fn prune_revision(
+    /// Notes the owner of a revision in an annotation, in place of its owner references.
+    async fn disown_revision(
         &self,
         name: &str,
         at: &AsOf,
+        skyhook_uid: &str,
     ) -> Result<Option<Change>, ApplyError> {
+        let mut metadata = guard(at);
+        metadata["annotations"] = json!(written_for(skyhook_uid));
+        metadata["ownerReferences"] = json!(null);
+        let body = json!({ "metadata": metadata });
+        let api = self.revisions();
+        let written = api.patch(name, &manager(), &Patch::Merge(&body)).await;
+        let written =
+            written.map_err(|source| failed("patch", "controllerrevision", name, source))?;
+        Ok(Some(Change::Revision(Box::new(written))))
+    }
+
+    async fn prune_revision(&self, name: &str, at: &AsOf) -> Result<Option<Change>, ApplyError> {
         let deleted = self.revisions().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "controllerrevision", name, source))?;
         Ok(Some(Change::RevisionGone(name.to_owned())))

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, ListParams};
 use skyhook_crds::Skyhook;
-use skyhook_crds::rollout::{RolloutState, RolloutStateSpec};
+use skyhook_crds::rollout::RolloutState;
 
-use super::{Applier, ApplyError, failed, guarded_delete, owner, post};
+use super::{Applier, ApplyError, failed, guarded_delete, owner, post, written_for};
 use skyhook_fleet::batches::Look;
 use skyhook_fleet::effect::{AsOf, BatchCheck, Effect};
 use skyhook_fleet::facts::{LeaseFact, RolloutFact, WireLease, WireRollout, WireSkyhook};
@@ -28,11 +27,19 @@ impl Applier {
             Effect::WriteRollout {
                 name,
                 skyhook_uid,
+                goes_with_owner,
                 at,
                 spec,
             } => {
-                let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
-                self.write_rollout(name, owner, at.as_ref(), spec).await
+                let mut state = RolloutState::new(name, (**spec).clone());
+                let metadata = &mut state.metadata;
+                if *goes_with_owner {
+                    let owner = owner::<Skyhook>(name, skyhook_uid, Some(true));
+                    metadata.owner_references = Some(vec![owner]);
+                } else {
+                    metadata.annotations = Some(written_for(skyhook_uid));
+                }
+                self.write_rollout(name, state, at.as_ref()).await
             }
             Effect::DeleteRollout { name, at, not_of } => {
                 self.delete_rollout(name, at, not_of.as_deref()).await
@@ -51,12 +58,9 @@ impl Applier {
     async fn write_rollout(
         &self,
         name: &str,
-        owner: OwnerReference,
+        mut state: RolloutState,
         at: Option<&AsOf>,
-        spec: &RolloutStateSpec,
     ) -> Result<Option<Change>, ApplyError> {
-        let mut state = RolloutState::new(name, spec.clone());
-        state.metadata.owner_references = Some(vec![owner]);
         let Some(at) = at else {
             let created = self.rollouts().create(&post(), &state).await;
             created.map_err(|source| failed("create", "rolloutstate", name, source))?;
@@ -83,18 +87,29 @@ impl Applier {
         not_of: Option<&str>,
     ) -> Result<Option<Change>, ApplyError> {
         if let Some(owner) = not_of {
-            let api: Api<WireSkyhook> = Api::all(self.client.clone());
-            let live = api.get_opt(name).await;
-            let live = live.map_err(|source| failed("get", "skyhook", name, source))?;
-            if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(owner)) {
-                return Err(ApplyError::Owned {
-                    name: name.to_owned(),
-                });
-            }
+            self.check_gone(name, owner, name).await?;
         }
         let deleted = self.rollouts().delete(name, &guarded_delete(at)).await;
         deleted.map_err(|source| failed("delete", "rolloutstate", name, source))?;
         Ok(None)
+    }
+
+    /// Checks with a GET that the Skyhook with the UID `uid`, for which the object `object` was written, does not exist.
+    pub(super) async fn check_gone(
+        &self,
+        skyhook: &str,
+        uid: &str,
+        object: &str,
+    ) -> Result<(), ApplyError> {
+        let api: Api<WireSkyhook> = Api::all(self.client.clone());
+        let live = api.get_opt(skyhook).await;
+        let live = live.map_err(|source| failed("get", "skyhook", skyhook, source))?;
+        if live.is_some_and(|live| live.metadata.uid.as_deref() == Some(uid)) {
+            return Err(ApplyError::Owned {
+                name: object.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Checks with a GET that the stored state lets the node be worked on in its batch.

@@ -6,7 +6,7 @@ use skyhook_crds::skyhook::SkyhookStatus;
 
 use super::{EventFact, Subject};
 use crate::plan::reason::ReasonCode;
-use crate::plan::{INVALID, NOT_FOUND, STOPPED};
+use crate::plan::{DELETION_BLOCKED, INVALID, NOT_FOUND, STOPPED};
 
 pub(super) fn of_status(
     subject: &Subject,
@@ -39,7 +39,7 @@ pub(super) fn of_status(
         events.push(event(true, "Invalid", problem));
     }
     // States that last until somebody acts, in conditions of their own. What they say may become another thing meanwhile.
-    for type_ in [NOT_FOUND, INVALID, STOPPED] {
+    for type_ in [NOT_FOUND, INVALID, STOPPED, DELETION_BLOCKED] {
         let of = |status: &SkyhookStatus| {
             let mut conditions = status.conditions.iter();
             let holds = conditions.find(|c| c.type_ == type_ && c.status == "True");
@@ -50,6 +50,9 @@ pub(super) fn of_status(
         };
         let is_more = if type_ == STOPPED {
             !stopped(new).is_subset(&stopped(old))
+        } else if type_ == DELETION_BLOCKED {
+            // The message names nodes.
+            why_blocked(new) != why_blocked(old)
         } else {
             before.as_ref() != Some(&message)
         };
@@ -75,6 +78,13 @@ pub(super) fn of_status(
         events.push(event(true, "BudgetZero", note.to_owned()));
     }
     events
+}
+
+/// The reason why a deletion does not go on.
+fn why_blocked(status: &SkyhookStatus) -> Option<&str> {
+    let mut conditions = status.conditions.iter();
+    let blocked = conditions.find(|condition| condition.type_ == DELETION_BLOCKED);
+    blocked.map(|condition| condition.reason.as_str())
 }
 
 /// The names of the compartments that have stopped.

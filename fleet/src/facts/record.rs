@@ -7,7 +7,7 @@ use skyhook_crds::installed::{self, CordonRecord, PackageStates, Stamp, StatePro
 use skyhook_crds::names;
 use skyhook_crds::stage::Status;
 
-use super::Checked;
+use super::{Checked, NodeFact};
 
 /// Who wrote a Node's record of a Skyhook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,17 @@ impl Record {
         self.stamp
             .as_ref()
             .is_some_and(|stamp| !stamp.states.is_empty() && stamp.states != self.digest)
+    }
+
+    /// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on
+    /// either side, does not count as a difference.
+    #[must_use]
+    pub fn is_of_another_machine(&self, node: &NodeFact) -> bool {
+        let stamp = self.stamp.as_ref().filter(|stamp| stamp.has_result());
+        stamp.is_some_and(|stamp| {
+            let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
+            known && stamp.node_machine_id != node.machine_id
+        })
     }
 
     /// The package states, with missing images filled in from the spec of the Skyhook.

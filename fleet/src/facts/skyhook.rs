@@ -1,5 +1,7 @@
 //! Facts about Skyhooks.
 
+mod deletion;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -8,6 +10,7 @@ use skyhook_crds::revision::{self, RevisionData};
 use skyhook_crds::skyhook::{CheckedSkyhook, SkyhookSpec, SkyhookStatus};
 
 use super::{NodeFact, TaintDuty, Wants, WireSkyhook};
+pub use deletion::{Deletion, Goal, Keeps};
 
 /// A Skyhook.
 #[derive(Clone, Debug)]
@@ -17,11 +20,13 @@ pub struct SkyhookFact {
     pub resource_version: String,
     pub generation: i64,
     pub deleting: bool,
+    /// While it is being deleted: the nodes that still have a package that has to be uninstalled before.
+    pub deletion: Deletion,
     pub finalizers: Vec<String>,
     pub annotations: BTreeMap<String, String>,
     pub spec: Arc<SkyhookSpec>,
     /// The checked spec with its revision, or why the spec is not valid. A Skyhook whose spec is not valid is *parked*:
-    /// it is not rolled out.
+    /// it is not rolled out. While it is being deleted, the revision is the one that uninstalls: see [`Goal`].
     pub checked: Result<Arc<Checked>, String>,
     /// Selects the nodes that a parked Skyhook is for. `None` when the Skyhook is not parked, or when its selector
     /// cannot be read either.
@@ -37,6 +42,7 @@ pub struct SkyhookFact {
 #[derive(Clone, Debug)]
 pub struct Checked {
     pub spec: CheckedSkyhook,
+    /// Name of the revision that holds `data`.
     pub revision: String,
     pub data: RevisionData,
 }
@@ -53,8 +59,11 @@ impl SkyhookFact {
             serde_json::from_value(object.spec).map_err(|e| format!("spec cannot be read: {e}"));
         let checked = decoded.as_ref().map_err(Clone::clone).and_then(|spec| {
             let checked = spec.check(&name).map_err(|e| e.to_string())?;
-            let packages = checked.packages.clone();
-            let data = RevisionData::new(packages, spec.serial, BTreeSet::new());
+            let data = if metadata.deletion_timestamp.is_some() {
+                deletion::revision(&checked, spec.serial, BTreeSet::new())
+            } else {
+                RevisionData::new(checked.packages.clone(), spec.serial, BTreeSet::new())
+            };
             let revision = revision::name(&name, &uid, &data);
             Ok(Arc::new(Checked {
                 spec: checked,
@@ -73,6 +82,7 @@ impl SkyhookFact {
             resource_version: metadata.resource_version.unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
             deleting: metadata.deletion_timestamp.is_some(),
+            deletion: Deletion::default(),
             finalizers: metadata.finalizers.unwrap_or_default(),
             annotations: metadata.annotations.unwrap_or_default(),
             spec: Arc::new(decoded.unwrap_or_default()),
@@ -91,11 +101,15 @@ impl SkyhookFact {
             return false;
         };
         let data = &checked.data;
-        names.retain(|name| !data.packages.contains_key(name));
-        if names == data.left_behind {
+        let data = if self.deleting {
+            deletion::revision(&checked.spec, data.serial, names)
+        } else {
+            names.retain(|name| !data.packages.contains_key(name));
+            RevisionData::new(data.packages.clone(), data.serial, names)
+        };
+        if data == checked.data {
             return false;
         }
-        let data = RevisionData::new(data.packages.clone(), data.serial, names);
         self.checked = Ok(Arc::new(Checked {
             spec: checked.spec.clone(),
             revision: revision::name(&self.name, &self.uid, &data),
@@ -146,9 +160,10 @@ impl SkyhookFact {
     }
 
     /// True when the Skyhook selects the node. A parked Skyhook selects no node, and no Skyhook selects what is not a host.
+    /// While it is being deleted, it also selects the nodes on which something has to be uninstalled.
     #[must_use]
     pub fn selects(&self, node: &NodeFact) -> bool {
-        self.means(node) && node.is_host()
+        (self.means(node) || self.deletion.keeps(&node.name).is_some()) && node.is_host()
     }
 
     /// True when the Skyhook would select the node if it were a host.

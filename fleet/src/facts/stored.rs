@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use skyhook_crds::DeploymentPolicySpec;
+use skyhook_crds::names;
 use skyhook_crds::policy::CheckedPolicy;
 use skyhook_crds::revision::RevisionData;
 use skyhook_crds::rollout::{self, RolloutStateSpec};
@@ -16,8 +17,12 @@ pub struct RevisionFact {
     pub name: String,
     pub uid: String,
     pub resource_version: String,
-    /// UID of the Skyhook that owns it.
+    /// Name of its Skyhook.
+    pub skyhook: String,
+    /// UID of the Skyhook that it was written for. Another one of the same name may exist now.
     pub owner: String,
+    /// An owner reference names the Skyhook, as earlier versions wrote it: the revision goes with it.
+    pub goes_with_owner: bool,
     pub number: i64,
     pub data: Option<Arc<RevisionData>>,
 }
@@ -26,18 +31,20 @@ impl RevisionFact {
     /// The slim copy of a `ControllerRevision`.
     #[must_use]
     pub fn new(object: ControllerRevision) -> Self {
+        let metadata = object.metadata;
+        let owners = metadata.owner_references.unwrap_or_default();
+        let owner = owners.into_iter().find(|owner| owner.kind == "Skyhook");
+        let goes_with_owner = owner.is_some();
+        let mut annotations = metadata.annotations.unwrap_or_default();
+        let mut labels = metadata.labels.unwrap_or_default();
+        let (skyhook, uid) = owner.map_or_else(Default::default, |owner| (owner.name, owner.uid));
         Self {
-            name: object.metadata.name.unwrap_or_default(),
-            uid: object.metadata.uid.unwrap_or_default(),
-            resource_version: object.metadata.resource_version.unwrap_or_default(),
-            owner: object
-                .metadata
-                .owner_references
-                .unwrap_or_default()
-                .into_iter()
-                .find(|owner| owner.kind == "Skyhook")
-                .map(|owner| owner.uid)
-                .unwrap_or_default(),
+            name: metadata.name.unwrap_or_default(),
+            uid: metadata.uid.unwrap_or_default(),
+            resource_version: metadata.resource_version.unwrap_or_default(),
+            skyhook: labels.remove(names::REVISION_OF).unwrap_or(skyhook),
+            owner: annotations.remove(names::WRITTEN_FOR).unwrap_or(uid),
+            goes_with_owner,
             number: object.revision,
             data: object
                 .data
@@ -81,8 +88,10 @@ pub struct RolloutFact {
     pub name: String,
     pub uid: String,
     pub resource_version: String,
-    /// UID of the Skyhook that owns it.
+    /// UID of the Skyhook that it is about.
     pub owner: String,
+    /// An owner reference names the Skyhook: the state goes with it.
+    pub goes_with_owner: bool,
     /// The state, or why it cannot be used: a newer version wrote it, or it cannot be read. It is not written over then.
     pub spec: Result<Arc<RolloutStateSpec>, String>,
 }
@@ -93,6 +102,8 @@ impl RolloutFact {
     pub fn new(object: WireRollout) -> Self {
         let owners = object.metadata.owner_references.unwrap_or_default();
         let owner = owners.into_iter().find(|owner| owner.kind == "Skyhook");
+        let mut annotations = object.metadata.annotations.unwrap_or_default();
+        let written_for = annotations.remove(names::WRITTEN_FOR);
         let format = object
             .spec
             .get("format")
@@ -110,7 +121,11 @@ impl RolloutFact {
             name: object.metadata.name.unwrap_or_default(),
             uid: object.metadata.uid.unwrap_or_default(),
             resource_version: object.metadata.resource_version.unwrap_or_default(),
-            owner: owner.map(|owner| owner.uid).unwrap_or_default(),
+            goes_with_owner: owner.is_some(),
+            owner: owner
+                .map(|owner| owner.uid)
+                .or(written_for)
+                .unwrap_or_default(),
             spec,
         }
     }

@@ -7,7 +7,7 @@ use skyhook_crds::revision;
 use skyhook_crds::rollout::RolloutStateSpec;
 
 use super::{Broken, Counts};
-use crate::facts::{LeaseFact, SkyhookFact};
+use crate::facts::{Goal, LeaseFact, SkyhookFact};
 use crate::index::Index;
 use crate::plan::lease::facts;
 use crate::plan::standing;
@@ -106,7 +106,8 @@ pub(super) fn is_kept(index: &Index, node: &str) -> bool {
         return true;
     };
     let skyhook = index.picture.skyhooks().get(&lease.spec.skyhook.name);
-    let skyhook = skyhook.filter(|one| one.uid == lease.spec.skyhook.uid && !one.deleting);
+    let skyhook = skyhook.filter(|one| one.uid == lease.spec.skyhook.uid);
+    let skyhook = skyhook.filter(|one| one.goal() != Goal::Nothing);
     let (Some(skyhook), Some(batch)) = (skyhook, &lease.spec.batch) else {
         return true;
     };

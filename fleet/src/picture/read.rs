@@ -49,6 +49,9 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
         resource_version: _,
         generation,
         deleting,
+        // Computed from the Nodes and the leases.
+        deletion: _,
+        // They count for the goal of a Skyhook that is being deleted.
         finalizers: _,
         annotations,
         spec,
@@ -62,6 +65,7 @@ pub(super) fn skyhook_differs(held: &SkyhookFact, new: &SkyhookFact) -> bool {
     held.uid != *uid
         || held.generation != *generation
         || held.deleting != *deleting
+        || (*deleting && held.is_adopted() != new.is_adopted())
         || held.annotations != *annotations
         || held.spec != *spec
         || held.config_updates() != new.config_updates()
@@ -93,7 +97,9 @@ pub(super) fn revision_differs(held: &RevisionFact, new: &RevisionFact) -> bool 
         uid,
         resource_version,
         // Objects with the same UID and resource version are equal.
+        skyhook: _,
         owner: _,
+        goes_with_owner: _,
         number: _,
         data: _,
     } = new;
@@ -119,6 +125,7 @@ pub(super) fn rollout_differs(held: &RolloutFact, new: &RolloutFact) -> bool {
         resource_version,
         // Objects with the same UID and resource version are equal.
         owner: _,
+        goes_with_owner: _,
         spec: _,
     } = new;
     held.uid != *uid || held.resource_version != *resource_version

@@ -20,6 +20,7 @@ impl Picture {
         if decides && differs {
             self.revisions_changed = self.ids.tick();
             self.leave_behind(&name);
+            self.survey_of(&name);
         }
         Changed::Came {
             target: Target::Revision(name),
@@ -30,12 +31,12 @@ impl Picture {
     }
 
     /// Names of the packages that stay on hosts although the Skyhook's spec may not have them any more: when the spec still
-    /// had them, their `uninstall.enabled` was false. The newest stored revision tells this, and the spec that is held, which
-    /// may not be stored yet.
+    /// had them, their `uninstall.enabled` was false. The newest stored revision tells this, which may be one of an earlier
+    /// Skyhook of this name, and the spec that is held, which may not be stored yet.
     pub(super) fn left_behind(&self, skyhook: &SkyhookFact) -> BTreeSet<String> {
-        let owned = self.revisions.values();
-        let owned = owned.filter(|revision| revision.owner == skyhook.uid);
-        let newest = owned.max_by_key(|revision| (revision.number, &revision.name));
+        let all = self.revisions.values();
+        let all = all.filter(|revision| revision.skyhook == skyhook.name);
+        let newest = all.max_by_key(|revision| (revision.number, &revision.name));
         let stored = newest.and_then(|revision| revision.data.as_deref());
         let held = self.skyhooks.get(&skyhook.name);
         let held = held.filter(|held| held.uid == skyhook.uid);
@@ -60,9 +61,8 @@ impl Picture {
 
     /// Does the same for the Skyhook of a revision that came.
     fn leave_behind(&mut self, revision: &str) {
-        let owner = self.revisions.get(revision).map(|one| &one.owner);
-        let mut skyhooks = self.skyhooks.values();
-        let Some(skyhook) = skyhooks.find(|one| Some(&one.uid) == owner) else {
+        let revision = self.revisions.get(revision);
+        let Some(skyhook) = revision.and_then(|one| self.skyhooks.get(&one.skyhook)) else {
             return;
         };
         let (name, names) = (skyhook.name.clone(), self.left_behind(skyhook));
@@ -75,11 +75,23 @@ impl Picture {
         }
     }
 
+    /// What a lease may have done to its node depends on its revision.
+    fn survey_of(&mut self, revision: &str) {
+        let revision = self.revisions.get(revision);
+        if let Some(skyhook) = revision.map(|one| one.skyhook.clone()) {
+            self.survey_all(&skyhook);
+        }
+    }
+
     pub(crate) fn revision_gone(&mut self, name: &str) -> Changed {
         self.revisions_changed = self.ids.tick();
+        let gone = self.revisions.remove(name);
+        if let Some(revision) = &gone {
+            self.survey_all(&revision.skyhook);
+        }
         Changed::Gone {
             target: Target::Revision(name.to_owned()),
-            was_there: self.revisions.remove(name).is_some(),
+            was_there: gone.is_some(),
         }
     }
 

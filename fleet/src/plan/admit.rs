@@ -11,7 +11,7 @@ use super::scan::{Order, Row};
 use super::standing::{self, Standing};
 use super::{Draft, View, node_order};
 use crate::effect::{Effect, Target};
-use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::facts::{Goal, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 
 /// Reserves leases for eligible nodes, and notes why the others wait. Nodes are visited only while there are free
@@ -238,7 +238,7 @@ pub(super) fn inactive(view: &View<'_>, skyhook: &SkyhookFact) -> Option<Reason>
     if skyhook.is_disabled() {
         return Some(Reason::new(ReasonCode::Disabled, "the Skyhook is disabled"));
     }
-    if skyhook.deleting {
+    if skyhook.goal() == Goal::Nothing {
         return Some(Reason::new(
             ReasonCode::Deleted,
             "the Skyhook is being deleted",

@@ -1,25 +1,51 @@
-//! Removes what a Node says about a Skyhook that does not select it any more, or that does not exist any more: status,
-//! reason, drain and conditions. Otherwise an alert on these conditions would never end. The record of what is installed
-//! stays, because the packages are still on the host.
+//! Removes what a Node says about a Skyhook that does not select it any more: status, reason, drain and conditions.
+//! Otherwise an alert on these conditions would never end. The record of what is installed stays, because the packages are
+//! still on the host.
+//!
+//! Of a Skyhook that is deleted, everything goes. Where packages stay behind on the host, the record and its stamp stay as
+//! well: they tell what is there, and another Skyhook of the same name goes on from them. A Skyhook that is being deleted
+//! keeps its finalizer until all Nodes are clean.
 
 use super::cache::{Cache, LeaseBits, NodeCell};
 use super::cause::Cause;
 use super::scan::{Order, Row};
 use super::{Draft, View, drain};
 use crate::effect::NodePatch;
-use crate::facts::NodeFact;
+use crate::facts::{Goal, NodeFact, Record};
+use skyhook_crds::installed::StateProblem;
 use skyhook_crds::names;
 
-/// Names of the Skyhooks that a Node says something about.
+/// What is named after a Skyhook and tells what is on the host.
+const OF_RECORD: [&str; 3] = ["nodeState", "stamp", "version"];
+/// What has an owner of its own: cordons are given back, and a taint's key is no Skyhook.
+const NOT_OURS: [&str; 2] = ["cordon", "autoTaint"];
+
+/// The kind and the Skyhook of an annotation or label that is named after a Skyhook.
+fn named(key: &str) -> Option<(&str, &str)> {
+    let name = key.strip_prefix(names::GROUP)?.strip_prefix('/')?;
+    let (kind, skyhook) = name.split_once('_')?;
+    (!NOT_OURS.contains(&kind)).then_some((kind, skyhook))
+}
+
+/// True when packages stay behind on the host, or may: a newer version wrote the record.
+fn stays_behind(record: &Record) -> bool {
+    let is_newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
+    is_newer
+        || match &record.states {
+            Ok(states) => !states.is_empty(),
+            Err(StateProblem::Newer { .. }) => true,
+            Err(StateProblem::Malformed { .. }) => false,
+        }
+}
+
+/// Names of the Skyhooks that a Node says something about that can be removed when they are deleted.
 pub(super) fn told(node: &NodeFact) -> Vec<&str> {
-    let drains = [names::drain_start(""), names::drain_blocked("")];
-    let prefixes = [names::status(""), names::reason("")].into_iter();
-    let prefixes: Vec<String> = prefixes.chain(drains.into_iter().flatten()).collect();
     let keys = node.annotations.keys().map(String::as_str);
     let keys = keys.chain(node.labels.iter().map(|(key, _)| key));
     let by_key = keys.filter_map(|key| {
-        let mut prefixes = prefixes.iter();
-        prefixes.find_map(|prefix| key.strip_prefix(prefix.as_str()))
+        let (kind, skyhook) = named(key)?;
+        let stays = OF_RECORD.contains(&kind) && stays_behind(node.record(skyhook));
+        (!stays).then_some(skyhook)
     });
     let types = node.conditions.iter();
     let by_type = types.filter_map(|condition| names::skyhook_of_condition(&condition.type_));
@@ -27,6 +53,29 @@ pub(super) fn told(node: &NodeFact) -> Vec<&str> {
     told.sort_unstable();
     told.dedup();
     told
+}
+
+/// Removes all that a Node says about a Skyhook that is deleted; empty when the Node is clean.
+pub(super) fn clean(node: &NodeFact, skyhook: &str) -> NodePatch {
+    let mut patch = NodePatch::default().forget(skyhook);
+    let keeps = stays_behind(node.record(skyhook));
+    let goes = |key: &str| {
+        named(key).is_some_and(|(kind, of)| of == skyhook && !(keeps && OF_RECORD.contains(&kind)))
+    };
+    let annotations = node.annotations.keys().filter(|key| goes(key));
+    patch
+        .annotations
+        .extend(annotations.map(|key| (key.clone(), None)));
+    let labels = node.labels.iter().filter(|(key, _)| goes(key));
+    patch
+        .labels
+        .extend(labels.map(|(key, _)| (key.to_owned(), None)));
+    let mut patch = patch.reduced(node);
+    // The lease watch may lag, and the result of a lease is written on its stamp.
+    if patch.annotations.contains_key(&names::stamp(skyhook)) {
+        patch.check.not_for.insert(skyhook.to_owned());
+    }
+    patch
 }
 
 /// True when a Node says something about a drain.
@@ -59,20 +108,28 @@ pub(super) fn sweep(
         let cell = &cache.nodes[id.index()];
         let row = |number: u32| known.get(number as usize).copied().flatten();
         let unleased = || cell.told.iter().copied().filter(|n| !is_leased(cell, *n));
-        let is_left = |number: &u32| row(*number).is_none_or(|row| row.is_not_for(*id));
+        let is_deleted = |number: &u32| {
+            let row = row(*number);
+            row.is_none_or(|row| row.skyhook.goal() == Goal::Nothing)
+        };
+        let deleted: Vec<u32> = unleased().filter(is_deleted).collect();
+        let is_left = |number: &u32| row(*number).is_some_and(|row| row.is_not_for(*id));
         let left: Vec<u32> = unleased().filter(is_left).collect();
         // Nobody can tell whether a Skyhook that is not valid selects the node. All the same nothing drains for it there.
         let is_invalid =
             |number: &u32| row(*number).is_some_and(|row| row.skyhook.checked.is_err());
         let invalid = unleased().filter(|number| cell.has_drain_marks && is_invalid(number));
         let invalid: Vec<u32> = invalid.collect();
-        if left.is_empty() && invalid.is_empty() {
+        if deleted.is_empty() && left.is_empty() && invalid.is_empty() {
             continue;
         }
         let Some(node) = view.picture.nodes().get(*name) else {
             continue;
         };
         let mut patch = NodePatch::default();
+        for number in deleted {
+            patch.unite(clean(node, cache.names.text(number)));
+        }
         for number in left {
             patch.unite(NodePatch::default().forget(cache.names.text(number)));
         }

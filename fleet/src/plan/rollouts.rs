@@ -4,12 +4,12 @@
 mod anew;
 mod ends;
 mod initial;
+mod unused;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::policy::CompartmentId;
 use skyhook_crds::rollout::RolloutStateSpec;
 use skyhook_crds::rollout::batch::Counts;
@@ -23,7 +23,7 @@ use super::standing::Standing;
 use super::{Draft, REMEMBERED, View, admit, seconds, version};
 use crate::batches::{self, BatchRef, Decision, End, Hold, Lease, Look, Member, Rollout, Stored};
 use crate::effect::{Effect, Target};
-use crate::facts::{RolloutFact, SkyhookFact};
+use crate::facts::{Goal, RolloutFact, SkyhookFact};
 use crate::picture::Kind;
 
 /// The least time between two looks, for each hundred leases that a list has.
@@ -152,57 +152,23 @@ pub(super) fn decide(
         let has_batches = row.pacing.has_batches();
         // Nothing is decided meanwhile. What fails is kept all the same.
         let is_unknown = matches!(row.pacing, Pacing::Unknown) || skyhook.checked.is_err();
-        if skyhook.deleting {
+        if skyhook.goal() == Goal::Nothing {
+            // Somebody else's finalizer may keep the Skyhook for long.
+            if let Some(fact) = fact.filter(|fact| fact.owner == skyhook.uid) {
+                unused::delete_unused(view, skyhook, fact, draft);
+            }
             continue;
         }
         if !has_batches && !is_unknown {
             if let Some(fact) = fact {
-                delete_unused(view, skyhook, fact, draft);
+                unused::delete_unused(view, skyhook, fact, draft);
             }
             continue;
         }
-        if has_batches || fact.is_some() || has_lease_in_batch(view, skyhook) {
+        if has_batches || fact.is_some() || unused::has_lease_in_batch(view, skyhook) {
             row.batches = Some(one(view, row, order, ledger, draft));
         }
     }
-}
-
-/// True when a lease of the Skyhook belongs to a batch.
-fn has_lease_in_batch(view: &View<'_>, skyhook: &SkyhookFact) -> bool {
-    let mut leases = view.picture.leases().values();
-    leases.any(|fact| {
-        let lease = fact.lease.as_ref();
-        lease.is_ok_and(|lease| lease.spec.skyhook.uid == skyhook.uid && lease.spec.batch.is_some())
-    })
-}
-
-/// Deletes the state of a roll-out without batches, once no lease belongs to a batch any more.
-fn delete_unused(
-    view: &View<'_>,
-    skyhook: &SkyhookFact,
-    fact: &RolloutFact,
-    draft: &mut Draft<'_>,
-) {
-    let is_of_batch =
-        |spec: &InterruptionLeaseSpec| spec.skyhook.uid == skyhook.uid && spec.batch.is_some();
-    let mut leases = view.picture.leases().values();
-    let is_used = leases.any(|lease| {
-        let lease = lease.lease.as_ref();
-        lease.map_or(true, |lease| is_of_batch(&lease.spec))
-    });
-    let mut creates = view.inflight.creates();
-    let is_used = is_used || creates.any(|(_, spec)| is_of_batch(spec));
-    if !is_used && fact.spec.is_ok() {
-        delete(fact, None, draft);
-    }
-}
-
-fn delete(fact: &RolloutFact, not_of: Option<&String>, draft: &mut Draft<'_>) {
-    draft.push(Effect::DeleteRollout {
-        name: fact.name.clone(),
-        at: version(&fact.uid, &fact.resource_version),
-        not_of: not_of.cloned(),
-    });
 }
 
 /// The stored state, or that of a roll-out that has none yet. An error says why it is not known.
@@ -229,7 +195,7 @@ fn stored<'a>(
     let fact = view.picture.rollout_of(&skyhook.name);
     let state = match fact {
         Some(fact) if fact.owner != skyhook.uid => {
-            delete(fact, Some(&fact.owner), draft);
+            unused::delete(fact, Some(&fact.owner), draft);
             let message = "the state of an earlier Skyhook of this name is being deleted";
             return Err(Reason::new(ReasonCode::Settling, message));
         }
@@ -307,6 +273,10 @@ fn one(
         decision.write = (latched != *state).then_some(latched);
     }
     let next_order = decision.write.as_ref().unwrap_or(&state).next_order;
+    let is_to_be_disowned = skyhook.deleting && fact.is_some_and(|fact| fact.goes_with_owner);
+    if is_to_be_disowned && decision.write.is_none() {
+        decision.write = Some((*state).clone());
+    }
     write(skyhook, fact, decision.write.take(), draft);
     look_for_states(view, skyhook, &stored, &leases, draft);
     look(view, skyhook, std::mem::take(&mut decision.looks), draft);
@@ -382,6 +352,7 @@ fn write(
         draft.push(Effect::WriteRollout {
             name: skyhook.name.clone(),
             skyhook_uid: skyhook.uid.clone(),
+            goes_with_owner: !skyhook.deleting,
             at: fact.map(|fact| version(&fact.uid, &fact.resource_version)),
             spec: Box::new(spec),
         });

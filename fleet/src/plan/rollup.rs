@@ -23,7 +23,7 @@ use super::verdict::{self, verdict};
 use super::{COALESCE, Draft, View, drain};
 use crate::clocks::Mono;
 use crate::effect::{NodePatch, Target};
-use crate::facts::{NodeFact, SkyhookFact};
+use crate::facts::{Goal, NodeFact, SkyhookFact};
 
 /// How many Nodes of one Skyhook are told something in one pass. The others are told in later passes. In a large fleet
 /// whose nodes all fail, the texts would otherwise need much memory and be rendered anew in each pass.
@@ -134,7 +134,7 @@ fn show(
         rest: None,
     };
     // A new node is tainted before anything else is written there.
-    if skyhook.deleting || is_pending(&shown.standing) {
+    if skyhook.goal() == Goal::Nothing || is_pending(&shown.standing) {
         return shown;
     }
     if in_between {

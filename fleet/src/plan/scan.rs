@@ -11,7 +11,7 @@ use super::rollouts::Batches;
 use super::standing::{self, Held, Standing};
 use super::{View, cordon, leftovers, node_order, reapply, taint, takeover};
 use crate::clocks::Mono;
-use crate::facts::{Checked, LeaseFact, NodeFact, SkyhookFact};
+use crate::facts::{Checked, Goal, LeaseFact, NodeFact, SkyhookFact};
 use crate::picture::NodeId;
 use skyhook_crds::installed::Stamp;
 use skyhook_crds::names;
@@ -56,7 +56,7 @@ impl Row<'_> {
     /// that is being deleted may still have something to do.
     pub(super) fn is_not_for(&self, id: NodeId) -> bool {
         let is_selected = self.cell(id).is_some_and(|cell| cell.standing.is_some());
-        self.skyhook.checked.is_ok() && !self.skyhook.deleting && !is_selected
+        self.skyhook.checked.is_ok() && self.skyhook.goal() != Goal::Nothing && !is_selected
     }
 
     /// True when no place takes another node.
@@ -140,11 +140,16 @@ pub(super) fn rows<'a>(
     rows
 }
 
+/// True when later Skyhooks wait for this one where it is not complete.
+fn holds_up(skyhook: &SkyhookFact) -> bool {
+    !skyhook.is_disabled() && skyhook.goal() != Goal::Nothing
+}
+
 /// True when later Skyhooks wait on every node until this one is complete on all of its nodes, and it is not. While its
 /// spec is not valid, nobody can tell whether it is complete.
 fn closes_gate(row: &Row<'_>, order: &Order<'_>) -> bool {
     let skyhook = row.skyhook;
-    if skyhook.spec.sequencing == Sequencing::Node || skyhook.is_disabled() || skyhook.deleting {
+    if skyhook.spec.sequencing == Sequencing::Node || !holds_up(skyhook) {
         return false;
     }
     let is_for_unknown = skyhook.checked.is_err() && skyhook.parked_over.is_none();
@@ -245,7 +250,7 @@ fn cells(
     // The compartments of a policy have no such option: a node that is not Ready would take a slot in each of them.
     let is_paced = !skyhook.spec.deployment_policy.is_empty();
     let counts_unavailable = !is_paced && budget.is_some_and(|budget| budget.count_unavailable);
-    let holds_up = !skyhook.is_disabled() && !skyhook.deleting;
+    let holds_up = holds_up(skyhook);
     let column = &mut row.column;
     for (name, id) in order {
         let (cell, node) = (&mut column.cells[id.index()], &cache.nodes[id.index()]);

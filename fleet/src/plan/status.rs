@@ -29,13 +29,14 @@ use super::reason::{Reason, ReasonCode};
 use super::scan::{Order, Row};
 use super::{COALESCE, Draft, REMEMBERED, View, node_order, seconds, version};
 use crate::effect::{Effect, Target};
-use crate::facts::{NodeFact, SkyhookFact};
+use crate::facts::{Goal, NodeFact, SkyhookFact};
 use crate::picture::{NodeId, Tick};
 pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
 pub(super) use message::{MAX_REASON, cut};
+pub(crate) use uninstalls::DELETION_BLOCKED;
 
 /// The status of a large Skyhook is written at most once in this time, unless its overall status or its generation
 /// changes.
@@ -71,7 +72,7 @@ pub(super) fn skyhooks(
             fleet.take(row, counts, ledger);
             continue;
         }
-        if skyhook.deleting {
+        if skyhook.goal() == Goal::Nothing {
             deleting(view, skyhook, draft);
             fleet.take(row, counts, ledger);
             continue;
@@ -132,12 +133,13 @@ fn deleting(view: &View<'_>, skyhook: &SkyhookFact, draft: &mut Draft<'_>) {
     };
     let current = skyhook.status.clone().unwrap_or_default();
     let ready = Wanted::new("Ready", false, "Deleting", message);
-    let conditions = merge(
+    let mut conditions = merge(
         &current.conditions,
         &[ready],
         skyhook.generation,
         view.now.wall,
     );
+    conditions.retain(|condition| !uninstalls::WHILE_TRUE.contains(&&*condition.type_));
     let same = conditions == current.conditions;
     let says = |c: &Condition| c.type_ == "Ready" && c.reason == "Deleting";
     let turning = !current.conditions.iter().any(says);

@@ -11,7 +11,7 @@ use super::scan::{Order, Row};
 use super::standing::Standing;
 use super::{Draft, View};
 use crate::effect::NodePatch;
-use crate::facts::{Checked, NodeFact, Origin, Record, SkyhookFact};
+use crate::facts::{Checked, Goal, NodeFact, Origin, Record, SkyhookFact};
 
 /// Takes over what is left on all Nodes.
 pub(super) fn nodes(view: &View<'_>, rows: &[Row<'_>], order: &Order<'_>, draft: &mut Draft<'_>) {
@@ -50,7 +50,7 @@ pub(super) fn of(
     let record = node.record(name);
     let is_held = view.picture.leases().contains_key(&node.name)
         || view.inflight.creating(&node.name).is_some();
-    if skyhook.deleting || node.is_ignored() || is_held {
+    if skyhook.goal() == Goal::Nothing || node.is_ignored() || is_held {
         return None;
     }
     let mut patch = match record.origin {

@@ -13,8 +13,10 @@ use super::*;
 use crate::index::Index;
 use crate::testkit;
 
+mod anew;
 mod cache;
 mod cordons;
+mod deletion;
 mod drains;
 mod endings;
 mod given_up;
@@ -142,7 +144,8 @@ impl Picture {
                 Some(json!({
                     "metadata": {
                         "name": checked.revision, "uid": "r", "resourceVersion": "1",
-                        "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": skyhook.name, "uid": skyhook.uid }],
+                        "labels": { "skyhook.nvidia.com/name": skyhook.name },
+                        "annotations": { "skyhook.nvidia.com/owner": skyhook.uid },
                     },
                     "revision": 1,
                     "data": checked.data,

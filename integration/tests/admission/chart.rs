@@ -131,6 +131,18 @@ async fn what_has_no_effect_is_warned_of() -> Result<()> {
             ),
         ),
         ("c", uninstall(false), None),
+        (
+            "d",
+            json!({ "drainConfig": { "disableEviction": true } }),
+            Some(
+                "no right to delete pods: set rbac.allowDisableEviction in the values of the chart",
+            ),
+        ),
+        (
+            "d",
+            json!({ "drainConfig": { "disableEviction": false } }),
+            None,
+        ),
     ] {
         warns(&plane, name, &spec, warning).await?;
     }

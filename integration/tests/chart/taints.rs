@@ -66,7 +66,10 @@ async fn a_taint_that_no_node_can_have_is_refused() -> Result<()> {
         ("runtimeRequiredTaint=a=b", "key=value:effect"),
         ("runtimeRequiredTaint=a=b:Never", "key=value:effect"),
         (&format!("runtimeRequiredTaint={long}"), "53 characters"),
-        ("reapplyOnReboot=yes", "\"true\" or \"false\""),
+        (
+            "reapplyOnReboot=yes",
+            "'/controllerManager/manager/env/reapplyOnReboot': value must be one of",
+        ),
     ] {
         let set = format!("controllerManager.manager.env.{value}");
         let error = template(&["--set", &set]).await.err();

@@ -19,8 +19,8 @@ mod drain;
 mod join;
 mod uninstall;
 
-/// The clean-up before an uninstall gives up on a step that does not end after a third of this.
-const HURRY: &str = "cleanup.jobTimeoutSeconds=60";
+/// The clean-up before an uninstall gives up on a step that does not end after a third of this. One Skyhook deletes pods.
+const HURRY: &str = "cleanup.jobTimeoutSeconds=60,rbac.allowDisableEviction=true";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn installed_by_helm_it_survives_what_kills_pods() -> Result<()> {

@@ -349,17 +349,89 @@ fn a_host_remembers_so_many_skyhooks() {
     let first = state.skyhooks.first_key_value().unwrap();
     assert_eq!(first.0, "skyhook-135");
     assert_eq!(first.1.revision, "revision-135");
-    // A Skyhook that is gone is removed only if it has no package on the host.
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn what_is_forgotten_leaves_no_record() {
     let mut world = World::new();
     world.lease(&Spec::of(&[pkg("aa", "1.0.0")]));
     world.settle();
-    let left = world.progress().entries.clone();
-    state.skyhooks.get_mut("skyhook-136").unwrap().entries = left;
-    let gone = ["skyhook-135", "skyhook-136"].map(str::to_owned).into();
-    assert!(state.forget(&gone));
-    assert!(!state.skyhooks.contains_key("skyhook-135"));
-    assert!(state.skyhooks.contains_key("skyhook-136"));
-    assert!(!state.forget(&gone));
+    let of = |entries: &Entries| Record {
+        entries: entries.clone(),
+        ..Record::default()
+    };
+    let installed = world.progress().entries.clone();
+    let with = |run: Option<Progress>| State {
+        skyhooks: [
+            ("empty".to_owned(), of(&Entries::new())),
+            ("installed".to_owned(), of(&installed)),
+            ("stays".to_owned(), of(&installed)),
+        ]
+        .into(),
+        missing: [("empty".to_owned(), 1), ("other".to_owned(), 2)].into(),
+        run,
+        ..State::default()
+    };
+    let gone = names(&["empty", "installed", "s"]);
+    let mut ended = with(world.run.clone());
+    ended.forget(&gone);
+    let mut want = with(None);
+    want.skyhooks.retain(|name, _| name == "stays");
+    want.missing.remove("empty");
+    assert_eq!(ended, want);
+    let mut running = world.run.clone();
+    running.as_mut().unwrap().ended = None;
+    let mut working = with(running.clone());
+    working.forget(&gone);
+    assert_eq!(working.run, running, "it is worked on");
+}
+
+/// The clock is set forward and back, and agents are started anew: a Skyhook is forgotten after 24 hours all the same, and
+/// never after much less.
+#[test]
+fn only_the_time_between_looks_counts() {
+    const HOUR: i64 = 3_600_000;
+    let gone = names(&["gone"]);
+    let mut state = State::default();
+    let mut look = |missing: &BTreeSet<String>, now: i64| {
+        // A new agent reads it.
+        state = decode(&encode(&state).unwrap()).unwrap();
+        state.note_missing(missing, now)
+    };
+    let nobody = BTreeSet::new();
+    // It is seen again in between: the time begins anew.
+    for hour in 0..20 {
+        assert_eq!(look(&gone, hour * HOUR), nobody, "{hour}");
+    }
+    assert_eq!(look(&nobody, 20 * HOUR), nobody);
+    for hour in 100..124 {
+        assert_eq!(look(&gone, hour * HOUR), nobody, "{hour}");
+    }
+    assert_eq!(look(&gone, 124 * HOUR), gone);
+    // With a clock that jumps, each look counts for an hour at most, and for nothing when the clock was set back.
+    assert_eq!(look(&nobody, 125 * HOUR), nobody);
+    let mut counted = 0;
+    let mut now = 1_000 * HOUR;
+    assert_eq!(look(&gone, now), nobody);
+    for (hours, counts) in [(-900, 0), (10_000, 1), (1, 1), (-1, 0)]
+        .into_iter()
+        .cycle()
+    {
+        now += hours * HOUR;
+        counted += counts;
+        let forgotten = look(&gone, now);
+        assert_eq!(forgotten == gone, counted >= 24, "{counted}");
+        if counted == 24 {
+            break;
+        }
+    }
+    assert_eq!(state.looked, now);
+    state.note_missing(&nobody, now);
+    assert_eq!(state, State::default());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::note::{Note, RunFacts};
 use super::steps::last_step;
-use super::time::{first_sweep, instant};
+use super::time::{first_sweep, instant, next_look};
 use super::writer::Writer;
 use crate::config::Settings;
 use crate::host::exec::Supervisors;
@@ -59,6 +59,8 @@ pub(super) struct Agent {
     pub prune_at: Option<Instant>,
     /// When garbage is collected if there is no lease.
     pub sweep_at: Instant,
+    /// When the agent looks for deleted Skyhooks if there is no lease.
+    pub look_at: Instant,
     /// Bytes on the host's disk that belong to Skyhook, from the last count.
     pub disk_bytes: Option<i64>,
     /// Name of the new revision in the lease's stop, after it was compared with the running packages.
@@ -136,6 +138,7 @@ impl Agent {
         ));
         let mut agent = Self {
             sweep_at: first_sweep(&settings.node),
+            look_at: next_look(&settings.node),
             settings: Rc::new(settings),
             host,
             facts,
@@ -239,7 +242,7 @@ impl Agent {
             Note::LookAgain => self.look_at_lease(),
             Note::Facts(facts) => self.run_facts = Some(Rc::from(facts)),
             Note::Disk(bytes) => self.disk_bytes = i64::try_from(bytes).ok(),
-            Note::Gone(gone) => self.sweep(gone),
+            Note::Missing { missing, collects } => self.note_missing(missing, collects),
             Note::Woken => self.woken(),
         }
     }
@@ -472,7 +475,7 @@ impl Agent {
             self.machine_wake(),
             self.taker.wake_at(now).map(|at| instant(at, now)),
             self.prune_at,
-            Some(self.sweep_at),
+            Some(self.sweep_at.min(self.look_at)),
             self.writer.wake_at(),
             reboot,
         ]

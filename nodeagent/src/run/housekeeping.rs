@@ -15,16 +15,16 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 mod copies;
+mod missing;
 mod records;
 
-use super::agent::Agent;
+use super::agent::{Agent, now};
 use super::note::Note;
 use super::steps::step_directories;
-use super::time::next_sweep;
+use super::time::{next_look, next_sweep};
 use crate::host::disk::disk_bytes;
 use crate::host::exec::is_running;
 use crate::journal::State;
-use crate::lease::ApiError;
 use crate::logs::{Bounds, prune};
 use crate::machine::Progress;
 use crate::prepare::copy_dir;
@@ -65,13 +65,23 @@ impl Agent {
     }
 
     /// Collects garbage if it is time and there is no lease: at the end of a lease, the agent collects garbage anyway.
-    /// Without leases, this is how an agent learns that a Skyhook was deleted.
+    /// Between two collections it looks for deleted Skyhooks: without leases, this is how an agent learns of them.
     pub(super) fn collect_garbage_when_due(&mut self) {
-        if self.sweep_at <= Instant::now() {
+        let now = Instant::now();
+        let (sweeps, looks) = (self.sweep_at <= now, self.look_at <= now);
+        if sweeps {
             self.sweep_at = next_sweep(&self.settings.node);
-            if self.lease.is_none() {
-                self.collect_garbage();
-            }
+        }
+        if looks {
+            self.look_at = next_look(&self.settings.node);
+        }
+        if self.lease.is_some() {
+            return;
+        }
+        if sweeps {
+            self.collect_garbage();
+        } else if looks {
+            self.look_for_deleted(false);
         }
     }
 
@@ -79,42 +89,66 @@ impl Agent {
         self.runner.steps().to_owned()
     }
 
-    /// Removes logs and revisions that are no longer needed. Then finds out which Skyhooks are no longer in the
-    /// cluster, so that [`Self::sweep`] can remove the rest. Failures are logged. The agent tries again at the end of
-    /// the next lease, and once a day.
+    /// Removes logs and revisions that are no longer needed. Then finds out which Skyhooks are deleted, so that
+    /// [`Self::sweep`] can remove the rest. Failures are logged. The agent tries again at the end of the next lease, and
+    /// once a day.
     pub(super) fn collect_garbage(&self) {
+        self.prune_revisions();
+        self.prune_logs();
+        self.look_for_deleted(true);
+    }
+
+    fn prune_revisions(&self) {
         if let Err(error) = self.journal.prune() {
             tracing::warn!(error = %chain(&error), "old revisions cannot be removed");
         }
-        self.prune_logs();
+    }
+
+    /// Looks for Skyhooks in the journal of which neither the Node nor the cluster knows anything. `collects`: garbage is
+    /// collected then, whatever is found.
+    fn look_for_deleted(&self, collects: bool) {
         let (api, notes) = (self.api.clone(), self.notes.clone());
         let remembered = remembered(&self.journal.state);
         tokio::task::spawn_local(async move {
-            let exists = async |revision: &str| match api.revision(revision).await {
-                Ok(_) => Some(true),
-                Err(ApiError::NotFound { .. }) => Some(false),
-                Err(_) => None,
-            };
-            let gone = gone(&remembered, exists).await;
-            let _sent = notes.send(Note::Gone(gone));
+            let missing = missing::look(&api, remembered).await;
+            let _sent = notes.send(Note::Missing { missing, collects });
         });
     }
 
+    /// Notes which Skyhooks nothing is seen of, and forgets those of which nothing was seen for long. `None` when the API
+    /// does not answer: nobody knows then, and no time passes for any of them.
+    pub(super) fn note_missing(&mut self, missing: Option<BTreeSet<String>>, collects: bool) {
+        let mut gone = BTreeSet::new();
+        if let Some(mut missing) = missing {
+            // A Skyhook with the same name as a deleted one may have a lease now.
+            for run in self.runs().filter(|run| run.ended.is_none()) {
+                missing.remove(&run.skyhook.name);
+            }
+            if let Some(lease) = &self.lease {
+                missing.remove(&lease.spec.skyhook.name);
+            }
+            let mut state = self.journal.state.clone();
+            gone = state.note_missing(&missing, now());
+            state.forget(&gone);
+            // Nothing is removed before the journal says so.
+            if let Err(error) = self.journal.save(state) {
+                tracing::warn!(error = %chain(&error), "deleted Skyhooks cannot be removed from the journal");
+                gone.clear();
+            }
+        }
+        if !gone.is_empty() {
+            tracing::info!(skyhooks = ?gone, "deleted Skyhooks are forgotten");
+            self.prune_revisions();
+        }
+        if collects || !gone.is_empty() {
+            self.sweep(gone);
+        }
+    }
+
     /// Removes step directories, copy directories, records and images that are no longer needed. The work on the next
-    /// lease may have started already. `gone` are Skyhooks that are no longer in the cluster. They are removed from the journal
-    /// if they have no package on the host.
-    pub(super) fn sweep(&mut self, mut gone: BTreeSet<String>) {
-        // A Skyhook with the same name as a deleted one may have a lease now.
-        for run in self.runs().filter(|run| run.ended.is_none()) {
-            gone.remove(&run.skyhook.name);
-        }
-        let known = self.known();
-        let mut state = self.journal.state.clone();
-        if state.forget(&gone)
-            && let Err(error) = self.journal.save(state)
-        {
-            tracing::warn!(error = %chain(&error), "deleted Skyhooks cannot be removed from the journal");
-        }
+    /// lease may have started already. Of the Skyhooks in `gone`, which the journal has forgotten, nothing stays but logs.
+    fn sweep(&self, gone: BTreeSet<String>) {
+        let known = &self.known() | &gone;
         let (kept, since) = (self.kept(), SystemTime::now());
         let steps = self.steps();
         let (next_step, running) = match self.run() {
@@ -134,7 +168,7 @@ impl Agent {
             copies::remove_left_overs(&files, &copies);
             copies::remove_old(&files, &copies, &known, &kept, since);
             records::remove_old(&files, &copies, &known, &kept, &gone, since);
-            let collected = collect_images(&store, &kept, &gone, since);
+            let collected = collect_images(&store, &kept, since);
             match collected.map_err(|error| error.shown_in(&files)) {
                 Ok(bytes) => {
                     tracing::info!(image_bytes = bytes, "garbage collection has ended");
@@ -242,25 +276,6 @@ fn remembered(state: &State) -> BTreeMap<String, BTreeSet<String>> {
     remembered
 }
 
-/// Skyhooks that are no longer in the cluster: none of their revisions exists. As long as a Skyhook exists, the
-/// coordinator keeps the revisions that a Node uses. `exists` returns `None` when the API does not answer.
-async fn gone(
-    remembered: &BTreeMap<String, BTreeSet<String>>,
-    exists: impl AsyncFn(&str) -> Option<bool>,
-) -> BTreeSet<String> {
-    let mut gone = BTreeSet::new();
-    for (skyhook, revisions) in remembered {
-        let mut is_gone = !revisions.is_empty();
-        for revision in revisions {
-            is_gone = is_gone && exists(revision).await == Some(false);
-        }
-        if is_gone {
-            gone.insert(skyhook.clone());
-        }
-    }
-    gone
-}
-
 /// Removes the directories of steps for which `is_over` returns true, unless their supervisor still runs.
 fn remove_steps(files: &Root, steps: &Path, is_over: impl Fn(u64) -> bool) {
     for (id, directory) in step_directories(steps) {
@@ -282,17 +297,12 @@ async fn count(notes: UnboundedSender<Note>, ours: Vec<PathBuf>) {
 }
 
 /// Unpins images of packages that are no longer installed, and runs the store's garbage collection. `kept` are the
-/// packages in the journal at the time `since`. Images that were pinned later stay pinned. Images of the Skyhooks in
-/// `gone` are unpinned, even if their packages are installed: they can be pulled again. Returns the size of the
+/// packages in the journal at the time `since`. Images that were pinned later stay pinned. Returns the size of the
 /// remaining images in bytes.
-fn collect_images(
-    store: &Store,
-    kept: &[Kept],
-    gone: &BTreeSet<String>,
-    since: SystemTime,
-) -> Result<u64, StoreError> {
-    let needed = kept.iter().filter(|kept| !gone.contains(&kept.skyhook));
-    let owners = needed.map(|kept| format!("{}/{}", kept.skyhook, kept.key));
+fn collect_images(store: &Store, kept: &[Kept], since: SystemTime) -> Result<u64, StoreError> {
+    let owners = kept
+        .iter()
+        .map(|kept| format!("{}/{}", kept.skyhook, kept.key));
     store.unpin_others(&owners.collect(), since)?;
     store.collect(SystemTime::now())?;
     store.bytes()

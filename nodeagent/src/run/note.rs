@@ -37,8 +37,13 @@ pub(super) enum Note {
     Facts(Box<RunFacts>),
     /// Bytes on the host's disk that belong to Skyhook.
     Disk(u64),
-    /// Skyhooks that are in the journal and no longer in the cluster.
-    Gone(BTreeSet<String>),
+    /// The agent has looked for deleted Skyhooks.
+    Missing {
+        /// Skyhooks in the journal of which nothing is seen. `None` when the API does not answer.
+        missing: Option<BTreeSet<String>>,
+        /// Garbage is collected now.
+        collects: bool,
+    },
     /// Handle the latest version of the lease again, although the lease has not changed.
     LookAgain,
     Woken,

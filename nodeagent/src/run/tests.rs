@@ -118,13 +118,14 @@ async fn errors_at_the_start_have_the_paths_of_the_host() {
 async fn collections(agent: &mut Agent, inbox: &mut UnboundedReceiver<Note>) -> Vec<u64> {
     let begin = Instant::now();
     let mut at = Vec::new();
-    for _ in 0..4 {
+    // Between two collections it looks for deleted Skyhooks.
+    while at.len() < 4 && begin.elapsed() < Duration::from_secs(100 * 3600) {
         sleep_until(agent.wake_at().expect("it wakes up by itself")).await;
         agent.take(Note::Woken);
         agent.commit();
         let collected = async {
             while let Some(note) = inbox.recv().await {
-                let is_collected = matches!(note, Note::Gone(_));
+                let is_collected = matches!(note, Note::Missing { collects: true, .. });
                 agent.take(note);
                 if is_collected {
                     at.push(begin.elapsed().as_secs());
@@ -155,6 +156,91 @@ async fn an_agent_without_a_lease_collects_garbage_once_a_day() {
         agent.lease = Some(lease);
         let at = collections(&mut agent, &mut inbox).await;
         assert_eq!(at, [] as [u64; 0]);
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+/// The files below a directory, in the order of names.
+fn files(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(&path).unwrap();
+            left.extend(entries.map(|entry| entry.unwrap().path()));
+        } else {
+            let name = path.strip_prefix(directory).unwrap();
+            found.push(name.display().to_string());
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn of_a_deleted_skyhook_only_logs_stay_once_nothing_was_seen_of_it_for_a_day() {
+    const HOUR: i64 = 3_600_000;
+    let mount = mounted();
+    let settings = settings(mount.path());
+    let below = |path: &str| mount.path().join(path.trim_start_matches('/'));
+    let (copies, logs) = (
+        below(&settings.layout.copy_root),
+        below(&settings.layout.log_root),
+    );
+    let uid = "00000000-0000-0000-0000-000000000000";
+    for skyhook in ["gone", "there"] {
+        for path in [
+            copies.join(format!("{skyhook}/aa-1.0.0-{uid}-1/config.json")),
+            copies.join(format!("{skyhook}/flags/aa/1.0.0/step_x")),
+            copies.join(format!("{skyhook}/history/aa.json")),
+            logs.join(format!("{skyhook}/aa/1.0.0/x.log")),
+        ] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+    }
+    let work = async {
+        let (mut agent, mut inbox) = start(mount.path()).unwrap();
+        let entry = serde_json::json!({
+            "name": "aa", "version": "1.0.0", "image": "r/aa", "stage": "config", "state": "complete", "begun": true,
+            "cycle": {"revision": "r", "skyhook": {"name": "s", "uid": uid, "generation": 1}, "identity": ""},
+        });
+        let entries: crate::machine::Entries =
+            serde_json::from_value(serde_json::json!({ "aa|1.0.0": entry })).unwrap();
+        let record = crate::journal::Record {
+            entries,
+            ..crate::journal::Record::default()
+        };
+        let mut state = agent.journal.state.clone();
+        for skyhook in ["gone", "there"] {
+            state.skyhooks.insert(skyhook.to_owned(), record.clone());
+        }
+        // Nothing was seen of it for 23 hours, the last time an hour ago.
+        state.missing = [("gone".to_owned(), 23 * HOUR)].into();
+        state.looked = agent::now() - HOUR;
+        agent.journal.save(state).unwrap();
+        let before = files(&copies);
+        assert_eq!(before.len(), 6);
+        // The API does not answer: nobody knows.
+        agent.note_missing(None, false);
+        assert_eq!(agent.journal.state.missing["gone"], 23 * HOUR);
+        agent.note_missing(Some(["gone".to_owned()].into()), false);
+        let known: Vec<&String> = agent.journal.state.skyhooks.keys().collect();
+        assert_eq!(known, ["there"]);
+        let is_counted = |note: &Note| matches!(note, Note::Disk(_));
+        // The bytes on the disk are counted at the start, and after the files are removed.
+        let mut counted = 0;
+        while counted < 2 {
+            let note = timeout(Duration::from_secs(60), inbox.recv()).await;
+            counted += usize::from(note.unwrap().is_some_and(|note| is_counted(&note)));
+        }
+        let left: Vec<String> = before
+            .into_iter()
+            .filter(|file| file.starts_with("there/"))
+            .collect();
+        assert_eq!(files(&copies), left);
+        assert!(!copies.join("gone").exists());
+        assert_eq!(files(&logs).len(), 2);
     };
     LocalSet::new().run_until(work).await;
 }

@@ -1,10 +1,11 @@
 //! Converts times in Unix milliseconds, which are in the journal, to instants, until which the event loop sleeps. Also has
-//! the times of the garbage collection.
+//! the times of the garbage collection and of the looks for deleted Skyhooks.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::journal::LOOK_MS;
 use crate::machine::retry::Backoff;
 
 /// Converts `at`, a time in Unix milliseconds, to an instant. A time that is past becomes now. The caller has to recognise
@@ -25,6 +26,17 @@ const SWEEP: Backoff = Backoff {
     first_ms: 24 * 3_600_000,
     longest_ms: 24 * 3_600_000,
 };
+
+/// How long after its start, and after each look, an agent looks for what it remembers of deleted Skyhooks.
+const LOOK: Backoff = Backoff {
+    first_ms: LOOK_MS,
+    longest_ms: LOOK_MS,
+};
+
+/// When the agent of the node `node` looks for deleted Skyhooks again.
+pub(super) fn next_look(node: &str) -> Instant {
+    Instant::now() + LOOK.delay(1, node)
+}
 
 /// When the agent of the node `node` collects garbage for the first time.
 pub(super) fn first_sweep(node: &str) -> Instant {

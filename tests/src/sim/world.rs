@@ -3,6 +3,7 @@
 
 mod boots;
 pub mod check;
+mod deletion;
 mod ending;
 pub mod faults;
 pub mod finish;

@@ -18,6 +18,7 @@ use skyhook_tests::seen::NodeRecorder;
 use skyhook_tests::world::World;
 
 mod adoption;
+mod deletions;
 mod drains;
 mod interrupts;
 mod nodes;
@@ -91,6 +92,22 @@ async fn taints_drains_and_order() -> anyhow::Result<()> {
     drains::protections(&mut world, &nodes)
         .await
         .context("what keeps autoscalers off")?;
+    world.coordinator.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions() -> anyhow::Result<()> {
+    let mut world = World::start(Settings::default()).await?;
+    let leases = LeaseRecorder::start(world.client.clone()).await?;
+    deletions::made_anew(&mut world, &leases)
+        .await
+        .context("made anew")?;
+    deletions::uninstall_on_delete(&mut world, &leases)
+        .await
+        .context("uninstall-on-delete and delete-blocked")?;
+    deletions::deletion_that_nobody_waits_for(&mut world)
+        .await
+        .context("a way out")?;
     world.coordinator.stop().await
 }
 

@@ -2,7 +2,7 @@
 
 use skyhook_crds::lease::protocol;
 
-use crate::facts::NodeFact;
+use crate::facts::{Goal, NodeFact};
 use crate::picture::NodeId;
 use crate::plan::cache::Cache;
 use crate::plan::cause::Cause;
@@ -79,5 +79,5 @@ fn may_go_on(row: &Row<'_>, id: NodeId) -> bool {
         Some(Standing::Waiting(_)) => row.kept.contains(&id),
         Some(Standing::Complete | Standing::Blocked(_)) | None => false,
     };
-    soon && !row.skyhook.deleting && !row.skyhook.is_disabled()
+    soon && row.skyhook.goal() != Goal::Nothing && !row.skyhook.is_disabled()
 }

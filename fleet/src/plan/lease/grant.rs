@@ -13,6 +13,7 @@ use skyhook_crds::stage::Status;
 use super::LeaseCase;
 use super::stop::is_left_out;
 use crate::effect::{BatchCheck, Effect, NodePatch};
+use crate::facts::Goal;
 use crate::plan::cause::Cause;
 use crate::plan::node_order::{self, Claim};
 use crate::plan::reason::Withdrawal;
@@ -33,7 +34,7 @@ impl LeaseCase<'_> {
         let (Some(node), Some(skyhook)) = (self.node, self.skyhook) else {
             return Some(Withdrawal::Orphaned);
         };
-        if !skyhook.deleting && is_left_out(skyhook, node) {
+        if skyhook.goal() != Goal::Nothing && is_left_out(skyhook, node) {
             return Some(Withdrawal::NotSelected);
         }
         if self.over_budget {

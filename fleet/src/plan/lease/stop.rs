@@ -7,7 +7,7 @@ use skyhook_crds::lease::{InterruptionLease, StopReason};
 use super::LeaseCase;
 use crate::clocks::Mono;
 use crate::effect::Effect;
-use crate::facts::{LeaseFact, NodeFact, SkyhookFact};
+use crate::facts::{Goal, LeaseFact, NodeFact, SkyhookFact};
 use crate::plan::{Draft, View, drain};
 
 /// gracefulShutdown of a package that sets none.
@@ -26,7 +26,7 @@ struct Asked {
     is_another_revision: bool,
     /// The drain's state or start time has to be reset before the pause may end.
     is_to_be_taken_back: bool,
-    /// The lease's Skyhook is gone, being deleted or disabled.
+    /// Nobody waits for the result of the lease.
     given_up: bool,
 }
 
@@ -150,7 +150,7 @@ impl LeaseCase<'_> {
         node: &NodeFact,
         skyhook: &SkyhookFact,
     ) -> Option<StopReason> {
-        if skyhook.deleting || is_left_out(skyhook, node) {
+        if skyhook.goal() == Goal::Nothing || is_left_out(skyhook, node) {
             return Some(StopReason::Deleted);
         }
         if skyhook.is_disabled() {

@@ -28,7 +28,7 @@ pub(crate) fn outstanding(
             Reason::new(word, problem.to_string())
         })?;
     let stamp = record.stamp.as_ref().filter(|stamp| stamp.has_result());
-    if stamp.is_some_and(|stamp| is_taken_over(stamp, node)) {
+    if record.is_of_another_machine(node) {
         let (nothing, left_behind) = (PackageStates::new(), BTreeSet::new());
         let mut work = revision::work(&nothing, &left_behind, None, &checked.data);
         // What has to go is not there, but the record says so. Under a lease the agent corrects it.
@@ -75,13 +75,6 @@ pub(crate) fn outstanding(
         work.entry(package).or_insert(Work::Interrupt);
     }
     Ok(work)
-}
-
-/// True when the Node is another machine now than when its result was recorded. A machine ID that is not known, on
-/// either side, does not count as a difference.
-fn is_taken_over(stamp: &Stamp, node: &NodeFact) -> bool {
-    let known = !stamp.node_machine_id.is_empty() && !node.machine_id.is_empty();
-    known && stamp.node_machine_id != node.machine_id
 }
 
 /// The interrupts that NVIDIA Skyhook left undone on the node, by package. The agent's journal knows all others.

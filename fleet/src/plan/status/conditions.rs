@@ -86,6 +86,10 @@ fn ready(
     let skyhook = row.skyhook;
     let refused = view.picture.agents_refused();
     let left_out = uninstalls::note(row, summary) + &message::left_out(summary);
+    if let Some(pending) = uninstalls::pending(skyhook) {
+        let stuck = message::stuck(row, summary, ledger, wanted);
+        return Wanted::new("Ready", false, "Deleting", format!("{pending}; {stuck}"));
+    }
     let (reason, message) = match (&skyhook.checked, wanted.status, refused) {
         (Err(problem), _, _) => ("Invalid", message::invalid(view, skyhook, problem)),
         (Ok(_), Status::Complete, _) => (

@@ -7,7 +7,7 @@ use crate::facts::SkyhookFact;
 use crate::plan::ledger::Ledger;
 use crate::plan::reason::ReasonCode;
 use crate::plan::scan::Row;
-use crate::plan::{View, taint};
+use crate::plan::{View, adopt, taint};
 use skyhook_crds::lease::InterruptionLeaseSpec;
 use skyhook_crds::skyhook::SkyhookStatus;
 
@@ -134,12 +134,16 @@ pub(super) fn left(view: &View<'_>, skyhook: &SkyhookFact) -> Option<String> {
     let tainted: Vec<&str> = taint::left(view, skyhook)
         .map(|node| node.name.as_str())
         .collect();
-    (!tainted.is_empty()).then(|| {
-        format!(
+    if !tainted.is_empty() {
+        return Some(format!(
             "takes the runtime-required taint off: {}",
             names_of(&tainted)
-        )
-    })
+        ));
+    }
+    let unclean: Vec<&str> = adopt::unclean(view, skyhook)
+        .map(|node| node.name.as_str())
+        .collect();
+    (!unclean.is_empty()).then(|| format!("cleans the nodes: {}", names_of(&unclean)))
 }
 
 /// What is wrong with a Skyhook, and what this means for the taint of its nodes.

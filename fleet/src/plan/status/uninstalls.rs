@@ -4,17 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skyhook_crds::conditions::Wanted;
 use skyhook_crds::installed::PackageStates;
+use skyhook_crds::names;
 use skyhook_crds::package::Package;
 use skyhook_crds::revision::is_finished;
 use skyhook_crds::stage::{Stage, State};
 
 use super::Summary;
+use super::message::names_of;
+use crate::facts::{Goal, Keeps, SkyhookFact};
 use crate::plan::scan::Row;
 
 const IN_PROGRESS: &str = "UninstallInProgress";
 const FAILED: &str = "UninstallFailed";
+/// What has to be uninstalled before a Skyhook goes cannot be uninstalled, unless somebody acts.
+pub(crate) const DELETION_BLOCKED: &str = "DeletionBlocked";
 /// Conditions about uninstalls that are there only while they are true.
-pub(super) const WHILE_TRUE: [&str; 2] = [IN_PROGRESS, FAILED];
+pub(super) const WHILE_TRUE: [&str; 3] = [IN_PROGRESS, FAILED, DELETION_BLOCKED];
 
 /// The records on the selected nodes that can be read.
 fn records<'a>(row: &Row<'_>, summary: &'a Summary<'a>) -> impl Iterator<Item = &'a PackageStates> {
@@ -52,7 +57,55 @@ pub(super) fn conditions(row: &Row<'_>, summary: &Summary<'_>) -> Vec<Wanted> {
         let message = "one or more uninstall pods are failing";
         conditions.push(Wanted::new(FAILED, true, "UninstallPodFailing", message));
     }
+    conditions.extend(deletion_blocked(row.skyhook));
     conditions
+}
+
+/// Why the deletion of a Skyhook does not go on although packages have to be uninstalled before.
+fn deletion_blocked(skyhook: &SkyhookFact) -> Option<Wanted> {
+    if skyhook.goal() != Goal::Uninstall {
+        return None;
+    }
+    let name = &skyhook.name;
+    let unreadable: Vec<&str> = skyhook.deletion.nodes(Keeps::Unreadable).collect();
+    let pending: Vec<&str> = skyhook.deletion.nodes(Keeps::Package).collect();
+    let (reason, message) = if !unreadable.is_empty() {
+        let message = format!(
+            "the annotation {} cannot be read on: {}; repair it, or remove it, before the deletion goes on",
+            names::node_state(name),
+            names_of(&unreadable)
+        );
+        ("MalformedNodeState", message)
+    } else if skyhook.is_disabled() {
+        let message = format!(
+            "packages have to be uninstalled from: {}; enable the Skyhook: kubectl skyhook enable {name}",
+            names_of(&pending)
+        );
+        ("DisabledWithPendingUninstall", message)
+    } else if skyhook.is_paused() {
+        let message = format!(
+            "packages have to be uninstalled from: {}; end the pause: kubectl skyhook resume {name}",
+            names_of(&pending)
+        );
+        ("PausedWithPendingUninstall", message)
+    } else {
+        return None;
+    };
+    let message = format!("{message}. To delete it without: set uninstall.enabled to false");
+    Some(Wanted::new(DELETION_BLOCKED, true, reason, message))
+}
+
+/// What the deletion of a Skyhook waits for while packages are uninstalled.
+pub(super) fn pending(skyhook: &SkyhookFact) -> Option<String> {
+    (skyhook.goal() == Goal::Uninstall).then(|| {
+        let all = [Keeps::Package, Keeps::Unreadable];
+        let mut nodes: Vec<&str> = all
+            .into_iter()
+            .flat_map(|why| skyhook.deletion.nodes(why))
+            .collect();
+        nodes.sort_unstable();
+        format!("packages are uninstalled first, from: {}", names_of(&nodes))
+    })
 }
 
 /// Which packages are blocked, because a package that they depend on has to go.
@@ -103,8 +156,9 @@ fn is_anywhere(row: &Row<'_>, summary: &Summary<'_>, package: &str) -> bool {
 /// The end of the message of the condition Ready: what the uninstall of a package means for its version in the spec.
 pub(super) fn note(row: &Row<'_>, summary: &Summary<'_>) -> String {
     let mut note = String::new();
+    let is_deleted = row.skyhook.deleting;
     for (name, package) in packages(row).into_iter().flatten() {
-        if !package.is_to_go() {
+        if !package.is_to_go() || is_deleted {
             continue;
         }
         let states = records(row, summary).flat_map(BTreeMap::values);

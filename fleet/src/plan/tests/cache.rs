@@ -186,7 +186,8 @@ fn the_history_is_pruned_without_a_look_at_every_lease() {
         let revision = json!({
             "metadata": {
                 "name": name, "uid": name, "resourceVersion": "1",
-                "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
+                "labels": { "skyhook.nvidia.com/name": "s" },
+                "annotations": { "skyhook.nvidia.com/owner": "uid-of-s" },
             },
             "revision": number,
             "data": null,

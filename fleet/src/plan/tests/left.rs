@@ -88,7 +88,7 @@ fn what_a_node_says_of_a_skyhook_goes_when_it_is_not_selected_any_more() {
                 &["metadata", "deletionTimestamp"],
                 json!("2026-01-01T00:00:00Z"),
             ),
-            false,
+            true,
         ),
         (
             "the agent still works",
@@ -195,5 +195,94 @@ fn a_lease_of_a_node_that_is_not_selected_any_more_says_so() {
         ),
     ] {
         assert_eq!(said(&picture), Some(want));
+    }
+}
+
+/// What a Node says of Skyhook `s` and of others, with this record.
+fn telling(record: &str, stamp: &Stamp) -> Picture {
+    let mut picture = Picture::new();
+    picture.nodes.truncate(1);
+    let node = &mut picture.nodes[0];
+    node["metadata"]["labels"] = json!({
+        names::status("s"): "erroring", names::status("ss"): "complete", "skyhook.nvidia.com/later_s": "x",
+    });
+    node["metadata"]["annotations"] = json!({
+        names::status("s"): "erroring", names::reason("s"): "{}", names::version("s"): "v1",
+        names::node_state("s"): record, names::stamp("s"): stamp.render(), "skyhook.nvidia.com/later_s": "x",
+        names::status("ss"): "complete", names::node_state("ss"): "{}", names::auto_taint("s"): "false",
+    });
+    picture
+}
+
+#[test]
+fn of_a_deleted_skyhook_a_node_says_only_what_stays_on_the_host() {
+    let stamp = Stamp {
+        lease: "earlier".into(),
+        ..Stamp::default()
+    };
+    let newer = Stamp {
+        format: 99,
+        ..stamp.clone()
+    };
+    let there = complete("1.0.0");
+    let of_record = [
+        names::node_state("s"),
+        names::stamp("s"),
+        names::version("s"),
+    ];
+    for (name, record, stamp, stays) in [
+        ("packages are there", there.as_str(), &stamp, true),
+        ("nothing is there", "{}", &stamp, false),
+        ("nobody can read it", "{", &stamp, false),
+        (
+            "a newer version wrote it",
+            &there.replace("config", "quarantine"),
+            &stamp,
+            true,
+        ),
+        ("or its stamp", "{}", &newer, true),
+    ] {
+        for is_there in [true, false] {
+            let mut picture = telling(record, stamp).another(skyhook("ss", json!({})));
+            let at = json!("2026-01-01T00:00:00Z");
+            if is_there {
+                picture = picture.skyhook(&["metadata", "deletionTimestamp"], at);
+            } else {
+                picture.skyhooks.remove(0);
+            }
+            let mut index = picture.index();
+            let plan = picture.plan_of(&index);
+            let released = |plan: &Plan| {
+                let mut effects = plan.effects.iter();
+                effects.any(|effect| matches!(effect, Effect::ReleaseSkyhook { .. }))
+            };
+            assert!(!released(&plan), "{name}: it is not clean");
+            let removed = removed(&plan);
+            for key in &of_record {
+                assert_eq!(removed.contains(key), !stays, "{name}: {key}");
+            }
+            for key in [
+                names::status("s"),
+                names::reason("s"),
+                "skyhook.nvidia.com/later_s".to_owned(),
+            ] {
+                assert!(removed.contains(&key), "{name}: {key}");
+            }
+            for key in [
+                names::status("ss"),
+                names::node_state("ss"),
+                names::auto_taint("s"),
+            ] {
+                assert!(!removed.contains(&key), "{name}: {key}");
+            }
+            let patch = plan.effects.iter().find_map(|effect| match effect {
+                Effect::PatchNode { patch, .. } => Some(patch.clone()),
+                _ => None,
+            });
+            let cleaned = testkit::patched(&index.picture.nodes()["worker-1"], &patch.unwrap());
+            index.picture.edit_node("worker-1", |node| *node = cleaned);
+            let plan = picture.plan_of(&index);
+            assert_eq!(released(&plan), is_there, "{name}: it is clean");
+        }
     }
 }

@@ -105,7 +105,8 @@ fn with_result_of(number: i64, lease: bool) -> Vec<String> {
     let other = json!({
         "metadata": {
             "name": "s-other", "uid": "o", "resourceVersion": "1",
-            "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
+            "labels": { "skyhook.nvidia.com/name": "s" },
+            "annotations": { "skyhook.nvidia.com/owner": "uid-of-s" },
         },
         "revision": number, "data": data,
     });

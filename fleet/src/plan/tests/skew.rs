@@ -106,7 +106,8 @@ fn what_a_newer_version_wrote_is_left_alone() {
     let revision = json!({
         "metadata": {
             "name": "s-later", "uid": "r", "resourceVersion": "1",
-            "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
+            "labels": { "skyhook.nvidia.com/name": "s" },
+            "annotations": { "skyhook.nvidia.com/owner": "uid-of-s" },
         },
         "revision": 1,
         "data": { "format": 2, "packages": "in another form" },

@@ -246,6 +246,8 @@ fn a_refused_write_is_told_to_the_object_that_does_not_move() {
     let prune = Effect::PruneRevision {
         name: revision,
         at: version("r", "1"),
+        skyhook: "s".into(),
+        not_of: None,
     };
     let grant = Effect::GrantLease {
         node: "worker-1".into(),

@@ -257,7 +257,8 @@ fn after(packages: &Value, picture: &Picture) -> (Vec<String>, Vec<String>) {
     let revision = json!({
         "metadata": {
             "name": checked.revision, "uid": "r2", "resourceVersion": "2",
-            "ownerReferences": [{ "apiVersion": "v1", "kind": "Skyhook", "name": "s", "uid": "uid-of-s" }],
+            "labels": { "skyhook.nvidia.com/name": "s" },
+            "annotations": { "skyhook.nvidia.com/owner": "uid-of-s" },
         },
         "revision": 2,
         "data": checked.data,

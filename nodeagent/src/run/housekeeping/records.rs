@@ -6,7 +6,7 @@
 //! | flags of an interrupt | the same |
 //! | history of a package | the newest [`NEWEST`] of a Skyhook |
 //! | all of a Skyhook that is not in the journal | those of the newest [`SKYHOOKS`]: the journal may have been lost |
-//! | all of a Skyhook that is deleted and has no package on the host | none |
+//! | all of a Skyhook that is deleted | none |
 //!
 //! NVIDIA Skyhook never removes records. A step with `idempotence: false` does not run again while the flag of its
 //! version is there, so flags outlive their version, but not without a limit.
@@ -34,7 +34,7 @@ const HISTORY: &str = "history";
 const OF_RECORDS: [&str; 3] = [FLAGS, "interrupts", HISTORY];
 
 /// Removes the records that are no longer needed. `known` are the Skyhooks in the journal at the time `since`, `kept`
-/// are their packages, and `gone` are Skyhooks that are no longer in the cluster. Records that were written later stay.
+/// are their packages, and `gone` are Skyhooks that are deleted. Records that were written later stay.
 pub(super) fn remove_old(
     files: &Root,
     copies: &str,
@@ -73,7 +73,7 @@ pub(super) fn remove_old(
 
 /// Removes all records of a Skyhook, and its directory if nothing else is in there.
 fn remove_all(files: &Root, copies: &str, skyhook: &OsStr, directory: &Root, since: SystemTime) {
-    if newest(directory).is_none_or(|written| written >= since) {
+    if newest(directory).is_some_and(|written| written >= since) {
         return;
     }
     for name in OF_RECORDS {
@@ -266,7 +266,12 @@ mod tests {
         copies.make("of-a-package/data", 10);
         let kept = [kept("installed", "aa", "1.0.0")];
         let known = ["gone", "installed", "there", "of-a-package"];
-        copies.remove_old(&known, &kept, &["gone", "installed", "of-a-package"]);
+        fs::create_dir_all(copies.0.path().join("empty")).unwrap();
+        copies.remove_old(
+            &known,
+            &kept,
+            &["gone", "installed", "of-a-package", "empty"],
+        );
         assert_eq!(copies.names(""), ["installed", "of-a-package", "there"]);
         assert_eq!(copies.names("of-a-package"), ["data"]);
         for stays in ["installed", "there"] {

@@ -12,28 +12,6 @@ use crate::prepare::tests::store_with;
 
 mod month;
 
-#[tokio::test]
-async fn skyhooks_are_gone_when_the_cluster_has_none_of_their_revisions() {
-    let record = |revisions: &[&str]| -> BTreeSet<String> {
-        revisions.iter().map(|r| (*r).to_owned()).collect()
-    };
-    let remembered: BTreeMap<String, BTreeSet<String>> = [
-        ("there", record(&["old", "new"])),
-        ("gone", record(&["old"])),
-        ("unknown", record(&["old", "silence"])),
-        ("of an earlier agent", record(&[])),
-    ]
-    .map(|(name, revisions)| (name.to_owned(), revisions))
-    .into();
-    let exists = async |revision: &str| match revision {
-        "new" => Some(true),
-        "silence" => None,
-        _ => Some(false),
-    };
-    let gone = gone(&remembered, exists).await;
-    assert_eq!(gone, record(&["gone"]));
-}
-
 /// The journal of an agent that has installed the package `aa` of the Skyhook `s`.
 fn installed() -> State {
     let mut world = World::new();
@@ -63,11 +41,10 @@ fn the_skyhook_of_the_last_lease_is_remembered_when_its_work_has_ended() {
     assert_eq!(remembered(&state), BTreeMap::new(), "it is worked on");
 }
 
-#[tokio::test]
-async fn the_image_of_a_deleted_skyhook_goes_although_no_lease_came_after_it() {
-    let state = installed();
-    let run = state.run.as_ref().unwrap();
-    assert_eq!(run.ended, Some(Phase::Complete));
+#[test]
+fn the_image_of_a_forgotten_skyhook_goes_although_no_lease_came_after_it() {
+    let mut state = installed();
+    assert_eq!(state.run.as_ref().unwrap().ended, Some(Phase::Complete));
     let directory = tempfile::tempdir().unwrap();
     let (_, manifest) = store_with(directory.path(), 1000, "{}");
     let small = StoreConfig {
@@ -81,22 +58,22 @@ async fn the_image_of_a_deleted_skyhook_goes_although_no_lease_came_after_it() {
     };
     let store = Store::open(directory.path().join("store"), small).unwrap();
     store.pin("s/aa|1.0.0", &manifest).unwrap();
-    let kept: Vec<Kept> = run
-        .entries
-        .iter()
-        .map(|(key, entry)| Kept {
-            skyhook: run.skyhook.name.clone(),
-            key: key.clone(),
-            name: entry.name.clone(),
-            copy: None,
-        })
-        .collect();
     let since = SystemTime::now() + Duration::from_secs(1);
-    for (is_there, want) in [(true, 3), (false, 0)] {
-        let gone = gone(&remembered(&state), async |_| Some(is_there)).await;
-        collect_images(&store, &kept, &gone, since).unwrap();
+    for (gone, want) in [(BTreeSet::new(), 3), (["s".to_owned()].into(), 0)] {
+        state.forget(&gone);
+        let runs = state.run.iter();
+        let entries = runs.flat_map(|run| run.entries.iter().map(|one| (&run.skyhook.name, one)));
+        let kept: Vec<Kept> = entries
+            .map(|(skyhook, (key, entry))| Kept {
+                skyhook: skyhook.clone(),
+                key: key.clone(),
+                name: entry.name.clone(),
+                copy: None,
+            })
+            .collect();
+        collect_images(&store, &kept, since).unwrap();
         let blobs = fs::read_dir(directory.path().join("store/blobs/sha256")).unwrap();
-        assert_eq!(blobs.count(), want, "the Skyhook is there: {is_there}");
+        assert_eq!(blobs.count(), want, "forgotten: {gone:?}");
     }
     assert!(store.pins().unwrap().is_empty());
 }

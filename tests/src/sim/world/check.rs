@@ -38,7 +38,9 @@ pub struct Checks {
     pub cordoned: BTreeSet<String>,
     /// Nodes whose cordon an administrator changed while one of ours was on.
     pub meddled: BTreeSet<String>,
-    statuses: BTreeMap<String, Vec<(u64, String)>>,
+    /// Nodes whose record somebody has edited, or whose machine is another one.
+    pub(super) rewritten: BTreeSet<String>,
+    pub(super) statuses: BTreeMap<String, Vec<(u64, String)>>,
     /// When something last gave a status a reason to change, by node; "" for all.
     excuses: BTreeMap<String, u64>,
 }
@@ -269,7 +271,7 @@ impl<C: Core> World<'_, C> {
     fn observe_skyhook(&mut self, name: &str, before: Option<&Value>, after: Option<&Value>) {
         let now = self.now;
         let Some(after) = after else {
-            self.checks.skyhooks.remove(name);
+            self.skyhook_gone(name);
             let delay = self.rng.between(100, 5_000);
             self.after(delay, super::Event::Collect);
             return;
@@ -282,7 +284,8 @@ impl<C: Core> World<'_, C> {
                 self.fail(format!("the status of Skyhook {name} flaps: {history}"));
             }
         }
-        let moved = before.is_none_or(|before| before["spec"] != after["spec"]);
+        let turns = self.is_turned(name, before, after);
+        let moved = turns || before.is_none_or(|before| before["spec"] != after["spec"]);
         if moved {
             self.checks.slots.respecified(now, &fact);
         }

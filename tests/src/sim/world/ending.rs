@@ -114,6 +114,10 @@ impl<C: Core> World<'_, C> {
         let out = |skyhook: &&SkyhookFact| skyhook.deleting || skyhook.is_disabled();
         let skyhooks = self.checks.skyhooks.values().filter(out);
         for skyhook in skyhooks {
+            // What has to be uninstalled holds it up until somebody acts.
+            if skyhook.deleting && self.is_kept(skyhook) {
+                continue;
+            }
             if skyhook.deleting {
                 return Some(format!("Skyhook {} is still there", skyhook.name));
             }

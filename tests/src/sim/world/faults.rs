@@ -8,7 +8,7 @@ use skyhook_crds::names;
 use super::ending::Affliction;
 use super::host::Machine;
 use super::setup::{NAMES, ROLLOUT_PATH};
-use super::{Event, LEASES, NODES, PODS, REVISIONS, ROLLOUTS, SKYHOOKS, World};
+use super::{Event, LEASES, NODES, PODS, ROLLOUTS, SKYHOOKS, World};
 use crate::sim::agent::Core;
 use crate::sim::api::{Request, Response};
 use crate::sim::rng::Rng;
@@ -191,6 +191,7 @@ impl<C: Core> World<'_, C> {
 
     /// The Node is deleted and registered anew under its name, with another machine behind it or the same.
     fn replace(&mut self, node: &str, machine: bool) {
+        self.checks.rewritten.insert(node.to_owned());
         if machine && let Some(held) = self.machines.get_mut(node) {
             let mut fresh = Machine::new(format!("{}-next", held.machine_id), String::new());
             fresh.life = held.life + 1;
@@ -209,6 +210,7 @@ impl<C: Core> World<'_, C> {
         if self.api.get(NODES, node).is_none() {
             return;
         }
+        self.checks.rewritten.insert(node.to_owned());
         self.kill_agent(node, None);
         let Some(held) = self.machines.get_mut(node) else {
             return;
@@ -286,6 +288,7 @@ impl<C: Core> World<'_, C> {
         let Some(node) = self.some_node() else { return };
         let name = self.some_skyhook().unwrap_or_else(|| NAMES[0].to_owned());
         let path = format!("/api/v1/nodes/{node}");
+        self.checks.rewritten.insert(node.clone());
         match self.rng.below(8) {
             0 => {
                 let body = json!({ "metadata": { "annotations": {
@@ -435,7 +438,6 @@ impl<C: Core> World<'_, C> {
                 LEASES,
                 "/apis/skyhook.nvidia.com/v1alpha1/interruptionleases",
             ),
-            (SKYHOOKS, REVISIONS, "/apis/apps/v1/namespaces"),
             (SKYHOOKS, ROLLOUTS, ROLLOUT_PATH),
         ] {
             let orphans: Vec<(String, Value)> = self
@@ -443,7 +445,9 @@ impl<C: Core> World<'_, C> {
                 .list(dependent)
                 .filter(|(_, object)| {
                     let reference = &object["metadata"]["ownerReferences"][0];
-                    let name = reference["name"].as_str().unwrap_or_default();
+                    let Some(name) = reference["name"].as_str() else {
+                        return false;
+                    };
                     self.api
                         .get(owner, name)
                         .is_none_or(|o| o["metadata"]["uid"] != reference["uid"])

@@ -181,7 +181,7 @@ impl<C: Core> World<'_, C> {
     fn unmet_skyhook(&self, skyhook: &SkyhookFact, held: &BTreeSet<&str>) -> Option<String> {
         let name = &skyhook.name;
         if skyhook.deleting {
-            return Some(format!("Skyhook {name} is not gone"));
+            return self.unmet_deletion(skyhook, held);
         }
         let Some(status) = &skyhook.status else {
             return Some(format!("Skyhook {name} has no status"));
@@ -276,14 +276,10 @@ impl<C: Core> World<'_, C> {
         let Ok(checked) = &skyhook.checked else {
             return false;
         };
-        let Some(machine) = self.machines.get(&node.name) else {
+        if !self.machines.contains_key(&node.name) {
             return false;
-        };
-        let current = machine.journal.current.as_ref();
-        let current = current
-            .filter(|c| c.skyhook == skyhook.name)
-            .map(|c| c.core.known());
-        let known = current.or_else(|| machine.journal.known.get(&skyhook.name).cloned());
+        }
+        let known = self.known_of(&skyhook.name, &node.name);
         let there = known.as_ref().is_some_and(|known| {
             C::is_at(known, &self.newest(skyhook, &checked.data))
                 && node.record(&skyhook.name).states.as_ref().ok() == Some(&C::states(known))
@@ -309,12 +305,21 @@ impl<C: Core> World<'_, C> {
             || (packages.is_empty() && record.states.is_ok())
     }
 
+    /// What a host knows of a Skyhook.
+    pub(super) fn known_of(&self, skyhook: &str, node: &str) -> Option<C::Known> {
+        let journal = &self.machines.get(node)?.journal;
+        let current = journal.current.as_ref();
+        let current = current.filter(|current| current.skyhook == skyhook);
+        let current = current.map(|current| current.core.known());
+        current.or_else(|| journal.known.get(skyhook).cloned())
+    }
+
     /// The revision of the Skyhook with what the newest stored one leaves behind: the spec alone does not tell.
     fn newest(&self, skyhook: &SkyhookFact, data: &RevisionData) -> RevisionData {
         let owned = self.api.list(REVISIONS).map(|(_, object)| object);
         let owned = owned.filter(|object| {
-            let owner = &object["metadata"]["ownerReferences"][0]["uid"];
-            *owner == *skyhook.uid
+            let of = &object["metadata"]["labels"][names::REVISION_OF];
+            *of == *skyhook.name
         });
         let newest = owned.max_by_key(|object| object["revision"].as_i64());
         let left = newest.map(|object| object["data"]["leftBehind"].clone());

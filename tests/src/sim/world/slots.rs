@@ -41,7 +41,9 @@ impl Slots {
             from(history, since).flat_map(|s| from(&self.nodes, since).map(move |n| (s, n)));
         pairs
             .map(|(skyhook, nodes)| {
-                budget(skyhook, nodes.iter().filter(|n| skyhook.selects(n)).count())
+                // While it is deleted, it may also have nodes that it does not select: something has to go from them.
+                let counts = |node: &&NodeFact| skyhook.deleting || skyhook.selects(node);
+                budget(skyhook, nodes.iter().filter(counts).count())
             })
             .max()
             .unwrap_or_default()

@@ -62,6 +62,7 @@ fn the_guard_counts_compartments_and_asks_for_batches_itself() {
     let write = Effect::WriteRollout {
         name: "s".into(),
         skyhook_uid: "uid-of-s".into(),
+        goes_with_owner: true,
         at: Some(version(STATE, "9")),
         spec: Box::new((*loses).clone()),
     };
