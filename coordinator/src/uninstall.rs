@@ -236,10 +236,17 @@ impl Kinds {
 /// Deletes the revisions that outlived their Skyhooks because Nodes name them.
 async fn delete_revisions(revisions: &Api<ControllerRevision>) -> anyhow::Result<()> {
     let ours = ListParams::default().labels(names::REVISION_OF);
-    for revision in revisions.list(&ours).await? {
+    let list = match revisions.list(&ours).await {
+        Ok(list) => list.items,
+        // The namespace is gone, and everything in it.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    each(list.iter(), async |revision| {
         let name = revision.name_any();
-        forgive(revisions.delete(&name, &DeleteParams::default()).await)?;
-    }
+        forgive(revisions.delete(&name, &DeleteParams::default()).await)
+    })
+    .await?;
     Ok(())
 }
 

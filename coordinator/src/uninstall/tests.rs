@@ -70,7 +70,7 @@ fn the_longer_it_takes_the_further_it_goes() {
 async fn a_kind_whose_crd_is_gone_needs_no_clean_up() {
     let (client, asked) = answering(|_| status(404));
     release(&client).await.expect("no leases");
-    clean(&client, Duration::from_secs(60))
+    clean(&client, "skyhook", Duration::from_secs(60))
         .await
         .expect("nothing");
     let asked = asked.lock().unwrap();
@@ -91,7 +91,7 @@ async fn errors_do_not_end_it_before_its_time() {
                 list(&json!([]))
             }
         });
-        let cleaned = clean(&client, Duration::from_secs(60)).await;
+        let cleaned = clean(&client, "skyhook", Duration::from_secs(60)).await;
         cleaned.unwrap_or_else(|error| panic!("{code}: {error:#}"));
         assert!(asked.lock().unwrap().len() > 30);
     }
@@ -101,14 +101,18 @@ async fn errors_do_not_end_it_before_its_time() {
 async fn what_does_not_end_is_an_error_in_time() {
     let started = Instant::now();
     let (client, _) = answering(|_| status(500));
-    let error = clean(&client, Duration::from_secs(60)).await.unwrap_err();
+    let error = clean(&client, "skyhook", Duration::from_secs(60))
+        .await
+        .unwrap_err();
     assert!(format!("{error:#}").contains("list leases: "), "{error:#}");
     let (client, _) = answering(|(method, path, _)| match method {
         "GET" if path.ends_with("/skyhooks") => list(&json!([object("s", &["other"])])),
         "GET" => list(&json!([])),
         _ => status(409),
     });
-    let error = clean(&client, Duration::from_secs(60)).await.unwrap_err();
+    let error = clean(&client, "skyhook", Duration::from_secs(60))
+        .await
+        .unwrap_err();
     let want = "1 objects are left after 60s: somebody else's finalizer keeps them, or they are created anew";
     assert_eq!(error.to_string(), want);
     assert!(started.elapsed() < Duration::from_secs(150));
@@ -137,7 +141,7 @@ async fn silence_does_not_use_up_the_time() {
     });
     let started = Instant::now();
     let client = Client::new(service, "skyhook");
-    clean(&client, Duration::from_secs(100))
+    clean(&client, "skyhook", Duration::from_secs(100))
         .await
         .expect("clean");
     assert!(started.elapsed() < 2 * PATIENCE);
