@@ -166,7 +166,8 @@ async fn one_refusal_stops_no_other_request() {
     let kinds = Kinds {
         skyhooks: Api::all(client.clone()),
         leases: Api::all(client.clone()),
-        policies: Api::all(client),
+        policies: Api::all(client.clone()),
+        revisions: Api::namespaced(client, "skyhook"),
     };
     let error = kinds.look(Means::Strip).await.unwrap_err();
     let want = "take the finalizers of leases away: 1 of 2 requests have failed, the first with: ";

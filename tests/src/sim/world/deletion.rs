@@ -40,7 +40,9 @@ fn keeps(skyhook: &SkyhookFact, node: &NodeFact) -> Option<String> {
 impl<C: Core> World<'_, C> {
     /// Takes in a Skyhook that is no more.
     pub(super) fn skyhook_gone(&mut self, name: &str) {
-        if let Some(gone) = self.checks.skyhooks.remove(name) {
+        // Without our finalizer it goes at once, and what Nodes say of it is cleaned up later.
+        let gone = self.checks.skyhooks.remove(name);
+        if let Some(gone) = gone.filter(|gone| gone.deleting) {
             self.check_gone(&gone);
         }
         // Another Skyhook of that name has a history of its own.
@@ -122,6 +124,11 @@ impl<C: Core> World<'_, C> {
             return None;
         }
         Some(format!("Skyhook {name} is not gone"))
+    }
+
+    /// Whether something on the node has to be uninstalled before a Skyhook that is being deleted goes.
+    pub(super) fn is_kept_on(skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+        keeps(skyhook, node).is_some()
     }
 
     /// Whether something that has to be uninstalled keeps a Skyhook that is being deleted.
