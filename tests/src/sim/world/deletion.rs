@@ -131,6 +131,11 @@ impl<C: Core> World<'_, C> {
         keeps(skyhook, node).is_some()
     }
 
+    /// Whether nothing is done for the Skyhook any more.
+    pub(super) fn is_out(&self, skyhook: &SkyhookFact) -> bool {
+        skyhook.is_disabled() || (skyhook.deleting && !self.is_kept(skyhook))
+    }
+
     /// Whether something that has to be uninstalled keeps a Skyhook that is being deleted.
     pub(super) fn is_kept(&self, skyhook: &SkyhookFact) -> bool {
         let mut nodes = self.checks.nodes.values();

@@ -86,10 +86,10 @@ impl<C: Core> World<'_, C> {
                 .checks
                 .skyhooks
                 .values()
-                .any(|s| *uid == *s.uid && s.is_paused() && !s.is_disabled() && !s.deleting);
+                .any(|s| *uid == *s.uid && s.is_paused() && !self.is_out(s));
             let stands_still = self.affliction(node).is_some() && {
                 let mut skyhooks = self.checks.skyhooks.values();
-                skyhooks.any(|s| *uid == *s.uid && !s.is_disabled() && !s.deleting)
+                skyhooks.any(|s| *uid == *s.uid && !self.is_out(s))
             };
             let waits = lease["status"]["phase"] == "AwaitingDrain"
                 && self.is_weakened(&self.checks.nodes[node]);
@@ -165,7 +165,7 @@ impl<C: Core> World<'_, C> {
             && owners.keys().all(|owner| {
                 let skyhook = self.checks.skyhooks.get(owner);
                 skyhook.is_some_and(|skyhook| {
-                    let is_active = !skyhook.is_disabled() && !skyhook.deleting;
+                    let is_active = !self.is_out(skyhook);
                     is_active && !self.is_at(skyhook, node) && self.is_excused(skyhook, node, held)
                 })
             })
