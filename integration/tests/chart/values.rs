@@ -168,19 +168,23 @@ async fn every_flag_of_the_chart_is_refused_a_second_time() -> Result<()> {
     let objects = render(&["--set", &all]).await?;
     let text = std::fs::read_to_string(chart::path().join("flags.yaml"))?;
     let refused: BTreeMap<String, BTreeMap<String, String>> = serde_yaml_ng::from_str(&text)?;
-    for (value, kind, name) in [
+    // The agent's probes need these as well: they are environment variables.
+    let elsewhere = ["--host-root", "--copy-dir-root", "--log-root"];
+    for (value, kind, name, elsewhere) in [
         (
             "controllerManager.manager.extraArgs",
             "Deployment",
             COORDINATOR,
+            &[][..],
         ),
-        ("agent.extraArgs", "DaemonSet", AGENT),
+        ("agent.extraArgs", "DaemonSet", AGENT, &elsewhere),
     ] {
         let args =
             &find(&objects, kind, name)?["spec"]["template"]["spec"]["containers"][0]["args"];
         let args: Vec<String> = serde_json::from_value(args.clone())?;
         let flags = args.iter().filter(|arg| arg.starts_with("--"));
-        let given: BTreeSet<&str> = flags.filter_map(|flag| flag.split('=').next()).collect();
+        let mut given: BTreeSet<&str> = flags.filter_map(|flag| flag.split('=').next()).collect();
+        given.extend(elsewhere);
         let known: BTreeSet<&str> = refused[value].keys().map(String::as_str).collect();
         assert_eq!(given, known, "{value}");
     }
