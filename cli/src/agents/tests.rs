@@ -19,11 +19,12 @@ use crate::testing::object;
 
 /// An agent's pod: its name, its node, and the state of its container.
 fn pod(name: &str, node: &str, state: &Value) -> Pod {
-    let containers = match state {
-        Value::Null => json!([]),
-        state => json!([{
+    let containers = if state.is_null() {
+        json!([])
+    } else {
+        json!([{
             "name": "agent", "state": state, "image": "i", "imageID": "", "ready": false, "restartCount": 0,
-        }]),
+        }])
     };
     object(json!({
         "metadata": { "name": name },
