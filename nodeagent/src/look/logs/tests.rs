@@ -1,5 +1,4 @@
 //! Tests of what `logs` shows.
-#![expect(clippy::disallowed_methods, reason = "tests make files")]
 
 use std::fs;
 use std::io::Write as _;
