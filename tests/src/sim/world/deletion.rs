@@ -6,7 +6,7 @@ use serde_json::Value;
 use skyhook_crds::names;
 use skyhook_fleet::facts::{NodeFact, SkyhookFact};
 
-use super::World;
+use super::{LEASES, World};
 use crate::sim::agent::Core;
 
 /// The packages that have to be uninstalled before the Skyhook goes.
@@ -101,7 +101,7 @@ impl<C: Core> World<'_, C> {
         let name = &skyhook.name;
         let nodes = self.checks.nodes.values();
         let kept: Vec<&NodeFact> = nodes
-            .filter(|node| keeps(skyhook, node).is_some())
+            .filter(|node| self.is_kept_on(skyhook, node))
             .collect();
         let status = skyhook.status.iter();
         let mut conditions = status.flat_map(|status| &status.conditions);
@@ -127,8 +127,13 @@ impl<C: Core> World<'_, C> {
     }
 
     /// Whether something on the node has to be uninstalled before a Skyhook that is being deleted goes.
-    pub(super) fn is_kept_on(skyhook: &SkyhookFact, node: &NodeFact) -> bool {
-        keeps(skyhook, node).is_some()
+    pub(super) fn is_kept_on(&self, skyhook: &SkyhookFact, node: &NodeFact) -> bool {
+        // What a granted lease may install, nobody knows before its result.
+        let lease = self.api.get(LEASES, &node.name);
+        let is_granted = lease.is_some_and(|lease| {
+            lease["spec"]["skyhook"]["uid"] == *skyhook.uid && !lease["spec"]["granted"].is_null()
+        });
+        keeps(skyhook, node).is_some() || (is_granted && !to_go(skyhook).is_empty())
     }
 
     /// Whether nothing is done for the Skyhook any more.
@@ -139,7 +144,7 @@ impl<C: Core> World<'_, C> {
     /// Whether something that has to be uninstalled keeps a Skyhook that is being deleted.
     pub(super) fn is_kept(&self, skyhook: &SkyhookFact) -> bool {
         let mut nodes = self.checks.nodes.values();
-        nodes.any(|node| keeps(skyhook, node).is_some())
+        nodes.any(|node| self.is_kept_on(skyhook, node))
     }
 }
 

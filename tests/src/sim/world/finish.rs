@@ -381,7 +381,7 @@ impl<C: Core> World<'_, C> {
         let zero = budget.is_some_and(|b| b.count == Some(0) || b.percent == Some(0));
         let is_open = |other: &SkyhookFact, node: &NodeFact| {
             if other.deleting {
-                return Self::is_kept_on(other, node);
+                return self.is_kept_on(other, node);
             }
             (other.selects(node) || other.is_parked_over(node))
                 && (!self.is_at(other, node) || self.is_excused(other, node, held))
