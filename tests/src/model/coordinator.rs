@@ -159,14 +159,19 @@ fn is_held(state: &State, me: &Coordinator, n: usize, change: &NodeChange) -> bo
         return false;
     };
     let owner = me.nodes[n].cordon.map(|cordon| cordon.owner);
-    let with_result = change.mark.is_some_and(|mark| Some(mark.lease) == owner);
+    let mark = change.mark.flatten();
+    let with_result = mark.is_some_and(|mark| Some(mark.lease) == owner);
     !with_result && state.leases[n].is_some_and(|lease| Some(lease.uid) == owner)
 }
 
-/// A Node is stamped with a lease only after a live GET has shown that very lease.
+/// A Node is stamped with a lease only after a live GET has shown that very lease, and loses its stamp only after one has
+/// shown that there is no lease.
 fn is_leased(state: &State, me: &Coordinator, n: usize, change: &NodeChange) -> bool {
+    if change.mark == Some(None) {
+        return state.leases[n].is_none();
+    }
     let granted = |mark: Option<Mark>| mark.map(|mark| mark.granted).filter(|uid| *uid != 0);
-    match granted(change.mark).filter(|uid| granted(me.nodes[n].mark) != Some(*uid)) {
+    match granted(change.mark.flatten()).filter(|uid| granted(me.nodes[n].mark) != Some(*uid)) {
         Some(uid) => state.leases[n].is_some_and(|lease| lease.uid == uid),
         None => true,
     }
@@ -320,7 +325,7 @@ fn write_node(
     state.broken.edit_overwritten |= written && (ghost.edited || (done && ghost.unobeyed));
     state.write_node(n, |node| {
         node.record = change.record.unwrap_or(node.record);
-        node.mark = change.mark.or(node.mark);
+        node.mark = change.mark.unwrap_or(node.mark);
         node.cordon = change.cordon.unwrap_or(node.cordon);
         node.unschedulable = change.unschedulable.unwrap_or(node.unschedulable);
     });

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -92,7 +92,8 @@ pub enum Write {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NodeChange {
     pub record: Option<Content>,
-    pub mark: Option<Mark>,
+    /// `Some(None)` removes it.
+    pub mark: Option<Option<Mark>>,
     /// `Some(None)` removes it.
     pub cordon: Option<Option<Cordon>>,
     pub unschedulable: Option<bool>,
@@ -241,7 +242,7 @@ fn change(patch: &NodePatch) -> NodeChange {
             rules::content(&installed::parse_states("", states.as_deref(), false).ok()?)
         }),
         mark: value(&names::stamp(rules::SKYHOOK))
-            .and_then(|stamp| Some(rules::mark(&Stamp::parse(stamp.as_deref())?))),
+            .map(|stamp| Stamp::parse(stamp.as_deref()).map(|stamp| rules::mark(&stamp))),
         cordon: value(names::CORDON_OWNERS).map(|record| {
             let record = CordonRecord::parse(record.as_deref());
             record.owners.get(rules::SKYHOOK).map(|owner| Cordon {
@@ -387,11 +388,10 @@ fn wire_revision(revision: u8, unordered: bool) -> ControllerRevision {
             name: Some(rules::revision_name(revision)),
             uid: Some(format!("revision-{revision}")),
             resource_version: Some("1".to_owned()),
-            owner_references: Some(vec![OwnerReference {
-                kind: "Skyhook".to_owned(),
-                uid: rules::SKYHOOK_UID.to_owned(),
-                ..OwnerReference::default()
-            }]),
+            labels: Some([(names::REVISION_OF.to_owned(), rules::SKYHOOK.to_owned())].into()),
+            annotations: Some(
+                [(names::WRITTEN_FOR.to_owned(), rules::SKYHOOK_UID.to_owned())].into(),
+            ),
             ..ObjectMeta::default()
         },
         data: serde_json::to_value(rules::revision_data(revision))
