@@ -141,7 +141,7 @@ async fn clean(client: &Client, namespace: &str, time: Duration) -> anyhow::Resu
     loop {
         let means = Means::after(started.elapsed(), time);
         if means != used {
-            tracing::warn!(?means, "it takes too long");
+            tracing::warn!(?means, "the cleanup takes too long and goes further");
             used = means;
         }
         if means == Means::Release && !released {
@@ -176,7 +176,10 @@ async fn clean(client: &Client, namespace: &str, time: Duration) -> anyhow::Resu
 }
 
 fn warn(error: &anyhow::Error) {
-    tracing::warn!(error = format!("{error:#}"), "the cleanup goes on");
+    tracing::warn!(
+        error = format!("{error:#}"),
+        "a part of the cleanup has failed and is repeated"
+    );
 }
 
 impl Kinds {
@@ -196,7 +199,12 @@ impl Kinds {
             delete(&self.policies, &policies)
                 .await
                 .context("delete DeploymentPolicies")?;
-            delete_revisions(&self.revisions)
+            // Those that outlived their Skyhooks because Nodes name them.
+            let mut revisions = all(&self.revisions)
+                .await
+                .context("list ControllerRevisions")?;
+            revisions.retain(|one| one.labels().contains_key(names::REVISION_OF));
+            delete(&self.revisions, &revisions)
                 .await
                 .context("delete ControllerRevisions")?;
         }
@@ -231,23 +239,6 @@ impl Kinds {
         }
         Ok(skyhooks.len())
     }
-}
-
-/// Deletes the revisions that outlived their Skyhooks because Nodes name them.
-async fn delete_revisions(revisions: &Api<ControllerRevision>) -> anyhow::Result<()> {
-    let ours = ListParams::default().labels(names::REVISION_OF);
-    let list = match revisions.list(&ours).await {
-        Ok(list) => list.items,
-        // The namespace is gone, and everything in it.
-        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    each(list.iter(), async |revision| {
-        let name = revision.name_any();
-        forgive(revisions.delete(&name, &DeleteParams::default()).await)
-    })
-    .await?;
-    Ok(())
 }
 
 /// Orders the leading coordinator to release every accepted lease without the result of its agent.

@@ -5,6 +5,7 @@
 //! Guarantees: the program ends in time, and after a success none of our CRDs is being deleted. It changes nothing if no
 //! CRD is being deleted. A coordinator that still runs is left the time to release what it holds.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -12,6 +13,7 @@ use clap::Args;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, PartialObjectMeta};
 use kube::{Client, CustomResourceExt as _, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use skyhook_crds::{DeploymentPolicy, InterruptionLease, RolloutState, Skyhook, names};
 use skyhook_fleet::facts::{WireLease, WireSkyhook};
 use tokio::time::{Instant, sleep, timeout};
@@ -60,13 +62,22 @@ pub async fn run(client: Client, args: &RemovalArgs) -> anyhow::Result<()> {
                     (smallest, since) = (left.objects, Instant::now());
                 }
                 last = left.message();
-                tracing::info!(left = last, strips, "it is not over yet");
+                tracing::info!(
+                    left = last,
+                    strips,
+                    "CustomResourceDefinitions are still being deleted"
+                );
             }
             Ok(Err(error)) => {
-                tracing::warn!(error = format!("{error:#}"), "it goes on");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the look at the cluster has failed and is repeated"
+                );
                 last = format!("{error:#}");
             }
-            Err(_) => tracing::warn!("the API server takes too long to answer; it goes on"),
+            Err(_) => tracing::warn!(
+                "the API server takes too long to answer; the look at the cluster is repeated"
+            ),
         }
         sleep(LOOK).await;
     }
@@ -113,24 +124,31 @@ async fn look(client: &Client, strips: bool) -> anyhow::Result<Left> {
         left.crds.push(name);
         if name == leases {
             let api: Api<WireLease> = Api::all(client.clone());
-            let objects = all(&api).await?;
-            left.count(&objects, names::LEASE_FINALIZER);
-            if strips {
-                strip(&api, &objects, names::LEASE_FINALIZER).await?;
-            }
+            left.objects_of(&api, names::LEASE_FINALIZER, strips)
+                .await?;
         } else if name == skyhooks {
             let api: Api<WireSkyhook> = Api::all(client.clone());
-            let objects = all(&api).await?;
-            left.count(&objects, names::SKYHOOK_FINALIZER);
-            if strips {
-                strip(&api, &objects, names::SKYHOOK_FINALIZER).await?;
-            }
+            left.objects_of(&api, names::SKYHOOK_FINALIZER, strips)
+                .await?;
         }
     }
     Ok(left)
 }
 
 impl Left {
+    /// Counts the objects of a kind, and takes our finalizer away from them if `strips`.
+    async fn objects_of<K>(&mut self, api: &Api<K>, ours: &str, strips: bool) -> anyhow::Result<()>
+    where
+        K: Resource + Clone + DeserializeOwned + Debug,
+    {
+        let objects = all(api).await?;
+        self.count(&objects, ours);
+        if strips {
+            strip(api, &objects, ours).await?;
+        }
+        Ok(())
+    }
+
     fn count<K: Resource>(&mut self, objects: &[PartialObjectMeta<K>], ours: &str) {
         self.objects += objects.len();
         let finalizers = objects.iter().flat_map(|object| object.finalizers());

@@ -48,6 +48,11 @@ impl Deletion {
         self.nodes.is_empty()
     }
 
+    /// Names of the nodes that keep it.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
     /// Names of the nodes that keep it for this reason.
     pub fn nodes(&self, why: Keeps) -> impl Iterator<Item = &str> {
         let nodes = self.nodes.iter();

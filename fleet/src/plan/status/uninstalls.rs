@@ -98,12 +98,7 @@ fn deletion_blocked(skyhook: &SkyhookFact) -> Option<Wanted> {
 /// What the deletion of a Skyhook waits for while packages are uninstalled.
 pub(super) fn pending(skyhook: &SkyhookFact) -> Option<String> {
     (skyhook.goal() == Goal::Uninstall).then(|| {
-        let all = [Keeps::Package, Keeps::Unreadable];
-        let mut nodes: Vec<&str> = all
-            .into_iter()
-            .flat_map(|why| skyhook.deletion.nodes(why))
-            .collect();
-        nodes.sort_unstable();
+        let nodes: Vec<&str> = skyhook.deletion.all().collect();
         format!("packages are uninstalled first, from: {}", names_of(&nodes))
     })
 }
