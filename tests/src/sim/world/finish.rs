@@ -342,12 +342,8 @@ impl<C: Core> World<'_, C> {
             return BTreeMap::new();
         };
         let newest = self.newest(skyhook, &checked.data);
-        let Some(stamp) = &node.record(&skyhook.name).stamp else {
-            return revision::work(states, &BTreeSet::new(), None, &newest);
-        };
-        // What another machine recorded says nothing of this one.
-        let recorded_by = &stamp.node_machine_id;
-        if !recorded_by.is_empty() && *recorded_by != node.machine_id {
+        let record = node.record(&skyhook.name);
+        if record.is_of_another_machine(node) {
             let nothing = PackageStates::new();
             let mut work = revision::work(&nothing, &BTreeSet::new(), None, &newest);
             // A lease corrects the record.
@@ -356,7 +352,9 @@ impl<C: Core> World<'_, C> {
             work.extend(stale.map(|state| (state.name.clone(), Work::Removed)));
             return work;
         }
-        revision::work(states, &stamp.left_behind, None, &newest)
+        let stamp = record.stamp.as_ref();
+        let left = stamp.map_or_else(BTreeSet::new, |stamp| stamp.left_behind.clone());
+        revision::work(states, &left, None, &newest)
     }
 
     /// Whether all that is left on the node waits for packages that were uninstalled.
