@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cluster::Worker;
 use crate::host::Host;
+use crate::wait::{MINUTE, eventually};
 
 /// The agent's journal on a host.
 pub const JOURNAL: &str = "/var/lib/skyhook-agent/journal";
@@ -50,7 +51,8 @@ impl Writes {
     }
 }
 
-/// Kills the agent right after its `n`th write from now; false when that never came.
+/// Kills the agent right after its `n`th write from now; false when that never came. An agent that a reboot has started anew
+/// meanwhile is killed as soon as it is found.
 pub async fn kill_after(worker: &Worker, n: usize, done: impl Fn() -> bool) -> Result<bool> {
     let mut writes = Writes::of(&worker.host);
     let pid = worker.agent.pid().await?;
@@ -58,7 +60,15 @@ pub async fn kill_after(worker: &Worker, n: usize, done: impl Fn() -> bool) -> R
     if !writes.wait(n, done).await {
         return Ok(false);
     }
-    kill(Pid::from_raw(outside), Signal::SIGKILL)?;
+    if kill(Pid::from_raw(outside), Signal::SIGKILL).is_ok() {
+        return Ok(true);
+    }
+    eventually(MINUTE, async || {
+        let inside = worker.agent.pid().await?;
+        let outside = outer_pid(&worker.host, inside).context("the agent's process")?;
+        Ok(kill(Pid::from_raw(outside), Signal::SIGKILL)?)
+    })
+    .await?;
     Ok(true)
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests are shell")]
 
 mod attempts;
+mod deletions;
 mod faults;
 mod interrupts;
 mod packages;
