@@ -14,7 +14,8 @@
 //!   ordered stream that holds back [`Config::queue`] events and breaks beyond; a re-list arrives lease by lease. Copies of
 //!   Nodes and of the Skyhook jump from a version to the current one. What only memory knows is lost in a crash.
 //! - Agents with a journal on disk, the supervisor's step that lives on without them, and hosts that reboot or lose power.
-//!   One package with a quiet step and, unless [`Config::interrupts`] is off, a disruptive one.
+//!   One package with a quiet step and, unless [`Config::interrupts`] is off, a disruptive one. With [`Config::uninstalls`] it
+//!   can be uninstalled: by an edit, which can be called off, and before its Skyhook goes.
 //! - What [`Fault`] lists; a configuration says how often each may happen.
 //!
 //! Left out: time (an agent may be late for its deadline at any moment, a drain never is), several Skyhooks (so a cordon has
@@ -29,8 +30,8 @@
 //!
 //! # Bounds explored
 //!
-//! `tests/model.rs` has the configurations and prints the states of each. In CI 17 of them with 1 to 3 nodes, budget 1, 1 or
-//! 2 coordinators, and up to 4 faults of 21 kinds: 463,015 states, to the end. `make model` adds 14 larger ones.
+//! `tests/model.rs` has the configurations and prints the states of each. In CI 20 of them with 1 to 3 nodes, budget 1, 1 or
+//! 2 coordinators, and up to 4 faults of 21 kinds: 536,933 states, to the end. `make model` adds 17 larger ones.
 //! Two rules show nothing when switched off: creates that the watch has not delivered need not count (the grant counts what
 //! it delivered; counting saves withdrawals), and the resource version on the accept has the one on the withdrawal behind it.
 
@@ -49,7 +50,10 @@ use stateright::{Model, Property};
 
 pub use mutation::Mutation;
 pub use state::State;
-use state::{COORDINATORS, Content, Host, Journal, MAX_NODES, Node, Scope, Step};
+use state::{COORDINATORS, Content, Host, INSTALLS, Journal, MAX_NODES, Node, Scope, Step};
+
+/// What breaks when a Skyhook goes before its packages.
+pub const UNINSTALLED: &str = "a deleted Skyhook goes after what can be uninstalled";
 
 /// What may go wrong, or be done from outside; a configuration says how often at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,8 +157,10 @@ pub struct Config {
     pub interrupts: bool,
     /// That step reboots the host.
     pub reboots: bool,
-    /// The nodes carry a complete record of revision 0 by another implementation.
+    /// The nodes carry a complete record of the first revision by another implementation.
     pub adopted: bool,
+    /// The package can be uninstalled: [`Fault::SpecChanged`] asks for that, and once more calls it off.
+    pub uninstalls: bool,
     pub faults: [u8; Fault::COUNT],
     pub mutation: Option<Mutation>,
 }
@@ -174,6 +180,7 @@ impl Config {
             interrupts: true,
             reboots: false,
             adopted: false,
+            uninstalls: false,
             faults: [0; Fault::COUNT],
             mutation: None,
         }
@@ -219,6 +226,12 @@ impl Config {
     #[must_use]
     pub const fn adopted(mut self) -> Self {
         self.adopted = true;
+        self
+    }
+
+    #[must_use]
+    pub const fn uninstalls(mut self) -> Self {
+        self.uninstalls = true;
         self
     }
 
@@ -274,9 +287,12 @@ impl Model for Config {
             left: self.faults,
             ..State::default()
         };
+        if self.uninstalls {
+            state.skyhook.revision = INSTALLS;
+        }
         for node in 0..self.nodes {
             let content = if self.adopted {
-                Content::complete(0)
+                state.skyhook.wants()
             } else {
                 Content::NOTHING
             };
@@ -302,6 +318,7 @@ impl Model for Config {
         for coordinator in &mut state.coordinators {
             coordinator.nodes = state.nodes;
             coordinator.fresh = [true; MAX_NODES];
+            coordinator.skyhook = state.skyhook;
         }
         vec![state]
     }
@@ -365,6 +382,7 @@ impl Model for Config {
             }),
             Property::always("an administrator's cordon stays", Self::admin_cordons_stay),
             Property::always("a record says what is on the host", Self::records_are_true),
+            Property::always(UNINSTALLED, Self::is_uninstalled_when_gone),
             Property::sometimes("everything is complete", Self::is_complete),
         ]
     }
@@ -411,10 +429,19 @@ impl Config {
             let working = state.leases[n].is_some_and(|lease| lease.granted);
             !(result && ours)
                 || working
-                || node.record != Content::complete(state.skyhook.revision)
+                || node.record != state.skyhook.wants()
                 || host.content == node.record
                 || state.ghosts[n].edited
         })
+    }
+
+    fn is_uninstalled_when_gone(&self, state: &State) -> bool {
+        let stays = |n: usize| {
+            let (host, ghost) = (&state.hosts[n], &state.ghosts[n]);
+            let is_told = !ghost.cut_off && !ghost.rerun_asked;
+            is_told && (host.content != Content::NOTHING || host.scope != Scope::Empty)
+        };
+        !state.skyhook.gone || state.skyhook.revision < INSTALLS || !(0..self.nodes).any(stays)
     }
 
     /// True when nothing is left to do: every node is complete, and nothing of ours is in the way; or the Skyhook is gone.
@@ -428,7 +455,7 @@ impl Config {
                 && host.scope == Scope::Empty
         });
         let complete = || {
-            let want = Content::complete(state.skyhook.revision);
+            let want = state.skyhook.wants();
             (0..self.nodes).all(|n| state.nodes[n].record == want && self.has(state, n, want))
         };
         idle && if state.skyhook.deleting {
@@ -439,10 +466,11 @@ impl Config {
     }
 
     /// What is on a host when a step has ended well.
-    pub(crate) const fn after(&self, step: Step, revision: u8) -> Content {
+    pub(crate) fn after(&self, had: Content, step: Step, revision: u8) -> Content {
         match step {
             Step::Quiet if self.interrupts => Content::begun(revision),
-            Step::Quiet | Step::Disruptive => Content::complete(revision),
+            Step::Quiet => Content::complete(revision),
+            Step::Disruptive => had.interrupted(revision),
         }
     }
 

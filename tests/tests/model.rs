@@ -34,6 +34,23 @@ fn configurations() -> Vec<Config> {
         one("delete", 2)
             .fault(Fault::SkyhookDeleted, 1)
             .fault(Fault::AgentCrash, 1),
+        one("uninstall", 1)
+            .uninstalls()
+            .fault(Fault::SpecChanged, 2)
+            .fault(Fault::SkyhookDeleted, 1),
+        one("uninstalling delete", 2)
+            .uninstalls()
+            .adopted()
+            .fault(Fault::SkyhookDeleted, 1)
+            .fault(Fault::AgentCrash, 1),
+        one("uninstalling host", 1)
+            .uninstalls()
+            .adopted()
+            .fine()
+            .reboots()
+            .fault(Fault::SkyhookDeleted, 1)
+            .fault(Fault::PowerLoss, 1)
+            .fault(Fault::StepFailed, 1),
         one("disable", 2).fault(Fault::SkyhookDisabled, 1),
         one("pause", 2)
             .fault(Fault::SkyhookPaused, 1)
@@ -97,6 +114,23 @@ fn larger() -> Vec<Config> {
         two("two reregister", 1)
             .fine()
             .fault(Fault::NodeReregistered, 1),
+        two("two uninstalls", 1)
+            .uninstalls()
+            .adopted()
+            .fault(Fault::SkyhookDeleted, 1)
+            .fault(Fault::SpecChanged, 1),
+        one("uninstall and pause", 1)
+            .uninstalls()
+            .fine()
+            .fault(Fault::SkyhookDeleted, 1)
+            .fault(Fault::SkyhookPaused, 1)
+            .fault(Fault::AgentCrash, 1)
+            .fault(Fault::CoordinatorCrash, 1),
+        one("uninstall of two", 2)
+            .uninstalls()
+            .adopted()
+            .fault(Fault::SpecChanged, 2)
+            .fault(Fault::SkyhookDeleted, 1),
         one("three nodes in any order", 3)
             .any_order()
             .fault(Fault::RecordEdited, 1),
@@ -154,6 +188,7 @@ const HELD: &str = "an accepted lease stays until its result is on the Node";
 const CORDON: &str = "an administrator's cordon stays";
 const ROLLED_BACK: &str = "a replaced revision is not brought back";
 const RECORD: &str = "a record says what is on the host";
+const UNINSTALLED: &str = skyhook_tests::model::UNINSTALLED;
 const STUCK: &str = check::STUCK;
 /// Nothing shows: the rule saves work, or another one stands behind it.
 const NOTHING: &str = "nothing";
@@ -361,6 +396,14 @@ fn rules() -> Vec<(Mutation, Config, &'static str)> {
                 .fault(Fault::StepFailed, 1)
                 .fault(Fault::PodAppeared, 1),
             DRAINED,
+        ),
+        (
+            M::DeletedWithPackages,
+            one("", 1)
+                .uninstalls()
+                .adopted()
+                .fault(Fault::SkyhookDeleted, 1),
+            UNINSTALLED,
         ),
     ]
 }

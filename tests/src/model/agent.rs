@@ -4,7 +4,7 @@
 use skyhook_crds::lease::protocol::AgentDuty;
 use skyhook_crds::lease::{DrainState, Phase};
 
-use super::state::{Content, Host, Journal, Lease, Scope, State, Step};
+use super::state::{Content, Host, Journal, Lease, Scope, State, Step, UNINSTALLS};
 use super::{Config, Fault, Mutation, rules};
 
 /// What an agent does.
@@ -369,10 +369,11 @@ fn run(state: &mut State, n: usize, step: Step) {
         }
         Step::Disruptive => host.content == Content::complete(revision),
     };
+    // An uninstall may be called off.
     let newer = host
         .content
         .revision()
-        .is_some_and(|there| there > revision);
+        .is_some_and(|there| there > revision && there != UNINSTALLS);
     state.broken.rolled_back |= newer && !state.ghosts[n].rerun_asked;
     state.broken.run_again |= finished && !state.ghosts[n].rerun_asked;
     host.scope = Scope::Running(step);
@@ -385,7 +386,8 @@ fn collects(config: &Config, state: &mut State, n: usize) {
     let host = &mut state.hosts[n];
     match host.scope {
         Scope::Succeeded(step) => {
-            host.journal.has = Some(config.after(step, host.journal.revision));
+            let had = host.journal.has.unwrap_or_default();
+            host.journal.has = Some(config.after(had, step, host.journal.revision));
         }
         Scope::Failed(_) => host.journal.failed = true,
         Scope::Empty | Scope::Running(_) => return,

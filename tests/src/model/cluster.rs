@@ -101,7 +101,7 @@ pub(crate) fn acts(config: &Config, state: &State, offer: &mut dyn FnMut(Act)) {
         offer(Act::ArrivesTwice);
     }
     if !state.skyhook.gone && !state.skyhook.deleting {
-        if state.skyhook.revision == 0 {
+        if state.skyhook.revision != 1 {
             offer(Act::ChangeSpec);
         }
         offer(Act::DeleteSkyhook);
@@ -177,7 +177,8 @@ pub(crate) fn act(config: &Config, state: &mut State, act: Act) {
                 node.machine = machine;
             });
         }
-        Act::ChangeSpec => state.skyhook.revision = 1,
+        // An uninstall is asked for, or called off.
+        Act::ChangeSpec => state.skyhook.revision ^= 1,
         Act::DeleteSkyhook => state.skyhook.deleting = true,
         Act::DisableSkyhook => state.skyhook.disabled = true,
         Act::EnableSkyhook => state.skyhook.disabled = false,
@@ -214,8 +215,8 @@ fn step_succeeds(config: &Config, state: &mut State, n: usize) {
     if let Scope::Running(step) = host.scope {
         let revision = host.journal.revision;
         // An interrupt alone installs nothing.
-        if step == Step::Quiet || host.content == Content::begun(revision) {
-            host.content = config.after(step, revision);
+        if step == Step::Quiet || host.content.awaits_interrupt(revision) {
+            host.content = config.after(host.content, step, revision);
         }
         host.scope = Scope::Succeeded(step);
     }
@@ -240,8 +241,8 @@ fn boots(config: &Config, state: &mut State, n: usize) {
     host.boot += 1;
     if let (Some((Step::Disruptive, _)), Scope::Empty) = (host.journal.doing, host.scope) {
         if config.reboots {
-            if host.content == Content::begun(host.journal.revision) {
-                host.content = Content::complete(host.journal.revision);
+            if host.content.awaits_interrupt(host.journal.revision) {
+                host.content = host.content.interrupted(host.journal.revision);
             }
             host.scope = Scope::Succeeded(Step::Disruptive);
         } else {

@@ -320,8 +320,7 @@ fn write_node(
         .record
         .is_some_and(|record| record != state.nodes[n].record);
     let ghost = &state.ghosts[n];
-    let revision = state.skyhook.revision;
-    let done = change.record == Some(super::state::Content::complete(revision));
+    let done = change.record == Some(state.skyhook.wants());
     state.broken.edit_overwritten |= written && (ghost.edited || (done && ghost.unobeyed));
     state.write_node(n, |node| {
         node.record = change.record.unwrap_or(node.record);

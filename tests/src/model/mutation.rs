@@ -85,11 +85,13 @@ pub enum Mutation {
     InterruptUnlooked,
     /// Endings: the phase of a failed wave hides that it runs.
     ErroringHidesRunning,
+    /// Endings: a deleted Skyhook goes although a record has packages that can be uninstalled.
+    DeletedWithPackages,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::OldRevisionGranted,
         Self::GrantFromResponse,
         Self::UngrantedUncounted,
@@ -131,5 +133,6 @@ impl Mutation {
         Self::GoneFromCache,
         Self::InterruptUnlooked,
         Self::ErroringHidesRunning,
+        Self::DeletedWithPackages,
     ];
 }

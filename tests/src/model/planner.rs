@@ -27,7 +27,9 @@ use skyhook_fleet::settings::Settings;
 
 use super::hash::FastHash;
 use super::rules;
-use super::state::{Content, Cordon, Lease, MAX_NODES, Mark, Node, Skyhook, Uid};
+use super::state::{
+    Content, Cordon, INSTALLS, Lease, MAX_NODES, Mark, Node, REVISIONS, Skyhook, UNINSTALLS, Uid,
+};
 
 /// What a coordinator decides from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -161,7 +163,7 @@ fn read(effect: &Effect, late: bool) -> Option<Write> {
             node: node(name),
             lease: Lease {
                 node_uid: rules::number(&spec.node.uid),
-                revision: u8::from(spec.revision == rules::revision_name(1)),
+                revision: rules::revision(&spec.revision),
                 installed: rules::content(&spec.installed)?,
                 result: spec
                     .stamp
@@ -292,9 +294,13 @@ fn index(picture: &Picture) -> Index {
         let skyhook = wire_skyhook(&picture.skyhook, picture.budget);
         index.apply(Change::Skyhook(Box::new(skyhook)), Mono::ZERO);
     }
-    for revision in 0..=1 {
+    let uninstalls = picture.skyhook.revision >= INSTALLS;
+    for revision in REVISIONS
+        .into_iter()
+        .filter(|r| (*r >= INSTALLS) == uninstalls)
+    {
         index.apply(
-            Change::Revision(Box::new(wire_revision(revision, picture.unordered))),
+            Change::Revision(Box::new(wire_revision(revision, picture))),
             Mono::ZERO,
         );
     }
@@ -374,15 +380,23 @@ fn wire_skyhook(skyhook: &Skyhook, budget: u8) -> WireSkyhook {
         spec: json!({
             "interruptionBudget": { "count": budget },
             "packages": { rules::PACKAGE: {
-                "version": format!("1.{}.0", skyhook.revision),
+                "version": rules::version(skyhook.revision),
                 "image": "example.com/something",
+                "uninstall": rules::uninstall(skyhook.revision),
             } },
         }),
         ..WireSkyhook::default()
     }
 }
 
-fn wire_revision(revision: u8, unordered: bool) -> ControllerRevision {
+fn wire_revision(revision: u8, picture: &Picture) -> ControllerRevision {
+    // An uninstall that is called off leads back to the revision before, which gets the highest number then.
+    let called_off = picture.skyhook.revision == INSTALLS && !picture.skyhook.deleting;
+    let number = match revision {
+        UNINSTALLS if called_off => 1,
+        _ if picture.unordered => 0,
+        _ => i64::from(revision),
+    };
     ControllerRevision {
         metadata: ObjectMeta {
             name: Some(rules::revision_name(revision)),
@@ -397,6 +411,6 @@ fn wire_revision(revision: u8, unordered: bool) -> ControllerRevision {
         data: serde_json::to_value(rules::revision_data(revision))
             .ok()
             .map(RawExtension),
-        revision: if unordered { 0 } else { i64::from(revision) },
+        revision: number,
     }
 }

@@ -2,7 +2,7 @@
 //! [`skyhook_crds::lease::protocol`] judges that. Answers are kept, because the same lease is asked about in many states.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -12,12 +12,12 @@ use skyhook_crds::lease::{
     Drain, Granted, InterruptionLease, InterruptionLeaseSpec, InterruptionLeaseStatus, NodeRef,
     PackageReport, SkyhookRef, Stop,
 };
-use skyhook_crds::package::PackageStatus;
+use skyhook_crds::package::{PackageStatus, Uninstall};
 use skyhook_crds::revision::{self, RevisionData};
-use skyhook_crds::{Stage, State as PackageState, names};
+use skyhook_crds::{Package, Stage, State as PackageState, names};
 
 use super::hash::FastHash;
-use super::state::{Content, Cordon, Lease, Mark, Uid};
+use super::state::{Content, Cordon, INSTALLS, Lease, Mark, REVISIONS, UNINSTALLS, Uid};
 
 pub const SKYHOOK: &str = "sample";
 pub const SKYHOOK_UID: &str = "skyhook";
@@ -97,19 +97,39 @@ pub fn number(name: &str) -> u8 {
 /// The one package in a revision.
 #[must_use]
 pub fn revision_data(revision: u8) -> RevisionData {
-    let package = serde_json::from_value(serde_json::json!({
+    let package = serde_json::from_value::<Package>(serde_json::json!({
         "name": PACKAGE,
-        "version": format!("1.{revision}.0"),
+        "version": version(revision),
         "image": "example.com/something",
     }));
-    RevisionData {
-        packages: package
-            .map(|p| (PACKAGE.to_owned(), p))
-            .into_iter()
-            .collect(),
-        serial: false,
-        ..RevisionData::default()
-    }
+    let packages = package.map(|mut package| {
+        package.uninstall = uninstall(revision);
+        (PACKAGE.to_owned(), package)
+    });
+    RevisionData::new(packages.into_iter().collect(), false, BTreeSet::new())
+}
+
+/// The package's version in a revision.
+#[must_use]
+pub fn version(revision: u8) -> String {
+    format!("1.{}.0", revision.min(INSTALLS))
+}
+
+/// The package's `uninstall` in a revision.
+#[must_use]
+pub fn uninstall(revision: u8) -> Option<Uninstall> {
+    (revision >= INSTALLS).then_some(Uninstall {
+        enabled: true,
+        apply: revision == UNINSTALLS,
+    })
+}
+
+/// The revision of this name.
+#[must_use]
+pub fn revision(name: &str) -> u8 {
+    let mut all = REVISIONS.into_iter();
+    all.find(|revision| revision_name(*revision) == name)
+        .unwrap_or_default()
 }
 
 #[must_use]
@@ -127,11 +147,13 @@ pub fn states(content: Content) -> PackageStates {
     let complete = content == Content::complete(revision);
     let status = PackageStatus {
         name: PACKAGE.to_owned(),
-        version: format!("1.{revision}.0"),
+        version: version(revision),
         image: "example.com/something".to_owned(),
         container_sha: None,
         stage: if complete {
             Stage::PostInterrupt
+        } else if revision == UNINSTALLS {
+            Stage::UninstallInterrupt
         } else {
             Stage::Config
         },
@@ -200,7 +222,7 @@ pub fn stamp(node: usize, mark: &Mark) -> Stamp {
 pub fn mark(stamp: &Stamp) -> Mark {
     Mark {
         lease: number(&stamp.lease),
-        revision: u8::from(stamp.revision == revision_name(1)),
+        revision: revision(&stamp.revision),
         boot: number(&stamp.boot_id),
         machine: number(&stamp.machine_id),
         node_machine: number(&stamp.node_machine_id),
@@ -288,6 +310,7 @@ pub fn real_lease(node: usize, lease: &Lease) -> InterruptionLease {
         needs_drain: Some(lease.needs_drain),
         boot_id: format!("id-{}", lease.boot),
         machine_id: format!("id-{}", lease.machine),
+        format: skyhook_crds::lease::FORMAT,
         packages: states(lease.packages)
             .into_iter()
             .map(|(k, s)| (k, report(s)))

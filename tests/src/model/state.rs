@@ -10,6 +10,13 @@ pub const COORDINATORS: usize = 2;
 /// UID of a lease, unique per node; 0 is none. Renumbered by [`State::normalise`].
 pub type Uid = u8;
 
+/// The revision whose package can be uninstalled.
+pub const INSTALLS: u8 = 2;
+/// The revision that uninstalls the package of [`INSTALLS`]. It is complete when nothing is there.
+pub const UNINSTALLS: u8 = 3;
+/// Revisions that exist: for tables.
+pub const REVISIONS: [u8; 4] = [0, 1, INSTALLS, UNINSTALLS];
+
 /// What is on a host, or is recorded of it: nothing, or a revision of the one package, begun or complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Content(pub u8);
@@ -17,7 +24,16 @@ pub struct Content(pub u8);
 impl Content {
     pub const NOTHING: Self = Self(0);
     /// Codes that exist: for tables.
-    pub const ALL: [Self; 5] = [Self(0), Self(1), Self(2), Self(3), Self(4)];
+    pub const ALL: [Self; 8] = [
+        Self(0),
+        Self(1),
+        Self(2),
+        Self(3),
+        Self(4),
+        Self(5),
+        Self(6),
+        Self(7),
+    ];
 
     /// The first step of a revision has ended, the disruptive one has not.
     #[must_use]
@@ -27,7 +43,11 @@ impl Content {
 
     #[must_use]
     pub const fn complete(revision: u8) -> Self {
-        Self(2 + 2 * revision)
+        if revision == UNINSTALLS {
+            Self::NOTHING
+        } else {
+            Self(2 + 2 * revision)
+        }
     }
 
     /// The revision that is there, or begun.
@@ -40,12 +60,29 @@ impl Content {
         }
     }
 
+    /// True when the next step towards a revision is the disruptive one. An uninstall that is called off after its quiet step
+    /// ends with its interrupt first.
+    #[must_use]
+    pub fn awaits_interrupt(self, revision: u8) -> bool {
+        self == Self::begun(revision) || self == Self::begun(UNINSTALLS)
+    }
+
+    /// What is there when the disruptive step has ended well.
+    #[must_use]
+    pub fn interrupted(self, revision: u8) -> Self {
+        if self == Self::begun(UNINSTALLS) {
+            Self::NOTHING
+        } else {
+            Self::complete(revision)
+        }
+    }
+
     /// The next step towards a revision.
     #[must_use]
     pub fn next(self, revision: u8) -> Option<Step> {
         if self == Self::complete(revision) {
             None
-        } else if self == Self::begun(revision) {
+        } else if self.awaits_interrupt(revision) {
             Some(Step::Disruptive)
         } else {
             Some(Step::Quiet)
@@ -135,6 +172,18 @@ pub struct Skyhook {
     pub paused: bool,
     pub deleting: bool,
     pub gone: bool,
+}
+
+impl Skyhook {
+    /// What is on the hosts when it is complete, or gone.
+    #[must_use]
+    pub const fn wants(&self) -> Content {
+        if self.deleting && self.revision == INSTALLS {
+            Content::NOTHING
+        } else {
+            Content::complete(self.revision)
+        }
+    }
 }
 
 /// A list of the leases that a coordinator takes in after its watch broke.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use skyhook_crds::lease::DrainState;
 
 use crate::model::planner::{self, NodeChange, Picture, Write};
-use crate::model::state::{Cordon, Lease, MAX_NODES, Mark, Node, State};
+use crate::model::state::{Content, Cordon, Lease, MAX_NODES, Mark, Node, State};
 use crate::model::{Config, Mutation, rules};
 
 /// What the coordinator wants written, by the shipped planner and, for the drain, by the shipped predicates.
@@ -102,6 +102,11 @@ fn tampered(config: &Config, picture: &Picture) -> Rc<[Write]> {
                     && lease.drain == DrainState::Drained
                 {
                     lease.drain = DrainState::Draining;
+                }
+            }
+            Some(Mutation::DeletedWithPackages) => {
+                if picture.skyhook.deleting && lease.is_none() {
+                    node.record = Content::NOTHING;
                 }
             }
             Some(Mutation::EditOverwritten) => {
