@@ -31,7 +31,7 @@ const REGRESSIONS: [u64; 68] = [
     11745, 13057, 446, 695, 1822,
 ];
 /// The same of nodes that never get well.
-const FORSAKEN_REGRESSIONS: [u64; 5] = [207, 582, 797, 975, 1213];
+const FORSAKEN_REGRESSIONS: [u64; 7] = [207, 582, 797, 975, 1213, 1661, 3586];
 
 const BUDGET: Duration = Duration::from_secs(60);
 /// As many as this also when that takes longer than a minute: two idle cores do twice as many in it.

@@ -11,7 +11,7 @@ use super::cause::Cause;
 use super::scan::{Order, Row};
 use super::{Draft, View, drain};
 use crate::effect::NodePatch;
-use crate::facts::{Goal, NodeFact, Record};
+use crate::facts::{Goal, NodeFact};
 use skyhook_crds::installed::StateProblem;
 use skyhook_crds::names;
 
@@ -27,9 +27,14 @@ fn named(key: &str) -> Option<(&str, &str)> {
     (!NOT_OURS.contains(&kind)).then_some((kind, skyhook))
 }
 
-/// True when packages stay behind on the host, or may: a newer version wrote the record.
-fn stays_behind(record: &Record) -> bool {
+/// True when packages stay behind on the host, or may: a newer version wrote the record. What another machine recorded is
+/// not on this host.
+fn stays_behind(node: &NodeFact, skyhook: &str) -> bool {
+    let record = node.record(skyhook);
     let is_newer = record.stamp.as_ref().is_some_and(|stamp| stamp.is_newer());
+    if record.is_of_another_machine(node) && !is_newer {
+        return false;
+    }
     is_newer
         || match &record.states {
             Ok(states) => !states.is_empty(),
@@ -44,7 +49,7 @@ pub(super) fn told(node: &NodeFact) -> Vec<&str> {
     let keys = keys.chain(node.labels.iter().map(|(key, _)| key));
     let by_key = keys.filter_map(|key| {
         let (kind, skyhook) = named(key)?;
-        let stays = OF_RECORD.contains(&kind) && stays_behind(node.record(skyhook));
+        let stays = OF_RECORD.contains(&kind) && stays_behind(node, skyhook);
         (!stays).then_some(skyhook)
     });
     let types = node.conditions.iter();
@@ -58,7 +63,7 @@ pub(super) fn told(node: &NodeFact) -> Vec<&str> {
 /// Removes all that a Node says about a Skyhook that is deleted; empty when the Node is clean.
 pub(super) fn clean(node: &NodeFact, skyhook: &str) -> NodePatch {
     let mut patch = NodePatch::default().forget(skyhook);
-    let keeps = stays_behind(node.record(skyhook));
+    let keeps = stays_behind(node, skyhook);
     let goes = |key: &str| {
         named(key).is_some_and(|(kind, of)| of == skyhook && !(keeps && OF_RECORD.contains(&kind)))
     };

@@ -102,8 +102,9 @@ impl SkyhookFact {
         let node = node.filter(|node| node.is_host())?;
         let record: &Record = node.record(&self.name);
         match &record.states {
+            // Readable or not, it says nothing of this machine.
+            _ if record.is_of_another_machine(node) => None,
             Err(_) => Some(Keeps::Unreadable),
-            Ok(_) if record.is_of_another_machine(node) => None,
             Ok(states) => {
                 let mut states = states.values();
                 states

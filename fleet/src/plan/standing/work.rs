@@ -18,6 +18,10 @@ pub(crate) fn outstanding(
     node: &NodeFact,
 ) -> Result<BTreeMap<String, Work>, Reason> {
     let record = node.record(&skyhook.name);
+    if skyhook.deleting && record.is_of_another_machine(node) {
+        // Nothing of it is on this machine, and the record goes with the Skyhook.
+        return Ok(BTreeMap::new());
+    }
     let states = record
         .states_for(&skyhook.name, checked)
         .map_err(|problem| {

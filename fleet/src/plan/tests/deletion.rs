@@ -58,6 +58,15 @@ fn both() -> Picture {
     )
 }
 
+/// The stamp of a result that this machine reported.
+fn of_machine(machine: &str) -> Stamp {
+    Stamp {
+        lease: "earlier".to_owned(),
+        node_machine_id: machine.to_owned(),
+        ..Stamp::default()
+    }
+}
+
 fn goal(picture: &Picture) -> Goal {
     picture.index().picture.skyhooks()["s"].goal()
 }
@@ -90,6 +99,20 @@ fn a_skyhook_goes_when_nothing_is_left_to_uninstall() {
             Goal::Uninstall,
         ),
         ("a record cannot be read", readable(2, "{"), Goal::Uninstall),
+        (
+            "which does not count when another machine wrote it",
+            deleting(packages_of(&["aa+"]), &[&["aa"]])
+                .annotated(1, &names::node_state("s"), "{")
+                .annotated(1, &names::stamp("s"), &of_machine("another").render()),
+            Goal::Nothing,
+        ),
+        (
+            "but counts when this machine did",
+            deleting(packages_of(&["aa+"]), &[&["aa"]])
+                .annotated(1, &names::node_state("s"), "{")
+                .annotated(1, &names::stamp("s"), &of_machine("m").render()),
+            Goal::Uninstall,
+        ),
         (
             "which does not count without enabled packages",
             deleting(packages_of(&["aa"]), &[&["aa"]]).annotated(1, &names::node_state("s"), "{"),
@@ -308,6 +331,10 @@ fn a_later_skyhook_waits_for_the_uninstall() {
     };
     // Nothing is to be uninstalled from the second one.
     assert_eq!(worker(&uninstalling), ["worker-2"]);
+    // Nor from the third one, once it is another machine than the one that its record is about.
+    let stamp = of_machine("another").render();
+    let replaced = uninstalling.annotated(3, &names::stamp("s"), &stamp);
+    assert_eq!(worker(&replaced), ["worker-2", "worker-3"]);
     assert_eq!(worker(&nothing), ["worker-1", "worker-2", "worker-3"]);
 }
 

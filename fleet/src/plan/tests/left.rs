@@ -224,6 +224,10 @@ fn of_a_deleted_skyhook_a_node_says_only_what_stays_on_the_host() {
         format: 99,
         ..stamp.clone()
     };
+    let elsewhere = Stamp {
+        node_machine_id: "another".into(),
+        ..stamp.clone()
+    };
     let there = complete("1.0.0");
     let of_record = [
         names::node_state("s"),
@@ -233,6 +237,12 @@ fn of_a_deleted_skyhook_a_node_says_only_what_stays_on_the_host() {
     for (name, record, stamp, stays) in [
         ("packages are there", there.as_str(), &stamp, true),
         ("nothing is there", "{}", &stamp, false),
+        (
+            "they were on another machine",
+            there.as_str(),
+            &elsewhere,
+            false,
+        ),
         ("nobody can read it", "{", &stamp, false),
         (
             "a newer version wrote it",
