@@ -14,6 +14,7 @@ use crate::clocks::LeaseClock;
 use crate::effect::{Effect, NodePatch, Target};
 use crate::index::Index;
 use crate::plan::cause::Cause;
+use crate::plan::names_of;
 use crate::plan::reason::{ReasonCode, Withdrawal};
 use crate::taints;
 
@@ -121,8 +122,40 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
             };
             of_lease(index, node, "LeaseAbandoned", note)
         }
+        Effect::ReleaseSkyhook { name, at, .. } => {
+            let left = of_invalid(index, name, &at.uid);
+            left.into_iter().collect()
+        }
         _ => Vec::new(),
     }
+}
+
+/// Said of a Skyhook that goes with a spec that is not valid: nobody knew what to uninstall.
+fn of_invalid(index: &Index, name: &str, uid: &str) -> Option<EventFact> {
+    let skyhook = index.picture.skyhooks().get(name)?;
+    let problem = skyhook.checked.as_ref().err()?;
+    let nodes = index.picture.nodes().values();
+    let keep = nodes.filter(|node| {
+        let record = node.record(name);
+        let states = record.states.as_ref();
+        let is_there = states.is_ok_and(|states| !states.is_empty());
+        is_there && !record.is_of_another_machine(node)
+    });
+    let keep: Vec<&str> = keep.map(|node| node.name.as_str()).collect();
+    (!keep.is_empty()).then(|| EventFact {
+        subject: Subject::Skyhook {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+        },
+        warning: true,
+        reason: "PackagesLeftBehind",
+        action: None,
+        note: format!(
+            "the spec of [skyhook:{name}] is not valid ({problem}), so nothing was uninstalled before its deletion; \
+             its packages stay on: {}",
+            names_of(&keep)
+        ),
+    })
 }
 
 /// The events to publish when the API server refuses `effect`. They are about the object that makes no progress for

@@ -44,7 +44,7 @@ use cache::{Cache, Counted, Rest};
 use cause::Cause;
 use ledger::Ledger;
 pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
-pub(crate) use status::{DELETION_BLOCKED, INVALID, NOT_FOUND, STOPPED};
+pub(crate) use status::{DELETION_BLOCKED, INVALID, NOT_FOUND, STOPPED, names_of};
 
 /// The time, as data.
 #[derive(Clone, Copy, Debug)]

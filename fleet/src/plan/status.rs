@@ -35,6 +35,7 @@ pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
 use counts::Counts;
 pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
 use installed::Installed;
+pub(crate) use message::names_of;
 pub(super) use message::{MAX_REASON, cut};
 pub(crate) use uninstalls::DELETION_BLOCKED;
 

@@ -32,7 +32,7 @@ pub(in crate::plan) fn cut(text: &str, longest: usize) -> String {
 }
 
 /// The first few names, and how many more there are.
-pub(super) fn names_of(nodes: &[&str]) -> String {
+pub(crate) fn names_of(nodes: &[&str]) -> String {
     let named = nodes[..nodes.len().min(MAX_NAMES)].join(", ");
     match nodes.len().saturating_sub(MAX_NAMES) {
         0 => named,

@@ -338,6 +338,38 @@ fn a_later_skyhook_waits_for_the_uninstall() {
     assert_eq!(worker(&nothing), ["worker-1", "worker-2", "worker-3"]);
 }
 
+/// Without a valid spec nobody knows what to uninstall. That is not kept quiet.
+#[test]
+fn a_skyhook_that_is_not_valid_tells_what_it_leaves_behind() {
+    let broken =
+        |picture: Picture| picture.skyhook(&["spec", "packages", "aa", "version"], json!("x"));
+    let clean = stamped(deleting(packages_of(&["aa+"]), &[&["aa"], &[]]), &["aa"]);
+    let nothing = deleting(packages_of(&["aa+"]), &[&[], &[]]);
+    let valid = deleting(packages_of(&["aa"]), &[&["aa"], &[]]);
+    for (name, picture, want) in [
+        ("packages are there", broken(clean), 1),
+        ("nothing is there", broken(nothing), 0),
+        ("it is valid", valid, 0),
+    ] {
+        let plan = picture.plan();
+        let mut released = plan.effects.iter();
+        let released = released.any(|effect| matches!(effect, Effect::ReleaseSkyhook { .. }));
+        assert!(released, "{name}");
+        let told = plan.effects.iter();
+        let told = told.flat_map(|effect| crate::events::events(&picture.index(), effect));
+        let told: Vec<_> = told.filter(|e| e.reason == "PackagesLeftBehind").collect();
+        assert_eq!(told.len(), want, "{name}");
+        for event in told {
+            assert!(event.note.contains("spec.packages"), "{}", event.note);
+            assert!(
+                event.note.ends_with("its packages stay on: worker-1"),
+                "{}",
+                event.note
+            );
+        }
+    }
+}
+
 fn status(plan: &Plan) -> Option<SkyhookStatus> {
     plan.effects.iter().find_map(|effect| match effect {
         Effect::WriteSkyhookStatus { name, status, .. } if name == "s" => Some((**status).clone()),
