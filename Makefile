@@ -48,7 +48,7 @@ help:
 	@echo "make images       OCI archives of both programs, without a container engine"
 	@echo "make plugin       the plugin for kubectl, as a static program; bench-cli: how long it takes to start"
 	@echo "make gen          write the CRDs"
-	@echo "make golden       write what the chart renders, and the tables in its README"
+	@echo "make golden       write what the chart renders, the tables in its README, and what the plugin prints"
 
 setup:
 	@.ci/setup
@@ -126,9 +126,10 @@ deny: setup
 gen: programs
 	$(DEBUG)/crdgen $(CRDS)
 
-# What the tests of the chart compare with. `git diff` shows what a change of the chart comes to.
+# What the tests of the chart and of the plugin compare with. `git diff` shows what a change of them comes to.
 golden: setup
 	SKYHOOK_GOLDEN=write cargo test -p skyhook-integration --test chart -- each_value the_readme
+	SKYHOOK_GOLDEN=write cargo test -p skyhook-cli --test golden
 
 gen-check: build
 	$(DEBUG)/crdgen --check $(CRDS)
