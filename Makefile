@@ -14,6 +14,9 @@ TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 # No test program takes this many seconds; one that hangs must not take the rest with it.
 RUNNER = CARGO_TARGET_$(TRIPLE)_RUNNER='timeout --foreground --verbose --kill-after=30 1500 $(ROOT)'
 
+# The JSON Schema of config.json is checked by a crate that is no part of the workspace.
+SCHEMA = --manifest-path oci/schema/Cargo.toml --target-dir $(CARGO_TARGET_DIR)/schema
+
 CRDS := helm/skyhook-operator/generated/crds
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
@@ -88,7 +91,7 @@ previous: setup
 	@integration/previous/build >/dev/null || [ $$? -eq 3 ]
 
 test: check build gen-check controlplane previous
-	@$(RUNNER) .ci/tests '--workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)'
+	@$(RUNNER) .ci/tests '--workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)' '$(SCHEMA)'
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
 
@@ -136,6 +139,7 @@ gen-check: build
 
 unit: build
 	cargo test --workspace --exclude skyhook-integration
+	cargo test $(SCHEMA)
 
 integration: controlplane previous build
 	$(RUNNER) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)
