@@ -14,6 +14,9 @@ TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 # No test program takes this many seconds; one that hangs must not take the rest with it.
 RUNNER = CARGO_TARGET_$(TRIPLE)_RUNNER='timeout --foreground --verbose --kill-after=30 1500 $(ROOT)'
 
+# The JSON Schema of config.json is checked by a crate that is no part of the workspace.
+SCHEMA = --manifest-path oci/schema/Cargo.toml --target-dir $(CARGO_TARGET_DIR)/schema
+
 CRDS := helm/skyhook-operator/generated/crds
 DEBUG := $(CARGO_TARGET_DIR)/debug
 RELEASE := $(CARGO_TARGET_DIR)/release
@@ -48,7 +51,7 @@ help:
 	@echo "make images       OCI archives of both programs, without a container engine"
 	@echo "make plugin       the plugin for kubectl, as a static program; bench-cli: how long it takes to start"
 	@echo "make gen          write the CRDs"
-	@echo "make golden       write what the chart renders, and the tables in its README"
+	@echo "make golden       write what the chart renders, the tables in its README, and what the plugin prints"
 
 setup:
 	@.ci/setup
@@ -88,7 +91,7 @@ previous: setup
 	@integration/previous/build >/dev/null || [ $$? -eq 3 ]
 
 test: check build gen-check controlplane previous
-	@$(RUNNER) .ci/tests '--workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)'
+	@$(RUNNER) .ci/tests '--workspace --no-fail-fast -- --test-threads=$(TEST_THREADS)' '$(SCHEMA)'
 	@if [ "$(CI)" = true ] && [ -n "$$(git status --porcelain)" ]; then \
 	    echo "the tree is dirty after the tests:"; git status --short; exit 1; fi
 
@@ -126,15 +129,17 @@ deny: setup
 gen: programs
 	$(DEBUG)/crdgen $(CRDS)
 
-# What the tests of the chart compare with. `git diff` shows what a change of the chart comes to.
+# What the tests of the chart and of the plugin compare with. `git diff` shows what a change of them comes to.
 golden: setup
 	SKYHOOK_GOLDEN=write cargo test -p skyhook-integration --test chart -- each_value the_readme
+	SKYHOOK_GOLDEN=write cargo test -p skyhook-cli --test golden
 
 gen-check: build
 	$(DEBUG)/crdgen --check $(CRDS)
 
 unit: build
 	cargo test --workspace --exclude skyhook-integration
+	cargo test $(SCHEMA)
 
 integration: controlplane previous build
 	$(RUNNER) cargo test -p skyhook-integration -- --test-threads=$(TEST_THREADS)

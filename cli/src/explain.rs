@@ -2,6 +2,7 @@
 
 mod advice;
 mod chain;
+mod failure;
 
 use std::collections::BTreeMap;
 

@@ -73,15 +73,17 @@ fn screen(stdout: &std::io::Stdout) -> Screen {
     let is_terminal = stdout.is_terminal();
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    let size = rustix::termios::tcgetwinsize(stdout);
-    let width = size
-        .ok()
-        .map(|size| usize::from(size.ws_col))
-        .filter(|width| *width > 0);
+    let size = rustix::termios::tcgetwinsize(stdout).ok();
+    let or = |given: Option<u16>, usual: usize| match given {
+        Some(given) if given > 0 => usize::from(given),
+        Some(_) | None => usual,
+    };
+    let usual = Screen::default();
     Screen {
         is_terminal,
         colours: is_terminal && !no_colour && !dumb,
-        width: width.unwrap_or(Screen::default().width),
+        width: or(size.map(|size| size.ws_col), usual.width),
+        height: or(size.map(|size| size.ws_row), usual.height),
     }
 }
 

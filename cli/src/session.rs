@@ -35,6 +35,8 @@ pub struct Screen {
     pub colours: bool,
     /// Characters in a line.
     pub width: usize,
+    /// Lines.
+    pub height: usize,
 }
 
 impl Default for Screen {
@@ -43,6 +45,7 @@ impl Default for Screen {
             is_terminal: false,
             colours: false,
             width: 100,
+            height: 50,
         }
     }
 }

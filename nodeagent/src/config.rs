@@ -14,8 +14,10 @@ use crate::machine::progress::{Limits, RebootCap};
 use crate::prepare::Layout;
 
 mod look;
+mod package;
 
 pub use look::{Form, LogsArgs, ShowArgs};
+pub use package::{LocalRunArgs, ValidateArgs};
 
 /// Runs Skyhook packages on this host.
 #[derive(Parser, Debug)]
@@ -33,7 +35,7 @@ pub enum Command {
     /// Exit with 0 when an agent runs on this host, does not hang, and has reached the API.
     Ready(ReadyArgs),
     /// Run a package on this machine, or under a directory, without a cluster.
-    LocalRun(LocalRunArgs),
+    LocalRun(Box<LocalRunArgs>),
     /// Check a package and say what is wrong with it.
     Validate(ValidateArgs),
     /// Show what steps on this host have printed.
@@ -103,51 +105,6 @@ pub struct ReadyArgs {
     /// Fail only when an agent runs and its main loop hangs: for a liveness probe.
     #[arg(long)]
     pub live: bool,
-}
-
-/// Flags of `validate`.
-#[derive(Args, Debug, Clone)]
-pub struct ValidateArgs {
-    /// Directory with config.json, skyhook_dir/ and root_dir/.
-    pub directory: PathBuf,
-}
-
-/// Flags of `local-run`.
-#[derive(Args, Debug, Clone)]
-pub struct LocalRunArgs {
-    /// Directory of a package, or an image reference.
-    pub source: String,
-    /// Run under this directory instead of /: steps see it as their root directory.
-    #[arg(long, default_value = "/")]
-    pub root: PathBuf,
-    /// Stages to run, in order (uninstall, upgrade, apply, config, interrupt, post-interrupt); a whole install when
-    /// unset.
-    #[arg(long, value_delimiter = ',', conflicts_with = "upgrade_from")]
-    pub stages: Vec<String>,
-    /// Run a whole upgrade from this version.
-    #[arg(long)]
-    pub upgrade_from: Option<String>,
-    /// Content of a configMap key, as KEY=FILE. May be given several times.
-    #[arg(long = "config-map", value_name = "KEY=FILE")]
-    pub config_map: Vec<String>,
-    /// Environment of the steps, as NAME=VALUE. May be given several times.
-    #[arg(long = "env", value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Interrupt after config: noop, reboot, restartAllServices or service:UNIT,UNIT.
-    #[arg(long)]
-    pub interrupt: Option<String>,
-    /// Say what would run, and run nothing.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Registry (HOST:PORT) to contact without TLS. May be given several times.
-    #[arg(long = "insecure-registry", value_delimiter = ',')]
-    pub insecure_registries: Vec<String>,
-    /// Docker config file with registry credentials.
-    #[arg(long)]
-    pub docker_config: Option<PathBuf>,
-    /// Longest time that one step may take, in seconds.
-    #[arg(long)]
-    pub step_timeout_seconds: Option<u64>,
 }
 
 /// Flags of `run`.

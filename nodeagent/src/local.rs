@@ -5,36 +5,45 @@
 )]
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::IsTerminal as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
 use skyhook_crds::lease::SkyhookRef;
-use skyhook_crds::package::{Interrupt, InterruptType};
+use skyhook_crds::package::InterruptType;
 use skyhook_crds::{Package, Stage};
 use skyhook_oci::package_config::PackageConfig;
-use skyhook_oci::{Credentials, Digest, Reference, Root, Store, chain};
+use skyhook_oci::{Digest, Root, Store};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LocalRunArgs;
 use crate::host::Host;
-use crate::host::exec::{StepEnd, StepRequest, Supervisors};
-use crate::host::interrupt::{Interrupter, Patience};
-use crate::host::systemd::{Bus, ScopeLimits};
-use crate::image::{ImageArgs, Images, Registries};
-use crate::machine::{Half, attempts::StepLimit};
-use crate::prepare::{self, Layout, Prepared, StageInput};
-use crate::supervise::Spec;
+use crate::host::exec::Supervisors;
+use crate::host::systemd::Bus;
+use crate::machine::Half;
+use crate::prepare::{self, Layout};
 
 mod bar;
+mod credentials;
+mod limits;
+mod output;
+mod question;
+mod source;
+mod steps;
+mod wanted;
 
 use bar::Bar;
+use limits::Limits;
+use wanted::Wanted;
+
+/// The directories of all runs below those of the layout.
+const NAME: &str = "local-run";
 
 /// The exit code when a stage fails.
 const fn exit_code(stage: Stage) -> u8 {
@@ -51,7 +60,7 @@ const fn exit_code(stage: Stage) -> u8 {
 
 /// Runs the package. Exit codes: 0, 1 (nothing ran), or 10 to 15 for the stage that failed, in the order uninstall,
 /// upgrade, apply, config, interrupt, post-interrupt.
-pub fn main(args: LocalRunArgs) -> ExitCode {
+pub fn main(args: &LocalRunArgs) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -84,15 +93,26 @@ struct LocalRun {
     previous: Option<String>,
     scratch: PathBuf,
     bus: Option<Rc<Bus>>,
-    timeout: Option<Duration>,
+    limits: Limits,
+    /// Whether to reboot without a question.
+    may_reboot: bool,
+    /// Whether to show what the steps print.
+    shows: bool,
     next_step: u64,
     /// Number of the running step.
     running: Rc<Cell<Option<u64>>>,
 }
 
-async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
-    let interrupt = args.interrupt.as_deref().map(parse_interrupt).transpose()?;
-    let stages = stages(&args, interrupt.is_some())?;
+async fn run(args: &LocalRunArgs) -> anyhow::Result<Option<Stage>> {
+    let wanted = Wanted::of(args)?;
+    let reboots = wanted.stages.contains(&Stage::Interrupt)
+        && (wanted.package.interrupt.as_ref()).is_some_and(|it| it.kind == InterruptType::Reboot);
+    if reboots && !args.dry_run && !args.allow_reboot && !std::io::stdin().is_terminal() {
+        bail!(
+            "the interrupt is a reboot of this machine, and there is no terminal to ask at: give --allow-reboot, or --stages \
+             without the interrupt"
+        );
+    }
     let root =
         fs::canonicalize(&args.root).with_context(|| format!("--root {}", args.root.display()))?;
     let scratch = tempfile::Builder::new()
@@ -103,8 +123,15 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let all = async {
+        let stages = wanted.stages.clone();
+        let host = Host::open(&root)?;
+        // Two runs would write the same files.
+        let _lock = match args.dry_run {
+            true => None,
+            false => Some(begin(&host, args.again)?),
+        };
         let directory = scratch.path().to_owned();
-        let mut run = LocalRun::new(&args, root, directory, interrupt, Rc::clone(&running)).await?;
+        let mut run = LocalRun::new(args, host, wanted, directory, Rc::clone(&running)).await?;
         if args.dry_run {
             return run.describe(&stages).map(|()| None);
         }
@@ -127,160 +154,58 @@ async fn run(args: LocalRunArgs) -> anyhow::Result<Option<Stage>> {
     bail!("stopped by a signal: the current stage is not complete");
 }
 
-fn stages(args: &LocalRunArgs, has_interrupt: bool) -> anyhow::Result<Vec<Stage>> {
-    if !args.stages.is_empty() {
-        return args
-            .stages
-            .iter()
-            .map(|name| {
-                Stage::ALL
-                    .into_iter()
-                    .filter(|stage| *stage != Stage::UninstallInterrupt)
-                    .find(|s| s.as_str() == name)
-                    .ok_or_else(|| anyhow!("--stages: {name:?} is not a stage"))
-            })
-            .collect();
-    }
-    let first = if args.upgrade_from.is_some() {
-        Stage::Upgrade
-    } else {
-        Stage::Apply
+/// Keeps other runs away while what it returns exists, and removes what the last run has left, unless this one goes on
+/// from it.
+fn begin(host: &Host, again: bool) -> anyhow::Result<OwnedFd> {
+    let Layout {
+        copy_root,
+        log_root,
+    } = layout();
+    let failed = || {
+        let root = host.files.path().display();
+        format!("files below {root} cannot be written: run this as root, or give --root")
     };
-    Ok(std::iter::successors(Some(first), |s| s.next(has_interrupt)).collect())
-}
-
-fn parse_interrupt(text: &str) -> anyhow::Result<Interrupt> {
-    let (kind, services) = text.split_once(':').unwrap_or((text, ""));
-    let kind = match kind {
-        "noop" => InterruptType::Noop,
-        "reboot" => InterruptType::Reboot,
-        "restartAllServices" => InterruptType::RestartAllServices,
-        "service" => InterruptType::Service,
-        _ => bail!("--interrupt {text:?}: write noop, reboot, restartAllServices or service:UNIT"),
-    };
-    let services: Vec<String> = services
-        .split(',')
-        .filter(|s| !s.is_empty())
-        .map(str::to_owned)
-        .collect();
-    if services.is_empty() == (kind == InterruptType::Service) {
-        bail!(
-            "--interrupt {text:?}: service takes units (service:cron,rsyslog), the others take none"
-        );
+    let logs = host.files.create_dirs(format!("{log_root}/{NAME}"));
+    let logs = logs.with_context(failed)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let lock = openat(logs.as_fd(), ".", flags, Mode::empty()).with_context(failed)?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .context("another local-run writes the same files: wait for its end")?;
+    if !again {
+        let files = format!("{copy_root}/{NAME}");
+        (host.files.remove_tree(files)).context("what the last run has left cannot be removed")?;
     }
-    Ok(Interrupt { kind, services })
-}
-
-fn pairs(flag: &str, given: &[String]) -> anyhow::Result<Vec<(String, String)>> {
-    given
-        .iter()
-        .map(|text| {
-            text.split_once('=')
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
-                .with_context(|| format!("--{flag} {text:?}: it has no ="))
-        })
-        .collect()
+    Ok(lock)
 }
 
 impl LocalRun {
     async fn new(
         args: &LocalRunArgs,
-        root: PathBuf,
+        host: Host,
+        wanted: Wanted,
         scratch: PathBuf,
-        interrupt: Option<Interrupt>,
         running: Rc<Cell<Option<u64>>>,
     ) -> anyhow::Result<Self> {
-        let mut config_map = BTreeMap::new();
-        for (key, file) in pairs("config-map", &args.config_map)? {
-            let content =
-                fs::read_to_string(&file).with_context(|| format!("--config-map {file}"))?;
-            config_map.insert(key, content);
-        }
-        let mut env = Vec::new();
-        for (name, value) in pairs("env", &args.env)? {
-            env.push(k8s_openapi::api::core::v1::EnvVar {
-                name,
-                value: Some(value),
-                value_from: None,
-            });
-        }
         let bus = Rc::new(Bus::of(&Root::open("/")?));
-        let has_bus = root == Path::new("/") && bus.is_there().await;
+        let has_bus = host.files.path() == Path::new("/") && bus.is_there().await;
+        let bus = has_bus.then_some(bus);
+        let limits = Limits::of(args, &wanted.package, bus.as_deref()).await?;
         let mut run = Self {
-            host: Host::open(&root)?,
-            package: Package {
-                config_map,
-                env,
-                interrupt,
-                ..Package::default()
-            },
+            host,
             digest: None,
             store: None,
             previous: args.upgrade_from.clone(),
             scratch,
-            bus: has_bus.then_some(bus),
-            timeout: args.step_timeout_seconds.map(Duration::from_secs),
+            bus,
+            limits,
+            may_reboot: args.allow_reboot,
+            shows: !args.quiet,
             next_step: 1,
             running,
+            package: wanted.package,
         };
-        run.fetch(args).await?;
+        run.fetch(args, &wanted.source).await?;
         Ok(run)
-    }
-
-    /// Fetches the package's files. Those of a directory are copied to the package's copy directory at once.
-    async fn fetch(&mut self, args: &LocalRunArgs) -> anyhow::Result<()> {
-        let directory = Path::new(&args.source);
-        let staged = self.scratch.join("package");
-        if directory.is_dir() {
-            fs::create_dir(&staged)?;
-            prepare::files::copy_tree(directory, Root::open(&staged)?.as_fd())?;
-        } else {
-            let reference: Reference = args
-                .source
-                .parse()
-                .with_context(|| format!("{} is neither a directory nor an image", args.source))?;
-            let registries = Registries {
-                insecure: args.insecure_registries.clone(),
-                ..Registries::default()
-            };
-            let store = self.scratch.join("images");
-            let limits = ImageArgs::default();
-            let images = Images::open(&store, &Root::open("/")?, registries, &limits)?;
-            let credentials = match &args.docker_config {
-                Some(file) => Credentials::from_docker_config(&fs::read(file)?)?,
-                None => Credentials::anonymous(),
-            };
-            let errors = std::io::stderr();
-            let is_terminal = errors.is_terminal();
-            let progress = skyhook_oci::progress::show(errors, is_terminal);
-            let digest = images
-                .pull_reference(&reference, &credentials, &progress)
-                .await?;
-            let target = skyhook_oci::Target::path(&staged);
-            images
-                .store
-                .unpack_with(
-                    &digest,
-                    &target,
-                    skyhook_oci::UnpackOptions::default(),
-                    &progress,
-                )
-                .await?;
-            self.digest = Some(digest);
-            self.store = Some(images.store);
-        }
-        let (config, _) =
-            skyhook_oci::package_config::load(&Root::open(&staged)?)?.into_result()?;
-        self.package.name = config.package_name.replace('_', "-");
-        self.package.version = config.package_version;
-        self.package.image.clone_from(&args.source);
-        // An image is unpacked into the copy directory later, when its first stage is prepared.
-        if self.digest.is_none() && !args.dry_run {
-            let copy = prepare::copy_dir(&layout(), &skyhook(), &self.package);
-            let copy = self.host.files.create_dirs(copy)?;
-            prepare::files::copy_tree(&staged, copy.as_fd())?;
-        }
-        Ok(())
     }
 
     fn config(&self) -> anyhow::Result<PackageConfig> {
@@ -330,7 +255,8 @@ impl LocalRun {
                     .max(1)
             })
             .sum();
-        let mut bar = Bar::new(total);
+        eprintln!("{}", self.limits.describe());
+        let mut bar = Bar::new(total, !self.shows);
         let mut all = Vec::new();
         for stage in stages {
             let begin = Instant::now();
@@ -364,123 +290,11 @@ impl LocalRun {
             }
         }
         let logs = self.host.files.locate(layout().log_root)?;
-        println!("  logs below {}", logs.display());
+        println!("  logs below {}", logs.join(NAME).display());
         Ok(all
             .into_iter()
             .find(|d| d.problem.is_some())
             .map(|d| d.stage))
-    }
-
-    async fn interrupt(&self, bar: &mut Bar) -> Result<(), String> {
-        bar.next(&self.interrupt_text());
-        match (&self.package.interrupt, &self.bus) {
-            (None, _) => Ok(()),
-            (Some(interrupt), Some(bus)) => {
-                let interrupter = Interrupter {
-                    bus,
-                    root: self.host.files.path(),
-                    patience: Patience::default(),
-                    waits: &|what| eprintln!("{what}"),
-                };
-                let done = async {
-                    let before = interrupter.prepare(interrupt).await?;
-                    interrupter.execute(interrupt, &before).await
-                };
-                done.await.map_err(|e| chain(&e))
-            }
-            (Some(interrupt), None) if interrupt.kind == InterruptType::Noop => Ok(()),
-            (Some(_), None) => Err(
-                "systemd cannot be reached from here: --root is given, or there is no system bus"
-                    .to_owned(),
-            ),
-        }
-    }
-
-    async fn stage(&mut self, stage: Stage, bar: &mut Bar) -> Result<(), String> {
-        let sources = prepare::env::Sources::default();
-        let env = prepare::env::resolve(&self.package.env, &sources).map_err(|e| e.to_string())?;
-        // One machine alone is the first, unless somebody says otherwise.
-        let names_order = env.iter().any(|(name, _)| name == "SKYHOOK_NODE_ORDER");
-        let env = env.into_iter().map(|(name, value)| (name, value.into()));
-        let input = StageInput {
-            host: self.host.clone(),
-            layout: layout(),
-            skyhook: skyhook(),
-            package: self.package.clone(),
-            stage,
-            digest: self.digest,
-            store: self.store.clone(),
-            env: env.collect(),
-            secrets: Vec::new(),
-            metadata: BTreeMap::new(),
-            previous: self.previous.clone(),
-            order: (!names_order).then_some(0),
-            is_laid_out: false,
-            shares_image: false,
-        };
-        let prepared = prepare::prepare(input).map_err(|e| e.explained())?;
-        for (index, runs) in prepared.plan.main.clone().into_iter().enumerate() {
-            bar.next(&prepared.step_name(Half::Main, index));
-            if runs {
-                self.step(&prepared, Half::Main, index).await?;
-            }
-        }
-        let mut failed = Vec::new();
-        for index in 0..prepared.plan.checks {
-            bar.next(&prepared.step_name(Half::Check, index));
-            failed.extend(self.step(&prepared, Half::Check, index).await.err());
-        }
-        if !failed.is_empty() {
-            return Err(failed.join("; "));
-        }
-        prepared.note_done().map_err(|e| chain(&e))
-    }
-
-    /// Makes the step and its logs stay below the root directory. Symlinks are resolved here, inside the root
-    /// directory, because the supervisor does not do so.
-    fn keep_inside(&self, spec: &mut Spec) -> std::io::Result<()> {
-        let files = &self.host.files;
-        spec.root = files.path().to_owned();
-        spec.enter_host = false;
-        let directory = files.locate(&spec.working_directory)?;
-        let inside = directory.strip_prefix(files.path()).unwrap_or(&directory);
-        spec.working_directory = Path::new("/").join(inside).to_string_lossy().into_owned();
-        if let Some(log) = &mut spec.log {
-            log.directory = files.create_dirs(&log.directory)?.path().to_owned();
-        }
-        Ok(())
-    }
-
-    async fn step(&mut self, prepared: &Prepared, half: Half, index: usize) -> Result<(), String> {
-        let id = self.next_step;
-        self.next_step += 1;
-        let steps = self.scratch.join("steps");
-        let runner = Supervisors::new(self.bus.clone(), steps.clone(), steps);
-        let mut spec = prepared.spec(half, index).map_err(|e| chain(&e))?;
-        spec.directory = runner.directory(id).1;
-        self.keep_inside(&mut spec)
-            .map_err(|e| format!("the step's directories cannot be opened: {e}"))?;
-        spec.timeout_ms = self.timeout.and_then(|t| u64::try_from(t.as_millis()).ok());
-        let request = StepRequest {
-            id,
-            label: format!("{}-local", self.package.name),
-            spec,
-            limits: ScopeLimits::default(),
-        };
-        let name = prepared.step_name(half, index);
-        self.running.set(Some(id));
-        let end = runner.run(request).await.map_err(|e| chain(&e));
-        self.running.set(None);
-        let result = match end? {
-            StepEnd::Finished(result) => result,
-            StepEnd::NotStarted => return Err(format!("{name} was not started")),
-            StepEnd::Lost { problem } => return Err(format!("{name} was lost: {problem}")),
-        };
-        let judged = prepared.judge(half, index, &result, self.timeout.map(StepLimit::Step));
-        prepared
-            .note_step(half, index, judged.is_ok())
-            .map_err(|e| chain(&e))?;
-        judged
     }
 }
 
@@ -493,7 +307,7 @@ fn layout() -> Layout {
 
 fn skyhook() -> SkyhookRef {
     SkyhookRef {
-        name: "local-run".to_owned(),
+        name: NAME.to_owned(),
         uid: "local".to_owned(),
         generation: 1,
     }

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run::main(*args),
         Command::Ready(args) => run::ready(&args),
-        Command::LocalRun(args) => return local::main(args),
+        Command::LocalRun(args) => return local::main(&args),
         Command::Validate(args) => validate::main(&args),
         Command::Logs(args) => look::logs::main(&args),
         Command::Show(args) => look::show::main(&args),

@@ -1,18 +1,54 @@
 //! `skyhook-agent validate`: prints errors of a package, and warnings about common mistakes.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this is shell: it reads the package"
-)]
-
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use serde::Serialize;
 use skyhook_oci::Root;
-use skyhook_oci::package_config::{self, PackageConfig};
+use skyhook_oci::package_config::{self, Severity};
 
-use crate::config::ValidateArgs;
+use crate::config::{Form, ValidateArgs};
+
+mod scripts;
+mod secrets;
+
+/// Something that is wrong, or that may be.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Found {
+    severity: &'static str,
+    /// The field of config.json, or the file.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    field: String,
+    message: String,
+}
+
+impl Found {
+    fn warning(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            severity: "warning",
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+
+    fn line(&self) -> String {
+        match self.field.as_str() {
+            "" => format!("{}: {}", self.severity, self.message),
+            field => format!("{}: {field}: {}", self.severity, self.message),
+        }
+    }
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Report<'a> {
+    /// Not there if the package has errors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    package: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    errors: usize,
+    warnings: usize,
+    problems: &'a [Found],
+}
 
 /// Checks a package. Fails when the package has errors.
 pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
@@ -20,92 +56,61 @@ pub fn main(args: &ValidateArgs) -> anyhow::Result<()> {
     let report = Root::open(directory)
         .and_then(|package| package_config::load(&package))
         .with_context(|| format!("{} cannot be read", directory.display()))?;
-    let mut errors = 0;
-    let mut warnings = 0;
-    for problem in &report.problems {
-        match problem.severity {
-            package_config::Severity::Error => {
-                errors += 1;
-                println!("error: {problem}");
-            }
-            package_config::Severity::Warning => {
-                warnings += 1;
-                println!("warning: {problem}");
-            }
-        }
-    }
+    let problems = report.problems.iter().map(|problem| Found {
+        severity: match problem.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        },
+        field: problem.field.clone(),
+        message: problem.message.clone(),
+    });
+    let mut problems: Vec<Found> = problems.collect();
+    let errors = report.errors().count();
     if let Some(config) = &report.config {
-        for warning in warn(config, directory) {
-            warnings += 1;
-            println!("warning: {warning}");
-        }
-        println!("{} {}", config.package_name, config.package_version);
+        problems.extend(scripts::look(config, directory));
+        problems.extend(secrets::look(config));
     }
-    println!("{errors} errors, {warnings} warnings");
+    let warnings = problems.len() - errors;
+    let config = report.config.as_ref();
+    match args.output {
+        Form::Text => {
+            for problem in &problems {
+                println!("{}", problem.line());
+            }
+            if let Some(config) = config {
+                println!("{} {}", config.package_name, config.package_version);
+            }
+            println!("{errors} errors, {warnings} warnings");
+        }
+        Form::Json => {
+            let report = Report {
+                package: config.map(|config| config.package_name.as_str()),
+                version: config.map(|config| config.package_version.as_str()),
+                errors,
+                warnings,
+                problems: &problems,
+            };
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
+    }
     if errors > 0 {
         bail!("{} is not a valid package", directory.display());
+    }
+    if args.strict && warnings > 0 {
+        bail!(
+            "{} has warnings, and --strict is given",
+            directory.display()
+        );
     }
     Ok(())
 }
 
-/// Warnings about problems that `config.json` does not show: steps that may fail on a host.
-fn warn(config: &PackageConfig, directory: &Path) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for (mode, steps) in &config.modes {
-        for (n, step) in steps.iter().enumerate() {
-            let field = format!("modes.{mode}[{n}].path");
-            let path = directory.join("skyhook_dir").join(&step.path);
-            let Ok(metadata) = fs::metadata(&path) else {
-                continue;
-            };
-            // The report has an error for it, and to read a named pipe could take for ever.
-            if !metadata.is_file() {
-                continue;
-            }
-            if metadata.permissions().mode() & 0o111 == 0 {
-                warnings.push(format!(
-                    "{field}: {} is not executable: the agent makes it executable when it runs this step, and a script that calls it before that fails",
-                    step.path
-                ));
-            }
-            let Ok(content) = fs::read(&path) else {
-                continue;
-            };
-            warnings.extend(
-                script_problems(&content)
-                    .into_iter()
-                    .map(|problem| format!("{field}: {} {problem}", step.path)),
-            );
-        }
-    }
-    warnings
-}
-
-fn script_problems(content: &[u8]) -> Vec<&'static str> {
-    let mut problems = Vec::new();
-    if content.starts_with(b"\x7fELF") {
-        return problems;
-    }
-    let first = content.split(|b| *b == b'\n').next().unwrap_or_default();
-    if !first.starts_with(b"#!") {
-        problems.push("has no #! line: the host cannot execute it (write #!/bin/bash)");
-    } else if !contains(first, b"bash") && contains(content, b"[[ ") {
-        problems.push("uses [[ but is not run by bash (write #!/bin/bash)");
-    }
-    if contains(content, b"\r\n") {
-        problems.push(
-            "has CRLF line ends: the host looks for an interpreter that ends in a carriage return",
-        );
-    }
-    problems
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
-}
-
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make files")]
+
+    use std::fs;
+
     use super::*;
 
     /// A symlink out of the package is a warning. Its target may be anything.
@@ -124,27 +129,13 @@ mod tests {
             "modes": {"apply": [step], "apply-check": [step]}});
         fs::write(package.join("config.json"), config.to_string()).unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
-        let args = ValidateArgs { directory: package };
+        let args = ValidateArgs {
+            directory: package,
+            output: Form::Text,
+            strict: false,
+        };
         std::thread::spawn(move || sender.send(main(&args).map_err(|e| format!("{e:#}"))));
         let judged = receiver.recv_timeout(std::time::Duration::from_secs(10));
         assert_eq!(judged, Ok(Ok(())), "it waits for the pipe");
-    }
-
-    #[test]
-    fn what_commonly_breaks() {
-        for (content, want) in [
-            ("#!/bin/bash\n[[ -f x ]]\n", vec![]),
-            ("#!/bin/sh\necho\n", vec![]),
-            ("#!/bin/sh\nif [[ -f x ]]; then :; fi\n", vec!["[["]),
-            ("echo\n", vec!["#!"]),
-            ("#!/bin/bash\r\necho\r\n", vec!["CRLF"]),
-            ("\x7fELF\r\n", vec![]),
-        ] {
-            let problems = script_problems(content.as_bytes());
-            assert_eq!(problems.len(), want.len(), "{content:?}: {problems:?}");
-            for (problem, word) in problems.iter().zip(want) {
-                assert!(problem.contains(word), "{problem}");
-            }
-        }
     }
 }

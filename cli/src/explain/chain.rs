@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 use skyhook_crds::lease::{InterruptionLease, Phase};
 use skyhook_crds::skyhook::NodeReason;
@@ -10,6 +11,8 @@ use skyhook_crds::{Skyhook, names};
 use super::advice::{self, Place};
 use super::{Facts, Finding};
 
+/// Reasons of the condition Ready that are no node's.
+const OF_ALL: [&str; 2] = ["AgentsRefused", "Invalid"];
 /// Most causes of one kind that are followed.
 const MOST: usize = 3;
 /// What was explained already: node and Skyhook. A Skyhook as a whole has no node.
@@ -61,7 +64,13 @@ fn whole(facts: &Facts, name: &str, seen: &mut Seen) -> Finding {
     if !seen.insert((String::new(), name.to_owned())) {
         return finding;
     }
-    finding.details = conditions(skyhook, status.reasons.is_empty());
+    let telling = conditions(skyhook, status.reasons.is_empty());
+    finding.details = telling.iter().map(|condition| said(condition)).collect();
+    let of_all = |condition: &&&Condition| OF_ALL.contains(&condition.reason.as_str());
+    for condition in telling.iter().filter(of_all) {
+        let help = advice::of(&condition.reason, "", &place(facts, name, ""));
+        finding.help.extend(help);
+    }
     for (key, word) in [(names::PAUSE, "Paused"), (names::DISABLE, "Disabled")] {
         if skyhook
             .annotations()
@@ -73,7 +82,7 @@ fn whole(facts: &Facts, name: &str, seen: &mut Seen) -> Finding {
                 .push(format!("{word}: annotation {key} is \"true\""));
             finding
                 .help
-                .extend(advice::of(word, &place(facts, name, "")));
+                .extend(advice::of(word, "", &place(facts, name, "")));
         }
     }
     if let Some(since) = &skyhook.metadata.deletion_timestamp {
@@ -109,12 +118,18 @@ fn whole(facts: &Facts, name: &str, seen: &mut Seen) -> Finding {
     finding
 }
 
-/// What the conditions of a Skyhook say. Its Ready condition is of use where no node has a reason.
-fn conditions(skyhook: &Skyhook, with_ready: bool) -> Vec<String> {
+/// The conditions that say why a Skyhook stands still. Ready says so where no node has a reason, and where the reason is no
+/// node's.
+fn conditions(skyhook: &Skyhook, with_ready: bool) -> Vec<&Condition> {
     let all = skyhook.status.iter().flat_map(|status| &status.conditions);
-    let telling = all.filter(|condition| match condition.type_.as_str() {
-        "Ready" => condition.status != "True" && with_ready,
-        "DeploymentPolicyNotFound"
+    let telling = all.filter(|condition| match short(condition) {
+        "Ready" => {
+            let is_of_all = OF_ALL.contains(&condition.reason.as_str());
+            condition.status != "True" && (with_ready || is_of_all)
+        }
+        "DeploymentPolicyInvalid"
+        | "DeploymentPolicyNotFound"
+        | "RolloutStopped"
         | "Blocked"
         | "DrainBlocked"
         | "UninstallFailed"
@@ -122,14 +137,22 @@ fn conditions(skyhook: &Skyhook, with_ready: bool) -> Vec<String> {
         | "DeletionBlocked" => condition.status == "True",
         _ => false,
     });
-    telling
-        .map(|condition| {
-            format!(
-                "{} ({}): {}",
-                condition.type_, condition.reason, condition.message
-            )
-        })
-        .collect()
+    telling.collect()
+}
+
+/// The type of a condition, without our prefix.
+fn short(condition: &Condition) -> &str {
+    let type_ = condition.type_.as_str();
+    type_.rsplit('/').next().unwrap_or(type_)
+}
+
+fn said(condition: &Condition) -> String {
+    let (type_, reason) = (short(condition), &condition.reason);
+    let message = &condition.message;
+    if type_ == reason {
+        return format!("{type_}: {message}");
+    }
+    format!("{type_} ({reason}): {message}")
 }
 
 fn place<'a>(facts: &'a Facts, skyhook: &'a str, node: &'a str) -> Place<'a> {
@@ -184,7 +207,7 @@ fn on(facts: &Facts, node: &str, skyhook: &str, seen: &mut Seen) -> Finding {
     finding.reason.clone_from(&reason.reason);
     finding.message.clone_from(&reason.message);
     finding.since.clone_from(&reason.since);
-    finding.help = advice::of(&reason.reason, &place);
+    finding.help = advice::of(&reason.reason, &reason.message, &place);
     if seen.insert((node.to_owned(), skyhook.to_owned())) {
         finding.because = causes(facts, node, skyhook, &reason, seen);
     }

@@ -1,3 +1,5 @@
+mod standstills;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -129,6 +131,7 @@ fn a_paused_skyhook_and_one_that_is_not_valid_say_so() {
 Skyhook base: in_progress, 1/4 nodes complete
   Ready (Invalid): spec.packages[a].image is empty
   Paused: annotation skyhook.nvidia.com/pause is \"true\"
+  > correct it: kubectl edit skyhook base
   > let it go on: kubectl skyhook resume base
 ";
     let facts = facts(Vec::new(), vec![paused], Vec::new());
@@ -162,6 +165,7 @@ Skyhook base on node worker-1: in_progress since 2026-11-27T10:00:00Z
   db/pg-0: no more than 0 may be disrupted (PodDisruptionBudget)
   and 2 more pods
   > the pods on the node: kubectl get pods -A -o wide --field-selector spec.nodeName=worker-1
+  > the budgets of such pods: kubectl get poddisruptionbudgets -n db
 ";
     assert_eq!(text(&chain::of_node(&facts, "worker-1")), want);
 }

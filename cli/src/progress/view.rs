@@ -7,6 +7,7 @@ use serde::Serialize;
 use skyhook_crds::lease::DrainState;
 use skyhook_crds::{InterruptionLease, Skyhook, Status, names};
 
+use super::fit::{cut, fit};
 use crate::output::table;
 use crate::session::Screen;
 
@@ -14,6 +15,9 @@ use crate::session::Screen;
 const LAST: usize = 10;
 /// Most nodes that are shown one by one.
 const MOST: usize = 20;
+
+/// As much of the name of a node is shown on a narrow screen, however little room that leaves for the rest.
+const LONGEST_LABEL: usize = 30;
 
 /// How far a Skyhook is.
 #[derive(Debug, Serialize, PartialEq)]
@@ -173,11 +177,15 @@ impl Shown {
             row.push(rollout.packages.clone());
             row
         });
-        let table = table(&header, &rows.collect::<Vec<_>>());
-        let mut text: String = table
-            .lines()
-            .map(|line| self.line(line, rollouts))
-            .collect();
+        let lines = self.lines(&header, rows.collect());
+        let statuses = rollouts.iter().map(|rollout| Some(rollout.status));
+        // The header and the row of dashes have no status.
+        let statuses = [None, None].into_iter().chain(statuses);
+        let coloured = lines
+            .iter()
+            .zip(statuses)
+            .map(|(line, status)| self.coloured(line, status));
+        let mut text: String = coloured.collect();
         if self.with_nodes {
             for rollout in rollouts {
                 self.nodes(rollout, &mut text);
@@ -186,34 +194,44 @@ impl Shown {
         text
     }
 
-    /// A line of the table, no longer than the screen, and coloured by the status in it.
-    fn line(&self, line: &str, rollouts: &[Rollout]) -> String {
-        let line = self.cut(line);
-        let rollout = rollouts.iter().find(|rollout| {
-            let rest = line.strip_prefix(&rollout.name);
-            rest.is_some_and(|rest| rest.starts_with(' '))
-        });
-        let colour = rollout
-            .map(|rollout| rollout.status)
-            .map(|status| match status {
-                Status::Complete => 32,
-                Status::Erroring | Status::Blocked => 31,
-                Status::InProgress => 33,
-                Status::Unknown | Status::Waiting | Status::Disabled | Status::Paused => 0,
-            });
-        match colour.filter(|colour| self.screen.colours && *colour > 0) {
-            Some(colour) => format!("\u{1b}[{colour}m{line}\u{1b}[0m\n"),
-            None => format!("{line}\n"),
+    /// The lines of a table, no longer than the screen.
+    fn lines(&self, header: &[&str], mut rows: Vec<Vec<String>>) -> Vec<String> {
+        let width = self.screen.width;
+        if self.screen.is_terminal {
+            // A node is known by what is before its domain.
+            let labels = rows.iter().filter_map(|row| row.first()?.split('.').next());
+            let label = labels
+                .map(|label| label.chars().count() + 1)
+                .max()
+                .unwrap_or(0);
+            let least = [
+                ("PROGRESS", usize::MAX),
+                ("STATUS", usize::MAX),
+                ("WORKING", label.min(LONGEST_LABEL)),
+            ];
+            fit(header, &least, &mut rows, width);
         }
+        let shown = table(header, &rows);
+        let lines = shown.lines().map(str::trim_end);
+        lines
+            .map(|line| match self.screen.is_terminal {
+                true => cut(line, width),
+                false => line.to_owned(),
+            })
+            .collect()
     }
 
-    fn cut(&self, line: &str) -> String {
-        let width = self.screen.width;
-        if !self.screen.is_terminal || line.chars().count() <= width {
-            return line.trim_end().to_owned();
+    fn coloured(&self, line: &str, status: Option<Status>) -> String {
+        let colour = status.map_or(0, |status| match status {
+            Status::Complete => 32,
+            Status::Erroring | Status::Blocked => 31,
+            Status::InProgress => 33,
+            Status::Unknown | Status::Waiting | Status::Disabled | Status::Paused => 0,
+        });
+        if self.screen.colours && colour > 0 {
+            return format!("\u{1b}[{colour}m{line}\u{1b}[0m\n");
         }
-        let kept: String = line.chars().take(width.saturating_sub(1)).collect();
-        format!("{kept}…")
+        format!("{line}\n")
     }
 
     /// How much is done, as a bar with the percentage.
@@ -245,7 +263,7 @@ impl Shown {
                 row.extend([self.ago(&working.since), working.waits_for.clone()]);
                 row
             });
-            self.below(&header, &rows.collect::<Vec<_>>(), text);
+            self.below(&header, rows.collect(), text);
             let more = rollout.working.len().saturating_sub(MOST);
             if more > 0 {
                 text.push_str(&format!("and {more} more\n"));
@@ -261,25 +279,23 @@ impl Shown {
                     waiting.example.clone(),
                 ]
             });
-            self.below(
-                &["REASON", "NODES", "FOR", "EXAMPLE"],
-                &rows.collect::<Vec<_>>(),
-                text,
-            );
+            self.below(&["REASON", "NODES", "FOR", "EXAMPLE"], rows.collect(), text);
         }
         if let Some(seconds) = rollout.remaining_seconds {
             let left = rollout.nodes.saturating_sub(rollout.complete);
             let time = spell(seconds);
-            text.push_str(&format!(
-                "\n{left} nodes are left: about {time} more at this pace\n"
-            ));
+            let left = match left {
+                1 => "1 node is left".to_owned(),
+                left => format!("{left} nodes are left"),
+            };
+            text.push_str(&format!("\n{left}: about {time} more at this pace\n"));
         }
     }
 
-    fn below(&self, header: &[&str], rows: &[Vec<String>], text: &mut String) {
+    fn below(&self, header: &[&str], rows: Vec<Vec<String>>, text: &mut String) {
         text.push('\n');
-        for line in table(header, rows).lines() {
-            text.push_str(&self.cut(line));
+        for line in self.lines(header, rows) {
+            text.push_str(&line);
             text.push('\n');
         }
     }

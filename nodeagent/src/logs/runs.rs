@@ -266,7 +266,7 @@ impl Source {
         if is_whole || (is_over && !self.begun.is_empty()) {
             let bytes = std::mem::take(&mut self.begun);
             let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-            self.next = Some(parse(bytes, self.stream));
+            self.next = Some(Line::of(bytes, self.stream));
         }
         Ok(())
     }
@@ -275,18 +275,21 @@ impl Source {
 /// Length of `[out]2024-05-01T12:00:00.123456`.
 const MARKED: usize = 5 + 26;
 
-/// Takes a line of a log apart. What does not look like one is text as a whole.
-fn parse(line: &[u8], stream: Stream) -> Line {
-    let text = String::from_utf8_lossy(line);
-    let parts = text
-        .split_at_checked(MARKED)
-        .and_then(|(mark, rest)| Some((mark, rest.strip_prefix(' ')?)))
-        .filter(|(mark, _)| mark.starts_with("[out]2") || mark.starts_with("[err]2"));
-    let (time, text) = parts.map_or(("", text.as_ref()), |(mark, rest)| (&mark[5..], rest));
-    Line {
-        stream,
-        time: time.to_owned(),
-        text: text.to_owned(),
+impl Line {
+    /// Takes a line of a log apart. What does not look like one is text as a whole.
+    #[must_use]
+    pub fn of(line: &[u8], stream: Stream) -> Self {
+        let text = String::from_utf8_lossy(line);
+        let parts = text
+            .split_at_checked(MARKED)
+            .and_then(|(mark, rest)| Some((mark, rest.strip_prefix(' ')?)))
+            .filter(|(mark, _)| mark.starts_with("[out]2") || mark.starts_with("[err]2"));
+        let (time, text) = parts.map_or(("", text.as_ref()), |(mark, rest)| (&mark[5..], rest));
+        Self {
+            stream,
+            time: time.to_owned(),
+            text: text.to_owned(),
+        }
     }
 }
 

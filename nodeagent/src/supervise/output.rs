@@ -81,7 +81,7 @@ impl Output {
             ],
             timeout,
         );
-        self.take();
+        self.take_and_show();
         let mut woken = Woken::Something;
         while let Some(Ok(Some(info))) = self.signals.as_ref().map(SignalFd::read_signal) {
             if i32::try_from(info.ssi_signo) == Ok(Signal::SIGTERM as i32) {
@@ -108,7 +108,7 @@ impl Output {
                 // Round up by a millisecond: a timeout of zero would make this a busy loop.
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
             );
-            self.take();
+            self.take_and_show();
         }
     }
 
@@ -133,9 +133,6 @@ impl Output {
             if self.pump(signals, None) == Woken::ToEnd {
                 return;
             }
-            if let Some(log) = &mut self.log {
-                log.flush();
-            }
         }
     }
 
@@ -152,6 +149,14 @@ impl Output {
     /// Why the log is not complete.
     pub(super) fn log_problem(&self) -> Option<String> {
         self.log.as_ref().and_then(LogPair::problem)
+    }
+
+    /// Reads what is there, and writes it to the log files: somebody may follow them while the step runs.
+    fn take_and_show(&mut self) {
+        self.take();
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
     }
 
     fn take(&mut self) -> bool {

@@ -16,6 +16,25 @@ const MODES: [&str; 6] = [
     "post-interrupt",
 ];
 const CHECK: &str = "-check";
+/// The fields of the file, and those of a step. Editors look for a schema in the field `$schema`.
+const FIELDS: [&str; 6] = [
+    "$schema",
+    "schema_version",
+    "package_name",
+    "package_version",
+    "expected_config_files",
+    "modes",
+];
+const STEP_FIELDS: [&str; 8] = [
+    "name",
+    "path",
+    "arguments",
+    "returncodes",
+    "on_host",
+    "idempotence",
+    "upgrade_step",
+    "env",
+];
 
 /// Checks the text of a `config.json`. `file` says what is at a path below `skyhook_dir`.
 pub fn check(text: &[u8], file: &dyn Fn(&str) -> StepFile) -> Report {
@@ -79,6 +98,7 @@ impl Found {
                 format!("{version:?} is not of the form x.y.z[-prerelease][+build]: {error}");
             self.error::<()>("package_version", &message);
         }
+        self.unknown_fields(object, "", &FIELDS);
         let expected_config_files = self.texts(object, "", "expected_config_files");
         let modes = match object.get("modes") {
             Some(Value::Object(modes)) => Some(self.modes(modes, file)),
@@ -183,6 +203,7 @@ impl Found {
         let Value::Object(object) = step else {
             return self.error(field, "must be a step object");
         };
+        self.unknown_fields(object, field, &STEP_FIELDS);
         let name = self.text(object, field, "name");
         if let Some(name) = &name
             && !is_step_name(name)
@@ -255,7 +276,10 @@ impl Found {
                 .filter(|it| !it.is_empty())
         });
         match codes {
-            Some(codes) => Some(codes),
+            Some(codes) => {
+                self.odd_codes(&join(field, "returncodes"), &codes);
+                Some(codes)
+            }
             None => self.wrong(
                 field,
                 "returncodes",
@@ -280,7 +304,12 @@ impl Found {
                 .collect()
         });
         match map {
-            Some(map) => Some(map),
+            Some(map) => {
+                for (name, value) in value.as_object().into_iter().flatten() {
+                    self.not_text(&join(&join(field, "env"), name), value);
+                }
+                Some(map)
+            }
             None => self.wrong(field, "env", Some(value), "an object of name to value"),
         }
     }
@@ -299,11 +328,15 @@ impl Found {
         key: &str,
     ) -> Option<Vec<String>> {
         let value = object.get(key);
-        let texts = value
-            .and_then(Value::as_array)
-            .and_then(|values| values.iter().map(scalar).collect::<Option<Vec<_>>>());
+        let values = value.and_then(Value::as_array);
+        let texts = values.and_then(|values| values.iter().map(scalar).collect::<Option<Vec<_>>>());
         match texts {
-            Some(texts) => Some(texts),
+            Some(texts) => {
+                for (index, value) in values.into_iter().flatten().enumerate() {
+                    self.not_text(&format!("{}[{index}]", join(field, key)), value);
+                }
+                Some(texts)
+            }
             None => self.wrong(field, key, value, "an array of strings"),
         }
     }
@@ -312,6 +345,42 @@ impl Found {
         match object.get(key) {
             Some(Value::Bool(value)) => Some(*value),
             other => self.wrong(field, key, other, "true or false"),
+        }
+    }
+
+    fn unknown_fields(&mut self, object: &Map<String, Value>, field: &str, known: &[&str]) {
+        for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
+            let field = join(field, key);
+            self.add(Severity::Warning, &field, "is no field: nothing reads it");
+        }
+    }
+
+    fn not_text(&mut self, field: &str, value: &Value) {
+        if !value.is_string() {
+            let message = "is no string: NVIDIA Skyhook refuses the package";
+            self.add(Severity::Warning, field, message);
+        }
+    }
+
+    /// No program ends with a code beyond 255, and NVIDIA Skyhook sees 1 in place of every code but 0.
+    fn odd_codes(&mut self, field: &str, codes: &[i64]) {
+        let all = |codes: Vec<i64>| {
+            let texts: Vec<String> = codes.iter().map(ToString::to_string).collect();
+            texts.join(", ")
+        };
+        let is_code = |code: &i64| (0..=255).contains(code);
+        let (codes, never): (Vec<i64>, Vec<i64>) = codes.iter().partition(|code| is_code(code));
+        if !never.is_empty() {
+            let message = format!("has {}, with which no program ends", all(never));
+            self.add(Severity::Warning, field, &message);
+        }
+        let others: Vec<i64> = codes.into_iter().filter(|code| *code > 1).collect();
+        if !others.is_empty() {
+            let message = format!(
+                "has {}, for which NVIDIA Skyhook sees 1: there the step fails",
+                all(others)
+            );
+            self.add(Severity::Warning, field, &message);
         }
     }
 

@@ -12,7 +12,7 @@ fn step(name: &str) -> Value {
 fn good() -> Value {
     json!({
         "schema_version": "v1", "package_name": "p", "package_version": "1.2.3-rc.1+b",
-        "expected_config_files": ["a"], "extra": {"is": "allowed"},
+        "expected_config_files": ["a"], "$schema": "config.schema.json",
         "modes": {
             "apply": [step("a")], "apply-check": [step("a_check")],
             "post-interrupt-check": [step("b")], "upgrade": [], "upgrade-check": [],
@@ -69,7 +69,7 @@ fn a_good_config_is_read_whole() {
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn each_rule_names_its_field() {
     type Edit = fn(&mut Value);
-    let table: [(Edit, &[&str]); 20] = [
+    let table: [(Edit, &[&str]); 26] = [
         (
             |v| v["schema_version"] = json!("v2"),
             &["error: schema_version: is \"v2\", must be \"v1\""],
@@ -161,6 +161,34 @@ fn each_rule_names_its_field() {
             &["warning: modes.apply[0]: step \"a\" has no \"a_check\" in apply-check"],
         ),
         (
+            |v| v["extra"] = json!({"is": "allowed"}),
+            &["warning: extra: is no field: nothing reads it"],
+        ),
+        (
+            |v| v["modes"]["apply"][0]["return_codes"] = json!([1]),
+            &["warning: modes.apply[0].return_codes: is no field: nothing reads it"],
+        ),
+        (
+            |v| v["modes"]["apply"][0]["arguments"] = json!(["a", 7]),
+            &[
+                "warning: modes.apply[0].arguments[1]: is no string: NVIDIA Skyhook refuses the package",
+            ],
+        ),
+        (
+            |v| v["modes"]["apply"][0]["env"] = json!({"A": "a", "B": true}),
+            &["warning: modes.apply[0].env.B: is no string: NVIDIA Skyhook refuses the package"],
+        ),
+        (
+            |v| v["modes"]["apply"][0]["returncodes"] = json!([0, 1, 3, 77]),
+            &[
+                "warning: modes.apply[0].returncodes: has 3, 77, for which NVIDIA Skyhook sees 1: there the step fails",
+            ],
+        ),
+        (
+            |v| v["modes"]["apply"][0]["returncodes"] = json!([0, -1, 256]),
+            &["warning: modes.apply[0].returncodes: has -1, 256, with which no program ends"],
+        ),
+        (
             |v| v["modes"]["aply"] = json!([]),
             &["warning: modes.aply: is not a mode: no stage runs its steps"],
         ),
@@ -176,6 +204,37 @@ fn each_rule_names_its_field() {
             report.errors().count() > 0,
             "row {index}"
         );
+    }
+}
+
+/// The place of a JSON pointer, which need not exist.
+fn place<'a>(value: &'a mut Value, pointer: &str) -> &'a mut Value {
+    let keys = pointer.split('/').skip(1);
+    keys.fold(value, |place, key| match key.parse::<usize>() {
+        Ok(index) => &mut place[index],
+        Err(_) => &mut place[key],
+    })
+}
+
+/// The table that the JSON Schema for editors is held against in `oci/schema`.
+#[test]
+fn the_check_says_what_the_table_says() {
+    let table = concat!(env!("CARGO_MANIFEST_DIR"), "/schema/cases.json");
+    let table: Value = serde_json::from_slice(&std::fs::read(table).unwrap()).unwrap();
+    for case in table["cases"].as_array().unwrap() {
+        let mut value = table["good"].clone();
+        for (pointer, new) in case["set"].as_object().into_iter().flatten() {
+            *place(&mut value, pointer) = new.clone();
+        }
+        let removed = case["remove"].as_str();
+        if let Some((parent, key)) = removed.and_then(|it| it.rsplit_once('/')) {
+            let parent = place(&mut value, parent).as_object_mut();
+            assert!(parent.unwrap().remove(key).is_some(), "{case}");
+        }
+        let report = run(&value);
+        let problems = texts(&report.problems);
+        let is_refused = case["refused"] != "nobody";
+        assert_eq!(report.config.is_none(), is_refused, "{case}: {problems:?}");
     }
 }
 

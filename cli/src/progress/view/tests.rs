@@ -51,6 +51,7 @@ fn shown(is_terminal: bool, width: usize, with_nodes: bool) -> Shown {
             is_terminal,
             colours: false,
             width,
+            ..Screen::default()
         },
         now: at("10:00:00"),
         with_nodes,
@@ -99,6 +100,26 @@ gpu-init  in_progress  3/8    2        ███░░░░░░░  37%  aa:�
         line.starts_with("\u{1b}[33mgpu-init") && line.ends_with("\u{1b}[0m"),
         "{line:?}"
     );
+}
+
+/// What matters most is in the last columns.
+#[test]
+fn long_names_leave_room_for_what_a_node_waits_for() {
+    let mut long = rollout();
+    for working in &mut long.working {
+        working.node = format!("{}.eu-central-1.compute.internal", working.node);
+    }
+    let want = "\
+WORKING                     PHASE          PACKAGE   STAGE  FOR  WAITS FOR
+-------                     -----          -------   -----  ---  ---------
+worker-4.eu-central-1.com…  AwaitingDrain  aa|1.0.0  apply  45s  2 pods, db/pg-0
+worker-5.eu-central-1.com…  AwaitingAgent
+";
+    let text = shown(true, 80, true).text(std::slice::from_ref(&long));
+    assert!(text.contains(want), "{text}");
+    let narrow = shown(true, 60, true).text(&[long]);
+    let want = "\nworker-4.eu…  AwaitingDr…  aa|1.0.0  apply  45s  2 pods, db…\n";
+    assert!(narrow.contains(want), "{narrow}");
 }
 
 #[test]

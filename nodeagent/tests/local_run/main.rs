@@ -16,6 +16,12 @@ use nix::unistd::Pid;
 use skyhook_testkit::is_root;
 use tempfile::TempDir;
 
+mod fresh;
+mod output;
+mod reboot;
+mod skyhook;
+mod validate;
+
 fn agent(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_skyhook-agent"))
         .args(args)
@@ -88,30 +94,6 @@ fn root() -> TempDir {
 }
 
 #[test]
-fn validate_says_what_is_wrong_and_where() {
-    let package = package("echo no interpreter\r\n");
-    let output = agent(&["validate", package.path().to_str().unwrap()]);
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
-    assert!(
-        said.contains("warning: modes.apply[0].path: step.sh has no #! line"),
-        "{said}"
-    );
-    assert!(said.contains("CRLF"), "{said}");
-    assert!(said.contains("is not executable"), "{said}");
-
-    let config = package.path().join("config.json");
-    let broken = fs::read_to_string(&config)
-        .unwrap()
-        .replace("\"1.2.3\"", "\"v1\"");
-    fs::write(&config, broken).unwrap();
-    let output = agent(&["validate", package.path().to_str().unwrap()]);
-    let said = text(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("error: package_version"), "{said}");
-}
-
-#[test]
 fn a_dry_run_says_what_would_run_and_runs_nothing() {
     let package = package("#!/bin/bash\n");
     let root = root();
@@ -148,6 +130,14 @@ fn install(root: &Path, program: &str) {
     }
 }
 
+/// A root directory in which scripts run.
+fn root_with_bash() -> TempDir {
+    let root = root();
+    install(root.path(), "/bin/bash");
+    fs::create_dir_all(root.path().join("dev")).unwrap();
+    root
+}
+
 #[test]
 fn an_install_and_an_upgrade_under_a_root() {
     if !is_root("an_install_and_an_upgrade_under_a_root") {
@@ -157,9 +147,7 @@ fn an_install_and_an_upgrade_under_a_root() {
         "#!/bin/bash\necho \"$* $FROM_STEP $PREVIOUS_VERSION $CURRENT_VERSION $(</etc/a/file) $(<configmaps/key) $SKYHOOK_NODE_ORDER\" >>/log\n\
          [[ $1 == apply ]] && exit 3\n[[ $FAIL != \"$1\" ]]\n",
     );
-    let root = root();
-    install(root.path(), "/bin/bash");
-    fs::create_dir_all(root.path().join("dev")).unwrap();
+    let root = root_with_bash();
     fs::write(package.path().join("key"), "value").unwrap();
     let run = |more: &[&str]| {
         let mut command = configured_run(package.path(), root.path());
@@ -214,12 +202,18 @@ fn stubborn() -> (TempDir, TempDir) {
     let package = package(
         "#!/bin/bash\ntrap 'echo told >>/log; exit 0' TERM\n: >/begun\nwhile :; do sleep 0.1; done\n",
     );
-    let root = root();
-    install(root.path(), "/bin/bash");
+    let root = root_with_bash();
     install(root.path(), "/bin/sleep");
-    fs::create_dir_all(root.path().join("dev")).unwrap();
     fs::write(package.path().join("key"), "value").unwrap();
     (package, root)
+}
+
+fn await_file(file: &Path) {
+    let begin = Instant::now();
+    while !file.exists() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it never began");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -251,11 +245,7 @@ fn a_signal_ends_the_step_and_leaves_nothing() {
             .env("TMPDIR", temporary.path())
             .spawn()
             .unwrap();
-        let begin = Instant::now();
-        while !root.path().join("begun").exists() {
-            assert!(begin.elapsed() < Duration::from_secs(60), "it never began");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        await_file(&root.path().join("begun"));
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
         let status = child.wait().unwrap();
         assert_eq!(status.code(), Some(1), "{signal}");
