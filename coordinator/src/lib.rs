@@ -13,5 +13,6 @@ pub mod publish;
 pub mod report;
 pub mod role;
 pub mod run;
+pub mod server;
 pub mod uninstall;
 pub mod watch;

@@ -98,6 +98,17 @@ impl Inflight {
         since.map(|(_, since)| *since + STALE)
     }
 
+    /// How long the watches have not delivered a write that the API server has confirmed: the longest such time, and at most
+    /// [`STALE`].
+    #[must_use]
+    pub fn lag(&self, now: Mono) -> Duration {
+        let objects = self.stale.values().chain(self.removed.values());
+        let objects = objects.map(|(_, since)| *since);
+        let creates = self.creating.values().filter_map(|one| one.answered);
+        let since = objects.chain(creates).min();
+        since.map_or(Duration::ZERO, |since| now.since(since).min(STALE))
+    }
+
     /// A write begins.
     pub(crate) fn begins(&mut self, effect: &Effect) {
         self.busy.insert(effect.target());

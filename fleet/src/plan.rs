@@ -25,6 +25,7 @@ pub mod standing;
 pub mod status;
 pub(crate) mod taint;
 mod takeover;
+pub mod tallies;
 mod verdict;
 
 use std::borrow::Cow;
@@ -43,7 +44,7 @@ use crate::settings::Settings;
 use cache::{Cache, Counted, Rest};
 use cause::Cause;
 use ledger::Ledger;
-pub use status::{CompartmentCounts, Fleet, SkyhookCounts};
+pub use status::{BatchCounts, CompartmentCounts, Fleet, SkyhookCounts};
 pub(crate) use status::{DELETION_BLOCKED, INVALID, NOT_FOUND, STOPPED, names_of};
 
 /// The time, as data.

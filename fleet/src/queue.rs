@@ -105,6 +105,18 @@ impl Queue {
         Self(classes)
     }
 
+    /// How many effects wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.values().map(VecDeque::len).sum()
+    }
+
+    /// True when no effect waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Takes the next effect, of the first class that may start one.
     pub fn next(&mut self, may_start: impl Fn(Class) -> bool) -> Option<Effect> {
         Class::ALL

@@ -65,6 +65,17 @@ pub struct Session<'a> {
     refusals: BTreeMap<Target, (Duration, Mono)>,
 }
 
+/// How many effects are decided and not carried out yet, by what holds them back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldBack {
+    /// They wait for a slot for writes.
+    pub queued: usize,
+    /// The last attempt was refused or failed.
+    pub refused: usize,
+    /// They would repeat a write that somebody undoes.
+    pub repeated: usize,
+}
+
 /// Why an effect is not carried out now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Held {
@@ -129,13 +140,13 @@ impl<'a> Session<'a> {
     }
 
     /// Makes a pass: makes a plan, and replaces the queue with its effects. Does nothing if nothing has changed since
-    /// the last pass and nothing is due.
-    pub fn pass(&mut self, now: Now) {
+    /// the last pass and nothing is due. Returns true if a plan was made.
+    pub fn pass(&mut self, now: Now) -> bool {
         let is_due = self.wake_at(now.mono).is_some_and(|at| at <= now.mono);
         self.expire(now.mono);
         let seen = self.index.picture().changed();
         if self.planned == Some(seen) && !is_due {
-            return;
+            return false;
         }
         // Thousands of effects may wait that the plan decides anew. They are not kept beside the new ones.
         self.queue = Queue::default();
@@ -144,6 +155,7 @@ impl<'a> Session<'a> {
         self.plan_wakes_at = plan.wake_at;
         self.fleet = Arc::new(plan.fleet);
         self.planned = Some(seen);
+        true
     }
 
     /// When the next pass is due at the latest: at the time that the last plan asked for, or when a write that waits
@@ -165,6 +177,16 @@ impl<'a> Session<'a> {
     #[must_use]
     pub fn fleet(&self) -> Arc<Fleet> {
         Arc::clone(&self.fleet)
+    }
+
+    /// What is decided and not carried out yet.
+    #[must_use]
+    pub fn held_back(&self) -> HeldBack {
+        HeldBack {
+            queued: self.queue.len(),
+            refused: self.retry_at.len(),
+            repeated: self.paced.len(),
+        }
     }
 
     /// How many results the last pass computed anew.

@@ -196,3 +196,17 @@ fn the_time_of_a_write_is_remembered_for_a_while() {
     inflight.expire(at(1) + REMEMBERED);
     assert_eq!(inflight.written(&target), None);
 }
+
+#[test]
+fn the_lag_is_that_of_the_oldest_write_that_no_watch_has_delivered() {
+    let mut inflight = Inflight::default();
+    let mut picture = Picture::default();
+    assert_eq!(inflight.lag(at(1)), Duration::ZERO);
+    inflight.begins(&reserve());
+    assert_eq!(inflight.lag(at(1)), Duration::ZERO, "nothing is confirmed");
+    inflight.awaits(&reserve(), &picture, at(1));
+    assert_eq!(inflight.lag(at(3)), 2 * SECOND);
+    assert_eq!(inflight.lag(at(60)), STALE);
+    inflight.saw(&picture.lease(lease("one", "1")), at(4));
+    assert_eq!(inflight.lag(at(4)), Duration::ZERO);
+}

@@ -18,6 +18,7 @@ use super::node_order::Claim;
 use super::reason::Reason;
 use super::standing::Standing;
 use super::status::StatusKey;
+use super::tallies::{leases, packages};
 use crate::clocks::Mono;
 use crate::picture::{NodeId, Tick};
 
@@ -149,6 +150,7 @@ pub(super) enum LeaseBits {
         order: Option<i64>,
         /// It is not granted, and of no batch.
         waits: bool,
+        bits: leases::Bits,
     },
 }
 
@@ -227,6 +229,8 @@ pub(super) struct Column {
     /// A number that changes whenever the key changes.
     pub(super) version: u64,
     pub(super) cells: Vec<Cell>,
+    /// What Nodes say about the Skyhook's packages.
+    pub(super) shapes: packages::Shapes,
     /// What the Skyhook's status was computed from, when the computed status was equal to the stored one.
     pub(super) status: Option<StatusKey>,
 }
@@ -270,6 +274,8 @@ pub(super) struct Cell {
     /// A digest of the facts about the Node and its lease that the Skyhook's status uses. It is also set for nodes that
     /// are not selected.
     pub(super) print: u64,
+    /// What the Node says about the Skyhook's packages; 0 for a node that is not selected.
+    pub(super) shape: packages::Number,
     pub(super) shown: Option<ShownCell>,
 }
 

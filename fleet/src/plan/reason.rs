@@ -48,6 +48,47 @@ pub enum ReasonCode {
 }
 
 impl ReasonCode {
+    /// All of them, in their order.
+    pub const ALL: [Self; 37] = [
+        Self::AgentNotResponding,
+        Self::AgentTooOld,
+        Self::AutoTaintPending,
+        Self::AwaitingAgent,
+        Self::AwaitingDrain,
+        Self::AwaitingInterrupt,
+        Self::AwaitingNode,
+        Self::BatchUnderWay,
+        Self::BudgetExhausted,
+        Self::BudgetZero,
+        Self::ClusterBudgetExhausted,
+        Self::ControlPlane,
+        Self::Deleted,
+        Self::DependencyUninstalled,
+        Self::DeploymentPolicyInvalid,
+        Self::DeploymentPolicyNotFound,
+        Self::Disabled,
+        Self::DrainTimedOut,
+        Self::Draining,
+        Self::EarlierSkyhook,
+        Self::GaveUp,
+        Self::HostReplaced,
+        Self::InsufficientResources,
+        Self::NewerVersion,
+        Self::NodeIgnored,
+        Self::NodeLeased,
+        Self::NodeNotReturning,
+        Self::NodeNotSupported,
+        Self::NodeStateMalformed,
+        Self::PackageErroring,
+        Self::Paused,
+        Self::Preparing,
+        Self::ResultDoesNotMatch,
+        Self::RolloutStateRefused,
+        Self::RolloutStopped,
+        Self::Settling,
+        Self::TaintNotTolerable,
+    ];
+
     /// True when the node is left alone for a while, and is tried again then.
     #[must_use]
     pub const fn is_back_off(self) -> bool {

@@ -9,6 +9,7 @@ use super::ledger::Selected;
 use super::pacing::{self, Pacing, Place};
 use super::rollouts::Batches;
 use super::standing::{self, Held, Standing};
+use super::tallies::leases::Bits;
 use super::{View, cordon, leftovers, node_order, reapply, taint, takeover};
 use crate::clocks::Mono;
 use crate::facts::{Checked, Goal, LeaseFact, NodeFact, SkyhookFact};
@@ -207,6 +208,7 @@ fn node(view: &View<'_>, name: &str, names: &mut Names) -> NodeCell {
                 compartment: names.number(&lease.spec.compartment),
                 order: lease.spec.order,
                 waits: lease.spec.granted.is_none() && lease.spec.batch.is_none(),
+                bits: Bits::of(lease),
             },
         }),
         creating: view.inflight.creating(name).is_some(),
@@ -269,6 +271,9 @@ fn cells(
             };
             let node = view.picture.nodes().get(*name);
             *cell = node.map_or_else(Cell::default, |node| judge(view, skyhook, node, held));
+            let record = node.map(|node| node.record(&skyhook.name));
+            let record = record.filter(|_| cell.standing.is_some());
+            cell.shape = record.map_or(0, |record| column.shapes.number(record));
             cell.after_order = node_order::after(view, &skyhook.name, name, node);
             cell.key = key;
             cache.counted.cells += 1;

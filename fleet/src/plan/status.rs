@@ -32,8 +32,8 @@ use crate::effect::{Effect, Target};
 use crate::facts::{Goal, NodeFact, SkyhookFact};
 use crate::picture::{NodeId, Tick};
 pub(crate) use compartments::{INVALID, NOT_FOUND, STOPPED};
-use counts::Counts;
-pub use counts::{CompartmentCounts, Fleet, SkyhookCounts};
+pub use counts::{BatchCounts, CompartmentCounts, Fleet, SkyhookCounts};
+use counts::{Census, Counts};
 use installed::Installed;
 pub(crate) use message::names_of;
 pub(super) use message::{MAX_REASON, cut};
@@ -59,7 +59,7 @@ pub(super) fn skyhooks(
     cache: &mut Cache,
     draft: &mut Draft<'_>,
 ) -> Fleet {
-    let mut fleet = Fleet::default();
+    let mut census = Census::new(view, order, ledger, cache);
     for row in rows {
         let skyhook = row.skyhook;
         let batches = row.batches.as_ref();
@@ -70,12 +70,12 @@ pub(super) fn skyhooks(
         let target = Target::Skyhook(skyhook.name.clone());
         let is_listing = row.batches.as_ref().is_some_and(|all| all.is_listing);
         if view.inflight.is_unsettled(&target) || is_listing {
-            fleet.take(row, counts, ledger);
+            census.take(row, counts, cache);
             continue;
         }
         if skyhook.goal() == Goal::Nothing {
             deleting(view, skyhook, draft);
-            fleet.take(row, counts, ledger);
+            census.take(row, counts, cache);
             continue;
         }
         let turning = skyhook.status.as_ref().is_none_or(|current| {
@@ -107,9 +107,9 @@ pub(super) fn skyhooks(
                 });
             }
         }
-        fleet.take(row, counts, ledger);
+        census.take(row, counts, cache);
     }
-    fleet
+    census.finish()
 }
 
 /// Everything that a status is computed from, in short form.

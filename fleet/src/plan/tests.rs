@@ -19,6 +19,7 @@ mod cordons;
 mod deletion;
 mod drains;
 mod endings;
+mod figures;
 mod given_up;
 mod host;
 mod joining;

@@ -294,6 +294,12 @@ fn no_second_write_begins_before_the_time_that_the_first_answer_asked_for() {
     session.settle(&first, busy(Duration::from_secs(2)), Mono::ZERO);
     // A shorter wait that is asked for later does not end the longer one.
     session.settle(&first, busy(Duration::from_secs(1)), Mono::ZERO);
+    let held = HeldBack {
+        queued: 39,
+        refused: 1,
+        repeated: 0,
+    };
+    assert_eq!(session.held_back(), held);
     for millis in (0..2_000).step_by(100) {
         let now = Mono::after(Duration::from_millis(millis));
         assert_eq!(session.begin_next(now), None, "after {millis} ms");

@@ -13,6 +13,8 @@ use crate::plan::ledger::Ledger;
 use crate::plan::reason::ReasonCode;
 use crate::plan::scan::Row;
 
+/// Says since when the Skyhook has its status.
+pub(super) const TRANSITION: &str = "skyhook.nvidia.com/Transition";
 /// Most conditions in a status. Our conditions come first, then conditions of others.
 const MAX_CONDITIONS: usize = 20;
 /// Longest message of the condition Ready, in bytes.
@@ -115,7 +117,7 @@ fn transition(
         && current.status != wanted.status;
     turns.then(|| {
         Wanted::new(
-            "skyhook.nvidia.com/Transition",
+            TRANSITION,
             wanted.status == Status::Complete,
             wanted.status.as_str(),
             format!("Transitioned [{}] -> [{}]", current.status, wanted.status),

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::index::Change;
+use crate::plan::BatchCounts;
 use crate::plan::cache::{Cache, Counted};
 use crate::plan::reason::ReasonCode;
+use crate::plan::tallies::leases::{LeaseCounts, LeasePhase};
 
 const NODES: usize = 300;
 
@@ -230,19 +232,40 @@ fn the_fleet_is_counted_whatever_is_written() {
     let fleet = plan(&index.view(&settings, now)).fleet;
     let in_progress = skyhook_crds::Status::InProgress;
     let waiting = skyhook_crds::Status::Waiting;
-    let compartment = |used| CompartmentCounts {
+    let compartment = |used, in_progress| CompartmentCounts {
         ceiling: NODES,
         used,
+        matched: NODES,
+        in_progress,
+        complete: 0,
+        strategy: "fixed",
+        batches: BatchCounts {
+            current: 1,
+            ..BatchCounts::default()
+        },
     };
     let counts = |status, reason, used| SkyhookCounts {
         status,
+        since: None,
         nodes: NODES,
         by_status: [(status, NODES)].into(),
         by_reason: [(reason, NODES)].into(),
-        compartments: [("__default__".to_owned(), compartment(used))].into(),
+        packages: BTreeMap::new(),
+        packages_omitted: 0,
+        leases: LeaseCounts {
+            by_phase: [(LeasePhase::Preparing, (used, None))]
+                .into_iter()
+                .filter(|_| used > 0)
+                .collect(),
+            ..LeaseCounts::default()
+        },
+        policy: "legacy".to_owned(),
+        compartments: [("__default__".to_owned(), compartment(used, used))].into(),
     };
     let want = Fleet {
         slots_used: NODES,
+        slots: None,
+        leases_unreadable: 0,
         skyhooks: [
             (
                 "s".to_owned(),
