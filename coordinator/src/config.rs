@@ -68,6 +68,14 @@ pub struct Settings {
     /// Address for /readyz and /livez; unset serves none.
     #[arg(long, env = "PROBE_ADDRESS")]
     pub probe_address: Option<std::net::SocketAddr>,
+
+    /// Address for /metrics; unset serves none.
+    #[arg(long, env = "METRICS_ADDRESS")]
+    pub metrics_address: Option<std::net::SocketAddr>,
+
+    /// Serve what NodeWright measures under its names as well.
+    #[arg(long, env = "NODEWRIGHT_METRICS", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub nodewright_metrics: bool,
 }
 
 impl Settings {

@@ -8,6 +8,7 @@ pub mod apply;
 pub mod config;
 pub mod debounce;
 pub mod leadership;
+pub mod metrics;
 pub mod probe;
 pub mod publish;
 pub mod report;

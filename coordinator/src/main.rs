@@ -1,11 +1,17 @@
 //! `skyhook-coordinator`: parses flags, sets logging up, runs the loop until it is told to stop.
 
+#![expect(clippy::disallowed_methods, reason = "the shell owns the clock")]
+
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use k8s_openapi::jiff::Timestamp;
+use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use skyhook_coordinator::config::Settings;
+use skyhook_coordinator::metrics::Metrics;
+use skyhook_coordinator::metrics::requests::Counting;
 use skyhook_coordinator::run;
 use skyhook_coordinator::uninstall::removal::{self, RemovalArgs};
 use skyhook_coordinator::uninstall::{self, CleanupArgs};
@@ -51,17 +57,20 @@ fn main() -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?
         .block_on(async {
+            let metrics = Metrics::new(settings.nodewright_metrics);
             match command {
-                None => serve(settings).await,
+                None => serve(settings, metrics).await,
                 Some(Command::Cleanup(args)) => {
-                    uninstall::run(client().await?, &settings, &args).await
+                    uninstall::run(client(&metrics).await?, &settings, &args).await
                 }
-                Some(Command::FinishRemoval(args)) => removal::run(client().await?, &args).await,
+                Some(Command::FinishRemoval(args)) => {
+                    removal::run(client(&metrics).await?, &args).await
+                }
             }
         })
 }
 
-async fn client() -> anyhow::Result<Client> {
+async fn client(metrics: &Metrics) -> anyhow::Result<Client> {
     let mut config = Config::infer()
         .await
         .context("find the API server (KUBECONFIG, or the pod's service account)")?;
@@ -70,14 +79,16 @@ async fn client() -> anyhow::Result<Client> {
     config.default_retry = false;
     // A watch whose connection is lost says nothing. A healthy watch gets a bookmark every minute.
     config.read_timeout = Some(WATCH_SILENCE);
-    Client::try_from(config).context("build the API client")
+    let builder = ClientBuilder::try_from(config).context("build the API client")?;
+    let counting = Counting(metrics.clone());
+    Ok(builder.with_layer(&counting).build())
 }
 
 /// How long a connection to the API server may be silent.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
 
-async fn serve(settings: Settings) -> anyhow::Result<()> {
-    let client = client().await?;
+async fn serve(settings: Settings, metrics: Metrics) -> anyhow::Result<()> {
+    let client = client(&metrics).await?;
     let (stop, stopped) = watch::channel(false);
     let (ready, is_ready) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -85,12 +96,20 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
     if let Some(address) = settings.probe_address {
         tokio::spawn(skyhook_coordinator::probe::serve(address, is_ready));
     }
+    if let Some(address) = settings.metrics_address {
+        let scraped = metrics.clone();
+        tokio::spawn(skyhook_coordinator::metrics::serve(
+            address,
+            scraped,
+            Timestamp::now,
+        ));
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         identity = settings.identity,
         "started"
     );
-    let running = run::run(client, &settings, stopped, ready);
+    let running = run::run(client, &settings, &metrics, stopped, ready);
     tokio::pin!(running);
     let result = tokio::select! {
         result = &mut running => result,

@@ -17,6 +17,7 @@ use crate::apply::Applier;
 use crate::config::Settings;
 use crate::debounce::Debounce;
 use crate::leadership::Leadership;
+use crate::metrics::{Metrics, Pass};
 use crate::publish::Publisher;
 use crate::report::Report;
 use crate::role;
@@ -39,12 +40,13 @@ const FAREWELL: Duration = Duration::from_secs(10);
 pub async fn run(
     client: Client,
     settings: &Settings,
+    metrics: &Metrics,
     mut stop: channel::Receiver<bool>,
     ready: channel::Sender<bool>,
 ) -> anyhow::Result<()> {
     let mut leadership = leadership(&client, settings);
     let (sender, mut changes) = mpsc::channel(1024);
-    let mut watches = watch::all(&client, &settings.namespace, &sender);
+    let mut watches = watch::all(&client, &settings.namespace, &sender, metrics);
     let references = spawn_keepers(&client, settings, &sender, &mut watches);
     let deciding = settings.fleet();
     let mut state = Loop {
@@ -52,6 +54,7 @@ pub async fn run(
         publisher: Publisher::new(client.clone(), &settings.identity),
         bound: Bound::default(),
         report: Report::default(),
+        metrics: metrics.clone(),
         applier: Applier::new(client, &settings.namespace, &settings.identity),
         started: Instant::now(),
         debounce: Debounce::default(),
@@ -101,6 +104,7 @@ pub async fn run(
             // The picture is kept up to date, so that this replica can lead at once without a new list.
             wake_at = None;
             state.session.rest(now.mono);
+            metrics.rests();
             continue;
         }
         wake_at = state.decide(now, &mut writes);
@@ -162,6 +166,7 @@ struct Loop<'a> {
     publisher: Publisher,
     bound: Bound,
     report: Report,
+    metrics: Metrics,
     started: Instant,
     debounce: Debounce,
 }
@@ -209,15 +214,29 @@ impl Loop<'_> {
 
     /// Makes a pass, and starts writes. Returns when the next pass is due.
     fn decide(&mut self, now: Now, writes: &mut Writes) -> Option<Mono> {
-        self.session.pass(now);
-        self.debounce.passed(now.mono, self.now().mono);
+        let planned = self.session.pass(now);
+        let end = self.now().mono;
+        self.debounce.passed(now.mono, end);
+        if planned {
+            self.metrics.planned(end.since(now.mono));
+        }
         self.launch(writes);
+        self.measure(now);
         self.report_writes(now.mono);
         let sums = self.bound.sum_up(now.mono);
         self.publisher.send(sums);
         let wakes = self.session.wake_at(now.mono).into_iter();
         let wakes = wakes.chain(self.bound.due());
         wakes.chain(self.report.due()).min()
+    }
+
+    fn measure(&self, now: Now) {
+        let pass = Pass {
+            fleet: self.session.fleet(),
+            held_back: self.session.held_back(),
+            lag: self.session.index().inflight().lag(now.mono),
+        };
+        self.metrics.passed(pass, now.wall);
     }
 
     fn report_writes(&mut self, now: Mono) {
@@ -238,6 +257,7 @@ impl Loop<'_> {
                 Ok(effect) => effect,
                 Err((effect, rule)) => {
                     tracing::error!(effect = effect.kind(), target = ?effect.target(), %rule, "refused: the effect would break a safety rule");
+                    self.metrics.is_unsafe(&effect);
                     continue;
                 }
             };
@@ -261,6 +281,7 @@ impl Loop<'_> {
     fn settle(&mut self, effect: &Effect, outcome: Outcome, events: Vec<EventFact>) {
         let target = effect.target();
         let mono = self.now().mono;
+        self.metrics.ended(effect, &outcome);
         match &outcome {
             Outcome::Done(_) => {
                 self.report.wrote(effect, mono);

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{Settings, duration};
+use crate::metrics::Metrics;
 use crate::run;
 use skyhook_fleet::facts::{WireLease, WirePolicy, WireSkyhook};
 use sweep::{all, delete, each, forgive, merge, strip};
@@ -79,7 +80,8 @@ pub async fn run(client: Client, settings: &Settings, args: &CleanupArgs) -> any
     };
     let (stop, stopped) = watch::channel(false);
     let (ready, _) = watch::channel(false);
-    let coordinating = run::run(client.clone(), &settings, stopped, ready);
+    let metrics = Metrics::new(false);
+    let coordinating = run::run(client.clone(), &settings, &metrics, stopped, ready);
     tokio::pin!(coordinating);
     let cleaning = clean(&client, &settings.namespace, args.timeout);
     tokio::pin!(cleaning);

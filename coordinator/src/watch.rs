@@ -13,6 +13,7 @@ use skyhook_crds::names;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::metrics::Metrics;
 use skyhook_fleet::facts::{WireLease, WireNode, WirePolicy, WireRollout, WireSkyhook};
 use skyhook_fleet::index::{Change, Kind};
 
@@ -20,9 +21,14 @@ use skyhook_fleet::index::{Change, Kind};
 ///
 /// Guarantees: the changes of one kind come in the order of the API server's stream. After a break, the kind is listed
 /// again with a consistent read, between `ListBegins` and `Synced`.
-pub fn all(client: &Client, namespace: &str, changes: &mpsc::Sender<Change>) -> JoinSet<()> {
+pub fn all(
+    client: &Client,
+    namespace: &str,
+    changes: &mpsc::Sender<Change>,
+    metrics: &Metrics,
+) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let sender = || changes.clone();
+    let sender = || (changes.clone(), metrics.clone());
     tasks.spawn(follow::<WireNode>(
         Api::all(client.clone()),
         watcher::Config::default(),
@@ -78,7 +84,7 @@ async fn follow<K>(
     api: Api<K>,
     config: watcher::Config,
     kind: Kind,
-    changes: mpsc::Sender<Change>,
+    (changes, metrics): (mpsc::Sender<Change>, Metrics),
     changed: fn(K) -> Change,
     gone: fn(String) -> Change,
 ) where
@@ -93,6 +99,7 @@ async fn follow<K>(
             Ok(Event::InitDone) => Change::Synced(kind),
             Err(error) => {
                 tracing::warn!(?kind, %error, "watch broke; it is taken up again");
+                metrics.broke(kind);
                 let Some(why) = unlistable(&error) else {
                     continue;
                 };

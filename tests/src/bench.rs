@@ -9,6 +9,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
 use skyhook_coordinator::config::Settings;
+use skyhook_coordinator::metrics::Metrics;
 use skyhook_crds::Skyhook;
 use skyhook_integration::controlplane::{ControlPlane, Options};
 use skyhook_integration::rollout;
@@ -150,6 +151,8 @@ pub fn boot_id(node: &str) -> String {
 /// A coordinator in this process.
 #[derive(Debug)]
 pub struct InProcess {
+    /// What it measures, but for requests.
+    pub metrics: Metrics,
     stop: watch::Sender<bool>,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -160,6 +163,7 @@ impl InProcess {
     pub fn none() -> Self {
         let (stop, _) = watch::channel(true);
         Self {
+            metrics: Metrics::new(false),
             stop,
             task: tokio::spawn(async { Ok(()) }),
         }
@@ -170,10 +174,16 @@ impl InProcess {
     pub fn start(client: Client, settings: Settings) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (ready, _) = watch::channel(false);
+        let metrics = Metrics::new(settings.nodewright_metrics);
+        let shared = metrics.clone();
         let task = tokio::spawn(async move {
-            skyhook_coordinator::run::run(client, &settings, stopped, ready).await
+            skyhook_coordinator::run::run(client, &settings, &shared, stopped, ready).await
         });
-        Self { stop, task }
+        Self {
+            metrics,
+            stop,
+            task,
+        }
     }
 
     /// Stops it as SIGTERM would. One that has not ended after half a minute never will.
