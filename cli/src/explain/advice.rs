@@ -227,6 +227,7 @@ mod tests {
 
     /// Every word that the coordinator writes has something that helps, or needs nothing.
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn every_reason_is_known() {
         let place = Place {
             namespace: "skyhook",
