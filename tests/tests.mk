@@ -1,4 +1,4 @@
-.PHONY: bench-scale bench-plan
+.PHONY: bench-scale bench-plan bench-metrics
 
 # N nodes, P packages, SKYHOOKS Skyhooks at once; UPGRADE=0 ends after the roll-out. POLICY=1 paces it by a policy with four
 # compartments, and ends after the roll-out as well.
@@ -9,3 +9,7 @@ bench-scale: controlplane build release
 # The planner alone on N nodes.
 bench-plan: setup
 	@N=$(or $(N),10000) cargo run --release -p skyhook-tests --bin bench_plan
+
+# A scrape of the coordinator with N nodes and five Skyhooks.
+bench-metrics: setup
+	@N=$(or $(N),10000) cargo run --release -p skyhook-tests --bin bench_metrics

@@ -30,6 +30,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "skyhook.fullname" . }}-controller-manager
 {{- end }}
 
+{{- define "skyhook.metrics" -}}
+{{ include "skyhook.fullname" . }}-metrics
+{{- end }}
+
 {{- define "skyhook.agent" -}}
 {{ include "skyhook.fullname" . }}-agent
 {{- end }}

@@ -219,6 +219,8 @@ async fn each_value_changes_what_it_says() -> Result<()> {
         "agent.imageCredentialProviderConfig",
         "agent.imageCredentialProviderBinDir",
         "controllerManager.manager.env.leaderElection",
+        "metrics.serviceMonitor.interval",
+        "metrics.serviceMonitor.labels",
     ];
     let schema = schema()?;
     let without = accepted()?;

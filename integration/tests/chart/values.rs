@@ -111,6 +111,18 @@ async fn unknown_and_wrong_values_are_refused_by_name() -> Result<()> {
             "'/controllerManager/manager/env/probePort'",
         ),
         (
+            "controllerManager.manager.env.metricsPort=8080",
+            "'/controllerManager/manager/env/metricsPort'",
+        ),
+        (
+            "controllerManager.manager.env.metricsPort=:8081",
+            "metricsPort and controllerManager.manager.env.probePort have to differ",
+        ),
+        (
+            "metrics.serviceMonitor.enabled=true,metricsService.enabled=false",
+            "metrics.serviceMonitor.enabled needs metricsService.enabled",
+        ),
+        (
             "fullnameOverride=Packages",
             "'/fullnameOverride': 'Packages'",
         ),

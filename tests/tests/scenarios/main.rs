@@ -21,6 +21,7 @@ mod adoption;
 mod deletions;
 mod drains;
 mod interrupts;
+mod metrics;
 mod nodes;
 mod order;
 mod taints;
@@ -102,6 +103,13 @@ async fn deletions() -> anyhow::Result<()> {
     deletions::made_anew(&mut world, &leases)
         .await
         .context("made anew")?;
+    world.coordinator.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_through_a_rollout() -> anyhow::Result<()> {
+    let mut world = World::start(Settings::default()).await?;
+    metrics::through_a_rollout(&mut world).await?;
     world.coordinator.stop().await
 }
 
