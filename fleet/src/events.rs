@@ -122,10 +122,7 @@ pub fn events(index: &Index, effect: &Effect) -> Vec<EventFact> {
             };
             of_lease(index, node, "LeaseAbandoned", note)
         }
-        Effect::ReleaseSkyhook { name, at, .. } => {
-            let left = of_invalid(index, name, &at.uid);
-            left.into_iter().collect()
-        }
+        Effect::ReleaseSkyhook { name, at, .. } => Vec::from_iter(of_invalid(index, name, &at.uid)),
         _ => Vec::new(),
     }
 }

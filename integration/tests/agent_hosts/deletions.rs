@@ -151,6 +151,33 @@ async fn nothing_is_left(cluster: &Cluster, host: &Host, image: &Image, names: &
     .await
 }
 
+/// A Skyhook that is being deleted and paused says so, and then that it is disabled; meanwhile nothing is done. Both are ended.
+async fn held_up(cluster: &Cluster, name: &str, workers: [&Worker; 2]) -> Result<()> {
+    let client = cluster.client();
+    for (key, reason) in [
+        (names::PAUSE, "PausedWithPendingUninstall"),
+        (names::DISABLE, "DisabledWithPendingUninstall"),
+    ] {
+        annotate(client.clone(), name, key, Some("true")).await?;
+        let is_blocked = |skyhook: &Skyhook| {
+            let mut conditions = skyhook.status.iter().flat_map(|s| &s.conditions);
+            conditions.any(|one| {
+                one.type_ == "DeletionBlocked" && one.status == "True" && one.reason == reason
+            })
+        };
+        let blocked = wait_for(client.clone(), name, reason, MINUTE, is_blocked).await;
+        blocked.with_context(|| cluster.logs())?;
+        sleep(Duration::from_secs(3)).await;
+        for worker in workers {
+            ensure!(steps(&worker.host)?.is_empty(), "{key} is obeyed");
+        }
+    }
+    for key in [names::DISABLE, names::PAUSE] {
+        annotate(client.clone(), name, key, None).await?;
+    }
+    Ok(())
+}
+
 /// Packages that can be uninstalled are, one node after the other and with their interrupt; nothing happens while the Skyhook
 /// is paused or disabled. What has no `uninstall` block stays on the host and on record.
 #[tokio::test(flavor = "multi_thread")]
@@ -185,27 +212,7 @@ async fn a_deleted_skyhook_is_uninstalled_first() -> Result<()> {
     let leases = LeaseRecorder::start(client.clone()).await?;
     annotate(client.clone(), name, names::PAUSE, Some("true")).await?;
     delete(client.clone(), name).await?;
-    for (key, reason) in [
-        (names::PAUSE, "PausedWithPendingUninstall"),
-        (names::DISABLE, "DisabledWithPendingUninstall"),
-    ] {
-        annotate(client.clone(), name, key, Some("true")).await?;
-        let is_blocked = |skyhook: &Skyhook| {
-            let mut conditions = skyhook.status.iter().flat_map(|s| &s.conditions);
-            conditions.any(|one| {
-                one.type_ == "DeletionBlocked" && one.status == "True" && one.reason == reason
-            })
-        };
-        let blocked = wait_for(client.clone(), name, reason, MINUTE, is_blocked).await;
-        blocked.with_context(|| cluster.logs())?;
-        sleep(Duration::from_secs(3)).await;
-        for worker in workers {
-            ensure!(steps(&worker.host)?.is_empty(), "{key} is obeyed");
-        }
-    }
-    for key in [names::DISABLE, names::PAUSE] {
-        annotate(client.clone(), name, key, None).await?;
-    }
+    held_up(&cluster, name, workers).await?;
     gone(&cluster, name).await?;
 
     for (worker, before) in workers.into_iter().zip(before) {

@@ -104,10 +104,8 @@ fn tampered(config: &Config, picture: &Picture) -> Rc<[Write]> {
                     lease.drain = DrainState::Draining;
                 }
             }
-            Some(Mutation::DeletedWithPackages) => {
-                if picture.skyhook.deleting && lease.is_none() {
-                    node.record = Content::NOTHING;
-                }
+            Some(Mutation::DeletedWithPackages) if picture.skyhook.deleting && lease.is_none() => {
+                node.record = Content::NOTHING;
             }
             Some(Mutation::EditOverwritten) => {
                 if let Some(mark) = &mut node.mark {
