@@ -41,6 +41,16 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Node,
+        Self::Skyhook,
+        Self::Lease,
+        Self::Revision,
+        Self::Policy,
+        Self::Rollout,
+    ];
+
     /// The kinds without which nothing is decided.
     pub(crate) const NEEDED: [Self; 5] = [
         Self::Node,

@@ -103,14 +103,7 @@ pub fn index(nodes: &[Value], skyhooks: &[Value], leases: &[Value], revisions: &
     for object in revisions {
         index.apply(Change::Revision(Box::new(decoded(object))), now);
     }
-    for kind in [
-        Kind::Node,
-        Kind::Skyhook,
-        Kind::Lease,
-        Kind::Revision,
-        Kind::Policy,
-        Kind::Rollout,
-    ] {
+    for kind in Kind::ALL {
         index.apply(Change::Synced(kind), now);
     }
     index

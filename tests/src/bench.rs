@@ -7,7 +7,8 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt as _};
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use skyhook_coordinator::config::Settings;
 use skyhook_coordinator::metrics::Metrics;
 use skyhook_crds::Skyhook;
@@ -146,6 +147,21 @@ fn node_info(name: &str) -> serde_json::Value {
 #[must_use]
 pub fn boot_id(node: &str) -> String {
     format!("boot-of-{node}")
+}
+
+/// The name of the `n`th node of a large fleet, as long as a cloud makes them.
+#[must_use]
+pub fn node_name(n: usize) -> String {
+    format!(
+        "ip-10-0-{:03}-{:03}.eu-central-1.compute.internal",
+        n / 250,
+        n % 250
+    )
+}
+
+/// What a watch would deliver for this object.
+pub fn decoded<T: DeserializeOwned>(object: Value) -> anyhow::Result<Box<T>> {
+    Ok(Box::new(serde_json::from_value(object)?))
 }
 
 /// A coordinator in this process.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use k8s_openapi::jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use skyhook_coordinator::metrics::{Metrics, Pass};
 use skyhook_crds::names;
@@ -19,6 +18,7 @@ use skyhook_fleet::plan::Now;
 use skyhook_fleet::plan::cache::Cache;
 use skyhook_fleet::session::HeldBack;
 use skyhook_fleet::settings::Settings;
+use skyhook_tests::bench::{decoded, node_name as name};
 
 const SKYHOOKS: usize = 5;
 const PACKAGES: [&str; 4] = ["drivers", "kernel", "network", "tuning"];
@@ -108,14 +108,7 @@ fn fleet(nodes: usize) -> anyhow::Result<Index> {
             index.apply(Change::Lease(decoded(lease(n, 1))?), AT);
         }
     }
-    for kind in [
-        Kind::Node,
-        Kind::Skyhook,
-        Kind::Lease,
-        Kind::Revision,
-        Kind::Policy,
-        Kind::Rollout,
-    ] {
+    for kind in Kind::ALL {
         index.apply(Change::Synced(kind), AT);
     }
     Ok(index)
@@ -164,16 +157,4 @@ fn lease(n: usize, version: usize) -> Value {
             "since": "1970-01-01T00:00:00Z",
         },
     })
-}
-
-fn name(n: usize) -> String {
-    format!(
-        "ip-10-0-{:03}-{:03}.eu-central-1.compute.internal",
-        n / 250,
-        n % 250
-    )
-}
-
-fn decoded<T: DeserializeOwned>(object: Value) -> anyhow::Result<Box<T>> {
-    Ok(Box::new(serde_json::from_value(object)?))
 }

@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use k8s_openapi::jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use skyhook_crds::names;
 use skyhook_fleet::effect::{Effect, NodePatch};
@@ -19,6 +18,7 @@ use skyhook_fleet::index::{Change, Index, Kind, Mono};
 use skyhook_fleet::plan::cache::Cache;
 use skyhook_fleet::plan::{Now, Plan};
 use skyhook_fleet::settings::Settings;
+use skyhook_tests::bench::{decoded, node_name as name};
 
 const PACKAGES: [&str; 4] = ["drivers", "kernel", "network", "tuning"];
 /// Passes that are timed; the one in the middle counts.
@@ -251,16 +251,4 @@ fn now() -> Now {
         mono: AT,
         wall: Timestamp::UNIX_EPOCH,
     }
-}
-
-fn name(n: usize) -> String {
-    format!(
-        "ip-10-0-{:03}-{:03}.eu-central-1.compute.internal",
-        n / 250,
-        n % 250
-    )
-}
-
-fn decoded<T: DeserializeOwned>(object: Value) -> anyhow::Result<Box<T>> {
-    Ok(Box::new(serde_json::from_value(object)?))
 }

@@ -147,14 +147,7 @@ impl<'a> Replica<'a> {
             held: BTreeMap::new(),
             under_way: Vec::new(),
         };
-        for kind in [
-            Kind::Node,
-            Kind::Skyhook,
-            Kind::Lease,
-            Kind::Revision,
-            Kind::Policy,
-            Kind::Rollout,
-        ] {
+        for kind in Kind::ALL {
             replica.take(Change::Synced(kind));
         }
         replica

@@ -391,14 +391,7 @@ fn pace(index: &mut Index, picture: &Picture) {
             index.apply(Change::Rollout(wire(rollout_object(at, *form))), MONO);
         }
     }
-    for kind in [
-        Kind::Node,
-        Kind::Skyhook,
-        Kind::Lease,
-        Kind::Revision,
-        Kind::Policy,
-        Kind::Rollout,
-    ] {
+    for kind in Kind::ALL {
         index.apply(Change::Synced(kind), MONO);
     }
 }
